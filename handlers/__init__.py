@@ -1,0 +1,1 @@
+"""TorchServe handlers: a shared line from bytes to answer, and one file per model."""

@@ -1,0 +1,1 @@
+"""MedNIST: six kinds of radiograph, CT and MR slice."""

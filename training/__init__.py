@@ -1,0 +1,1 @@
+"""Training, export and evaluation; one module per model."""
