@@ -1,0 +1,70 @@
+# `make` prints the targets; every one installs what it needs first, and a second run is quick.
+.DEFAULT_GOAL := help
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+BIN := .venv/bin
+# More flags for pip, for example an index with CPU-only wheels of torch (see README).
+PIP_FLAGS ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
+STORE ?= model_store
+MODEL ?=
+
+.PHONY: help setup demo serve mar test test-unit test-serving lint format types protos docs bench train clean
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/pip: ; @test -x $(BIN)/python || $(PYTHON) -m venv .venv; touch $@
+
+.venv/serve: .venv/pip pyproject.toml constraints.txt
+	$(PIP) --editable '.[serve]'
+	@touch $@
+
+.venv/dev: .venv/serve
+	$(PIP) --editable '.[serve,train,dev]'
+	@touch $@
+
+setup: .venv/dev  ## create .venv with everything for serving, training and tests
+
+demo: .venv/serve  ## build the archives, start TorchServe, send real inputs, print the answers, stop
+	$(BIN)/medserve demo --store $(STORE) --out outputs
+
+serve: mar  ## build the archives and serve them on 127.0.0.1 until Ctrl-C
+	$(BIN)/medserve serve --store $(STORE)
+
+mar: .venv/serve  ## build model_store/*.mar; one room only: make mar MODEL=mednist
+	$(BIN)/medserve package $(or $(MODEL),--all) --store $(STORE)
+
+test: .venv/dev  ## run every test: unit, training, real TorchServe, documentation
+	$(BIN)/pytest
+
+test-unit: .venv/dev  ## run the tests that take seconds
+	$(BIN)/pytest -m 'not serving and not slow and not data'
+
+test-serving: .venv/dev  ## run the tests that start the real TorchServe
+	$(BIN)/pytest -m serving
+
+lint: .venv/dev  ## check style, types, import rules and protos
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy && $(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint protos
+
+format: .venv/dev  ## rewrite the code in the house style
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+types: .venv/dev  ## check types alone
+	$(BIN)/mypy
+
+protos: .venv/dev  ## regenerate medserve/wire from protos/
+	$(BIN)/python scripts/protos.py
+
+train: .venv/dev  ## train one model: make train MODEL=mednist ARGS='--data-dir DIR'
+	$(BIN)/python -m training.$(MODEL) $(ARGS)
+
+docs: .venv/dev  ## build the documentation into site/; a warning is an error
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: .venv/dev  ## measure serving side by side with its peers (minutes)
+	$(BIN)/python -m benchmarks.serve $(ARGS)
+
+clean:  ## remove what the other targets made, except .venv
+	rm -rf site outputs build model_store/*.mar
