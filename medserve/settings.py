@@ -1,0 +1,102 @@
+"""The settings that come from the environment, read here and nowhere else.
+
+| variable | what | default |
+|---|---|---|
+| `MEDSERVE_ADDRESS` | where the inference API answers, `host:port` | `127.0.0.1:7070` |
+| `MEDSERVE_MANAGEMENT_ADDRESS` | where the management API answers, `host:port` | `127.0.0.1:7071` |
+| `MEDSERVE_TOKEN` | key for a server that asks for one | none |
+| `MEDSERVE_CA_FILE` | certificates (PEM) to trust; turns TLS on in the client | none |
+| `MEDSERVE_STORE` | folder of the model archives | `model_store` |
+
+A flag beats the environment, the environment beats the default. What a worker process reads
+(`MEDSERVE_ENGINE`, `MEDSERVE_ENGINE_THREADS`) belongs to the handlers: it travels in the archive.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medserve.errors import ConfigError
+
+__all__ = ["Address", "Settings"]
+
+_KNOWN = frozenset(
+    f"MEDSERVE_{name}" for name in ("ADDRESS", "MANAGEMENT_ADDRESS", "TOKEN", "CA_FILE", "STORE")
+)
+
+
+@dataclass(frozen=True)
+class Address:
+    """A TCP address; `str()` gives the form that gRPC takes, IPv6 in brackets."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, source: str = "address") -> Address:
+        """Read `host:port` or `[ipv6]:port`; ConfigError names `source`."""
+        host, colon, port = text.strip().rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        elif ":" in host:
+            host = ""  # a bare IPv6 address: which colon starts the port is a guess
+        if not (colon and host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise ConfigError(
+                f"{source}: expected host:port such as 127.0.0.1:7070 or [::1]:7070, got {text!r}"
+            )
+        return cls(host, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the environment decides for client, command line and server."""
+
+    address: Address = Address("127.0.0.1", 7070)
+    management_address: Address = Address("127.0.0.1", 7071)
+    token: str | None = field(default=None, repr=False)  # a secret: never printed
+    ca_file: Path | None = None
+    store: Path = Path("model_store")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Read the variables; an empty one counts as absent, a bad one is a ConfigError."""
+        source = os.environ if environment is None else environment
+        given = {name: source[name] for name in _KNOWN if source.get(name, "").strip()}
+        default = cls()
+        return cls(
+            address=_address(given, "MEDSERVE_ADDRESS", default.address),
+            management_address=_address(
+                given, "MEDSERVE_MANAGEMENT_ADDRESS", default.management_address
+            ),
+            token=_token(given.get("MEDSERVE_TOKEN")),
+            ca_file=_file(given, "MEDSERVE_CA_FILE"),
+            store=Path(given.get("MEDSERVE_STORE", default.store)),
+        )
+
+
+def _address(given: Mapping[str, str], name: str, default: Address) -> Address:
+    return Address.parse(given[name], name) if name in given else default
+
+
+def _token(text: str | None) -> str | None:
+    if text is None:
+        return None
+    token = text.strip()
+    if not (token.isascii() and token.isprintable()):  # gRPC metadata carries nothing else
+        raise ConfigError("MEDSERVE_TOKEN: expected printable ASCII, got other characters")
+    return token
+
+
+def _file(given: Mapping[str, str], name: str) -> Path | None:
+    if name not in given:
+        return None
+    path = Path(given[name])
+    if not path.is_file():
+        raise ConfigError(f"{name}: expected an existing file, got {path}")
+    return path

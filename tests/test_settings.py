@@ -1,0 +1,62 @@
+"""The environment is read in one place and refused in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medserve.errors import ConfigError
+from medserve.settings import Address, Settings
+
+
+def test_an_empty_environment_means_the_defaults() -> None:
+    assert Settings.from_environment({}) == Settings()
+    assert str(Settings().address) == "127.0.0.1:7070"
+    assert str(Settings().management_address) == "127.0.0.1:7071"
+
+
+def test_every_variable_is_taken(tmp_path: Path) -> None:
+    certificate = tmp_path / "ca.pem"
+    certificate.touch()
+    settings = Settings.from_environment(
+        {
+            "MEDSERVE_ADDRESS": "models.example:443",
+            "MEDSERVE_MANAGEMENT_ADDRESS": "[::1]:7171",
+            "MEDSERVE_TOKEN": "k3y",
+            "MEDSERVE_CA_FILE": str(certificate),
+            "MEDSERVE_STORE": str(tmp_path),
+        }
+    )
+    assert settings.address == Address("models.example", 443)
+    assert settings.management_address == Address("::1", 7171)
+    assert (settings.token, settings.ca_file, settings.store) == ("k3y", certificate, tmp_path)
+
+
+def test_an_empty_variable_counts_as_absent() -> None:
+    assert Settings.from_environment({"MEDSERVE_TOKEN": " "}).token is None
+
+
+@pytest.mark.parametrize("text", ["7070", "host", "host:", ":7070", "host:0", "host:65536", "::1"])
+def test_a_bad_address_is_refused_by_the_name_of_its_variable(text: str) -> None:
+    with pytest.raises(ConfigError, match="MEDSERVE_ADDRESS: expected host:port"):
+        Settings.from_environment({"MEDSERVE_ADDRESS": text})
+
+
+def test_a_missing_certificate_is_refused_before_any_connection(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="MEDSERVE_CA_FILE: expected an existing file"):
+        Settings.from_environment({"MEDSERVE_CA_FILE": str(tmp_path / "none.pem")})
+
+
+def test_a_token_that_no_header_can_carry_is_refused_without_showing_it() -> None:
+    with pytest.raises(ConfigError, match="MEDSERVE_TOKEN") as refusal:
+        Settings.from_environment({"MEDSERVE_TOKEN": "gehe\u00efm"})
+    assert "gehe" not in str(refusal.value)
+
+
+def test_the_token_is_not_printed_with_the_settings() -> None:
+    assert "k3y" not in repr(Settings(token="k3y"))
+
+
+def test_an_ipv6_address_is_printed_the_way_grpc_reads_it() -> None:
+    assert str(Address.parse("[::1]:7070")) == "[::1]:7070"
