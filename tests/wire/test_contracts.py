@@ -1,0 +1,70 @@
+"""The contracts are TorchServe's own, and the generated code is what they give."""
+
+from __future__ import annotations
+
+import filecmp
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+
+ROOT = Path(__file__).parents[2]
+WIRE = ROOT / "medserve" / "wire"
+
+
+def generate(folder: Path, *options: str) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "protos.py"), str(folder), *options]
+    subprocess.run(command, check=True)
+
+
+def test_generated_code_is_what_the_contracts_give(tmp_path: Path) -> None:
+    generate(tmp_path)
+    fresh = sorted(path.name for path in (tmp_path / "medserve" / "wire").iterdir())
+    committed = sorted(path.name for path in WIRE.glob("*_pb2*"))
+    assert fresh == committed
+    _, different, missing = filecmp.cmpfiles(
+        tmp_path / "medserve" / "wire", WIRE, fresh, shallow=False
+    )
+    assert not different + missing, "run `make protos` and commit what changes"
+
+
+def test_descriptor_set_holds_every_contract_and_its_imports(tmp_path: Path) -> None:
+    generate(tmp_path, "--protoset", str(tmp_path / "build" / "all.protoset"))
+    content = (tmp_path / "build" / "all.protoset").read_bytes()
+    names = {file.name for file in FileDescriptorSet.FromString(content).file}
+    assert {
+        "google/rpc/status.proto",
+        "medserve/wire/inference.proto",
+        "medserve/wire/management.proto",
+        "medserve/wire/open_inference.proto",
+    } <= names
+
+
+@pytest.mark.parametrize("name", ["inference", "management"])
+def test_contract_equals_the_one_inside_torchserve(name: str, tmp_path: Path) -> None:
+    ts = pytest.importorskip("ts", reason="TorchServe's jar (serve extra) holds its contracts")
+    with zipfile.ZipFile(Path(ts.__file__).parent / "frontend" / "model-server.jar") as jar:
+        jar.extract(f"{name}.proto", tmp_path)
+        jar.extract("google/rpc/status.proto", tmp_path)
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{tmp_path}", f"{name}.proto"]
+    subprocess.run([*command, f"--descriptor_set_out={tmp_path / 'theirs'}"], check=True)
+    generate(tmp_path, "--protoset", str(tmp_path / "ours"))
+    theirs = contract(tmp_path / "theirs", f"{name}.proto")
+    assert contract(tmp_path / "ours", f"medserve/wire/{name}.proto") == theirs
+
+
+def contract(protoset: Path, name: str) -> FileDescriptorProto:
+    """What of one contract is on the wire: neither its file's name nor its layout and comments."""
+    [file] = [
+        file
+        for file in FileDescriptorSet.FromString(protoset.read_bytes()).file
+        if file.name == name
+    ]
+    file.ClearField("name")
+    file.ClearField("source_code_info")
+    file.dependency.sort()
+    file.message_type.sort(key=lambda message: message.name)
+    return file
