@@ -1,0 +1,158 @@
+"""A checkout with one tiny room, for tests of packaging and serving that need no trained weights.
+
+The model `tiny` answers which of six tiles of a 64 × 64 image is the brightest, so the right
+answer to any input is known without running a network.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from PIL import Image
+
+__all__ = ["LABELS", "bright_tile", "make_checkout"]
+
+REPOSITORY = Path(__file__).parent.parent
+LABELS = ("top-left", "top-middle", "top-right", "bottom-left", "bottom-middle", "bottom-right")
+_SIDE = 64
+_GAIN = 8.0  # logit of a tile that is white all over
+
+_HANDLER = '''"""Which of six tiles is the brightest."""
+
+from handlers.classification import ClassificationHandler
+
+
+class TinyHandler(ClassificationHandler):
+    """Everything is the base class's."""
+'''
+
+
+def bright_tile(tile: int) -> bytes:
+    """PNG, 64 × 64, 8-bit grey, dark but for one of the six tiles."""
+    image = np.full((_SIDE, _SIDE), 32, dtype=np.uint8)
+    image[_tile_mask(tile)] = 224
+    return _png(image)
+
+
+def make_checkout(root: Path, name: str = "tiny", version: str = "1.0") -> Path:
+    """Lay out `root` like the repository, with the room `name` alone in `models/`."""
+    for package in ("handlers", "medserve"):
+        shutil.copytree(
+            REPOSITORY / package, root / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    (root / "handlers" / f"{name}.py").write_text(_HANDLER, encoding="utf-8")
+    room = root / "models" / name
+    weights = room / "weights"
+    weights.mkdir(parents=True)
+    (room / "model-config.yaml").write_text(_config(name, version), encoding="utf-8")
+    (room / "README.md").write_text("# tiny\n\nFinds the brightest tile.\n", encoding="utf-8")
+    (weights / "golden_input.png").write_bytes(bright_tile(4))
+    pixels = np.asarray(Image.open(io.BytesIO(bright_tile(4))), dtype=np.float32)
+    logits, novelty = _forward(pixels[np.newaxis, np.newaxis] / np.float32(255))
+    np.savez(
+        weights / "golden_output.npz", logits=logits, novelty=novelty, tolerance=np.float32(1e-3)
+    )
+    metrics = {"accuracy": 1.0, "n": 6, "confusion_matrix": np.eye(6, dtype=int).tolist()}
+    (weights / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    _write_onnx(weights / "model.onnx")
+    _write_torchscript(weights / "model.pt")
+    return root
+
+
+def _tile_mask(tile: int) -> npt.NDArray[np.bool_]:
+    rows, columns = np.indices((_SIDE, _SIDE))
+    return (rows // 32 * 3 + np.minimum(columns // 21, 2)) == tile
+
+
+def _weight() -> npt.NDArray[np.float32]:
+    """Mean over each tile, times the gain: (4096, 6)."""
+    masks = np.stack([_tile_mask(tile) for tile in range(6)]).reshape(6, -1).astype(np.float32)
+    return np.ascontiguousarray((_GAIN * masks / masks.sum(axis=1, keepdims=True)).T)
+
+
+def _forward(
+    image: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    flat = image.reshape(len(image), -1)
+    return flat @ _weight(), flat.mean(axis=1)
+
+
+def _png(image: npt.NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _config(name: str, version: str) -> str:
+    return yaml.safe_dump(
+        {
+            "minWorkers": 1,
+            "maxWorkers": 4,
+            "batchSize": 8,
+            "maxBatchDelay": 1,
+            "responseTimeout": 30,
+            "startupTimeout": 60,
+            "jobQueueSize": 64,
+            "deviceType": "cpu",
+            "medserve": {
+                "name": name,
+                "version": version,
+                "title": "The brightest of six tiles",
+                "task": "classification",
+                "labels": list(LABELS),
+                "input": {"kinds": ["raster"], "size": [_SIDE, _SIDE], "channels": 1},
+                "output": {"review_below": 0.5, "top_k": 2},
+                "engine": {"name": "onnxruntime", "precision": "f32"},
+            },
+        },
+        sort_keys=False,
+    )
+
+
+def _write_onnx(path: Path) -> None:
+    import onnx  # heavy, as torch below: only who builds a room pays
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+        helper.make_node("ReduceMean", ["flat"], ["novelty"], axes=[1], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, _SIDE, _SIDE])],
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 6]),
+            helper.make_tensor_value_info("novelty", TensorProto.FLOAT, ["N"]),
+        ],
+        [numpy_helper.from_array(_weight(), "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+def _write_torchscript(path: Path) -> None:
+    import torch
+
+    class Tiny(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.from_numpy(_weight()))
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            flat = image.flatten(1)
+            return flat @ self.get_buffer("weight"), flat.mean(dim=1)
+
+    with warnings.catch_warnings():  # torch calls its own export of TorchScript deprecated
+        warnings.simplefilter("ignore")
+        trace = torch.jit.trace  # type: ignore[no-untyped-call]
+        trace(Tiny(), torch.rand(2, 1, _SIDE, _SIDE)).save(str(path))
