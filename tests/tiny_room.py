@@ -154,5 +154,7 @@ def _write_torchscript(path: Path) -> None:
 
     with warnings.catch_warnings():  # torch calls its own export of TorchScript deprecated
         warnings.simplefilter("ignore")
-        trace = torch.jit.trace  # type: ignore[no-untyped-call]
-        trace(Tiny(), torch.rand(2, 1, _SIDE, _SIDE)).save(str(path))
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            Tiny(), torch.rand(2, 1, _SIDE, _SIDE)
+        )
+        traced.save(str(path))
