@@ -46,7 +46,8 @@ test-serving: .venv/dev  ## run the tests that start the real TorchServe
 lint: .venv/dev  ## check style, types, import rules and protos
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy && $(BIN)/lint-imports --no-logo
-	$(BIN)/buf lint protos
+	@mkdir -p build/wire && $(BIN)/python scripts/protos.py --protoset build/medserve.protoset build/wire
+	$(BIN)/buf lint 'build/medserve.protoset#format=binpb' --config protos/buf.yaml
 
 format: .venv/dev  ## rewrite the code in the house style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
@@ -54,8 +55,8 @@ format: .venv/dev  ## rewrite the code in the house style
 types: .venv/dev  ## check types alone
 	$(BIN)/mypy
 
-protos: .venv/dev  ## regenerate medserve/wire from protos/
-	$(BIN)/python scripts/protos.py
+protos: .venv/dev  ## regenerate medserve/wire and build/medserve.protoset
+	$(BIN)/python scripts/protos.py --protoset build/medserve.protoset
 
 train: .venv/dev  ## train one model: make train MODEL=mednist ARGS='--data-dir DIR'
 	$(BIN)/python -m training.$(MODEL) $(ARGS)
