@@ -244,7 +244,7 @@ def _normalise(built: Path, target: Path) -> None:
             content = source.read(name)
             if name == TORCHSERVE_MANIFEST:
                 stamped = json.loads(content)
-                stamped.pop("createdOn", None)
+                stamped["createdOn"] = "01/01/1980 00:00:00"  # TorchServe warns if it is absent
                 content = _json(stamped).encode()
             entry = zipfile.ZipInfo(name, date_time=_EPOCH)
             entry.create_system = 3  # Unix, whatever built it
