@@ -1,0 +1,79 @@
+"""What every engine offers, and the one place that loads one by name."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from medserve.errors import ArchiveError, ConfigError
+from medserve.spec import EngineName, Precision
+
+__all__ = ["ONNX_FILE", "TORCHSCRIPT_FILE", "Engine", "Outputs", "load_engine"]
+
+Outputs = dict[str, npt.NDArray[np.float32]]  # output name -> array with the batch as first axis
+
+ONNX_FILE = "model.onnx"
+TORCHSCRIPT_FILE = "model.pt"
+
+
+class Engine(Protocol):
+    """Executes one artifact; not for use by several threads at a time."""
+
+    name: EngineName
+
+    def run(self, tensor: npt.NDArray[np.float32]) -> Outputs:
+        """A batch (N, C, ...) -> every output of the artifact by name, N rows each."""
+
+
+# engine -> (module here, artifact, what to install where the library is missing)
+_ENGINES = {
+    EngineName.OPENVINO: ("openvino", ONNX_FILE, "openvino"),
+    EngineName.ONNXRUNTIME: ("onnxruntime", ONNX_FILE, "onnxruntime"),
+    EngineName.TORCHSCRIPT: ("torchscript", TORCHSCRIPT_FILE, "torch"),
+}
+
+
+def load_engine(
+    name: EngineName,
+    folder: Path,
+    *,
+    precision: Precision = Precision.F32,
+    threads: int = 1,
+    device: str = "cpu",
+) -> Engine:
+    """Load the artifact in `folder` into the engine of that name.
+
+    Args:
+        name: Which engine.
+        folder: Holds `model.onnx` or `model.pt`.
+        precision: Arithmetic inside the network; inputs and outputs stay float32.
+        threads: Threads that one call may use.
+        device: "cpu", or "cuda" / "cuda:1" for the engines that have it.
+
+    Raises:
+        ArchiveError: the artifact is missing or cannot be read.
+        ConfigError: the library is not installed, or cannot do what was asked for.
+    """
+    module, artifact, library = _ENGINES[name]
+    path = folder / artifact
+    if not path.is_file():
+        raise ArchiveError(f"{name}: expected the artifact {artifact} beside the handler, got none")
+    try:
+        importlib.import_module(library)
+    except ImportError as error:
+        raise ConfigError(
+            f"{name}: the library {library} cannot be imported ({error}); install it with "
+            "pip install 'medserve[serve]', or choose another engine"
+        ) from error
+    implementation = importlib.import_module(f"{__package__}.{module}")
+    engine: Engine = implementation.load(path, precision=precision, threads=threads, device=device)
+    return engine
+
+
+def refuse(name: EngineName, asked: str, instead: str) -> ConfigError:
+    """The error of an engine that cannot do what was asked for."""
+    return ConfigError(f"{name}: {asked} is not supported; {instead}")

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import numpy as np
+
+from medserve.imaging import Image
+from medserve.imaging.intensity import full_range
+from medserve.inference.fit import fit_grey
+from tests.phantoms import disc, wedge
+
+
+def test_an_image_of_the_right_size_passes_unchanged() -> None:
+    plane = full_range(wedge(64, 64), 255)
+    np.testing.assert_array_equal(fit_grey(Image(plane), (64, 64)), plane[np.newaxis])
+
+
+def test_a_wide_image_keeps_its_proportions_between_black_bars() -> None:
+    plane = fit_grey(Image(np.ones((32, 128), np.float32)), (64, 64))[0]
+    np.testing.assert_allclose(plane[24:40], 1.0, atol=1e-6)
+    assert plane[:24].max() == plane[40:].max() == 0.0
+
+
+def test_a_disc_stays_where_it_was() -> None:
+    plane = fit_grey(Image(full_range(disc(240, 400), 255)), (64, 64))[0]
+    weights = plane * (plane > 0.5)
+    row, column = (float((weights * axis).sum() / weights.sum()) for axis in np.mgrid[:64, :64])
+    # The source's centre in pixels, 96.5 x 120.5, on 38 x 64 pixels from row 13.
+    assert abs(row - (96.5 * 38 / 240 - 0.5 + 13)) < 0.1
+    assert abs(column - (120.5 * 64 / 400 - 0.5)) < 0.1
+
+
+def test_colour_becomes_luma() -> None:
+    red = np.zeros((64, 64, 3), np.float32)
+    red[..., 0] = 1.0
+    np.testing.assert_allclose(fit_grey(Image(red), (64, 64)), 0.299, atol=1e-6)
