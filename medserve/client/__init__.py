@@ -1,0 +1,27 @@
+"""The client: typed answers over gRPC, without torch.
+
+    from medserve.client import Client
+
+    with Client("127.0.0.1:7070") as client:
+        for result in client.classify("mednist", sorted(Path("images").iterdir())):
+            print(result.error or result.unwrap().label)
+
+Every failure is an error of `medserve.errors`.
+"""
+
+from medserve.client._async import AsyncClient
+from medserve.client._connection import Limits, TlsConfig
+from medserve.client._results import ItemResult, ModelStatus
+from medserve.client._sync import Client
+from medserve.imaging.result import Classification, Provenance
+
+__all__ = [
+    "AsyncClient",
+    "Classification",
+    "Client",
+    "ItemResult",
+    "Limits",
+    "ModelStatus",
+    "Provenance",
+    "TlsConfig",
+]

@@ -1,0 +1,172 @@
+"""From answers to typed results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import count
+from typing import Any
+
+from medserve.client._requests import Chunk
+from medserve.client._results import ItemResult, ModelStatus
+from medserve.errors import (
+    AuthenticationError,
+    InvalidRequestError,
+    MedserveError,
+    ServerFailedError,
+    ServerUnreachableError,
+    UnknownModelError,
+    error_from_code,
+)
+from medserve.imaging.result import Classification, Provenance
+
+__all__ = [
+    "default_version",
+    "failed",
+    "health",
+    "items",
+    "model_page",
+    "statuses",
+    "unsent",
+    "whole",
+]
+
+# Not worth asking for the next image: it would end in the same way.
+_OF_THE_WHOLE = (AuthenticationError, ServerUnreachableError, UnknownModelError)
+
+
+def whole(prediction: bytes) -> bytes:
+    """One answer as it came; raises where it is an error in JSON."""
+    if prediction.lstrip()[:1] == b"{":
+        try:
+            content = json.loads(prediction)
+        except (ValueError, RecursionError):
+            return prediction
+        if isinstance(content, dict) and "error" in content:
+            raise _error(content["error"])
+    return prediction
+
+
+def items(prediction: bytes, chunk: Chunk, model: str) -> list[ItemResult]:
+    """One result per item of the chunk, in order.
+
+    Raises:
+        MedserveError: the answer speaks of the whole call, not of single images.
+    """
+    content = _json(prediction)
+    if "error" in content:
+        raise _error(content["error"])
+    provenance = Provenance.from_json(content)
+    by_place = _by_place(content)
+    sent = count()
+    return [
+        ItemResult(item, Provenance(model, "", ""))
+        if isinstance(item, MedserveError)
+        else ItemResult(_outcome(by_place.get(next(sent))), provenance)
+        for item in chunk.items
+    ]
+
+
+def unsent(chunk: Chunk, model: str) -> list[ItemResult]:
+    """The errors of a chunk that holds nothing else."""
+    nobody = Provenance(model, "", "")
+    return [ItemResult(item, nobody) for item in chunk.items if isinstance(item, MedserveError)]
+
+
+def failed(chunk: Chunk, error: MedserveError, model: str) -> list[ItemResult]:
+    """One result per item of a chunk whose call failed; raises what concerns every image."""
+    if isinstance(error, _OF_THE_WHOLE) or type(error) is InvalidRequestError:
+        # Exactly InvalidRequestError: its subclass speaks of one image.
+        raise error
+    nobody = Provenance(model, "", "")
+    return [
+        ItemResult(item if isinstance(item, MedserveError) else error, nobody)
+        for item in chunk.items
+    ]
+
+
+def _by_place(content: Mapping[str, Any]) -> dict[object, Mapping[str, Any]]:
+    answers = content.get("items")
+    if not isinstance(answers, list) or not all(isinstance(each, Mapping) for each in answers):
+        raise ServerFailedError(
+            f"expected a list of items in the answer, got members {sorted(content)}"
+        )
+    return {each.get("index"): each for each in answers}
+
+
+def _outcome(answer: Mapping[str, Any] | None) -> Classification | MedserveError:
+    if answer is None:
+        return ServerFailedError("the server's answer leaves this image out")
+    try:
+        if answer.get("status") != "ok":
+            return _error(answer.get("error"))
+        classification = Classification.from_json(answer)
+    except ServerFailedError as error:
+        return error
+    return classification if classification.labels else ServerFailedError("no labels in the answer")
+
+
+def _error(content: object) -> MedserveError:
+    if not isinstance(content, Mapping):
+        return ServerFailedError("the server reports an error without saying which")
+    return error_from_code(str(content.get("code")), str(content.get("message")))
+
+
+def _json(content: bytes | str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(content)
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, absurdly nested
+        raise ServerFailedError(
+            f"expected a JSON answer, got {len(content)} bytes of something else; does this model "
+            "classify?"
+        ) from error
+    if not isinstance(parsed, dict):
+        raise ServerFailedError(f"expected a JSON object, got {type(parsed).__name__}")
+    return parsed
+
+
+def health(text: str) -> str:
+    """The word in TorchServe's answer to a ping."""
+    return str(_json(text).get("status", text))
+
+
+def model_page(text: str) -> tuple[list[str], int]:
+    """Names on one page of TorchServe's list, and the token of the next page (0: none)."""
+    content = _json(text)
+    names = [str(model["modelName"]) for model in content.get("models", [])]
+    return names, int(content.get("nextPageToken") or 0)
+
+
+def default_version(text: str) -> str:
+    """Version in TorchServe's description of a model's default version."""
+    described = _descriptions(text)
+    return str(described[0].get("modelVersion", "")) if described else ""
+
+
+def statuses(text: str, default: str) -> list[ModelStatus]:
+    """All versions in TorchServe's description of one model."""
+    return [_status(described, default) for described in _descriptions(text)]
+
+
+def _descriptions(text: str) -> list[dict[str, Any]]:
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        raise ServerFailedError("expected a JSON description of a model") from error
+    if not isinstance(parsed, list) or not all(isinstance(each, dict) for each in parsed):
+        raise ServerFailedError("expected a list of a model's versions")
+    return parsed
+
+
+def _status(described: Mapping[str, Any], default: str) -> ModelStatus:
+    workers = described.get("workers") or []
+    queue = described.get("jobQueueStatus") or {}
+    return ModelStatus(
+        name=str(described.get("modelName", "")),
+        version=str(described.get("modelVersion", "")),
+        default=str(described.get("modelVersion", "")) == default,
+        workers=len(workers),
+        workers_ready=sum(worker.get("status") == "READY" for worker in workers),
+        batch_size=int(described.get("batchSize", 1)),
+        pending=int(queue.get("pendingRequests", 0)),
+    )

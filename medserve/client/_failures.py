@@ -1,0 +1,183 @@
+"""From gRPC statuses to medserve's errors, and which of them are safe to try again.
+
+TorchServe's codes mislead: an unknown model is INTERNAL, a bug in a handler is UNAVAILABLE, which
+gRPC itself would repeat. So the text decides before the code does:
+
+| status | text | error | again? |
+|---|---|---|---|
+| any | `CODE: message` of medserve's handlers | the error of that code | BUSY |
+| INTERNAL | Model not found | UnknownModelError | |
+| INTERNAL | has no worker (queue full) | ServerBusyError | yes |
+| INTERNAL | Worker died (crash, time limit) | ServerFailedError | |
+| RESOURCE_EXHAUSTED | Worker died (killed from outside) | ServerBusyError | yes |
+| RESOURCE_EXHAUSTED | message larger than max | PayloadTooLargeError | |
+| CANCELLED | RST_STREAM, error code 8 (over the server's limit) | PayloadTooLargeError | |
+| UNAVAILABLE | Prediction failed, … model predict output | ServerFailedError | |
+| UNAVAILABLE | nobody listens | ServerUnreachableError | yes |
+| UNAVAILABLE | not gRPC, TLS does not match, connection lost | ServerUnreachableError | |
+| UNAUTHENTICATED, PERMISSION_DENIED | | AuthenticationError | |
+| DEADLINE_EXCEEDED | | DeadlineError | |
+| INVALID_ARGUMENT | | InvalidRequestError | |
+| NOT_FOUND | | UnknownModelError | |
+| UNIMPLEMENTED | | ServerUnreachableError: another service lives there | |
+| others | | ServerFailedError | |
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import grpc
+
+from medserve.errors import (
+    AuthenticationError,
+    DeadlineError,
+    InvalidRequestError,
+    MedserveError,
+    PayloadTooLargeError,
+    ServerBusyError,
+    ServerFailedError,
+    ServerUnreachableError,
+    UnknownModelError,
+    error_from_code,
+)
+
+__all__ = ["Failure", "explain"]
+
+_OWN_TEXT = re.compile(r"(?P<code>[A-Z][A-Z_]+): (?P<message>.+)", re.DOTALL)
+_HANDLER_FAILED = ("Prediction failed", "model predict output", "batch response mismatched")
+_NEVER_CONNECTED = ("failed to connect", "errors resolving", "DNS resolution failed")
+_NOT_GRPC = ("Failed parsing HTTP/2", "http1.x", "http2 header with status")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed call: the error for the user, and whether the same call may be sent again."""
+
+    error: MedserveError
+    retry: bool = False
+
+
+def explain(error: grpc.RpcError, address: str) -> Failure:
+    """What a failed call means; `address` is where it went."""
+    # grpc.RpcError declares neither method, but every one that a call raises has both.
+    code: grpc.StatusCode = error.code()
+    text: str = error.details() or ""
+    if (own := _own_error(text)) is not None:
+        return Failure(own, retry=isinstance(own, ServerBusyError))
+    match code:
+        case grpc.StatusCode.UNAVAILABLE:
+            return _unavailable(text, address)
+        case grpc.StatusCode.INTERNAL:
+            return _internal(text)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return _exhausted(text)
+        case grpc.StatusCode.CANCELLED if "error code 8" in text or "RST_STREAM" in text:
+            return Failure(
+                PayloadTooLargeError(
+                    "the server cut the request off: it is larger than the server accepts; "
+                    "send a smaller file or raise the server's limit"
+                )
+            )
+    return Failure(_by_code(code, text, address))
+
+
+def _own_error(text: str) -> MedserveError | None:
+    if (match := _OWN_TEXT.fullmatch(text)) is None:
+        return None
+    error = error_from_code(match["code"], match["message"])
+    return error if error.code == match["code"] else None
+
+
+def _unavailable(text: str, address: str) -> Failure:
+    if any(sign in text for sign in _HANDLER_FAILED):
+        return Failure(
+            ServerFailedError(
+                f"the model failed on this request ({text}); its server's log tells why"
+            )
+        )
+    if any(sign in text for sign in _NOT_GRPC):
+        return Failure(
+            ServerUnreachableError(
+                f"{address} answers, but not gRPC; give the gRPC port (7070 by default), not the "
+                "HTTP one"
+            )
+        )
+    if "handshake" in text or "CERTIFICATE" in text:
+        return Failure(
+            ServerUnreachableError(
+                f"{address} and this client cannot agree on TLS; use TLS on both sides and trust "
+                f"the server's authority ({_last(text)})"
+            )
+        )
+    if any(sign in text for sign in _NEVER_CONNECTED):
+        reset = "reset by peer" in text or "Socket closed" in text  # somebody listens: no gRPC
+        return Failure(
+            ServerUnreachableError(
+                f"nobody answers gRPC at {address} ({_last(text)}); is it running? medserve serve"
+            ),
+            retry=not reset and "errors resolving" not in text,
+        )
+    # The request had left: whether it was worked on is unknown.
+    return Failure(
+        ServerUnreachableError(f"the connection to {address} was lost ({_last(text)}); try again")
+    )
+
+
+def _internal(text: str) -> Failure:
+    if "Model not found" in text:
+        return Failure(
+            UnknownModelError(
+                f"the server has no such model ({text.removeprefix('Model not found: ')}); "
+                "`medserve models` lists what it has"
+            )
+        )
+    if "has no worker" in text:
+        return Failure(
+            ServerBusyError("the model's queue is full or its workers are down; try again later"),
+            retry=True,
+        )
+    if "Worker died" in text:
+        return Failure(
+            ServerFailedError(
+                "the model's worker died on this request or ran out of time; it restarts by "
+                "itself, the server's log tells why"
+            )
+        )
+    return Failure(ServerFailedError(text or "the server failed without saying why"))
+
+
+def _exhausted(text: str) -> Failure:
+    if "message larger than max" in text:
+        return Failure(
+            PayloadTooLargeError(f"the message is over the client's limit ({text}); raise it")
+        )
+    return Failure(
+        ServerBusyError(f"the server is busy or lost a worker ({text}); try again"), retry=True
+    )
+
+
+def _by_code(code: grpc.StatusCode, text: str, address: str) -> MedserveError:
+    match code:
+        case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
+            return AuthenticationError(
+                f"{address} refuses the token: it is missing, wrong or expired; give a fresh one"
+            )
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineError(f"{address} gave no answer in time; allow more or send less")
+        case grpc.StatusCode.INVALID_ARGUMENT:
+            return InvalidRequestError(text)
+        case grpc.StatusCode.NOT_FOUND:
+            return UnknownModelError(text)
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return ServerUnreachableError(
+                f"{address} speaks gRPC, but another service than the one asked for; were "
+                "inference port (7070) and management port (7071) mixed up?"
+            )
+    return ServerFailedError(f"the server failed with {code.name} ({text or 'no reason given'})")
+
+
+def _last(text: str) -> str:
+    """The end of gRPC's chain of causes: what really happened, on one line."""
+    return " ".join(text.split()).rsplit(": ", 1)[-1].strip(" ]") or "no reason given"
