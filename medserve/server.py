@@ -1,0 +1,342 @@
+"""Start TorchServe over a model store, prove its models, and stop it without a trace.
+
+with Server(ServerConfig(store=Path("model_store"))) as server:  # proven, or an exception
+    print(server.inference_address, server.ready)
+    server.serve_forever()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from medserve.access import certificate_name, read_tokens
+from medserve.archive import ArchiveInfo
+from medserve.engine_log import EngineLog
+from medserve.errors import (
+    ConfigError,
+    MedserveError,
+    ModelNotReadyError,
+    ServerFailedError,
+)
+from medserve.java import find_java
+from medserve.ports import (
+    Ports,
+    choose_ports,
+    is_loopback,
+    reachable_host,
+    resolve,
+)
+from medserve.readiness import Endpoint, ReadyModel, Target, prove
+from medserve.settings import Address
+from medserve.store import default_versions, select_archives
+from medserve.torchserve_config import (
+    EngineSettings,
+    engine_environment,
+    java_command,
+    write_run_dir,
+)
+
+__all__ = ["Server", "ServerConfig", "available_cores"]
+
+logger = logging.getLogger(__name__)
+
+# Java gets SIGTERM when the process that started it dies, whatever killed that one. Done by a
+# first program that then becomes Java: code between fork and exec is unsafe beside threads.
+_DIES_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]): sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What to serve, where, and with how much of the machine."""
+
+    store: Path = Path("model_store")
+    models: tuple[str, ...] = ()  # () serves every model of the store
+    defaults: Mapping[str, str] = field(default_factory=dict)  # model -> version; else highest
+    host: str = "127.0.0.1"  # of the inference API; everything else stays on loopback
+    ports: Ports = field(default_factory=Ports)  # 0: a free one
+    workers: int | None = None  # per model; None: what its archive asks for
+    engine_threads: int | None = None  # per worker; None: cores / workers
+    token_auth: bool | None = None  # None: off on loopback, on elsewhere
+    certificate: Path | None = None  # PEM; with `private_key` turns TLS on
+    private_key: Path | None = None
+    max_message_bytes: int = 64 * 2**20  # one request or answer; a packed call carries many files
+    start_timeout_s: float = 120.0
+    drain_timeout_s: float = 30.0  # how long running requests may take after SIGTERM
+    log_level: str = "warn"  # of TorchServe itself
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"workers: expected at least 1, got {self.workers}")
+        if self.engine_threads is not None and self.engine_threads < 1:
+            raise ConfigError(f"engine_threads: expected at least 1, got {self.engine_threads}")
+        if not 2**20 <= self.max_message_bytes < 2**31:
+            raise ConfigError(
+                f"max_message_bytes: expected 1 MiB to 2 GiB, got {self.max_message_bytes}"
+            )
+        if (self.certificate is None) != (self.private_key is None):
+            raise ConfigError("TLS needs both a certificate and its private key, got one of them")
+        for path in (self.certificate, self.private_key):
+            if path is not None and not path.is_file():
+                raise ConfigError(f"TLS: expected an existing file, got {path}")
+
+
+class Server:
+    """One TorchServe with its private folder; a context manager that yields it proven ready.
+
+    Start it on a thread that lives as long as the server: on Linux it dies with the main thread's
+    process, even when that one is killed.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.ready: tuple[ReadyModel, ...] = ()
+        self.host = resolve(config.host)
+        self.archives: list[ArchiveInfo] = select_archives(config.store, config.models)
+        self._defaults = default_versions(self.archives, config.defaults)
+        self._ports = config.ports
+        self._run_dir: Path | None = None
+        self._process: subprocess.Popen[str] | None = None
+        self._log: EngineLog | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def inference_address(self) -> str:
+        """`host:port` of the gRPC inference API, for a client on this machine."""
+        return str(Address(reachable_host(self.host), self._ports.grpc))
+
+    @property
+    def management_address(self) -> str:
+        """`host:port` of the gRPC management API, on loopback."""
+        return str(Address("127.0.0.1", self._ports.management))
+
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus reads."""
+        return f"http://127.0.0.1:{self._ports.metrics}/metrics"
+
+    @property
+    def token_auth(self) -> bool:
+        """Whether requests need a key: decided by the address unless the configuration says."""
+        if self.config.token_auth is None:
+            return not is_loopback(self.host)
+        return self.config.token_auth
+
+    @property
+    def key_file(self) -> Path | None:
+        """The file with the keys, None without token authorization."""
+        if not self.token_auth or self._run_dir is None:
+            return None
+        return self._run_dir / "key_file.json"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of Java while it runs."""
+        return self._process.pid if self._process else None
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The private folder while the server runs."""
+        return self._run_dir
+
+    @property
+    def engine_threads(self) -> int:
+        """Threads of each worker: workers x threads never exceed the cores."""
+        if self.config.engine_threads is not None:
+            return self.config.engine_threads
+        return max(1, available_cores() // max(self._workers(info) for info in self.archives))
+
+    def start(self) -> None:
+        """Start Java; returns at once, long before a model is ready.
+
+        Raises:
+            ConfigError: no usable Java, TorchServe missing, or a port is taken.
+        """
+        java = find_java()
+        self._ports = choose_ports(self.host, self.config.ports)
+        self._run_dir = Path(tempfile.mkdtemp(prefix="medserve-"))  # mode 700
+        write_run_dir(self._run_dir, self._engine_settings())
+        for info in self.archives:
+            self._stored(info).symlink_to(info.path.resolve())
+        command = java_command(java, self._run_dir, self.config.max_message_bytes)
+        if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
+            guard = [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid())]
+            command = guard + command
+        self._process = subprocess.Popen(
+            command,
+            cwd=self._run_dir,
+            env=engine_environment(os.environ, self._run_dir, self.engine_threads),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C must reach us alone: workers have requests to finish
+        )
+        assert self._process.stdout is not None
+        self._log = EngineLog(self._process.stdout)
+        self._log.start()
+
+    def wait_ready(self) -> tuple[ReadyModel, ...]:
+        """Wait until every model has answered its golden input.
+
+        Raises:
+            ModelNotReadyError: a model cannot be proven; the message gives the worker's reason.
+            MedserveError: TorchServe itself ended.
+        """
+        if self._log is None:
+            raise ServerFailedError("the server was not started")
+        targets = [
+            Target(info, self._workers(info), self._defaults[info.name] == info.version)
+            for info in self.archives
+        ]
+        deadline = time.monotonic() + self.config.start_timeout_s
+        self._await_port(deadline)
+        self.ready = prove(targets, self._endpoints(), self._log, self._check_alive, deadline)
+        return self.ready
+
+    def serve_forever(self) -> None:
+        """Wait until TorchServe ends, which it never does by itself; then say why it did."""
+        if self._process is not None:
+            self._process.wait()
+            self._check_alive()
+
+    def stop(self) -> None:
+        """Let running requests finish, end every process and remove the private folder."""
+        process, self._process = self._process, None
+        try:
+            if process is not None and process.poll() is None:
+                process.terminate()  # Java refuses new requests and drains
+                process.wait(self.config.drain_timeout_s)
+        except subprocess.TimeoutExpired:
+            logger.warning(
+                "requests did not end within %g s and are cut off", self.config.drain_timeout_s
+            )
+        finally:  # also when a second Ctrl-C cuts the wait short
+            if process is not None:
+                _kill_group(process)
+            if self._log is not None:
+                self._log.join(timeout_s=2.0)
+            if self._run_dir is not None:
+                shutil.rmtree(self._run_dir, ignore_errors=True)
+            self._run_dir, self.ready = None, ()
+
+    def _workers(self, info: ArchiveInfo) -> int:
+        return self.config.workers or info.spec.serving.min_workers
+
+    def _stored(self, info: ArchiveInfo) -> Path:
+        assert self._run_dir is not None
+        return self._run_dir / "store" / f"{info.name}-{info.version}.mar"
+
+    def _engine_settings(self) -> EngineSettings:
+        return EngineSettings(
+            host=self.host,
+            ports=self._ports,
+            archives=[self._stored(info).name for info in self.archives],
+            max_message_bytes=self.config.max_message_bytes,
+            token_auth=self.token_auth,
+            certificate=self.config.certificate,
+            private_key=self.config.private_key,
+            log_level=self.config.log_level,
+        )
+
+    def _endpoints(self) -> tuple[Endpoint, Endpoint]:
+        """Management and inference API, with keys and certificate as configured."""
+        tls: dict[str, Any] = {}
+        if (path := self.config.certificate) is not None:
+            name = certificate_name("127.0.0.1", self._ports.management, path)
+            tls = {"certificate": path.read_bytes(), "certificate_name": name}
+        tokens = read_tokens(self.key_file) if self.key_file else None
+        return (
+            Endpoint(self.management_address, tokens.management if tokens else None, **tls),
+            Endpoint(
+                self.inference_address,
+                tokens.inference if tokens else None,
+                max_message_bytes=self.config.max_message_bytes,
+                **tls,
+            ),
+        )
+
+    def _await_port(self, deadline: float) -> None:
+        """Wait for the last port that TorchServe opens; the keys are written before it."""
+        while True:
+            self._check_alive()
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self._ports.management), timeout=1).close()
+                return
+            if time.monotonic() > deadline:
+                raise ModelNotReadyError("TorchServe did not open its ports in time")
+            time.sleep(0.1)
+
+    def _check_alive(self) -> None:
+        """Raise the reason if Java has ended."""
+        if self._process is None or self._process.poll() is None:
+            return
+        raise self._why_it_ended(self._process.returncode)
+
+    def _why_it_ended(self, code: int) -> MedserveError:
+        assert self._log is not None
+        self._log.join(timeout_s=2.0)
+        if self._log.tail(r"Address already in use|Failed to bind"):
+            try:
+                choose_ports(self.host, self._ports)
+            except ConfigError as error:  # names the port
+                return error
+        reason = self._log.tail(r"Exception|Error|[Ii]nvalid|error") or self._log.tail()
+        return ServerFailedError(f"TorchServe ended by itself (exit code {code}): {reason}")
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity and its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores or 1, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        pass
+    return cores or 1
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    """End what is left of Java and its workers; they share a process group of their own."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        process.wait()

@@ -1,0 +1,103 @@
+"""A real TorchServe for the tests of this folder, started once.
+
+The fixture `server` is a `medserve.server.Server`, proven ready, on free ports of loopback:
+
+- `server.inference_address`, `server.management_address`: `host:port` for gRPC;
+- `server.metrics_url`: the Prometheus page;
+- `server.ready`: one `ReadyModel` per model and version.
+
+It serves `tiny` 1.0 (see `tests/tiny_room.py`: which of six tiles is the brightest, so the right
+answer is known) and, where its trained weights are committed, `mednist`. The fixture `models`
+names what is there; `needs_mednist` skips a test without it. Tests that start a server of their
+own build stores with `tiny_archive`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from medserve.errors import ArchiveError, ConfigError
+from medserve.java import find_java
+from medserve.packaging import build_archive
+from medserve.server import Server, ServerConfig
+from tests.tiny_room import REPOSITORY, make_checkout
+
+TinyArchive = Callable[..., Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder talks to a real TorchServe."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.serving)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _engine_installed() -> None:
+    """Skip with the reason where TorchServe or Java is missing."""
+    for module in ("ts", "model_archiver", "onnxruntime", "openvino"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed; pip install -e '.[serve]'")
+    try:
+        find_java()
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def tiny_archive(tmp_path_factory: pytest.TempPathFactory) -> TinyArchive:
+    """`tiny_archive(store, version="1.0", change=None)` builds `tiny` into a store.
+
+    `change(checkout)` may spoil the room before it is packaged.
+    """
+    checkouts = tmp_path_factory.mktemp("checkouts")
+    pristine: dict[str, Path] = {}
+
+    def build(
+        store: Path, version: str = "1.0", change: Callable[[Path], object] | None = None
+    ) -> Path:
+        if version not in pristine:
+            pristine[version] = make_checkout(checkouts / version, version=version)
+        checkout = pristine[version]
+        if change is not None:
+            checkout = shutil.copytree(checkout, checkouts / f"{version}-{store.parent.name}")
+            change(checkout)
+        return build_archive("tiny", store, checkout)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def store(tiny_archive: TinyArchive, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with `tiny` and, if it is trained, `mednist`."""
+    folder = tmp_path_factory.mktemp("served") / "store"
+    tiny_archive(folder)
+    with contextlib.suppress(ArchiveError):  # not trained in this checkout
+        build_archive("mednist", folder, REPOSITORY)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(store: Path) -> Iterator[Server]:
+    """The running server; stopped after the last test."""
+    with Server(ServerConfig(store=store)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def models(server: Server) -> tuple[str, ...]:
+    """Names of the served models, sorted."""
+    return tuple(sorted({model.name for model in server.ready}))
+
+
+@pytest.fixture
+def needs_mednist(models: tuple[str, ...]) -> None:
+    """Skip where the trained weights of mednist are not in the checkout."""
+    if "mednist" not in models:
+        pytest.skip("models/mednist/weights is not complete; python -m training.mednist")
