@@ -42,13 +42,13 @@ class AxisOrder:
         """Old order -> new order, on the last three axes; a view, nothing is copied."""
         lead = array.ndim - 3
         moved = array.transpose(*range(lead), *(lead + axis for axis in self.axes))
-        return moved[self._steps()]
+        return np.asarray(moved[self._steps()])
 
     def undo(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """New order -> old order, on the last three axes; a view, nothing is copied."""
         lead = array.ndim - 3
         back = np.argsort(self.axes)
-        straight = array[self._steps()]
+        straight = np.asarray(array[self._steps()])
         return straight.transpose(*range(lead), *(lead + int(axis) for axis in back))
 
     def _steps(self) -> Any:
