@@ -26,7 +26,7 @@ from medserve.imaging.intensity import full_range, percentile_window
 from medserve.imaging.limits import Payload, check_size, quietly
 from medserve.spec import InputSpec
 
-__all__ = ["decode"]
+__all__ = ["decode", "prepare"]
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _MEASURED_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
@@ -68,6 +68,11 @@ def decode(payload: Payload, limits: InputSpec) -> Image:
                 "copy or export it again"
             ) from error
     return Image(np.ascontiguousarray(upright))
+
+
+def prepare() -> None:
+    """Load Pillow's readers, which the first damaged file would otherwise wait for."""
+    pillow.init()
 
 
 def _refuse_several_frames(picture: pillow.Image) -> None:

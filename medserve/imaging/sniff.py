@@ -12,7 +12,7 @@ from medserve.imaging.image import Image
 from medserve.imaging.limits import Payload
 from medserve.spec import InputKind, InputSpec
 
-__all__ = ["FileKind", "decode", "kind"]
+__all__ = ["FileKind", "decode", "kind", "prepare"]
 
 _CODECS: dict[InputKind, Callable[[Payload, InputSpec], Image]] = {
     InputKind.RASTER: raster.decode,
@@ -114,6 +114,13 @@ def decode(payload: Payload, spec: InputSpec) -> Image:
     if found.input_kind in spec.kinds and found.input_kind in _CODECS:
         return _CODECS[found.input_kind](payload, spec)
     raise InvalidImageError(f"expected {_expected(spec)}, got {found.name}; {found.advice}")
+
+
+def prepare(spec: InputSpec) -> None:
+    """Import what the codecs load at their first use, so that no caller waits for it."""
+    for each, codec in ((InputKind.RASTER, raster), (InputKind.DICOM, dicom)):
+        if each in spec.kinds:
+            codec.prepare()
 
 
 def _expected(spec: InputSpec) -> str:
