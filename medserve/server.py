@@ -200,7 +200,9 @@ class Server:
         self._process = subprocess.Popen(
             command,
             cwd=self._run_dir,
-            env=engine_environment(os.environ, self._run_dir, self.engine_threads),
+            env=engine_environment(
+                os.environ, self._run_dir, self.engine_threads, self.config.max_message_bytes
+            ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

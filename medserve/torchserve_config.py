@@ -122,7 +122,9 @@ def java_command(java: Java, folder: Path, max_message_bytes: int) -> list[str]:
     return command
 
 
-def engine_environment(given: Mapping[str, str], folder: Path, threads: int) -> dict[str, str]:
+def engine_environment(
+    given: Mapping[str, str], folder: Path, threads: int, max_message_bytes: int
+) -> dict[str, str]:
     """Environment of Java and of the workers it starts: no secrets, thread counts set.
 
     PYTHONPATH is dropped: it would stand before the archive, whose own code has to win.
@@ -140,6 +142,8 @@ def engine_environment(given: Mapping[str, str], folder: Path, threads: int) -> 
         "LOG_LOCATION": str(folder),
         "METRICS_LOCATION": str(folder),
         "MEDSERVE_ENGINE_THREADS": count,
+        # A larger answer would make TorchServe kill the worker, so the handler refuses it.
+        "MEDSERVE_MAX_RESPONSE_BYTES": str(max_message_bytes - _MIB // 64),
         # Libraries in a worker would each take every core.
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,

@@ -27,10 +27,14 @@ _GAIN = 8.0  # logit of a tile that is white all over
 _HANDLER = '''"""Which of six tiles is the brightest."""
 
 from handlers.classification import ClassificationHandler
+from medserve.inference.fit import fit_grey
 
 
 class TinyHandler(ClassificationHandler):
-    """Everything is the base class's."""
+    """Nothing but the size of the plane."""
+
+    def preprocess(self, source):
+        return fit_grey(source, (64, 64))
 '''
 
 

@@ -20,6 +20,7 @@ from medserve.errors import ConfigError
 from medserve.settings import Settings
 
 if TYPE_CHECKING:
+    from medserve.ports import Ports
     from medserve.server import Server, ServerConfig
 
 __all__ = ["serve"]
@@ -70,7 +71,6 @@ def serve(  # one parameter an option: the command line is the interface
     log_level: _LogLevel = "warning",
 ) -> None:
     """Start the models of the store and keep serving until Ctrl-C or SIGTERM."""
-    from medserve.ports import Ports
     from medserve.server import ServerConfig
 
     _configure_logging(log_level)
@@ -80,14 +80,7 @@ def serve(  # one parameter an option: the command line is the interface
         models=tuple(name.strip() for name in models.split(",") if name.strip()),
         defaults=dict(_pair(each) for each in default or []),
         host=host or settings.address.host,
-        ports=Ports(
-            grpc=settings.address.port if port is None else port,
-            management=(
-                settings.management_address.port if management_port is None else management_port
-            ),
-            http=http_port,
-            metrics=metrics_port,
-        ),
+        ports=_ports(settings, port, management_port, http_port, metrics_port),
         workers=workers,
         token_auth=token,
         certificate=tls_cert,
@@ -98,6 +91,17 @@ def serve(  # one parameter an option: the command line is the interface
     # SIGTERM takes the way of Ctrl-C from the first moment on: nothing is left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     _run(config, ready_file)
+
+
+def _ports(
+    settings: Settings, port: int | None, management: int | None, http: int, metrics: int
+) -> Ports:
+    """Beside an inference port that was chosen, management takes the next: clients look there."""
+    from medserve.ports import Ports
+
+    if management is None:
+        management = settings.management_address.port if port is None else port and port + 1
+    return Ports(settings.address.port if port is None else port, management, http, metrics)
 
 
 def _run(config: ServerConfig, ready_file: Path | None) -> None:
