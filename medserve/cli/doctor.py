@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -58,7 +59,9 @@ def doctor(
         lambda: _server(settings),
     )
     findings = [finding for check in checks for finding in check()]
-    table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
+    table = Table("", "what", box=None, pad_edge=False)
+    table.add_column("found", overflow="fold")
+    table.add_column("what to do", overflow="fold")
     for finding in findings:
         table.add_row(finding.level, finding.what, escape(finding.found), escape(finding.advice))
     Console(highlight=False).print(table)
