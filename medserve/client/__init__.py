@@ -9,6 +9,7 @@
 Every failure is an error of `medserve.errors`.
 """
 
+from medserve.access import Tokens
 from medserve.client._async import AsyncClient
 from medserve.client._connection import Limits, TlsConfig
 from medserve.client._results import ItemResult, ModelStatus
@@ -24,4 +25,5 @@ __all__ = [
     "ModelStatus",
     "Provenance",
     "TlsConfig",
+    "Tokens",
 ]

@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
 
+from medserve.access import Tokens
 from medserve.client import _answers
 from medserve.client._connection import Connection, Limits, TlsConfig
 from medserve.client._failures import explain
@@ -45,7 +46,7 @@ class AsyncClient:
         address: str = "127.0.0.1:7070",
         *,
         management_address: str | None = None,
-        token: str | None = None,
+        token: str | Tokens | None = None,
         tls: TlsConfig | None = None,
         timeout_s: float = 30.0,
         limits: Limits | None = None,
@@ -153,7 +154,7 @@ class AsyncClient:
         """What the server says of itself; see `Client.ping`."""
         try:
             answer = await self._inference.Ping(
-                Empty(), timeout=self._timeout_s, metadata=self._connection.metadata
+                Empty(), timeout=self._timeout_s, metadata=self._connection.inference_metadata
             )
         except grpc.RpcError as error:
             raise explain(error, str(self._connection.inference)).error from error
@@ -187,7 +188,7 @@ class AsyncClient:
 
     def _start(self, job: Job) -> _Call:
         return self._inference.Predictions(
-            job.request(), timeout=job.left_s, metadata=self._connection.metadata
+            job.request(), timeout=job.left_s, metadata=self._connection.inference_metadata
         )
 
     async def _finish(self, job: Job, call: _Call) -> bytes:
@@ -225,7 +226,7 @@ class AsyncClient:
     ) -> str:
         try:
             answer = await call(
-                request, timeout=self._timeout_s, metadata=self._connection.metadata
+                request, timeout=self._timeout_s, metadata=self._connection.management_metadata
             )
         except grpc.RpcError as error:
             raise explain(error, str(self._connection.management)).error from error

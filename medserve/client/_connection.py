@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 
+from medserve.access import Tokens
 from medserve.errors import ConfigError
 from medserve.settings import Address
 
@@ -72,7 +73,7 @@ class Connection:
 
     inference: Address
     management: Address
-    token: str | None = None
+    token: str | Tokens | None = field(default=None, repr=False)  # a secret: never printed
     tls: TlsConfig | None = None
     limits: Limits = Limits()
 
@@ -81,7 +82,7 @@ class Connection:
         cls,
         address: str,
         management_address: str | None,
-        token: str | None,
+        token: str | Tokens | None,
         tls: TlsConfig | None,
         limits: Limits,
     ) -> Connection:
@@ -94,9 +95,14 @@ class Connection:
         return cls(inference, management, token, tls, limits)
 
     @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What each call carries beside its message."""
-        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+    def inference_metadata(self) -> tuple[tuple[str, str], ...]:
+        """What each call of the inference API carries beside its message."""
+        return _bearer(self.token.inference if isinstance(self.token, Tokens) else self.token)
+
+    @property
+    def management_metadata(self) -> tuple[tuple[str, str], ...]:
+        """What each call of the management API carries beside its message."""
+        return _bearer(self.token.management if isinstance(self.token, Tokens) else self.token)
 
     def options(self, address: Address) -> list[tuple[str, str | int]]:
         """Channel options of gRPC; an answer may be as large as a request."""
@@ -118,6 +124,10 @@ class Connection:
     def credentials(self) -> grpc.ChannelCredentials | None:
         """None where the connection is in plain text."""
         return None if self.tls is None else self.tls.credentials()
+
+
+def _bearer(token: str | None) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 def _is_loopback(host: str) -> bool:

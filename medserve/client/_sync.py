@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 from google.protobuf.empty_pb2 import Empty
 
+from medserve.access import Tokens
 from medserve.client import _answers
 from medserve.client._connection import Connection, Limits, TlsConfig
 from medserve.client._failures import explain
@@ -39,7 +40,7 @@ class Client:
     Args:
         address: Inference API, `host:port`.
         management_address: Management API; by default the next port on the same host.
-        token: Sent as a bearer token with each call.
+        token: Sent as a bearer token with each call; `Tokens` where each API has its own.
         tls: TLS instead of plain text.
         timeout_s: For each call from its first attempt to its answer; for many images this
             bounds each packed call, not the whole.
@@ -51,7 +52,7 @@ class Client:
         address: str = "127.0.0.1:7070",
         *,
         management_address: str | None = None,
-        token: str | None = None,
+        token: str | Tokens | None = None,
         tls: TlsConfig | None = None,
         timeout_s: float = 30.0,
         limits: Limits | None = None,
@@ -168,7 +169,7 @@ class Client:
         """
         try:
             answer = self._inference.Ping(
-                Empty(), timeout=self._timeout_s, metadata=self._connection.metadata
+                Empty(), timeout=self._timeout_s, metadata=self._connection.inference_metadata
             )
         except grpc.RpcError as error:
             raise explain(error, str(self._connection.inference)).error from error
@@ -206,7 +207,7 @@ class Client:
 
     def _start(self, job: Job) -> _Call:
         return self._inference.Predictions.future(
-            job.request(), timeout=job.left_s, metadata=self._connection.metadata
+            job.request(), timeout=job.left_s, metadata=self._connection.inference_metadata
         )
 
     def _finish(self, job: Job, call: _Call) -> bytes:
@@ -240,6 +241,8 @@ class Client:
 
     def _manage(self, call: Callable[..., management_pb2.ManagementResponse], request: Any) -> str:
         try:
-            return call(request, timeout=self._timeout_s, metadata=self._connection.metadata).msg
+            return call(
+                request, timeout=self._timeout_s, metadata=self._connection.management_metadata
+            ).msg
         except grpc.RpcError as error:
             raise explain(error, str(self._connection.management)).error from error

@@ -243,4 +243,5 @@ def test_public_names_are_these() -> None:
         "ModelStatus",
         "Provenance",
         "TlsConfig",
+        "Tokens",
     ]

@@ -1,0 +1,80 @@
+"""The options by which every command finds its server: flag, then environment, then default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medserve.access import read_tokens
+from medserve.client import Client, TlsConfig, Tokens
+from medserve.errors import ConfigError
+from medserve.settings import Settings
+
+__all__ = [
+    "Address",
+    "CaFile",
+    "ManagementAddress",
+    "Timeout",
+    "TokenFile",
+    "connect",
+]
+
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Inference API (gRPC).", show_default="127.0.0.1:7070"),
+]
+ManagementAddress = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Management API (gRPC).", show_default="the next port"),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="File with the token, or the server's key_file.json.",
+        show_default="MEDSERVE_TOKEN",
+    ),
+]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", exists=True, dir_okay=False, help="Authority to trust (PEM); turns TLS on."
+    ),
+]
+Timeout = Annotated[
+    float, typer.Option(metavar="SECONDS", min=0.001, help="Time for each call to the server.")
+]
+
+
+def connect(
+    address: str | None,
+    token_file: Path | None,
+    ca_file: Path | None,
+    timeout_s: float,
+    management_address: str | None = None,
+) -> Client:
+    """A client from the options of a command and the environment."""
+    settings = Settings.from_environment()
+    if management_address is None and address is None:
+        management_address = str(settings.management_address)
+    authority = ca_file or settings.ca_file
+    return Client(
+        address or str(settings.address),
+        management_address=management_address,
+        token=settings.token if token_file is None else _token(token_file),
+        tls=None if authority is None else TlsConfig(authority),
+        timeout_s=timeout_s,
+    )
+
+
+def _token(path: Path) -> str | Tokens:
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    if text.startswith("{"):
+        return read_tokens(path)
+    if not text or not (text.isascii() and text.isprintable()):
+        raise ConfigError(f"{path}: expected one token in printable ASCII")
+    return text

@@ -1,0 +1,293 @@
+"""Sorting files into folders by their class: what is copied where, and how a rerun goes on.
+
+Nothing is ever overwritten and no original is touched. A file is done when its row stands in the
+manifest, which is written right after the copy is in place; so a run may end at any moment.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import os
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from medserve.cli.records import csv_cell, csv_path
+from medserve.client import Classification, Client, ItemResult
+from medserve.errors import (
+    ConfigError,
+    InvalidRequestError,
+    MedserveError,
+    PayloadTooLargeError,
+    ServerFailedError,
+)
+
+__all__ = ["ERRORS", "MANIFEST", "REVIEW", "Manifest", "Outcome", "Sorter"]
+
+REVIEW = "_review"
+ERRORS = "_errors"
+MANIFEST = "manifest.csv"
+_FIELDS = (
+    *("source", "stored", "sha256", "class", "class_id", "probability", "status"),
+    *("model", "version", "archive_digest", "error"),
+)
+# A class becomes a folder: one plain name, nothing that means something to a file system.
+_FOLDER_NAME = re.compile(r"[^\W_][\w .()+-]{0,79}")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows
+# The file itself is at fault; any other error says nothing about the file.
+_OF_THE_FILE = (InvalidRequestError, PayloadTooLargeError)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file: the folder it lies in, or why it lies in none."""
+
+    place: str
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One file as it was read; these very bytes are classified and stored."""
+
+    path: Path
+    name: str  # relative to the sorted folder, as it stands in the manifest
+    content: bytes
+    sha256: str
+
+
+class Manifest:
+    """The table of finished files; rows are appended and flushed one by one."""
+
+    def __init__(self, out: Path, model: str) -> None:
+        self._path = out / MANIFEST
+        self._model = model
+        self._rows: dict[tuple[str, str], dict[str, str]] = {}  # by source and sha256
+        self._stored: dict[tuple[str, str], str] = {}  # folder and sha256 -> stored path
+        for row in self._read():
+            self._note(row)
+
+    def __enter__(self) -> Self:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
+        self._file = self._path.open("a", newline="", encoding="utf-8", errors="surrogateescape")
+        self._writer = csv.DictWriter(self._file, _FIELDS)
+        if self._file.tell() == 0:
+            self._writer.writeheader()
+        elif torn:
+            self._file.write("\r\n")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def row(self, source: str, sha256: str) -> dict[str, str] | None:
+        """The row of a finished file, None while it is not finished."""
+        return self._rows.get((source, sha256))
+
+    def stored(self, folder: str, sha256: str) -> str | None:
+        """Where the same content lies in a folder already."""
+        return self._stored.get((folder, sha256))
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one finished file; on return the row is in the file."""
+        text = {key: "" if value is None else str(value) for key, value in row.items()}
+        self._writer.writerow({key: csv_cell(value) for key, value in text.items()})
+        self._file.flush()
+        self._note(text)
+
+    def _note(self, row: dict[str, str]) -> None:
+        self._rows[row["source"], row["sha256"]] = row
+        self._stored[row["stored"].partition("/")[0], row["sha256"]] = row["stored"]
+
+    def _read(self) -> Iterator[dict[str, str]]:
+        if not self._path.exists():
+            return
+        with self._path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = csv.DictReader(file)
+            if rows.fieldnames is not None and tuple(rows.fieldnames) != _FIELDS:
+                raise ConfigError(
+                    f"{self._path}: expected a manifest of this program, got other columns; "
+                    "give another --out"
+                )
+            for row in rows:
+                if None in row or None in row.values():
+                    continue  # torn by a crash: its file counts as not done
+                if row["model"] != self._model:
+                    raise ConfigError(
+                        f"{self._path}: expected files sorted by {self._model}, got some sorted "
+                        f"by {row['model']}; give another --out"
+                    )
+                yield row
+
+
+@dataclass(frozen=True)
+class Sorter:
+    """Sends the files of a folder to a model and copies each to where its answer says.
+
+    Attributes:
+        review_below: Probability under which a person shall look; None leaves it to the model.
+    """
+
+    folder: Path
+    out: Path
+    manifest: Manifest
+    model: str
+    version: str | None = None
+    review_below: float | None = None
+
+    def run(self, client: Client, files: Iterable[Path]) -> Iterator[Outcome]:
+        """Sort all files; one outcome each, as they become known."""
+        waiting: deque[_Source] = deque()
+        known: list[Outcome] = []
+
+        def contents() -> Iterator[bytes]:
+            for path in files:
+                source = self._read(path)
+                if isinstance(source, Outcome):
+                    known.append(source)
+                else:
+                    waiting.append(source)
+                    yield source.content
+
+        for result in client.classify_each(self.model, contents(), version=self.version):
+            yield self._store(waiting.popleft(), result)
+            while known:
+                yield known.pop()
+        yield from known
+
+    def _read(self, path: Path) -> _Source | Outcome:
+        """The file, or what is known of it without asking the model."""
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return Outcome("(unreadable, left alone)", failed=True)
+        name = csv_path(path.relative_to(self.folder).as_posix())
+        source = _Source(path, name, content, hashlib.sha256(content).hexdigest())
+        row = self.manifest.row(name, source.sha256)
+        if row is not None and self._still_there(row["stored"], len(content)):
+            return Outcome("(sorted before)", failed=row["status"] == "error")
+        return source
+
+    def _still_there(self, stored: str, size: int) -> bool:
+        try:
+            return (self.out / stored).stat().st_size == size
+        except (OSError, ValueError):
+            return False
+
+    def _store(self, source: _Source, result: ItemResult) -> Outcome:
+        try:
+            folder, status = self._destination(result)
+        except MedserveError:
+            return Outcome("(no answer, run again)", failed=True)
+        stored = self.manifest.stored(folder, source.sha256)
+        if stored is None or not self._still_there(stored, len(source.content)):
+            stored = f"{folder}/{copy_new(source, self.out / folder)}"
+        answer, error = result.classification, result.error
+        self.manifest.append(
+            {
+                "source": source.name,
+                "stored": stored,
+                "sha256": source.sha256,
+                "class": answer and answer.label,
+                "class_id": answer and answer.label_id,
+                "probability": answer and f"{answer.probability:.6f}",
+                "status": status,
+                "model": self.model,
+                "version": result.provenance.version,
+                "archive_digest": result.provenance.archive_digest,
+                "error": error and f"{error.code}: {error.message}",
+            }
+        )
+        return Outcome(folder, failed=error is not None)
+
+    def _destination(self, result: ItemResult) -> tuple[str, str]:
+        """Folder and status; raises where the file is to stay for a later run."""
+        if isinstance(result.error, _OF_THE_FILE):
+            return ERRORS, "error"
+        answer = result.unwrap()
+        folder = folder_name(answer.label)
+        return (REVIEW, "review") if self._needs_a_person(answer) else (folder, "ok")
+
+    def _needs_a_person(self, answer: Classification) -> bool:
+        limit = self.review_below
+        unsure = answer.review if limit is None else answer.probability < limit
+        return unsure or answer.unlike_training
+
+
+def folder_name(label: str) -> str:
+    """The label as a folder; ServerFailedError where a server gives one that is none."""
+    fits = _FOLDER_NAME.fullmatch(label) and not _RESERVED.fullmatch(label)
+    if not fits or label.endswith((" ", ".")):
+        raise ServerFailedError(f"expected a class that can name a folder, got {label[:80]!r}")
+    return label
+
+
+def copy_new(source: _Source, folder: Path) -> str:
+    """Store the bytes under the file's name or, where that is taken, a numbered one.
+
+    A file that already has the same content under one of these names is taken as the copy: an
+    earlier run may have ended between copy and manifest.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        twin = "" if number == 1 else f"-{number}"
+        target = folder / f"{source.path.stem}{twin}{source.path.suffix}"
+        if _same_content(target, source) or _write_new(target, source):
+            return target.name
+        number += 1
+
+
+def _same_content(target: Path, source: _Source) -> bool:
+    try:
+        if target.is_symlink() or target.stat().st_size != len(source.content):
+            return False
+        return hashlib.sha256(target.read_bytes()).hexdigest() == source.sha256
+    except OSError:
+        return False
+
+
+def _write_new(target: Path, source: _Source) -> bool:
+    """Whether the file was written: all of it under that name, or nothing."""
+    if os.path.lexists(target):
+        return False
+    # Named by its content: a rerun after a crash finds and replaces it.
+    part = target.with_name(f".{source.sha256[:16]}.part")
+    try:
+        part.write_bytes(source.content)
+        with suppress(OSError):  # the time of the original is welcome, not needed
+            stat = source.path.stat()
+            os.utime(part, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        return _publish(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _publish(part: Path, target: Path) -> bool:
+    """Give the finished file its name unless another took it meanwhile."""
+    try:
+        os.link(part, target)  # unlike a rename it never replaces
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        try:  # a file system without hard links: reserve the name, then replace the reservation
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return False
+        os.replace(part, target)
+    return True
