@@ -23,6 +23,7 @@ __all__ = ["files_in", "gunzip", "is_gzip", "is_tar", "is_zip", "peek"]
 _GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952 section 2.3.1
 _ZIP_MAGIC = b"PK\x03\x04"  # APPNOTE.TXT section 4.3.7
 _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257  # POSIX.1-2017, pax "ustar Interchange Format"
+_TAR_BLOCK = 512
 _BLOCK = 2**20
 
 
@@ -108,7 +109,9 @@ def _zip_files(payload: Payload, limits: VolumeLimits) -> Iterator[bytes]:
 def _tar_files(payload: Payload, limits: VolumeLimits) -> Iterator[bytes]:
     try:
         with tarfile.open(fileobj=io.BytesIO(payload), mode="r:") as archive:
-            members = [member for member in archive if member.isreg()]
+            everything = archive.getmembers()
+            members = [member for member in everything if member.isreg()]
+            _check_tar_end(payload, everything)
             _check_total([member.size for member in members], limits)
             for member in members:
                 source = archive.extractfile(member)
@@ -116,7 +119,15 @@ def _tar_files(payload: Payload, limits: VolumeLimits) -> Iterator[bytes]:
                 if len(content) != member.size:
                     _refuse_damage("tar")
                 yield content
-    except (tarfile.TarError, EOFError, OSError, ValueError):
+    except (tarfile.TarError, EOFError, OSError, ValueError, IndexError):
+        _refuse_damage("tar")
+
+
+def _check_tar_end(payload: Payload, members: list[tarfile.TarInfo]) -> None:
+    """A tar ends with blocks of zeros (POSIX.1-2017, pax); tarfile takes a cut for the end."""
+    last = members[-1]
+    end = last.offset_data + (-(-last.size // _TAR_BLOCK) * _TAR_BLOCK if last.isreg() else 0)
+    if bytes(payload[end : end + _TAR_BLOCK]) != bytes(_TAR_BLOCK):
         _refuse_damage("tar")
 
 
