@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from medserve.errors import MedserveError
 from medserve.imaging.result import Provenance
@@ -22,7 +22,7 @@ class Envelope:
     """
 
     def __init__(self, provenance: Provenance) -> None:
-        self._head = json.dumps(provenance.to_json(), separators=(",", ":")).encode()[:-1] + b","
+        self._head = _compact(provenance.to_json())[:-1] + b","
 
     def single(self, outcome: Outcome) -> bytes:
         """The answer to a call with one file, or to a call that failed as a whole."""
@@ -40,4 +40,8 @@ def _members(outcome: Outcome) -> bytes:
     if isinstance(outcome, bytes):
         return b'"status":"ok",' + outcome[1:-1]
     error = {"code": outcome.code, "message": outcome.message}
-    return b'"status":"error","error":' + json.dumps(error, ensure_ascii=False).encode()
+    return b'"status":"error","error":' + _compact(error)
+
+
+def _compact(members: Mapping[str, str]) -> bytes:
+    return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode()
