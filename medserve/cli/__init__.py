@@ -1,0 +1,1 @@
+"""The `medserve` command: one module per command, the shared parts beside them."""

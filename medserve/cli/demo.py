@@ -1,0 +1,223 @@
+"""`medserve demo`: the whole way once, from trained weights to answers over gRPC."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from medserve.archive import golden_input, inspect_archive
+from medserve.cli import sheet
+from medserve.cli.inputs import shown, walk
+from medserve.cli.records import console_for_people
+from medserve.client import Classification, Client
+from medserve.errors import ConfigError, MedserveError, UnknownModelError
+from medserve.packaging import build_archive, find_checkout, room_names
+from medserve.server import Server, ServerConfig
+from medserve.settings import Settings
+from medserve.spec import InputKind, ModelSpec, Task
+
+__all__ = ["demo"]
+
+# Real slices that pydicom brings along: a CT of an abdomen and an MR of a brain.
+_DICOM_SLICES = ("CT_small.dcm", "MR_small.dcm")
+
+
+@dataclass(frozen=True)
+class _Example:
+    """One input of the demonstration."""
+
+    spec: ModelSpec
+    title: str
+    data: bytes
+    broken: bool = False  # damaged on purpose: an error is the right answer
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What one example got."""
+
+    example: _Example
+    outcome: Classification | bytes | MedserveError
+    took_ms: float
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether a good input got an answer and a broken one its error."""
+        return isinstance(self.outcome, MedserveError) == self.example.broken
+
+    @property
+    def text(self) -> str:
+        """The answer in words."""
+        match self.outcome:
+            case Classification():
+                return self.outcome.label
+            case MedserveError():
+                return self.outcome.code
+        return f"{len(self.outcome)} bytes"
+
+    @property
+    def probability(self) -> str:
+        """Of the class, where there is one."""
+        if not isinstance(self.outcome, Classification):
+            return ""
+        return f"{self.outcome.probability:.4f}"
+
+    @property
+    def note(self) -> str:
+        """What a person should know beside the answer."""
+        if isinstance(self.outcome, MedserveError):
+            return self.outcome.message
+        if not isinstance(self.outcome, Classification):
+            return ""
+        notes = ["review"] if self.outcome.review else []
+        return ", ".join(notes + ["unlike training data"] * self.outcome.unlike_training)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record in demo.json."""
+        content: dict[str, Any] = {
+            "model": self.example.spec.name,
+            "version": self.example.spec.version,
+            "input": self.example.title,
+            "status": "error" if isinstance(self.outcome, MedserveError) else "ok",
+            "took_ms": round(self.took_ms, 1),
+        }
+        match self.outcome:
+            case Classification():
+                return content | self.outcome.to_json()
+            case MedserveError():
+                error = {"code": self.outcome.code, "message": self.outcome.message}
+                return content | {"error": error}
+        return content | {"size_bytes": len(self.outcome)}
+
+
+def demo(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", show_default="every room")
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where archives go.", show_default="model_store"),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", file_okay=False, help="Where the pictures go.")
+    ] = Path("outputs"),
+) -> None:
+    """Build every archive, start the server, send real images, show the answers, stop.
+
+    Exit code: 0 every example got its answer, 1 some did not, 2 the server did not come up.
+    """
+    root = find_checkout()
+    names = models or room_names(root)
+    folder = store or Settings.from_environment().store
+    with Console(stderr=True).status("packaging") as status:
+        archives = {}
+        for name in names:
+            if name not in room_names(root):
+                raise UnknownModelError(
+                    f"expected one of {', '.join(room_names(root))}, got {shown(name)}"
+                )
+            status.update(f"packaging {name}")
+            archives[name] = build_archive(name, folder, root)
+        status.update("starting TorchServe; every model answers its golden input first")
+        examples = [
+            example
+            for name, archive in archives.items()
+            for example in _examples(root / "models" / name, archive)
+        ]
+        with Server(ServerConfig(store=folder, models=tuple(names))) as server:
+            status.update("asking")
+            answers = list(_ask(server, examples))
+    console_for_people().print(_table(answers))
+    _write(answers, out)
+    if not all(answer.as_expected for answer in answers):
+        raise typer.Exit(1)
+
+
+def _examples(room: Path, archive: Path) -> Iterator[_Example]:
+    """The room's own examples, real DICOM slices where it reads such, one damaged file."""
+    spec = inspect_archive(archive).spec
+    own = list(walk(room / "examples"))
+    for path in own:
+        title = path.relative_to(room / "examples").as_posix()
+        yield _Example(spec, title, path.read_bytes())
+    golden = golden_input(archive)
+    if not own:
+        yield _Example(spec, "golden input", golden)
+    if spec.task is Task.CLASSIFICATION and InputKind.DICOM in spec.input.kinds:
+        from pydicom.data import get_testdata_file
+
+        for name in _DICOM_SLICES:
+            found = get_testdata_file(name, download=False)
+            if isinstance(found, str):
+                yield _Example(spec, name, Path(found).read_bytes())
+    yield _Example(spec, "half a file", golden[: len(golden) // 2], broken=True)
+
+
+def _ask(server: Server, examples: list[_Example]) -> Iterator[_Answer]:
+    with Client(
+        server.inference_address, management_address=server.management_address, timeout_s=60
+    ) as client:
+        for example in examples:
+            started = time.perf_counter()
+            outcome: Classification | bytes | MedserveError
+            try:
+                if example.spec.task is Task.CLASSIFICATION:
+                    outcome = client.classify_one(example.spec.name, example.data)
+                else:
+                    outcome = client.predict(example.spec.name, example.data)
+            except MedserveError as error:
+                outcome = error
+            yield _Answer(example, outcome, 1000 * (time.perf_counter() - started))
+
+
+def _table(answers: list[_Answer]) -> Table:
+    shape = Table("model", "input", "answer", "probability", "ms", "note", box=None)
+    for column in (3, 4):
+        shape.columns[column].justify = "right"
+    for answer in answers:
+        shape.add_row(
+            Text(answer.example.spec.name),
+            Text(shown(answer.example.title)),
+            Text(shown(answer.text), style="bold" if answer.as_expected else "bold red"),
+            answer.probability,
+            f"{answer.took_ms:.1f}",
+            Text(shown(answer.note)),
+        )
+    return shape
+
+
+def _write(answers: list[_Answer], out: Path) -> None:
+    """One picture sheet per model with pictures as inputs, and all answers as JSON."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        content = json.dumps([answer.to_json() for answer in answers], indent=2)
+        (out / "demo.json").write_text(content + "\n", encoding="utf-8")
+        written = [out / "demo.json"]
+        for spec in dict.fromkeys(answer.example.spec for answer in answers):
+            own = [answer for answer in answers if answer.example.spec == spec]
+            if spec.task is Task.CLASSIFICATION:
+                path = out / f"{spec.name}.png"
+                sheet.draw([_tile(answer) for answer in own], spec.input, path)
+                written.append(path)
+    except OSError as error:
+        raise ConfigError(f"--out {shown(str(out))}: {error.strerror}") from error
+    console_for_people().print(Text(f"\nwrote {', '.join(map(str, written))}"))
+
+
+def _tile(answer: _Answer) -> sheet.Tile:
+    verdict = f"{answer.text} {answer.probability}".strip()
+    return sheet.Tile(
+        answer.example.data,
+        answer.example.title,
+        (verdict, answer.note),
+        failed=isinstance(answer.outcome, MedserveError),
+    )
