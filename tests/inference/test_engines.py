@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from medserve.errors import ArchiveError, ConfigError
+from medserve.inference import engines
 from medserve.inference.engines import load_engine
 from medserve.spec import EngineName, Precision
 from tests.artifacts import BrightnessClassifier
@@ -84,6 +85,9 @@ def test_a_missing_library_says_what_to_install(
     name: EngineName, library: str, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
+    # The adapter is imported anew, and put back afterwards.
+    monkeypatch.delitem(sys.modules, f"{engines.__name__}.{name}", raising=False)
+    monkeypatch.setattr(engines, name, None, raising=False)
     with pytest.raises(ConfigError, match=rf"{library} cannot be imported.*medserve\[serve\]"):
         load_engine(name, artifact)
 

@@ -62,15 +62,14 @@ def load_engine(
     path = folder / artifact
     if not path.is_file():
         raise ArchiveError(f"{name}: expected the artifact {artifact} beside the handler, got none")
+    options = {"precision": precision, "threads": threads, "device": device}
     try:
-        importlib.import_module(library)
+        engine: Engine = importlib.import_module(f"{__package__}.{module}").load(path, **options)
     except ImportError as error:
         raise ConfigError(
             f"{name}: the library {library} cannot be imported ({error}); install it with "
             "pip install 'medserve[serve]', or choose another engine"
         ) from error
-    implementation = importlib.import_module(f"{__package__}.{module}")
-    engine: Engine = implementation.load(path, precision=precision, threads=threads, device=device)
     return engine
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino
 
 from medserve.errors import ArchiveError
 from medserve.inference.engines.engine import Outputs, refuse
 from medserve.spec import EngineName, Precision
+
+if TYPE_CHECKING:
+    import openvino
 
 __all__ = ["OpenVinoEngine", "load"]
 
@@ -36,6 +40,7 @@ class OpenVinoEngine:
 
 def load(path: Path, *, precision: Precision, threads: int, device: str) -> OpenVinoEngine:
     """Compile the ONNX file for the CPU."""
+    openvino = _without_telemetry()
     if device != "cpu":
         raise refuse(EngineName.OPENVINO, f"device {device}", "use torchscript on CUDA")
     settings = {
@@ -49,3 +54,17 @@ def load(path: Path, *, precision: Precision, threads: int, device: str) -> Open
         return OpenVinoEngine(openvino.Core().compile_model(str(path), "CPU", settings))
     except RuntimeError as error:
         raise ArchiveError(f"openvino: {path.name} cannot be loaded ({error})") from error
+
+
+def _without_telemetry() -> Any:
+    """Import OpenVINO so that it reports to nobody.
+
+    Its import sends a usage event over the internet and writes an identifier into the home
+    folder, unless the package that does so cannot be imported; then it uses an empty stand-in.
+    """
+    modules: dict[str, Any] = sys.modules
+    if "openvino" not in modules:
+        modules.setdefault("openvino_telemetry", None)
+    import openvino
+
+    return openvino
