@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import io
+
+import highdicom
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from medserve.errors import InvalidImageError, InvalidRequestError
+from medserve.imaging import dicom_seg, dicom_series
+from medserve.imaging.dicom_seg import CodedTerm, SegmentCoding
+from medserve.imaging.dicom_series import DicomVolume
+from medserve.imaging.geometry import Geometry
+from medserve.imaging.result import Provenance
+from medserve.imaging.segmentation import Segmentation
+from tests.volume_phantoms import (
+    as_bytes,
+    dicom_slices,
+    enhanced_dicom,
+    lps_affine,
+    oblique,
+    ramp,
+    zipped,
+)
+
+LABELS = ("background", "anterior", "posterior")
+STRUCTURE = CodedTerm("123037004", "Anatomical Structure")
+CODES = {
+    "anterior": SegmentCoding(STRUCTURE, CodedTerm("5366008", "Hippocampus")),
+    "posterior": SegmentCoding(STRUCTURE, CodedTerm("5366008", "Hippocampus")),
+}
+PROVENANCE = Provenance("segmentation_3d", "1.2", "sha256:00")
+VOLUME = ramp(oblique())
+
+
+def _series() -> DicomVolume:
+    return dicom_series.decode(zipped([as_bytes(each) for each in dicom_slices(VOLUME)]))
+
+
+def _mask(geometry: Geometry) -> Segmentation:
+    mask = np.zeros(geometry.shape, np.uint8)
+    mask[2:7, 3:5, 1:4] = 1
+    mask[8:12, 1:9, 3:6] = 2  # slices 0, 6, 7 and 8 stay empty
+    return Segmentation(mask, geometry, LABELS)
+
+
+def _read_back(payload: bytes, geometry: Geometry) -> np.ndarray:
+    """What another reader finds on our grid: (I, J, K)."""
+    seg = highdicom.seg.Segmentation.from_dataset(dcmread(io.BytesIO(payload)))
+    volume = seg.get_volume(combine_segments=True)
+    ours = highdicom.VolumeGeometry(
+        lps_affine(geometry)[:, [2, 1, 0, 3]], geometry.shape[::-1], coordinate_system="PATIENT"
+    )
+    return np.asarray(volume.match_geometry(ours).array).transpose(2, 1, 0)
+
+
+@pytest.mark.parametrize("kind", ["slices", "enhanced"])
+def test_another_reader_finds_the_mask_on_the_grid_of_the_source(kind: str) -> None:
+    order = [4, 0, 8, 2, 1, 3, 7, 5, 6]
+    source = (
+        _series()
+        if kind == "slices"
+        else dicom_series.decode(as_bytes(enhanced_dicom(VOLUME, order)))
+    )
+    segmentation = _mask(source.geometry)
+    payload = dicom_seg.encode(segmentation, source, CODES, PROVENANCE)
+    np.testing.assert_array_equal(_read_back(payload, source.geometry), segmentation.mask)
+
+
+def test_every_slice_has_a_frame_for_every_segment() -> None:
+    source = _series()
+    payload = dicom_seg.encode(_mask(source.geometry), source, CODES, PROVENANCE)
+    assert dcmread(io.BytesIO(payload)).NumberOfFrames == 2 * source.geometry.shape[2]
+
+
+def test_an_empty_mask_is_an_answer_too() -> None:
+    source = _series()
+    empty = Segmentation(np.zeros(source.geometry.shape, np.uint8), source.geometry, LABELS)
+    payload = dicom_seg.encode(empty, source, CODES, PROVENANCE)
+    assert not _read_back(payload, source.geometry).any()
+
+
+def test_segments_carry_their_codes_and_the_model() -> None:
+    source = _series()
+    payload = dicom_seg.encode(_mask(source.geometry), source, CODES, PROVENANCE)
+    segment = dcmread(io.BytesIO(payload)).SegmentSequence[1]
+    assert segment.SegmentLabel == "posterior"
+    kind = segment.SegmentedPropertyTypeCodeSequence[0]
+    assert (kind.CodeValue, kind.CodingSchemeDesignator) == ("5366008", "SCT")
+    algorithm = segment.SegmentationAlgorithmIdentificationSequence[0]
+    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("segmentation_3d", "1.2")
+
+
+def test_the_object_belongs_to_the_patient_study_and_frame_of_its_source() -> None:
+    source = _series()
+    dataset = dcmread(
+        io.BytesIO(dicom_seg.encode(_mask(source.geometry), source, CODES, PROVENANCE))
+    )
+    header = source.sources[0]
+    for name in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
+        assert dataset[name].value == header[name].value
+    assert dataset.SeriesInstanceUID != header.SeriesInstanceUID
+
+
+def test_the_same_answer_is_the_same_object() -> None:
+    source = _series()
+    first, second = (
+        dcmread(io.BytesIO(dicom_seg.encode(_mask(source.geometry), source, CODES, PROVENANCE)))
+        for _ in range(2)
+    )
+    assert first.SOPInstanceUID == second.SOPInstanceUID
+    other = Segmentation(np.zeros(source.geometry.shape, np.uint8), source.geometry, LABELS)
+    third = dcmread(io.BytesIO(dicom_seg.encode(other, source, CODES, PROVENANCE)))
+    assert third.SOPInstanceUID != first.SOPInstanceUID
+
+
+def test_a_source_that_is_no_dicom_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="ask for NIfTI"):
+        dicom_seg.encode(_mask(VOLUME.geometry), VOLUME, CODES, PROVENANCE)
+
+
+def test_headers_too_poor_to_derive_from_are_refused_without_quoting_them() -> None:
+    source = _series()
+    del source.sources[0].StudyInstanceUID
+    with pytest.raises(InvalidImageError, match="complete enough") as raised:
+        dicom_seg.encode(_mask(source.geometry), source, CODES, PROVENANCE)
+    assert raised.value.__suppress_context__
+
+
+def test_a_label_without_code_is_a_mistake_of_the_code() -> None:
+    source = _series()
+    with pytest.raises(ValueError, match=r"without a code.*posterior"):
+        dicom_seg.encode(
+            _mask(source.geometry), source, {"anterior": CODES["anterior"]}, PROVENANCE
+        )
