@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import stat
 import zipfile
 from collections.abc import Mapping
@@ -40,6 +41,8 @@ _FORMAT = 1
 _MAX_MEMBERS = 10_000
 _MAX_READ_BYTES = 64 * 2**20  # manifest, card, golden input: what is read as a whole
 _CHUNK_BYTES = 2**20
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]*")
 _FIELDS: dict[type, tuple[str, ...]] = {
     str: ("name", "version", "medserve_version", "git_commit"),
     dict: ("versions", "metrics", "members"),
@@ -256,9 +259,16 @@ def _spec(
 ) -> ModelSpec:
     try:
         content = yaml.safe_load(_read(archive, entries, _CONFIG, path))
-        return ModelSpec.from_mapping(content, source=f"{path}: {_CONFIG}")
+        spec = ModelSpec.from_mapping(content, source=f"{path}: {_CONFIG}")
     except (yaml.YAMLError, ConfigError) as error:
         raise ArchiveError(f"{path}: {_CONFIG} cannot be used: {error}") from error
+    # Both become part of file names and of TorchServe's list of models.
+    if not (_NAME.fullmatch(spec.name) and _VERSION.fullmatch(spec.version)):
+        raise ArchiveError(
+            f"{path}: expected a name of letters, digits and _ and a version such as 1.0, got "
+            f"{spec.name!r} and {spec.version!r}"
+        )
+    return spec
 
 
 def _check_torchserve(

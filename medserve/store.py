@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from medserve.archive import ArchiveInfo, verify_archive
 from medserve.errors import ArchiveError, ConfigError, UnknownModelError
 
 __all__ = ["default_versions", "select_archives"]
+
+_VERSION = re.compile(r"-\d.*$")  # of a file name; model names hold no hyphen
 
 
 def select_archives(store: Path, names: Sequence[str] = ()) -> list[ArchiveInfo]:
@@ -38,7 +41,7 @@ def select_archives(store: Path, names: Sequence[str] = ()) -> list[ArchiveInfo]
     chosen = [info for info in found.values() if not names or info.name in names]
     for name in names:
         if not any(info.name == name for info in chosen):
-            known = ", ".join(sorted({file.stem.rpartition("-")[0] for file in files}))
+            known = ", ".join(sorted({_VERSION.sub("", file.stem) for file in files}))
             raise UnknownModelError(f"expected models out of {known} in {store}, got {name!r}")
     return sorted(chosen, key=lambda info: (info.name, _order(info.version)))
 

@@ -7,11 +7,13 @@ import json
 import shutil
 import stat
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from medserve.archive import (
     MANIFEST,
@@ -304,6 +306,22 @@ def test_a_name_that_leaves_the_folder_is_refused(archive: Path, tmp_path: Path,
         inspect_archive(changed)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("name", "../tiny"), ("name", "a=b"), ("version", "../1"), ("version", "1,2")],
+)
+def test_a_name_or_version_that_cannot_name_a_file_is_refused(
+    archive: Path, tmp_path: Path, key: str, value: str
+) -> None:
+    def rename(content: Members) -> None:
+        config = yaml.safe_load(content["model-config.yaml"])
+        config["medserve"][key] = value
+        content["model-config.yaml"] = yaml.safe_dump(config).encode()
+
+    with pytest.raises(ArchiveError, match="expected a name of letters"):
+        inspect_archive(repacked(archive, tmp_path / "a.mar", rename))
+
+
 def test_a_link_is_refused(archive: Path, tmp_path: Path) -> None:
     path = shutil.copy(archive, tmp_path / "a.mar")
     link = zipfile.ZipInfo("link.py")
@@ -335,3 +353,44 @@ def test_an_archive_cut_short_is_refused(archive: Path, tmp_path: Path) -> None:
     path.write_bytes(archive.read_bytes()[:-500])
     with pytest.raises(ArchiveError):
         inspect_archive(path)
+
+
+def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command line, inside a folder."""
+    command = [sys.executable, "-m", "medserve.cli.main", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_the_command_packages_every_room_and_prints_path_and_digest(
+    checkout: Path, tmp_path: Path
+) -> None:
+    done = run("package", "--all", "--store", str(tmp_path), folder=checkout)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path}/tiny-1.0.mar  ")
+    assert inspect_archive(tmp_path / "tiny-1.0.mar").digest in done.stdout
+
+
+def test_the_command_without_a_name_lists_the_rooms(checkout: Path) -> None:
+    refused = run("package", folder=checkout)
+    assert refused.returncode == 2
+    assert "tiny" in refused.stderr
+
+
+def test_the_command_shows_an_archive_as_json(archive: Path, tmp_path: Path) -> None:
+    shown = json.loads(run("inspect", "--json", str(archive), folder=tmp_path).stdout)
+    assert (shown["name"], shown["labels"], shown["intact"]) == ("tiny", list(LABELS), True)
+
+
+def test_the_command_ends_with_1_for_an_altered_archive(archive: Path, tmp_path: Path) -> None:
+    changed = repacked(
+        archive, tmp_path / "a.mar", lambda content: content.update({"tiny.py": b"import os\n"})
+    )
+    shown = run("inspect", str(changed), folder=tmp_path)
+    assert shown.returncode == 1
+    assert "tiny.py was altered after packaging" in shown.stdout
+
+
+def test_the_command_ends_with_2_and_one_line_for_what_is_no_archive(tmp_path: Path) -> None:
+    refused = run("inspect", "none.mar", folder=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
