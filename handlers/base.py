@@ -61,7 +61,6 @@ class _Item(Generic[Params]):
     params: Params
     request: Request
     reference: str
-    tensor: npt.NDArray[np.float32] | None = None
     outcome: Outcome | None = None
 
 
@@ -124,18 +123,16 @@ class Handler(ABC, Generic[Source, Params, Result]):
 
     def _straight_line(self, items: Sequence[_Item[Params]]) -> None:
         """Up to `max_rows` files at once; each ends with an answer or with its own error."""
-        ready = []
+        ready, tensors = [], []
         for item in items:
             with _blaming(item):
                 _refuse_expired(item.request)
-                item.tensor = self.preprocess(self.decode(item.payload))
+                tensors.append(self.preprocess(self.decode(item.payload)))
                 ready.append(item)
         if not ready:
             return
         with _blaming(*ready):
-            outputs = self.infer(
-                np.stack([item.tensor for item in ready if item.tensor is not None])
-            )
+            outputs = self.infer(np.stack(tensors))
             for row, item in enumerate(ready):
                 with _blaming(item):
                     own = {name: array[row] for name, array in outputs.items()}
@@ -259,7 +256,7 @@ def _silence_codecs() -> None:
 
 
 def _refuse_expired(parsed: Request) -> None:
-    if parsed.expires_at is not None and time.monotonic() > parsed.expires_at:
+    if parsed.expires_at is not None and time.monotonic() >= parsed.expires_at:
         raise DeadlineError(
             "expected to answer within deadline_ms, got to this file later; "
             "allow more time or send fewer files in one call"

@@ -31,6 +31,7 @@ __all__ = ["decode", "prepare"]
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _MEASURED_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0 section 4; Pillow inverts only 8 bits
+_PNG_END = b"IEND\xaeB`\x82"  # the empty last chunk and its checksum
 _ORIENTATION_TAG = 0x0112  # CIPA DC-008 (EXIF 2.32) section 4.6.4
 
 
@@ -49,6 +50,7 @@ def decode(payload: Payload, limits: InputSpec) -> Image:
             check_size(picture.height, picture.width, limits)
             _refuse_several_frames(picture)
             picture.load()
+            _refuse_missing_end(picture, payload)
             upright = _upright(_intensities(picture), _orientation(picture))
         except MedserveError:
             raise
@@ -85,6 +87,12 @@ def _refuse_several_frames(picture: pillow.Image) -> None:
         return
     kind = "an animated PNG" if picture.format == "PNG" else "a TIFF of several pages"
     raise InvalidImageError(f"expected one image, got {kind}; send one frame")
+
+
+def _refuse_missing_end(picture: pillow.Image, payload: Payload) -> None:
+    # Pillow shows a PNG without its last chunk, though nobody can tell how much was cut.
+    if picture.format == "PNG" and _PNG_END not in bytes(payload):
+        raise EOFError("no IEND chunk")
 
 
 def _intensities(picture: pillow.Image) -> npt.NDArray[np.float32]:
