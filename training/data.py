@@ -1,0 +1,190 @@
+"""Folders of labelled images: read once into memory, split once for all."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from medserve.errors import ConfigError, InvalidImageError, PayloadTooLargeError
+from medserve.imaging import sniff
+from medserve.inference.fit import fit_grey
+from medserve.spec import ModelSpec
+from training.config import require_folder
+
+__all__ = [
+    "SPLITS",
+    "Batches",
+    "LabelledImages",
+    "files_below",
+    "labelled_files",
+    "read_class_folders",
+    "read_split",
+    "split",
+    "write_split",
+]
+
+_log = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Grey images as the network sees them, with their label ids.
+
+    Attributes:
+        images: uint8 (N, H, W); 255 is an intensity of 1.
+        label_ids: int64 (N,), indices into `labels`.
+        paths: One per image, relative to the data folder, with forward slashes.
+        labels: Class names in the model's order.
+        skipped: Files that could not be decoded.
+    """
+
+    images: npt.NDArray[np.uint8]
+    label_ids: npt.NDArray[np.int64]
+    paths: tuple[str, ...]
+    labels: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, indices: npt.NDArray[np.intp]) -> LabelledImages:
+        """The images at `indices`, in that order."""
+        paths = tuple(self.paths[i] for i in indices)
+        return LabelledImages(self.images[indices], self.label_ids[indices], paths, self.labels)
+
+
+def labelled_files(
+    data_dir: Path, labels: Sequence[str], *, every_class: bool = False
+) -> list[Path]:
+    """Files of all class folders, in label order and sorted by path within a class.
+
+    Raises:
+        ConfigError: no such folder, a folder that is no label, no class folder at all (with
+            `every_class`: one is missing), or no file.
+    """
+    require_folder(data_dir, "--data-dir")
+    found = {path.name for path in data_dir.iterdir() if path.is_dir() and path.name[0] != "."}
+    if unknown := sorted(found - set(labels)):
+        raise ConfigError(
+            f"{data_dir}: expected only folders named {', '.join(labels)}, got {unknown[0]!r}"
+        )
+    missing = [label for label in labels if label not in found]
+    if (every_class and missing) or len(missing) == len(labels):
+        raise ConfigError(f"{data_dir}: expected folders of images named {', '.join(missing)}")
+    files = [path for label in labels if label in found for path in files_below(data_dir / label)]
+    if not files:
+        raise ConfigError(f"{data_dir}: expected images in the class folders, found no file")
+    return files
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file below a folder that is not hidden, sorted by path."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def read_class_folders(data_dir: Path, spec: ModelSpec) -> LabelledImages:
+    """Decode every file below the class folders by the code that serving uses.
+
+    A file that is no image is skipped, counted and named in `skipped`; ConfigError where a class
+    has no folder or no image left.
+    """
+    planes: list[npt.NDArray[np.uint8]] = []
+    kept: list[Path] = []
+    skipped: list[str] = []
+    size = (spec.input.size[0], spec.input.size[1])
+    files = labelled_files(data_dir, spec.labels, every_class=True)
+    for path in track(files, description="Reading images"):
+        try:
+            image = sniff.decode(path.read_bytes(), spec.input)
+        except (InvalidImageError, PayloadTooLargeError) as error:
+            _log.warning("skipped %s: %s", path, error)
+            skipped.append(path.relative_to(data_dir).as_posix())
+            continue
+        planes.append(np.rint(255.0 * fit_grey(image, size)[0]).astype(np.uint8))
+        kept.append(path.relative_to(data_dir))
+    names = [path.parts[0] for path in kept]
+    if empty := [label for label in spec.labels if label not in names]:
+        raise ConfigError(f"{data_dir / empty[0]}: expected images, found none that decodes")
+    label_ids = np.array([spec.labels.index(name) for name in names], dtype=np.int64)
+    paths = tuple(path.as_posix() for path in kept)
+    return LabelledImages(np.stack(planes), label_ids, paths, spec.labels, tuple(skipped))
+
+
+def split(
+    dataset: LabelledImages, seed: int, held_out: float = 0.1
+) -> dict[str, npt.NDArray[np.intp]]:
+    """Indices of train, validation and test; the last two are each `held_out` of every class.
+
+    Images whose pixels occur more than once all go to train, so that no copy of a training image
+    is ever validated or tested. Depends on paths, pixels and seed, not on the order of reading.
+    """
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in dataset.images]
+    _, inverse, counts = np.unique(digests, return_inverse=True, return_counts=True)
+    is_single = counts[inverse] == 1
+    by_path = np.argsort(np.array(dataset.paths))
+    generator = np.random.default_rng(seed)
+    parts: dict[str, list[npt.NDArray[np.intp]]] = {name: [] for name in SPLITS}
+    for label_id in range(len(dataset.labels)):
+        members = by_path[dataset.label_ids[by_path] == label_id]
+        singles = generator.permutation(members[is_single[members]])
+        count = min(max(1, round(held_out * len(members))), len(singles) // 3)
+        parts["test"].append(singles[:count])
+        parts["validation"].append(singles[count : 2 * count])
+        parts["train"] += [singles[2 * count :], members[~is_single[members]]]
+    return {name: np.sort(np.concatenate(indices)) for name, indices in parts.items()}
+
+
+def write_split(
+    path: Path, dataset: LabelledImages, parts: dict[str, npt.NDArray[np.intp]]
+) -> None:
+    """Write one row `path,split` for each image held out; what is not listed is training."""
+    rows = sorted((dataset.paths[i], name) for name in SPLITS[1:] for i in parts[name])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("path", "split"))
+        writer.writerows(rows)
+
+
+def read_split(path: Path) -> dict[str, str]:
+    """Path -> split for each image held out, as `write_split` wrote it."""
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            split_of = {row["path"]: row["split"] for row in csv.DictReader(stream)}
+    except (OSError, KeyError, UnicodeDecodeError) as error:
+        raise ConfigError(f"expected a split with columns path,split at {path}: {error}") from error
+    if unknown := sorted(set(split_of.values()) - set(SPLITS)):
+        raise ConfigError(f"{path}: expected splits {', '.join(SPLITS)}, got {unknown[0]!r}")
+    return split_of
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Labelled images as tensors, fetched a whole batch at a time (no per-image Python)."""
+
+    def __init__(self, dataset: LabelledImages) -> None:
+        self.images = torch.from_numpy(dataset.images)[:, None]  # (N, 1, H, W)
+        self.label_ids = torch.from_numpy(dataset.label_ids)
+
+    def __len__(self) -> int:
+        return len(self.label_ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.label_ids[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """What DataLoader calls: uint8 (N, 1, H, W) and int64 (N,)."""
+        chosen = torch.as_tensor(indices)
+        return self.images[chosen], self.label_ids[chosen]

@@ -1,0 +1,151 @@
+"""From a trained network to the artifact that serving runs, proven equal on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import Tensor, nn
+
+from medserve.errors import ArchiveError
+from medserve.inference.engines import load_engine
+from medserve.spec import EngineName, Precision
+
+__all__ = [
+    "OUTPUTS",
+    "TOLERANCE",
+    "ClassifierArtifact",
+    "export_classifier",
+    "sha256",
+    "write_golden",
+]
+
+_log = logging.getLogger(__name__)
+
+OUTPUTS = ("logits", "novelty")
+TOLERANCE = 1e-4  # absolute; engines order their sums differently
+_OPSET = 18
+
+
+class ClassifierArtifact(nn.Module):
+    """What is exported for every classifier: calibrated logits and novelty from one pass.
+
+    Args:
+        network: Has `features(image) -> maps` and `classify(maps) -> logits`.
+        novelty: Takes the image and its maps.
+        temperature: Divides the logits (Guo et al., ICML 2017, arXiv:1706.04599).
+    """
+
+    def __init__(self, network: nn.Module, novelty: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.novelty = novelty
+        self.temperature: Tensor
+        self.register_buffer("temperature", torch.tensor(temperature))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Image float32 (N, C, H, W) in [0, 1] -> logits (N, K), novelty (N,)."""
+        maps = self.network.features(image)  # type: ignore[operator]
+        logits = self.network.classify(maps)  # type: ignore[operator]
+        return logits / self.temperature, self.novelty(image, maps)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where the artifact lies and how far its two forms are from eager torch."""
+
+    onnx: Path
+    torchscript: Path
+    largest_difference: float
+
+
+def export_classifier(artifact: ClassifierArtifact, folder: Path, example: Tensor) -> Exported:
+    """Write `model.onnx` and `model.pt`; ArchiveError where one differs from eager.
+
+    Args:
+        artifact: In eval mode, on the CPU.
+        folder: Made where it is missing.
+        example: Real images float32 (N, C, H, W), N >= 2; compared on the whole and on one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    artifact = artifact.eval()
+    _write_torchscript(artifact, folder / "model.pt", example)
+    _write_onnx(artifact, folder / "model.onnx", example)
+    largest = 0.0
+    for images in (example, example[:1]):
+        with torch.no_grad():
+            expected = dict(zip(OUTPUTS, artifact(images), strict=True))
+        for name in (EngineName.TORCHSCRIPT, EngineName.ONNXRUNTIME):
+            engine = load_engine(name, folder, precision=Precision.F32, threads=1)
+            answered = engine.run(images.numpy())
+            for key, value in expected.items():
+                difference = float(np.abs(answered[key] - value.numpy()).max())
+                largest = max(largest, difference)
+                if not difference <= TOLERANCE:
+                    raise ArchiveError(
+                        f"expected {name} to agree with eager torch within {TOLERANCE:g}, "
+                        f"but {key} differs by {difference:g}; do not ship this export"
+                    )
+    _log.info("TorchScript and ONNX agree with eager within %.1e", largest)
+    return Exported(folder / "model.onnx", folder / "model.pt", largest)
+
+
+def _write_torchscript(artifact: nn.Module, path: Path, example: Tensor) -> None:
+    with warnings.catch_warnings(), torch.no_grad():
+        # Deprecated since torch 2.10 without a successor that runs without its Python code.
+        warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
+        traced = torch.jit.trace(artifact, example)  # type: ignore[no-untyped-call]
+        torch.jit.save(torch.jit.freeze(traced), path)
+
+
+def _write_onnx(artifact: nn.Module, path: Path, example: Tensor) -> None:
+    program = torch.onnx.export(
+        artifact,
+        (example,),
+        input_names=["image"],
+        output_names=list(OUTPUTS),
+        opset_version=_OPSET,
+        dynamo=True,
+        dynamic_shapes={"image": {0: torch.export.Dim("N")}},
+        verbose=False,
+    )
+    assert program is not None  # dynamo=True returns the program
+    model = program.model_proto
+    # Source lines of the machine that trained have no place in a published file.
+    del model.metadata_props[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+        del value.metadata_props[:]
+    for function in model.functions:
+        for node in function.node:
+            del node.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save_model(model, path)
+
+
+def write_golden(folder: Path, tensor: npt.NDArray[np.float32], artifact: nn.Module) -> None:
+    """Write `golden_output.npz`: what eager torch answers to the golden input.
+
+    Args:
+        folder: Of the artifact; its `golden_input.png` decodes and preprocesses to `tensor`.
+        tensor: float32 (1, C, H, W).
+        artifact: In eval mode.
+    """
+    with torch.no_grad():
+        answers = artifact(torch.from_numpy(tensor))
+    arrays = {name: value.numpy() for name, value in zip(OUTPUTS, answers, strict=True)}
+    np.savez(folder / "golden_output.npz", tolerance=np.float32(TOLERANCE), **arrays)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
