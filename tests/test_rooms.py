@@ -1,0 +1,214 @@
+"""The contract that every room of `models/` keeps; a new room is found by its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import nn
+
+import models
+from medserve.archive import verify_archive
+from medserve.inference.engines import load_engine
+from medserve.packaging import build_archive
+from medserve.spec import EngineName, ModelSpec, Precision, Task
+
+_REPOSITORY = Path(__file__).parent.parent
+_MAX_WEIGHTS_BYTES = 20_000_000
+_AGREEMENT = 1e-4  # absolute and relative, between the artifact's two forms
+_FILES = (
+    "README.md",
+    "__init__.py",
+    "model-config.yaml",
+    "network.py",
+    "weights/golden_output.npz",
+    "weights/metrics.json",
+    "weights/model.onnx",
+    "weights/model.pt",
+)
+_HEADINGS = (
+    "## Intended use",
+    "## Input and output",
+    "## Training data",
+    "## Training",
+    "## Metrics",
+    "## Limits",
+    "## Files",
+)
+_LISTED = re.compile(r"([\w.-]+\.\w+)\b.*?\b([0-9a-f]{64})\b")  # a file and its SHA-256, one line
+
+# What TorchServe's worker does, without TorchServe's Java: run in the unpacked archive, with
+# nothing of the checkout in reach, load the handler by TorchServe's own rules, ask it once.
+_WORKER = """
+import json, sys
+from pathlib import Path
+
+checkout, name, handler = sys.argv[1:]
+here = str(Path.cwd())
+sys.path[:] = [here] + [each for each in sys.path if Path(each).resolve() != Path(checkout)]
+sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in repr(each).lower()]
+
+import yaml
+from ts.context import RequestProcessor
+from ts.model_loader import ModelLoaderFactory
+
+service = ModelLoaderFactory.get_model_loader().load(name, str(Path.cwd()), handler, None, 1)
+context = service.context
+context.request_ids = {0: "0a1b2c3d"}
+context.request_processor = [RequestProcessor({})]
+golden = next(Path.cwd().glob("golden_input.*")).read_bytes()
+answer = service._entry_point([{"data": bytearray(golden)}], context)[0]
+
+import handlers, medserve
+for package in (handlers, medserve):
+    assert Path(package.__file__).is_relative_to(Path.cwd()), package.__file__
+for stranger in ("models", "training", "medserve.client"):
+    assert stranger not in sys.modules, stranger
+print(bytes(answer).decode())
+"""
+
+
+@pytest.fixture(scope="module", params=models.names())
+def room(request: pytest.FixtureRequest) -> Path:
+    return models.room(request.param)
+
+
+@pytest.fixture(scope="module")
+def spec(room: Path) -> ModelSpec:
+    return models.spec(room.name)
+
+
+@pytest.fixture(scope="module")
+def archive(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("model_archiver", reason="needs the serve extra")
+    return build_archive(room.name, tmp_path_factory.mktemp("store"), _REPOSITORY)
+
+
+def network_of(room: Path) -> nn.Module:
+    """The network that `models.<name>.network` names first, with its defaults."""
+    module = importlib.import_module(f"models.{room.name}.network")
+    network = getattr(module, module.__all__[0])()
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def noise(spec: ModelSpec, items: int) -> npt.NDArray[np.float32]:
+    """Uniform noise as large as the network's input: (N, C, H, W) or (N, C, I, J, K)."""
+    shape = (items, spec.input.channels, *spec.input.size)
+    return np.random.default_rng(seed=1).random(shape, dtype=np.float32)
+
+
+def test_a_room_is_complete(room: Path) -> None:
+    missing = [name for name in _FILES if not (room / name).is_file()]
+    missing += [] if len(list(room.glob("weights/golden_input.*"))) == 1 else ["golden_input.*"]
+    missing += [] if list(room.glob("examples/*")) else ["examples/*"]
+    assert missing == []
+
+
+def test_the_configuration_names_the_room(room: Path, spec: ModelSpec) -> None:
+    assert spec.name == room.name
+    assert spec.title
+
+
+def test_the_card_has_its_headings_in_order(room: Path) -> None:
+    lines = (room / "README.md").read_text(encoding="utf-8").splitlines()
+    assert [line.strip() for line in lines if line.strip() in _HEADINGS] == list(_HEADINGS)
+
+
+def test_the_card_says_that_it_is_for_research(room: Path) -> None:
+    card = (room / "README.md").read_text(encoding="utf-8").lower()
+    assert "research" in card
+    assert "not a medical device" in card
+
+
+def test_the_digests_in_the_card_are_those_of_the_files(room: Path) -> None:
+    card = (room / "README.md").read_text(encoding="utf-8").partition("## Files")[2]
+    stated = dict(_LISTED.findall(card))
+    actual = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (room / "weights").iterdir()
+    }
+    assert {"model.onnx", "model.pt"} <= set(stated)
+    assert stated == {name: actual.get(name, "missing") for name in stated}
+
+
+def test_the_weights_stay_small(room: Path) -> None:
+    sizes = {path.name: path.stat().st_size for path in (room / "weights").iterdir()}
+    assert {name: size for name, size in sizes.items() if size > _MAX_WEIGHTS_BYTES} == {}
+
+
+def test_the_metrics_are_figures_of_an_evaluation(room: Path) -> None:
+    metrics = json.loads((room / "weights/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["n"] > 0
+
+
+def test_a_gradient_reaches_every_parameter_of_the_network(room: Path, spec: ModelSpec) -> None:
+    network = network_of(room)
+    logits = network(torch.from_numpy(noise(spec, items=2)))
+    logits.square().mean().backward()
+    assert logits.shape[:1] == (2,)
+    without = [
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
+    ]
+    assert without == []
+
+
+def test_a_classifier_has_one_logit_for_each_label(room: Path, spec: ModelSpec) -> None:
+    if spec.task is not Task.CLASSIFICATION:
+        pytest.skip("labels are channels here")
+    with torch.no_grad():
+        logits = network_of(room).eval()(torch.from_numpy(noise(spec, items=1)))
+    assert logits.shape == (1, len(spec.labels))
+
+
+def test_both_forms_of_the_artifact_agree_on_noise(room: Path, spec: ModelSpec) -> None:
+    outputs = [
+        load_engine(name, room / "weights", precision=Precision.F32, threads=1).run(
+            noise(spec, items=3)
+        )
+        for name in (EngineName.ONNXRUNTIME, EngineName.TORCHSCRIPT)
+    ]
+    assert list(outputs[0]) == list(outputs[1])
+    for name, expected in outputs[1].items():
+        assert len(expected) == 3
+        np.testing.assert_allclose(
+            outputs[0][name], expected, rtol=_AGREEMENT, atol=_AGREEMENT, err_msg=name
+        )
+
+
+def test_a_room_becomes_an_archive_that_verifies(archive: Path, spec: ModelSpec) -> None:
+    info = verify_archive(archive)
+    assert (info.name, info.version, info.spec) == (spec.name, spec.version, spec)
+
+
+def test_the_archive_alone_reproduces_its_golden_answer(
+    room: Path, archive: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ts", reason="needs the serve extra")
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    worker = subprocess.run(
+        [sys.executable, "-c", _WORKER, str(_REPOSITORY), room.name, f"{room.name}.py"],
+        cwd=tmp_path,
+        env=environment | {"MEDSERVE_ENGINE_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert worker.returncode == 0, worker.stderr
+    answer = json.loads(worker.stdout.splitlines()[-1])
+    assert answer["status"] == "ok"  # `initialize` raises unless it reproduces the golden output
+    assert answer["archive_digest"] == verify_archive(archive).digest
