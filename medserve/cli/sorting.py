@@ -70,9 +70,8 @@ class Manifest:
         self._path = out / MANIFEST
         self._model = model
         self._rows: dict[tuple[str, str], dict[str, str]] = {}  # by source and sha256
-        self._stored: dict[tuple[str, str], str] = {}  # folder and sha256 -> stored path
         for row in self._read():
-            self._note(row)
+            self._rows[row["source"], row["sha256"]] = row
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,20 +96,11 @@ class Manifest:
         """The row of a finished file, None while it is not finished."""
         return self._rows.get((source, sha256))
 
-    def stored(self, folder: str, sha256: str) -> str | None:
-        """Where the same content lies in a folder already."""
-        return self._stored.get((folder, sha256))
-
     def append(self, row: dict[str, Any]) -> None:
         """Add one finished file; on return the row is in the file."""
         text = {key: "" if value is None else str(value) for key, value in row.items()}
         self._writer.writerow({key: csv_cell(value) for key, value in text.items()})
         self._file.flush()
-        self._note(text)
-
-    def _note(self, row: dict[str, str]) -> None:
-        self._rows[row["source"], row["sha256"]] = row
-        self._stored[row["stored"].partition("/")[0], row["sha256"]] = row["stored"]
 
     def _read(self) -> Iterator[dict[str, str]]:
         if not self._path.exists():
@@ -192,9 +182,7 @@ class Sorter:
             folder, status = self._destination(result)
         except MedserveError:
             return Outcome("(no answer, run again)", failed=True)
-        stored = self.manifest.stored(folder, source.sha256)
-        if stored is None or not self._still_there(stored, len(source.content)):
-            stored = f"{folder}/{copy_new(source, self.out / folder)}"
+        stored = f"{folder}/{copy_new(source, self.out / folder)}"
         answer, error = result.classification, result.error
         self.manifest.append(
             {
@@ -238,8 +226,8 @@ def folder_name(label: str) -> str:
 def copy_new(source: _Source, folder: Path) -> str:
     """Store the bytes under the file's name or, where that is taken, a numbered one.
 
-    A file that already has the same content under one of these names is taken as the copy: an
-    earlier run may have ended between copy and manifest.
+    A file that already has the same content under one of these names is taken as the copy: it is
+    a twin, or an earlier run ended between copy and manifest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = 1

@@ -142,7 +142,7 @@ class AsyncClient:
         found: list[ModelStatus] = []
         page = 0
         while True:
-            request = management_pb2.ListModelsRequest(next_page_token=page)
+            request = management_pb2.ListModelsRequest(limit=100, next_page_token=page)
             text = await self._manage(self._management.ListModels, request)
             names, page = _answers.model_page(text)
             for name in names:

@@ -6,7 +6,8 @@ gRPC itself would repeat. So the text decides before the code does:
 | status | text | error | again? |
 |---|---|---|---|
 | any | `CODE: message` of medserve's handlers | the error of that code | BUSY |
-| INTERNAL | Model not found | UnknownModelError | |
+| INTERNAL | Model not found, Model version … does not exist | UnknownModelError | |
+| INTERNAL | BadRequestException | InvalidRequestError | |
 | INTERNAL | has no worker (queue full) | ServerBusyError | yes |
 | INTERNAL | Worker died (crash, time limit) | ServerFailedError | |
 | RESOURCE_EXHAUSTED | Worker died (killed from outside) | ServerBusyError | yes |
@@ -126,13 +127,11 @@ def _unavailable(text: str, address: str) -> Failure:
 
 
 def _internal(text: str) -> Failure:
-    if "Model not found" in text:
-        return Failure(
-            UnknownModelError(
-                f"the server has no such model ({text.removeprefix('Model not found: ')}); "
-                "`medserve models` lists what it has"
-            )
-        )
+    reason = text.partition("\n")[0]  # the name of a Java class follows
+    if "Model not found" in text or "does not exist for model" in text:
+        return Failure(UnknownModelError(f"{reason}; `medserve models` lists what the server has"))
+    if "BadRequestException" in text:
+        return Failure(InvalidRequestError(f"the server refuses the request: {reason}"))
     if "has no worker" in text:
         return Failure(
             ServerBusyError("the model's queue is full or its workers are down; try again later"),
@@ -145,7 +144,7 @@ def _internal(text: str) -> Failure:
                 "itself, the server's log tells why"
             )
         )
-    return Failure(ServerFailedError(text or "the server failed without saying why"))
+    return Failure(ServerFailedError(reason or "the server failed without saying why"))
 
 
 def _exhausted(text: str) -> Failure:

@@ -155,7 +155,7 @@ class Client:
         found: list[ModelStatus] = []
         page = 0
         while True:
-            request = management_pb2.ListModelsRequest(next_page_token=page)
+            request = management_pb2.ListModelsRequest(limit=100, next_page_token=page)
             names, page = _answers.model_page(self._manage(self._management.ListModels, request))
             for name in names:
                 found += self._describe(name)

@@ -79,7 +79,7 @@ class ListModelsRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     limit: _builtins.int
-    """Bounds the models on a page, 1 to 1000; 0 means 100."""
+    """Bounds the models on a page, 1 to 100; 0 gives an empty page."""
     next_page_token: _builtins.int
     """Continues behind the page that gave this token; 0 means the first page."""
     def __init__(

@@ -172,7 +172,7 @@ def test_file_without_a_usable_token_is_refused(
         (["predict", "mednist", "-", "-"], "once at most"),
         (["predict", "mednist", "{images}", "--address", "nonsense"], "host:port"),
         (["predict", "mednist", "{images}", "--address", "127.0.0.1:9"], "medserve serve"),
-        (["predict", "nosuch", "{images}"], "no such model"),
+        (["predict", "nosuch", "{images}"], "Model not found"),
         (["predict", "mednist", "{images}", "--out", "{images}/c.png"], "file"),
         (["predict", "mednist"], "Missing argument"),
     ],

@@ -168,16 +168,17 @@ def test_file_that_is_in_the_way_is_kept(
     assert (out / "Hand" / "a-4.png").read_bytes() == b"Hand 2"
 
 
-def test_same_content_is_stored_once_and_listed_twice(
+def test_twins_of_name_and_content_share_one_copy(
     medserve: Medserve, fake: FakeServer, tmp_path: Path
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
-    (folder / "x.png").write_bytes(b"Hand")
-    (folder / "y.png").write_bytes(b"Hand")
+    (folder / "ward").mkdir(parents=True)
+    for name in ("x.png", "ward/x.png", "y.png"):
+        (folder / name).write_bytes(b"Hand")
     medserve("sort", folder, "--out", out, "--address", fake.address)
-    assert tree(out) == {"Hand/x.png": b"Hand"}
-    assert [row["stored"] for row in manifest(out)] == ["Hand/x.png", "Hand/x.png"]
+    assert tree(out) == {"Hand/x.png": b"Hand", "Hand/y.png": b"Hand"}
+    stored = {row["source"]: row["stored"] for row in manifest(out)}
+    assert stored["x.png"] == stored["ward/x.png"] == "Hand/x.png"
 
 
 def test_changed_file_is_sorted_again(

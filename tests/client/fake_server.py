@@ -124,8 +124,11 @@ class FakeServer(
     def ListModels(self, request: Any, context: Any) -> management_pb2.ManagementResponse:  # noqa: D102
         names = sorted(self.workers)
         page = request.next_page_token
+        size = min(request.limit, 1)  # TorchServe gives none for 0; here pages are short
         content: dict[str, Any] = {
-            "models": [{"modelName": name, "modelUrl": f"{name}.mar"} for name in names[page:][:1]]
+            "models": [
+                {"modelName": name, "modelUrl": f"{name}.mar"} for name in names[page:][:size]
+            ]
         }
         if page + 1 < len(names):  # one model a page
             content["nextPageToken"] = str(page + 1)
@@ -157,7 +160,11 @@ class FakeServer(
 
     def _answer(self, request: inference_pb2.PredictionsRequest) -> bytes:
         if request.model_name not in self.workers:
-            refuse(grpc.StatusCode.INTERNAL, f"Model not found: {request.model_name}")
+            refuse(
+                grpc.StatusCode.INTERNAL,
+                f"Model not found: {request.model_name}\n"
+                "org.pytorch.serve.archive.model.ModelNotFoundException",
+            )
         version = request.model_version or self.versions[-1]
         content: dict[str, Any] = {
             "model": request.model_name,

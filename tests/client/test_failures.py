@@ -30,6 +30,7 @@ from medserve.errors import (
 )
 from tests.client.fake_server import FakeServer, passing, refusing, serving, waiting
 
+JAVA = "org.pytorch.serve.archive.model"
 NO_WORKER = 'Model "mednist" has no worker to serve inference request. Please use scale workers API'
 
 
@@ -37,6 +38,17 @@ NO_WORKER = 'Model "mednist" has no worker to serve inference request. Please us
     ("code", "text", "expected"),
     [
         ("INTERNAL", "Model not found: mednist", UnknownModelError),
+        ("INTERNAL", f"Model not found: mednist\n{JAVA}.ModelNotFoundException", UnknownModelError),
+        (
+            "INTERNAL",
+            f"Model version: 9 does not exist for model: mednist\n{JAVA}.ModelVersion…",
+            UnknownModelError,
+        ),
+        (
+            "INTERNAL",
+            "Parameter model_name is required.\nBadRequestException.()",
+            InvalidRequestError,
+        ),
         ("INTERNAL", NO_WORKER, ServerBusyError),
         ("INTERNAL", "Worker died.", ServerFailedError),
         ("INTERNAL", "anything else", ServerFailedError),

@@ -1,0 +1,103 @@
+"""The command line against the real TorchServe, in processes of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medserve.server import Server
+from tests.tiny_room import LABELS, bright_tile, make_checkout
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for place in range(300):
+        content = bright_tile(place % 6)
+        broken = place in (5, 100, 250)
+        (folder / f"{place:03}.png").write_bytes(content[:50] if broken else content)
+    return folder
+
+
+def medserve(
+    *arguments: object, server: Server | None = None, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user would; `server` is found through the environment."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDSERVE_")}
+    if server is not None:
+        environment["MEDSERVE_ADDRESS"] = server.inference_address
+        environment["MEDSERVE_MANAGEMENT_ADDRESS"] = server.management_address
+    return subprocess.run(
+        [sys.executable, "-m", "medserve.cli.main", *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_300_images_are_classified_by_one_call(server: Server, images: Path) -> None:
+    run = medserve("predict", "tiny", images, "--json", server=server)
+    assert run.returncode == 1, run.stderr  # three are broken
+    answers = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [Path(each["path"]).name for each in answers] == [f"{n:03}.png" for n in range(300)]
+    for place, answer in enumerate(answers):
+        if place in (5, 100, 250):
+            assert answer["error"]["code"] == "INVALID_IMAGE"
+        else:
+            assert answer["label"] == LABELS[place % 6]
+            assert answer["archive_digest"].startswith("sha256:")
+
+
+def test_images_are_sorted_into_folders(server: Server, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("sort", images, "--out", out, "--model", "tiny")
+    run = medserve(*arguments, server=server)
+    assert run.returncode == 1, run.stderr
+    assert len(list((out / "_errors").iterdir())) == 3
+    assert sum(len(list((out / label).iterdir())) for label in LABELS) == 297
+    with (out / "manifest.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 300
+    again = medserve(*arguments, server=server)
+    assert "sorted before" in again.stdout
+    assert len(list(out.rglob("*.png"))) == 300
+
+
+def test_models_and_ping_tell_what_is_ready(server: Server, models: tuple[str, ...]) -> None:
+    listed = medserve("models", "--json", server=server)
+    assert sorted(each["name"] for each in json.loads(listed.stdout)) == list(models)
+    ping = medserve("ping", server=server)
+    assert ping.returncode == 0
+    assert ping.stdout.splitlines()[-1] == "ready"
+
+
+@pytest.mark.parametrize("command", [("ping",), ("models",), ("predict", "tiny", ".")])
+def test_dead_server_is_one_line_and_exit_code_2(command: tuple[str, ...], images: Path) -> None:
+    run = medserve(*command, "--address", "127.0.0.1:9", folder=images)
+    assert run.returncode == 2
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert run.stdout == ""
+
+
+def test_demo_shows_answers_and_pictures_for_every_room(tmp_path: Path) -> None:
+    checkout = make_checkout(tmp_path / "checkout")
+    examples = checkout / "models" / "tiny" / "examples"
+    examples.mkdir()
+    for place, label in enumerate(LABELS):
+        (examples / f"{label}.png").write_bytes(bright_tile(place))
+    run = medserve("demo", "--out", tmp_path / "outputs", folder=checkout)
+    assert run.returncode == 0, run.stderr
+    assert "INVALID_IMAGE" in run.stdout  # the damaged one, as it should
+    answers = json.loads((tmp_path / "outputs" / "demo.json").read_text())
+    assert [each.get("label") for each in answers] == [*sorted(LABELS), None]
+    assert (tmp_path / "outputs" / "tiny.png").read_bytes().startswith(b"\x89PNG")
+    assert (checkout / "model_store" / "tiny-1.0.mar").exists()

@@ -1,0 +1,145 @@
+"""Both clients against the real TorchServe."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from medserve.client import AsyncClient, Client, Limits, Tokens
+from medserve.errors import AuthenticationError, PayloadTooLargeError
+from medserve.server import Server, ServerConfig
+from tests.phantoms import raster_bytes
+from tests.serving.conftest import TinyArchive
+from tests.tiny_room import LABELS, bright_tile
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.inference_address, management_address=server.management_address) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    tiny_archive: TinyArchive, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server of this module's own: with keys, and with small messages."""
+    store = tmp_path_factory.mktemp("guarded") / "store"
+    tiny_archive(store)
+    with Server(ServerConfig(store, token_auth=True, max_message_bytes=2**20)) as running:
+        yield running
+
+
+@pytest.fixture
+def tokens(guarded: Server) -> Tokens:
+    assert guarded.key_file is not None
+    keys = json.loads(guarded.key_file.read_text())
+    return Tokens(keys["inference"]["key"], keys["management"]["key"])
+
+
+def open_client(
+    server: Server, tokens: Tokens | str | None, limits: Limits | None = None
+) -> Client:
+    return Client(
+        server.inference_address,
+        management_address=server.management_address,
+        token=tokens,
+        timeout_s=60,
+        limits=limits,
+    )
+
+
+def test_every_image_gets_its_class_and_its_archive(client: Client, server: Server) -> None:
+    results = client.classify("tiny", [bright_tile(place % 6) for place in range(100)])
+    assert [r.unwrap().label for r in results] == [LABELS[place % 6] for place in range(100)]
+    [digest] = {result.provenance.archive_digest for result in results}
+    assert digest in {model.digest for model in server.ready}
+    assert {result.provenance.version for result in results} == {"1.0"}
+
+
+def test_both_clients_give_the_same_answers(client: Client, server: Server) -> None:
+    images = [bright_tile(place % 6) for place in range(70)] + [b"broken"]
+
+    async def ask() -> list[str]:
+        async with AsyncClient(server.inference_address) as client:
+            return [str(r.outcome) for r in await client.classify("tiny", images)]
+
+    assert asyncio.run(ask()) == [str(r.outcome) for r in client.classify("tiny", images)]
+
+
+def test_raw_answer_is_shaped_by_its_params(client: Client) -> None:
+    answer = json.loads(client.predict("tiny", bright_tile(0), {"top_k": 3}))
+    assert len(answer["top"]) == 3
+    assert answer["status"] == "ok"
+
+
+def test_models_tell_what_is_ready(client: Client, models: tuple[str, ...]) -> None:
+    found = client.models()
+    assert sorted(status.name for status in found) == list(models)
+    assert all(status.ready and status.default for status in found)
+    client.wait_ready(models, timeout_s=10)
+    assert client.ping() == "Healthy"
+
+
+def test_keys_of_the_server_open_both_of_its_apis(guarded: Server, tokens: Tokens) -> None:
+    with open_client(guarded, tokens) as client:
+        assert client.classify_one("tiny", bright_tile(1)).label == "top-middle"
+        assert client.models()[0].ready
+
+
+@pytest.mark.parametrize("token", [None, "wrong"])
+def test_refused_key_is_told(token: str | None, guarded: Server) -> None:
+    with open_client(guarded, token) as client:
+        with pytest.raises(AuthenticationError):
+            client.classify("tiny", [bright_tile(1)])
+        with pytest.raises(AuthenticationError):
+            client.models()
+
+
+def noise(side: int) -> bytes:
+    """A PNG that does not compress: about side * side bytes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side), dtype=np.uint8)
+    return raster_bytes(pixels)
+
+
+def test_file_over_the_limit_of_the_server_costs_only_itself(
+    guarded: Server, tokens: Tokens
+) -> None:
+    images = [bright_tile(0), noise(1200), bright_tile(1)]
+    with open_client(guarded, tokens) as client:
+        first, large, last = client.classify("tiny", images)
+    assert type(large.error) is PayloadTooLargeError
+    assert [first.unwrap().label, last.unwrap().label] == ["top-left", "top-middle"]
+
+
+def test_calls_over_the_limit_of_the_server_are_made_smaller(
+    guarded: Server, tokens: Tokens
+) -> None:
+    with open_client(guarded, tokens) as client:  # 12 x 250 kB in one call at first
+        results = client.classify("tiny", [noise(500)] * 12)
+    assert all(result.classification for result in results)
+
+
+def test_killed_worker_costs_no_answer(guarded: Server, tokens: Tokens) -> None:
+    images = [bright_tile(place % 6) for place in range(400)]
+    with open_client(guarded, tokens, Limits(items_per_call=2)) as client:
+        stream = client.classify_each("tiny", images)
+        labels = [next(stream).unwrap().label]
+        for worker in psutil.Process(guarded.pid).children(recursive=True):
+            if "model_service_worker" in " ".join(worker.cmdline()):
+                worker.kill()
+        labels += [result.unwrap().label for result in stream]
+    assert labels == [LABELS[place % 6] for place in range(400)]
+
+
+def test_files_are_read_where_they_lie(client: Client, tmp_path: Path) -> None:
+    for place in range(6):
+        (tmp_path / f"{place}.png").write_bytes(bright_tile(place))
+    results = client.classify("tiny", sorted(tmp_path.iterdir()))
+    assert [result.unwrap().label for result in results] == list(LABELS)
