@@ -26,6 +26,7 @@ from medserve.spec import InputSpec
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+    from pydicom.uid import UID
 
 __all__ = ["decode", "prepare"]
 
@@ -48,6 +49,7 @@ _PHOTOMETRIC = (
     "YBR_RCT", "YBR_ICT",
 )  # fmt: skip
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
+_RLE = "1.2.840.10008.1.2.5"
 _DAMAGED = (
     "expected a whole DICOM image, got one whose {part} is damaged or cut short; "
     "export it again from the archive"
@@ -113,13 +115,18 @@ def _check(dataset: Dataset, limits: InputSpec) -> None:
             "interpretation; convert it to MONOCHROME2 or RGB"
         )
     check_size(int(dataset.Rows), int(dataset.Columns), limits)
+    # Of bytes beyond the frame, run lengths would still be unpacked, 64 times their size.
+    samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel") or 1)
+    whole = samples * int(dataset.get("BitsAllocated") or 8) // 8
+    if _syntax(dataset) == _RLE and len(dataset.PixelData) > 2 * whole + 4096:
+        raise InvalidImageError(_DAMAGED.format(part="pixel data"))
 
 
 def _stored_values(dataset: Dataset) -> npt.NDArray[Any]:
     """Decoded pixel data (H, W) or (H, W, 3); YBR is RGB already."""
     from pydicom.pixels.decoders.base import get_decoder
 
-    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+    syntax = _syntax(dataset)
     if syntax is None:
         raise InvalidImageError(
             "expected a DICOM file that states its transfer syntax, got none; "
@@ -139,6 +146,11 @@ def _stored_values(dataset: Dataset) -> npt.NDArray[Any]:
         return decoder.as_array(dataset, index=0)[0]
     except Exception:  # pydicom quotes values in what it raises
         raise InvalidImageError(_DAMAGED.format(part="pixel data")) from None
+
+
+def _syntax(dataset: Dataset) -> UID | None:
+    """How the pixel data are encoded; None where the file does not say."""
+    return getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
 
 
 def _colour(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.float32] | None:

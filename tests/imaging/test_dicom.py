@@ -191,6 +191,17 @@ def without(name: str) -> bytes:
     return saved(dataset)
 
 
+def rle_bomb() -> bytes:
+    """Run lengths that would unpack to 64 times their size, for 24 x 40 pixels."""
+    from pydicom.encaps import encapsulate
+
+    header = (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + b"\0" * 56
+    dataset = dicom_dataset(disc(), RLELossless)
+    dataset.PixelData = encapsulate([header + b"\x81\0" * 50_000])
+    dataset["PixelData"].VR = "OB"
+    return saved(dataset)
+
+
 def compressed_as(syntax: UID) -> bytes:
     from pydicom.encaps import encapsulate
 
@@ -216,6 +227,7 @@ REFUSED: list[tuple[bytes, type[MedserveError], str]] = [
     (dicom_bytes(disc(4, 4)), InvalidImageError, "at least 8 x 8"),
     (compressed_as(MPEG2MPML), InvalidImageError, "got transfer syntax MPEG2 Main.*decompress it"),
     (compressed_as(MPEG2MPML).replace(b"1.2.4.100", b"1.2.4.999"), InvalidImageError, "not known"),
+    (rle_bomb(), InvalidImageError, "pixel data is damaged"),
     (saved(dicom_dataset(disc(), DeflatedExplicitVRLittleEndian)), InvalidImageError, "Deflated"),
     (dicom_bytes(disc(), PhotometricInterpretation="DOE"), InvalidImageError, "photometric"),
     (
