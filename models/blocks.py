@@ -31,8 +31,6 @@ class ResidualBlock2d(nn.Module):
         if stride > 1 or in_channels != channels:
             pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
             self.shortcut = nn.Sequential(pool, conv_norm_2d(in_channels, channels, 1))
-        # Start as the identity: the first epochs are calmer (arXiv:1706.02677, section 5.1).
-        nn.init.zeros_(self.second.get_submodule("1").weight)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (N, C, H, W) -> (N, channels, H / stride, W / stride); H and W divisible."""
