@@ -71,10 +71,15 @@ def centre_of_mass_mm(
 
 
 @st.composite
-def geometries(draw: st.DrawFn, smallest: int = 3, largest: int = 12) -> Geometry:
+def geometries(
+    draw: st.DrawFn,
+    smallest: int = 3,
+    largest: int = 12,
+    spacing_mm: tuple[float, float] = (0.3, 4.0),
+) -> Geometry:
     """Grids of any axis order, mirroring, rotation, spacing and position."""
     shape = [draw(st.integers(smallest, largest)) for _ in range(3)]
-    spacing = [draw(st.floats(0.3, 4.0)) for _ in range(3)]
+    spacing = [draw(st.floats(*spacing_mm)) for _ in range(3)]
     angles = [draw(st.floats(-0.4, 0.4)) for _ in range(3)]
     axes = draw(st.sampled_from(list(itertools.permutations(range(3)))))
     signs = [draw(st.sampled_from((-1.0, 1.0))) for _ in range(3)]
