@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import grpc
@@ -11,24 +9,14 @@ import pytest
 
 from medserve.client import Client, TlsConfig
 from medserve.errors import ServerUnreachableError
+from tests.client.certificates import HAVE_OPENSSL, self_signed
 from tests.client.fake_server import FakeServer, serving
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
-
-
-def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """A self-signed certificate for localhost, and its key."""
-    folder.mkdir(exist_ok=True)
-    chain, key = folder / f"{name}.pem", folder / f"{name}.key"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-    names = ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost"]
-    files = ["-keyout", str(key), "-out", str(chain)]
-    subprocess.run([*command.split(), *names, *files], check=True, capture_output=True)
-    return chain, key
+pytestmark = pytest.mark.skipif(not HAVE_OPENSSL, reason="needs openssl")
 
 
 def test_trusted_server_answers_over_tls(tmp_path: Path) -> None:
-    chain, key = certificate(tmp_path, "server")
+    chain, key = self_signed(tmp_path, "server")
     identity = grpc.ssl_server_credentials([(key.read_bytes(), chain.read_bytes())])
     tls = TlsConfig(ca_file=chain, server_name="localhost")
     with serving(FakeServer(), tls=identity) as fake, Client(fake.address, tls=tls) as client:
@@ -36,8 +24,8 @@ def test_trusted_server_answers_over_tls(tmp_path: Path) -> None:
 
 
 def test_server_of_another_authority_is_refused(tmp_path: Path) -> None:
-    chain, key = certificate(tmp_path, "server")
-    stranger, _ = certificate(tmp_path, "stranger")
+    chain, key = self_signed(tmp_path, "server")
+    stranger, _ = self_signed(tmp_path, "stranger")
     identity = grpc.ssl_server_credentials([(key.read_bytes(), chain.read_bytes())])
     tls = TlsConfig(ca_file=stranger, server_name="localhost")
     with (
@@ -48,9 +36,9 @@ def test_server_of_another_authority_is_refused(tmp_path: Path) -> None:
         client.ping()
 
 
-def test_client_proves_itself_with_its_own_certificate(tmp_path: Path) -> None:
-    chain, key = certificate(tmp_path, "server")
-    own_chain, own_key = certificate(tmp_path, "client")
+def test_client_proves_itself_with_its_own_self_signed(tmp_path: Path) -> None:
+    chain, key = self_signed(tmp_path, "server")
+    own_chain, own_key = self_signed(tmp_path, "client")
     identity = grpc.ssl_server_credentials(
         [(key.read_bytes(), chain.read_bytes())], own_chain.read_bytes(), require_client_auth=True
     )

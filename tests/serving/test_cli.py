@@ -101,3 +101,22 @@ def test_demo_shows_answers_and_pictures_for_every_room(tmp_path: Path) -> None:
     assert [each.get("label") for each in answers] == [*sorted(LABELS), None]
     assert (tmp_path / "outputs" / "tiny.png").read_bytes().startswith(b"\x89PNG")
     assert (checkout / "model_store" / "tiny-1.0.mar").exists()
+
+
+def test_demo_ends_with_1_where_an_example_gets_no_answer(tmp_path: Path) -> None:
+    checkout = make_checkout(tmp_path / "checkout")
+    examples = checkout / "models" / "tiny" / "examples"
+    examples.mkdir()
+    (examples / "a.png").write_bytes(bright_tile(0))
+    (examples / "b.png").write_bytes(b"no picture")
+    run = medserve("demo", "--out", tmp_path / "outputs", folder=checkout)
+    assert run.returncode == 1, run.stderr
+    answers = json.loads((tmp_path / "outputs" / "demo.json").read_text())
+    assert [each["status"] for each in answers] == ["ok", "error", "error"]
+
+
+def test_demo_of_a_room_that_is_none_is_told(tmp_path: Path) -> None:
+    checkout = make_checkout(tmp_path / "checkout")
+    run = medserve("demo", "nosuch", folder=checkout)
+    assert run.returncode == 2
+    assert "expected one of tiny" in run.stderr

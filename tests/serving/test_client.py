@@ -11,9 +11,10 @@ import numpy as np
 import psutil
 import pytest
 
-from medserve.client import AsyncClient, Client, Limits, Tokens
-from medserve.errors import AuthenticationError, PayloadTooLargeError
+from medserve.client import AsyncClient, Client, Limits, TlsConfig, Tokens
+from medserve.errors import AuthenticationError, PayloadTooLargeError, ServerUnreachableError
 from medserve.server import Server, ServerConfig
+from tests.client.certificates import HAVE_OPENSSL, self_signed
 from tests.phantoms import raster_bytes
 from tests.serving.conftest import TinyArchive
 from tests.tiny_room import LABELS, bright_tile
@@ -29,10 +30,18 @@ def client(server: Server) -> Iterator[Client]:
 def guarded(
     tiny_archive: TinyArchive, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """A server of this module's own: with keys, and with small messages."""
-    store = tmp_path_factory.mktemp("guarded") / "store"
-    tiny_archive(store)
-    with Server(ServerConfig(store, token_auth=True, max_message_bytes=2**20)) as running:
+    """A server of this module's own: with keys, with TLS where openssl is, with small messages."""
+    folder = tmp_path_factory.mktemp("guarded")
+    tiny_archive(folder / "store")
+    chain, key = self_signed(folder, "server") if HAVE_OPENSSL else (None, None)
+    config = ServerConfig(
+        folder / "store",
+        token_auth=True,
+        certificate=chain,
+        private_key=key,
+        max_message_bytes=2**20,
+    )
+    with Server(config) as running:
         yield running
 
 
@@ -46,10 +55,12 @@ def tokens(guarded: Server) -> Tokens:
 def open_client(
     server: Server, tokens: Tokens | str | None, limits: Limits | None = None
 ) -> Client:
+    authority = server.config.certificate
     return Client(
         server.inference_address,
         management_address=server.management_address,
         token=tokens,
+        tls=TlsConfig(authority, server_name="localhost") if authority else None,
         timeout_s=60,
         limits=limits,
     )
@@ -85,6 +96,16 @@ def test_models_tell_what_is_ready(client: Client, models: tuple[str, ...]) -> N
     assert all(status.ready and status.default for status in found)
     client.wait_ready(models, timeout_s=10)
     assert client.ping() == "Healthy"
+
+
+def test_plain_text_against_tls_is_told(guarded: Server, tokens: Tokens) -> None:
+    if guarded.config.certificate is None:
+        pytest.skip("needs openssl")
+    with (
+        Client(guarded.inference_address, token=tokens, limits=Limits(attempts=1)) as client,
+        pytest.raises(ServerUnreachableError),
+    ):
+        client.ping()
 
 
 def test_keys_of_the_server_open_both_of_its_apis(guarded: Server, tokens: Tokens) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import filecmp
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sized
 from pathlib import Path
 
 import pytest
-from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    FileDescriptorProto,
+    FileDescriptorSet,
+)
 
 ROOT = Path(__file__).parents[2]
 WIRE = ROOT / "medserve" / "wire"
@@ -43,6 +49,25 @@ def test_descriptor_set_holds_every_contract_and_its_imports(tmp_path: Path) -> 
     } <= names
 
 
+def test_every_element_has_a_comment(tmp_path: Path) -> None:
+    generate(tmp_path, "--protoset", str(tmp_path / "all"))
+    for file in FileDescriptorSet.FromString((tmp_path / "all").read_bytes()).file:
+        if file.name.startswith("medserve/"):
+            commented = {
+                tuple(place.path)
+                for place in file.source_code_info.location
+                if place.leading_comments.strip()
+            }
+            assert elements(file) - commented == set(), file.name
+
+
+@pytest.mark.skipif(shutil.which("buf") is None, reason="needs buf (npm: @bufbuild/buf)")
+def test_contracts_are_clean_for_buf(tmp_path: Path) -> None:
+    generate(tmp_path, "--protoset", str(tmp_path / "all"))
+    command = ["buf", "lint", f"{tmp_path / 'all'}#format=binpb"]
+    subprocess.run([*command, "--config", str(ROOT / "protos" / "buf.yaml")], check=True)
+
+
 @pytest.mark.parametrize("name", ["inference", "management"])
 def test_contract_equals_the_one_inside_torchserve(name: str, tmp_path: Path) -> None:
     ts = pytest.importorskip("ts", reason="TorchServe's jar (serve extra) holds its contracts")
@@ -54,6 +79,27 @@ def test_contract_equals_the_one_inside_torchserve(name: str, tmp_path: Path) ->
     generate(tmp_path, "--protoset", str(tmp_path / "ours"))
     theirs = contract(tmp_path / "theirs", f"{name}.proto")
     assert contract(tmp_path / "ours", f"medserve/wire/{name}.proto") == theirs
+
+
+def elements(file: FileDescriptorProto) -> set[tuple[int, ...]]:
+    """Where services, methods, messages and fields stand: paths of descriptor.proto's numbers."""
+    found = {(6, s, *m) for s, each in enumerate(file.service) for m in members(each.method, 2)}
+    for place, message in enumerate(file.message_type):
+        found |= of_message(message, (4, place))
+    return found
+
+
+def of_message(message: DescriptorProto, path: tuple[int, ...]) -> set[tuple[int, ...]]:
+    found = {(*path, *m) for m in members(message.field, 2)}
+    for place, nested in enumerate(message.nested_type):
+        if not nested.options.map_entry:
+            found |= of_message(nested, (*path, 3, place))
+    return found
+
+
+def members(items: Sized, number: int) -> list[tuple[int, ...]]:
+    """The element itself and each of its members."""
+    return [(), *((number, place) for place in range(len(items)))]
 
 
 def contract(protoset: Path, name: str) -> FileDescriptorProto:
