@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -42,6 +40,7 @@ from medserve.ports import (
     resolve,
 )
 from medserve.readiness import Endpoint, ReadyModel, Target, prove
+from medserve.run_folder import RunFolder
 from medserve.settings import Address
 from medserve.store import default_versions, select_archives
 from medserve.torchserve_config import (
@@ -114,7 +113,7 @@ class Server:
         self.archives: list[ArchiveInfo] = select_archives(config.store, config.models)
         self._defaults = default_versions(self.archives, config.defaults)
         self._ports = config.ports
-        self._run_dir: Path | None = None
+        self._folder: RunFolder | None = None
         self._process: subprocess.Popen[str] | None = None
         self._log: EngineLog | None = None
 
@@ -160,9 +159,9 @@ class Server:
     @property
     def key_file(self) -> Path | None:
         """The file with the keys, None without token authorization."""
-        if not self.token_auth or self._run_dir is None:
+        if not self.token_auth or self._folder is None:
             return None
-        return self._run_dir / "key_file.json"
+        return self._folder.path / "key_file.json"
 
     @property
     def pid(self) -> int | None:
@@ -172,7 +171,7 @@ class Server:
     @property
     def run_dir(self) -> Path | None:
         """The private folder while the server runs."""
-        return self._run_dir
+        return self._folder.path if self._folder else None
 
     @property
     def engine_threads(self) -> int:
@@ -189,20 +188,22 @@ class Server:
         """
         java = find_java()
         self._ports = choose_ports(self.host, self.config.ports)
-        self._run_dir = Path(tempfile.mkdtemp(prefix="medserve-"))  # mode 700
-        write_run_dir(self._run_dir, self._engine_settings())
+        self._folder = RunFolder.create()
+        folder = self._folder.path
+        write_run_dir(folder, self._engine_settings())
         for info in self.archives:
-            self._stored(info).symlink_to(info.path.resolve())
-        command = java_command(java, self._run_dir, self.config.max_message_bytes)
+            (folder / "store" / _file_name(info)).symlink_to(info.path.resolve())
+        command = java_command(java, folder, self.config.max_message_bytes)
         if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
             guard = [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid())]
             command = guard + command
         self._process = subprocess.Popen(
             command,
-            cwd=self._run_dir,
+            cwd=folder,
             env=engine_environment(
-                os.environ, self._run_dir, self.engine_threads, self.config.max_message_bytes
+                os.environ, folder, self.engine_threads, self.config.max_message_bytes
             ),
+            pass_fds=(self._folder.lock_fd,),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -254,22 +255,18 @@ class Server:
                 _kill_group(process)
             if self._log is not None:
                 self._log.join(timeout_s=2.0)
-            if self._run_dir is not None:
-                shutil.rmtree(self._run_dir, ignore_errors=True)
-            self._run_dir, self.ready = None, ()
+            if self._folder is not None:
+                self._folder.remove()
+            self._folder, self.ready = None, ()
 
     def _workers(self, info: ArchiveInfo) -> int:
         return self.config.workers or info.spec.serving.min_workers
-
-    def _stored(self, info: ArchiveInfo) -> Path:
-        assert self._run_dir is not None
-        return self._run_dir / "store" / f"{info.name}-{info.version}.mar"
 
     def _engine_settings(self) -> EngineSettings:
         return EngineSettings(
             host=self.host,
             ports=self._ports,
-            archives=[self._stored(info).name for info in self.archives],
+            archives=[_file_name(info) for info in self.archives],
             max_message_bytes=self.config.max_message_bytes,
             token_auth=self.token_auth,
             certificate=self.config.certificate,
@@ -332,6 +329,10 @@ def available_cores() -> int:
     except (OSError, ValueError):  # no such file, or "max": no quota
         pass
     return cores or 1
+
+
+def _file_name(info: ArchiveInfo) -> str:
+    return f"{info.name}-{info.version}.mar"
 
 
 def _kill_group(process: subprocess.Popen[str]) -> None:

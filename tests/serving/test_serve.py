@@ -288,20 +288,20 @@ def test_sigterm_lets_a_running_request_finish_and_leaves_nothing(
     assert [answer["label"] for answer in answers] == [LABELS[0]], output
     assert slow.process.returncode == 0
     assert gone(pids)
-    assert not list(tmp_path.glob("medserve-*"))
+    assert not list(tmp_path.glob("medserve-serve-*"))
     assert not slow.ready_file.exists()
 
 
 def test_sigterm_while_starting_leaves_nothing_either(slow: Served, tmp_path: Path) -> None:
     end = time.monotonic() + 30
-    while not list(tmp_path.glob("medserve-*/config.properties")) and time.monotonic() < end:
+    while not list(tmp_path.glob("medserve-serve-*/config.properties")) and time.monotonic() < end:
         time.sleep(0.01)
     pids = family(slow.process.pid)
     slow.process.send_signal(signal.SIGTERM)
     slow.process.communicate(timeout=40)
     assert slow.process.returncode == 130
     assert gone(pids)
-    assert not list(tmp_path.glob("medserve-*"))
+    assert not list(tmp_path.glob("medserve-serve-*"))
 
 
 def test_a_killed_parent_takes_java_and_the_workers_along(slow: Served) -> None:
