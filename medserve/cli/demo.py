@@ -101,7 +101,8 @@ class _Answer:
 
 def demo(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", show_default="every room")
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="Rooms to show.", show_default="every room"),
     ] = None,
     store: Annotated[
         Path | None,
@@ -113,7 +114,7 @@ def demo(
 ) -> None:
     """Build every archive, start the server, send real images, show the answers, stop.
 
-    Exit code: 0 every example got its answer, 1 some did not, 2 the server did not come up.
+    Exit code: 0 every example got its answer, 1 some did not, 2 no server came up.
     """
     root = find_checkout()
     names = models or room_names(root)

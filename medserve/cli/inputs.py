@@ -36,10 +36,13 @@ def walk(folder: Path, *, without: Path | None = None) -> Iterator[Path]:
     """All files under a folder, sorted, without hidden ones and without the folder `without`.
 
     A link counts if it leads to a file inside the folder; links to folders are not followed.
+
+    Raises:
+        ConfigError: a folder cannot be read, so that files would be missed.
     """
     root = folder.resolve()
     excluded = None if without is None else without.resolve()
-    for current, folders, names in os.walk(folder):
+    for current, folders, names in os.walk(folder, onerror=_refuse):
         here = Path(current)
         folders[:] = sorted(
             name
@@ -50,6 +53,10 @@ def walk(folder: Path, *, without: Path | None = None) -> Iterator[Path]:
             path = here / name
             if not name.startswith(".") and _is_ours(path, root):
                 yield path
+
+
+def _refuse(error: OSError) -> None:
+    raise ConfigError(f"{shown(str(error.filename))}: {error.strerror}") from error
 
 
 def _is_ours(path: Path, root: Path) -> bool:

@@ -64,7 +64,7 @@ def ping(
 ) -> None:
     """Tell whether a server can answer: it is up, and every model has a worker that is ready.
 
-    Exit code: 0 all ready, 1 some model is not (or there is none), 2 no server.
+    Exit code: 0 all ready, 1 some model is not or there is none, 2 no server.
     """
     with connect(address, token_file, ca_file, timeout, management_address) as client:
         health = client.ping()

@@ -23,7 +23,7 @@ def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")],
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH...", help="Files and folders; - reads one from stdin."),
+        typer.Argument(metavar="PATH", help="Files and folders; - reads one from stdin."),
     ],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per input and line.")
@@ -41,8 +41,10 @@ def predict(
 ) -> None:
     """Classify images: one answer per input, in the order of the inputs.
 
-    Folders are walked in sorted order, hidden files left out. A broken file is reported beside
-    the others. Exit code: 0 all answered, 1 some failed, 2 no server or wrong usage.
+    Folders are walked in sorted order, hidden files left out.
+    A broken file is reported in its place and costs no other.
+
+    Exit code: 0 all answered, 1 some failed, 2 no server or wrong usage.
     """
     files = find_files(paths)
     if files.count(STDIN) > 1:

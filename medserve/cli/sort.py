@@ -12,9 +12,10 @@ from rich.text import Text
 
 from medserve.cli.connection import Address, CaFile, Timeout, TokenFile, connect
 from medserve.cli.inputs import shown, walk
+from medserve.cli.manifest import Manifest
 from medserve.cli.progress import counted
 from medserve.cli.records import console_for_people
-from medserve.cli.sorting import ERRORS, MANIFEST, REVIEW, Manifest, Outcome, Sorter
+from medserve.cli.sorting import ERRORS, REVIEW, Outcome, Sorter
 from medserve.errors import ConfigError
 
 __all__ = ["sort"]
@@ -40,10 +41,12 @@ def sort(
 ) -> None:
     """Copy every image to OUT/<class>/; the originals stay as they are.
 
-    What a person should look at goes to OUT/_review/, what is no usable image to OUT/_errors/.
-    OUT/manifest.csv tells it for each file. Nothing is overwritten, and a run that was
-    interrupted goes on where it stopped. Exit code: 0 all sorted, 1 some failed, 2 no server or
-    wrong usage.
+    What a person should look at goes to OUT/_review/.
+    What is no usable image goes to OUT/_errors/.
+    OUT/manifest.csv tells it for each file.
+    Nothing is overwritten; a second run goes on where the first one stopped.
+
+    Exit code: 0 all sorted, 1 some failed, 2 no server or wrong usage.
     """
     if folder.resolve().is_relative_to(out.resolve()):
         raise ConfigError(
@@ -57,7 +60,7 @@ def sort(
     except OSError as error:  # the copies so far are in place and in the manifest
         raise ConfigError(f"--out {shown(str(out))}: {error.strerror}") from error
     console_for_people().print(_summary(outcomes))
-    console_for_people().print(Text(f"manifest: {shown(str(out / MANIFEST))}"))
+    console_for_people().print(Text(f"manifest: {shown(str(done.path))}"))
     if any(outcome.failed for outcome in outcomes):
         raise typer.Exit(1)
 

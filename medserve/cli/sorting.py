@@ -6,7 +6,6 @@ manifest, which is written right after the copy is in place; so a run may end at
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
 import os
@@ -16,28 +15,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
-from medserve.cli.records import csv_cell, csv_path
+from medserve.cli.manifest import Manifest
+from medserve.cli.records import csv_path
 from medserve.client import Classification, Client, ItemResult
 from medserve.errors import (
-    ConfigError,
     InvalidRequestError,
     MedserveError,
     PayloadTooLargeError,
     ServerFailedError,
 )
 
-__all__ = ["ERRORS", "MANIFEST", "REVIEW", "Manifest", "Outcome", "Sorter"]
+__all__ = ["ERRORS", "REVIEW", "Outcome", "Sorter", "folder_name"]
 
 REVIEW = "_review"
 ERRORS = "_errors"
-MANIFEST = "manifest.csv"
-_FIELDS = (
-    *("source", "stored", "sha256", "class", "class_id", "probability", "status"),
-    *("model", "version", "archive_digest", "error"),
-)
 # A class becomes a folder: one plain name, nothing that means something to a file system.
 _FOLDER_NAME = re.compile(r"[^\W_][\w .()+-]{0,79}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows
@@ -61,66 +53,6 @@ class _Source:
     name: str  # relative to the sorted folder, as it stands in the manifest
     content: bytes
     sha256: str
-
-
-class Manifest:
-    """The table of finished files; rows are appended and flushed one by one."""
-
-    def __init__(self, out: Path, model: str) -> None:
-        self._path = out / MANIFEST
-        self._model = model
-        self._rows: dict[tuple[str, str], dict[str, str]] = {}  # by source and sha256
-        for row in self._read():
-            self._rows[row["source"], row["sha256"]] = row
-
-    def __enter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
-        self._file = self._path.open("a", newline="", encoding="utf-8", errors="surrogateescape")
-        self._writer = csv.DictWriter(self._file, _FIELDS)
-        if self._file.tell() == 0:
-            self._writer.writeheader()
-        elif torn:
-            self._file.write("\r\n")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-
-    def row(self, source: str, sha256: str) -> dict[str, str] | None:
-        """The row of a finished file, None while it is not finished."""
-        return self._rows.get((source, sha256))
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Add one finished file; on return the row is in the file."""
-        text = {key: "" if value is None else str(value) for key, value in row.items()}
-        self._writer.writerow({key: csv_cell(value) for key, value in text.items()})
-        self._file.flush()
-
-    def _read(self) -> Iterator[dict[str, str]]:
-        if not self._path.exists():
-            return
-        with self._path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = csv.DictReader(file)
-            if rows.fieldnames is not None and tuple(rows.fieldnames) != _FIELDS:
-                raise ConfigError(
-                    f"{self._path}: expected a manifest of this program, got other columns; "
-                    "give another --out"
-                )
-            for row in rows:
-                if None in row or None in row.values():
-                    continue  # torn by a crash: its file counts as not done
-                if row["model"] != self._model:
-                    raise ConfigError(
-                        f"{self._path}: expected files sorted by {self._model}, got some sorted "
-                        f"by {row['model']}; give another --out"
-                    )
-                yield row
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ __all__ = ["Failure", "explain"]
 _OWN_TEXT = re.compile(r"(?P<code>[A-Z][A-Z_]+): (?P<message>.+)", re.DOTALL)
 _HANDLER_FAILED = ("Prediction failed", "model predict output", "batch response mismatched")
 _NEVER_CONNECTED = ("failed to connect", "errors resolving", "DNS resolution failed")
+_CLOSED = ("reset by peer", "Socket closed", "Broken pipe")
 _NOT_GRPC = ("Failed parsing HTTP/2", "http1.x", "http2 header with status")
 
 
@@ -113,12 +114,17 @@ def _unavailable(text: str, address: str) -> Failure:
             )
         )
     if any(sign in text for sign in _NEVER_CONNECTED):
-        reset = "reset by peer" in text or "Socket closed" in text  # somebody listens: no gRPC
+        if any(sign in text for sign in _CLOSED):
+            return Failure(
+                ServerUnreachableError(
+                    f"{address} closes the connection at once ({_last(text)}); does it expect TLS?"
+                )
+            )
         return Failure(
             ServerUnreachableError(
                 f"nobody answers gRPC at {address} ({_last(text)}); is it running? medserve serve"
             ),
-            retry=not reset and "errors resolving" not in text,
+            retry="resolv" not in text,  # a wrong name stays wrong
         )
     # The request had left: whether it was worked on is unknown.
     return Failure(

@@ -45,3 +45,14 @@ def test_client_proves_itself_with_its_own_self_signed(tmp_path: Path) -> None:
     tls = TlsConfig(chain, own_chain, own_key, server_name="localhost")
     with serving(FakeServer(), tls=identity) as fake, Client(fake.address, tls=tls) as client:
         assert client.ping() == "Healthy"
+
+
+def test_plain_text_against_a_server_with_tls_is_told(tmp_path: Path) -> None:
+    chain, key = self_signed(tmp_path, "server")
+    identity = grpc.ssl_server_credentials([(key.read_bytes(), chain.read_bytes())])
+    with (
+        serving(FakeServer(), tls=identity) as fake,
+        Client(fake.address) as client,
+        pytest.raises(ServerUnreachableError, match="does it expect TLS"),
+    ):
+        client.ping()
