@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -61,6 +62,8 @@ def sort(
         raise ConfigError(f"--out {shown(str(out))}: {error.strerror}") from error
     console_for_people().print(_summary(outcomes))
     console_for_people().print(Text(f"manifest: {shown(str(done.path))}"))
+    for reason, count in Counter(each.reason for each in outcomes if each.reason).most_common(3):
+        Console(stderr=True, soft_wrap=True).print(Text(f"{count} x {shown(reason)}"))
     if any(outcome.failed for outcome in outcomes):
         raise typer.Exit(1)
 

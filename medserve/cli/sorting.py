@@ -18,7 +18,7 @@ from pathlib import Path
 
 from medserve.cli.manifest import Manifest
 from medserve.cli.records import csv_path
-from medserve.client import Classification, Client, ItemResult
+from medserve.client import Classification, Client, ItemResult, Limits
 from medserve.errors import (
     InvalidRequestError,
     MedserveError,
@@ -30,6 +30,7 @@ __all__ = ["ERRORS", "REVIEW", "Outcome", "Sorter", "folder_name"]
 
 REVIEW = "_review"
 ERRORS = "_errors"
+_LARGEST_BYTES = Limits().message_bytes
 # A class becomes a folder: one plain name, nothing that means something to a file system.
 _FOLDER_NAME = re.compile(r"[^\W_][\w .()+-]{0,79}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows
@@ -39,10 +40,11 @@ _OF_THE_FILE = (InvalidRequestError, PayloadTooLargeError)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file: the folder it lies in, or why it lies in none."""
+    """What became of one file: the folder it lies in, or a word on why it lies in none."""
 
     place: str
     failed: bool = False
+    reason: str = ""  # of a file that lies in none: what went wrong
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,11 @@ class Sorter:
     def _read(self, path: Path) -> _Source | Outcome:
         """The file, or what is known of it without asking the model."""
         try:
+            if path.stat().st_size > _LARGEST_BYTES:  # a film, an archive: not worth the memory
+                return Outcome("(too large, left alone)", failed=True)
             content = path.read_bytes()
-        except OSError:
-            return Outcome("(unreadable, left alone)", failed=True)
+        except OSError as error:
+            return Outcome("(unreadable, left alone)", failed=True, reason=error.strerror or "")
         name = csv_path(path.relative_to(self.folder).as_posix())
         source = _Source(path, name, content, hashlib.sha256(content).hexdigest())
         row = self.manifest.row(name, source.sha256)
@@ -112,8 +116,8 @@ class Sorter:
     def _store(self, source: _Source, result: ItemResult) -> Outcome:
         try:
             folder, status = self._destination(result)
-        except MedserveError:
-            return Outcome("(no answer, run again)", failed=True)
+        except MedserveError as error:
+            return Outcome("(no answer, run again)", failed=True, reason=error.message)
         stored = f"{folder}/{copy_new(source, self.out / folder)}"
         answer, error = result.classification, result.error
         self.manifest.append(

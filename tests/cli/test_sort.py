@@ -124,10 +124,25 @@ def test_file_without_an_answer_stays_for_the_next_run(
     run = medserve("sort", mixed, "--out", out, "--address", fake.address)
     assert run.code == 1
     assert "run again" in run.out
+    assert "5 x the model's worker died" in run.err
     assert tree(out) == {}
     fake.hooks = [passing]
     medserve("sort", mixed, "--out", out, "--address", fake.address)
     assert len(tree(out)) == 5
+
+
+def test_file_too_large_for_any_call_is_left_alone(
+    medserve: Medserve,
+    fake: FakeServer,
+    mixed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sorting, "_LARGEST_BYTES", 100)
+    (mixed / "film.dcm").write_bytes(bytes(101))
+    run = medserve("sort", mixed, "--out", tmp_path / "out", "--address", fake.address)
+    assert "too large" in run.out
+    assert len(tree(tmp_path / "out")) == 5
 
 
 def test_copy_without_its_row_is_recognised(
