@@ -116,8 +116,8 @@ class Sorter:
     def _store(self, source: _Source, result: ItemResult) -> Outcome:
         try:
             folder, status = self._destination(result)
-        except MedserveError as error:
-            return Outcome("(no answer, run again)", failed=True, reason=error.message)
+        except MedserveError as reason:
+            return Outcome("(no answer, run again)", failed=True, reason=reason.message)
         stored = f"{folder}/{copy_new(source, self.out / folder)}"
         answer, error = result.classification, result.error
         self.manifest.append(
