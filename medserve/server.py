@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,13 +22,14 @@ from typing import Any, Self
 from medserve.access import certificate_name, read_tokens
 from medserve.archive import ArchiveInfo
 from medserve.engine_log import EngineLog
+from medserve.engine_process import kill_group, launch
 from medserve.errors import (
     ConfigError,
     MedserveError,
     ModelNotReadyError,
     ServerFailedError,
 )
-from medserve.java import find_java
+from medserve.java import Java, find_java
 from medserve.ports import (
     Ports,
     choose_ports,
@@ -53,15 +51,6 @@ from medserve.torchserve_config import (
 __all__ = ["Server", "ServerConfig", "available_cores"]
 
 logger = logging.getLogger(__name__)
-
-# Java gets SIGTERM when the process that started it dies, whatever killed that one. Done by a
-# first program that then becomes Java: code between fork and exec is unsafe beside threads.
-_DIES_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() != int(sys.argv[1]): sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 @dataclass(frozen=True)
@@ -102,8 +91,7 @@ class ServerConfig:
 class Server:
     """One TorchServe with its private folder; a context manager that yields it proven ready.
 
-    Start it on a thread that lives as long as the server: on Linux it dies with the main thread's
-    process, even when that one is killed.
+    Start it on the main thread: then, on Linux, it ends even when this process is killed.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -186,31 +174,16 @@ class Server:
         Raises:
             ConfigError: no usable Java, TorchServe missing, or a port is taken.
         """
+        if self._process is not None:
+            raise ServerFailedError("the server runs already")
         java = find_java()
         self._ports = choose_ports(self.host, self.config.ports)
         self._folder = RunFolder.create()
-        folder = self._folder.path
-        write_run_dir(folder, self._engine_settings())
-        for info in self.archives:
-            (folder / "store" / _file_name(info)).symlink_to(info.path.resolve())
-        command = java_command(java, folder, self.config.max_message_bytes)
-        if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
-            guard = [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid())]
-            command = guard + command
-        self._process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=engine_environment(
-                os.environ, folder, self.engine_threads, self.config.max_message_bytes
-            ),
-            pass_fds=(self._folder.lock_fd,),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # Ctrl-C must reach us alone: workers have requests to finish
-        )
+        try:
+            self._process = self._launch(java, self._folder)
+        except BaseException:
+            self.stop()
+            raise
         assert self._process.stdout is not None
         self._log = EngineLog(self._process.stdout)
         self._log.start()
@@ -252,12 +225,24 @@ class Server:
             )
         finally:  # also when a second Ctrl-C cuts the wait short
             if process is not None:
-                _kill_group(process)
+                kill_group(process)
             if self._log is not None:
                 self._log.join(timeout_s=2.0)
             if self._folder is not None:
                 self._folder.remove()
             self._folder, self.ready = None, ()
+
+    def _launch(self, java: Java, run: RunFolder) -> subprocess.Popen[str]:
+        """Fill the folder and start Java in it."""
+        folder = run.path
+        write_run_dir(folder, self._engine_settings())
+        for info in self.archives:
+            (folder / "store" / _file_name(info)).symlink_to(info.path.resolve())
+        command = java_command(java, folder, self.config.max_message_bytes)
+        environment = engine_environment(
+            os.environ, folder, self.engine_threads, self.config.max_message_bytes
+        )
+        return launch(command, folder, environment, run.lock_fd)
 
     def _workers(self, info: ArchiveInfo) -> int:
         return self.config.workers or info.spec.serving.min_workers
@@ -333,13 +318,3 @@ def available_cores() -> int:
 
 def _file_name(info: ArchiveInfo) -> str:
     return f"{info.name}-{info.version}.mar"
-
-
-def _kill_group(process: subprocess.Popen[str]) -> None:
-    """End what is left of Java and its workers; they share a process group of their own."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    finally:
-        process.wait()
