@@ -21,6 +21,7 @@ import scipy.sparse
 
 from medserve.imaging.geometry import Geometry, Shape
 from medserve.imaging.volume import Volume
+from medserve.inference.argmax import argmax_channels
 
 __all__ = ["linear", "nearest", "resample", "resample_labels", "restore", "restore_labels",
            "spaced_shape"]  # fmt: skip
@@ -53,7 +54,7 @@ def resample_labels(
     """
     target = geometry.with_shape(spaced_shape(geometry, spacing_mm))
     present = [int(label) for label in np.unique(mask)]
-    winner = _largest((mask == label for label in present), target.shape)
+    winner = argmax_channels(linear(mask == label, target.shape) for label in present)
     return np.array(present, dtype=np.uint8)[winner], target
 
 
@@ -68,7 +69,7 @@ def restore_labels(scores: npt.NDArray[Any], source: Geometry) -> npt.NDArray[np
     Interpolated before the largest is taken; one channel at a time, so that memory does not grow
     with the number of labels. Of equal scores the first label wins, as in `argmax`.
     """
-    return _largest(scores, source.shape)
+    return argmax_channels(linear(channel, source.shape) for channel in scores)
 
 
 def linear(array: npt.NDArray[Any], shape: Sequence[int]) -> _Array:
@@ -89,21 +90,6 @@ def nearest(mask: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
         for old, new in zip(mask.shape, shape, strict=True)
     ]
     return np.asarray(mask[np.ix_(*index)])
-
-
-def _largest(channels: Any, shape: Shape) -> npt.NDArray[np.uint8]:
-    """Which of several channels is largest after interpolation."""
-    winner = np.zeros(shape, dtype=np.uint8)
-    best: _Array | None = None
-    for label, channel in enumerate(channels):
-        score = linear(channel, shape)
-        if best is None:
-            best = score.copy()  # may be the channel itself
-            continue
-        is_larger = score > best
-        winner[is_larger] = label
-        np.copyto(best, score, where=is_larger)
-    return winner
 
 
 def _along(values: _Array, axis: int, new: int) -> _Array:
