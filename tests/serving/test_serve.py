@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ import pytest
 
 from medserve.archive import inspect_archive
 from medserve.errors import ConfigError, ModelNotReadyError
-from medserve.ports import Ports
+from medserve.ports import Ports, choose_ports
 from medserve.server import Server, ServerConfig
 from medserve.wire import inference_pb2, inference_pb2_grpc, management_pb2, management_pb2_grpc
 from tests.serving.conftest import TinyArchive
@@ -214,6 +215,21 @@ def test_a_second_start_on_used_ports_says_so_in_one_line(server: Server, store:
         second.start()
     assert "\n" not in str(error.value)
     assert second.run_dir is None
+
+
+@pytest.mark.parametrize("name", ["grpc", "management", "metrics"])
+def test_a_port_that_is_taken_while_java_starts_is_named_too(
+    store: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    free = choose_ports("127.0.0.1", Ports())
+    with socket.create_server(("127.0.0.1", getattr(free, name))):
+        answers = iter([free])
+        monkeypatch.setattr(
+            "medserve.server.choose_ports",
+            lambda *given: next(answers, None) or choose_ports(*given),
+        )
+        with pytest.raises(ConfigError, match=f"port {getattr(free, name)} .* for {name}"):
+            Server(ServerConfig(store=store, models=("tiny",))).__enter__()
 
 
 def test_an_altered_golden_output_keeps_the_model_from_serving(
