@@ -146,10 +146,10 @@ def demo(
 def _examples(room: Path, archive: Path) -> Iterator[_Example]:
     """The room's own examples, real DICOM slices where it reads such, one damaged file."""
     spec = inspect_archive(archive).spec
-    own = list(walk(room / "examples"))
+    folder = room / "examples"
+    own = list(walk(folder)) if folder.is_dir() else []
     for path in own:
-        title = path.relative_to(room / "examples").as_posix()
-        yield _Example(spec, title, path.read_bytes())
+        yield _Example(spec, path.relative_to(folder).as_posix(), path.read_bytes())
     golden = golden_input(archive)
     if not own:
         yield _Example(spec, "golden input", golden)

@@ -120,3 +120,14 @@ def test_demo_of_a_room_that_is_none_is_told(tmp_path: Path) -> None:
     run = medserve("demo", "nosuch", folder=checkout)
     assert run.returncode == 2
     assert "expected one of tiny" in run.stderr
+
+
+def test_demo_of_a_room_without_examples_sends_its_golden_input(tmp_path: Path) -> None:
+    checkout = make_checkout(tmp_path / "checkout")
+    run = medserve("demo", "--out", tmp_path / "outputs", folder=checkout)
+    assert run.returncode == 0, run.stderr
+    answers = json.loads((tmp_path / "outputs" / "demo.json").read_text())
+    assert [(each["input"], each["status"]) for each in answers] == [
+        ("golden input", "ok"),
+        ("half a file", "error"),
+    ]
