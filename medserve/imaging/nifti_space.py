@@ -27,6 +27,7 @@ from medserve.imaging.geometry import Geometry, Shape
 
 __all__ = ["NiftiSpace"]
 
+_HEADERS: dict[int, Any] = {1: nibabel.Nifti1Header, 2: nibabel.Nifti2Header}
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units & 7: unknown, m, mm, um
 
 
@@ -92,7 +93,7 @@ def _affine(space: NiftiSpace, shape: tuple[int, int, int]) -> npt.NDArray[np.fl
     if space.sform_code > 0:
         affine[:3] = space.srow
     elif space.qform_code > 0:
-        affine[:3, :3] = _rotation(space.quaternion) * space.pixdim[1:]
+        affine[:3, :3] = _rotation(space.quaternion, space.version) * space.pixdim[1:]
         if space.pixdim[0] < 0:  # qfac; 0 counts as 1 (nifti1.h, "QUATERNION REPRESENTATION")
             affine[:3, 2] *= -1
         affine[:3, 3] = space.qoffset
@@ -111,12 +112,13 @@ def _affine(space: NiftiSpace, shape: tuple[int, int, int]) -> npt.NDArray[np.fl
     return affine
 
 
-def _rotation(quaternion: tuple[float, float, float]) -> npt.NDArray[np.float64]:
-    """Unit quaternion of which b, c and d are stored -> rotation matrix."""
-    rest = 1.0 - sum(part * part for part in quaternion)
-    if not rest > -1e-5:  # rounding of float32; catches NaN as well
+def _rotation(quaternion: tuple[float, float, float], version: int) -> npt.NDArray[np.float64]:
+    """Unit quaternion of which b, c and d are stored -> rotation matrix, as nibabel makes it."""
+    threshold = abs(float(_HEADERS[version].quaternion_threshold))  # rounding of float32 or 64
+    if not sum(part * part for part in quaternion) <= 1.0 + threshold:  # catches NaN as well
         raise InvalidImageError(
             "expected a unit quaternion in the qform, got a longer one; correct the header"
         )
+    complete: Any = nibabel.quaternions.fillpositive
     rotate: Any = nibabel.quaternions.quat2mat
-    return np.asarray(rotate((math.sqrt(max(rest, 0.0)), *quaternion)))
+    return np.asarray(rotate(complete(np.array(quaternion), threshold)), dtype=np.float64)

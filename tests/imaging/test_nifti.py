@@ -3,14 +3,17 @@ from __future__ import annotations
 import contextlib
 import gzip
 import math
+import os
+import tarfile
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
@@ -47,6 +50,7 @@ def _as_nibabel_sees(payload: bytes) -> Any:
     return _Nifti1.from_bytes(gzip.decompress(payload) if payload[:2] == b"\x1f\x8b" else payload)
 
 
+@settings(deadline=None)
 @given(geometries())
 def test_a_mask_lies_on_the_affine_and_shape_of_its_source(geometry: Geometry) -> None:
     source = _written(ramp(geometry).array, geometry.affine)
@@ -62,6 +66,7 @@ def test_a_mask_lies_on_the_affine_and_shape_of_its_source(geometry: Geometry) -
     np.testing.assert_array_equal(np.asarray(answer.dataobj), mask.array)
 
 
+@settings(deadline=None)
 @given(geometries(), st.sampled_from(["qform", "neither", "both"]))
 def test_the_affine_is_the_one_that_nibabel_reads(geometry: Geometry, form: str) -> None:
     image = _Nifti1(np.zeros(geometry.shape, np.uint8), geometry.affine)
@@ -289,6 +294,7 @@ def test_bytes_that_are_no_volume_are_refused(payload: bytes) -> None:
         nifti.decode(payload)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), max_size=12),
     st.booleans(),
@@ -305,7 +311,34 @@ def test_damaged_headers_raise_only_our_own_errors(
         nifti.decode(gzip.compress(payload, 1) if compress else payload)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400), st.sampled_from([b"", b"\x1f\x8b\x08\x00", b"\x5c\x01\x00\x00"]))
 def test_noise_raises_only_our_own_errors(noise: bytes, start: bytes) -> None:
     with contextlib.suppress(MedserveError):
         nifti.decode(start + noise)
+
+
+@pytest.mark.data
+def test_every_real_case_is_answered_on_its_own_grid() -> None:
+    archive = Path(os.environ.get("MEDSERVE_DATA", "")) / "Task04_Hippocampus.tar.gz"
+    if not archive.is_file():
+        pytest.skip("MEDSERVE_DATA names no folder with Task04_Hippocampus.tar.gz")
+    cases = 0
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            name = Path(member.name).name
+            if not name.endswith(".nii.gz") or name.startswith("."):
+                continue
+            source = tar.extractfile(member)
+            assert source is not None
+            payload = source.read()
+            volume = nifti.decode(payload, VolumeLimits(min_side=8))
+            before = _as_nibabel_sees(payload)
+            mask = Volume((volume.array > 0).astype(np.uint8), volume.geometry)
+            answer = _as_nibabel_sees(nifti.encode(mask, volume.space))
+            np.testing.assert_array_equal(volume.array, before.get_fdata())
+            np.testing.assert_array_equal(volume.geometry.affine, before.affine)
+            np.testing.assert_array_equal(answer.affine, before.affine)
+            assert answer.shape == before.shape
+            cases += 1
+    assert cases > 100
