@@ -7,16 +7,18 @@ import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medserve.errors import MedserveError, ServerFailedError
-from medserve.imaging import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.measure import LabelMeasure, measure
 from medserve.imaging.volume import Volume
+
+if TYPE_CHECKING:
+    from medserve.imaging.nifti_space import NiftiSpace
 
 __all__ = ["Segmentation"]
 
@@ -57,8 +59,10 @@ class Segmentation:
         """Volume of every label but the background."""
         return {each.label: each.volume_ml for each in self.measures}
 
-    def to_nifti(self, space: nifti.NiftiSpace | None = None) -> bytes:
+    def to_nifti(self, space: NiftiSpace | None = None) -> bytes:
         """The mask as .nii.gz; with the space of its source, on exactly that header's grid."""
+        from medserve.imaging import nifti  # nibabel takes 0.3 s to import; most clients need none
+
         return nifti.encode(Volume(self.mask, self.geometry), space)
 
     def to_json(self, *, include_mask: bool = True) -> dict[str, Any]:
@@ -82,6 +86,8 @@ class Segmentation:
         Shape and affine come from the JSON members, which keep float64; NIfTI-1 rounds an affine
         to float32.
         """
+        from medserve.imaging import nifti
+
         try:
             i, j, k = (int(n) for n in content["shape"])
             geometry = Geometry((i, j, k), np.array(content["affine"], dtype=np.float64))
