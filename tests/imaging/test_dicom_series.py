@@ -51,7 +51,7 @@ def _tar(files: Iterable[bytes], name: str = "a", kind: bytes = tarfile.REGTYPE)
     return stream.getvalue()
 
 
-@settings(max_examples=15)
+@settings(deadline=None, max_examples=15)
 @given(geometries(smallest=2, largest=6), st.randoms(use_true_random=False))
 def test_each_voxel_lies_where_the_files_say_whatever_their_order(
     geometry: Geometry, order: random.Random
@@ -300,7 +300,7 @@ def test_a_tar_cut_between_two_files_is_noticed() -> None:
 _SMALL = as_bytes(dicom_slices(Volume(VOLUME.array, VOLUME.geometry))[0])
 
 
-@settings(max_examples=150)
+@settings(deadline=None, max_examples=150)
 @given(
     st.lists(st.tuples(st.integers(128, len(_SMALL) - 1), st.integers(0, 255)), max_size=8),
     st.integers(100, 2 * len(_SMALL)),
@@ -313,6 +313,7 @@ def test_damaged_files_raise_only_our_own_errors(changes: list[tuple[int, int]],
         dicom_series.decode(bytes(raw[:keep]))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.sampled_from([b"", b"PK\x03\x04", b"\x1f\x8b\x08\x00"]))
 def test_noise_raises_only_our_own_errors(noise: bytes, start: bytes) -> None:
     with contextlib.suppress(MedserveError):

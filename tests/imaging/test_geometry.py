@@ -5,7 +5,7 @@ import math
 import nibabel
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medserve.errors import InvalidImageError
@@ -42,18 +42,21 @@ def test_only_an_inclined_grid_is_oblique() -> None:
     assert not Geometry(SHAPE, swapped).is_oblique
 
 
+@settings(deadline=None)
 @given(geometries())
 def test_codes_are_those_that_nibabel_names(geometry: Geometry) -> None:
     named = nibabel.orientations.aff2axcodes(geometry.affine)  # type: ignore[no-untyped-call]
     assert geometry.codes == "".join(named)
 
 
+@settings(deadline=None)
 @given(geometries())
 def test_world_and_index_are_inverse(geometry: Geometry) -> None:
     index = np.array([1.25, -3.0, 7.5])
     np.testing.assert_allclose(geometry.to_index(geometry.to_world(index)), index, atol=1e-9)
 
 
+@settings(deadline=None)
 @given(geometries(), st.sampled_from(("RAS", "LPS", "SAR", "PIL")))
 def test_a_reordered_voxel_stays_where_it_was_in_the_patient(
     geometry: Geometry, codes: str
@@ -84,6 +87,7 @@ def test_cropping_moves_the_origin_to_the_first_voxel_kept() -> None:
     np.testing.assert_allclose(part.to_world((1, 1, 1)), geometry.to_world((3, 4, 5)))
 
 
+@settings(deadline=None)
 @given(geometries(), st.tuples(*[st.integers(1, 30)] * 3))
 def test_another_number_of_voxels_fills_the_same_block(
     geometry: Geometry, shape: tuple[int, int, int]

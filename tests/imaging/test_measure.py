@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from medserve.errors import ServerFailedError
 from medserve.imaging.geometry import Geometry
@@ -22,6 +22,7 @@ def test_a_balls_volume_is_four_thirds_pi_r_cubed() -> None:
     assert not found.touches_border
 
 
+@settings(deadline=None)
 @given(geometries())
 def test_the_centroid_is_the_mean_of_the_world_positions(geometry: Geometry) -> None:
     mask = np.zeros(geometry.shape, np.uint8)

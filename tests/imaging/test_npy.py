@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
@@ -81,6 +81,7 @@ def test_an_unusable_spacing_is_refused(spacing: tuple[float, float, float]) -> 
         npy.decode(npy.encode(ARRAY), spacing_mm=spacing)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.lists(st.tuples(st.integers(6, 127), st.integers(0, 255))))
 def test_damaged_files_raise_only_our_own_errors(
     tail: bytes, changes: list[tuple[int, int]]

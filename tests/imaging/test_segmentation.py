@@ -7,7 +7,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from medserve.errors import ServerFailedError
 from medserve.imaging import nifti
@@ -26,6 +26,7 @@ def _segmentation(geometry: Geometry) -> Segmentation:
     return Segmentation(mask, geometry, LABELS)
 
 
+@settings(deadline=None)
 @given(geometries())
 def test_json_brings_back_mask_and_grid_to_the_last_bit(geometry: Geometry) -> None:
     segmentation = _segmentation(geometry)

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medserve.inference.argmax import argmax_channels
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(0, 2**32 - 1))
 def test_it_is_numpys_argmax_equal_scores_included(classes: int, seed: int) -> None:
     scores = np.random.default_rng(seed).integers(0, 4, (classes, 5, 4, 3)).astype(np.float32)

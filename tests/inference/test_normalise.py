@@ -26,7 +26,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("normalise", KINDS)
-@settings(max_examples=25)
+@settings(deadline=None, max_examples=25)
 @given(
     array=st.sampled_from(["u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8"]).flatmap(
         lambda dtype: arrays(

@@ -78,7 +78,7 @@ def test_a_constant_stays_constant_to_the_faces() -> None:
     np.testing.assert_allclose(linear(np.full(SHAPE, 3.0), (5, 30, 9)), 3.0, rtol=1e-6)
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(geometries(), st.tuples(*[st.floats(0.5, 5.0)] * 3))
 def test_the_way_back_ends_exactly_on_the_sources_grid(
     geometry: Geometry, spacing_mm: tuple[float, float, float]
@@ -90,7 +90,7 @@ def test_the_way_back_ends_exactly_on_the_sources_grid(
     assert small.geometry.with_shape(geometry.shape).matches(geometry, 1e-6)
 
 
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=20)
 @given(geometries(18, 24, spacing_mm=(0.8, 1.6)), st.floats(0.8, 1.4))
 def test_a_balls_centre_stays_in_its_place_in_the_world(geometry: Geometry, factor: float) -> None:
     extent = np.array(geometry.shape) * geometry.spacing_mm

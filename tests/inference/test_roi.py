@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.filters import threshold_otsu
 
@@ -57,6 +57,7 @@ def test_a_speck_far_away_widens_the_box_only_when_it_may() -> None:
     assert threshold_box(volume, largest_only=True) == Box((4, 3, 2), (9, 5, 7))
 
 
+@settings(deadline=None)
 @given(geometries(smallest=4), st.data())
 def test_a_part_goes_back_to_where_it_was_cut_from(geometry: Geometry, data: st.DataObject) -> None:
     start = [data.draw(st.integers(0, size - 1)) for size in geometry.shape]

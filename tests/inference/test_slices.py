@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medserve.imaging.geometry import Geometry
@@ -10,6 +10,7 @@ from medserve.inference.slices import restack, slices, through_plane_axis
 from tests.volume_phantoms import SHAPE, geometries, oblique, ramp
 
 
+@settings(deadline=None)
 @given(geometries(), st.sampled_from([None, 0, 1, 2]))
 def test_planes_stacked_again_are_the_volume(geometry: Geometry, axis: int | None) -> None:
     volume = ramp(geometry)

@@ -38,7 +38,7 @@ def _position_dependent(size: tuple[int, int, int], classes: int) -> Predict:
     return lambda batch: np.asarray(batch[:, :1] * kernel + kernel[::-1], dtype=np.float32)
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(
     st.tuples(*[st.integers(1, 20)] * 3),
     st.tuples(*[st.integers(1, 9)] * 3),

@@ -61,4 +61,6 @@ def test_a_ball_is_found_where_it_is_on_the_grid_of_its_file(
     shift = centre_of_mass_mm(found, geometry) - centre_of_mass_mm(truth, geometry)
     assert np.linalg.norm(shift) < 0.15 * max(geometry.spacing_mm)
     overlap = 2 * np.count_nonzero(truth & (found > 0))
-    assert overlap / (np.count_nonzero(truth) + np.count_nonzero(found)) > 0.93
+    assert (
+        overlap / (np.count_nonzero(truth) + np.count_nonzero(found)) > 0.85
+    )  # of balls 4 to 14 voxels wide
