@@ -47,13 +47,14 @@ _BARE_DICOM = FileKind("DICOM without its preamble", "save it as a DICOM Part 10
 
 # (offset, bytes there, kind); the first that matches counts.
 _MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
+    # Before TIFF: scanners write a TIFF header into the free 128 bytes that precede DICM.
+    (128, b"DICM", _DICOM),
     (0, b"\x89PNG\r\n\x1a\n", FileKind("a PNG", _RASTER_ADVICE, InputKind.RASTER)),
     (0, b"\xff\xd8\xff", FileKind("a JPEG", _RASTER_ADVICE, InputKind.RASTER)),
     *(
         (0, magic, FileKind("a TIFF", _RASTER_ADVICE, InputKind.RASTER))
         for magic in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     ),
-    (128, b"DICM", _DICOM),
     (344, b"n+1\0", _NIFTI),
     (344, b"ni1\0", _NIFTI),
     (4, b"n+2\0", _NIFTI),

@@ -131,3 +131,15 @@ def test_demo_of_a_room_without_examples_sends_its_golden_input(tmp_path: Path) 
         ("golden input", "ok"),
         ("half a file", "error"),
     ]
+
+
+def test_demo_sends_real_dicom_slices_to_a_room_that_reads_them(tmp_path: Path) -> None:
+    checkout = make_checkout(tmp_path / "checkout")
+    config = checkout / "models" / "tiny" / "model-config.yaml"
+    config.write_text(config.read_text().replace("- raster", "- raster\n    - dicom"))
+    run = medserve("demo", "--out", tmp_path / "outputs", folder=checkout)
+    assert run.returncode == 0, run.stderr
+    answers = json.loads((tmp_path / "outputs" / "demo.json").read_text())
+    assert {each["input"] for each in answers if each["status"] == "ok"} == {
+        *("golden input", "CT_small.dcm", "MR_small.dcm")
+    }
