@@ -41,6 +41,8 @@ _FORMAT = 1
 _MAX_MEMBERS = 10_000
 _MAX_READ_BYTES = 64 * 2**20  # manifest, card, golden input: what is read as a whole
 _CHUNK_BYTES = 2**20
+_MAX_YAML_BYTES = 2**16
+_MAX_YAML_BRACKETS = 200  # PyYAML's time grows with the square of their nesting
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]*")
 _FIELDS: dict[type, tuple[str, ...]] = {
@@ -227,7 +229,7 @@ def _manifest(raw: bytes, path: Path) -> dict[str, Any]:
     """Parse the manifest and check the type of every field that is used."""
     try:
         manifest = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArchiveError(f"{path}: {MANIFEST} is not JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise ArchiveError(f"{path}: expected {MANIFEST} of format {_FORMAT}")
@@ -257,10 +259,11 @@ def _compare(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]
 def _spec(
     archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], path: Path
 ) -> ModelSpec:
+    raw = _read(archive, entries, _CONFIG, path)
     try:
-        content = yaml.safe_load(_read(archive, entries, _CONFIG, path))
-        spec = ModelSpec.from_mapping(content, source=f"{path}: {_CONFIG}")
-    except (yaml.YAMLError, ConfigError) as error:
+        _refuse_bombs(raw)
+        spec = ModelSpec.from_mapping(yaml.safe_load(raw), source=f"{path}: {_CONFIG}")
+    except (yaml.YAMLError, ConfigError, RecursionError) as error:
         raise ArchiveError(f"{path}: {_CONFIG} cannot be used: {error}") from error
     # Both become part of file names and of TorchServe's list of models.
     if not (_NAME.fullmatch(spec.name) and _VERSION.fullmatch(spec.version)):
@@ -269,6 +272,16 @@ def _spec(
             f"{spec.name!r} and {spec.version!r}"
         )
     return spec
+
+
+def _refuse_bombs(raw: bytes) -> None:
+    """YAML can ask for far more time and memory than it has bytes."""
+    if len(raw) > _MAX_YAML_BYTES or raw.count(b"[") + raw.count(b"{") > _MAX_YAML_BRACKETS:
+        raise ConfigError(
+            f"expected at most {_MAX_YAML_BYTES} bytes and {_MAX_YAML_BRACKETS} brackets"
+        )
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(raw)):
+        raise ConfigError("aliases are not allowed")
 
 
 def _check_torchserve(
@@ -288,7 +301,7 @@ def _check_torchserve(
     }
     try:
         manifest = json.loads(_read(archive, entries, TORCHSERVE_MANIFEST, path))
-    except ValueError:
+    except (ValueError, RecursionError):
         return [f"{TORCHSERVE_MANIFEST} is not JSON"]
     if not isinstance(manifest, dict) or manifest.get("runtime") != "python":
         return [f"{TORCHSERVE_MANIFEST} was altered: expected the runtime python"]

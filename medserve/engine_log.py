@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import IO
 
 __all__ = ["EngineLog", "WorkerDeath"]
@@ -43,17 +43,12 @@ class _Worker:
     load_failure: str = ""
 
 
-@dataclass
-class _State:
-    lines: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
-    workers: dict[tuple[str, str], _Worker] = field(default_factory=dict)
-
-
 class EngineLog:
     """Follows TorchServe's output on a thread of its own until the stream ends."""
 
     def __init__(self, stream: IO[str]) -> None:
-        self._state = _State()
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._workers: dict[tuple[str, str], _Worker] = {}  # by model and slot
         self._lock = threading.Lock()
         self._thread = threading.Thread(
             target=self._follow, args=(stream,), name="medserve-engine-log", daemon=True
@@ -72,7 +67,7 @@ class EngineLog:
         with self._lock:
             dead = [
                 worker
-                for (name, _), worker in self._state.workers.items()
+                for (name, _), worker in self._workers.items()
                 if name == f"{model}_{version}" and worker.deaths
             ]
             if not dead:
@@ -83,7 +78,7 @@ class EngineLog:
     def tail(self, pattern: str = "") -> str:
         """The last line that matches the regular expression, "" if none does."""
         with self._lock:
-            for line in reversed(self._state.lines):
+            for line in reversed(self._lines):
                 if re.search(pattern, line):
                     return line
         return ""
@@ -99,7 +94,7 @@ class EngineLog:
         level, source, thread, message = parts.groups() if parts else ("INFO", "java", "", line)
         worker = _WORKER.match(thread) if source == "MODEL_LOG" else None
         with self._lock:
-            self._state.lines.append(message)
+            self._lines.append(message)
             if worker:
                 self._note(worker.group(2), worker.group(1), message)
         name = worker.group(2) if worker else source
@@ -113,7 +108,7 @@ class EngineLog:
 
     def _note(self, model: str, slot: str, message: str) -> None:
         """Update one worker; a new process id after the first means that one died."""
-        worker = self._state.workers.setdefault((model, slot), _Worker())
+        worker = self._workers.setdefault((model, slot), _Worker())
         if message.startswith("[PID]"):
             worker.starts += 1
             if worker.starts - 1 > worker.deaths:

@@ -25,6 +25,7 @@ __all__ = ["Endpoint", "ReadyModel", "Target", "prove"]
 
 _POLL_S = 0.1
 _CALL_TIMEOUT_S = 5.0
+_SETTLE_S = 0.2  # for the rest of a traceback to arrive
 _TIMES_TO_DIE = 2  # without a reason: killed once may be chance, twice is not
 _RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 100),  # the port opens seconds after the start
@@ -100,7 +101,7 @@ class _Proof:
 
     management: management_pb2_grpc.ManagementAPIsServiceStub
     inference: inference_pb2_grpc.InferenceAPIsServiceStub
-    metadata: tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]
+    endpoints: tuple[Endpoint, Endpoint]  # of the same two
     log: EngineLog
     check_alive: Callable[[], None]
     deadline: float
@@ -130,7 +131,7 @@ def prove(
         proof = _Proof(
             management_pb2_grpc.ManagementAPIsServiceStub(manager),
             inference_pb2_grpc.InferenceAPIsServiceStub(caller),
-            (management.metadata, inference.metadata),
+            endpoints,
             log,
             check_alive,
             deadline,
@@ -159,7 +160,10 @@ def _await_loaded(proof: _Proof, target: Target) -> None:
     )
     try:
         proof.management.ScaleWorker(
-            request, metadata=proof.metadata[0], timeout=_CALL_TIMEOUT_S, wait_for_ready=True
+            request,
+            metadata=proof.endpoints[0].metadata,
+            timeout=_CALL_TIMEOUT_S,
+            wait_for_ready=True,
         )
     except grpc.RpcError as error:
         raise ModelNotReadyError(
@@ -183,7 +187,7 @@ def _describe(proof: _Proof, target: Target) -> dict[str, Any] | None:
     )
     try:
         answer = proof.management.DescribeModel(
-            request, metadata=proof.metadata[0], timeout=_CALL_TIMEOUT_S
+            request, metadata=proof.endpoints[0].metadata, timeout=_CALL_TIMEOUT_S
         )
     except grpc.RpcError as error:
         if "not found" not in _details(error).lower():
@@ -200,6 +204,8 @@ def _pause(proof: _Proof, target: Target, state: str) -> None:
     proof.check_alive()
     death = proof.log.death(target.archive.name, target.archive.version)
     if death and death.reason:  # it raised while loading, and would raise again
+        time.sleep(_SETTLE_S)
+        death = proof.log.death(target.archive.name, target.archive.version) or death
         raise ModelNotReadyError(f"{target}: its worker died while loading: {death.reason}")
     if death and death.count >= _TIMES_TO_DIE:
         raise ModelNotReadyError(
@@ -216,7 +222,9 @@ def _set_default(proof: _Proof, target: Target) -> None:
         model_name=target.archive.name, model_version=target.archive.version
     )
     try:
-        proof.management.SetDefault(request, metadata=proof.metadata[0], timeout=_CALL_TIMEOUT_S)
+        proof.management.SetDefault(
+            request, metadata=proof.endpoints[0].metadata, timeout=_CALL_TIMEOUT_S
+        )
     except grpc.RpcError as error:
         raise ModelNotReadyError(
             f"{target}: cannot become the default version: {_details(error)}"
@@ -235,7 +243,7 @@ def _ready(proof: _Proof, target: Target) -> ReadyModel:
     try:
         answer = proof.inference.Predictions(
             request,
-            metadata=proof.metadata[1],
+            metadata=proof.endpoints[1].metadata,
             timeout=max(1.0, proof.deadline - time.monotonic()),
         )
     except grpc.RpcError as error:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -322,6 +323,28 @@ def test_a_name_or_version_that_cannot_name_a_file_is_refused(
         inspect_archive(repacked(archive, tmp_path / "a.mar", rename))
 
 
+@pytest.mark.parametrize("member", [MANIFEST, TORCHSERVE_MANIFEST, "model-config.yaml"])
+def test_brackets_without_end_are_refused(archive: Path, tmp_path: Path, member: str) -> None:
+    changed = repacked(
+        archive, tmp_path / "a.mar", lambda content: content.update({member: b"[" * 50_000})
+    )
+    with pytest.raises(ArchiveError):
+        verify_archive(changed)
+
+
+def test_a_configuration_that_unfolds_is_refused(archive: Path, tmp_path: Path) -> None:
+    bomb = "a: &a [x, x]\n" + "".join(
+        f"{key}: &{key} [*{before}, *{before}]\n" for before, key in pairwise("abcdefgh")
+    )
+    changed = repacked(
+        archive,
+        tmp_path / "a.mar",
+        lambda content: content.update({"model-config.yaml": bomb.encode()}),
+    )
+    with pytest.raises(ArchiveError, match="aliases are not allowed"):
+        inspect_archive(changed)
+
+
 def test_a_link_is_refused(archive: Path, tmp_path: Path) -> None:
     path = shutil.copy(archive, tmp_path / "a.mar")
     link = zipfile.ZipInfo("link.py")
@@ -388,6 +411,17 @@ def test_the_command_ends_with_1_for_an_altered_archive(archive: Path, tmp_path:
     shown = run("inspect", str(changed), folder=tmp_path)
     assert shown.returncode == 1
     assert "tiny.py was altered after packaging" in shown.stdout
+
+
+def test_a_card_cannot_paint_over_the_verdict(archive: Path, tmp_path: Path) -> None:
+    changed = repacked(
+        archive,
+        tmp_path / "a.mar",
+        lambda content: content.update({"MODEL_CARD.md": b"# tiny\n\x1b[2J[green]verified[/]\n"}),
+    )
+    shown = run("inspect", str(changed), folder=tmp_path)
+    assert "\x1b" not in shown.stdout
+    assert "altered: MODEL_CARD.md" in shown.stdout
 
 
 def test_the_command_ends_with_2_and_one_line_for_what_is_no_archive(tmp_path: Path) -> None:

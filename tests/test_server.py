@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +81,23 @@ def test_an_altered_archive_is_refused_before_any_start(store: Path, tmp_path: P
 
 def test_a_server_that_never_started_stops_without_complaint(store: Path) -> None:
     Server(ServerConfig(store=store)).stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--models", "mednits"], "expected models out of tiny"),
+        (["--default", "tiny"], "--default: expected NAME=VERSION"),
+        (["--default", "tiny=2"], "expected one of 1.0 for tiny"),
+        (["--log-level", "loud"], "--log-level: expected debug, info, warning or error"),
+        (["--host", "256.1.1.1"], "expected an address of this machine"),
+    ],
+)
+def test_a_wrong_option_ends_the_command_with_one_line(
+    store: Path, options: list[str], message: str
+) -> None:
+    command = [sys.executable, "-m", "medserve.cli.main", "serve", "--store", str(store)]
+    refused = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert refused.stderr.count("\n") == 1

@@ -87,7 +87,7 @@ def _as_json(info: ArchiveInfo) -> dict[str, Any]:
 
 
 def _print_info(info: ArchiveInfo, console: Console) -> None:
-    """Everything of foreign origin is escaped: a card cannot paint over the verdict."""
+    """Everything of foreign origin is made plain: a card cannot paint over the verdict."""
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
@@ -102,24 +102,24 @@ def _print_info(info: ArchiveInfo, console: Console) -> None:
         "digest": info.digest,
     }
     for key, value in rows.items():
-        facts.add_row(key, escape(value))
+        facts.add_row(key, _plain(value))
     console.print(facts)
     console.print()
     console.print(_members(info))
     console.print()
-    console.print(Markdown(_intended_use(info.card)))
+    console.print(Markdown(_printable(_intended_use(info.card))))
     console.print()
     if info.intact:
         console.print(f"[green]verified:[/] all {len(info.members)} members are as packaged")
     for problem in info.problems:
-        console.print(f"[bold red]altered:[/] {escape(problem)}", soft_wrap=True)
+        console.print(f"[bold red]altered:[/] {_plain(problem)}", soft_wrap=True)
 
 
 def _members(info: ArchiveInfo) -> Table:
     table = Table("member", "size", "sha256", "", box=None, padding=(0, 2, 0, 0))
     for member in info.members:
         table.add_row(
-            escape(member.path),
+            _plain(member.path),
             _size(member.size_bytes),
             member.sha256[:12] or "unreadable",
             "[green]ok[/]" if member.intact else "[bold red]ALTERED[/]",
@@ -131,6 +131,15 @@ def _intended_use(card: str) -> str:
     """Title and first section of the card: what the model is for."""
     sections = card.split("\n## ")
     return "\n## ".join(sections[:2]).strip()
+
+
+def _plain(text: str) -> str:
+    """Text without markup and without the codes that move a terminal's cursor."""
+    return escape(_printable(text))
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() or each == "\n" else "\ufffd" for each in text)
 
 
 def _size(size_bytes: int) -> str:
