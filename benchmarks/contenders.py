@@ -5,6 +5,7 @@
 | `in-process` | the handler's own verbs called directly in perfect batches: the limit |
 | `torchserve` | `medserve serve`, one image a call, batches of 16 gathered for at most 1 ms |
 | `torchserve-packed` | the same server, 16 images a call |
+| `torchserve-client` | the same server, called as `medserve.client` calls it by default |
 | `torchserve-latency` | the same archive with batchSize 1 |
 | `torchserve-stock` | a stock-style handler on a stock TorchServe |
 | `grpc` | a bare grpc.aio server with a small dynamic batcher |
@@ -19,12 +20,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.protocols import connect, encode_calls
+from benchmarks.protocols import connect, encode_calls, reason
 
-__all__ = ["Contender", "Running", "Setting", "Unavailable", "await_answer"]
+__all__ = ["Contender", "Running", "Setting", "Start", "Unavailable", "await_answer"]
 
 _START_TIMEOUT_S = 120.0
 _POLL_S = 0.25
@@ -84,11 +85,11 @@ class Contender:
     protocol: str = "predictions"
     start: Start | None = None  # None: runs without a server
     images_per_call: int = 1
-    only_at: frozenset[int] = field(default_factory=frozenset)  # in flight; empty: everywhere
+    fixed_calls: int | None = None  # None: as many as hold the images in flight
 
     def calls(self, in_flight: int) -> int:
-        """Calls that hold `in_flight` images, at least one."""
-        return max(1, in_flight // self.images_per_call)
+        """Calls at a time: those that hold `in_flight` images, at least one."""
+        return self.fixed_calls or max(1, in_flight // self.images_per_call)
 
 
 def await_answer(
@@ -102,7 +103,7 @@ def await_answer(
         try:
             answer = asyncio.run(_ask(protocol, address, message))
         except Exception as error:  # refused, reset, not loaded yet: whatever the library raises
-            failure = f"{type(error).__name__}: {error}"
+            failure = reason(error)
             time.sleep(_POLL_S)
         else:
             if b'"error"' in answer:

@@ -12,11 +12,13 @@ from benchmarks.archives import with_batch_size
 from benchmarks.contenders import Contender, Running, Setting
 from benchmarks.peers.launch import bare_grpc, litserve, triton, triton_onnxruntime
 from benchmarks.stock import stock_torchserve
+from medserve.client import Limits
 from medserve.server import Server, ServerConfig
 
 __all__ = ["CONTENDERS"]
 
 _PACKED = 16  # images a call
+_CLIENT = Limits()  # of medserve.client
 
 
 @contextlib.contextmanager
@@ -48,6 +50,12 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender("in-process"),
     Contender("torchserve", start=torchserve),
     Contender("torchserve-packed", start=torchserve, images_per_call=_PACKED),
+    Contender(
+        "torchserve-client",
+        start=torchserve,
+        images_per_call=_CLIENT.items_per_call,
+        fixed_calls=_CLIENT.calls_in_flight,
+    ),
     Contender("torchserve-latency", start=torchserve_latency),
     Contender("torchserve-stock", start=stock_torchserve),
     Contender("grpc", start=bare_grpc),

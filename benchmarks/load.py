@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import Usage, family_usage
-from benchmarks.protocols import Call, connect, encode_calls
+from benchmarks.protocols import Call, connect, encode_calls, reason
 from benchmarks.ratios import percentile
 
 __all__ = ["LoadPlan", "Measurement", "read_payload", "run_load"]
@@ -121,7 +121,7 @@ async def _loop(call: Call, messages: Sequence[bytes], first: int, window: _Wind
         except asyncio.CancelledError:
             raise
         except Exception as error:  # whatever the peer's library raises is one failed call
-            answer, failure = b"", f"{type(error).__name__}: {error}"
+            answer, failure = b"", reason(error)
         ended = time.perf_counter()
         turn += 1
         if failure or b'"error"' in answer or not answer:

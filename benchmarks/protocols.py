@@ -22,7 +22,7 @@ import grpc.aio
 from medserve.wire.inference_pb2 import PredictionsRequest
 from medserve.wire.open_inference_pb2 import ModelInferRequest
 
-__all__ = ["Call", "Connections", "connect", "encode_calls"]
+__all__ = ["Call", "Connections", "connect", "encode_calls", "reason"]
 
 Call = Callable[[bytes], Awaitable[bytes]]
 
@@ -83,6 +83,13 @@ async def connect(protocol: str, address: str, calls: int) -> Connections:
         await channel.close(None)
 
     return Connections([call] * calls, close)
+
+
+def reason(error: Exception) -> str:
+    """Why a call failed, in one line."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _encode(protocol: str, model: str, images: Sequence[bytes]) -> bytes:

@@ -19,14 +19,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
 from benchmarks.archives import build_or_take, unpack
-from benchmarks.contenders import Contender, Running, Setting, Unavailable
+from benchmarks.contenders import Contender, Running, Setting, Start, Unavailable
 from benchmarks.lineup import CONTENDERS
 from benchmarks.load import Measurement, read_payload
 from benchmarks.machine import describe_machine
@@ -36,12 +36,12 @@ from benchmarks.targets import judge, show_verdicts
 from medserve.archive import inspect_archive
 from medserve.errors import MedserveError
 
-__all__ = ["Options", "main", "run"]
+__all__ = ["MeasurementError", "Options", "main", "run"]
 
 _ROOT = Path(__file__).parent.parent
 _SLACK_S = 150.0  # beyond the counted time: imports, warm-up, a slow machine
 _WARMUP_S = 1.0
-_FIRST_WARMUP_S = 8.0  # Java compiles what runs often; measured cold it looks 2 times slower
+_FIRST_WARMUP_S = 12.0  # Java compiles what runs often; cold it needs up to twice the CPU
 _PROCESS_BATCH = 16
 
 
@@ -60,6 +60,10 @@ class Options:
     model: str = "mednist"
     peers_python: str | None = None
     out: Path = Path("outputs/bench.json")
+
+
+class MeasurementError(Exception):
+    """One measurement gave no result; the message says whose and why."""
 
 
 @dataclass
@@ -119,39 +123,52 @@ def _start_all(
         peers_python=options.peers_python,
     )
     part = _Part(setting, payload, {}, {})
-    shared: dict[object, Running] = {}
+    outcomes: dict[Start, Running | str] = {}  # several contenders may share one server
     with contextlib.ExitStack() as stack:
         for contender in _chosen(options):
             if contender.start is None:
                 part.running[contender.name] = None
                 continue
-            if contender.start not in shared:
-                try:
-                    running = stack.enter_context(contender.start(setting))
-                except (Unavailable, MedserveError) as reason:
-                    part.skipped[contender.name] = str(reason)
-                    continue
-                stack.callback(release, running.pid)  # a stopped process hears no SIGTERM
-                hold(running.pid)
-                shared[contender.start] = running
-            part.running[contender.name] = shared[contender.start]
+            if contender.start not in outcomes:
+                outcomes[contender.start] = _start(contender.start, setting, stack)
+            outcome = outcomes[contender.start]
+            if isinstance(outcome, Running):
+                part.running[contender.name] = outcome
+            else:
+                part.skipped[contender.name] = outcome
         yield part
+
+
+def _start(start: Start, setting: Setting, stack: contextlib.ExitStack) -> Running | str:
+    """A server that is up and held, or why there is none."""
+    try:
+        running = stack.enter_context(start(setting))
+    except (Unavailable, MedserveError) as reason:
+        return str(reason)
+    stack.callback(release, running.pid)  # a stopped process hears no SIGTERM
+    hold(running.pid)
+    return running
 
 
 def _rounds(options: Options, part: _Part, console: Console) -> Iterator[Row]:
     """A B C A B C; in every round each number in flight, and in it each contender."""
-    warm: set[Running | None] = {None}
     contenders = [each for each in _chosen(options) if each.name in part.running]
+    busiest = max(options.concurrency)
+    for contender in {part.running[each.name]: each for each in contenders}.values():
+        if contender.start is not None:
+            _measure(replace(options, seconds=0.5), part, contender, busiest, _FIRST_WARMUP_S)
     for index in range(options.rounds):
         for in_flight in options.concurrency:
             for contender in contenders:
-                running = part.running[contender.name]
-                warmup_s = _WARMUP_S if running in warm else _FIRST_WARMUP_S
-                warm.add(running)
-                load1 = os.getloadavg()[0]
-                measured = _measure(options, part, contender, in_flight, warmup_s)
-                workers = part.setting.workers
-                yield Row(contender.name, workers, in_flight, index, load1, measured)
+                if contender.fixed_calls and in_flight != busiest:
+                    continue  # it would be the same measurement again
+                load1, workers = os.getloadavg()[0], part.setting.workers
+                try:
+                    measured = _measure(options, part, contender, in_flight, _WARMUP_S)
+                except MeasurementError as error:  # one lost point is no reason to lose the rest
+                    console.print(f"lost, round {index + 1}: {error}", highlight=False)
+                else:
+                    yield Row(contender.name, workers, in_flight, index, load1, measured)
         console.print(
             f"{part.setting.workers} workers: round {index + 1} of {options.rounds} done, "
             f"load {os.getloadavg()[0]:.1f}",
@@ -193,7 +210,7 @@ def _measure(
             hold(running.pid)
     if answer.returncode != 0:
         reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise SystemExit(f"{contender.name}, {in_flight} in flight: {reason}")
+        raise MeasurementError(f"{contender.name}, {in_flight} in flight: {reason}")
     return Measurement(**json.loads(answer.stdout))
 
 
