@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 
 import highdicom
 import numpy as np
@@ -113,7 +114,9 @@ def _build(
         ],
         series_instance_uid=generate_uid(entropy_srcs=seed),
         series_number=100,
-        sop_instance_uid=generate_uid(entropy_srcs=[*seed, segmentation.mask.tobytes().hex()]),
+        sop_instance_uid=generate_uid(
+            entropy_srcs=[*seed, sha256(segmentation.mask.tobytes()).hexdigest()]
+        ),
         instance_number=1,
         manufacturer=_MANUFACTURER,
         manufacturer_model_name=provenance.model,

@@ -26,7 +26,7 @@ from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeErr
 from medserve.imaging.dicom_planes import Plane, pixels_of, planes_of, read, without_pixels
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.limits import Payload, quietly
-from medserve.imaging.unpack import files_in, is_gzip, is_tar, is_zip, peek
+from medserve.imaging.unpack import files_in, is_tar, is_zip, peek
 from medserve.imaging.volume import Volume, VolumeLimits, check_shape
 
 __all__ = ["DicomVolume", "decode", "recognises"]
@@ -114,7 +114,7 @@ def _datasets(payload: Payload, limits: VolumeLimits) -> list[Dataset]:
         raise InvalidImageError("expected a DICOM series, got no bytes")
     if bytes(payload[128:132]) == b"DICM":
         files = iter((bytes(payload),))
-    elif is_zip(payload) or is_gzip(payload) or is_tar(payload):
+    elif is_zip(payload) or is_tar(peek(payload)):
         files = files_in(payload, limits)
     else:
         raise InvalidImageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ class Segmentation:
             of them mistakes of the code that built it.
     """
 
-    mask: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.uint8] = field(repr=False)  # pixels belong into no log line
     geometry: Geometry
     labels: tuple[str, ...]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class Volume:
             or values that are not finite.
     """
 
-    array: npt.NDArray[Any]
+    array: npt.NDArray[Any] = field(repr=False)  # pixels belong into no log line
     geometry: Geometry
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class Slice:
             volumes, so a square of pixels need not be a square of the body.
     """
 
-    array: npt.NDArray[Any]
+    array: npt.NDArray[Any] = field(repr=False)  # pixels belong into no log line
     index: int
     spacing_mm: tuple[float, float]
 

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import random
+import struct
 import tarfile
 import tracemalloc
 import zipfile
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 from pydicom.pixels.utils import compress
-from pydicom.uid import RLELossless
+from pydicom.uid import UID, JPEGLSLossless, RLELossless
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
 from medserve.imaging import dicom_series
@@ -126,12 +127,23 @@ def test_an_enhanced_image_is_read_in_the_order_of_its_positions() -> None:
     assert [order[frame] for frame in decoded.frames] == list(range(SHAPE[2]))[::-1]
 
 
-def test_lossless_compression_changes_nothing() -> None:
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless])
+def test_lossless_compression_changes_nothing(syntax: UID) -> None:
     datasets = dicom_slices(VOLUME)
     for dataset in datasets:
-        compress(dataset, RLELossless, generate_instance_uid=False)
+        compress(dataset, syntax, generate_instance_uid=False)
     decoded = dicom_series.decode(zipped(_files(datasets)))
     np.testing.assert_array_equal(decoded.array, VOLUME.array[:, :, ::-1])
+
+
+def test_a_frame_that_states_a_giant_size_is_refused_before_it_is_decoded() -> None:
+    dataset = dicom_slices(VOLUME)[0]
+    compress(dataset, JPEGLSLossless, generate_instance_uid=False)
+    payload = bytearray(as_bytes(dataset))
+    header = payload.index(b"\xff\xf7")  # SOF55: length, precision, rows, columns
+    payload[header + 5 : header + 9] = struct.pack(">2H", 20000, 20000)
+    with pytest.raises(InvalidImageError, match="pixel data are damaged"):
+        dicom_series.decode(bytes(payload))
 
 
 def test_a_single_slice_takes_its_thickness_from_the_header() -> None:
@@ -250,6 +262,28 @@ def test_a_zip_bomb_is_refused_by_its_directory() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20
+
+
+def test_a_zip_whose_directory_lies_about_sizes_is_expanded_no_further() -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a", bytes(40 * 2**20))
+    small, large = (struct.pack("<I", size) for size in (1000, 40 * 2**20))
+    tracemalloc.start()
+    with pytest.raises(InvalidImageError):
+        dicom_series.decode(stream.getvalue().replace(large, small))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_of_a_method_without_bound_is_refused(method: int) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        archive.writestr("a", b"text")
+    with pytest.raises(InvalidImageError, match="stored or deflated"):
+        dicom_series.decode(stream.getvalue())
 
 
 def test_a_compressed_tar_is_expanded_no_further_than_allowed() -> None:
