@@ -94,7 +94,7 @@ def _print_info(info: ArchiveInfo, console: Console) -> None:
     rows = {
         "model": f"{info.name} {info.version}: {info.spec.title}",
         "labels": ", ".join(info.spec.labels),
-        "metrics": ", ".join(f"{key} {value}" for key, value in info.metrics.items()),
+        "metrics": ", ".join(_figures(info)),
         "built from": f"commit {info.git_commit}, medserve {info.medserve_version}",
         "with": ", ".join(f"{key} {value}" for key, value in info.versions.items()),
         "file": f"{info.path}, {_size(info.size_bytes)}",
@@ -113,6 +113,12 @@ def _print_info(info: ArchiveInfo, console: Console) -> None:
         console.print(f"[green]verified:[/] all {len(info.members)} members are as packaged")
     for problem in info.problems:
         console.print(f"[bold red]altered:[/] {_plain(problem)}", soft_wrap=True)
+
+
+def _figures(info: ArchiveInfo) -> list[str]:
+    """Numbers of the evaluation, six digits at most."""
+    figures = {key: value for key, value in info.metrics.items() if isinstance(value, int | float)}
+    return [f"{key} {value:.6g}" for key, value in figures.items()]
 
 
 def _members(info: ArchiveInfo) -> Table:
