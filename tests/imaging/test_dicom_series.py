@@ -9,15 +9,18 @@ import tarfile
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import highdicom
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image as pillow
 from pydicom import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels.utils import compress
-from pydicom.uid import UID, JPEGLSLossless, RLELossless
+from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
 from medserve.imaging import dicom_series
@@ -134,6 +137,27 @@ def test_lossless_compression_changes_nothing(syntax: UID) -> None:
         compress(dataset, syntax, generate_instance_uid=False)
     decoded = dicom_series.decode(zipped(_files(datasets)))
     np.testing.assert_array_equal(decoded.array, VOLUME.array[:, :, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "syntax", "options"),
+    [
+        ("JPEG2000", JPEG2000Lossless, {"no_jp2": True}),
+        ("JPEG", JPEGBaseline8Bit, {"quality": 100}),
+    ],
+)
+def test_eight_bit_jpeg_is_read(kind: str, syntax: UID, options: dict[str, Any]) -> None:
+    plane = np.arange(14 * 11, dtype=np.uint8).reshape(11, 14)
+    stream = io.BytesIO()
+    pillow.fromarray(plane).save(stream, format=kind, **options)
+    dataset = dicom_slices(VOLUME)[0]
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    dataset.PixelData = encapsulate([stream.getvalue()])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = syntax
+    decoded = dicom_series.decode(as_bytes(dataset))
+    np.testing.assert_allclose(decoded.array[:, :, 0].T.astype(int), plane, atol=3)
 
 
 def test_a_frame_that_states_a_giant_size_is_refused_before_it_is_decoded() -> None:
