@@ -163,6 +163,7 @@ class Handler(ABC, Generic[Source, Params, Result]):
         )
         self.prepare()
         self._prove(folder)
+        torchserve.keep_log_short()
         logger.info(
             "%s %s is proven: %s %s, threads %d, %s",
             self.spec.name, self.spec.version, chosen.name, chosen.precision, chosen.threads,

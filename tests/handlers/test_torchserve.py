@@ -143,6 +143,20 @@ def test_torchserve_accepts_the_batch_and_its_metrics(
     assert "#Status:INVALID_IMAGE,ModelName:brightness" in bad
 
 
+def test_a_worker_logs_nothing_per_batch_but_own_metrics(
+    handler: MednistHandler, artifact: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ts.protocol import otf_message_handler
+
+    made = torchserve_service(handler, artifact, tmp_path)
+    caplog.set_level("INFO")
+    otf_message_handler.logging.info("Backend received inference at: %d", 0)
+    made.predict(gathered({"data": picture(0.1)}))
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines
+    assert all(line.startswith("[METRICS]Medserve") for line in lines)
+
+
 def test_the_header_that_ends_a_stream_reaches_torchserve(
     handler: MednistHandler, artifact: Path, tmp_path: Path
 ) -> None:
