@@ -63,7 +63,7 @@ class FitConfig:
 
     data_dir: Annotated[Path, Setting("folder of the training data")] = Path("data")
     out_dir: Annotated[Path, Setting("folder for checkpoints, logs and artifact")] = Path("runs")
-    epochs: Annotated[int, Setting("passes over the training images", minimum=1)] = 30
+    epochs: Annotated[int, Setting("passes over the training images", minimum=1)] = 40
     batch_size: Annotated[int, Setting("images a step", minimum=1)] = 256
     learning_rate: Annotated[float, Setting("peak of the one-cycle schedule", minimum=0.0)] = 4e-3
     weight_decay: Annotated[float, Setting("AdamW's, apart from the gradient", minimum=0.0)] = 0.02

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, SumMetric
@@ -30,11 +32,19 @@ from training.augment import Augment
 from training.config import FitConfig
 from training.data import Batches, LabelledImages
 
-__all__ = ["Classifier", "Fitted", "fit_classifier", "load_best"]
+__all__ = ["Classifier", "Fitted", "fit_classifier", "load_best", "one_cycle"]
 
 _log = logging.getLogger(__name__)
 
 SCORE = "validation_score"
+# Lightning's remarks on what is meant, and on its own inside.
+_EXPECTED_WARNINGS = (
+    ".*does not have many workers",  # the images are in memory already
+    ".*is smaller than the logging interval",  # a tiny set
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # its use of torch's
+    ".*exists and is not empty",  # resuming
+    ".*lr_scheduler.step\\(\\)` before `optimizer.step",  # its own order on the first step
+)
 ParameterList = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -113,11 +123,21 @@ class Classifier(L.LightningModule):
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
         )
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = OneCycleLR(
-            optimiser, self.config.learning_rate, total_steps=max(2, steps), pct_start=0.2
-        )
+        steps = max(2, int(self.trainer.estimated_stepping_batches))
+        schedule = LambdaLR(optimiser, lambda step: one_cycle(step / steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def one_cycle(progress: float, warm_up: float = 0.2, start: float = 0.04) -> float:
+    """Share of the peak learning rate at a progress in [0, 1]: up from `start`, then down to 0.
+
+    After Smith and Topin, arXiv:1708.07120. A function of progress alone, so that a resumed
+    training may have more epochs than the first one asked for.
+    """
+    if progress < warm_up:
+        return start + (1.0 - start) * 0.5 * (1.0 - math.cos(math.pi * progress / warm_up))
+    left = (progress - warm_up) / (1.0 - warm_up)
+    return 0.5 * (1.0 + math.cos(math.pi * min(left, 1.0)))
 
 
 def _warmed_average(decay: float) -> Callable[[ParameterList, ParameterList, Tensor | int], None]:
@@ -148,18 +168,20 @@ def fit_classifier(
     last = folder / "last.ckpt"
     if config.resume and not last.is_file():
         raise ConfigError(f"expected {last} to resume from, found none; leave out --resume")
-    saver = ModelCheckpoint(
-        folder, filename="best", monitor=SCORE, save_last=True, enable_version_counter=False
-    )
-    trainer = _trainer(config, out_dir, [saver])
+    best = ModelCheckpoint(folder, filename="best", monitor=SCORE, enable_version_counter=False)
+    every = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    trainer = _trainer(config, out_dir, [best, every])
     if config.threads:
         torch.set_num_threads(config.threads)
-    trainer.fit(
-        module,
-        _loader(train, config, shuffle=True),
-        _loader(validation, config, shuffle=False),
-        ckpt_path=str(last) if config.resume else None,
-    )
+    with warnings.catch_warnings():
+        for message in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        trainer.fit(
+            module,
+            _loader(train, config, shuffle=True),
+            _loader(validation, config, shuffle=False),
+            ckpt_path=str(last) if config.resume else None,
+        )
     return load_best(module, folder / "best.ckpt")
 
 
@@ -169,10 +191,8 @@ def load_best(module: Classifier, checkpoint: Path) -> Fitted:
     module.load_state_dict(content["state_dict"])
     network = module.average.module.cpu()
     network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    best = next(
-        state for name, state in content["callbacks"].items() if name.startswith("ModelCheckpoint")
-    )
-    score = float(best["best_model_score"])
+    savers = [state for name, state in content["callbacks"].items() if SCORE in name]
+    score = min(float(each["best_model_score"]) for each in savers if "best_model_score" in each)
     _log.info("best epoch %d, validation score %.4f", content["epoch"], score)
     return Fitted(network.eval(), checkpoint, int(content["epoch"]), score)
 
@@ -212,5 +232,6 @@ def _trainer(config: FitConfig, out_dir: Path, callbacks: list[Callback]) -> L.T
         logger=loggers,
         log_every_n_steps=20,
         gradient_clip_val=1.0,
+        enable_model_summary=False,
         default_root_dir=out_dir,
     )

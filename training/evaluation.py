@@ -90,10 +90,11 @@ def evaluate_classifier(name: str, request: EvaluationRequest) -> dict[str, Any]
     """
     spec = models.spec(name)
     weights = request.weights or models.room(name) / "weights"
+    files = _chosen_files(request, spec)
     engine_name = request.engine or spec.engine.name
     threads = request.threads or cores()
     engine = load_engine(engine_name, weights, precision=Precision.F32, threads=threads)
-    answers = answer_files(engine, spec, _chosen_files(request, spec), progress="Evaluating")
+    answers = answer_files(engine, spec, files, progress="Evaluating")
     if not answers.paths:
         raise ConfigError(f"{request.data_dir}: expected images, found none that can be decoded")
     names = tuple(path.relative_to(request.data_dir) for path in answers.paths)
@@ -119,7 +120,14 @@ def evaluate_classifier(name: str, request: EvaluationRequest) -> dict[str, Any]
         answers.novelty,
         label_ids,
     )
-    report.write(request.out_dir, spec, measured, findings)
+    page = report.write(request.out_dir, spec, measured, findings)
+    _log.info(
+        "%d errors in %d images (%.3f %%); %s",
+        measured.errors,
+        measured.n,
+        100.0 * measured.accuracy,
+        page,
+    )
     return content
 
 

@@ -106,16 +106,20 @@ def _write_torchscript(artifact: nn.Module, path: Path, example: Tensor) -> None
 
 
 def _write_onnx(artifact: nn.Module, path: Path, example: Tensor) -> None:
-    program = torch.onnx.export(
-        artifact,
-        (example,),
-        input_names=["image"],
-        output_names=list(OUTPUTS),
-        opset_version=_OPSET,
-        dynamo=True,
-        dynamic_shapes={"image": {0: torch.export.Dim("N")}},
-        verbose=False,
-    )
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, we do not
+    with warnings.catch_warnings():
+        # torch's own exporter uses what torch deprecates.
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        program = torch.onnx.export(
+            artifact,
+            (example,),
+            input_names=["image"],
+            output_names=list(OUTPUTS),
+            opset_version=_OPSET,
+            dynamo=True,
+            dynamic_shapes={"image": {0: torch.export.Dim("N")}},
+            verbose=False,
+        )
     assert program is not None  # dynamo=True returns the program
     model = program.model_proto
     # Source lines of the machine that trained have no place in a published file.
