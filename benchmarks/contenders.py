@@ -85,11 +85,7 @@ class Contender:
     protocol: str = "predictions"
     start: Start | None = None  # None: runs without a server
     images_per_call: int = 1
-    fixed_calls: int | None = None  # None: as many as hold the images in flight
-
-    def calls(self, in_flight: int) -> int:
-        """Calls at a time: those that hold `in_flight` images, at least one."""
-        return self.fixed_calls or max(1, in_flight // self.images_per_call)
+    fixed_calls: int | None = None  # in flight, whatever the run asks for
 
 
 def await_answer(

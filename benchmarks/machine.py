@@ -12,7 +12,7 @@ import psutil
 
 from medserve import __version__
 from medserve.errors import ConfigError
-from medserve.java import find_java
+from medserve.server.java import find_java
 
 __all__ = ["describe_machine"]
 

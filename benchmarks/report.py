@@ -24,7 +24,7 @@ class Row:
 
     contender: str
     workers: int
-    in_flight: int  # images asked for and not answered yet
+    in_flight: int  # calls sent and not answered yet
     round: int
     load1: float  # the machine's load average just before
     measured: Measurement

@@ -189,7 +189,8 @@ def _measure(
     else:
         command += ["benchmarks.load", f"--protocol={contender.protocol}"]
         command += [f"--address={running.address}", f"--model={part.setting.model}"]
-        command += [f"--calls={contender.calls(in_flight)}", f"--server-pid={running.pid}"]
+        calls = contender.fixed_calls or in_flight
+        command += [f"--calls={calls}", f"--server-pid={running.pid}"]
         command += [f"--images-per-call={contender.images_per_call}"]
     command += [f"--payload={part.payload}", f"--seconds={options.seconds}"]
     command += [f"--warmup-s={warmup_s}"]
@@ -261,7 +262,12 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     default = Options()
     add = parser.add_argument
     add("--workers", type=_numbers, default=default.workers, help="numbers of workers, as 1,2")
-    add("--concurrency", type=_numbers, default=default.concurrency, help="images in flight")
+    add(
+        "--concurrency",
+        type=_numbers,
+        default=default.concurrency,
+        help="calls in flight, as 1,8,32",
+    )
     add("--rounds", type=int, default=default.rounds)
     add("--seconds", type=float, default=default.seconds, help="counted time of one measurement")
     add("--engine", choices=["openvino", "onnxruntime"], default=default.engine)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from medserve.packaging import build_archive
-from medserve.ports import Ports, choose_ports
+from medserve.server.ports import Ports, choose_ports
 from tests.tiny_room import make_checkout
 
 pytest.importorskip("ts", reason="needs the serve extra")

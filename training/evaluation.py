@@ -16,10 +16,10 @@ from rich.progress import track
 from scipy.special import softmax
 
 import models
+from medserve.cores import available_cores
 from medserve.errors import ConfigError, InvalidImageError, PayloadTooLargeError
 from medserve.imaging import sniff
 from medserve.inference.engines import Engine, load_engine
-from medserve.inference.engines.choice import cores
 from medserve.inference.fit import fit_grey
 from medserve.spec import EngineName, ModelSpec, Precision
 from training import metrics, report
@@ -92,7 +92,7 @@ def evaluate_classifier(name: str, request: EvaluationRequest) -> dict[str, Any]
     weights = request.weights or models.room(name) / "weights"
     files = _chosen_files(request, spec)
     engine_name = request.engine or spec.engine.name
-    threads = request.threads or cores()
+    threads = request.threads or available_cores()
     engine = load_engine(engine_name, weights, precision=Precision.F32, threads=threads)
     answers = answer_files(engine, spec, files, progress="Evaluating")
     if not answers.paths:

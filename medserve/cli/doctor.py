@@ -75,7 +75,7 @@ def _python() -> Iterator[_Finding]:
 
 
 def _java() -> Iterator[_Finding]:
-    from medserve.java import find_java
+    from medserve.server.java import find_java
 
     try:
         java = find_java()
@@ -139,7 +139,7 @@ def _disk() -> Iterator[_Finding]:
 def _server(settings: Settings) -> Iterator[_Finding]:
     """Either a server answers, or its port is free for one."""
     from medserve.cli.connection import connect
-    from medserve.ports import Ports, choose_ports, resolve
+    from medserve.server.ports import Ports, choose_ports, resolve
 
     what = f"server at {settings.address}"
     try:

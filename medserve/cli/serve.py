@@ -20,8 +20,8 @@ from medserve.errors import ConfigError
 from medserve.settings import Settings
 
 if TYPE_CHECKING:
-    from medserve.ports import Ports
     from medserve.server import Server, ServerConfig
+    from medserve.server.ports import Ports
 
 __all__ = ["serve"]
 
@@ -97,7 +97,7 @@ def _ports(
     settings: Settings, port: int | None, management: int | None, http: int, metrics: int
 ) -> Ports:
     """Beside an inference port that was chosen, management takes the next: clients look there."""
-    from medserve.ports import Ports
+    from medserve.server.ports import Ports
 
     if management is None:
         management = settings.management_address.port if port is None else port and port + 1

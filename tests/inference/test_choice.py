@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
 from medserve.errors import ConfigError
@@ -40,22 +37,9 @@ def test_the_environment_overrides_engine_and_threads() -> None:
 
 
 def test_cores_are_shared_among_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "cores", lambda: 8)
+    monkeypatch.setattr(choice, "available_cores", lambda: 8)
     assert choose(spec(workers=3), environment={}).threads == 2
     assert choose(spec(workers=16), environment={}).threads == 1
-
-
-def test_a_container_s_quota_counts_as_its_cores(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    limit = tmp_path / "cpu.max"
-    monkeypatch.setattr(choice, "_CGROUP_LIMIT", limit)
-    for text, expected in [("250000 100000", 2), ("50000 100000", 1), ("max 100000", 16)]:
-        limit.write_text(text)
-        assert choice.cores() == expected
-    limit.unlink()
-    assert choice.cores() == 16
 
 
 def test_a_gpu_moves_openvino_models_to_torchscript_in_f32() -> None:

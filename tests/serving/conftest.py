@@ -23,9 +23,9 @@ from pathlib import Path
 import pytest
 
 from medserve.errors import ArchiveError, ConfigError
-from medserve.java import find_java
 from medserve.packaging import build_archive
 from medserve.server import Server, ServerConfig
+from medserve.server.java import find_java
 from tests.tiny_room import REPOSITORY, make_checkout
 
 TinyArchive = Callable[..., Path]

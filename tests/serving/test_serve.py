@@ -22,8 +22,8 @@ import pytest
 
 from medserve.archive import inspect_archive
 from medserve.errors import ConfigError, ModelNotReadyError
-from medserve.ports import Ports, choose_ports
 from medserve.server import Server, ServerConfig
+from medserve.server.ports import Ports, choose_ports
 from medserve.wire import inference_pb2, inference_pb2_grpc, management_pb2, management_pb2_grpc
 from tests.serving.conftest import TinyArchive
 from tests.tiny_room import LABELS, bright_tile

@@ -10,14 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from medserve.cores import available_cores
 from medserve.errors import ConfigError
 from medserve.spec import EngineName, ModelSpec, Precision
 
-__all__ = ["EngineChoice", "choose", "cores"]
-
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # "quota period" in microseconds, or "max period"
+__all__ = ["EngineChoice", "choose"]
 
 
 @dataclass(frozen=True)
@@ -59,21 +57,10 @@ def choose(
     )
 
 
-def cores() -> int:
-    """Processor cores that this process may use: affinity, and the container's quota."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        quota, period = _CGROUP_LIMIT.read_text(encoding="ascii").split()
-        limit = max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no such file, or "max"
-        return usable or 1
-    return min(usable or 1, limit)
-
-
 def _threads(spec: ModelSpec, environment: Mapping[str, str]) -> int:
     stated = environment.get("MEDSERVE_ENGINE_THREADS", "")
     if stated:
         if not stated.isascii() or not stated.isdigit() or int(stated) < 1:
             raise ConfigError(f"MEDSERVE_ENGINE_THREADS: expected a number >= 1, got {stated!r}")
         return int(stated)
-    return spec.engine.threads or max(1, cores() // spec.serving.min_workers)
+    return spec.engine.threads or max(1, available_cores() // spec.serving.min_workers)

@@ -8,7 +8,7 @@ from dataclasses import astuple
 import pytest
 
 from medserve.errors import ConfigError
-from medserve.ports import Ports, choose_ports, is_loopback, reachable_host, resolve
+from medserve.server.ports import Ports, choose_ports, is_loopback, reachable_host, resolve
 
 
 def test_zeros_become_four_different_free_ports() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from medserve.run_folder import RunFolder
+from medserve.server.run_folder import RunFolder
 
 _LONG_AGO = (1_000_000_000, 1_000_000_000)
 
@@ -32,7 +32,7 @@ def abandoned(parent: Path) -> Path:
     """A folder whose process ended without removing it."""
     code = (
         "import tempfile; tempfile.tempdir = __import__('sys').argv[1]\n"
-        "from medserve.run_folder import RunFolder; print(RunFolder.create().path)"
+        "from medserve.server.run_folder import RunFolder; print(RunFolder.create().path)"
     )
     made = subprocess.run(
         [sys.executable, "-c", code, str(parent)], capture_output=True, text=True, check=True

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from medserve.engine_log import EngineLog, WorkerDeath
+from medserve.server.engine_log import EngineLog, WorkerDeath
 
 _START = ("[PID]4711", "Torch worker started.", "model_name: tiny, batchSize: 8")
 _TRACEBACK = (

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from medserve.errors import ConfigError
-from medserve.java import Java
-from medserve.ports import Ports
-from medserve.torchserve_config import (
+from medserve.server.java import Java
+from medserve.server.ports import Ports
+from medserve.server.torchserve_config import (
     EngineSettings,
     engine_environment,
     java_command,

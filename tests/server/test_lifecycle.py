@@ -11,7 +11,7 @@ import pytest
 
 from medserve.errors import ArchiveError, ConfigError
 from medserve.packaging import build_archive
-from medserve.server import Server, ServerConfig, available_cores
+from medserve.server import Server, ServerConfig
 from tests.tiny_room import make_checkout
 
 pytest.importorskip("model_archiver", reason="needs the serve extra")
@@ -37,7 +37,7 @@ def test_the_operator_may_decide_about_the_key(store: Path) -> None:
 
 
 def test_threads_and_workers_share_the_cores(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medserve.server.available_cores", lambda: 8)
+    monkeypatch.setattr("medserve.server.lifecycle.available_cores", lambda: 8)
     threads = {
         workers: Server(ServerConfig(store=store, workers=workers)).engine_threads
         for workers in (1, 2, 3, 16)
@@ -47,10 +47,6 @@ def test_threads_and_workers_share_the_cores(store: Path, monkeypatch: pytest.Mo
 
 def test_threads_can_be_given(store: Path) -> None:
     assert Server(ServerConfig(store=store, engine_threads=3)).engine_threads == 3
-
-
-def test_this_machine_has_a_core() -> None:
-    assert available_cores() >= 1
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from typing import Any
 import grpc
 
 from medserve.archive import ArchiveInfo, golden_input
-from medserve.engine_log import EngineLog
 from medserve.errors import ModelNotReadyError
+from medserve.server.engine_log import EngineLog
 from medserve.wire import inference_pb2, inference_pb2_grpc, management_pb2, management_pb2_grpc
 
 __all__ = ["Endpoint", "ReadyModel", "Target", "prove"]

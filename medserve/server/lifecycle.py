@@ -1,9 +1,4 @@
-"""Start TorchServe over a model store, prove its models, and stop it without a trace.
-
-with Server(ServerConfig(store=Path("model_store"))) as server:  # proven, or an exception
-    print(server.inference_address, server.ready)
-    server.serve_forever()
-"""
+"""Start TorchServe over a model store, prove its models, and stop it without a trace."""
 
 from __future__ import annotations
 
@@ -21,34 +16,35 @@ from typing import Any, Self
 
 from medserve.access import certificate_name, read_tokens
 from medserve.archive import ArchiveInfo
-from medserve.engine_log import EngineLog
-from medserve.engine_process import kill_group, launch
+from medserve.cores import available_cores
 from medserve.errors import (
     ConfigError,
     MedserveError,
     ModelNotReadyError,
     ServerFailedError,
 )
-from medserve.java import Java, find_java
-from medserve.ports import (
+from medserve.server.engine_log import EngineLog
+from medserve.server.engine_process import kill_group, launch
+from medserve.server.java import Java, find_java
+from medserve.server.ports import (
     Ports,
     choose_ports,
     is_loopback,
     reachable_host,
     resolve,
 )
-from medserve.readiness import Endpoint, ReadyModel, Target, prove
-from medserve.run_folder import RunFolder
-from medserve.settings import Address
-from medserve.store import default_versions, select_archives
-from medserve.torchserve_config import (
+from medserve.server.readiness import Endpoint, ReadyModel, Target, prove
+from medserve.server.run_folder import RunFolder
+from medserve.server.store import default_versions, select_archives
+from medserve.server.torchserve_config import (
     EngineSettings,
     engine_environment,
     java_command,
     write_run_dir,
 )
+from medserve.settings import Address
 
-__all__ = ["Server", "ServerConfig", "available_cores"]
+__all__ = ["Server", "ServerConfig"]
 
 logger = logging.getLogger(__name__)
 
@@ -303,17 +299,6 @@ class Server:
                 return error
         reason = self._log.tail(r"Exception|Error|[Ii]nvalid|error") or self._log.tail()
         return ServerFailedError(f"TorchServe ended by itself (exit code {code}): {reason}")
-
-
-def available_cores() -> int:
-    """Cores that this process may use: its affinity and its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores or 1, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or "max": no quota
-        pass
-    return cores or 1
 
 
 def _file_name(info: ArchiveInfo) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medserve.errors import ConfigError
-from medserve.java import find_java
+from medserve.server.java import find_java
 
 
 def java_home(folder: Path, version: str) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from medserve.errors import ArchiveError, ConfigError, UnknownModelError
 from medserve.packaging import build_archive
-from medserve.store import default_versions, select_archives
+from medserve.server.store import default_versions, select_archives
 from tests.tiny_room import make_checkout
 
 pytest.importorskip("model_archiver", reason="needs the serve extra")

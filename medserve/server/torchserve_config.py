@@ -14,8 +14,8 @@ from importlib import util
 from pathlib import Path
 
 from medserve.errors import ConfigError
-from medserve.java import Java
-from medserve.ports import Ports
+from medserve.server.java import Java
+from medserve.server.ports import Ports
 
 __all__ = ["EngineSettings", "engine_environment", "java_command", "write_run_dir"]
 
