@@ -62,7 +62,7 @@ train: .venv/dev  ## train one model: make train MODEL=mednist ARGS='--data-dir 
 	$(BIN)/python -m training.$(MODEL) $(ARGS)
 
 docs: .venv/dev  ## build the documentation into site/; a warning is an error
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/dev  ## measure serving side by side with its peers (minutes)
 	$(BIN)/python -m benchmarks.serve $(ARGS)
