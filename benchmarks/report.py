@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +12,17 @@ from rich.table import Table
 from benchmarks.load import Measurement
 from benchmarks.ratios import Spread, ratio_by_round
 
-__all__ = ["FORMAT", "REFERENCE", "Row", "Summary", "ratio", "select", "show", "summarise"]
+__all__ = [
+    "FORMAT",
+    "REFERENCE",
+    "Row",
+    "Summary",
+    "compact",
+    "ratio",
+    "select",
+    "show",
+    "summarise",
+]
 
 FORMAT = 1  # of the JSON file
 REFERENCE = "in-process"
@@ -129,9 +139,12 @@ def _median(values: Sequence[float | None]) -> float | None:
     return Spread.of(known).median if known else None
 
 
-def to_json(rows: Sequence[Row], summaries: Sequence[Summary]) -> dict[str, Any]:
-    """The measured part of the JSON file."""
-    return {
-        "rows": [asdict(row) for row in rows],
-        "summaries": [asdict(summary) for summary in summaries],
-    }
+def compact(value: Any) -> Any:
+    """Dataclasses as JSON holds them: numbers to 4 decimals, no answers of the servers."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: compact(each) for key, each in value.items() if key != "sample"}
+    if isinstance(value, list | tuple):
+        return [compact(each) for each in value]
+    return round(value, 4) if isinstance(value, float) else value

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -31,7 +31,7 @@ from benchmarks.lineup import CONTENDERS
 from benchmarks.load import Measurement, read_payload
 from benchmarks.machine import describe_machine
 from benchmarks.processes import hold, release
-from benchmarks.report import FORMAT, Row, show, summarise
+from benchmarks.report import FORMAT, Row, compact, show, summarise
 from benchmarks.targets import judge, show_verdicts
 from medserve.archive import inspect_archive
 from medserve.errors import MedserveError
@@ -98,9 +98,9 @@ def run(options: Options, console: Console) -> dict[str, object]:
         "machine": describe_machine(),
         "settings": _settings(options),
         "skipped": skipped,
-        "targets": [asdict(verdict) for verdict in verdicts],
-        "summaries": [asdict(summary) for summary in summaries],
-        "rows": [asdict(row) for row in rows],
+        "targets": compact(verdicts),
+        "summaries": compact(summaries),
+        "rows": compact(rows),
     }
 
 
@@ -284,6 +284,17 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     return Options(**vars(parser.parse_args(arguments)))
 
 
+def _lines(result: dict[str, object]) -> str:
+    """JSON with one summary and one row a line: short, and good to compare."""
+    parts = []
+    for key, value in result.items():
+        text = json.dumps(value)
+        if isinstance(value, list):
+            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        parts.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -298,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         raise SystemExit("interrupted; every server is stopped") from None
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    options.out.write_text(_lines(result), encoding="utf-8")
     console.print(f"written to {options.out}", highlight=False)
 
 

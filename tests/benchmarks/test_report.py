@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from benchmarks.load import Measurement
-from benchmarks.report import Row, show, summarise
+from benchmarks.report import Row, compact, show, summarise
 from benchmarks.targets import TARGETS, judge, show_verdicts
 
 MEASURED = Measurement(
@@ -105,8 +105,15 @@ def test_tables_name_every_contender_and_every_target() -> None:
 
 
 def test_rows_and_summaries_survive_json() -> None:
-    first = json.loads(json.dumps(asdict(rows()[0])))
-    served = json.loads(json.dumps(asdict(summarise(rows())[1])))
+    first = json.loads(json.dumps(compact(rows()[0])))
+    served = json.loads(json.dumps(compact(summarise(rows())[1])))
 
     assert Measurement(**first["measured"]) == rows()[0].measured
     assert served["ratio"] == pytest.approx({"median": 0.725, "low": 0.7, "high": 0.75})
+
+
+def test_json_holds_neither_answers_nor_meaningless_digits() -> None:
+    measured = replace(MEASURED, images_per_s=1 / 3, sample="answer of a server")
+
+    assert compact(measured)["images_per_s"] == 0.3333
+    assert "sample" not in compact([measured])[0]
