@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -221,16 +220,6 @@ def test_import_loads_no_engine_and_no_codec() -> None:
     check = f"import sys, medserve.client; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
-
-
-def test_import_takes_well_under_a_second() -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import medserve.client"], check=True)
-        return time.perf_counter() - start
-
-    # The target is 0.3 s on a quiet machine; the bound here forgives a busy one.
-    assert min(seconds() for _ in range(3)) < 1.0
 
 
 def test_public_names_are_these() -> None:

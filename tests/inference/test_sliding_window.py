@@ -50,7 +50,8 @@ def test_a_network_that_changes_nothing_gives_back_its_input(
 ) -> None:
     image = np.random.default_rng(0).random((2, *shape), dtype=np.float32)
     blended = scores(image, _identity, SlidingWindow(size, overlap, batch), classes=2)
-    np.testing.assert_allclose(blended, image, atol=1e-6)
+    # many overlapping windows are summed in float32 before the division
+    np.testing.assert_allclose(blended, image, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(40, 33, 21), (10, 40, 12), (7, 5, 6), (16, 12, 8)])

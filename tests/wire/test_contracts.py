@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,6 +17,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 
 ROOT = Path(__file__).parents[2]
+BUF = Path(sys.executable).with_name("buf")
 WIRE = ROOT / "medserve" / "wire"
 
 
@@ -61,10 +61,10 @@ def test_every_element_has_a_comment(tmp_path: Path) -> None:
             assert elements(file) - commented == set(), file.name
 
 
-@pytest.mark.skipif(shutil.which("buf") is None, reason="needs buf (npm: @bufbuild/buf)")
+@pytest.mark.skipif(not BUF.is_file(), reason="needs buf (the dev extra)")
 def test_contracts_are_clean_for_buf(tmp_path: Path) -> None:
     generate(tmp_path, "--protoset", str(tmp_path / "all"))
-    command = ["buf", "lint", f"{tmp_path / 'all'}#format=binpb"]
+    command = [str(BUF), "lint", f"{tmp_path / 'all'}#format=binpb"]
     subprocess.run([*command, "--config", str(ROOT / "protos" / "buf.yaml")], check=True)
 
 
