@@ -60,7 +60,7 @@ class Shipment:
 def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
     """Calibrate, export, prove and report; returns the folder of the artifact.
 
-    The held-out test images are looked at here for the first and only time.
+    The held-out test images play no part before this.
     """
     spec, folder = shipment.spec, shipment.out_dir / "artifact"
     artifact = calibrate(fitted.network, shipment.train, shipment.validation)
