@@ -98,7 +98,7 @@ def test_an_engine_without_bf16_says_so(name: EngineName, artifact: Path) -> Non
         load_engine(name, artifact, precision=Precision.BF16)
 
 
-def test_openvino_keeps_f32_although_the_processor_has_bf16(artifact: Path) -> None:
+def test_openvino_is_told_precision_threads_and_freedom_of_core(artifact: Path) -> None:
     import openvino
 
     from medserve.inference.engines import openvino as adapter
@@ -115,6 +115,8 @@ def test_openvino_keeps_f32_although_the_processor_has_bf16(artifact: Path) -> N
         load_engine(EngineName.OPENVINO, artifact, threads=1)
     assert compiled[0].get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
     assert compiled[0].get_property("INFERENCE_NUM_THREADS") == 1
+    # pinned, the threads of all workers would share the first core
+    assert compiled[0].get_property("ENABLE_CPU_PINNING") is False
 
 
 @pytest.mark.gpu

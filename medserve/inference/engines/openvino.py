@@ -49,6 +49,8 @@ def load(path: Path, *, precision: Precision, threads: int, device: str) -> Open
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,  # one request at a time; more streams would split the threads
         "PERFORMANCE_HINT": "LATENCY",
+        # Left on, every process binds its thread to the same first core: two workers, one core.
+        "ENABLE_CPU_PINNING": False,
     }
     try:
         return OpenVinoEngine(openvino.Core().compile_model(str(path), "CPU", settings))
