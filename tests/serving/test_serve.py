@@ -225,7 +225,7 @@ def test_a_port_that_is_taken_while_java_starts_is_named_too(
     with socket.create_server(("127.0.0.1", getattr(free, name))):
         answers = iter([free])
         monkeypatch.setattr(
-            "medserve.server.choose_ports",
+            "medserve.server.lifecycle.choose_ports",
             lambda *given: next(answers, None) or choose_ports(*given),
         )
         with pytest.raises(ConfigError, match=f"port {getattr(free, name)} .* for {name}"):
