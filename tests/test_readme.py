@@ -37,9 +37,8 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 def served() -> Iterator[None]:
     """`make serve` on its own ports, until it says that the models are ready."""
     for port in (7070, 7071, 8080, 8081, 8082):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                pytest.skip(f"port {port}, which `make serve` uses, is taken on this machine")
+        if _listens(port):
+            pytest.skip(f"port {port}, which `make serve` uses, is taken on this machine")
     log = ROOT / "outputs" / "readme-serve.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("w") as output:
@@ -55,10 +54,18 @@ def served() -> Iterator[None]:
             time.sleep(0.5)
         yield
     finally:
-        os.killpg(server.pid, signal.SIGINT)
+        # not SIGINT: whoever starts the tests in the background makes their children ignore it
+        os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=60)
+    deadline = time.monotonic() + 60  # make ends at once, the server when it has drained
+    while _listens(7070):
+        assert time.monotonic() < deadline, "make serve left its server behind"
+        time.sleep(0.2)
+
+
+def _listens(port: int) -> bool:
     with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", 7070)) != 0, "make serve left its server behind"
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.serving
