@@ -126,6 +126,8 @@ def _stored_values(dataset: Dataset) -> npt.NDArray[Any]:
     """Decoded pixel data (H, W) or (H, W, 3); YBR is RGB already."""
     from pydicom.pixels.decoders.base import get_decoder
 
+    from medserve.imaging.codestreams import check_codestreams
+
     syntax = _syntax(dataset)
     if syntax is None:
         raise InvalidImageError(
@@ -143,6 +145,7 @@ def _stored_values(dataset: Dataset) -> npt.NDArray[Any]:
             f"syntax {name}; decompress it first, for example with gdcmconv --raw"
         )
     try:
+        check_codestreams(dataset, syntax)
         return decoder.as_array(dataset, index=0)[0]
     except Exception:  # pydicom quotes values in what it raises
         raise InvalidImageError(_DAMAGED.format(part="pixel data")) from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,20 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, dcmread
-from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
-from pydicom.uid import UID, RLELossless
 
 from medserve.errors import InvalidImageError
+from medserve.imaging.codestreams import check_codestreams
 
 __all__ = ["Plane", "pixels_of", "planes_of", "read", "without_pixels"]
 
 _PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PREAMBLE, _MAGIC = 128, b"DICM"  # PS3.10 section 7.1
 _DEFLATED = b"1.2.840.10008.1.2.1.99"  # would expand to any size before its header is known
-# Markers SOF0 to SOF15 of JPEG without DHT, JPG and DAC, and SOF55 of JPEG-LS.
-_FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}
 
 
 @dataclass(frozen=True)
@@ -148,7 +144,7 @@ def pixels_of(dataset: Dataset) -> npt.NDArray[Any]:
             "compression; decompress the series first, for example with gdcmconv --raw"
         )
     try:
-        _check_codestreams(dataset, syntax)
+        check_codestreams(dataset, syntax)
         stored = decoder.as_array(dataset)[0]
         if "ModalityLUTSequence" in dataset:
             stored = apply_modality_lut(stored, dataset)
@@ -158,35 +154,6 @@ def pixels_of(dataset: Dataset) -> npt.NDArray[Any]:
             "expected whole DICOM files, got one whose pixel data are damaged or cut short; "
             "export the series again"
         ) from None
-
-
-def _check_codestreams(dataset: Dataset, syntax: UID) -> None:
-    """Refuse frames whose own header states another size: decoders would allocate it first."""
-    if not syntax.is_encapsulated or syntax == RLELossless:  # RLE is bounded by Rows and Columns
-        return
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    for frame in generate_frames(dataset.PixelData, number_of_frames=frames):
-        if _stated_size(frame) != (int(dataset.Rows), int(dataset.Columns)):
-            raise ValueError("a frame states another size than the image")
-
-
-def _stated_size(frame: bytes) -> tuple[int, int] | None:
-    """Rows and columns by a codestream's own header; None where it has none.
-
-    JPEG (ITU-T T.81, B.2.2) and JPEG-LS (T.87, C.2.2) share their frame header; JPEG 2000 has SIZ
-    (T.800, A.5.1).
-    """
-    if frame[:4] == b"\xff\x4f\xff\x51":
-        columns, rows, left, top = struct.unpack_from(">4I", frame, 8)
-        return rows - top, columns - left
-    at = 2
-    while at + 9 <= len(frame) and frame[at] == 0xFF:
-        marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
-        if marker in _FRAME_HEADERS:
-            rows, columns = struct.unpack_from(">2H", frame, at + 5)
-            return rows, columns
-        at += 2 + length
-    return None
 
 
 def _plane(dataset: Dataset, group: Dataset, source: int, frame: int) -> Plane:
