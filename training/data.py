@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ __all__ = [
     "SPLITS",
     "Batches",
     "LabelledImages",
+    "decoded",
     "files_below",
     "labelled_files",
     "read_class_folders",
@@ -95,6 +96,24 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
 
 
+def decoded(
+    paths: Iterable[Path], spec: ModelSpec, skipped: list[Path]
+) -> Iterator[tuple[Path, npt.NDArray[np.float32]]]:
+    """Each file with its plane float32 (1, H, W), by the code that serving uses.
+
+    What serving would refuse is logged and added to `skipped` instead.
+    """
+    size = (spec.input.size[0], spec.input.size[1])
+    for path in paths:
+        try:
+            image = sniff.decode(path.read_bytes(), spec.input)
+        except (InvalidImageError, PayloadTooLargeError) as error:
+            _log.warning("skipped %s: %s", path, error)
+            skipped.append(path)
+            continue
+        yield path, fit_grey(image, size)
+
+
 def read_class_folders(data_dir: Path, spec: ModelSpec) -> LabelledImages:
     """Decode every file below the class folders by the code that serving uses.
 
@@ -103,24 +122,18 @@ def read_class_folders(data_dir: Path, spec: ModelSpec) -> LabelledImages:
     """
     planes: list[npt.NDArray[np.uint8]] = []
     kept: list[Path] = []
-    skipped: list[str] = []
-    size = (spec.input.size[0], spec.input.size[1])
+    skipped: list[Path] = []
     files = labelled_files(data_dir, spec.labels, every_class=True)
-    for path in track(files, description="Reading images"):
-        try:
-            image = sniff.decode(path.read_bytes(), spec.input)
-        except (InvalidImageError, PayloadTooLargeError) as error:
-            _log.warning("skipped %s: %s", path, error)
-            skipped.append(path.relative_to(data_dir).as_posix())
-            continue
-        planes.append(np.rint(255.0 * fit_grey(image, size)[0]).astype(np.uint8))
+    for path, plane in decoded(track(files, description="Reading images"), spec, skipped):
+        planes.append(np.rint(255.0 * plane[0]).astype(np.uint8))
         kept.append(path.relative_to(data_dir))
     names = [path.parts[0] for path in kept]
     if empty := [label for label in spec.labels if label not in names]:
         raise ConfigError(f"{data_dir / empty[0]}: expected images, found none that decodes")
     label_ids = np.array([spec.labels.index(name) for name in names], dtype=np.int64)
     paths = tuple(path.as_posix() for path in kept)
-    return LabelledImages(np.stack(planes), label_ids, paths, spec.labels, tuple(skipped))
+    refused = tuple(path.relative_to(data_dir).as_posix() for path in skipped)
+    return LabelledImages(np.stack(planes), label_ids, paths, spec.labels, refused)
 
 
 def split(

@@ -17,13 +17,11 @@ from scipy.special import softmax
 
 import models
 from medserve.cores import available_cores
-from medserve.errors import ConfigError, InvalidImageError, PayloadTooLargeError
-from medserve.imaging import sniff
+from medserve.errors import ConfigError
 from medserve.inference.engines import Engine, load_engine
-from medserve.inference.fit import fit_grey
 from medserve.spec import EngineName, ModelSpec, Precision
 from training import metrics, report
-from training.data import SPLITS, files_below, labelled_files, read_split
+from training.data import SPLITS, decoded, files_below, labelled_files, read_split
 from training.export import sha256
 
 __all__ = ["Answers", "EvaluationRequest", "answer_files", "evaluate_classifier"]
@@ -160,7 +158,7 @@ def answer_files(
     logits = [np.zeros((0, len(spec.labels)), np.float32)]
     novelty = [np.zeros(0, np.float32)]
     shown: Iterable[Path] = track(paths, description=progress) if progress else paths
-    for batch in _batches(_readable(shown, spec, skipped)):
+    for batch in _batches(decoded(shown, spec, skipped)):
         tensor = np.stack([plane for _, plane in batch])  # (N, 1, H, W)
         outputs = engine.run(tensor)
         kept += [path for path, _ in batch]
@@ -174,18 +172,6 @@ def answer_files(
 
 
 _Readable = tuple[Path, npt.NDArray[np.float32]]
-
-
-def _readable(paths: Iterable[Path], spec: ModelSpec, skipped: list[Path]) -> Iterator[_Readable]:
-    size = (spec.input.size[0], spec.input.size[1])
-    for path in paths:
-        try:
-            image = sniff.decode(path.read_bytes(), spec.input)
-        except (InvalidImageError, PayloadTooLargeError) as error:
-            _log.warning("skipped %s: %s", path, error)
-            skipped.append(path)
-            continue
-        yield path, fit_grey(image, size)
 
 
 def _batches(items: Iterator[_Readable]) -> Iterator[list[_Readable]]:

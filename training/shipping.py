@@ -118,13 +118,14 @@ def calibrate(
     described, _ = _describe_all(network, train.images)
     held_out, logits = _describe_all(network, validation.images)
     temperature = fit_temperature(logits, torch.from_numpy(validation.label_ids))
-    shows_something = _contrast(train.images) >= BLANK
+    contrast = _contrast(train.images)
+    shows_something = contrast >= BLANK
     label_ids = torch.from_numpy(train.label_ids)[shows_something]
     novelty = fit_novelty(
         described[shows_something],
         label_ids,
         held_out[_contrast(validation.images) >= BLANK],
-        least_contrast=float(_contrast(train.images)[shows_something].min()),
+        least_contrast=float(contrast[shows_something].min()),
     )
     return export.ClassifierArtifact(network, novelty, temperature).eval()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -130,10 +129,9 @@ def _expected(spec: InputSpec) -> str:
 
 
 def _inside_gzip(payload: Payload) -> FileKind:
-    try:
-        head = zlib.decompressobj(wbits=31).decompress(bytes(payload[:8192]), _HEAD)
-    except zlib.error:
-        head = b""
+    from medserve.imaging.unpack import peek
+
+    head = peek(payload, _HEAD)
     for offset, magic, found in _MAGIC:
         if found is _NIFTI and head.startswith(magic, offset):
             return _GZIP_NIFTI
