@@ -16,11 +16,11 @@ help:  ## print this list
 .venv/pip: ; @test -x $(BIN)/python || $(PYTHON) -m venv .venv; touch $@
 
 .venv/serve: .venv/pip pyproject.toml constraints.txt
-	$(PIP) --editable '.[serve]'
+	$(PIP) --editable '.[serve,gateway]'
 	@touch $@
 
 .venv/dev: .venv/serve
-	$(PIP) --editable '.[serve,train,dev]'
+	$(PIP) --editable '.[serve,gateway,train,dev]'
 	@touch $@
 
 setup: .venv/dev  ## create .venv with everything for serving, training and tests
