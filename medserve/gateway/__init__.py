@@ -1,1 +1,1 @@
-"""The public face: a guarded gRPC edge, standard services, HTTP and the page; TorchServe behind it."""
+"""The public face: a guarded gRPC edge, standard services, HTTP and the page."""
