@@ -178,11 +178,11 @@ def _dpm_solver(
     noisy: _Array, clean: _Array, earlier: tuple[_Array, _Move] | None, move: _Move
 ) -> _Array:
     """One step of DPM-Solver++(2M); the first is of first order."""
-    direction = clean
+    direction: _Array = clean
     if earlier is not None:
         clean_before, move_before = earlier
         lead = np.float32(move.reach / (2 * move_before.reach))
-        direction = (1 + lead) * clean - lead * clean_before
+        direction = clean + lead * (clean - clean_before)
     schedule = move.schedule
     shrink = np.float32(schedule.noise(move.following) / schedule.noise(move.step))
     gain = np.float32(-schedule.signal(move.following) * math.expm1(-move.reach))
