@@ -9,8 +9,9 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PROTOS = ROOT / "protos"
 # protoc sees protos/X.proto as medserve/wire/X.proto, so that the generated imports need no repair.
-PACKAGE = "medserve/wire"
+FOREIGN = "medserve/wire"
 
 
 def main() -> int:
@@ -19,20 +20,29 @@ def main() -> int:
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT)
     parser.add_argument("--protoset", type=Path, help="for grpcurl and buf, imports included")
     options = parser.parse_args()
-    googleapis = sysconfig.get_path("purelib")  # where google/rpc/status.proto is installed
-    command = [sys.executable, "-m", "grpc_tools.protoc"]
-    command += [f"-I{PACKAGE}={ROOT / 'protos'}", f"-I{googleapis}"]
-    command += [f"--python_out={options.folder}", f"--grpc_python_out={options.folder}"]
+    flags = [f"--{kind}_out={options.folder}" for kind in ("python", "grpc_python")]
     for plugin in ("mypy", "mypy_grpc"):
         program = Path(sys.executable).with_name(f"protoc-gen-{plugin}")
-        command += [f"--plugin=protoc-gen-{plugin}={program}"]
-        command += [f"--{plugin}_out=quiet:{options.folder}"]
-    if options.protoset:
+        flags += [f"--plugin=protoc-gen-{plugin}={program}"]
+        flags += [f"--{plugin}_out=quiet:{options.folder}"]
+    status = protoc(f"{FOREIGN}/v1", flags)
+    if options.protoset and not status:
         options.protoset.parent.mkdir(parents=True, exist_ok=True)
-        command += ["--include_imports", "--include_source_info"]
-        command += [f"--descriptor_set_out={options.protoset}"]
-    names = [f"{PACKAGE}/{path.name}" for path in sorted((ROOT / "protos").glob("*.proto"))]
-    return subprocess.run([*command, *names], check=False).returncode
+        flags = ["--include_imports", "--include_source_info"]
+        # Here our own contract keeps the folder of its package, which others import it from.
+        status = protoc("medserve/v1", [*flags, f"--descriptor_set_out={options.protoset}"])
+    return status
+
+
+def protoc(own: str, flags: list[str]) -> int:
+    """Compile all contracts; medserve's own are seen in the folder `own`."""
+    folders = {FOREIGN: PROTOS, own: PROTOS / "medserve/v1"}
+    command = [sys.executable, "-m", "grpc_tools.protoc", *flags]
+    command += [f"-I{seen}={folder}" for seen, folder in folders.items()]
+    command += [f"-I{sysconfig.get_path('purelib')}"]  # has google/rpc/status.proto
+    for seen, folder in folders.items():
+        command += [f"{seen}/{path.name}" for path in sorted(folder.glob("*.proto"))]
+    return subprocess.run(command, check=False).returncode
 
 
 if __name__ == "__main__":

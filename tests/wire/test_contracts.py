@@ -1,4 +1,4 @@
-"""The contracts are TorchServe's own, and the generated code is what they give."""
+"""Foreign contracts equal their originals, and the generated code is what all of them give."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     FileDescriptorProto,
     FileDescriptorSet,
+    MethodDescriptorProto,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +29,8 @@ def generate(folder: Path, *options: str) -> None:
 
 def test_generated_code_is_what_the_contracts_give(tmp_path: Path) -> None:
     generate(tmp_path)
-    fresh = sorted(path.name for path in (tmp_path / "medserve" / "wire").iterdir())
-    committed = sorted(path.name for path in WIRE.glob("*_pb2*"))
-    assert fresh == committed
+    fresh = modules(tmp_path / "medserve" / "wire")
+    assert fresh == modules(WIRE)
     _, different, missing = filecmp.cmpfiles(
         tmp_path / "medserve" / "wire", WIRE, fresh, shallow=False
     )
@@ -43,6 +43,7 @@ def test_descriptor_set_holds_every_contract_and_its_imports(tmp_path: Path) -> 
     names = {file.name for file in FileDescriptorSet.FromString(content).file}
     assert {
         "google/rpc/status.proto",
+        "medserve/v1/imaging.proto",
         "medserve/wire/inference.proto",
         "medserve/wire/management.proto",
         "medserve/wire/open_inference.proto",
@@ -79,6 +80,48 @@ def test_contract_equals_the_one_inside_torchserve(name: str, tmp_path: Path) ->
     generate(tmp_path, "--protoset", str(tmp_path / "ours"))
     theirs = contract(tmp_path / "theirs", f"{name}.proto")
     assert contract(tmp_path / "ours", f"medserve/wire/{name}.proto") == theirs
+
+
+def test_open_inference_is_a_part_of_the_contract_that_tritonclient_speaks(tmp_path: Path) -> None:
+    pytest.importorskip("tritonclient", reason="needs tritonclient (the dev extra)")
+    script = "from tritonclient.grpc import service_pb2; import sys; "
+    script += "sys.stdout.buffer.write(service_pb2.DESCRIPTOR.serialized_pb)"
+    # another process: two files that declare the same messages cannot live in one
+    run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    theirs = FileDescriptorProto.FromString(run.stdout)
+    generate(tmp_path, "--protoset", str(tmp_path / "ours"))
+    ours = contract(tmp_path / "ours", "medserve/wire/open_inference.proto")
+    assert ours.package == theirs.package
+    their_methods = {method.name: bare(method) for method in theirs.service[0].method}
+    for method in ours.service[0].method:
+        assert bare(method) == their_methods[method.name]
+    their_messages = {message.name: message for message in theirs.message_type}
+    for message in ours.message_type:
+        assert without_json_names(message) == their_messages[message.name]
+
+
+def modules(wire: Path) -> list[Path]:
+    """What is generated, relative to the folder."""
+    return sorted(path.relative_to(wire) for path in wire.rglob("*_pb2*") if path.suffix != ".pyc")
+
+
+def bare(method: MethodDescriptorProto) -> MethodDescriptorProto:
+    """A method without its options, which are not on the wire."""
+    copy = MethodDescriptorProto()
+    copy.CopyFrom(method)
+    copy.ClearField("options")
+    return copy
+
+
+def without_json_names(message: DescriptorProto) -> DescriptorProto:
+    """A message as tritonclient's module keeps it: names of members in JSON are left out."""
+    copy = DescriptorProto()
+    copy.CopyFrom(message)
+    for field in copy.field:
+        field.ClearField("json_name")
+    for nested in copy.nested_type:
+        nested.CopyFrom(without_json_names(nested))
+    return copy
 
 
 def elements(file: FileDescriptorProto) -> set[tuple[int, ...]]:
