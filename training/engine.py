@@ -32,7 +32,7 @@ from training.augment import Augment
 from training.config import FitConfig
 from training.data import Batches, LabelledImages
 
-__all__ = ["Classifier", "Fitted", "fit_classifier", "load_best", "one_cycle"]
+__all__ = ["Classifier", "Fitted", "fit_classifier", "load_best", "one_cycle", "warmed_average"]
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Classifier(L.LightningModule):
         self.label_smoothing = label_smoothing
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(
-            self.network, multi_avg_fn=_warmed_average(config.ema_decay), use_buffers=True
+            self.network, multi_avg_fn=warmed_average(config.ema_decay), use_buffers=True
         ).requires_grad_(False)
         self.draws = torch.Generator()
         self.errors = SumMetric()
@@ -140,8 +140,11 @@ def one_cycle(progress: float, warm_up: float = 0.2, start: float = 0.04) -> flo
     return 0.5 * (1.0 + math.cos(math.pi * min(left, 1.0)))
 
 
-def _warmed_average(decay: float) -> Callable[[ParameterList, ParameterList, Tensor | int], None]:
-    """Exponential average that forgets the random start: its memory grows to `decay` by and by."""
+def warmed_average(decay: float) -> Callable[[ParameterList, ParameterList, Tensor | int], None]:
+    """Exponential average that forgets the random start: its memory grows to `decay` by and by.
+
+    For `torch.optim.swa_utils.AveragedModel(multi_avg_fn=...)`.
+    """
 
     @torch.no_grad()
     def step(averaged: ParameterList, current: ParameterList, count: Tensor | int) -> None:

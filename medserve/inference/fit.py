@@ -8,23 +8,35 @@ from PIL import Image as PillowImage
 
 from medserve.imaging import Image
 
-__all__ = ["fit_grey"]
+__all__ = ["fit_colour", "fit_grey"]
+
+_Plane = npt.NDArray[np.float32]
 
 
-def fit_grey(image: Image, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+def fit_grey(image: Image, size: tuple[int, int]) -> _Plane:
     """Grey plane float32 (1, H, W) in [0, 1]: aspect ratio kept, black padding, centred.
 
     Shrinking is antialiased (Pillow's bilinear filter widens with the scale); an image that has
     the size already passes through unchanged to the last bit.
     """
-    grey = image.grey()
-    if grey.shape == size:
-        return grey[np.newaxis]
-    scale = min(size[0] / image.height, size[1] / image.width)
-    height = min(size[0], max(1, round(image.height * scale)))
-    width = min(size[1], max(1, round(image.width * scale)))
-    resized = PillowImage.fromarray(grey).resize((width, height), PillowImage.Resampling.BILINEAR)
-    plane = np.zeros(size, dtype=np.float32)
+    return _fit(image.grey(), size)[np.newaxis]
+
+
+def fit_colour(image: Image, size: tuple[int, int]) -> _Plane:
+    """Like `fit_grey` with red, green and blue: (3, H, W); of a grey image all three are alike."""
+    if not image.is_colour:
+        return np.repeat(fit_grey(image, size), 3, axis=0)
+    return np.stack([_fit(image.array[..., channel], size) for channel in range(3)])
+
+
+def _fit(plane: _Plane, size: tuple[int, int]) -> _Plane:
+    if plane.shape == size:
+        return np.ascontiguousarray(plane)
+    scale = min(size[0] / plane.shape[0], size[1] / plane.shape[1])
+    height = min(size[0], max(1, round(plane.shape[0] * scale)))
+    width = min(size[1], max(1, round(plane.shape[1] * scale)))
+    resized = PillowImage.fromarray(plane).resize((width, height), PillowImage.Resampling.BILINEAR)
+    fitted = np.zeros(size, dtype=np.float32)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    plane[top : top + height, left : left + width] = np.asarray(resized, dtype=np.float32)
-    return plane[np.newaxis]
+    fitted[top : top + height, left : left + width] = np.asarray(resized, dtype=np.float32)
+    return fitted

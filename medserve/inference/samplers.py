@@ -171,7 +171,9 @@ def _ancestor(noisy: _Array, clean: _Array, added: float, move: _Move) -> _Array
     epsilon = noisy - np.float32(schedule.signal(move.step)) * clean
     epsilon /= np.float32(schedule.noise(move.step))
     kept = math.sqrt(max(0.0, schedule.noise(move.following) ** 2 - added**2))
-    return np.float32(schedule.signal(move.following)) * clean + np.float32(kept) * epsilon
+    moved: _Array = np.float32(schedule.signal(move.following)) * clean
+    moved += np.float32(kept) * epsilon
+    return moved
 
 
 def _dpm_solver(
@@ -186,4 +188,4 @@ def _dpm_solver(
     schedule = move.schedule
     shrink = np.float32(schedule.noise(move.following) / schedule.noise(move.step))
     gain = np.float32(-schedule.signal(move.following) * math.expm1(-move.reach))
-    return shrink * noisy + gain * direction
+    return np.asarray(shrink * noisy + gain * direction, dtype=np.float32)

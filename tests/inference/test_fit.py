@@ -4,7 +4,7 @@ import numpy as np
 
 from medserve.imaging import Image
 from medserve.imaging.intensity import full_range
-from medserve.inference.fit import fit_grey
+from medserve.inference.fit import fit_colour, fit_grey
 from tests.phantoms import disc, wedge
 
 
@@ -32,3 +32,16 @@ def test_colour_becomes_luma() -> None:
     red = np.zeros((64, 64, 3), np.float32)
     red[..., 0] = 1.0
     np.testing.assert_allclose(fit_grey(Image(red), (64, 64)), 0.299, atol=1e-6)
+
+
+def test_each_colour_is_fitted_like_grey_and_a_grey_image_has_three_alike() -> None:
+    colour = np.zeros((240, 400, 3), np.float32)
+    for channel, value in enumerate((255, 128, 64)):
+        colour[..., channel] = full_range(disc(240, 400), 255) * value / 255
+    fitted = fit_colour(Image(colour), (64, 64))
+    for channel in range(3):
+        np.testing.assert_array_equal(
+            fitted[channel], fit_grey(Image(colour[..., channel].copy()), (64, 64))[0]
+        )
+    grey = fit_colour(Image(np.ones((64, 64), np.float32)), (64, 64))
+    np.testing.assert_array_equal(grey, np.ones((3, 64, 64), np.float32))
