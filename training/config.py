@@ -7,20 +7,21 @@
     if __name__ == "__main__":
         sys.exit(run(main, TrainConfig))
 
-Flag beats default; there is no third source. The resolved values are written beside the
-checkpoint by `write`.
+Flag beats default; only a training that asks for it reads a file between the two
+(`training.ini`). The resolved values are written beside the checkpoint by `write`.
 """
 
 from __future__ import annotations
 
 import argparse
+import configparser
 import dataclasses
 import enum
 import json
 import logging
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -32,6 +33,7 @@ __all__ = [
     "Setting",
     "TrainPrecision",
     "parse",
+    "parse_value",
     "require_folder",
     "run",
     "write",
@@ -83,15 +85,37 @@ class _OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
-def parse(config: type[Config], arguments: Sequence[str] | None = None) -> Config:
-    """Build the config from command-line flags; an impossible value exits with one line."""
+def parse(
+    config: type[Config],
+    arguments: Sequence[str] | None = None,
+    given: Mapping[str, object] | None = None,
+) -> Config:
+    """Build the config from command-line flags; an impossible value exits with one line.
+
+    Values in `given` (field name -> value) take the place of the defaults.
+    """
     description = (config.__doc__ or "").strip().splitlines()[0]
     parser = _OneLineParser(description=description, allow_abbrev=False)
     hints = typing.get_type_hints(config, include_extras=True)
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         kind, setting = typing.get_args(hints[field.name])
         _add_flag(parser, field, kind, setting)
+    parser.set_defaults(**(given or {}))
     return config(**vars(parser.parse_args(arguments)))
+
+
+def parse_value(config: type[Config], name: str, text: str) -> object:
+    """The text as a value of the field `name`; ConfigError says what was expected."""
+    kind, setting = typing.get_args(typing.get_type_hints(config, include_extras=True)[name])
+    kind = next((each for each in typing.get_args(kind) if each is not type(None)), kind)
+    if kind is bool:
+        if text.lower() not in configparser.ConfigParser.BOOLEAN_STATES:
+            raise ConfigError(f"expected true or false, got {text!r}")
+        return configparser.ConfigParser.BOOLEAN_STATES[text.lower()]
+    try:
+        return _converter(kind, setting)(text)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _add_flag(
@@ -147,13 +171,19 @@ def write(config: Any, path: Path) -> None:
 
 
 def run(
-    main: Callable[[Config], None], config: type[Config], arguments: Sequence[str] | None = None
+    main: Callable[[Config], None],
+    config: type[Config],
+    arguments: Sequence[str] | None = None,
+    read: Callable[[type[Config], Sequence[str] | None], Config] = parse,
 ) -> int:
-    """Parse the flags, call `main`, and turn an expected error into one line and exit code 2."""
+    """Parse the flags, call `main`, and turn an expected error into one line and exit code 2.
+
+    `read` is another way than `parse` to come from the flags to a config.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("training").setLevel(logging.INFO)  # not every library's chatter
     try:
-        main(parse(config, arguments))
+        main(read(config, arguments))
     except MedserveError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
