@@ -29,7 +29,15 @@ __all__ = ["archive_path", "build_archive", "find_checkout", "room_names"]
 
 # What a handler may import from medserve travels with it: rolling back an archive rolls back its
 # preprocessing.
-_TRAVELLING = ("__init__.py", "cores.py", "errors.py", "spec.py", "imaging", "inference")
+_TRAVELLING = (
+    "__init__.py",
+    "cores.py",
+    "errors.py",
+    "spec.py",
+    "volume_spec.py",
+    "imaging",
+    "inference",
+)
 _WEIGHTS = ("model.onnx", "model.pt", "golden_output.npz", "metrics.json")
 # What a stock TorchServe has to install to run the archive.
 _REQUIREMENTS = ("numpy", "onnxruntime", "openvino", "pillow", "pydicom", "pyyaml")

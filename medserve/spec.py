@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from medserve.errors import ConfigError
+from medserve.volume_spec import VolumeSpec
 
 __all__ = [
     "EngineName",
@@ -29,6 +30,7 @@ __all__ = [
     "Precision",
     "ServingSpec",
     "Task",
+    "VolumeSpec",
 ]
 
 
@@ -120,8 +122,10 @@ class ModelSpec:
     serving: ServingSpec
     output: OutputSpec = field(default_factory=OutputSpec)
     engine: EngineSpec = field(default_factory=EngineSpec)
+    volume: VolumeSpec | None = None  # only for models of whole volumes
 
     def __post_init__(self) -> None:
+        self._check_volume()
         if len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"{self.name}: labels must differ, got {list(self.labels)}")
         if not 1 <= self.serving.min_workers <= self.serving.max_workers:
@@ -130,6 +134,17 @@ class ModelSpec:
                 f"one worker per core), got {self.serving.min_workers} and "
                 f"{self.serving.max_workers}"
             )
+
+    def _check_volume(self) -> None:
+        if self.volume is None:
+            return
+        if len(self.input.size) != 3 or self.input.channels != 1 or len(self.labels) < 2:
+            raise ConfigError(
+                f"{self.name}: expected a window (I, J, K) of one channel and at least two labels, "
+                f"got {self.input.size}, {self.input.channels} and {len(self.labels)}"
+            )
+        if unknown := sorted(set(self.volume.snomed) - set(self.labels[1:])):
+            raise ConfigError(f"{self.name}: snomed: {unknown[0]!r} is no label of a structure")
 
     @classmethod
     def from_file(cls, path: Path) -> ModelSpec:
@@ -171,8 +186,13 @@ def _build(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected a list, got {value!r}")
         item = typing.get_args(kind)[0]
         return tuple(_build(item, each, f"{where}[{i}]") for i, each in enumerate(value))
-    if origin in (typing.Union, types.UnionType):  # pragma: no cover - no optional keys so far
-        raise TypeError(f"{where}: unions are not used in specs")
+    if origin in (typing.Union, types.UnionType):  # of a kind and None
+        return None if value is None else _build(typing.get_args(kind)[0], value, where)
+    if origin is Mapping:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise ConfigError(f"{where}: expected a mapping with names as keys, got {value!r}")
+        item = typing.get_args(kind)[1]
+        return {key: _build(item, each, f"{where}.{key}") for key, each in value.items()}
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         if value not in [member.value for member in kind]:
             allowed = ", ".join(str(member.value) for member in kind)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 
 import highdicom
@@ -22,32 +21,11 @@ from medserve.imaging.limits import quietly
 from medserve.imaging.result import Provenance
 from medserve.imaging.segmentation import Segmentation
 from medserve.imaging.volume import Volume
+from medserve.volume_spec import CodedTerm, SegmentCoding
 
-__all__ = ["CodedTerm", "SegmentCoding", "encode"]
+__all__ = ["encode"]
 
 _MANUFACTURER = "medserve"
-
-
-@dataclass(frozen=True)
-class CodedTerm:
-    """A concept of a coding scheme (PS3.3 section 8.8): SNOMED CT is "SCT"."""
-
-    value: str
-    meaning: str
-    scheme: str = "SCT"
-
-
-@dataclass(frozen=True)
-class SegmentCoding:
-    """What a label stands for, such as Anatomical Structure and Anterior hippocampus.
-
-    Attributes:
-        category: Of PS3.16 CID 7150, for instance 123037004 "Anatomical Structure".
-        kind: The structure itself.
-    """
-
-    category: CodedTerm
-    kind: CodedTerm
 
 
 def encode(

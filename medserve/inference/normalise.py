@@ -6,14 +6,13 @@ as it is, and give zeros for a constant image, which has no contrast to show.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from medserve.errors import ConfigError
+from medserve.volume_spec import NormalisationKind, NormalisationSpec
 
 __all__ = ["Normalisation", "NormalisationKind", "percentile", "window", "z_score"]
 
@@ -23,38 +22,14 @@ _Mask = npt.NDArray[np.bool_]
 _TINY = float(np.finfo(np.float32).tiny)  # a contrast below it cannot be divided by
 
 
-class NormalisationKind(enum.StrEnum):
-    """What the scale is taken from."""
-
-    PERCENTILE = "percentile"  # of the volume itself: MR and ultrasound, which have no unit
-    WINDOW = "window"  # fixed values: CT, whose unit is the Hounsfield
-    Z_SCORE = "z_score"  # mean and standard deviation of the volume itself
-
-
 @dataclass(frozen=True)
-class Normalisation:
-    """A choice among the kinds, as a model's configuration states it.
+class Normalisation(NormalisationSpec):
+    """The choice that a model's configuration states, as a function of intensities."""
 
-    Attributes:
-        kind: What the scale is taken from.
-        low: Percentile (0 to 100) or value that becomes 0; unused by the z-score.
-        high: Percentile or value that becomes 1.
-        foreground_only: Take percentiles, mean and deviation from the voxels above the volume's
-            minimum: an image that was cut out of its surroundings is mostly padding.
-    """
-
-    kind: NormalisationKind = NormalisationKind.PERCENTILE
-    low: float = 0.5
-    high: float = 99.5
-    foreground_only: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind is not NormalisationKind.Z_SCORE and not self.low < self.high:
-            raise ConfigError(f"normalisation: expected low < high, got {self.low}, {self.high}")
-        if self.kind is NormalisationKind.PERCENTILE and (self.low < 0 or self.high > 100):
-            raise ConfigError(
-                f"normalisation: expected percentiles from 0 to 100, got {self.low}, {self.high}"
-            )
+    @classmethod
+    def of(cls, spec: NormalisationSpec) -> Normalisation:
+        """The function that a configuration describes."""
+        return cls(spec.kind, spec.low, spec.high, spec.foreground_only)
 
     def __call__(self, array: _Array) -> npt.NDArray[np.float32]:
         """Any shape -> float32 of the same shape."""
@@ -91,7 +66,7 @@ def percentile(
     dark, bright = (float(edge) for edge in np.percentile(values, (low, high)))
     if bright <= dark:
         dark, bright = float(values.min()), float(values.max())
-    if bright - dark < _TINY:
+    if bright - dark <= _rounding(values.dtype, max(abs(dark), abs(bright))):
         return np.zeros(array.shape, dtype=np.float32)
     scaled = _scaled(array, dark, bright - dark)
     return np.clip(scaled, 0.0, 1.0, out=scaled)
@@ -105,6 +80,12 @@ def z_score(array: _Array, counted: _Mask | None = None) -> npt.NDArray[np.float
     if deviation <= max(abs(mean) * 1e-7, _TINY):  # rounding of a constant
         return np.zeros(array.shape, dtype=np.float32)
     return _scaled(array, mean, deviation)
+
+
+def _rounding(dtype: np.dtype[Any], largest: float) -> float:
+    """A contrast that rounding alone makes, for instance when a constant is resampled."""
+    precision = float(np.finfo(dtype).eps) if dtype.kind == "f" else 0.0
+    return max(8 * precision * largest, _TINY)
 
 
 def _values(array: _Array, counted: _Mask | None) -> _Array:

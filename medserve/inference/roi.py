@@ -46,7 +46,7 @@ class Box:
         return np.asarray(array[self._slices()])
 
     def paste(
-        self, part: npt.NDArray[Any], shape: Sequence[int], fill: int = 0
+        self, part: npt.NDArray[Any], shape: Sequence[int], fill: float = 0
     ) -> npt.NDArray[Any]:
         """Put (..., i, j, k) back where it was cut from, into (..., I, J, K) of `fill`."""
         if part.shape[-3:] != self.shape:

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from medserve.errors import ConfigError, DeadlineError, PayloadTooLargeError
+from medserve.errors import ConfigError, DeadlineError
 from medserve.imaging.geometry import Shape
 from medserve.inference.argmax import argmax_channels
+from medserve.inference.memory import mib, refuse_above
 
 __all__ = ["Predict", "SlidingWindow", "WorkLimits", "labels", "scores", "until"]
 
@@ -286,25 +287,9 @@ def _check_memory(
         own = window.memory_bytes(of, channels, classes, whole_scores=whole_scores)
         return own + limits.network_bytes
 
-    if needed(shape) <= limits.memory_bytes:
-        return
     if needed((1, 1, 1)) > limits.memory_bytes:
         raise ConfigError(
-            f"sliding window: expected a memory limit above {_mib(needed((1, 1, 1)))}, which one "
-            f"batch of windows takes, got {_mib(limits.memory_bytes)}"
+            f"sliding window: expected a memory limit above {mib(needed((1, 1, 1)))}, which one "
+            f"batch of windows takes, got {mib(limits.memory_bytes)}"
         )
-    fits, fails = 0.0, 1.0
-    for _ in range(20):
-        middle = (fits + fails) / 2
-        smaller = [max(1, int(side * middle)) for side in shape]
-        fits, fails = (middle, fails) if needed(smaller) <= limits.memory_bytes else (fits, middle)
-    largest = " x ".join(str(max(1, int(side * fits))) for side in shape)
-    raise PayloadTooLargeError(
-        f"expected a volume that takes at most {_mib(limits.memory_bytes)} of memory, got "
-        f"{' x '.join(map(str, shape))} voxels, which would take {_mib(needed(shape))}; "
-        f"{largest} voxels would fit: crop or resample it"
-    )
-
-
-def _mib(count: int) -> str:
-    return f"{math.ceil(count / 2**20)} MiB"
+    refuse_above(limits.memory_bytes, shape, needed)

@@ -9,11 +9,11 @@ from pydicom import dcmread
 
 from medserve.errors import InvalidImageError, InvalidRequestError
 from medserve.imaging import dicom_seg, dicom_series
-from medserve.imaging.dicom_seg import CodedTerm, SegmentCoding
 from medserve.imaging.dicom_series import DicomVolume
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.result import Provenance
 from medserve.imaging.segmentation import Segmentation
+from medserve.volume_spec import CodedTerm, SegmentCoding
 from tests.volume_phantoms import (
     as_bytes,
     dicom_slices,
@@ -25,10 +25,9 @@ from tests.volume_phantoms import (
 )
 
 LABELS = ("background", "anterior", "posterior")
-STRUCTURE = CodedTerm("123037004", "Anatomical Structure")
 CODES = {
-    "anterior": SegmentCoding(STRUCTURE, CodedTerm("5366008", "Hippocampus")),
-    "posterior": SegmentCoding(STRUCTURE, CodedTerm("5366008", "Hippocampus")),
+    "anterior": SegmentCoding(CodedTerm("5366008", "Hippocampus")),
+    "posterior": SegmentCoding(CodedTerm("5366008", "Hippocampus")),
 }
 PROVENANCE = Provenance("segmentation_3d", "1.2", "sha256:00")
 VOLUME = ramp(oblique())

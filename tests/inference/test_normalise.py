@@ -115,3 +115,9 @@ def test_limits_that_cannot_be_are_refused_when_configured(low: float, high: flo
 def test_a_window_of_no_width_is_a_mistake_of_the_code() -> None:
     with pytest.raises(ValueError, match="low < high"):
         window(np.zeros(3), 1.0, 1.0)
+
+
+def test_rounding_of_a_constant_is_no_contrast() -> None:
+    constant = np.full(1000, 7.0, dtype=np.float32)
+    constant[::3] = np.nextafter(np.float32(7.0), np.float32(8.0))
+    np.testing.assert_array_equal(percentile(constant), 0.0)

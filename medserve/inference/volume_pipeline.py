@@ -1,0 +1,300 @@
+"""The way of a volume to the network and back: one source for training, evaluation and serving.
+
+    Volume ─prepare→ Prepared (tensor and way back) ─segment→ Segmented (mask on the source's grid)
+
+There: axes along the network's orientation, the region of interest, the network's spacing, its
+intensities. Back: label by label to the source's spacing, into the region's place, axes as they
+were. The mask therefore has the source's shape and affine to the last bit, whatever they are.
+
+Where the spacing changed, scores come back and the largest wins there: labels would come back with
+steps, and a structure by a fifth of a voxel aside. Where it did not, scores of the whole volume
+exist only if a caller asks for probabilities or for their entropy.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medserve.errors import ConfigError, InvalidImageError
+from medserve.imaging.geometry import AxisOrder, Geometry
+from medserve.imaging.segmentation import Segmentation
+from medserve.imaging.volume import Volume
+from medserve.inference import components, sliding_window, volume_memory
+from medserve.inference.normalise import Normalisation
+from medserve.inference.resample import (
+    linear,
+    resample_labels,
+    restore,
+    restore_labels,
+    spaced_shape,
+)
+from medserve.inference.roi import Box, crop, threshold_box
+from medserve.inference.sliding_window import Predict, SlidingWindow, WorkLimits
+from medserve.spec import ModelSpec
+from medserve.volume_spec import RoiKind, VolumeSpec
+
+__all__ = ["Prepared", "SegmentOptions", "Segmented", "VolumePipeline", "WayBack"]
+
+_Scores = npt.NDArray[np.float32]
+_Mask = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class WayBack:
+    """How to put something on the network's grid back onto the grid that it came from.
+
+    Attributes:
+        source: The grid of the volume as it was given.
+        order: From the source's axes to the network's orientation.
+        box: The region of interest, in voxels of the reoriented source.
+        region: The grid of that box.
+        grid: The network's grid: the box at the network's spacing.
+    """
+
+    source: Geometry
+    order: AxisOrder
+    box: Box
+    region: Geometry
+    grid: Geometry
+
+    def apply(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """(..., I, J, K) on the source's grid -> the region, turned for the network; a view."""
+        return self.box.cut(self.order.apply(array))
+
+    def undo(self, array: npt.NDArray[Any], fill: float = 0) -> npt.NDArray[Any]:
+        """(..., i, j, k) on the region's grid -> the source's grid, `fill` outside the region."""
+        upright = self.source.reordered(self.order).shape
+        return np.ascontiguousarray(self.order.undo(self.box.paste(array, upright, fill)))
+
+    def undo_probabilities(self, probabilities: _Scores) -> _Scores:
+        """(labels, i, j, k) on the region's grid -> the source's; background is certain outside."""
+        full = np.empty((len(probabilities), *self.source.shape), dtype=np.float32)
+        for label, channel in enumerate(probabilities):
+            full[label] = self.undo(channel, fill=1.0 if label == 0 else 0.0)
+        return full
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A volume as the network sees it.
+
+    Attributes:
+        tensor: float32 (C, i, j, k) in the network's orientation, spacing and intensities.
+        way_back: To the source's grid.
+    """
+
+    tensor: _Scores = field(repr=False)
+    way_back: WayBack
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """What one call may decide; `VolumePipeline.defaults` has the model's own choice.
+
+    Attributes:
+        flips: Average the scores over mirrored windows.
+        largest_component: Keep only the largest piece of each label.
+        fill_holes: Fill what a label encloses.
+        probabilities: Also give the probability of each label.
+        entropy: Also give the entropy of these probabilities.
+        between: Called before each batch of windows, see `sliding_window.WorkLimits`.
+    """
+
+    flips: bool = False
+    largest_component: bool = False
+    fill_holes: bool = False
+    probabilities: bool = False
+    entropy: bool = False
+    between: Callable[[int, int], None] | None = None
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether the scores of the whole volume are needed."""
+        return self.probabilities or self.entropy
+
+
+@dataclass(frozen=True, eq=False)
+class Segmented:
+    """What the network found, on the source's grid.
+
+    Attributes:
+        segmentation: The mask.
+        probabilities: float32 (labels, I, J, K), summing to 1; None unless asked for.
+        entropy: float32 (I, J, K) from 0 (certain) to 1 (all labels alike); None unless asked for.
+    """
+
+    segmentation: Segmentation
+    probabilities: _Scores | None = field(default=None, repr=False)
+    entropy: _Scores | None = field(default=None, repr=False)
+
+
+class VolumePipeline:
+    """The way of one model's volumes, as its configuration describes it."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        if spec.volume is None:
+            raise ConfigError(f"{spec.name}: expected the section 'volume', there is none")
+        self.spec = spec
+        self.volume: VolumeSpec = spec.volume
+        i, j, k = spec.input.size
+        self.window = SlidingWindow((i, j, k), self.volume.overlap, self.volume.window_batch)
+        volume_memory.check_limit(spec)
+        self._normalise = Normalisation.of(self.volume.normalisation)
+
+    def defaults(self) -> SegmentOptions:
+        """What the model's configuration says where a caller does not."""
+        return SegmentOptions(
+            flips=self.volume.flips,
+            largest_component=self.volume.largest_component,
+            fill_holes=self.volume.fill_holes,
+        )
+
+    def prepare(self, volume: Volume, options: SegmentOptions | None = None) -> Prepared:
+        """Volume -> what the network sees of it.
+
+        Raises:
+            PayloadTooLargeError: this call would take more memory than the model allows.
+            InvalidImageError: the volume is smaller than anything that the network knows.
+        """
+        upright, order = volume.reoriented(self.volume.orientation)
+        self._refuse_small(upright.geometry)
+        volume_memory.check(self.spec, volume, options or self.defaults())
+        box = self._region(upright)
+        part = crop(upright, box)
+        grid = part.geometry.with_shape(spaced_shape(part.geometry, self.volume.spacing_mm))
+        image = self._normalise(linear(part.array, grid.shape))
+        way_back = WayBack(volume.geometry, order, box, part.geometry, grid)
+        return Prepared(image[np.newaxis], way_back)
+
+    def prepare_labels(self, mask: _Mask, way_back: WayBack) -> _Mask:
+        """A reference mask (I, J, K) on the source's grid -> the network's grid, for training."""
+        part = way_back.apply(mask)
+        if part.shape == way_back.grid.shape:
+            return np.ascontiguousarray(part)
+        return resample_labels(part, way_back.region, self.volume.spacing_mm)[0]
+
+    def segment(
+        self, prepared: Prepared, predict: Predict, options: SegmentOptions | None = None
+    ) -> Segmented:
+        """Run the network over the volume; the mask lies on the source's grid.
+
+        Args:
+            prepared: What `prepare` gave.
+            predict: The network: windows (N, C, i, j, k) -> logits (N, labels, i, j, k).
+            options: By default `defaults()`.
+
+        Raises:
+            DeadlineError: `options.between` found that time is up.
+            ValueError: the network answers with another shape.
+        """
+        options = options or self.defaults()
+        way_back = prepared.way_back
+        if not options.wants_scores and way_back.grid.shape == way_back.region.shape:
+            mask = sliding_window.labels(
+                prepared.tensor, self._predict(predict, options), self.window,
+                len(self.spec.labels), WorkLimits(between=options.between),
+            )  # fmt: skip
+            return Segmented(self._tidied(mask, way_back, options))
+        scores = self.scores(prepared, predict, options)
+        segmentation = self.restore(scores, way_back, options)
+        if not options.wants_scores:
+            return Segmented(segmentation)
+        probabilities = _softmax(restore(scores, way_back.region))
+        return Segmented(
+            segmentation,
+            way_back.undo_probabilities(probabilities) if options.probabilities else None,
+            way_back.undo(_entropy(probabilities)) if options.entropy else None,
+        )
+
+    def scores(
+        self, prepared: Prepared, predict: Predict, options: SegmentOptions | None = None
+    ) -> _Scores:
+        """Blended logits float32 (labels, i, j, k) on the network's grid."""
+        options = options or self.defaults()
+        return sliding_window.scores(
+            prepared.tensor, self._predict(predict, options), self.window,
+            len(self.spec.labels), WorkLimits(between=options.between),
+        )  # fmt: skip
+
+    def restore(
+        self, scores: _Scores, way_back: WayBack, options: SegmentOptions | None = None
+    ) -> Segmentation:
+        """Scores (labels, i, j, k) on the network's grid -> the tidied mask on the source's."""
+        mask = restore_labels(scores, way_back.region)
+        return self._tidied(mask, way_back, options or self.defaults())
+
+    def _tidied(self, mask: _Mask, way_back: WayBack, options: SegmentOptions) -> Segmentation:
+        """A mask on the region's grid -> the source's grid."""
+        full = way_back.undo(mask)
+        if options.largest_component:
+            full = components.largest_component(full)
+        if options.fill_holes:
+            full = components.fill_holes(full)
+        return Segmentation(full, way_back.source, self.spec.labels)
+
+    def _predict(self, predict: Predict, options: SegmentOptions) -> Predict:
+        axes = self.volume.flip_axes
+        return _mirrored(predict, axes) if options.flips and axes else predict
+
+    def _region(self, upright: Volume) -> Box:
+        roi = self.volume.roi
+        if roi.kind is RoiKind.NONE:
+            return Box.whole(upright.geometry.shape)
+        threshold = roi.threshold if roi.kind is RoiKind.THRESHOLD else None
+        return threshold_box(upright, threshold, roi.margin_mm, largest_only=roi.largest_only)
+
+    def _refuse_small(self, upright: Geometry) -> None:
+        least = self.spec.input.min_side
+        extent = [n * mm for n, mm in zip(upright.shape, upright.spacing_mm, strict=True)]
+        needed = [least * mm for mm in self.volume.spacing_mm]
+        if any(has < wants for has, wants in zip(extent, needed, strict=True)):
+            raise InvalidImageError(
+                f"expected a volume of at least {_millimetres(needed)}, got "
+                f"{_millimetres(extent)}; send the whole volume, and check its spacing"
+            )
+
+
+def _millimetres(lengths: list[float]) -> str:
+    return " x ".join(f"{length:.3g}" for length in lengths) + " mm"
+
+
+def _mirrored(predict: Predict, axes: tuple[int, ...]) -> Predict:
+    """The mean of a network's scores over a window and all its mirror images."""
+    chosen = sorted(set(axes))
+    combinations = [
+        tuple(2 + axis for axis in subset)
+        for count in range(1, len(chosen) + 1)
+        for subset in itertools.combinations(chosen, count)
+    ]
+
+    def mean(windows: _Scores) -> _Scores:
+        total = predict(windows).copy()  # an engine may keep what it returned
+        for flipped in combinations:
+            total += np.flip(predict(np.ascontiguousarray(np.flip(windows, flipped))), flipped)
+        total /= np.float32(1 + len(combinations))
+        return total
+
+    return mean
+
+
+def _softmax(scores: _Scores) -> _Scores:
+    """Logits (labels, ...) -> probabilities, in place."""
+    scores -= scores.max(axis=0)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=0)
+    return scores
+
+
+def _entropy(probabilities: _Scores) -> _Scores:
+    """(labels, ...) -> Shannon's entropy over its largest value, in [0, 1]."""
+    total = np.zeros(probabilities.shape[1:], dtype=np.float32)
+    for channel in probabilities:
+        total -= channel * np.log(np.maximum(channel, np.finfo(np.float32).tiny))
+    total /= np.float32(np.log(len(probabilities)))
+    return np.clip(total, 0.0, 1.0, out=total)
