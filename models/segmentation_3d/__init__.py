@@ -1,0 +1,1 @@
+"""Hippocampus in 3D MR: its networks, what ships, and how it is served."""
