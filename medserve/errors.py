@@ -6,6 +6,7 @@
     ├── PayloadTooLargeError        more bytes or pixels than the model accepts
     ├── UnknownModelError           no such model or version on this server
     ├── AuthenticationError         token missing, wrong or expired
+    │   └── ForbiddenError          the token is good, but not for this
     ├── ServerBusyError             queue full or worker lost; the same request may be sent again
     ├── DeadlineError               no answer within the caller's time
     ├── ServerUnreachableError      nobody answers at that address
@@ -27,6 +28,7 @@ __all__ = [
     "AuthenticationError",
     "ConfigError",
     "DeadlineError",
+    "ForbiddenError",
     "InvalidImageError",
     "InvalidRequestError",
     "MedserveError",
@@ -92,6 +94,14 @@ class AuthenticationError(MedserveError):
     http_status = 401
 
 
+class ForbiddenError(AuthenticationError):
+    """The caller is known, but may not use this model or do this."""
+
+    code = "FORBIDDEN"
+    grpc_status = "PERMISSION_DENIED"
+    http_status = 403
+
+
 class ServerBusyError(MedserveError):
     """The queue is full or the worker was lost; the request may be sent again."""
 
@@ -150,6 +160,7 @@ _BY_CODE: dict[str, type[MedserveError]] = {
         PayloadTooLargeError,
         UnknownModelError,
         AuthenticationError,
+        ForbiddenError,
         ServerBusyError,
         DeadlineError,
         ServerUnreachableError,

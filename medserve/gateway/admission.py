@@ -1,0 +1,194 @@
+"""How much work is let in: places at each model, and bytes of requests in memory.
+
+Both are waiting rooms with a first-in-first-out order. A place at a model is kept until the engine
+has answered, even if the caller has gone: TorchServe works on what it has begun, so a place that
+was freed earlier would only move the queue to where nobody can leave it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from medserve.errors import DeadlineError, ServerBusyError
+
+__all__ = ["ByteBudget", "Gate", "QueueFullError", "Reservation"]
+
+_LONGEST_RETRY_S = 60
+_SMOOTHING = 0.1  # weight of the newest time that a job took
+
+
+class QueueFullError(ServerBusyError):
+    """No place to wait; `retry_after_s` estimates when there will be one."""
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Gate:
+    """The places at one model: so many at work, so many waiting, the next is refused."""
+
+    def __init__(self, name: str, at_work: int, waiting: int) -> None:
+        self.name = name
+        self._limit = at_work
+        self._most_waiting = waiting
+        self._at_work = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._job_s = 0.0  # smoothed
+
+    @property
+    def at_work(self) -> int:
+        """Jobs that the engine has now."""
+        return self._at_work
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a place."""
+        return len(self._waiting)
+
+    async def enter(self, deadline: float | None = None) -> Place:
+        """Wait for a place.
+
+        Raises:
+            QueueFullError: too many wait already.
+            DeadlineError: `deadline` (`time.monotonic()`) passed while waiting.
+        """
+        if self._at_work < self._limit and not self._waiting:
+            self._at_work += 1
+        else:
+            await self._wait(deadline)
+        return Place(self)
+
+    async def _wait(self, deadline: float | None) -> None:
+        if len(self._waiting) >= self._most_waiting:
+            raise QueueFullError(
+                f"{self.name}: expected fewer than {self._most_waiting} waiting calls, the queue "
+                "is full; try again later",
+                self._retry_after_s(),
+            )
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        left_s = None if deadline is None else deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(left_s):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self._leave()  # the place came in the same moment: hand it on
+            else:
+                self._waiting.remove(turn)
+            if isinstance(error, TimeoutError):
+                raise DeadlineError(
+                    f"{self.name}: no place came free within the call's deadline; allow more "
+                    "time or send less at once"
+                ) from None
+            raise
+
+    def _leave(self) -> None:
+        """Give the place to the one that waits longest, or free it."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._at_work -= 1
+
+    def finish(self, took_s: float) -> None:
+        """The engine has answered one job."""
+        self._job_s += _SMOOTHING * (took_s - self._job_s) if self._job_s else took_s
+        self._leave()
+
+    def _retry_after_s(self) -> int:
+        """When half of those who wait will have had their turn."""
+        estimate = self._job_s * (len(self._waiting) / 2 + 1) / self._limit
+        return min(max(1, math.ceil(estimate)), _LONGEST_RETRY_S)
+
+
+@dataclass(eq=False)
+class Place:
+    """One place at a model, given back exactly once."""
+
+    gate: Gate
+
+    def __post_init__(self) -> None:
+        self._taken_at = time.monotonic()
+        self._held = True
+
+    def give_back(self) -> float:
+        """The engine no longer works for this call; the time it took, in seconds."""
+        took_s = time.monotonic() - self._taken_at
+        if self._held:
+            self._held = False
+            self.gate.finish(took_s)
+        return took_s
+
+
+@dataclass(eq=False)
+class Reservation:
+    """Bytes that one request may occupy."""
+
+    budget: ByteBudget
+    size: int
+
+    def shrink(self, size: int) -> None:
+        """The request turned out smaller: let others have the rest."""
+        if size < self.size:
+            self.budget.give_back(self.size - size)
+            self.size = size
+
+
+class ByteBudget:
+    """Bounds the bytes of all requests that are in memory at the same time."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._free = total
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that are given out."""
+        return self.total - self._free
+
+    @contextlib.asynccontextmanager
+    async def reserve(self, size: int) -> AsyncIterator[Reservation]:
+        """Hold `size` bytes (at most all there are) for the time of the block."""
+        size = min(size, self.total)
+        if self._waiting or self._free < size:
+            await self._wait(size)
+        else:
+            self._free -= size
+        reservation = Reservation(self, size)
+        try:
+            yield reservation
+        finally:
+            reservation.shrink(0)
+
+    async def _wait(self, size: int) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (turn, size)
+        self._waiting.append(entry)
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self.give_back(size)
+            else:
+                self._waiting.remove(entry)
+                self.give_back(0)  # those behind may be smaller
+            raise
+
+    def give_back(self, size: int) -> None:
+        """Return bytes and let in who fits now, in order."""
+        self._free += size
+        while self._waiting and self._waiting[0][1] <= self._free:
+            turn, wanted = self._waiting.popleft()
+            if not turn.done():
+                self._free -= wanted
+                turn.set_result(None)
