@@ -1,0 +1,88 @@
+"""What a caller of one task asks for, on its way to the calls that the gateway makes for it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from medserve.errors import InvalidRequestError, UnknownModelError
+from medserve.gateway.calls import Call, Caller, Face, ModelInfo
+from medserve.gateway.core import Gateway
+from medserve.spec import Task
+
+__all__ = ["Order", "ordered_model"]
+
+_VERBS = {
+    Task.CLASSIFICATION: "classify",
+    Task.SEGMENTATION: "segment",
+    Task.GENERATION: "sample",
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all calls made for one request of a caller share.
+
+    Attributes:
+        model: Name of the model.
+        version: "" asks the default version.
+        caller: Who asks.
+        request_id: Hexadecimal digits and hyphens, the same in every call.
+        face: Where the request came in.
+        deadline: `time.monotonic()` at which the caller stops waiting; None: never.
+        params: What the caller asks of the model beside the file; the model checks it.
+    """
+
+    model: str
+    version: str
+    caller: Caller
+    request_id: str
+    face: Face
+    deadline: float | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def call(self, data: Mapping[str, bytes]) -> Call:
+        """One call with these files."""
+        inputs = dict(data)
+        if self.params:
+            inputs["params"] = json.dumps(self.params, separators=(",", ":")).encode()
+        return Call(
+            model=self.model,
+            version=self.version,
+            inputs=inputs,
+            caller=self.caller,
+            request_id=self.request_id,
+            deadline=self.deadline,
+            face=self.face,
+        )
+
+    @property
+    def left_s(self) -> float:
+        """Time until the deadline, in seconds; infinite where there is none."""
+        return float("inf") if self.deadline is None else max(self.deadline - time.monotonic(), 0)
+
+
+async def ordered_model(gateway: Gateway, order: Order, task: Task | None = None) -> ModelInfo:
+    """The model that the order names, before any of its files is taken in.
+
+    Raises:
+        MedserveError: its caller may not use it, or there is none.
+        InvalidRequestError: it does something else than `task`.
+    """
+    for info in await gateway.models(order.caller):
+        wanted = info.version == order.version if order.version else info.default
+        if info.name == order.model and wanted:
+            break
+    else:
+        # Refused there in the words of every face, and written into the audit log.
+        await gateway.predict(order.call({}))
+        raise UnknownModelError("expected the name of a served model, got another one")
+    if task is not None and info.task is not task:
+        raise InvalidRequestError(
+            f"{info.name} cannot {_VERBS[task]}, its task is {info.task}; "
+            f"use {_VERBS[info.task]} for it"
+        )
+    return info
