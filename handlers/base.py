@@ -1,11 +1,9 @@
-"""From bytes to answer: what every handler shares.
+"""What every handler shares: the life of a worker, and the answers to a gathered batch.
 
-    bytes ─decode→ image ─preprocess→ tensor ─infer→ outputs ─postprocess→ result ─encode→ bytes
-
-The five verbs are five methods with one input and one output each; a model's handler says what
-they do. This class calls them (`_straight_line`) and adds what a server needs around them:
-many files in one call of the engine, an error that costs its own file and no other, deadlines,
-limits, metrics, and the proof before the first answer.
+A task adds what happens to a file between its bytes and its answer, in five verbs: `handlers.rows`
+for models that take many images in one call of the engine, `handlers.segmentation` for volumes.
+This class adds what a server needs around them: an error that costs its own file and no other,
+deadlines, limits, metrics, and the proof before the first answer.
 """
 
 from __future__ import annotations
@@ -13,130 +11,69 @@ from __future__ import annotations
 import logging
 import os
 import time
-import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from handlers import request, torchserve
-from handlers.answer import Envelope, Outcome
+from handlers.answer import Envelope
+from handlers.items import Item, Job, internal, status
 from handlers.proof import archive_digest, read_golden_pair
-from handlers.request import Inputs, Request
+from handlers.request import Inputs
 from medserve.errors import (
     ConfigError,
-    DeadlineError,
     InvalidRequestError,
     MedserveError,
     PayloadTooLargeError,
-    ServerFailedError,
 )
 from medserve.imaging.limits import Payload
 from medserve.imaging.result import Provenance
 from medserve.inference.engines import Engine, Outputs, choose, load_engine
-from medserve.spec import ModelSpec
+from medserve.spec import ModelSpec, Task
 
 __all__ = ["Handler"]
 
-Source = TypeVar("Source")  # what is decoded: Image, Volume
 Params = TypeVar("Params")  # what a caller may ask for
-Result = TypeVar("Result")  # what is answered: Classification, Segmentation
 
 _MAX_RESPONSE_BYTES = 6_553_500  # TorchServe's own default for max_response_size
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(eq=False)
-class _Item(Generic[Params]):
-    """One file on its way down the line."""
+class Handler(ABC, Generic[Params]):
+    """Serves one model; a subclass per task says how a file becomes its answer."""
 
-    payload: Payload
-    params: Params
-    request: Request
-    reference: str
-    outcome: Outcome | None = None
-
-
-@dataclass(eq=False)
-class _Job(Generic[Params]):
-    """One request of a gathered batch: its items, or why it failed as a whole."""
-
-    items: Sequence[_Item[Params]] = ()
-    packed: bool = False
-    error: MedserveError | None = None
-
-    @property
-    def outcomes(self) -> list[Outcome]:
-        if self.error is not None:
-            return [self.error]
-        return [item.outcome or ServerFailedError("no outcome") for item in self.items]
-
-
-class Handler(ABC, Generic[Source, Params, Result]):
-    """Serves one model; a subclass per task says what the five verbs do."""
-
-    max_rows: ClassVar[int] = 64  # rows in one call of the engine; bounds memory
+    max_items: ClassVar[int] = 64  # files on the line at a time; bounds memory
     # Volumes answer with the bare file and raise errors as a gRPC status, one request a batch:
     # TorchServe fails a whole batch for one exception, so batched models answer error bodies.
     raises_errors: ClassVar[bool] = False
 
     spec: ModelSpec
     engine: Engine
+    envelope: Envelope
+    provenance: Provenance
 
-    # ---- the five verbs, and what a caller may ask of the last one
-
-    @abstractmethod
-    def decode(self, payload: Payload) -> Source:
-        """The bytes of a file -> what it shows; MedserveError where it cannot be used."""
-
-    @abstractmethod
-    def preprocess(self, source: Source) -> npt.NDArray[np.float32]:
-        """What a file shows -> one row (C, ...) of the network's input, as in training."""
-
-    def infer(self, tensors: npt.NDArray[np.float32]) -> Outputs:
-        """Rows (N, C, ...) -> every output of the network, N rows each."""
-        return self.engine.run(tensors)
-
-    @abstractmethod
-    def postprocess(self, outputs: Outputs) -> Result:
-        """The network's outputs for one file -> its result."""
-
-    @abstractmethod
-    def encode(self, result: Result, params: Params) -> bytes:
-        """A result -> the bytes of its answer, shaped as the caller asked."""
+    # ---- what a task says
 
     @abstractmethod
     def parse_params(self, params: Mapping[str, object]) -> Params:
         """What the caller asked for; InvalidRequestError names the known keys."""
 
+    @abstractmethod
+    def answer(self, items: Sequence[Item[Params]]) -> None:
+        """Take up to `max_items` files down the line; each ends with an outcome of its own."""
+
+    @abstractmethod
+    def reproduce(self, payload: Payload) -> Outputs:
+        """What the network says of the golden input; also warms up what the first call needs."""
+
     def check_outputs(self, outputs: Outputs) -> None:
-        """Refuse an artifact whose outputs (one row) do not fit the model's description."""
+        """Refuse an artifact whose outputs do not fit the model's description."""
 
-    # ---- the line
-
-    def _straight_line(self, items: Sequence[_Item[Params]]) -> None:
-        """Up to `max_rows` files at once; each ends with an answer or with its own error."""
-        ready, tensors = [], []
-        for item in items:
-            with _blaming(item):
-                _refuse_expired(item.request)
-                tensors.append(self.preprocess(self.decode(item.payload)))
-                ready.append(item)
-        if not ready:
-            return
-        with _blaming(*ready):
-            outputs = self.infer(np.stack(tensors))
-            for row, item in enumerate(ready):
-                with _blaming(item):
-                    own = {name: array[row] for name, array in outputs.items()}
-                    item.outcome = self.encode(self.postprocess(own), item.params)
+    def prepare(self) -> None:
+        """Import and build, before the proof, what the first request would otherwise wait for."""
 
     # ---- TorchServe calls these two
 
@@ -150,8 +87,8 @@ class Handler(ABC, Generic[Source, Params, Result]):
                 f"{self.spec.name}: expected batchSize 1, for its errors fail the whole batch; "
                 f"got {self.spec.serving.batch_size}"
             )
-        provenance = Provenance(self.spec.name, self.spec.version, archive_digest(folder))
-        self._envelope = Envelope(provenance)
+        self.provenance = Provenance(self.spec.name, self.spec.version, archive_digest(folder))
+        self.envelope = Envelope(self.provenance)
         self._max_response_bytes = _max_response_bytes()
         chosen = choose(self.spec, gpu=context.system_properties.get("gpu_id"))
         self.engine = load_engine(
@@ -170,9 +107,6 @@ class Handler(ABC, Generic[Source, Params, Result]):
             chosen.device,
         )  # fmt: skip
 
-    def prepare(self) -> None:
-        """Import what the first request would otherwise wait for."""
-
     def handle(self, data: Sequence[Inputs], context: torchserve.WorkerContext) -> list[bytes]:
         """Answer a gathered batch: one answer per request, in order."""
         started = time.perf_counter()
@@ -181,13 +115,13 @@ class Handler(ABC, Generic[Source, Params, Result]):
             for index, inputs in enumerate(data)
         ]
         items = [item for job in jobs for item in job.items]
-        for start in range(0, len(items), self.max_rows):
-            self._straight_line(items[start : start + self.max_rows])
+        for start in range(0, len(items), self.max_items):
+            self.answer(items[start : start + self.max_items])
         answers = [self._answer(job) for job in jobs]
         for index, inputs in enumerate(data):
             if request.needs_end_marker(inputs):
                 torchserve.end_stream(context, index)
-        statuses = Counter(_status(outcome) for job in jobs for outcome in job.outcomes)
+        statuses = Counter(status(outcome) for job in jobs for outcome in job.outcomes)
         torchserve.report(context, time.perf_counter() - started, statuses)
         if self.raises_errors:
             _raise_first(jobs)
@@ -196,44 +130,43 @@ class Handler(ABC, Generic[Source, Params, Result]):
     # ---- around the line
 
     def _prove(self, folder: Path) -> None:
-        """Reproduce the golden output, then run the batch sizes that will come most."""
+        """Reproduce the golden output, or stay unready."""
         golden = read_golden_pair(folder)
-        row = self.preprocess(self.decode(golden.payload))
-        outputs = self.infer(row[np.newaxis])
+        outputs = self.reproduce(golden.payload)
         self.check_outputs(outputs)
         golden.check(outputs)
-        for rows in {min(self.spec.serving.batch_size, self.max_rows), self.max_rows} - {1}:
-            self.infer(np.repeat(row[np.newaxis], rows, axis=0))
 
-    def _job(self, inputs: Inputs, server_id: str) -> _Job[Params]:
+    def _job(self, inputs: Inputs, server_id: str) -> Job[Params]:
         try:
-            parsed = request.parse(inputs, self.spec.input)
+            needs_data = self.spec.task is not Task.GENERATION
+            parsed = request.parse(inputs, self.spec.input, needs_data=needs_data)
             if self.raises_errors and parsed.packed:
                 raise InvalidRequestError("expected one file a call, got data.0; send it as data")
             params = self.parse_params(parsed.params)
         except MedserveError as error:
-            return _Job(error=error)
+            return Job(error=error)
         except Exception as error:
-            return _Job(error=_internal(error, server_id))
+            return Job(error=internal(error, server_id))
         reference = parsed.request_id or server_id
-        items = [_Item(payload, params, parsed, reference) for payload in parsed.payloads]
-        return _Job(items, parsed.packed)
+        payloads = parsed.payloads or (b"",)  # a generator answers a call, not a file
+        items = [Item(payload, params, parsed, reference) for payload in payloads]
+        return Job(items, parsed.packed)
 
-    def _answer(self, job: _Job[Params]) -> bytes:
+    def _answer(self, job: Job[Params]) -> bytes:
         outcomes = job.outcomes
         if self.raises_errors and isinstance(outcomes[0], bytes):
             answer = outcomes[0]
         elif job.packed:
-            answer = self._envelope.packed(outcomes)
+            answer = self.envelope.packed(outcomes)
         else:
-            answer = self._envelope.single(outcomes[0])
+            answer = self.envelope.single(outcomes[0])
         if len(answer) <= self._max_response_bytes:
             return answer
         job.error = PayloadTooLargeError(
             f"expected an answer of at most {self._max_response_bytes} bytes, got {len(answer)}; "
             "send fewer files in one call or ask for less"
         )
-        return self._envelope.single(job.error)
+        return self.envelope.single(job.error)
 
 
 def _read_spec(context: torchserve.WorkerContext, folder: Path) -> ModelSpec:
@@ -256,42 +189,7 @@ def _silence_codecs() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
-def _refuse_expired(parsed: Request) -> None:
-    if parsed.expires_at is not None and time.monotonic() >= parsed.expires_at:
-        raise DeadlineError(
-            "expected to answer within deadline_ms, got to this file later; "
-            "allow more time or send fewer files in one call"
-        )
-
-
-@contextmanager
-def _blaming(*items: _Item[Params]) -> Iterator[None]:
-    """What goes wrong inside becomes the outcome of these items, and of no others."""
-    try:
-        yield
-    except MedserveError as error:
-        outcome: MedserveError = error
-    except Exception as error:
-        outcome = _internal(error, items[0].reference)
-    else:
-        return
-    for item in items:
-        item.outcome = outcome
-
-
-def _internal(error: Exception, reference: str) -> MedserveError:
-    """A bug: the caller gets a reference, the log the place. Its text may quote the input."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
-    logger.error("internal error, reference %s: %s at %s", reference, type(error).__name__, place)
-    return ServerFailedError(f"internal error, reference {reference}")
-
-
-def _status(outcome: Outcome) -> str:
-    return "ok" if isinstance(outcome, bytes) else outcome.code
-
-
-def _raise_first(jobs: Sequence[_Job[Params]]) -> None:
+def _raise_first(jobs: Sequence[Job[Params]]) -> None:
     for job in jobs:
         for outcome in job.outcomes:
             if isinstance(outcome, MedserveError):

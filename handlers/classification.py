@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from handlers.base import Handler
+from handlers.rows import RowHandler
 from medserve.errors import InvalidRequestError, ModelNotReadyError, ServerFailedError
 from medserve.imaging import Classification, Image, sniff
 from medserve.imaging.limits import Payload
@@ -24,7 +24,7 @@ class ClassifierParams:
     top_k: int  # labels in the answer's `top`, most probable first
 
 
-class ClassificationHandler(Handler[Image, ClassifierParams, Classification]):
+class ClassificationHandler(RowHandler[Image, ClassifierParams, Classification]):
     """Image -> Classification; a model's own handler adds `preprocess`."""
 
     def parse_params(self, params: Mapping[str, object]) -> ClassifierParams:

@@ -1,6 +1,7 @@
 """What a caller sent: the input map of one prediction call, checked and parsed.
 
-    data | data.0 … data.N   one file's bytes, or several packed into one call
+    data | data.0 … data.N   one file's bytes, or several packed into one call; none for models
+                             that make images
     params                   optional JSON object, read by the model's task
     transport                "grpc" where our client or gateway brought the call
     stream                   "1" where the caller reads a stream of answers
@@ -40,7 +41,7 @@ class Request:
     """One prediction call.
 
     Attributes:
-        payloads: The files, in order.
+        payloads: The files, in order; empty for a model that makes images.
         packed: Whether they came as data.0 … data.N, so that the answer is a list.
         params: The JSON object `params`, still to be read by the task; empty without one.
         wants_stream: Whether the caller reads a stream of answers.
@@ -65,14 +66,19 @@ def needs_end_marker(inputs: Inputs) -> bool:
     return "stream" in inputs or _text(inputs, "transport") == "grpc"
 
 
-def parse(inputs: Inputs, limits: InputSpec) -> Request:
+def parse(inputs: Inputs, limits: InputSpec, *, needs_data: bool = True) -> Request:
     """Check and parse one input map.
+
+    Args:
+        inputs: What came.
+        limits: How many files the model takes at a time.
+        needs_data: Whether the model answers files; a generator answers params alone.
 
     Raises:
         InvalidRequestError: unknown keys, no data, gaps in the numbering, malformed options.
         PayloadTooLargeError: more files than `limits.max_items`.
     """
-    payloads, packed = _payloads(inputs, limits)
+    payloads, packed = _payloads(inputs, limits, needs_data)
     stream = _text(inputs, "stream")
     if stream not in ("", "0", "1"):
         raise InvalidRequestError("stream: expected 0 or 1, got something else")
@@ -92,11 +98,19 @@ def parse(inputs: Inputs, limits: InputSpec) -> Request:
     )
 
 
-def _payloads(inputs: Inputs, limits: InputSpec) -> tuple[tuple[Payload, ...], bool]:
+def _payloads(
+    inputs: Inputs, limits: InputSpec, needs_data: bool
+) -> tuple[tuple[Payload, ...], bool]:
     numbered = {key for key in inputs if _PACKED_KEY.fullmatch(key)}
     single = [key for key in ("data", _BODY) if key in inputs]
     if set(inputs) - numbered - set(single) - set(_OPTIONS):
         raise InvalidRequestError(f"expected only known input keys: {_KNOWN}; got another one")
+    if not needs_data:
+        if single or numbered:
+            raise InvalidRequestError(
+                "expected no data, for this model makes images from params alone; got some"
+            )
+        return (), False
     if len(single) + bool(numbered) != 1:
         came = "none" if not single and not numbered else "both"
         raise InvalidRequestError(f"expected either data or data.0, data.1, …; got {came}")

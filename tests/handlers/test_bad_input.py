@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers import base, request
+from handlers import items, request
 from handlers.mednist import MednistHandler
-from medserve.errors import MedserveError
+from medserve.errors import InvalidRequestError, MedserveError
+from medserve.spec import InputSpec
 from tests.handlers.worker import FakeContext, answer, answers, picture
 from tests.phantoms import PATIENT, dicom_bytes, dicom_dataset, disc, raster_bytes, saved, wedge
 
@@ -134,7 +135,7 @@ def test_files_that_were_reached_in_time_keep_their_answers(
         perf_counter = monotonic
 
     clock = Clock()
-    monkeypatch.setattr(base, "time", clock)
+    monkeypatch.setattr(items, "time", clock)
     monkeypatch.setattr(request, "time", clock)
     got = answer(handler, **{f"data_{i}": GOOD for i in range(100)}, deadline_ms=b"70")
     statuses = [each.get("error", {}).get("code", "ok") for each in got["items"]]
@@ -263,3 +264,15 @@ def test_no_input_map_can_break_a_batch(handler: MednistHandler, inputs: dict[st
     assert got[1]["status"] == "ok"
     if "error" in got[0]:
         assert got[0]["error"]["code"] != MedserveError.code, got[0]
+
+
+def test_a_model_that_makes_images_is_asked_without_data() -> None:
+    limits = InputSpec(kinds=(), size=(64, 64))
+    parsed = request.parse({"params": b'{"n": 4}'}, limits, needs_data=False)
+    assert parsed.payloads == ()
+    assert parsed.params == {"n": 4}
+    for given in ({"data": GOOD}, {"data.0": GOOD}):
+        with pytest.raises(InvalidRequestError, match="from params alone"):
+            request.parse(given, limits, needs_data=False)
+    with pytest.raises(InvalidRequestError, match="got none"):
+        request.parse({"params": b"{}"}, limits)

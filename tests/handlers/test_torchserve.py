@@ -16,6 +16,7 @@ import pytest
 from handlers import torchserve
 from handlers.base import Handler
 from handlers.mednist import MednistHandler
+from handlers.rows import RowHandler
 from medserve.errors import ConfigError, InvalidImageError
 from medserve.imaging.limits import Payload
 from medserve.inference.engines import Outputs
@@ -33,11 +34,11 @@ model_metrics:
 """
 
 
-class VolumeLike(Handler[bytes, None, bytes]):
+class VolumeLike(RowHandler[bytes, None, bytes]):
     """Answers with the file itself and raises errors, as handlers of volumes do."""
 
     raises_errors: ClassVar[bool] = True
-    max_rows: ClassVar[int] = 1
+    max_items: ClassVar[int] = 1
 
     def parse_params(self, params: Mapping[str, object]) -> None:
         """Nothing to ask for."""
@@ -72,7 +73,7 @@ class Socket:
         self.sent += message
 
 
-def torchserve_service(handler: Handler[Any, Any, Any], folder: Path, tmp_path: Path) -> Any:
+def torchserve_service(handler: Handler[Any], folder: Path, tmp_path: Path) -> Any:
     """TorchServe's own worker-side service around a handler."""
     from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
@@ -108,7 +109,7 @@ def status_code(message: bytearray) -> int:
 
 
 @pytest.fixture
-def volumes(artifact: Path, tmp_path: Path) -> Handler[Any, Any, Any]:
+def volumes(artifact: Path, tmp_path: Path) -> Handler[Any]:
     folder = unpacked(artifact, tmp_path)
     golden = np.full((1, 1, 64, 64), 200 / 255, np.float32)
     handler = VolumeLike()

@@ -54,7 +54,7 @@ def ready(folder: Path) -> MednistHandler:
     return handler
 
 
-def answers(handler: Handler[Any, Any, Any], *batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+def answers(handler: Handler[Any], *batch: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Send one gathered batch, bytes as the bytearrays of TorchServe; the parsed answers."""
     wire = [
         {
@@ -72,7 +72,7 @@ def _as_sent(value: Any) -> Any:
     return bytearray(value) if isinstance(value, bytes) else value
 
 
-def answer(handler: Handler[Any, Any, Any], **inputs: Any) -> dict[str, Any]:
+def answer(handler: Handler[Any], **inputs: Any) -> dict[str, Any]:
     """Send one request alone; `data_3` stands for the key data.3."""
     named = {key.replace("data_", "data."): value for key, value in inputs.items()}
     return answers(handler, named)[0]
