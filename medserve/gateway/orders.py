@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from medserve.gateway.calls import Call, Caller, Face, ModelInfo
 from medserve.gateway.core import Gateway
 from medserve.spec import Task
 
-__all__ = ["Order", "ordered_model"]
+__all__ = ["Order", "find_model", "ordered_model"]
 
 _VERBS = {
     Task.CLASSIFICATION: "classify",
@@ -65,24 +65,38 @@ class Order:
         return float("inf") if self.deadline is None else max(self.deadline - time.monotonic(), 0)
 
 
-async def ordered_model(gateway: Gateway, order: Order, task: Task | None = None) -> ModelInfo:
-    """The model that the order names, before any of its files is taken in.
+def find_model(models: Sequence[ModelInfo], order: Order, task: Task | None = None) -> ModelInfo:
+    """The model that the order names, among those that its caller may use.
 
     Raises:
-        MedserveError: its caller may not use it, or there is none.
+        UnknownModelError: there is none.
         InvalidRequestError: it does something else than `task`.
     """
-    for info in await gateway.models(order.caller):
+    for info in models:
         wanted = info.version == order.version if order.version else info.default
         if info.name == order.model and wanted:
             break
     else:
-        # Refused there in the words of every face, and written into the audit log.
-        await gateway.predict(order.call({}))
-        raise UnknownModelError("expected the name of a served model, got another one")
+        raise UnknownModelError(
+            "expected the name and version of a served model, got others; ask for the list"
+        )
     if task is not None and info.task is not task:
         raise InvalidRequestError(
             f"{info.name} cannot {_VERBS[task]}, its task is {info.task}; "
             f"use {_VERBS[info.task]} for it"
         )
     return info
+
+
+async def ordered_model(gateway: Gateway, order: Order, task: Task | None = None) -> ModelInfo:
+    """Like `find_model`, before any file of the order is taken in; a refusal is written down.
+
+    Raises:
+        MedserveError: the caller may not use it, there is none, or it does something else.
+    """
+    try:
+        return find_model(await gateway.models(order.caller), order, task)
+    except UnknownModelError:
+        # Refused again, in the words of every face, with a line in the audit log.
+        await gateway.predict(order.call({}))
+        raise
