@@ -25,7 +25,7 @@ from medserve.imaging.geometry import Shape
 from medserve.inference.argmax import argmax_channels
 from medserve.inference.memory import mib, refuse_above
 
-__all__ = ["Predict", "SlidingWindow", "WorkLimits", "labels", "scores", "until"]
+__all__ = ["Predict", "SlidingWindow", "WorkLimits", "labels", "place", "scores", "until"]
 
 _Array = npt.NDArray[np.float32]
 Predict = Callable[[_Array], _Array]  # (N, C, i, j, k) -> (N, classes, i, j, k)
@@ -192,7 +192,7 @@ def _slabs(
         if limits is not None and limits.between is not None:
             limits.between(done, count)
         following = min(done + window.batch, count)
-        places = [_place(layout[n], shape, window.size) for n in range(done, following)]
+        places = [place(layout[n], shape, window.size) for n in range(done, following)]
         for n, (inside, outside) in enumerate(places):
             batch[n][:, *inside] = image[:, *outside]  # zeros elsewhere, if there is elsewhere
         answer = predict(batch[: len(places)])
@@ -250,7 +250,7 @@ def _along(side: int, window: int, overlap: float) -> list[int]:
     return [min(n * step, side - window) for n in range(count)]
 
 
-def _place(
+def place(
     start: Shape, shape: Sequence[int], size: Shape
 ) -> tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]]:
     """Which part of a window lies in the volume, and where there."""

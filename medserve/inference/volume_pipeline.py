@@ -39,7 +39,7 @@ from medserve.inference.sliding_window import Predict, SlidingWindow, WorkLimits
 from medserve.spec import ModelSpec
 from medserve.volume_spec import RoiKind, VolumeSpec
 
-__all__ = ["Prepared", "SegmentOptions", "Segmented", "VolumePipeline", "WayBack"]
+__all__ = ["Found", "Prepared", "SegmentOptions", "Segmented", "VolumePipeline", "WayBack"]
 
 _Scores = npt.NDArray[np.float32]
 _Mask = npt.NDArray[np.uint8]
@@ -120,6 +120,19 @@ class SegmentOptions:
 
 
 @dataclass(frozen=True, eq=False)
+class Found:
+    """What the network says, on its own grid: one of the two.
+
+    Attributes:
+        mask: Label ids uint8 (i, j, k), where that is all that is needed.
+        scores: Blended logits float32 (labels, i, j, k).
+    """
+
+    mask: _Mask | None = field(default=None, repr=False)
+    scores: _Scores | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
 class Segmented:
     """What the network found, on the source's grid.
 
@@ -193,19 +206,36 @@ class VolumePipeline:
             DeadlineError: `options.between` found that time is up.
             ValueError: the network answers with another shape.
         """
+        return self.restore(self.infer(prepared, predict, options), prepared.way_back, options)
+
+    def infer(
+        self, prepared: Prepared, predict: Predict, options: SegmentOptions | None = None
+    ) -> Found:
+        """The first half of `segment`: what the network says, on its own grid."""
         options = options or self.defaults()
         way_back = prepared.way_back
-        if not options.wants_scores and way_back.grid.shape == way_back.region.shape:
-            mask = sliding_window.labels(
-                prepared.tensor, self._predict(predict, options), self.window,
-                len(self.spec.labels), WorkLimits(between=options.between),
-            )  # fmt: skip
-            return Segmented(self._tidied(mask, way_back, options))
-        scores = self.scores(prepared, predict, options)
-        segmentation = self.restore(scores, way_back, options)
+        if options.wants_scores or way_back.grid.shape != way_back.region.shape:
+            return Found(scores=self.scores(prepared, predict, options))
+        mask = sliding_window.labels(
+            prepared.tensor, self._predict(predict, options), self.window,
+            len(self.spec.labels), WorkLimits(between=options.between),
+        )  # fmt: skip
+        return Found(mask=mask)
+
+    def restore(
+        self, found: Found, way_back: WayBack, options: SegmentOptions | None = None
+    ) -> Segmented:
+        """The second half: on the source's grid, tidied."""
+        options = options or self.defaults()
+        if found.mask is not None:
+            return Segmented(self._tidied(found.mask, way_back, options))
+        assert found.scores is not None  # one of the two is there
+        segmentation = self._tidied(
+            restore_labels(found.scores, way_back.region), way_back, options
+        )
         if not options.wants_scores:
             return Segmented(segmentation)
-        probabilities = _softmax(restore(scores, way_back.region))
+        probabilities = _softmax(restore(found.scores, way_back.region))
         return Segmented(
             segmentation,
             way_back.undo_probabilities(probabilities) if options.probabilities else None,
@@ -222,12 +252,14 @@ class VolumePipeline:
             len(self.spec.labels), WorkLimits(between=options.between),
         )  # fmt: skip
 
-    def restore(
-        self, scores: _Scores, way_back: WayBack, options: SegmentOptions | None = None
-    ) -> Segmentation:
-        """Scores (labels, i, j, k) on the network's grid -> the tidied mask on the source's."""
-        mask = restore_labels(scores, way_back.region)
-        return self._tidied(mask, way_back, options or self.defaults())
+    def golden_window(self, prepared: Prepared) -> _Scores:
+        """The window (1, C, i, j, k) in the middle: what a golden pair holds the logits of."""
+        shape, size = prepared.tensor.shape[1:], self.window.size
+        i, j, k = ((side - length) // 2 for side, length in zip(shape, size, strict=True))
+        inside, outside = sliding_window.place((i, j, k), shape, size)
+        window = np.zeros((1, prepared.tensor.shape[0], *size), dtype=np.float32)
+        window[0][:, *inside] = prepared.tensor[:, *outside]
+        return window
 
     def _tidied(self, mask: _Mask, way_back: WayBack, options: SegmentOptions) -> Segmentation:
         """A mask on the region's grid -> the source's grid."""

@@ -271,8 +271,8 @@ def test_a_model_that_makes_images_is_asked_without_data() -> None:
     parsed = request.parse({"params": b'{"n": 4}'}, limits, needs_data=False)
     assert parsed.payloads == ()
     assert parsed.params == {"n": 4}
-    for given in ({"data": GOOD}, {"data.0": GOOD}):
+    for sent in ({"data": GOOD}, {"data.0": GOOD}):
         with pytest.raises(InvalidRequestError, match="from params alone"):
-            request.parse(given, limits, needs_data=False)
+            request.parse(sent, limits, needs_data=False)
     with pytest.raises(InvalidRequestError, match="got none"):
         request.parse({"params": b"{}"}, limits)

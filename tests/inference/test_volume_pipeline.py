@@ -262,3 +262,17 @@ def test_a_model_without_the_section_has_no_pipeline() -> None:
 def test_a_limit_below_one_window_is_a_mistake_of_the_configuration() -> None:
     with pytest.raises(ConfigError, match="at least 257 MiB"):
         pipeline(max_memory_bytes=2**20)
+
+
+def test_the_golden_window_is_the_middle_of_what_the_network_sees() -> None:
+    own = pipeline()
+    wide = own.prepare(phantom(oblique((20, 18, 12), (1.0, 1.0, 1.0))))
+    window = own.golden_window(wide)
+    assert window.shape == (1, 1, 16, 16, 16)
+    shape = wide.tensor.shape[1:]
+    assert sorted(shape) == [12, 18, 20]
+    inside = [slice((side - 16) // 2, (side - 16) // 2 + 16) if side > 16 else slice(None)
+              for side in shape]  # fmt: skip
+    here = [slice(2, 14) if side == 12 else slice(None) for side in shape]
+    np.testing.assert_array_equal(window[0, 0][tuple(here)], wide.tensor[0][tuple(inside)])
+    assert np.count_nonzero(window) == np.count_nonzero(window[0, 0][tuple(here)])
