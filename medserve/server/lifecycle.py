@@ -56,7 +56,8 @@ class ServerConfig:
     store: Path = Path("model_store")
     models: tuple[str, ...] = ()  # () serves every model of the store
     defaults: Mapping[str, str] = field(default_factory=dict)  # model -> version; else highest
-    host: str = "127.0.0.1"  # of the inference API; everything else stays on loopback
+    host: str = "127.0.0.1"  # of the inference API
+    metrics_host: str = "127.0.0.1"  # everything else stays on loopback
     ports: Ports = field(default_factory=Ports)  # 0: a free one
     workers: int | None = None  # per model; None: what its archive asks for
     engine_threads: int | None = None  # per worker; None: cores / workers
@@ -253,6 +254,7 @@ class Server:
             certificate=self.config.certificate,
             private_key=self.config.private_key,
             log_level=self.config.log_level,
+            metrics_host=resolve(self.config.metrics_host),
         )
 
     def _endpoints(self) -> tuple[Endpoint, Endpoint]:

@@ -21,7 +21,7 @@ from medserve.errors import ModelNotReadyError
 from medserve.server.engine_log import EngineLog
 from medserve.wire import inference_pb2, inference_pb2_grpc, management_pb2, management_pb2_grpc
 
-__all__ = ["Endpoint", "ReadyModel", "Target", "prove"]
+__all__ = ["Endpoint", "ReadyModel", "Target", "check_answer", "prove"]
 
 _POLL_S = 0.1
 _CALL_TIMEOUT_S = 5.0
@@ -251,7 +251,7 @@ def _ready(proof: _Proof, target: Target) -> ReadyModel:
             f"{target}: its golden input was not answered: {_details(error)}"
         ) from error
     canary_ms = 1000 * (time.perf_counter() - started)
-    _check_answer(target, answer.prediction)
+    check_answer(str(target), archive.digest, answer.prediction)
     return ReadyModel(
         name=archive.name,
         version=archive.version,
@@ -263,8 +263,17 @@ def _ready(proof: _Proof, target: Target) -> ReadyModel:
     )
 
 
-def _check_answer(target: Target, prediction: bytes) -> None:
-    """A JSON answer must be good and come from this archive; other forms cannot be told."""
+def check_answer(target: str, digest: str, prediction: bytes) -> None:
+    """A JSON answer must be good and come from this archive; other forms cannot be told.
+
+    Args:
+        target: name and version of the model, for the message.
+        digest: `archive_digest` that the answer must name.
+        prediction: what the golden input got.
+
+    Raises:
+        ModelNotReadyError: it is no good answer of this archive.
+    """
     if not prediction:
         raise ModelNotReadyError(f"{target}: its golden input got an empty answer")
     if not prediction.startswith(b"{"):
@@ -275,9 +284,9 @@ def _check_answer(target: Target, prediction: bytes) -> None:
         raise ModelNotReadyError(
             f"{target}: its golden input was refused: {error.get('message', answer)}"
         )
-    if answer.get("archive_digest") != target.archive.digest:
+    if answer.get("archive_digest") != digest:
         raise ModelNotReadyError(
-            f"{target}: expected an answer of the archive {target.archive.digest}, got one of "
+            f"{target}: expected an answer of the archive {digest}, got one of "
             f"{answer.get('archive_digest')!r}"
         )
 

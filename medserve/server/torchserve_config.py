@@ -82,6 +82,7 @@ class EngineSettings:
     certificate: Path | None = None
     private_key: Path | None = None
     log_level: str = "warn"
+    metrics_host: str = "127.0.0.1"
 
 
 def write_run_dir(folder: Path, settings: EngineSettings) -> None:
@@ -158,13 +159,13 @@ def _properties(folder: Path, settings: EngineSettings) -> dict[str, str]:
     """TorchServe's keys and values."""
     ports = settings.ports
     properties = {
-        # Only the inference API is reachable from outside, and only if `host` says so.
+        # Only inference and metrics are reachable from outside, and only if their host says so.
         "grpc_inference_address": settings.host,
         "grpc_inference_port": str(ports.grpc),
         "grpc_management_address": "127.0.0.1",
         "grpc_management_port": str(ports.management),
         "inference_address": f"http://127.0.0.1:{ports.http}",
-        "metrics_address": f"http://127.0.0.1:{ports.metrics}",
+        "metrics_address": f"http://{settings.metrics_host}:{ports.metrics}",
         # The HTTP management API can load workflows, that is code, whatever enable_model_api says.
         "management_address": f"unix:{folder / 'tmp' / 'm.sock'}",
         "model_store": str(folder / "store"),

@@ -1,0 +1,106 @@
+"""Take out of an image's environment what no handler can need, then prove that it still works.
+
+python docker/trim.py cpu
+
+Half of what the wheels bring is headers, their own tests, debug symbols and devices that the image
+does not have. Each rule says what goes and why. Packages that go are uninstalled, not torn out, so
+that the bill of materials stays true. Standard library only: it runs inside the environment.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+_EVERYWHERE = {
+    "torch/test": "programs that test torch",
+    "torch/include": "headers; nothing is compiled here",
+    "torch/share": "files for CMake",
+    "torch/lib/lib*_test.so": "libraries that test torch",
+    "torch/testing/_internal": "test cases of torch",
+    "openvino/include": "headers",
+    "openvino/cmake": "files for CMake",
+    "*/tests": "test cases",
+    "scipy/**/tests": "test cases",
+    "numpy/**/tests": "test cases",
+    "nibabel/**/tests": "test cases and test images",
+    "pydicom/data/test_files": "test images",
+    "ts/torch_handler/unit_tests": "test cases",
+}
+_CPU = {
+    "torch/_inductor": "torch.compile, which needs a compiler that the image does not have",
+    "openvino/libs/libopenvino_intel_gpu_plugin.so": "Intel's graphics processors",
+    "openvino/libs/libopenvino_intel_npu_plugin*": "Intel's neural processors",
+    "openvino/libs/cache.json": "compiled kernels for Intel's graphics processors",
+}
+# Formats that OpenVINO reads; archives carry ONNX.
+_FORMATS = ("gguf", "jax", "paddle", "pytorch", "tensorflow", "tensorflow_lite")
+# Needed by torch.export and torch.compile, or while installing; `import torch` takes none of them.
+_PACKAGES = ("sympy", "mpmath", "networkx", "setuptools", "wheel")
+_KEPT_PROGRAM = "torch_shm_manager"  # without it torch cannot be imported
+# What a worker and the container's own process import. Importing them compiles just these modules,
+# which halves the start of a worker, and shows that nothing needed was removed.
+_USED = (
+    "grpc, highdicom, nibabel, numpy, onnxruntime, openvino, PIL.Image, PIL.PngImagePlugin, psutil,"
+    "pydicom, rich, scipy.ndimage, scipy.sparse, torch, torch.jit, ts.model_loader,"
+    "ts.model_service_worker, ts.metrics.metric_cache_yaml_impl, typer, yaml"
+)
+
+
+def main() -> None:
+    """Trim the environment that runs this, for the device named on the command line."""
+    device = sys.argv[1]
+    packages = Path(sysconfig.get_path("purelib"))
+    before = _size_mb(packages)
+    uninstall(_PACKAGES if device == "cpu" else ("setuptools", "wheel"))
+    for path in unneeded(packages, device):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for table in packages.glob("highdicom/_standard/*.json"):  # indented: two thirds are blanks
+        content = json.loads(table.read_text(encoding="utf-8"))
+        table.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+    if device == "cpu":  # NVIDIA's libraries are stripped already
+        strip(packages)
+    uninstall(("pip",))
+    subprocess.run([sys.executable, "-c", f"import {_USED}"], check=True)
+    print(f"{packages}: {before} MB before, {_size_mb(packages)} MB now")
+
+
+def unneeded(packages: Path, device: str) -> Iterator[Path]:
+    """Every file and folder that the rules name."""
+    patterns = [*_EVERYWHERE, *(_CPU if device == "cpu" else ())]
+    patterns += [f"openvino/libs/libopenvino_{name}_frontend.so*" for name in _FORMATS]
+    found = {path for pattern in patterns for path in packages.glob(pattern)}
+    found |= {path for path in packages.glob("torch/bin/*") if path.name != _KEPT_PROGRAM}
+    # A folder takes its content with it.
+    return (path for path in sorted(found) if not found.intersection(path.parents))
+
+
+def strip(packages: Path) -> None:
+    """Remove symbol tables, which only a debugger reads: a fifth of torch.
+
+    Only torch's own libraries: others were rewritten when their wheel was made, which strip may
+    not survive.
+    """
+    libraries = sorted(packages.glob("torch/lib/*.so"))
+    if libraries:
+        subprocess.run(["strip", "--strip-unneeded", *libraries], check=True)
+
+
+def uninstall(names: tuple[str, ...]) -> None:
+    """Remove whole packages."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", *names], check=True
+    )
+
+
+def _size_mb(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*")) // 10**6
+
+
+if __name__ == "__main__":
+    main()
