@@ -31,7 +31,7 @@ from medserve.gateway.calls import Call
 from medserve.gateway.orders import Order
 from medserve.imaging.result import Classification, Provenance
 
-__all__ = ["ImageFile", "Outcome", "Packing", "Predictor", "classify_each"]
+__all__ = ["PACKING", "ImageFile", "Outcome", "Packing", "Predictor", "classify_each"]
 
 # What concerns every image of the request, so that sending the next one would be no use.
 _OF_THE_WHOLE = (
@@ -93,6 +93,9 @@ class Packing:
     attempts: int = 5  # at a busy engine
 
 
+PACKING = Packing()
+
+
 @dataclass(frozen=True)
 class _Item:
     index: int
@@ -108,7 +111,7 @@ async def classify_each(
     gateway: Predictor,
     order: Order,
     images: AsyncIterator[ImageFile],
-    packing: Packing | None = None,
+    packing: Packing = PACKING,
 ) -> AsyncGenerator[Outcome, None]:
     """One outcome per image, each as soon as it is known, in no particular order.
 
@@ -116,7 +119,7 @@ async def classify_each(
         MedserveError: what no single image is to blame for: no such model, a refused token,
             parameters that the model does not know.
     """
-    desk = _Desk(gateway, order, images, packing or Packing())
+    desk = _Desk(gateway, order, images, packing)
     try:
         while not desk.done:
             for outcome in await desk.step():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,15 @@ class Order:
             deadline=self.deadline,
             face=self.face,
         )
+
+    def with_params(self, params: Mapping[str, Any]) -> Order:
+        """The same order with these parameters too; they win over those of the same name."""
+        return dataclasses.replace(self, params={**self.params, **params})
+
+    def sooner(self, deadline: float) -> Order:
+        """The same order, to be answered by `deadline` at the latest."""
+        earliest = deadline if self.deadline is None else min(deadline, self.deadline)
+        return dataclasses.replace(self, deadline=earliest)
 
     @property
     def left_s(self) -> float:

@@ -18,7 +18,7 @@ from medserve.errors import (
     PayloadTooLargeError,
 )
 from medserve.gateway.calls import Face, ModelInfo
-from medserve.gateway.classify import ImageFile, Outcome, classify_each
+from medserve.gateway.classify import PACKING, ImageFile, Outcome, classify_each
 from medserve.gateway.core import Gateway
 from medserve.gateway.incoming import Context, answering
 from medserve.gateway.orders import ordered_model
@@ -66,8 +66,10 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
             settings = _settings(await anext(parts, None))
             order = incoming.order(settings.model_name, settings.model_version, Face.TYPED)
             await ordered_model(self._gateway, order, Task.CLASSIFICATION)
-            images = _images(parts)
-            async with aclosing(classify_each(self._gateway, order, images)) as outcomes:
+            async with (
+                self._gateway.budget.reserve(PACKING.held_bytes),
+                aclosing(classify_each(self._gateway, order, _images(parts))) as outcomes,
+            ):
                 async for outcome in outcomes:
                     yield _classify_response(outcome)
 
@@ -89,7 +91,7 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
                 held.shrink(len(content))
                 yield _progress(pb.SEGMENT_STAGE_RUNNING, len(content))
                 answer = await self._gateway.predict(order.call({"data": content}))
-            result, files = segment_result(settings, model, answer)
+            result, files = await asyncio.to_thread(segment_result, settings, model, answer)
             yield pb.SegmentResponse(result=result)
             for chunk in chunks(files):
                 yield pb.SegmentResponse(chunk=chunk)
