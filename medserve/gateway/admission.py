@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from medserve.errors import DeadlineError, ServerBusyError
 
-__all__ = ["ByteBudget", "Gate", "QueueFullError", "Reservation"]
+__all__ = ["ByteBudget", "Gate", "Place", "QueueFullError", "Reservation"]
 
 _LONGEST_RETRY_S = 60
 _SMOOTHING = 0.1  # weight of the newest time that a job took
@@ -39,6 +39,8 @@ class Gate:
         self._limit = at_work
         self._most_waiting = waiting
         self._at_work = 0
+        self._places: dict[Place, None] = {}  # in the order in which they were taken
+        self.answered_at = 0.0  # `time.monotonic()` of the last job that went well
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._job_s = 0.0  # smoothed
 
@@ -63,7 +65,16 @@ class Gate:
             self._at_work += 1
         else:
             await self._wait(deadline)
-        return Place(self)
+        place = Place(self)
+        self._places[place] = None
+        return place
+
+    @property
+    def oldest_s(self) -> float:
+        """For how long the engine has had its oldest job; 0 without one."""
+        for place in self._places:
+            return time.monotonic() - place.taken_at
+        return 0.0
 
     async def _wait(self, deadline: float | None) -> None:
         if len(self._waiting) >= self._most_waiting:
@@ -99,10 +110,18 @@ class Gate:
                 return
         self._at_work -= 1
 
-    def finish(self, took_s: float) -> None:
-        """The engine has answered one job."""
-        self._job_s += _SMOOTHING * (took_s - self._job_s) if self._job_s else took_s
+    def finish(self, place: Place, took_s: float, well: bool) -> None:
+        """The engine is done with one job."""
+        del self._places[place]
+        if well:
+            self.answered_at = time.monotonic()
+            self._job_s += _SMOOTHING * (took_s - self._job_s) if self._job_s else took_s
         self._leave()
+
+    @property
+    def job_s(self) -> float:
+        """How long a job takes of late; 0 before the first."""
+        return self._job_s
 
     def _retry_after_s(self) -> int:
         """When half of those who wait will have had their turn."""
@@ -110,22 +129,19 @@ class Gate:
         return min(max(1, math.ceil(estimate)), _LONGEST_RETRY_S)
 
 
-@dataclass(eq=False)
 class Place:
     """One place at a model, given back exactly once."""
 
-    gate: Gate
+    def __init__(self, gate: Gate) -> None:
+        self.taken_at = time.monotonic()
+        self._gate: Gate | None = gate
 
-    def __post_init__(self) -> None:
-        self._taken_at = time.monotonic()
-        self._held = True
-
-    def give_back(self) -> float:
+    def give_back(self, well: bool) -> float:
         """The engine no longer works for this call; the time it took, in seconds."""
-        took_s = time.monotonic() - self._taken_at
-        if self._held:
-            self._held = False
-            self.gate.finish(took_s)
+        took_s = time.monotonic() - self.taken_at
+        if self._gate is not None:
+            self._gate.finish(self, took_s, well)
+            self._gate = None
         return took_s
 
 

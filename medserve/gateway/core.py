@@ -188,6 +188,17 @@ class Gateway:
                         raise error
                     yield part
 
+    def gate(self, model: ModelInfo) -> Gate:
+        """The places at one version of a model."""
+        key = (model.name, model.version)
+        if (gate := self._gates.get(key)) is None:
+            serving = model.spec.serving
+            in_flight = self.limits.in_flight or 2 * serving.min_workers * serving.batch_size
+            gate = Gate(model.name, in_flight, self.limits.queue or serving.job_queue_size)
+            self._gates[key] = gate
+            self.metrics.watch_gate(gate)
+        return gate
+
     async def close(self) -> None:
         """Let go of work that callers have left behind, and end the connection."""
         for task in self._left_behind:
@@ -207,21 +218,15 @@ class Gateway:
                 f"expected a request of at most {self.limits.message_bytes} bytes, got "
                 f"{call.size_bytes}; send less at once"
             )
-        gate = self._gate(model)
+        gate = self.gate(model)
         arrived = time.monotonic()
         place = await gate.enter(call.deadline)
         self.metrics.queue_seconds.labels(model.name).observe(time.monotonic() - arrived)
-        return place, engine_message(call, stream=stream)
-
-    def _gate(self, model: ModelInfo) -> Gate:
-        key = (model.name, model.version)
-        if (gate := self._gates.get(key)) is None:
-            serving = model.spec.serving
-            in_flight = self.limits.in_flight or 2 * serving.min_workers * serving.batch_size
-            gate = Gate(model.name, in_flight, self.limits.queue or serving.job_queue_size)
-            self._gates[key] = gate
-            self.metrics.watch_gate(gate)
-        return gate
+        try:
+            return place, engine_message(call, stream=stream)
+        except BaseException:
+            place.give_back(well=False)
+            raise
 
     def _patience_s(self, model: ModelInfo) -> float:
         """How long the engine may take: TorchServe kills a worker that is slower than this.
@@ -236,7 +241,7 @@ class Gateway:
         """The engine's answer; the place is kept until the engine gives it, whoever waits."""
         model = self._fleet.find(call.model, call.version)
         task = asyncio.ensure_future(self._engine.predict(message, self._patience_s(model)))
-        task.add_done_callback(lambda _: self._returned(model, place))
+        task.add_done_callback(lambda done: self._returned(model, place, done))
         try:
             async with asyncio.timeout(_left_s(call)):
                 return await asyncio.shield(task)
@@ -251,7 +256,7 @@ class Gateway:
         model = self._fleet.find(call.model, call.version)
         stream = _Stream(self._engine.stream(message, self._patience_s(model)))
         task = asyncio.ensure_future(stream.pump())
-        task.add_done_callback(lambda _: self._returned(model, place))
+        task.add_done_callback(lambda done: self._returned(model, place, done))
         try:
             while True:
                 async with asyncio.timeout(_left_s(call)):
@@ -267,8 +272,9 @@ class Gateway:
             if not task.done():
                 self._leave_behind(task)
 
-    def _returned(self, model: ModelInfo, place: Place) -> None:
-        self.metrics.engine_seconds.labels(model.name).observe(place.give_back())
+    def _returned(self, model: ModelInfo, place: Place, task: asyncio.Task[Any]) -> None:
+        well = not task.cancelled() and task.exception() is None
+        self.metrics.engine_seconds.labels(model.name).observe(place.give_back(well))
 
     def _leave_behind(self, task: asyncio.Task[Any]) -> None:
         """Keep a task whose caller has gone; nobody hears of how it ends."""

@@ -19,7 +19,15 @@ from medserve.gateway.core import Gateway, new_request_id
 from medserve.gateway.orders import Order
 from medserve.gateway.status import abort
 
-__all__ = ["REQUEST_ID", "Context", "Incoming", "answering", "bearer_token", "bug"]
+__all__ = [
+    "REQUEST_ID",
+    "Context",
+    "Incoming",
+    "answering",
+    "bearer_token",
+    "bug",
+    "certificate_name",
+]
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -60,7 +68,7 @@ async def answering(context: Context, gateway: Gateway) -> AsyncIterator[Incomin
     try:
         await context.send_initial_metadata(((REQUEST_ID, request_id),))
         caller = gateway.authenticate(
-            bearer_token(_text(metadata.get("authorization"))), _certificate_name(context)
+            bearer_token(_text(metadata.get("authorization"))), certificate_name(context)
         )
         left_s = context.time_remaining()
         deadline = None if left_s is None else time.monotonic() + left_s
@@ -92,6 +100,7 @@ def _text(value: str | bytes | None) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _certificate_name(context: Context) -> str:
+def certificate_name(context: Context) -> str:
+    """Whom the client's certificate names, "" without one."""
     names = (context.auth_context() or {}).get("x509_common_name") or ()
     return next((bytes(name).decode("utf-8", "replace") for name in names), "")

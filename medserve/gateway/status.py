@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -10,8 +11,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from medserve.errors import MedserveError, ServerBusyError
+from medserve.gateway.admission import QueueFullError
 
-__all__ = ["DOMAIN", "RETRY_AFTER_S", "abort", "grpc_code", "rpc_status"]
+__all__ = ["DOMAIN", "RETRY_AFTER_S", "abort", "grpc_code", "retry_after_s", "rpc_status"]
 
 DOMAIN = "medserve"  # of the codes in google.rpc.ErrorInfo
 RETRY_AFTER_S = 1  # what a busy server asks a caller to wait
@@ -32,13 +34,24 @@ def rpc_status(error: MedserveError) -> status_pb2.Status:
     status = status_pb2.Status(code=number, message=f"{error.code}: {error.message}")
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.code, domain=DOMAIN))
     if isinstance(error, ServerBusyError):
-        wait = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_S))
+        wait = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=retry_after_s(error)))
         status.details.add().Pack(wait)
     return status
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: MedserveError) -> NoReturn:
-    """End the call with the error."""
+def retry_after_s(error: ServerBusyError) -> int:
+    """What the caller should wait before the next attempt, in seconds."""
+    return error.retry_after_s if isinstance(error, QueueFullError) else RETRY_AFTER_S
+
+
+async def abort(
+    context: grpc.aio.ServicerContext[Any, Any],
+    error: MedserveError,
+    metadata: Sequence[tuple[str, str]] = (),
+) -> NoReturn:
+    """End the call with the error; `metadata` goes with its details behind the answer."""
     status = rpc_status(error)
-    details = ((_DETAILS, status.SerializeToString()),)
-    await context.abort(grpc_code(error), status.message, trailing_metadata=details)
+    trailing = [*metadata, (_DETAILS, status.SerializeToString())]
+    if isinstance(error, ServerBusyError):
+        trailing.append(("retry-after", str(retry_after_s(error))))
+    await context.abort(grpc_code(error), status.message, trailing_metadata=tuple(trailing))

@@ -16,8 +16,9 @@ from typing import Any
 
 import grpc
 
-from medserve.archive import ArchiveInfo, golden_input
+from medserve.archive import ArchiveInfo
 from medserve.errors import ModelNotReadyError
+from medserve.server.canary import canary_inputs
 from medserve.server.engine_log import EngineLog
 from medserve.wire import inference_pb2, inference_pb2_grpc, management_pb2, management_pb2_grpc
 
@@ -237,7 +238,7 @@ def _ready(proof: _Proof, target: Target) -> ReadyModel:
     request = inference_pb2.PredictionsRequest(
         model_name=archive.name,
         model_version="" if target.default else archive.version,
-        input={"data": golden_input(archive.path), "transport": b"grpc"},
+        input=canary_inputs(archive),
     )
     started = time.perf_counter()
     try:
