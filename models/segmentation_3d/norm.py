@@ -26,6 +26,6 @@ class InstanceNorm3d(nn.InstanceNorm3d):
             return super().forward(features)
         volumes = [
             F.batch_norm(volume, None, None, self.weight, self.bias, training=True, eps=self.eps)
-            for volume in features.split(1)
+            for volume in torch.split(features, 1)
         ]
         return volumes[0] if len(volumes) == 1 else torch.cat(volumes)

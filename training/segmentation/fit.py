@@ -1,0 +1,170 @@
+"""Training of one segmentation network over Lightning: checkpoints, resume, early stop, logs."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+)
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from medserve.errors import ConfigError
+from training.segmentation.config import SegmentationConfig
+from training.segmentation.data import LoadedCase
+from training.segmentation.module import SCORE, Cases, Segmenter
+
+__all__ = ["FittedSegmenter", "fit_segmenter", "initialise_from", "load_best"]
+
+_log = logging.getLogger(__name__)
+
+# Lightning's remarks on what is meant, and on its own inside.
+_EXPECTED_WARNINGS = (
+    ".*does not have many workers",  # the volumes are in memory already
+    ".*is smaller than the logging interval",  # a tiny set
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # its use of torch's
+    ".*exists and is not empty",  # resuming
+    ".*lr_scheduler.step\\(\\)` before `optimizer.step",  # its own order on the first step
+)
+
+
+@dataclass(frozen=True)
+class FittedSegmenter:
+    """The best network of a training and where it came from."""
+
+    network: nn.Module  # in eval mode, on the CPU, weights averaged
+    checkpoint: Path
+    epoch: int
+    validation_dice: float
+
+
+def fit_segmenter(
+    module: Segmenter,
+    train: Sequence[LoadedCase],
+    validation: Sequence[LoadedCase],
+    out_dir: Path,
+) -> FittedSegmenter:
+    """Train, and return the averaged weights of the epoch with the best validation.
+
+    Writes `checkpoints/best.ckpt` and `checkpoints/last.ckpt` (every epoch), and into `logs/`
+    what TensorBoard shows and a `metrics.csv`.
+    """
+    config = module.config
+    folder = out_dir / "checkpoints"
+    last = folder / "last.ckpt"
+    if config.resume and not last.is_file():
+        raise ConfigError(f"expected {last} to resume from, found none; leave out --resume")
+    best = ModelCheckpoint(
+        folder, filename="best", monitor=SCORE, mode="max", enable_version_counter=False
+    )
+    every = ModelCheckpoint(
+        folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+    )
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    trainer = _trainer(config, out_dir, [best, every])
+    order = torch.Generator().manual_seed(config.seed)
+    with warnings.catch_warnings():
+        for message in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        trainer.fit(
+            module,
+            DataLoader(
+                Cases(train), config.batch_size, shuffle=True, generator=order,
+                collate_fn=_as_it_comes, drop_last=len(train) > config.batch_size,
+            ),
+            DataLoader(Cases(validation), 1, collate_fn=_as_it_comes),
+            ckpt_path=str(last) if config.resume else None,
+        )  # fmt: skip
+        if trainer.should_stop or config.minutes:  # the last epochs may not have been validated
+            trainer.validate(module, DataLoader(Cases(validation), 1, collate_fn=_as_it_comes),
+                             verbose=False)  # fmt: skip
+    return load_best(module, folder / "best.ckpt")
+
+
+def load_best(module: Segmenter, checkpoint: Path) -> FittedSegmenter:
+    """The averaged weights of a checkpoint, as a plain network ready for export."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    module.load_state_dict(content["state_dict"])
+    network = module.average.module.cpu()
+    network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    savers = [state for name, state in content["callbacks"].items() if SCORE in name]
+    dice = max(float(each["best_model_score"]) for each in savers if "best_model_score" in each)
+    _log.info("best epoch %d, validation Dice %.4f", content["epoch"], dice)
+    return FittedSegmenter(network.eval(), checkpoint, int(content["epoch"]), dice)
+
+
+def initialise_from(network: nn.Module, checkpoint: Path) -> list[str]:
+    """Take over the weights of another training; returns the names that stay as they were.
+
+    Weights are taken from the average where the checkpoint has one. The head of a network with
+    other labels has another shape: it alone may differ, and then starts anew.
+
+    Raises:
+        ConfigError: no checkpoint, or one of another network.
+    """
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{checkpoint}: cannot be read as a checkpoint ({error})") from error
+    state: dict[str, Any] = content.get("state_dict", content)
+    prefix = "average.module."
+    given = {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    } or state
+    own = network.state_dict()
+    head = str(getattr(network, "head_path", "head"))
+    differing = [name for name in own if name not in given or given[name].shape != own[name].shape]
+    if foreign := [name for name in differing if not name.startswith(head)]:
+        raise ConfigError(
+            f"{checkpoint}: expected the weights of the same network, but {foreign[0]} differs; "
+            "give the settings (network, size, width) that it was trained with"
+        )
+    network.load_state_dict({name: given[name] for name in own if name not in differing},
+                            strict=False)  # fmt: skip
+    _log.info("weights of %s; new: %s", checkpoint, ", ".join(differing) or "nothing")
+    return differing
+
+
+def _as_it_comes(batch: Any) -> Any:
+    return batch
+
+
+def _trainer(config: SegmentationConfig, out_dir: Path, callbacks: list[Callback]) -> L.Trainer:
+    attempt = f"attempt_{len(list((out_dir / 'logs').glob('attempt_*')))}"  # resuming adds one
+    loggers = [
+        kind(out_dir, name="logs", version=attempt) for kind in (TensorBoardLogger, CSVLogger)
+    ]
+    return L.Trainer(
+        max_epochs=config.epochs,
+        max_time=datetime.timedelta(minutes=config.minutes) if config.minutes else None,
+        devices=config.devices or "auto",
+        precision=config.precision.value,
+        callbacks=[
+            *callbacks,
+            EarlyStopping(SCORE, mode="max", patience=config.patience),
+            LearningRateMonitor(),
+            RichProgressBar(),
+        ],
+        logger=loggers,
+        check_val_every_n_epoch=min(config.validate_every, config.epochs),
+        num_sanity_val_steps=0,
+        log_every_n_steps=20,
+        gradient_clip_val=5.0,
+        enable_model_summary=False,
+        default_root_dir=out_dir,
+    )

@@ -1,0 +1,104 @@
+"""Who is trained on, validated and tested: by subject, in even shares of small and large volumes.
+
+The test part is drawn first and is the same for every fold; the rest is dealt out to folds, and
+one training validates on one of them.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medserve.errors import ConfigError
+from training.segmentation.data import Case
+
+__all__ = ["PARTS", "Split", "read_split", "split_cases", "write_split"]
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of cases: the test part, and the folds that the others are dealt to."""
+
+    test: tuple[str, ...]
+    folds: tuple[tuple[str, ...], ...]
+
+    def parts(self, fold: int) -> dict[str, tuple[str, ...]]:
+        """What is trained on, validated and tested when `fold` is the one left out."""
+        if not 0 <= fold < len(self.folds):
+            raise ConfigError(f"expected a fold from 0 to {len(self.folds) - 1}, got {fold}")
+        train = sorted(name for n, names in enumerate(self.folds) if n != fold for name in names)
+        return {"train": tuple(train), "validation": self.folds[fold], "test": self.test}
+
+
+def split_cases(cases: Sequence[Case], folds: int, test_share: float, seed: int = 0) -> Split:
+    """Deal subjects out, every part with its share of small and large files.
+
+    Files, not contents, decide what is small: sizes differ by scanner and by stored type, which
+    are what a part must not have too much of. Depends on names and sizes alone.
+    """
+    size_of: dict[str, int] = {}
+    names_of: dict[str, list[str]] = {}
+    for case in sorted(cases, key=lambda each: each.name):
+        size_of.setdefault(case.subject, case.image.stat().st_size)
+        names_of.setdefault(case.subject, []).append(case.name)
+    by_size = sorted(size_of, key=lambda subject: (size_of[subject], subject))
+    test_count = round(test_share * len(by_size))
+    if folds < 2 or len(by_size) - test_count < folds:
+        raise ConfigError(
+            f"expected at least 2 folds and a subject for each, got {folds} folds for "
+            f"{len(by_size) - test_count} subjects"
+        )
+    generator = np.random.default_rng(seed)
+    test = set(_one_of_each_stratum(by_size, test_count, generator))
+    rest = [subject for subject in by_size if subject not in test]
+    dealt: list[list[str]] = [[] for _ in range(folds)]
+    for start in range(0, len(rest), folds):
+        stratum = rest[start : start + folds]
+        for subject, fold in zip(stratum, generator.permutation(folds), strict=False):
+            dealt[fold] += names_of[subject]
+    return Split(
+        tuple(sorted(name for subject in test for name in names_of[subject])),
+        tuple(tuple(sorted(names)) for names in dealt),
+    )
+
+
+def _one_of_each_stratum(
+    ordered: Sequence[str], count: int, generator: np.random.Generator
+) -> list[str]:
+    if count == 0:
+        return []
+    return [str(generator.choice(stratum)) for stratum in np.array_split(list(ordered), count)]
+
+
+def write_split(path: Path, split: Split) -> None:
+    """Write one row `name,part,fold` for each case; the test part has no fold."""
+    rows = [(name, "test", "") for name in split.test]
+    rows += [(name, "train", str(n)) for n, names in enumerate(split.folds) for name in names]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("name", "part", "fold"))
+        writer.writerows(sorted(rows))
+
+
+def read_split(path: Path) -> Split:
+    """What `write_split` wrote."""
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows: list[Mapping[str, str]] = list(csv.DictReader(stream))
+        test = tuple(row["name"] for row in rows if row["part"] == "test")
+        folds: dict[int, list[str]] = {}
+        for row in rows:
+            if row["part"] != "test":
+                folds.setdefault(int(row["fold"]), []).append(row["name"])
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"expected a split with columns name,part,fold at {path}: {error!r}"
+        ) from error
+    return Split(test, tuple(tuple(folds[n]) for n in sorted(folds)))

@@ -1,0 +1,114 @@
+"""Train the 3D segmentation network: `python -m training.segmentation_3d --data-dir DIR`.
+
+    python -m training.segmentation_3d --data-dir Task04_Hippocampus --members 3 --install
+
+With `--members N` the networks of N folds are trained one after the other and exported as one
+graph that averages their probabilities.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import lightning
+import torch
+
+import models
+from medserve.inference.volume_pipeline import VolumePipeline
+from models.segmentation_3d.network import build
+from training.config import Setting, require_folder, run, write
+from training.segmentation.config import SegmentationConfig
+from training.segmentation.data import LoadedCase, find_cases, load_cases
+from training.segmentation.fit import (
+    FittedSegmenter,
+    fit_segmenter,
+    initialise_from,
+    load_best,
+)
+from training.segmentation.module import Segmenter
+from training.segmentation.split import Split, split_cases, write_split
+
+__all__ = ["NAME", "TrainConfig", "main", "train_member"]
+
+_log = logging.getLogger(__name__)
+
+NAME = "segmentation_3d"
+
+
+@dataclass(frozen=True)
+class TrainConfig(SegmentationConfig):
+    """Train the 3D segmentation network, export it and report on it."""
+
+    data_dir: Annotated[
+        Path, Setting("folder with dataset.json, or with the folders images and masks")
+    ] = Path("data/Task04_Hippocampus")
+    out_dir: Annotated[Path, Setting("folder for checkpoints, artifact, report")] = Path(
+        "runs/segmentation_3d"
+    )
+    room: Annotated[str, Setting("room whose model-config.yaml states labels and window")] = NAME
+    members: Annotated[int, Setting("networks that are averaged, each of its fold", minimum=1)] = 1
+    install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
+
+
+def main(config: TrainConfig) -> None:
+    """Read, split, fit every member, then export and report on their average."""
+    pipeline = VolumePipeline(models.spec(config.room))
+    cases = find_cases(require_folder(config.data_dir, "--data-dir"))
+    split = split_cases(cases, config.folds, config.test_share, config.seed)
+    write(config, config.out_dir / "config.json")
+    write_split(config.out_dir / "split.csv", split)
+    used = [case for case in cases if case.name not in split.test]
+    loaded = {case.name: case for case in load_cases(used, pipeline)}
+    [train_member(config, member, pipeline, split, loaded) for member in range(config.members)]
+
+
+def train_member(
+    config: TrainConfig,
+    member: int,
+    pipeline: VolumePipeline,
+    split: Split,
+    loaded: dict[str, LoadedCase],
+) -> FittedSegmenter:
+    """Train one network, on all folds but its own; a finished one is read instead.
+
+    Members differ in fold, first weights, order and augmentation.
+    """
+    folder = config.out_dir / f"member_{member}"
+    started = config.resume and (folder / "checkpoints" / "last.ckpt").is_file()
+    config = dataclasses.replace(
+        config, fold=(config.fold + member) % config.folds, seed=config.seed + member,
+        out_dir=folder, resume=started,
+    )  # fmt: skip
+    write(config, folder / "config.json")
+    lightning.seed_everything(config.seed, verbose=False)
+    spec = pipeline.spec
+    network = build(
+        config.network, in_channels=spec.input.channels, classes=len(spec.labels),
+        dropout=config.dropout, width=config.width or None, size=config.size,
+    )  # fmt: skip
+    if config.init_from is not None and not started:
+        initialise_from(network, config.init_from)
+    module = Segmenter(network, config, pipeline.window, spec.labels)
+    if started and _epochs_done(folder) >= config.epochs:
+        return load_best(module, folder / "checkpoints" / "best.ckpt")
+    parts = split.parts(config.fold)
+    return fit_segmenter(
+        module,
+        [loaded[name] for name in parts["train"]],
+        [loaded[name] for name in parts["validation"]],
+        folder,
+    )
+
+
+def _epochs_done(folder: Path) -> int:
+    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return int(content["epoch"]) + 1
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, TrainConfig))
