@@ -1,0 +1,125 @@
+"""What the tests of the gRPC faces share: a server on a free port, and models that need no engine.
+
+async with served(gateway) as address, grpc.aio.insecure_channel(address) as channel: ...
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc.aio
+import numpy as np
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from medserve.gateway import oip, typed
+from medserve.gateway.core import Gateway
+from medserve.gateway.intake import Intake
+from medserve.imaging.geometry import Geometry
+from medserve.imaging.segmentation import Segmentation
+from tests.gateway.fake_engine import Request
+
+__all__ = [
+    "DIGEST",
+    "LABELS",
+    "SEGMENTATION",
+    "classified",
+    "drawn",
+    "reason",
+    "segmented",
+    "served",
+]
+
+DIGEST = "sha256:" + 64 * "0"
+LABELS = ("dark", "bright")
+_HEAD = {"version": "1.0", "archive_digest": DIGEST}
+SEGMENTATION = Segmentation(
+    np.indices((4, 3, 2)).sum(axis=0).astype(np.uint8) % 2,
+    Geometry((4, 3, 2), np.array([[0, -2, 0, 5], [1, 0, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1.0]])),
+    LABELS,
+)
+
+
+@asynccontextmanager
+async def served(gateway: Gateway) -> AsyncIterator[str]:
+    """Both faces behind the intake, on a free port of loopback; gives its address."""
+    server = grpc.aio.server(
+        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 2**20)]
+    )
+    intake = Intake(server, gateway, upload_timeout_s=30)
+    typed.register(gateway, intake)
+    oip.register(gateway, intake)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+def classified(request: Request) -> bytes:
+    """As a classifier answers a packed call: `bright…` is bright, `dark…` dark, others broken."""
+    items = [
+        {"index": place, **_item(request.inputs[f"data.{place}"])}
+        for place in range(sum(key.startswith("data.") for key in request.inputs))
+    ]
+    return json.dumps({"model": request.model, **_HEAD, "items": items}).encode()
+
+
+def _item(content: bytes) -> dict[str, Any]:
+    for label in LABELS:
+        if content.startswith(label.encode()):
+            probabilities = {each: 0.75 if each == label else 0.25 for each in LABELS}
+            return {
+                "status": "ok",
+                "label": label,
+                "label_id": LABELS.index(label),
+                "probability": 0.75,
+                "probabilities": probabilities,
+                "top": [{"label": label, "probability": 0.75}],
+                "review": True,
+                "novelty": 0.5,
+                "unlike_training": False,
+            }
+    error = {"code": "INVALID_IMAGE", "message": "expected PNG, got text"}
+    return {"status": "error", "error": error}
+
+
+def segmented(request: Request) -> bytes:
+    """As a model that segments answers: a fixed mask, and what `params` ask for."""
+    params = json.loads(request.inputs.get("params", b"{}"))
+    if params.get("format") in ("dicom-seg", "png"):
+        return b"the mask as " + params["format"].encode()
+    content = {"model": request.model, **_HEAD, "status": "ok", **SEGMENTATION.to_json()}
+    for name, member in (("overlay", "overlay_png"), ("uncertainty", "entropy_nifti")):
+        if params.get(name):
+            content[member] = base64.b64encode(name.encode()).decode()
+    return json.dumps(content).encode()
+
+
+def drawn(request: Request) -> Sequence[bytes]:
+    """As a model that draws answers: progress of two steps, then the images."""
+    params = json.loads(request.inputs.get("params", b"{}"))
+    seed = params.get("seed", 7)
+    preview = base64.b64encode(b"preview").decode()
+    progress = [
+        {"event": "progress", "step": step, "of": 2, "image": 0, "preview_png": preview}
+        for step in (1, 2)
+    ]
+    images = [
+        {"png": base64.b64encode(b"image %d" % n).decode(), "seed": seed + n, "class": "t1"}
+        for n in range(params.get("n", 1))
+    ]
+    answer = {"model": request.model, **_HEAD, "status": "ok", "images": images}
+    return [json.dumps(each).encode() for each in (*progress, answer)]
+
+
+def reason(status: status_pb2.Status) -> str:
+    """Medserve's code in the details of a status."""
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert info.domain == "medserve"
+    return str(info.reason)
