@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ __all__ = [
     "TOLERANCE",
     "ClassifierArtifact",
     "export_classifier",
+    "export_network",
     "sha256",
     "write_golden",
 ]
@@ -74,19 +77,34 @@ def export_classifier(artifact: ClassifierArtifact, folder: Path, example: Tenso
         folder: Made where it is missing.
         example: Real images float32 (N, C, H, W), N >= 2; compared on the whole and on one.
     """
+    return export_network(artifact, folder, example, OUTPUTS)
+
+
+def export_network(
+    network: nn.Module, folder: Path, example: Tensor, outputs: Sequence[str]
+) -> Exported:
+    """Write `model.onnx` and `model.pt`; ArchiveError where one differs from eager.
+
+    Sides are those of the example, the number of images is free.
+
+    Args:
+        network: In eval mode, on the CPU; takes `image`, answers with a tensor or several.
+        folder: Made where it is missing.
+        example: Real input float32 (N, C, ...), N >= 2; compared on the whole and on one.
+        outputs: Names of the answers, in their order.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    artifact = artifact.eval()
-    _write_torchscript(artifact, folder / "model.pt", example)
-    _write_onnx(artifact, folder / "model.onnx", example)
+    network = network.eval()
+    _write_torchscript(network, folder / "model.pt", example)
+    _write_onnx(network, folder / "model.onnx", example, outputs)
     largest = 0.0
     for images in (example, example[:1]):
-        with torch.no_grad():
-            expected = dict(zip(OUTPUTS, artifact(images), strict=True))
+        expected = _answers(network, images, outputs)
         for name in (EngineName.TORCHSCRIPT, EngineName.ONNXRUNTIME):
             engine = load_engine(name, folder, precision=Precision.F32, threads=1)
             answered = engine.run(images.numpy())
             for key, value in expected.items():
-                difference = float(np.abs(answered[key] - value.numpy()).max())
+                difference = float(np.abs(answered[key] - value).max())
                 largest = max(largest, difference)
                 if not difference <= TOLERANCE:
                     raise ArchiveError(
@@ -97,15 +115,26 @@ def export_classifier(artifact: ClassifierArtifact, folder: Path, example: Tenso
     return Exported(folder / "model.onnx", folder / "model.pt", largest)
 
 
+@torch.no_grad()
+def _answers(
+    network: nn.Module, images: Tensor, outputs: Sequence[str]
+) -> dict[str, npt.NDArray[np.float32]]:
+    answer = network(images)
+    tensors = [answer] if isinstance(answer, Tensor) else answer
+    return {name: each.numpy() for name, each in zip(outputs, tensors, strict=True)}
+
+
 def _write_torchscript(artifact: nn.Module, path: Path, example: Tensor) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         # Deprecated since torch 2.10 without a successor that runs without its Python code.
         warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
+        # Sides are meant to become constants of the trace.
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python")
         traced = torch.jit.trace(artifact, example)  # type: ignore[no-untyped-call]
         torch.jit.save(torch.jit.freeze(traced), path)
 
 
-def _write_onnx(artifact: nn.Module, path: Path, example: Tensor) -> None:
+def _write_onnx(artifact: nn.Module, path: Path, example: Tensor, outputs: Sequence[str]) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, we do not
     with warnings.catch_warnings():
         # torch's own exporter uses what torch deprecates.
@@ -114,7 +143,7 @@ def _write_onnx(artifact: nn.Module, path: Path, example: Tensor) -> None:
             artifact,
             (example,),
             input_names=["image"],
-            output_names=list(OUTPUTS),
+            output_names=list(outputs),
             opset_version=_OPSET,
             dynamo=True,
             dynamic_shapes={"image": {0: torch.export.Dim("N")}},
@@ -144,9 +173,7 @@ def write_golden(folder: Path, tensor: npt.NDArray[np.float32], artifact: nn.Mod
         tensor: float32 (1, C, H, W).
         artifact: In eval mode.
     """
-    with torch.no_grad():
-        answers = artifact(torch.from_numpy(tensor))
-    arrays = {name: value.numpy() for name, value in zip(OUTPUTS, answers, strict=True)}
+    arrays: dict[str, Any] = {**_answers(artifact, torch.from_numpy(tensor), OUTPUTS)}
     np.savez(folder / "golden_output.npz", tolerance=np.float32(TOLERANCE), **arrays)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,11 @@ from medserve.errors import ConfigError
 from medserve.inference.engines import load_engine
 from medserve.spec import EngineName, Precision
 from models.segmentation_3d.network import NetworkName, NetworkSize, VolumeNetwork, build
+from training.export import export_network
 
 TOLERANCE = 1e-4  # on logits
 LARGEST_LIGHT = 5_000_000  # parameters
-WINDOW = (32, 48, 32)  # three multiples of 16, uneven
+WINDOW = (24, 40, 32)  # uneven, and V-Net must fill up the first two
 NARROW = 8  # channels: the graph of the light ones in a fraction of the time
 
 every_network = pytest.mark.parametrize("name", list(NetworkName))
@@ -124,7 +124,7 @@ def test_padding_is_zeros_behind_the_last_voxel(name: NetworkName) -> None:
 def test_both_artifacts_answer_as_the_network(name: NetworkName, tmp_path: Path) -> None:
     network = narrow(name).eval()
     example = image(*WINDOW, batch=2)
-    export(network, example, tmp_path)
+    export_network(network, tmp_path, example, ["logits"])
     for engine_name in EngineName:
         engine = load_engine(engine_name, tmp_path, precision=Precision.F32, threads=1)
         for batch in (example, example[:1], image(*WINDOW, batch=3)):  # N is free
@@ -141,7 +141,7 @@ def test_the_exported_graph_resizes_nothing_by_interpolation(
     name: NetworkName, tmp_path: Path
 ) -> None:
     network = narrow(name).eval()
-    export(network, image(*WINDOW, batch=2), tmp_path)
+    export_network(network, tmp_path, image(*WINDOW, batch=2), ["logits"])
     graph = onnx.load(tmp_path / "model.onnx").graph
     assert {node.op_type for node in graph.node} & {"Resize", "Loop", "If"} == set()
 
@@ -158,24 +158,3 @@ def test_an_unknown_network_is_refused_with_the_list() -> None:
 def test_settings_that_cannot_work_are_refused(name: str, options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"expected a (dropout|width)"):
         build(name, in_channels=1, classes=2, **options)  # type: ignore[arg-type]
-
-
-def export(network: nn.Module, example: Tensor, folder: Path) -> None:
-    """`model.pt` and `model.onnx` of a fixed window and any number of volumes."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
-        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
-        # The window is fixed: its sides are meant to become constants.
-        warnings.filterwarnings("ignore", "Converting a tensor to a Python")
-        traced = torch.jit.trace(network, example)  # type: ignore[no-untyped-call]
-        torch.jit.save(torch.jit.freeze(traced), folder / "model.pt")
-        torch.onnx.export(
-            network,
-            (example,),
-            folder / "model.onnx",
-            input_names=["image"],
-            output_names=["logits"],
-            opset_version=18,
-            dynamic_shapes={"image": {0: torch.export.Dim("N")}},
-            verbose=False,
-        )
