@@ -41,7 +41,8 @@ _TRAVELLING = (
 _WEIGHTS = ("model.onnx", "model.pt", "golden_output.npz", "metrics.json")
 # What a stock TorchServe has to install to run the archive.
 _REQUIREMENTS = ("numpy", "onnxruntime", "openvino", "pillow", "pydicom", "pyyaml")
-_RECORDED = (*_REQUIREMENTS, "torch", "torchserve", "torch-model-archiver")
+_VOLUME_REQUIREMENTS = ("highdicom", "nibabel", "scipy")
+_RECORDED = ("torch", "torchserve", "torch-model-archiver")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can name
 
 
@@ -87,7 +88,7 @@ def build_archive(name: str, store: Path, root: Path | None = None) -> Path:
     with tempfile.TemporaryDirectory(prefix="medserve-package-") as folder:
         stage = Path(folder) / "stage"
         _stage(stage, sources)
-        (stage / "requirements.txt").write_text(_requirements(), encoding="utf-8")
+        (stage / "requirements.txt").write_text(_requirements(spec), encoding="utf-8")
         manifest = _manifest(root, spec, sources.values(), stage)
         (stage / MANIFEST).write_text(_json(manifest), encoding="utf-8")
         built = _run_archiver(spec, stage, Path(folder))
@@ -145,7 +146,7 @@ def _manifest(
 ) -> dict[str, object]:
     """What the archive says about itself; `members` covers every file but the two manifests."""
     versions = {"python": platform.python_version()}
-    versions |= {package: _installed(package) for package in _RECORDED}
+    versions |= {package: _installed(package) for package in (*_required(spec), *_RECORDED)}
     staged = sorted(path for path in stage.rglob("*") if path.is_file())
     return {
         "format": 1,
@@ -163,8 +164,13 @@ def _manifest(
     }
 
 
-def _requirements() -> str:
-    return "".join(f"{package}=={_installed(package)}\n" for package in _REQUIREMENTS)
+def _required(spec: ModelSpec) -> tuple[str, ...]:
+    """What the archive's code imports."""
+    return tuple(sorted((*_REQUIREMENTS, *(_VOLUME_REQUIREMENTS if spec.volume else ()))))
+
+
+def _requirements(spec: ModelSpec) -> str:
+    return "".join(f"{package}=={_installed(package)}\n" for package in _required(spec))
 
 
 def _installed(package: str) -> str:

@@ -92,12 +92,14 @@ class SegmentCoding:
     """What a label stands for, as DICOM Segmentation states it.
 
     Attributes:
-        kind: The structure itself.
-        category: Of DICOM PS3.16 CID 7150.
+        kind: The structure itself, such as 5366008 "Hippocampus" of DICOM PS3.16 CID 7153.
+        modifier: Which part of it, such as 255549009 "Anterior" of CID 2.
+        category: Of CID 7150.
     """
 
     kind: CodedTerm
-    category: CodedTerm = CodedTerm("123037004", "Anatomical Structure")
+    modifier: CodedTerm | None = None
+    category: CodedTerm = CodedTerm("91723000", "Anatomical Structure")
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,17 @@ import io
 import json
 import shutil
 import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 from PIL import Image
 
-__all__ = ["LABELS", "bright_tile", "make_checkout"]
+__all__ = ["LABELS", "Room", "bright_tile", "lay_out", "make_checkout"]
 
 REPOSITORY = Path(__file__).parent.parent
 LABELS = ("top-left", "top-middle", "top-right", "bottom-left", "bottom-middle", "bottom-right")
@@ -45,28 +48,68 @@ def bright_tile(tile: int) -> bytes:
     return _png(image)
 
 
+@dataclass(frozen=True)
+class Room:
+    """What a room holds, computed.
+
+    Attributes:
+        handler: Source of `handlers/<name>.py`.
+        config: Content of `model-config.yaml`.
+        card: Content of `README.md`.
+        golden_name: File name of the golden input.
+        golden_input: Its bytes.
+        golden_outputs: Output name -> array of one row.
+        write_onnx: Writes the artifact to a path.
+        write_torchscript: Writes its twin to a path.
+    """
+
+    handler: str
+    config: str
+    card: str
+    golden_name: str
+    golden_input: bytes
+    golden_outputs: Mapping[str, npt.NDArray[np.float32]]
+    write_onnx: Callable[[Path], None]
+    write_torchscript: Callable[[Path], None]
+
+
 def make_checkout(root: Path, name: str = "tiny", version: str = "1.0") -> Path:
     """Lay out `root` like the repository, with the room `name` alone in `models/`."""
+    golden = bright_tile(4)
+    pixels = np.asarray(Image.open(io.BytesIO(golden)), dtype=np.float32)
+    logits, novelty = _forward(pixels[np.newaxis, np.newaxis] / np.float32(255))
+    room = Room(
+        handler=_HANDLER,
+        config=_config(name, version),
+        card="# tiny\n\nFinds the brightest tile.\n",
+        golden_name="golden_input.png",
+        golden_input=golden,
+        golden_outputs={"logits": logits, "novelty": novelty},
+        write_onnx=_write_onnx,
+        write_torchscript=_write_torchscript,
+    )
+    return lay_out(root, name, room)
+
+
+def lay_out(root: Path, name: str, room: Room) -> Path:
+    """A checkout at `root` with that room in it."""
     for package in ("handlers", "medserve"):
         shutil.copytree(
             REPOSITORY / package, root / package, ignore=shutil.ignore_patterns("__pycache__")
         )
-    (root / "handlers" / f"{name}.py").write_text(_HANDLER, encoding="utf-8")
-    room = root / "models" / name
-    weights = room / "weights"
+    (root / "handlers" / f"{name}.py").write_text(room.handler, encoding="utf-8")
+    folder = root / "models" / name
+    weights = folder / "weights"
     weights.mkdir(parents=True)
-    (room / "model-config.yaml").write_text(_config(name, version), encoding="utf-8")
-    (room / "README.md").write_text("# tiny\n\nFinds the brightest tile.\n", encoding="utf-8")
-    (weights / "golden_input.png").write_bytes(bright_tile(4))
-    pixels = np.asarray(Image.open(io.BytesIO(bright_tile(4))), dtype=np.float32)
-    logits, novelty = _forward(pixels[np.newaxis, np.newaxis] / np.float32(255))
-    np.savez(
-        weights / "golden_output.npz", logits=logits, novelty=novelty, tolerance=np.float32(1e-3)
-    )
+    (folder / "model-config.yaml").write_text(room.config, encoding="utf-8")
+    (folder / "README.md").write_text(room.card, encoding="utf-8")
+    (weights / room.golden_name).write_bytes(room.golden_input)
+    outputs: dict[str, Any] = {**room.golden_outputs, "tolerance": np.float32(1e-3)}
+    np.savez(weights / "golden_output.npz", **outputs)
     metrics = {"accuracy": 1.0, "n": 6, "confusion_matrix": np.eye(6, dtype=int).tolist()}
     (weights / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    _write_onnx(weights / "model.onnx")
-    _write_torchscript(weights / "model.pt")
+    room.write_onnx(weights / "model.onnx")
+    room.write_torchscript(weights / "model.pt")
     return root
 
 

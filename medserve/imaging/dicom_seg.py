@@ -116,7 +116,7 @@ def _frames(segmentation: Segmentation, source: DicomVolume) -> np.ndarray:
 def _description(
     number: int, label: str, coding: SegmentCoding, provenance: Provenance
 ) -> highdicom.seg.SegmentDescription:
-    return highdicom.seg.SegmentDescription(
+    description = highdicom.seg.SegmentDescription(
         segment_number=number,
         segment_label=label,
         segmented_property_category=_code(coding.category),
@@ -128,7 +128,11 @@ def _description(
             version=provenance.version,
         ),
     )
+    if coding.modifier is not None:  # PS3.3 C.8.20-4, within the type; highdicom has no argument
+        kind = description.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [_code(coding.modifier)]
+    return description
 
 
-def _code(term: CodedTerm) -> Code:
-    return Code(term.value, term.scheme, term.meaning)
+def _code(term: CodedTerm) -> highdicom.sr.CodedConcept:
+    return highdicom.sr.CodedConcept(term.value, term.scheme, term.meaning)

@@ -13,6 +13,7 @@ import gzip
 import io
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
+from medserve.imaging.geometry import Geometry
 from medserve.imaging.limits import Payload, quietly
 from medserve.imaging.nifti_space import NiftiSpace
 from medserve.imaging.unpack import is_gzip, peek
 from medserve.imaging.volume import Volume, VolumeLimits, check_shape
 
-__all__ = ["NiftiSpace", "NiftiVolume", "decode", "encode", "recognises"]
+__all__ = ["NiftiSpace", "NiftiVolume", "decode", "encode", "encode_maps", "recognises"]
 
 _HEADERS: dict[int, Any] = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _SINGLE_FILE_MAGIC = {348: (b"n+1\0",), 540: (b"n+2\0\r\n\x1a\n", b"n+2\0")}
@@ -99,23 +101,55 @@ def encode(volume: Volume, space: NiftiSpace | None = None, *, compress: bool = 
         array = array.astype(np.uint8)
     elif array.dtype == np.float16:
         array = array.astype(np.float32)
-    needs_two = max(array.shape) > np.iinfo(np.int16).max
-    header: Any = _HEADERS[540 if needs_two or (space and space.version == 2) else 348]()
+    header = _new_header(volume.geometry, space)
     header.set_data_dtype(array.dtype)
+    values = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(order="F")
+    raw = _finished(header) + values
+    return gzip.compress(raw, _GZIP_LEVEL, mtime=0) if compress else raw
+
+
+def encode_maps(maps: npt.NDArray[np.float32], names: Sequence[str], like: Volume) -> bytes:
+    """Several float maps (C, I, J, K) on one grid -> a four-dimensional .nii.gz (I, J, K, C).
+
+    Args:
+        maps: What to write; one map at a time is copied.
+        names: Of the maps, in their order; written into the header's `descrip` as far as it holds
+            them (79 letters).
+        like: A volume on the same grid; the header of its file, where it has one, is repeated.
+    """
+    header = _new_header(like.geometry, like.space if isinstance(like, NiftiVolume) else None)
+    header.set_data_shape((*like.geometry.shape, len(maps)))
+    header.set_data_dtype(np.float32)
+    header["descrip"] = ",".join(names).encode("ascii", "replace")[:79]
+    stream = io.BytesIO()
+    with gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=_GZIP_LEVEL, mtime=0) as packed:
+        packed.write(_finished(header))
+        for each in maps:
+            packed.write(each.astype("<f4", copy=False).tobytes(order="F"))
+    return stream.getvalue()
+
+
+def _new_header(geometry: Geometry, space: NiftiSpace | None) -> Any:
+    """A header that places the grid, as `space` did where it is given."""
+    needs_two = max(geometry.shape) > np.iinfo(np.int16).max
+    header: Any = _HEADERS[540 if needs_two or (space and space.version == 2) else 348]()
     if space is None:
-        header.set_data_shape(array.shape)
+        header.set_data_shape(geometry.shape)
         header.set_xyzt_units("mm")
-        header.set_sform(volume.geometry.affine, code=1)
-        header.set_qform(volume.geometry.affine, code=1)  # strips shears, which Method 2 lacks
+        header.set_sform(geometry.affine, code=1)
+        header.set_qform(geometry.affine, code=1)  # strips shears, which Method 2 lacks
     else:
-        space.write(header, volume.geometry)
-        array = array.reshape(space.stored_shape)
+        space.write(header, geometry)
+    return header
+
+
+def _finished(header: Any) -> bytes:
+    """The header's bytes, up to where voxels begin."""
     offset = header.single_vox_offset
     header["vox_offset"], header["magic"] = offset, header.single_magic
     header["scl_slope"], header["scl_inter"] = 1.0, 0.0
-    values = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(order="F")
-    raw = header.as_byteswapped("<").binaryblock.ljust(offset, b"\0") + values
-    return gzip.compress(raw, _GZIP_LEVEL, mtime=0) if compress else raw
+    written: bytes = header.as_byteswapped("<").binaryblock.ljust(offset, b"\0")
+    return written
 
 
 def _decode(payload: Payload, limits: VolumeLimits, channel: int | None) -> NiftiVolume:

@@ -65,8 +65,13 @@ class Segmentation:
 
         return nifti.encode(Volume(self.mask, self.geometry), space)
 
-    def to_json(self, *, include_mask: bool = True) -> dict[str, Any]:
-        """The members of a JSON answer; the mask travels as the base64 of a .nii.gz."""
+    def to_json(
+        self, *, include_mask: bool = True, space: NiftiSpace | None = None
+    ) -> dict[str, Any]:
+        """The members of a JSON answer; the mask travels as the base64 of a .nii.gz.
+
+        With the space of its source that file has exactly the source's header.
+        """
         content: dict[str, Any] = {
             "labels": list(self.labels),
             "shape": list(self.geometry.shape),
@@ -76,7 +81,7 @@ class Segmentation:
             "measures": [each.to_json() for each in self.measures],
         }
         if include_mask:
-            content["mask_nifti"] = base64.b64encode(self.to_nifti()).decode("ascii")
+            content["mask_nifti"] = base64.b64encode(self.to_nifti(space)).decode("ascii")
         return content
 
     @classmethod

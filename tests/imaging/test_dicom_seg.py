@@ -25,9 +25,10 @@ from tests.volume_phantoms import (
 )
 
 LABELS = ("background", "anterior", "posterior")
+HIPPOCAMPUS = CodedTerm("5366008", "Hippocampus")
 CODES = {
-    "anterior": SegmentCoding(CodedTerm("5366008", "Hippocampus")),
-    "posterior": SegmentCoding(CodedTerm("5366008", "Hippocampus")),
+    "anterior": SegmentCoding(HIPPOCAMPUS, CodedTerm("255549009", "Anterior")),
+    "posterior": SegmentCoding(HIPPOCAMPUS, CodedTerm("255551008", "Posterior")),
 }
 PROVENANCE = Provenance("segmentation_3d", "1.2", "sha256:00")
 VOLUME = ramp(oblique())
@@ -87,6 +88,10 @@ def test_segments_carry_their_codes_and_the_model() -> None:
     assert segment.SegmentLabel == "posterior"
     kind = segment.SegmentedPropertyTypeCodeSequence[0]
     assert (kind.CodeValue, kind.CodingSchemeDesignator) == ("5366008", "SCT")
+    [part] = kind.SegmentedPropertyTypeModifierCodeSequence
+    assert (part.CodeValue, part.CodeMeaning) == ("255551008", "Posterior")
+    category = segment.SegmentedPropertyCategoryCodeSequence[0]
+    assert category.CodeValue == "91723000"
     algorithm = segment.SegmentationAlgorithmIdentificationSequence[0]
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("segmentation_3d", "1.2")
 

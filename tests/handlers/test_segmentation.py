@@ -1,0 +1,352 @@
+"""The handler of volumes in front of a network whose answer is known voxel by voxel."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import nibabel
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from PIL import Image
+from pydicom import dcmread
+
+from handlers import segmentation
+from handlers.segmentation import SegmentationHandler
+from medserve.errors import (
+    ConfigError,
+    DeadlineError,
+    InvalidImageError,
+    InvalidRequestError,
+    ModelNotReadyError,
+    PayloadTooLargeError,
+    ServerFailedError,
+)
+from medserve.imaging import nifti, npy
+from medserve.imaging.geometry import Geometry
+from medserve.imaging.segmentation import Segmentation
+from medserve.imaging.volume import Volume
+from medserve.inference.engines import Outputs
+from medserve.inference.sliding_window import until
+from tests.handlers.volume_worker import ask, ask_json, changed, ready_for_volumes
+from tests.tiny_volume_room import LABELS, known_mask, phantom, write_volume_artifact
+from tests.volume_phantoms import (
+    as_bytes,
+    centre_of_mass_mm,
+    dicom_slices,
+    enhanced_dicom,
+    geometries,
+    oblique,
+    zipped,
+)
+
+pytest.importorskip("ts", reason="needs the serve extra")
+_Image: Any = nibabel.Nifti1Image
+
+
+@pytest.fixture(scope="module")
+def volume_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_volume_artifact(tmp_path_factory.mktemp("tiny_volume"))
+
+
+@pytest.fixture(scope="module")
+def handler(volume_artifact: Path) -> SegmentationHandler:
+    return ready_for_volumes(volume_artifact)
+
+
+def loaded(answer: bytes) -> Any:
+    """A .nii.gz as nibabel, a foreign reader, sees it."""
+    return _Image.from_bytes(gzip.decompress(answer))
+
+
+def series(volume: Volume, **elements: object) -> bytes:
+    return zipped([as_bytes(each) for each in dicom_slices(volume, **elements)])
+
+
+@pytest.fixture(scope="module")
+def volume() -> Volume:
+    return phantom()
+
+
+def test_the_answer_is_the_mask_as_a_file(handler: SegmentationHandler, volume: Volume) -> None:
+    source = _Image(volume.array, volume.geometry.affine)
+    source.header.set_qform(volume.geometry.affine, code=1)
+    source.header.set_sform(volume.geometry.affine, code=4)
+    payload = gzip.compress(source.to_bytes())
+    answer = loaded(ask(handler, payload))
+    before = loaded(payload)
+    np.testing.assert_array_equal(np.asarray(answer.dataobj), known_mask(volume))
+    assert answer.get_data_dtype() == np.uint8
+    for field in ("qform_code", "sform_code", "pixdim", "xyzt_units", "srow_x", "qoffset_z"):
+        np.testing.assert_array_equal(answer.header[field], before.header[field])
+
+
+@settings(max_examples=25, deadline=None)
+@given(geometries(12, 20, spacing_mm=(0.6, 2.5)))
+def test_the_mask_lies_on_the_grid_of_its_file_whatever_that_is(
+    handler: SegmentationHandler, geometry: Geometry
+) -> None:
+    volume = phantom(geometry)
+    before = _Image(volume.array, geometry.affine)
+    answer = loaded(ask(handler, before.to_bytes()))
+    stored = _Image.from_bytes(before.to_bytes())
+    assert answer.shape == before.shape
+    np.testing.assert_array_equal(answer.affine, stored.affine)
+    found, known = np.asarray(answer.dataobj), known_mask(volume)
+    shift = centre_of_mass_mm(found > 0, geometry) - centre_of_mass_mm(known > 0, geometry)
+    assert np.linalg.norm(shift) < 0.25 * max(geometry.spacing_mm)
+
+
+@pytest.mark.parametrize("kind", ["zip of slices", "multi-frame"])
+def test_a_dicom_series_is_answered_on_its_own_grid(
+    kind: str, handler: SegmentationHandler
+) -> None:
+    affine = oblique(spacing_mm=(1.0, 1.0, 1.0)).affine.copy()
+    affine[:3, 2] *= -1  # right-handed, as row, column and normal of DICOM are
+    volume = phantom(Geometry((26, 22, 18), affine))
+    halved = Volume((volume.array // 2 + 5).astype(np.int16), volume.geometry)  # rescaled: 2, -10
+    payload = series(volume)
+    if kind == "multi-frame":
+        order = [*range(1, volume.geometry.shape[2]), 0]
+        payload = as_bytes(enhanced_dicom(halved, order))
+    answer = loaded(ask(handler, payload))
+    np.testing.assert_allclose(answer.affine, volume.geometry.affine, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(answer.dataobj), known_mask(volume))
+
+
+def test_an_npy_array_has_the_spacing_that_the_caller_states(handler: SegmentationHandler) -> None:
+    volume = phantom(Geometry.from_spacing((20, 18, 16), (2.0, 1.0, 1.5)))
+    answer = loaded(ask(handler, npy.encode(volume.array), {"spacing_mm": [2, 1, 1.5]}))
+    assert tuple(answer.header.get_zooms()) == (2.0, 1.0, 1.5)
+    assert answer.shape == (20, 18, 16)
+
+
+def test_a_channel_of_four_dimensions_is_chosen(
+    handler: SegmentationHandler, volume: Volume
+) -> None:
+    stack = np.stack([np.zeros_like(volume.array), volume.array], axis=-1)
+    payload = _Image(stack, volume.geometry.affine).to_bytes()
+    with pytest.raises(InvalidImageError, match="name one of the 2 channels"):
+        ask(handler, payload)
+    answer = loaded(ask(handler, payload, {"channel": 1}))
+    np.testing.assert_array_equal(np.asarray(answer.dataobj), known_mask(volume))
+
+
+def test_json_holds_mask_measurements_and_provenance(
+    handler: SegmentationHandler, volume: Volume
+) -> None:
+    payload = nifti.encode(volume)
+    content = ask_json(handler, payload)
+    assert (content["model"], content["version"]) == ("tiny_volume", "1.0")
+    known = known_mask(volume)
+    for label, name in enumerate(LABELS[1:], start=1):
+        expected = np.count_nonzero(known == label) / 1000
+        assert content["volumes_ml"][name] == pytest.approx(expected, rel=1e-6)
+    assert base64.b64decode(content["mask_nifti"]) == ask(handler, payload)
+    returned = Segmentation.from_json(content)
+    np.testing.assert_array_equal(returned.mask, known)
+    centre = content["measures"][1]["centroid_mm"]
+    np.testing.assert_allclose(centre, centre_of_mass_mm(known == 2, volume.geometry), atol=1e-3)
+    assert "overlay_png" not in content
+    assert "entropy_nifti" not in content
+
+
+def test_json_carries_what_else_is_asked_for(handler: SegmentationHandler, volume: Volume) -> None:
+    wanted = {"overlay": True, "uncertainty": True}
+    content = ask_json(handler, nifti.encode(volume), wanted)
+    picture = Image.open(io.BytesIO(base64.b64decode(content["overlay_png"])))
+    assert picture.mode == "RGB"
+    entropy = loaded(base64.b64decode(content["entropy_nifti"]))
+    assert entropy.shape == volume.geometry.shape
+
+
+def test_probabilities_are_a_fourth_axis_in_label_order(
+    handler: SegmentationHandler, volume: Volume
+) -> None:
+    answer = loaded(ask(handler, nifti.encode(volume), {"output": "probabilities"}))
+    assert answer.shape == (*volume.geometry.shape, 3)
+    probabilities = np.asarray(answer.dataobj)
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1.0, atol=1e-5)
+    np.testing.assert_array_equal(probabilities.argmax(axis=-1), known_mask(volume))
+    np.testing.assert_allclose(answer.affine, volume.geometry.affine, atol=1e-5)
+    assert bytes(answer.header["descrip"].item()) == b"background,dim,bright"
+
+
+def test_the_uncertainty_is_highest_between_two_labels(handler: SegmentationHandler) -> None:
+    geometry = oblique((16, 16, 16), (1.0, 1.0, 1.0))
+    array = np.zeros(geometry.shape, dtype=np.int16)
+    array[8] = 333  # a third of the range, where two labels are even
+    answer = loaded(ask(handler, nifti.encode(Volume(array, geometry)), {"output": "uncertainty"}))
+    entropy = np.asarray(answer.dataobj)
+    np.testing.assert_allclose(entropy[8], np.log(2) / np.log(3), atol=1e-3)
+    assert entropy[:8].max() < 0.01
+
+
+def test_the_overlay_is_a_picture(handler: SegmentationHandler, volume: Volume) -> None:
+    for params in ({"output": "overlay"}, {"format": "png"}):
+        answer = ask(handler, nifti.encode(volume), params)
+        assert Image.open(io.BytesIO(answer)).format == "PNG"
+
+
+def test_dicom_is_answered_as_dicom_segmentation(
+    handler: SegmentationHandler, volume: Volume
+) -> None:
+    answer = ask(handler, series(volume), {"format": "dicom-seg"})
+    found = highdicom.seg.Segmentation.from_dataset(dcmread(io.BytesIO(answer)))
+    assert found.number_of_segments == 2
+    assert found.NumberOfFrames == 2 * volume.geometry.shape[2]
+    frames = dcmread(io.BytesIO(answer))
+    assert np.count_nonzero(frames.pixel_array) == np.count_nonzero(known_mask(volume))
+    content = ask_json(handler, series(volume), {"format": "dicom-seg"})
+    again = dcmread(io.BytesIO(base64.b64decode(content["dicom_seg"])))
+    assert again.SOPInstanceUID == frames.SOPInstanceUID
+
+
+def test_only_dicom_is_answered_as_dicom(handler: SegmentationHandler, volume: Volume) -> None:
+    with pytest.raises(InvalidRequestError, match="ask for nifti"):
+        ask(handler, nifti.encode(volume), {"format": "dicom-seg"})
+
+
+def test_a_room_without_codes_has_no_dicom_segmentation(
+    volume_artifact: Path, volume: Volume
+) -> None:
+    uncoded = ready_for_volumes(volume_artifact, changed(snomed={}))
+    with pytest.raises(InvalidRequestError, match="lacks codes"):
+        ask(uncoded, series(volume), {"format": "dicom-seg"})
+
+
+def test_half_the_codes_are_a_mistake_of_the_room(volume_artifact: Path) -> None:
+    half = {"dim": {"kind": {"value": "5366008", "meaning": "Hippocampus"}}}
+    with pytest.raises(ConfigError, match="code for bright"):
+        ready_for_volumes(volume_artifact, changed(snomed=half))
+
+
+def test_another_modality_is_refused(handler: SegmentationHandler, volume: Volume) -> None:
+    with pytest.raises(InvalidImageError, match="modality MR"):
+        ask(handler, series(volume, Modality="CT"))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"colour": "red"}, "known keys: channel, fill_holes, flips, format"),
+        ({"output": "meshes"}, "output: expected one of mask, probabilities"),
+        ({"output": 3}, "output: expected one of"),
+        ({"format": "dicom"}, "format: expected one of nifti, dicom-seg"),
+        ({"output": "probabilities", "format": "png"}, "expected nifti or json"),
+        ({"output": "overlay", "format": "nifti"}, "expected png or json"),
+        ({"channel": -1}, "channel"),
+        ({"channel": True}, "channel"),
+        ({"channel": 0.5}, "channel"),
+        ({"spacing_mm": [1, 1]}, "three numbers above 0"),
+        ({"spacing_mm": [1, 1, 0]}, "three numbers above 0"),
+        ({"spacing_mm": [1, 1, "1"]}, "three numbers above 0"),
+        ({"spacing_mm": "1"}, "three numbers above 0"),
+        ({"flips": 1}, "flips: expected true or false"),
+        ({"overlay": True}, "with the output json"),
+        ({"uncertainty": True, "output": "probabilities"}, "with the output json"),
+    ],
+)
+def test_params_that_cannot_be_followed_are_refused(
+    params: dict[str, object], message: str, handler: SegmentationHandler, volume: Volume
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        ask(handler, nifti.encode(volume), params)
+
+
+def test_flips_and_tidying_are_the_caller_s_to_choose(
+    handler: SegmentationHandler, volume: Volume
+) -> None:
+    specked = Volume(volume.array.copy(), volume.geometry)
+    specked.array[0, 0, 0] = 500
+    payload = nifti.encode(specked)
+    everything = np.asarray(loaded(ask(handler, payload, {"flips": True})).dataobj)
+    tidied = np.asarray(loaded(ask(handler, payload, {"largest_component": True})).dataobj)
+    np.testing.assert_array_equal(everything, known_mask(specked))
+    assert (everything[0, 0, 0], tidied[0, 0, 0]) == (1, 0)
+
+
+def test_many_files_in_one_call_are_refused(handler: SegmentationHandler, volume: Volume) -> None:
+    from tests.handlers.worker import FakeContext
+
+    payload = nifti.encode(volume)
+    with pytest.raises(Exception, match="one file a call"):
+        handler.handle([{"data.0": bytearray(payload)}], FakeContext({}))
+
+
+def test_an_expired_deadline_starts_no_work(handler: SegmentationHandler, volume: Volume) -> None:
+    with pytest.raises(DeadlineError, match="deadline_ms"):
+        ask(handler, nifti.encode(volume), deadline_ms=b"0")
+
+
+def test_work_ends_between_windows_when_time_is_up(
+    handler: SegmentationHandler, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+    once = handler.engine.run
+
+    def counted(windows: npt.NDArray[np.float32]) -> Outputs:
+        ran.append(len(windows))
+        return once(windows)
+
+    def until_the_first_batch(deadline: float) -> Callable[[int, int], None]:
+        return until(deadline, clock=lambda: deadline + len(ran) - 0.5)
+
+    monkeypatch.setattr(handler.engine, "run", counted)
+    monkeypatch.setattr(segmentation, "until", until_the_first_batch)
+    with pytest.raises(DeadlineError, match="windows done"):
+        ask(handler, nifti.encode(volume), deadline_ms=b"60000")
+    assert len(ran) == 1
+
+
+def test_a_network_that_gives_no_numbers_is_a_failure_of_the_server(
+    handler: SegmentationHandler, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = {"logits": np.full((4, 3, 16, 16, 16), np.nan, np.float32)}
+    monkeypatch.setattr(handler.engine, "run", lambda windows: nothing)
+    with pytest.raises(ServerFailedError, match="not finite"):
+        ask(handler, nifti.encode(volume))
+
+
+def test_a_volume_that_would_not_fit_is_refused_with_what_would(volume_artifact: Path) -> None:
+    small = ready_for_volumes(volume_artifact, changed(max_memory_bytes=3 * 2**20))
+    large = phantom(oblique((60, 60, 60), (1.0, 1.0, 1.0)))
+    with pytest.raises(PayloadTooLargeError, match="voxels"):
+        ask(small, nifti.encode(large))
+
+
+def test_a_header_of_gigabytes_is_refused_unread(handler: SegmentationHandler) -> None:
+    header: Any = nibabel.Nifti1Header()
+    header.set_data_shape((2000, 2000, 2000))
+    header.set_data_dtype(np.int16)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    with pytest.raises(PayloadTooLargeError, match="2000 x 2000 x 2000"):
+        ask(handler, header.binaryblock + bytes(4096))
+
+
+def test_a_worker_with_another_network_stays_unready(volume_artifact: Path, tmp_path: Path) -> None:
+    spoiled = tmp_path / "archive"
+    spoiled.mkdir()
+    for each in volume_artifact.iterdir():
+        (spoiled / each.name).write_bytes(each.read_bytes())
+    with np.load(volume_artifact / "golden_output.npz") as arrays:
+        logits = arrays["logits"]
+    np.savez(spoiled / "golden_output.npz", logits=logits + 1, tolerance=np.float32(1e-3))
+    with pytest.raises(ModelNotReadyError, match="golden output"):
+        ready_for_volumes(spoiled)
+    four = changed(snomed={})
+    four["medserve"] = {**four["medserve"], "labels": ["a", "b", "c", "d"]}
+    with pytest.raises(ModelNotReadyError, match="another model"):
+        ready_for_volumes(volume_artifact, four)
+
+
+def test_volumes_are_answered_one_request_at_a_time(volume_artifact: Path) -> None:
+    with pytest.raises(ConfigError, match="batchSize 1"):
+        ready_for_volumes(volume_artifact, {**changed(), "batchSize": 4})
