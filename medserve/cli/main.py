@@ -24,12 +24,15 @@ __all__ = ["app", "main"]
 _COMMANDS = {
     "demo": "demo",
     "serve": "serve",
+    "gateway": "gateway",
     "predict": "predict",
     "sort": "sort",
     "models": "models",
     "ping": "models",
     "package": "package",
     "inspect": "package",
+    "token": "access",
+    "audit": "access",
     "doctor": "doctor",
 }
 

@@ -103,19 +103,26 @@ class AuditLog:
         os.close(self._file)
 
 
-def verify(path: Path) -> Verdict:
+def verify(path: Path, expected_hash: str = "") -> Verdict:
     """Follow the chain from the first line to the last.
+
+    Args:
+        path: The log.
+        expected_hash: The hash of a line that must be in it, written down at an earlier time.
 
     Raises:
         ArchiveError: a line was changed, removed or inserted; the message names it.
     """
-    previous, number = _START, 0
+    previous, number, found = _START, 0, not expected_hash
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 previous = _follow(line, previous, f"{path}:{number}")
+                found = found or previous == expected_hash
     except OSError as error:
         raise ConfigError(f"audit log {path}: {error.strerror}") from error
+    if not found:
+        raise ArchiveError(f"{path}: no line has the expected hash; its end was cut off")
     return Verdict(number, previous)
 
 

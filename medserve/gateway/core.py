@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from medserve.errors import (
@@ -42,6 +42,7 @@ from medserve.gateway.fleet import Fleet
 from medserve.gateway.ledger import Entry, Ledger
 from medserve.gateway.messages import engine_message
 from medserve.gateway.metrics import GatewayMetrics
+from medserve.gateway.settings import Limits
 
 __all__ = [
     "EVERY_MODEL",
@@ -73,27 +74,10 @@ class TokenCheck(Protocol):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How much the gateway takes on.
-
-    Attributes:
-        in_flight: Calls of one model in the engine; 0: twice what its workers take at once.
-        queue: Calls of one model that may wait for that; 0: the `jobQueueSize` of its archive.
-        message_bytes: One request or answer.
-        memory_bytes: All requests that are being received or worked on.
-    """
-
-    in_flight: int = 0
-    queue: int = 0
-    message_bytes: int = 64 * 2**20
-    memory_bytes: int = 512 * 2**20
-
-
-@dataclass(frozen=True)
 class Guards:
     """What stands between a caller and the engine."""
 
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     tokens: TokenCheck | None = None  # None: nobody has to say who they are
     audit: AuditLog | None = None
 
@@ -155,6 +139,10 @@ class Gateway:
             UnknownModelError: there is no such model or version.
         """
         return self._fleet.find(model, version).health if model else self._fleet.health()
+
+    async def workers(self, model: str) -> Sequence[EngineModel]:
+        """What the engine says of the versions of a model, and of their workers."""
+        return await self._engine.describe(model)
 
     async def predict(self, call: Call) -> bytes:
         """The model's answer, as its handler wrote it.

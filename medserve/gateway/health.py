@@ -16,7 +16,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from grpc_health.v1 import health, health_pb2
@@ -26,30 +25,16 @@ from medserve.errors import MedserveError, ModelNotReadyError
 from medserve.gateway.calls import Engine, EngineModel, Health, ModelInfo
 from medserve.gateway.core import Gateway
 from medserve.gateway.fleet import Fleet
+from medserve.gateway.settings import Timing
 from medserve.server.canary import canary_inputs
 from medserve.server.readiness import check_answer
 from medserve.wire import inference_pb2
 
-__all__ = ["Canaries", "HealthFace", "Monitor", "Timing"]
+__all__ = ["Canaries", "HealthFace", "Monitor"]
 
 Canaries = Mapping[tuple[str, str], ArchiveInfo]  # by name and version
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How often the models are looked at, in seconds.
-
-    Attributes:
-        look_s: Between two looks at the workers.
-        canary_every_s: Age of the last answer at which an idle model gets a canary.
-        canary_timeout_s: How long its answer may take.
-    """
-
-    look_s: float = 1.0
-    canary_every_s: float = 15.0
-    canary_timeout_s: float = 5.0
 
 
 class Monitor:

@@ -9,65 +9,93 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from medserve.errors import ConfigError
-from medserve.gateway.core import Limits
-from medserve.gateway.engine import EngineAccess
-from medserve.gateway.health import Timing
-from medserve.gateway.tls import CertificateFiles
 from medserve.settings import Address, Settings
 
-__all__ = ["PREFIX", "GatewaySettings", "variable"]
+if TYPE_CHECKING:  # the command line reads this module to show its help
+    from medserve.gateway.engine import EngineAccess
+    from medserve.gateway.tls import CertificateFiles
+
+__all__ = ["PREFIX", "GatewaySettings", "Limits", "Timing", "variable"]
 
 PREFIX = "MEDSERVE_GATEWAY_"
 _MIB = 2**20
+# Kubernetes tells every pod where the service medserve-gateway is, in variables of this prefix.
+_OF_KUBERNETES = re.compile(rf"^{PREFIX}(SERVICE_|PORT$|PORT_\d)")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
-def _setting(default: Any, text: str) -> Any:
-    """A field with the sentence that `--help` and the documentation show."""
-    return dataclasses.field(default=default, metadata={"help": text})
+@dataclass(frozen=True)
+class Limits:
+    """How much the gateway takes on.
+
+    Attributes:
+        in_flight: Calls of one model in the engine; 0: twice what its workers take at once.
+        queue: Calls of one model that may wait for that; 0: the `jobQueueSize` of its archive.
+        message_bytes: One request or answer.
+        memory_bytes: All requests that are being received or worked on.
+    """
+
+    in_flight: int = 0
+    queue: int = 0
+    message_bytes: int = 64 * 2**20
+    memory_bytes: int = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How often the models are looked at, in seconds.
+
+    Attributes:
+        look_s: Between two looks at the workers.
+        canary_every_s: Age of the last answer at which an idle model gets a canary.
+        canary_timeout_s: How long its answer may take.
+    """
+
+    look_s: float = 1.0
+    canary_every_s: float = 15.0
+    canary_timeout_s: float = 5.0
 
 
 @dataclass(frozen=True)
 class GatewaySettings:
     """What the gateway is told at its start; all types are those that a flag can have."""
 
-    host: str = _setting("127.0.0.1", "Address on which all three ports listen.")
-    grpc_port: int = _setting(8001, "gRPC; 0 takes a free port.")
-    http_port: int = _setting(8000, "HTTP and the page; 0 takes a free port.")
-    metrics_port: int = _setting(8002, "Prometheus metrics; 0 takes a free port.")
-    page: bool = _setting(True, "Serve HTTP and the page.")
-    hosts: str = _setting("", "Comma-separated names under which browsers reach the page.")
-    engine: str = _setting("127.0.0.1:7070", "TorchServe's gRPC inference API.")
-    engine_management: str = _setting("127.0.0.1:7071", "TorchServe's gRPC management API.")
-    engine_key_file: Path | None = _setting(None, "TorchServe's key_file.json, where it asks keys.")
-    engine_ca_file: Path | None = _setting(None, "Certificates (PEM) to trust, where it has TLS.")
-    engine_server_name: str = _setting("", "Name in its certificate, if not its address.")
-    store: Path | None = _setting(None, "Folder of the model archives (MEDSERVE_STORE).")
-    models: str = _setting("", "Comma-separated names; all of the store if not given.")
-    tokens_file: Path | None = _setting(None, "Bearer tokens; `medserve token` writes it.")
-    tls_cert: Path | None = _setting(None, "TLS certificate (PEM); taken anew when it changes.")
-    tls_key: Path | None = _setting(None, "TLS private key (PEM).")
-    client_ca: Path | None = _setting(
-        None, "Authority (PEM) of the certificates that clients need."
-    )
-    audit_log: Path | None = _setting(None, "File for one line a call; `medserve audit` checks it.")
-    max_message_mb: int = _setting(64, "Largest request or answer, MiB.")
-    memory_mb: int = _setting(256, "All requests in memory at one time, MiB.")
-    in_flight: int = _setting(0, "Calls of a model in the engine; 0: twice what it takes at once.")
-    queue: int = _setting(0, "Calls of a model that wait; 0: the jobQueueSize of its archive.")
-    max_calls: int = _setting(2000, "gRPC calls at one time, waiting ones and streams included.")
-    upload_timeout_s: float = _setting(30.0, "Longest time for one request to arrive.")
-    look_s: float = _setting(1.0, "Between two looks at the workers of the models.")
-    canary_every_s: float = _setting(15.0, "An idle model gets a canary after this time.")
-    canary_timeout_s: float = _setting(5.0, "A model that answers no canary in it does not serve.")
-    drain_delay_s: float = _setting(0.0, "After SIGTERM, not serving but answering for so long.")
-    drain_timeout_s: float = _setting(30.0, "How long running calls may take after that.")
+    host: Annotated[str, "Address on which all three ports listen."] = "127.0.0.1"
+    grpc_port: Annotated[int, "gRPC; 0 takes a free port."] = 8001
+    http_port: Annotated[int, "HTTP and the page; 0 takes a free port."] = 8000
+    metrics_port: Annotated[int, "Prometheus metrics; 0 takes a free port."] = 8002
+    page: Annotated[bool, "Serve HTTP and the page."] = True
+    hosts: Annotated[str, "Comma-separated names under which browsers reach the page."] = ""
+    engine: Annotated[str, "TorchServe's gRPC inference API."] = "127.0.0.1:7070"
+    engine_management: Annotated[str, "TorchServe's gRPC management API."] = "127.0.0.1:7071"
+    engine_key_file: Annotated[Path | None, "Its key_file.json, where it asks for keys."] = None
+    engine_ca_file: Annotated[Path | None, "Certificates (PEM) to trust, where it has TLS."] = None
+    engine_server_name: Annotated[str, "Name in its certificate, if not its address."] = ""
+    store: Annotated[Path | None, "Folder of the model archives (MEDSERVE_STORE)."] = None
+    models: Annotated[str, "Comma-separated names; all of the store if not given."] = ""
+    tokens_file: Annotated[Path | None, "Bearer tokens; `medserve token` writes it."] = None
+    tls_cert: Annotated[Path | None, "TLS certificate (PEM); taken anew when it changes."] = None
+    tls_key: Annotated[Path | None, "TLS private key (PEM)."] = None
+    client_ca: Annotated[Path | None, "Authority (PEM) whose certificate clients need."] = None
+    audit_log: Annotated[Path | None, "File for one line a call; see `medserve audit`."] = None
+    max_message_mb: Annotated[int, "Largest request or answer, MiB."] = 64
+    memory_mb: Annotated[int, "All requests in memory at one time, MiB."] = 256
+    in_flight: Annotated[int, "Calls of a model in the engine; 0: twice what it takes at once."] = 0
+    queue: Annotated[int, "Calls of a model that wait; 0: the jobQueueSize of its archive."] = 0
+    max_calls: Annotated[int, "gRPC calls at one time, waiting ones and streams included."] = 2000
+    upload_timeout_s: Annotated[float, "Longest time for one request to arrive."] = 30.0
+    look_s: Annotated[float, "Between two looks at the workers of the models."] = 1.0
+    canary_every_s: Annotated[float, "An idle model gets a canary after this time."] = 15.0
+    canary_timeout_s: Annotated[float, "A model that answers no canary in it does not serve."] = 5.0
+    drain_delay_s: Annotated[float, "After SIGTERM, not serving but answering for so long."] = 0.0
+    drain_timeout_s: Annotated[float, "How long running calls may take after that."] = 30.0
 
     def __post_init__(self) -> None:
         for name in ("grpc_port", "http_port", "metrics_port"):
@@ -89,19 +117,20 @@ class GatewaySettings:
         """The settings from flags (those that are not None) and the environment."""
         source = os.environ if environment is None else environment
         values: dict[str, Any] = {}
+        kinds = get_type_hints(cls)
         for field in dataclasses.fields(cls):
             name = variable(field.name)
             flag = (given or {}).get(field.name)
             if flag is not None:
                 values[field.name] = flag
             elif source.get(name, "").strip():
-                values[field.name] = _parse(source[name].strip(), str(field.type), name)
+                values[field.name] = _parse(source[name].strip(), kinds[field.name], name)
         values.setdefault("store", Settings.from_environment(source).store)
         unknown = {name for name in source if name.startswith(PREFIX)} - {
             variable(field.name) for field in dataclasses.fields(cls)
         }
-        if unknown:
-            raise ConfigError(f"{min(unknown)}: there is no such setting of the gateway")
+        if strange := sorted(name for name in unknown if not _OF_KUBERNETES.search(name)):
+            raise ConfigError(f"{strange[0]}: there is no such setting of the gateway")
         return cls(**values)
 
     @property
@@ -137,11 +166,15 @@ class GatewaySettings:
         """None where the ports speak plain text."""
         if self.tls_cert is None or self.tls_key is None:
             return None
+        from medserve.gateway.tls import CertificateFiles
+
         return CertificateFiles(self.tls_cert, self.tls_key, self.client_ca)
 
     @property
     def engine_access(self) -> EngineAccess:
         """The way to TorchServe."""
+        from medserve.gateway.engine import EngineAccess
+
         return EngineAccess(
             Address.parse(self.engine, "engine"),
             Address.parse(self.engine_management, "engine_management"),
@@ -162,14 +195,14 @@ def _check(fine: bool, name: str, expected: str) -> None:
         raise ConfigError(f"{name.replace('_', '-')}: expected {expected}")
 
 
-def _parse(text: str, kind: str, name: str) -> Any:
+def _parse(text: str, kind: Any, name: str) -> Any:
     """The text of a variable as its field wants it."""
-    if kind == "bool":
+    if kind is bool:
         if text.lower() not in _TRUE + _FALSE:
             raise ConfigError(f"{name}: expected true or false, got {text!r}")
         return text.lower() in _TRUE
     try:
-        return {"int": int, "float": float}.get(kind, Path if "Path" in kind else str)(text)
+        return kind(text) if kind in (str, int, float) else Path(text)
     except ValueError:
         raise ConfigError(f"{name}: expected a number, got {text!r}") from None
 

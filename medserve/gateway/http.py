@@ -1,0 +1,95 @@
+"""uvicorn as one part of the gateway: no signals of its own, a port that is free or an error."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+
+from medserve.errors import ConfigError, ServerFailedError
+from medserve.gateway.tls import CertificateFiles
+
+__all__ = ["HttpServer"]
+
+_LOOK_AT_CERTIFICATES_S = 5.0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without signal handlers: the gateway has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+class HttpServer:
+    """Serves one application on one port."""
+
+    def __init__(
+        self,
+        application: Callable[..., Any],
+        address: tuple[str, int],
+        certificates: CertificateFiles | None,
+        drain_timeout_s: float,
+    ) -> None:
+        self._certificates = certificates
+        config = uvicorn.Config(
+            application,
+            log_config=None,
+            access_log=False,  # paths may hold what visitors must not see of each other
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            timeout_graceful_shutdown=max(1, round(drain_timeout_s)),
+        )
+        config.load()
+        if certificates is not None:
+            config.ssl = certificates.context()
+        self._config = config
+        self._server = _Server(config)
+        try:
+            self._socket = socket.create_server(
+                address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"port {address[1]} cannot be used for the gateway's page ({error.strerror}); is "
+                "one running already? Choose another with --http-port, or 0 for a free one"
+            ) from None
+
+    async def start(self) -> int:
+        """Serve; the port."""
+        port: int = self._socket.getsockname()[1]
+        self.task = asyncio.create_task(self._server.serve([self._socket]))
+        while not self._server.started:
+            if self.task.done():
+                raise ServerFailedError("the page did not start") from self.task.exception()
+            await asyncio.sleep(0.01)
+        if self._certificates is not None:
+            self._reloading = asyncio.create_task(self._reload(self._certificates))
+        return port
+
+    async def stop(self) -> None:
+        """Take nothing new, and wait for what runs."""
+        if self._certificates is not None:
+            self._reloading.cancel()
+        self._server.should_exit = True
+        await self.task
+
+    async def _reload(self, files: CertificateFiles) -> None:
+        """Show a renewed certificate to the next connection."""
+        signature = files.signature
+        while True:
+            await asyncio.sleep(_LOOK_AT_CERTIFICATES_S)
+            with contextlib.suppress(ConfigError, OSError):  # half-written: look again later
+                if files.signature == signature:
+                    continue
+                files.context()
+                assert self._config.ssl is not None
+                files.load_into(self._config.ssl)
+                signature = files.signature

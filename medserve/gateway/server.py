@@ -1,0 +1,220 @@
+"""The running gateway: three ports over one engine, started together and drained together.
+
+    async with GatewayServer(settings) as gateway:
+        print(gateway.addresses)
+        await gateway.wait()          # until something ends that should not
+
+Everything runs in one event loop. What ends by itself ends all of it, with its reason: half a
+gateway would hide the failure of the other half.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc.aio
+from prometheus_client import start_http_server
+
+from medserve.errors import ConfigError, ServerFailedError
+from medserve.gateway.audit import AuditLog
+from medserve.gateway.core import Gateway, Guards
+from medserve.gateway.engine import TorchServeEngine
+from medserve.gateway.fleet import Fleet, describe
+from medserve.gateway.health import Monitor
+from medserve.gateway.http import HttpServer
+from medserve.gateway.services import register_services
+from medserve.gateway.settings import GatewaySettings
+from medserve.gateway.tls import grpc_credentials
+from medserve.gateway.tokens import TokenFile
+from medserve.server.ports import reachable_host, resolve
+from medserve.server.store import default_versions, select_archives
+from medserve.settings import Address
+
+__all__ = ["Addresses", "GatewayServer"]
+
+_MAX_CONNECTION_AGE_MS = 300_000  # long-lived clients come back to the load balancer
+_AGE_GRACE_MS = 600_000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a client on this machine finds the gateway."""
+
+    grpc: str
+    metrics_url: str
+    page_url: str | None
+
+    def to_json(self) -> dict[str, str | None]:
+        """As in a ready file."""
+        return asdict(self)
+
+
+class GatewayServer:
+    """One gateway with its ports; an asynchronous context manager.
+
+    Reading the archives happens in `__init__`, before there is an event loop to hold up.
+    """
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self._host = resolve(settings.host)
+        store = settings.store or Path("model_store")
+        archives = select_archives(store, settings.model_names)
+        defaults = default_versions(archives, {})
+        self._fleet = Fleet(
+            describe(each, defaults[each.name] == each.version) for each in archives
+        )
+        self._canaries = {(each.name, each.version): each for each in archives}
+        self._tokens = TokenFile(settings.tokens_file) if settings.tokens_file else None
+        self._certificates = settings.certificates
+        self._tasks: dict[str, asyncio.Task[Any]] = {}
+        self._stops: list[Callable[[], Awaitable[Any]]] = []
+        self._drained = contextlib.AsyncExitStack()
+        self.addresses = Addresses("", "", None)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._drained.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._drained.aclose()
+
+    async def wait(self) -> None:
+        """Wait until a part ends, which none does by itself, and say which and why."""
+        done, _ = await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+        for name, task in self._tasks.items():
+            if task in done:
+                raise ServerFailedError(f"the gateway's {name} ended") from task.exception()
+
+    async def wait_serving(self) -> None:
+        """Wait until every model has proven itself."""
+        while not self.gateway.health().serving:
+            await asyncio.sleep(0.05)
+
+    async def _start(self) -> None:
+        """Each step is followed by what undoes it; draining is the undoing in reverse."""
+        settings, stack = self.settings, self._drained
+        audit = AuditLog(settings.audit_log) if settings.audit_log else None
+        if audit is not None:
+            stack.callback(audit.close)
+        engine = TorchServeEngine(settings.engine_access)
+        self.gateway = Gateway(engine, self._fleet, Guards(settings.limits, self._tokens, audit))
+        stack.push_async_callback(self.gateway.close)
+        monitor = Monitor(self.gateway, engine, self._fleet, self._canaries, settings.timing)
+        metrics_port = await self._start_metrics()
+        stack.push_async_callback(self._stop_ports)
+        http = await self._start_http() if settings.page else None
+        grpc_port = await self._start_grpc()
+        self._run("monitor", monitor.run())
+        host = reachable_host(self._host)
+        scheme = "https" if self._certificates else "http"
+        self.addresses = Addresses(
+            grpc=str(Address(host, grpc_port)),
+            metrics_url=f"http://{Address(host, metrics_port)}/metrics",
+            page_url=f"{scheme}://{Address(host, http)}/" if http else None,
+        )
+
+    async def _stop_ports(self) -> None:
+        """Take no new calls, and wait for those that run, on all ports at the same time."""
+        await asyncio.gather(*(stop() for stop in self._stops))
+
+    def _run(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks[name] = task
+        self._drained.push_async_callback(_end, task)
+
+    async def _start_metrics(self) -> int:
+        settings = self.settings
+        try:
+            server, thread = start_http_server(
+                settings.metrics_port, self._host, self.gateway.metrics.registry
+            )
+        except OSError as error:
+            raise _taken("metrics", settings.metrics_port, error) from None
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        self._drained.push_async_callback(asyncio.to_thread, stop)
+        return int(server.server_port)
+
+    async def _start_http(self) -> int:
+        from medserve.gateway.web import create_app  # loads the page, which not everybody wants
+
+        http = HttpServer(
+            create_app(self.gateway, self.settings),
+            (self._host, self.settings.http_port),
+            self._certificates,
+            self.settings.drain_timeout_s,
+        )
+        port = await http.start()
+        self._tasks["HTTP server"] = http.task
+        self._stops.append(http.stop)
+        return port
+
+    async def _start_grpc(self) -> int:
+        """Open the gRPC port; it answers from now on, if only that no model serves yet."""
+        settings = self.settings
+        limit = settings.limits.message_bytes
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", -1),  # the engine's answers have a limit already
+                ("grpc.so_reuseport", 0),  # a second gateway on the port is a mistake
+                ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_MS),
+                ("grpc.max_connection_age_grace_ms", _AGE_GRACE_MS),
+                # Unread uploads wait in this window; gRPC would widen it to megabytes a stream.
+                ("grpc.http2.bdp_probe", 0),
+            ],
+            maximum_concurrent_rpcs=settings.max_calls,
+        )
+        health = register_services(server, self.gateway, self._fleet, settings.upload_timeout_s)
+        await health.publish()
+        address = str(Address(self._host, settings.grpc_port))
+        try:
+            if self._certificates is None:
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, grpc_credentials(self._certificates))
+        except RuntimeError as error:
+            raise _taken("grpc", settings.grpc_port, error) from None
+        await server.start()
+        self._tasks["gRPC server"] = asyncio.create_task(server.wait_for_termination())
+        self._stops.append(lambda: server.stop(settings.drain_timeout_s))
+        self._drained.push_async_callback(asyncio.sleep, settings.drain_delay_s)
+        self._drained.push_async_callback(health.drain)
+        self._run("health service", health.run())
+        return port
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _taken(name: str, port: int, error: Exception) -> ConfigError:
+    reason = error.strerror if isinstance(error, OSError) else "is it in use?"
+    return ConfigError(
+        f"port {port} cannot be used for the gateway's {name} ({reason}); is one running already? "
+        f"Choose another with --{name}-port, or 0 for a free one"
+    )
