@@ -1,0 +1,1 @@
+"""Synthetic brain MR slices from a denoising diffusion model."""
