@@ -1,0 +1,1 @@
+"""The Kubernetes manifests, rendered as `kubectl apply -k` would and checked without a cluster."""
