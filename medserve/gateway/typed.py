@@ -46,15 +46,15 @@ _TASKS = {
 }
 
 
-def register(gateway: Gateway, server: grpc.aio.Server) -> None:
-    """Let the server answer `medserve.v1.ImagingService`."""
-    pb_grpc.add_ImagingServiceServicer_to_server(TypedFace(gateway), server)
+def register(gateway: Gateway, server: grpc.aio.Server, idle_s: float = _IDLE_S) -> None:
+    """Let the server answer `medserve.v1.ImagingService`; a client may be silent for `idle_s`."""
+    pb_grpc.add_ImagingServiceServicer_to_server(TypedFace(gateway, idle_s), server)
 
 
 class TypedFace(pb_grpc.ImagingServiceServicer):
     """`medserve.v1.ImagingService`."""
 
-    def __init__(self, gateway: Gateway, idle_s: float = _IDLE_S) -> None:
+    def __init__(self, gateway: Gateway, idle_s: float) -> None:
         self._gateway = gateway
         self._idle_s = idle_s
 

@@ -44,13 +44,13 @@ SEGMENTATION = Segmentation(
 
 
 @asynccontextmanager
-async def served(gateway: Gateway) -> AsyncIterator[str]:
+async def served(gateway: Gateway, idle_s: float = 30.0) -> AsyncIterator[str]:
     """Both faces behind the intake, on a free port of loopback; gives its address."""
     server = grpc.aio.server(
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 2**20)]
     )
-    intake = Intake(server, gateway, upload_timeout_s=30)
-    typed.register(gateway, intake)
+    intake: Any = Intake(server, gateway, upload_timeout_s=30)  # stands for the server
+    typed.register(gateway, intake, idle_s)
     oip.register(gateway, intake)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

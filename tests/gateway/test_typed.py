@@ -58,11 +58,13 @@ def gateway(answers: Callable[[Request], Any] = classified, **guards: Any) -> Ga
     return fake_gateway(engine, *_MODELS, guards=Guards(**guards))
 
 
-def talk(to: Gateway, conversation: Callable[[Stub], Coroutine[Any, Any, Any]]) -> Any:
+def talk(
+    to: Gateway, conversation: Callable[[Stub], Coroutine[Any, Any, Any]], idle_s: float = 30.0
+) -> Any:
     """Run a client against the gateway on a real connection."""
 
     async def run() -> Any:
-        async with served(to) as address, grpc.aio.insecure_channel(address) as channel:
+        async with served(to, idle_s) as address, grpc.aio.insecure_channel(address) as channel:
             return await conversation(pb_grpc.ImagingServiceStub(channel))
 
     return asyncio.run(run())
@@ -100,11 +102,8 @@ def file(responses: Sequence[pb.SegmentResponse], role: pb.FileRole.ValueType) -
 
 
 def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:
-    metadata = error.trailing_metadata()
-    assert metadata is not None
-    details = dict(metadata)[_DETAILS]
-    assert isinstance(details, bytes)
-    return status_pb2.Status.FromString(details)
+    metadata: Any = error.trailing_metadata()
+    return status_pb2.Status.FromString(dict(metadata)[_DETAILS])
 
 
 def test_each_image_gets_its_own_answer_and_a_broken_one_costs_no_other() -> None:
@@ -279,16 +278,14 @@ def test_the_request_id_goes_to_the_engine_and_back() -> None:
     assert engine.requests[0].inputs["request_id"] == given.encode()
 
 
-def test_a_silent_client_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medserve.gateway.typed._IDLE_S", 0.2)
-
+def test_a_silent_client_is_sent_away() -> None:
     async def conversation(stub: Stub) -> None:
         call = stub.Classify()
         await call.write(next(iter(images([]))))
         await call.read()
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        talk(gateway(), conversation)
+        talk(gateway(), conversation, idle_s=0.2)
     assert reason(status_of(caught.value)) == "DEADLINE_EXCEEDED"
 
 

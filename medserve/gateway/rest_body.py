@@ -1,0 +1,218 @@
+"""Bodies of HTTP requests, read piece by piece within limits; nothing of them touches a disk."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from medserve.errors import DeadlineError, InvalidRequestError, PayloadTooLargeError
+
+__all__ = ["FormFile", "RestLimits", "files", "is_form", "single_file", "whole"]
+
+_FORM = "multipart/form-data"
+# Not a file: what a client sends that took this for a call with JSON, or `curl -d` for an upload.
+_NO_FILE = ("application/json", "application/x-www-form-urlencoded", "text/", "multipart/")
+_FILE_FIELDS = (b"files", b"file")
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # also what turns text round
+_MAX_NAME = 255
+
+
+@dataclass(frozen=True)
+class RestLimits:
+    """What one HTTP request may take."""
+
+    silence_s: float = 30.0  # between two pieces of a body
+    upload_s: float = 600.0  # one body from its first to its last byte
+    answer_s: float = 300.0  # for the model, where the caller names no time
+    files: int = 10_000  # in one request to classify
+
+
+@dataclass(frozen=True)
+class FormFile:
+    """One file of a form; `name` is what its sender calls it: text to show, never a path."""
+
+    name: str
+    content: bytes = field(repr=False)
+
+
+async def whole(request: Request, limit: int, times: RestLimits) -> bytes:
+    """The body as one; refuses more than `limit` bytes while they come."""
+    body = bytearray()
+    async for piece in _pieces(request, times):
+        body += piece
+        if len(body) > limit:
+            raise _too_large(limit)
+    return bytes(body)
+
+
+async def single_file(request: Request, limit: int, times: RestLimits) -> bytes:
+    """The one file of a request, sent as its body or in a form."""
+    if not is_form(request):
+        content = await whole(request, limit, times)
+    else:
+        found = [each async for each in files(request, limit, times, most=1)]
+        content = found[0].content if found else b""
+    if not content:
+        raise InvalidRequestError("expected the bytes of a file, got none")
+    return content
+
+
+def is_form(request: Request) -> bool:
+    """Whether the files come in a form; InvalidRequestError where the body is no file at all."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == _FORM:
+        return True
+    if kind.startswith(_NO_FILE):
+        raise InvalidRequestError(
+            "expected a file as application/octet-stream, or files as multipart/form-data, got "
+            "another content type"
+        )
+    return False
+
+
+async def files(
+    request: Request, limit: int, times: RestLimits, most: int = 0
+) -> AsyncGenerator[FormFile, None]:
+    """The files of a form, each as soon as it is there.
+
+    Args:
+        request: A form; see `is_form`.
+        limit: Bytes of one file.
+        times: Times, and the number of files where `most` does not give it.
+        most: The number of files.
+    """
+    _, options = parse_options_header(request.headers["content-type"])
+    boundary = options.get(b"boundary", b"")
+    if not boundary:
+        raise InvalidRequestError("expected a boundary in the content type of the form, got none")
+    form = _Form(boundary, limit, most or times.files)
+    async for piece in _pieces(request, times):
+        form.feed(piece)
+        while form.complete:
+            yield form.complete.popleft()
+    form.finish()
+
+
+async def _pieces(request: Request, times: RestLimits) -> AsyncIterator[bytes]:
+    """The body as it comes, from a sender who keeps sending."""
+    end = time.monotonic() + times.upload_s
+    source = aiter(request.stream())
+    while True:
+        left_s = min(times.silence_s, end - time.monotonic())
+        try:
+            async with asyncio.timeout(left_s):
+                piece = await anext(source, None)
+        except TimeoutError:
+            raise DeadlineError(
+                f"expected the next bytes within {times.silence_s:g} s and all within "
+                f"{times.upload_s:g} s, got too few; send less at once"
+            ) from None
+        except ClientDisconnect:
+            raise InvalidRequestError("expected the whole body, got a part of it") from None
+        if piece is None:
+            return
+        yield piece
+
+
+class _Form:
+    """A form while it comes in; holds one unfinished file."""
+
+    def __init__(self, boundary: bytes, limit: int, most: int) -> None:
+        self.complete: deque[FormFile] = deque()
+        self._limit, self._most = limit, most
+        self._count = 0
+        self._header = [b"", b""]  # name and value; the parser bounds their length
+        self._disposition = b""
+        self._name = ""
+        self._content = bytearray()
+        self._ended = False
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin,
+                    "on_header_field": lambda data, start, end: self._add(0, data[start:end]),
+                    "on_header_value": lambda data, start, end: self._add(1, data[start:end]),
+                    "on_header_end": self._end_header,
+                    "on_headers_finished": self._begin_file,
+                    "on_part_data": self._append,
+                    "on_part_end": self._end_file,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError:
+            raise _no_form() from None
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next bytes of the body."""
+        try:
+            self._parser.write(piece)
+        except FormParserError:
+            raise _no_form() from None
+
+    def finish(self) -> None:
+        """The body is over; refuse a form that is not."""
+        if not self._ended:
+            raise InvalidRequestError("expected a form up to its last boundary, got a part of it")
+
+    def _begin(self) -> None:
+        self._count += 1
+        if self._count > self._most:
+            raise PayloadTooLargeError(
+                f"expected at most {self._most} files in one request, got more; send several"
+            )
+        self._disposition = b""
+        self._content = bytearray()
+
+    def _add(self, place: int, data: bytes) -> None:
+        self._header[place] += data
+
+    def _end_header(self) -> None:
+        if self._header[0].lower() == b"content-disposition":
+            self._disposition = self._header[1]
+        self._header = [b"", b""]
+
+    def _begin_file(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        if options.get(b"name") not in _FILE_FIELDS or b"filename" not in options:
+            raise InvalidRequestError(
+                "expected only files in the form, each in a field named files; got another field"
+            )
+        self._name = _shown(options[b"filename"])
+
+    def _append(self, data: bytes, start: int, end: int) -> None:
+        self._content += data[start:end]
+        if len(self._content) > self._limit:
+            raise _too_large(self._limit)
+
+    def _end_file(self) -> None:
+        self.complete.append(FormFile(self._name, bytes(self._content)))
+        self._content = bytearray()
+
+    def _end(self) -> None:
+        self._ended = True
+
+
+def _shown(name: bytes) -> str:
+    """What a sender calls a file, fit to be shown: its last part, without control characters."""
+    text = name.decode("utf-8", "replace").replace("\\", "/").rpartition("/")[2]
+    return _UNFIT.sub("", text)[:_MAX_NAME]
+
+
+def _too_large(limit: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"expected a file of at most {limit} bytes, got more; send a smaller one"
+    )
+
+
+def _no_form() -> InvalidRequestError:
+    return InvalidRequestError("expected a form as multipart/form-data, got something else")
