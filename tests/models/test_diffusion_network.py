@@ -82,6 +82,7 @@ def test_the_embedding_is_the_published_sinusoid() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch in torch
 def test_the_exported_network_answers_as_eager_does(tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, attention=True)
     network, inputs = awake(config), batch(config)
