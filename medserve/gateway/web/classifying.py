@@ -1,0 +1,94 @@
+"""Classifying the files of a job, and what a visitor gets to see of each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from medserve.errors import InvalidRequestError, MedserveError, PayloadTooLargeError
+from medserve.gateway.classify import ImageFile, classify_each
+from medserve.gateway.core import Gateway
+from medserve.gateway.orders import Order
+from medserve.gateway.web.jobs import Item, Job, Status
+from medserve.imaging.result import Classification
+
+__all__ = ["classify", "correct", "described", "status"]
+
+# The file itself is at fault; any other error says nothing about the file.
+_OF_THE_FILE = (InvalidRequestError, PayloadTooLargeError)
+
+
+async def classify(gateway: Gateway, job: Job, items: Sequence[Item], order: Order) -> None:
+    """Ask the model for all files that it has not answered yet; each gets an outcome.
+
+    Raises:
+        MedserveError: the model cannot be asked at all; the files stay without an outcome.
+    """
+    waiting = [item for item in items if status(item) in (Status.WAITING, Status.FAILED)]
+    if not waiting:
+        return
+
+    async def images() -> AsyncGenerator[ImageFile, None]:
+        for item in waiting:
+            content = await asyncio.to_thread(job.path(item).read_bytes)
+            yield ImageFile(str(item.number), content)
+
+    async with aclosing(classify_each(gateway, order, images())) as outcomes:
+        async for outcome in outcomes:
+            item = waiting[outcome.index]
+            try:
+                item.outcome = outcome.classification()
+            except MedserveError as error:
+                item.outcome = error
+            item.provenance = outcome.provenance
+
+
+def correct(job: Job, numbers: Mapping[int, str | None]) -> list[Item]:
+    """Set the class that a person chose, or take it back (None); all of them or none."""
+    if unknown := {label for label in numbers.values() if label} - set(job.labels):
+        raise InvalidRequestError(
+            f"expected classes of this model, got {len(unknown)} that are none"
+        )
+    items = [job.item(number) for number in numbers]
+    for item in items:
+        item.correction = numbers[item.number] or None
+    return items
+
+
+def status(item: Item) -> Status:
+    """What became of a file, whatever a person made of it."""
+    outcome = item.outcome
+    if outcome is None:
+        return Status.WAITING
+    if isinstance(outcome, _OF_THE_FILE):
+        return Status.ERROR
+    if isinstance(outcome, MedserveError):
+        return Status.FAILED
+    if outcome.unlike_training:
+        return Status.UNLIKE
+    return Status.REVIEW if outcome.review else Status.OK
+
+
+def described(item: Item) -> dict[str, Any]:
+    """One file as the page shows it."""
+    outcome = item.outcome
+    content: dict[str, Any] = {
+        "number": item.number,
+        "name": item.name,
+        "size": item.size_bytes,
+        "status": status(item),
+        "correction": item.correction,
+    }
+    if isinstance(outcome, Classification):
+        content |= {
+            "label": outcome.label,
+            "label_id": outcome.label_id,
+            "probability": outcome.probability,
+            "probabilities": list(outcome.probabilities),
+            "novelty": outcome.novelty,
+        }
+    elif isinstance(outcome, MedserveError):
+        content["error"] = {"code": outcome.code, "message": outcome.message}
+    return content

@@ -1,0 +1,47 @@
+// Classes that a person chose, with every step to be taken back.
+
+import { request } from "./server.js";
+
+export class Corrections {
+  /** `changed(files)` hears what the server made of each step, `moved()` that there was one. */
+  constructor(path, changed, moved) {
+    this.path = path;
+    this.changed = changed;
+    this.moved = moved;
+    this.done = [];
+    this.undone = [];
+    this.last = Promise.resolve();
+  }
+
+  /** Set the class of a file; null takes the model's own. */
+  set(number, before, after) {
+    this.done.push({ number, before, after });
+    this.undone.length = 0;
+    return this.#send(number, after);
+  }
+
+  undo() {
+    return this.#move(this.done, this.undone, "before");
+  }
+
+  redo() {
+    return this.#move(this.undone, this.done, "after");
+  }
+
+  #move(from, to, side) {
+    const step = from.pop();
+    if (!step) return null;
+    to.push(step);
+    return this.#send(step.number, step[side]).then(() => step.number);
+  }
+
+  #send(number, label) {
+    this.moved();
+    const turn = this.last.then(async () => {
+      const response = await request(this.path, { method: "POST", json: { classes: { [number]: label } } });
+      this.changed((await response.json()).files);
+    });
+    this.last = turn.catch(() => {}); // the next step does not depend on this one
+    return turn;
+  }
+}

@@ -1,0 +1,60 @@
+// A closer look at one file: its picture, all probabilities, and why it failed.
+
+import { $, h } from "./dom.js";
+import { count, decimal, explain, bytes, percent, t } from "./page.js";
+import { picture } from "./pictures.js";
+
+export class Detail {
+  /** `neighbour(row, step)` gives the row before or after one in the table's present order. */
+  constructor(labels, neighbour) {
+    this.labels = labels;
+    this.neighbour = neighbour;
+    this.dialog = $("detail");
+    $("previous").addEventListener("click", () => this.#step(-1));
+    $("next").addEventListener("click", () => this.#step(1));
+    this.dialog.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowLeft") this.#step(-1);
+      if (event.key === "ArrowRight") this.#step(1);
+    });
+    this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
+  }
+
+  show(row, job) {
+    this.row = row;
+    this.job = job;
+    $("detail-name").textContent = row.name;
+    $("detail-picture").replaceChildren(picture(row, job, true) ?? t("classify.no_picture"));
+    $("detail-facts").replaceChildren(...this.#facts(row));
+    $("previous").disabled = !this.neighbour(row, -1);
+    $("next").disabled = !this.neighbour(row, 1);
+    if (!this.dialog.open) this.dialog.showModal();
+  }
+
+  #step(by) {
+    const row = this.neighbour(this.row, by);
+    if (row) this.show(row, this.job);
+  }
+
+  #facts(row) {
+    const facts = [
+      [t("classify.status"), t(`classify.status.${row.status}`)],
+      [t("classify.class"), row.correction ? `${row.correction} (${t("classify.by_hand")})` : row.label],
+      [t("classify.novelty"), row.novelty === undefined ? null : decimal(row.novelty, 2)],
+      [t("classify.size"), bytes(row.size)],
+      [t("classify.number"), count(row.number + 1)],
+    ].filter(([, value]) => value !== null && value !== undefined);
+    const list = h("dl", { className: "facts" }, ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+    if (row.error) {
+      return [h("p", { className: "failure" }, explain(row.error)), h("p", { className: "muted", lang: "en" }, row.error.message), list];
+    }
+    return [this.#chances(row), list];
+  }
+
+  #chances(row) {
+    const ranked = (row.probabilities ?? []).map((p, place) => ({ p, label: this.labels[place] })).sort((a, b) => b.p - a.p);
+    return h("dl", { className: "chances" }, ...ranked.flatMap(({ p, label }) => [
+      h("dt", {}, label),
+      h("dd", {}, h("meter", { min: 0, max: 1, value: p, "aria-label": label }), h("span", { className: "number" }, percent(p))),
+    ]));
+  }
+}

@@ -1,0 +1,122 @@
+// The page that generates pictures: they appear while they form, each marked as synthetic.
+
+import { contactSheet } from "./contact_sheet.js";
+import { $, h, save } from "./dom.js";
+import { count, explain, page, t } from "./page.js";
+import { request, ServerError } from "./server.js";
+
+const state = { stopping: null, tiles: [], settings: null, made: [] };
+
+// ---- a run
+
+async function draw(settings) {
+  state.stopping = new AbortController();
+  Object.assign(state, { settings, made: [], tiles: Array.from({ length: settings.n }, makeTile) });
+  $("gallery").replaceChildren(...state.tiles.map(({ element }) => element));
+  running(true);
+  fail(null);
+  try {
+    const response = await request("/samples", { method: "POST", json: settings, signal: state.stopping.signal });
+    for await (const event of lines(response.body)) hear(event);
+    say(t("generate.done", { n: count(state.made.filter(Boolean).length) }));
+  } catch (error) {
+    if (error.name !== "AbortError") fail(error);
+    say(error.name === "AbortError" ? t("generate.stopped") : "");
+  } finally {
+    running(false);
+  }
+}
+
+async function* lines(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const parts = (rest + value).split("\n");
+    rest = parts.pop();
+    for (const part of parts) yield JSON.parse(part);
+  }
+}
+
+function hear(event) {
+  if (event.event === "error") throw new ServerError(500, event.error.code, event.error.message);
+  const tile = state.tiles[event.image];
+  if (!tile) return;
+  if (event.png) {
+    tile.image.src = `data:image/png;base64,${event.png}`;
+    tile.image.hidden = false;
+  }
+  if (event.event === "progress") {
+    tile.progress.max = event.of;
+    tile.progress.value = event.step;
+  } else {
+    tile.progress.hidden = true;
+    tile.image.alt = t("generate.alt", { n: count(event.image + 1), seed: event.seed });
+    tile.caption.textContent = t("generate.seed_of", { seed: event.seed });
+    state.made[event.image] = { image: tile.image, seed: event.seed, model: event.model, version: event.version };
+  }
+  const parts = state.tiles.map(({ progress }) => (progress.hidden ? 1 : progress.value / progress.max || 0));
+  $("progress").value = parts.reduce((sum, part) => sum + part, 0) / parts.length;
+  const ready = state.made.filter(Boolean).length;
+  say(t("generate.running", { done: count(ready), all: count(state.tiles.length) }));
+}
+
+function makeTile(_, place) {
+  const image = h("img", { alt: "", hidden: true });
+  const progress = h("progress", { value: 0, max: 1, "aria-label": t("generate.progress_of", { n: count(place + 1) }) });
+  const caption = h("span", {}, "…");
+  const element = h("li", {}, h("figure", {},
+    h("div", { className: "frame-square" }, image, h("span", { className: "synthetic" }, t("generate.synthetic")), progress),
+    h("figcaption", {}, h("span", {}, count(place + 1)), caption)));
+  return { element, image, progress, caption };
+}
+
+function running(yes) {
+  $("draw").disabled = yes;
+  $("stop").hidden = !yes;
+  $("progress").hidden = !yes;
+  if (yes) $("progress").value = 0;
+  $("sheet").hidden = yes || !state.made.some(Boolean);
+  if (yes) say(t("generate.waiting"));
+}
+
+function say(text) {
+  if ($("said").textContent !== text) $("said").textContent = text;
+}
+
+function fail(error) {
+  $("failure").hidden = error === null;
+  if (error) $("failure").replaceChildren(explain(error), " ", h("span", { lang: "en" }, error.message));
+}
+
+// ---- what the visitor does
+
+function offerClasses() {
+  const { labels } = chosenModel();
+  $("class").replaceChildren(h("option", { value: "" }, t("generate.any")), ...labels.map((label) => h("option", { value: label }, label)));
+}
+
+function chosenModel() {
+  return page.models.find(({ name, version }) => `${name}@${version}` === $("model").value);
+}
+
+const dice = () => ($("seed").value = crypto.getRandomValues(new Uint32Array(1))[0]);
+
+$("model").addEventListener("change", offerClasses);
+offerClasses();
+dice();
+$("dice").addEventListener("click", dice);
+$("stop").addEventListener("click", () => state.stopping.abort());
+$("settings").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const { name: model, version } = chosenModel();
+  const settings = { model, version };
+  for (const name of ["n", "seed", "steps"]) settings[name] = Number($(name).value);
+  for (const name of ["class", "sampler"]) if ($(name).value) settings[name] = $(name).value;
+  draw(settings);
+});
+$("sheet").addEventListener("click", async () => {
+  const title = [state.settings.model, state.settings.version, state.settings.class, t("generate.steps_of", { steps: state.settings.steps })];
+  save(await contactSheet(state.made.filter(Boolean), title.filter(Boolean).join(" · ")), "medserve-synthetic.png");
+});

@@ -1,0 +1,44 @@
+// What the server tells the script of a page, its texts and numbers in the visitor's language.
+
+const content = JSON.parse(document.getElementById("page").textContent);
+
+export const page = content;
+export const language = content.language ?? document.documentElement.lang;
+
+/** The text of a key, with {name} replaced. */
+export function t(key, values = {}) {
+  const text = content.texts[key] ?? key;
+  return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? values[name] : whole));
+}
+
+/** Whether there is a text for a key. */
+export function has(key) {
+  return key in content.texts;
+}
+
+const numbers = new Intl.NumberFormat(language);
+const percents = new Intl.NumberFormat(language, { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
+
+export const count = (n) => numbers.format(n);
+
+/** A probability; nothing short of certainty is rounded up to 100 %. */
+export const percent = (p) => percents.format(p < 1 ? Math.min(Math.floor(p * 1000) / 1000, 0.999) : 1);
+
+/** A number with so many decimals. */
+export const decimal = (x, digits) =>
+  new Intl.NumberFormat(language, { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(x);
+
+/** Bytes as a person reads them. */
+export function bytes(n) {
+  const units = ["byte", "kilobyte", "megabyte", "gigabyte"];
+  let place = 0;
+  for (; n >= 1000 && place < units.length - 1; place += 1) n /= 1000;
+  const digits = place && n < 10 ? 1 : 0;
+  return new Intl.NumberFormat(language, { style: "unit", unit: units[place], unitDisplay: "short", maximumFractionDigits: digits }).format(n);
+}
+
+/** What went wrong, in the visitor's language where there are words for it. */
+export function explain(error) {
+  const key = `error.${error.code}`;
+  return has(key) ? t(key) : t("error.other");
+}
