@@ -1,22 +1,28 @@
-"""`medserve predict`: classify files and folders."""
+"""`medserve predict`: classify images, segment volumes."""
 
 from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medserve.cli.connection import Address, CaFile, Timeout, TokenFile, connect
+from medserve.cli.connection import Address, CaFile, TokenFile, connect
 from medserve.cli.inputs import STDIN, find_files, shown
 from medserve.cli.progress import counted
 from medserve.cli.records import CSV_FIELDS, Record, console_for_people, table
+from medserve.cli.volumes import MaskFormat, VolumeOutput, segment_volumes, segments_volumes
+from medserve.client import Client, SegmentationOptions
 from medserve.errors import ConfigError
 
 __all__ = ["predict"]
+
+_IMAGES_TIMEOUT_S = 30.0  # a packed call of 32
+_VOLUMES_TIMEOUT_S = 300.0  # one volume, and the one before it
 
 
 def predict(
@@ -30,41 +36,94 @@ def predict(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", file_okay=False, help="Write a JSON file per input here."),
+        typer.Option(metavar="DIR", file_okay=False, help="Write the answers here."),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes to show per input.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Classes to show per image.")] = 1,
+    form: Annotated[
+        MaskFormat, typer.Option("--format", help="How masks of volumes are written.")
+    ] = MaskFormat.NIFTI,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also write where a mask is uncertain.")
+    ] = False,
+    flips: Annotated[
+        bool | None,
+        typer.Option(help="Average a volume's mirror images.", show_default="the model's"),
+    ] = None,
+    channel: Annotated[
+        int | None, typer.Option(min=0, help="Which volume of a 4D NIfTI file.")
+    ] = None,
+    spacing: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(metavar="MM MM MM", help="Spacing of an NPY array.", show_default="1 1 1"),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace masks that exist in --out.")
+    ] = False,
     version: Annotated[str | None, typer.Option(help="Version of the model.")] = None,
     address: Address = None,
     token_file: TokenFile = None,
     ca_file: CaFile = None,
-    timeout: Timeout = 30.0,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0.001, help="Time for each call.", show_default="30, volumes 300"
+        ),
+    ] = None,
 ) -> None:
-    """Classify images: one answer per input, in the order of the inputs.
+    """Ask a model: classify images, or segment volumes; one answer per input, in their order.
 
     Folders are walked in sorted order, hidden files left out.
-    A broken file is reported in its place and costs no other.
+    For a model of volumes, a folder with DICOM files is one series.
+    A broken input is reported in its place and costs no other.
 
     Exit code: 0 all answered, 1 some failed, 2 no server or wrong usage.
     """
+    for_images = timeout or _IMAGES_TIMEOUT_S
+    with connect(address, token_file, ca_file, for_images) as client:
+        if not (is_volumes := segments_volumes(client, model, version)):
+            every_one = _classify(client, model, paths, _Shown(as_json, out, top_k), version)
+    if is_volumes:
+        options = SegmentationOptions(
+            channel=channel, spacing_mm=spacing, flips=flips, uncertainty=uncertainty
+        )
+        output = VolumeOutput(out, form, as_json, overwrite)
+        for_volumes = timeout or _VOLUMES_TIMEOUT_S
+        with connect(address, token_file, ca_file, for_volumes) as client:
+            every_one = segment_volumes(client, model, paths, options, output, version=version)
+    if not every_one:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """How classes are shown."""
+
+    as_json: bool
+    out: Path | None
+    top_k: int
+
+
+def _classify(
+    client: Client, model: str, paths: Sequence[Path], how: _Shown, version: str | None
+) -> bool:
+    """Whether every image got its class."""
     files = find_files(paths)
     if files.count(STDIN) > 1:
         raise ConfigError("expected - (standard input) once at most")
-    with connect(address, token_file, ca_file, timeout) as client:
-        results = client.classify_each(model, _contents(files), version=version)
-        records = (
-            Record(str(path), result, top_k)
-            for path, result in zip(files, counted(results, len(files), model), strict=True)
-        )
-        seen = list(_printed(records) if as_json else records)
-    if not as_json:
+    results = client.classify_each(model, _contents(files), version=version)
+    records = (
+        Record(str(path), result, how.top_k)
+        for path, result in zip(files, counted(results, len(files), model), strict=True)
+    )
+    seen = list(_printed(records) if how.as_json else records)
+    if not how.as_json:
         console_for_people().print(table(seen))
-    if out is not None:
+    if how.out is not None:
         try:
-            write_folder(seen, out)
+            write_folder(seen, how.out)
         except OSError as error:
-            raise ConfigError(f"--out {shown(str(out))}: {error.strerror}") from error
-    if any(record.failed for record in seen):
-        raise typer.Exit(1)
+            raise ConfigError(f"--out {shown(str(how.out))}: {error.strerror}") from error
+    return not any(record.failed for record in seen)
 
 
 def _contents(files: Iterable[Path]) -> Iterator[bytes | Path]:

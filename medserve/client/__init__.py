@@ -5,6 +5,9 @@
     with Client("127.0.0.1:7070") as client:
         for result in client.classify("mednist", sorted(Path("images").iterdir())):
             print(result.error or result.unwrap().label)
+        answer = client.segment("segmentation_3d", Path("brain.nii.gz"))
+        print(answer.volumes_ml)
+        Path("brain_mask.nii.gz").write_bytes(answer.mask_nifti)
 
 Every failure is an error of `medserve.errors`.
 """
@@ -12,9 +15,16 @@ Every failure is an error of `medserve.errors`.
 from medserve.access import Tokens
 from medserve.client._async import AsyncClient
 from medserve.client._connection import Limits, TlsConfig
-from medserve.client._results import ItemResult, ModelStatus
+from medserve.client._results import (
+    ItemResult,
+    ModelStatus,
+    SegmentationOptions,
+    SegmentationResult,
+    VolumeResult,
+)
 from medserve.client._sync import Client
 from medserve.imaging.result import Classification, Provenance
+from medserve.imaging.segmentation import Segmentation
 
 __all__ = [
     "AsyncClient",
@@ -24,6 +34,10 @@ __all__ = [
     "Limits",
     "ModelStatus",
     "Provenance",
+    "Segmentation",
+    "SegmentationOptions",
+    "SegmentationResult",
     "TlsConfig",
     "Tokens",
+    "VolumeResult",
 ]

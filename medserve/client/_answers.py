@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
 from medserve.client._requests import Chunk
-from medserve.client._results import ItemResult, ModelStatus
+from medserve.client._results import (
+    ItemResult,
+    ModelStatus,
+    SegmentationResult,
+    VolumeResult,
+)
 from medserve.errors import (
     AuthenticationError,
     InvalidRequestError,
@@ -19,6 +26,7 @@ from medserve.errors import (
     error_from_code,
 )
 from medserve.imaging.result import Classification, Provenance
+from medserve.imaging.segmentation import Segmentation
 
 __all__ = [
     "default_version",
@@ -26,8 +34,10 @@ __all__ = [
     "health",
     "items",
     "model_page",
+    "segmentation",
     "statuses",
     "unsent",
+    "volume_failed",
     "whole",
 ]
 
@@ -85,6 +95,38 @@ def failed(chunk: Chunk, error: MedserveError, model: str) -> list[ItemResult]:
     ]
 
 
+def segmentation(prediction: bytes) -> SegmentationResult:
+    """The answer to one volume; raises where it is an error in JSON or something else."""
+    content = _json(prediction, "segment volumes")
+    if "error" in content:
+        raise _error(content["error"])
+    found = Segmentation.from_json(content)
+    return SegmentationResult(
+        segmentation=found,
+        provenance=Provenance.from_json(content),
+        mask_nifti=_bytes(content, "mask_nifti") or b"",
+        overlay_png=_bytes(content, "overlay_png"),
+        entropy_nifti=_bytes(content, "entropy_nifti"),
+        dicom_seg=_bytes(content, "dicom_seg"),
+    )
+
+
+def volume_failed(error: MedserveError) -> VolumeResult:
+    """The result of a volume whose call failed; raises what concerns every volume."""
+    if isinstance(error, _OF_THE_WHOLE):
+        raise error
+    return VolumeResult(error)
+
+
+def _bytes(content: Mapping[str, Any], name: str) -> bytes | None:
+    if name not in content:
+        return None
+    try:
+        return base64.b64decode(content[name], validate=True)
+    except (TypeError, ValueError, binascii.Error) as error:
+        raise ServerFailedError(f"expected base64 under {name}, got something else") from error
+
+
 def _by_place(content: Mapping[str, Any]) -> dict[object, Mapping[str, Any]]:
     answers = content.get("items")
     if not isinstance(answers, list) or not all(isinstance(each, Mapping) for each in answers):
@@ -112,13 +154,13 @@ def _error(content: object) -> MedserveError:
     return error_from_code(str(content.get("code")), str(content.get("message")))
 
 
-def _json(content: bytes | str) -> dict[str, Any]:
+def _json(content: bytes | str, ability: str = "classify") -> dict[str, Any]:
     try:
         parsed = json.loads(content)
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, absurdly nested
         raise ServerFailedError(
             f"expected a JSON answer, got {len(content)} bytes of something else; does this model "
-            "classify?"
+            f"{ability}?"
         ) from error
     if not isinstance(parsed, dict):
         raise ServerFailedError(f"expected a JSON object, got {type(parsed).__name__}")

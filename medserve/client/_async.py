@@ -15,11 +15,18 @@ from google.protobuf.empty_pb2 import Empty
 
 from medserve.access import Tokens
 from medserve.client import _answers
+from medserve.client._cases import VOLUMES_IN_FLIGHT, read_case
 from medserve.client._connection import Connection, Limits, TlsConfig
 from medserve.client._failures import explain
 from medserve.client._readiness import Readiness
 from medserve.client._requests import Job, PackedJob, Target, pack, read
-from medserve.client._results import ItemResult, ModelStatus
+from medserve.client._results import (
+    ItemResult,
+    ModelStatus,
+    SegmentationOptions,
+    SegmentationResult,
+    VolumeResult,
+)
 from medserve.errors import MedserveError, PayloadTooLargeError
 from medserve.imaging.result import Classification
 from medserve.settings import Address
@@ -124,6 +131,44 @@ class AsyncClient:
         """Classify one image; raises the error where that fails."""
         return (await self.classify(model, [image], version=version))[0].unwrap()
 
+    async def segment(
+        self,
+        model: str,
+        volume: bytes | Path,
+        *,
+        options: SegmentationOptions | None = None,
+        version: str | None = None,
+    ) -> SegmentationResult:
+        """Segment one volume; see `Client.segment`."""
+        job = await self._volume_job(model, volume, options, version)
+        return _answers.segmentation(await self._finish(job, self._start(job)))
+
+    async def segment_each(
+        self,
+        model: str,
+        volumes: Iterable[bytes | Path],
+        *,
+        options: SegmentationOptions | None = None,
+        version: str | None = None,
+    ) -> AsyncGenerator[VolumeResult, None]:
+        """Segment any number of volumes, one result each, in order; see `Client.segment_each`."""
+        flying: deque[tuple[Job, _Call] | MedserveError] = deque()
+        try:
+            for volume in volumes:
+                try:
+                    job = await self._volume_job(model, volume, options, version)
+                    flying.append((job, self._start(job)))
+                except MedserveError as error:
+                    flying.append(error)
+                if len(flying) == VOLUMES_IN_FLIGHT:
+                    yield await self._volume_result(flying.popleft())
+            while flying:
+                yield await self._volume_result(flying.popleft())
+        finally:
+            for each in flying:
+                if not isinstance(each, MedserveError):
+                    each[1].cancel()
+
     async def predict(
         self,
         model: str,
@@ -212,6 +257,26 @@ class AsyncClient:
                 halves = [(half, self._launch(half)) for half in job.halves()]
                 return [result for half in halves for result in await self._results(*half)]
             return _answers.failed(job.chunk, error, job.target.model)
+
+    async def _volume_job(
+        self,
+        model: str,
+        volume: bytes | Path,
+        options: SegmentationOptions | None,
+        version: str | None,
+    ) -> Job:
+        # Read and packed in a thread: the event loop must not wait for a disk.
+        content = await asyncio.to_thread(read_case, volume, self._connection.limits)
+        params = (options or SegmentationOptions()).to_params()
+        return Job.single(self._target(model, version), content, params)
+
+    async def _volume_result(self, flying: tuple[Job, _Call] | MedserveError) -> VolumeResult:
+        if isinstance(flying, MedserveError):
+            return VolumeResult(flying)
+        try:
+            return VolumeResult(_answers.segmentation(await self._finish(*flying)))
+        except MedserveError as error:
+            return _answers.volume_failed(error)
 
     async def _describe(self, name: str) -> list[ModelStatus]:
         async def description(version: str) -> str:

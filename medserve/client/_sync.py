@@ -14,11 +14,18 @@ from google.protobuf.empty_pb2 import Empty
 
 from medserve.access import Tokens
 from medserve.client import _answers
+from medserve.client._cases import VOLUMES_IN_FLIGHT, read_case
 from medserve.client._connection import Connection, Limits, TlsConfig
 from medserve.client._failures import explain
 from medserve.client._readiness import Readiness
 from medserve.client._requests import Job, PackedJob, Target, pack, read
-from medserve.client._results import ItemResult, ModelStatus
+from medserve.client._results import (
+    ItemResult,
+    ModelStatus,
+    SegmentationOptions,
+    SegmentationResult,
+    VolumeResult,
+)
 from medserve.errors import MedserveError, PayloadTooLargeError
 from medserve.imaging.result import Classification
 from medserve.settings import Address
@@ -137,6 +144,57 @@ class Client:
         """Classify one image; raises the error where that fails."""
         return self.classify(model, [image], version=version)[0].unwrap()
 
+    def segment(
+        self,
+        model: str,
+        volume: bytes | Path,
+        *,
+        options: SegmentationOptions | None = None,
+        version: str | None = None,
+    ) -> SegmentationResult:
+        """Segment one volume: its mask lies on the volume's own grid.
+
+        Args:
+            model: Name of the model.
+            volume: NIfTI, NPY, or a DICOM series: a zip, a tar, a multi-frame file or a folder.
+            options: What to ask for beside the mask.
+            version: Of the model; the server's default when it is left out.
+
+        Raises:
+            MedserveError: why there is no mask.
+        """
+        job = self._volume_job(model, volume, options, version)
+        return _answers.segmentation(self._finish(job, self._start(job)))
+
+    def segment_each(
+        self,
+        model: str,
+        volumes: Iterable[bytes | Path],
+        *,
+        options: SegmentationOptions | None = None,
+        version: str | None = None,
+    ) -> Generator[VolumeResult, None, None]:
+        """Segment any number of volumes: one result each, in order, as it becomes known.
+
+        While one is worked on, the next one is on its way. A volume that fails costs no other.
+        """
+        flying: deque[tuple[Job, _Call] | MedserveError] = deque()
+        try:
+            for volume in volumes:
+                try:
+                    job = self._volume_job(model, volume, options, version)
+                    flying.append((job, self._start(job)))
+                except MedserveError as error:
+                    flying.append(error)
+                if len(flying) == VOLUMES_IN_FLIGHT:
+                    yield self._volume_result(flying.popleft())
+            while flying:
+                yield self._volume_result(flying.popleft())
+        finally:
+            for each in flying:
+                if not isinstance(each, MedserveError):
+                    each[1].cancel()  # type: ignore[no-untyped-call]
+
     def predict(
         self,
         model: str,
@@ -231,6 +289,25 @@ class Client:
                 halves = [(half, self._launch(half)) for half in job.halves()]
                 return [result for half in halves for result in self._results(*half)]
             return _answers.failed(job.chunk, error, job.target.model)
+
+    def _volume_job(
+        self,
+        model: str,
+        volume: bytes | Path,
+        options: SegmentationOptions | None,
+        version: str | None,
+    ) -> Job:
+        content = read_case(volume, self._connection.limits)
+        params = (options or SegmentationOptions()).to_params()
+        return Job.single(self._target(model, version), content, params)
+
+    def _volume_result(self, flying: tuple[Job, _Call] | MedserveError) -> VolumeResult:
+        if isinstance(flying, MedserveError):
+            return VolumeResult(flying)
+        try:
+            return VolumeResult(_answers.segmentation(self._finish(*flying)))
+        except MedserveError as error:
+            return _answers.volume_failed(error)
 
     def _describe(self, name: str) -> list[ModelStatus]:
         def description(version: str) -> str:

@@ -77,6 +77,7 @@ class FakeServer(
 
     Attributes:
         answer: One item's answer from its bytes.
+        segments: Whether its models take the params of segmentation.
         hooks: Called with each request before it is answered, one hook a request, in order;
             they may wait or raise `Status`. The last one stays.
     """
@@ -87,6 +88,7 @@ class FakeServer(
     requests: list[inference_pb2.PredictionsRequest] = field(default_factory=list)
     workers: dict[str, list[str]] = field(default_factory=lambda: {"mednist": ["READY"]})
     versions: tuple[str, ...] = ("1.0",)
+    segments: bool = False
     address: str = ""
     StreamPredictions: ClassVar[Any] = None
     StreamPredictions2: ClassVar[Any] = None
@@ -171,6 +173,8 @@ class FakeServer(
             "version": version,
             "archive_digest": DIGEST,
         }
+        if (wrong := self._wrong_params(request)) is not None:
+            return json.dumps(content | wrong).encode()
         if "data" in request.input:
             return json.dumps(content | self.answer(request.input["data"])).encode()
         packed = [key for key in request.input if key.startswith("data.")]
@@ -179,6 +183,14 @@ class FakeServer(
             for place in range(len(packed))
         ]
         return json.dumps(content).encode()
+
+    def _wrong_params(self, request: inference_pb2.PredictionsRequest) -> dict[str, Any] | None:
+        params = json.loads(request.input.get("params", b"{}"))
+        if self.segments or not set(params) - {"top_k"}:
+            return None
+        return failure(
+            "INVALID_REQUEST", "params: expected only known keys: top_k; got another one"
+        )
 
 
 def refuse(code: grpc.StatusCode, text: str) -> NoReturn:

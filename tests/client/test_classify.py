@@ -231,6 +231,10 @@ def test_public_names_are_these() -> None:
         "Limits",
         "ModelStatus",
         "Provenance",
+        "Segmentation",
+        "SegmentationOptions",
+        "SegmentationResult",
         "TlsConfig",
         "Tokens",
+        "VolumeResult",
     ]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from medserve.archive import verify_archive
 from medserve.packaging import build_archive
 from tests.tiny_volume_room import make_volume_checkout
 
 
 def test_the_archive_names_what_its_volumes_need(tmp_path: Path) -> None:
+    pytest.importorskip("model_archiver", reason="needs the serve extra")
     checkout = make_volume_checkout(tmp_path / "checkout")
     archive = build_archive("tiny_volume", tmp_path / "store", checkout)
     info = verify_archive(archive)

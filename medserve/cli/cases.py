@@ -1,0 +1,97 @@
+"""Which cases a command sends to a model of volumes, and what their answers are called."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medserve.cli.inputs import STDIN, shown, walk
+from medserve.errors import ConfigError
+
+__all__ = ["Case", "find_cases", "refuse_existing"]
+
+_SUFFIXES = (".gz", ".nii", ".tar", ".tgz", ".zip", ".npy", ".dcm", ".dicom")
+_DICOM_MAGIC, _DICOM_MAGIC_AT = b"DICM", 128  # DICOM PS3.10 section 7.1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One volume to send.
+
+    Attributes:
+        path: A file, `-` for standard input, or the folder of a DICOM series.
+        stem: What its answers are called; no two cases of a call share one.
+    """
+
+    path: Path
+    stem: str
+
+
+def find_cases(paths: Iterable[Path]) -> list[Case]:
+    """Named files as they are; folders with DICOM files are one case, others are walked.
+
+    Raises:
+        ConfigError: a path does not exist, or there is no case at all.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path == STDIN or path.is_file():
+            found.append(path)
+        elif path.is_dir():
+            found += _in_folder(path)
+        else:
+            raise ConfigError(f"expected an existing file or folder, got {shown(str(path))}")
+    if not found:
+        raise ConfigError("expected at least one volume, the given folders hold none")
+    if found.count(STDIN) > 1:
+        raise ConfigError("expected - (standard input) once at most")
+    taken: set[str] = set()
+    return [Case(path, _free_stem(path, taken)) for path in found]
+
+
+def refuse_existing(files: Sequence[Path]) -> None:
+    """Raise where an answer would replace a file: before any work, not after it."""
+    existing = [path for path in files if os.path.lexists(path)]
+    if existing:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise ConfigError(
+            f"{shown(str(existing[0]))}{more} exists; choose another --out, or allow it to be "
+            "replaced with --overwrite"
+        )
+
+
+def _in_folder(folder: Path) -> Iterator[Path]:
+    """Folders that hold DICOM files, and the files of the others."""
+    series: list[Path] = []
+    for path in walk(folder):
+        if path.parent in series:
+            continue
+        if _is_dicom(path):
+            series.append(path.parent)
+            yield path.parent
+        else:
+            yield path
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(_DICOM_MAGIC_AT + len(_DICOM_MAGIC))
+    except OSError:
+        return False
+    return start[_DICOM_MAGIC_AT:] == _DICOM_MAGIC
+
+
+def _free_stem(path: Path, taken: set[str]) -> str:
+    stem = "stdin" if path == STDIN else path.resolve().name
+    while stem.lower().endswith(_SUFFIXES):
+        stem = stem[: stem.rindex(".")]
+    stem = stem or "volume"
+    number, free = 1, stem
+    while free.casefold() in taken:  # some file systems see no difference in case
+        number += 1
+        free = f"{stem}-{number}"
+    taken.add(free.casefold())
+    return free
