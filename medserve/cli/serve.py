@@ -1,25 +1,33 @@
-"""`medserve serve`: prove every model, say how to call them, stay until told to stop."""
+"""`medserve serve`: prove every model, put the gateway before them, stay until told to stop.
+
+TorchServe is a process of its own; the gateway runs in this one. Whichever of the two ends by
+itself ends the command with its reason, so neither hides the failure of the other.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
-import logging
 import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from medserve.cli.gateway import announce, require_gateway, run_gateway
+from medserve.cli.logs import configure_logging
 from medserve.errors import ConfigError
 from medserve.settings import Settings
 
 if TYPE_CHECKING:
+    from medserve.gateway.server import GatewayServer
     from medserve.server import Server, ServerConfig
     from medserve.server.ports import Ports
 
@@ -51,6 +59,14 @@ _ReadyFile = Annotated[
     Path | None, typer.Option(help="Write the addresses here (JSON) once all models are ready.")
 ]
 _LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
+_Gateway = Annotated[
+    bool | None,
+    typer.Option("--gateway/--no-gateway", help="Gateway and page; on where it is installed."),
+]
+_GatewayHost = Annotated[str | None, typer.Option(help="Address of gateway and page.")]
+_GatewayPort = Annotated[int | None, typer.Option(help="The gateway's gRPC; 0: a free port.")]
+_PagePort = Annotated[int | None, typer.Option(help="HTTP and the page; 0: a free port.")]
+_GatewayMetricsPort = Annotated[int | None, typer.Option(help="The gateway's own metrics.")]
 
 
 def serve(  # one parameter an option: the command line is the interface
@@ -69,11 +85,19 @@ def serve(  # one parameter an option: the command line is the interface
     max_message_mb: _MessageMb = 64,
     ready_file: _ReadyFile = None,
     log_level: _LogLevel = "warning",
+    gateway: _Gateway = None,
+    gateway_host: _GatewayHost = None,
+    gateway_port: _GatewayPort = None,
+    page_port: _PagePort = None,
+    gateway_metrics_port: _GatewayMetricsPort = None,
 ) -> None:
-    """Start the models of the store and keep serving until Ctrl-C or SIGTERM."""
+    """Start the models of the store and keep serving until Ctrl-C or SIGTERM.
+
+    Every other setting of the gateway is read from MEDSERVE_GATEWAY_*; see medserve gateway --help.
+    """
     from medserve.server import ServerConfig
 
-    _configure_logging(log_level)
+    configure_logging(log_level)
     settings = Settings.from_environment()
     config = ServerConfig(
         store=store or settings.store,
@@ -90,7 +114,33 @@ def serve(  # one parameter an option: the command line is the interface
     )
     # SIGTERM takes the way of Ctrl-C from the first moment on: nothing is left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    _run(config, ready_file)
+    if not _wants_gateway(gateway):
+        _run(config, ready_file, None)
+        return
+    free = 0 if port == 0 else None  # who takes a free port for one means all
+    given = {
+        "host": gateway_host,
+        "grpc_port": free if gateway_port is None else gateway_port,
+        "http_port": free if page_port is None else page_port,
+        "metrics_port": free if gateway_metrics_port is None else gateway_metrics_port,
+        "models": models or None,
+        "max_message_mb": max_message_mb,
+    }
+    _run(config, ready_file, given)
+
+
+def _wants_gateway(asked: bool | None) -> bool:
+    """Where nobody asked and its packages are missing, one line says so."""
+    if asked is False:
+        return False
+    try:
+        require_gateway()
+    except ConfigError as error:
+        if asked:
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"[yellow]no gateway:[/] {error.message}")
+        return False
+    return True
 
 
 def _ports(
@@ -104,7 +154,7 @@ def _ports(
     return Ports(settings.address.port if port is None else port, management, http, metrics)
 
 
-def _run(config: ServerConfig, ready_file: Path | None) -> None:
+def _run(config: ServerConfig, ready_file: Path | None, gateway: dict[str, Any] | None) -> None:
     """Start, announce, wait; leaving the stack drains and cleans up, whatever ended the wait."""
     from medserve.server import Server
 
@@ -112,17 +162,74 @@ def _run(config: ServerConfig, ready_file: Path | None) -> None:
     with contextlib.ExitStack() as stack:
         with console.status("starting TorchServe and proving the models"):
             server = stack.enter_context(Server(config))
-        _announce(server, console)
-        if ready_file is not None:
-            ready_file.write_text(json.dumps(_addresses(server), indent=2) + "\n", encoding="utf-8")
-            stack.callback(ready_file.unlink, missing_ok=True)
+
+        def ready(front: GatewayServer | None = None) -> None:
+            _announce(server, front, console)
+            if ready_file is not None:
+                content = json.dumps(_addresses(server, front), indent=2)
+                ready_file.write_text(content + "\n", encoding="utf-8")
+                stack.callback(ready_file.unlink, missing_ok=True)
+
         try:
-            server.serve_forever()
-        except KeyboardInterrupt:
+            if gateway is None:
+                ready()
+                server.serve_forever()
+            else:
+                _run_beside(server, gateway, ready)
+        except (KeyboardInterrupt, asyncio.CancelledError):
             console.print("finishing running requests; Ctrl-C again cuts them off")
 
 
-def _announce(server: Server, console: Console) -> None:
+def _run_beside(
+    server: Server, given: dict[str, Any], ready: Callable[[GatewayServer], None]
+) -> None:
+    """The gateway in this process, until it, TorchServe or the operator ends it."""
+    from medserve.gateway.server import GatewayServer
+    from medserve.gateway.settings import GatewaySettings
+
+    settings = GatewaySettings.read(given).before(server)
+    front = GatewayServer(settings)
+
+    async def run() -> None:
+        async with run_gateway(front):
+            await front.wait_serving()
+            ready(front)
+            ended = asyncio.create_task(_ended(server))
+            broken = asyncio.create_task(front.wait())
+            done, _ = await asyncio.wait({ended, broken}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+
+    try:
+        asyncio.run(run())
+    finally:
+        # The event loop has taken its handlers back; draining TorchServe is still to come.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+async def _ended(server: Server) -> None:
+    """Wait for TorchServe to end, in a thread that nobody has to wait for."""
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+
+    def finish(error: BaseException | None) -> None:
+        if not over.done():
+            over.set_exception(error) if error else over.set_result(None)
+
+    def wait() -> None:
+        error = None
+        try:
+            server.serve_forever()
+        except BaseException as reason:
+            error = reason
+        with contextlib.suppress(RuntimeError):  # the loop has ended before TorchServe
+            loop.call_soon_threadsafe(finish, error)
+
+    threading.Thread(target=wait, name="torchserve", daemon=True).start()
+    await over
+
+
+def _announce(server: Server, front: GatewayServer | None, console: Console) -> None:
     """What is ready, and how to call it."""
     table = Table("model", "version", "workers", "answers in", "archive", box=None, pad_edge=False)
     threads = "1 thread" if server.engine_threads == 1 else f"{server.engine_threads} threads"
@@ -136,13 +243,15 @@ def _announce(server: Server, console: Console) -> None:
         )
     console.print(table)
     console.print(
-        f"\ngRPC inference [bold]{server.inference_address}[/], management "
+        f"\nTorchServe gRPC inference [bold]{server.inference_address}[/], management "
         f"{server.management_address}, metrics {server.metrics_url}"
     )
     if server.key_file is not None:
         console.print(f"Requests need a key: MEDSERVE_TOKEN, from {escape(str(server.key_file))}")
         if server.config.certificate is None:
             console.print("[yellow]Without TLS the key travels in clear: --tls-cert, --tls-key[/]")
+    if front is not None:
+        announce(front, console)
     console.print("\n" + "\n".join(_calls(server)) + "\n", markup=False)
     console.print("Ctrl-C stops.")
 
@@ -166,13 +275,14 @@ def _calls(server: Server) -> list[str]:
     ]
 
 
-def _addresses(server: Server) -> dict[str, object]:
+def _addresses(server: Server, front: GatewayServer | None) -> dict[str, object]:
     return {
         "inference_address": server.inference_address,
         "management_address": server.management_address,
         "metrics_url": server.metrics_url,
         "key_file": str(server.key_file) if server.key_file else None,
         "models": [dataclasses.asdict(model) for model in server.ready],
+        "gateway": front.addresses.to_json() if front else None,
     }
 
 
@@ -181,10 +291,3 @@ def _pair(text: str) -> tuple[str, str]:
     if not (name and equals and version):
         raise ConfigError(f"--default: expected NAME=VERSION such as mednist=1.0, got {text!r}")
     return name, version
-
-
-def _configure_logging(level: str) -> None:
-    if level not in ("debug", "info", "warning", "error"):
-        raise ConfigError(f"--log-level: expected debug, info, warning or error, got {level!r}")
-    handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False)
-    logging.basicConfig(level=level.upper(), format="%(message)s", handlers=[handler])

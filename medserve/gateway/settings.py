@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
+from medserve.access import certificate_name
 from medserve.errors import ConfigError
 from medserve.settings import Address, Settings
 
 if TYPE_CHECKING:  # the command line reads this module to show its help
     from medserve.gateway.engine import EngineAccess
     from medserve.gateway.tls import CertificateFiles
+    from medserve.server import Server
 
 __all__ = ["PREFIX", "GatewaySettings", "Limits", "Timing", "variable"]
 
@@ -105,7 +107,6 @@ class GatewaySettings:
         for name in ("drain_delay_s", "drain_timeout_s", "in_flight", "queue"):
             _check(getattr(self, name) >= 0, name, "0 or more")
         _check(1 <= self.max_message_mb <= 2047, "max_message_mb", "1 to 2047")
-        _check(self.memory_mb >= self.max_message_mb, "memory_mb", "at least max_message_mb")
         _check(self.max_calls >= 1, "max_calls", "at least 1")
         _check((self.tls_cert is None) == (self.tls_key is None), "tls_key", "both or none")
         _check(self.client_ca is None or self.tls_cert is not None, "client_ca", "a tls_cert, too")
@@ -133,6 +134,24 @@ class GatewaySettings:
             raise ConfigError(f"{strange[0]}: there is no such setting of the gateway")
         return cls(**values)
 
+    def before(self, server: Server) -> GatewaySettings:
+        """The same settings for a TorchServe that this process has started."""
+        config = server.config
+        address = Address.parse(server.inference_address)
+        return dataclasses.replace(
+            self,
+            engine=server.inference_address,
+            engine_management=server.management_address,
+            engine_key_file=server.key_file,
+            engine_ca_file=config.certificate,
+            engine_server_name=(
+                certificate_name(address.host, address.port, config.certificate) or ""
+                if config.certificate
+                else ""
+            ),
+            store=config.store,
+        )
+
     @property
     def model_names(self) -> tuple[str, ...]:
         """The models to serve; empty for all."""
@@ -153,8 +172,9 @@ class GatewaySettings:
 
     @property
     def limits(self) -> Limits:
-        """How much is taken on."""
-        return Limits(self.in_flight, self.queue, self.max_message_mb * _MIB, self.memory_mb * _MIB)
+        """How much is taken on; one message always fits."""
+        memory_mb = max(self.memory_mb, self.max_message_mb)
+        return Limits(self.in_flight, self.queue, self.max_message_mb * _MIB, memory_mb * _MIB)
 
     @property
     def timing(self) -> Timing:
