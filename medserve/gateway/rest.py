@@ -30,11 +30,14 @@ from medserve.gateway.settings import GatewaySettings
 __all__ = ["router"]
 
 
-def router(gateway: Gateway, settings: GatewaySettings | None = None) -> APIRouter:
-    """All REST calls on one gateway."""
-    limits = RestLimits()
-    if settings is not None:
-        limits = RestLimits(silence_s=settings.upload_timeout_s)
+def router(
+    gateway: Gateway,
+    settings: GatewaySettings | None = None,
+    limits: RestLimits | None = None,
+) -> APIRouter:
+    """All REST calls on one gateway; `limits` win over what the settings give."""
+    if limits is None:
+        limits = RestLimits(silence_s=settings.upload_timeout_s) if settings else RestLimits()
     caller = Caller(gateway, limits)
     whole = APIRouter(route_class=RestRoute)
     _add_models(whole, gateway, caller)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
 
 from medserve.errors import InvalidRequestError, MedserveError
 from medserve.gateway.classify import PACKING, ImageFile, Outcome, classify_each
@@ -102,7 +103,7 @@ def _add_classify(routes: APIRouter, gateway: Gateway, caller: Caller, limits: R
             return await _predict_file(request, gateway, asked, limit, limits)
         outcomes = _classified(request, gateway, asked, limit, limits)
         if _LINES in request.headers.get("accept", ""):
-            return StreamingResponse(_as_lines(outcomes), media_type=_LINES)
+            return _WhileReading(_as_lines(outcomes), media_type=_LINES)
         head = {"model": info.name, "version": info.version, "archive_digest": info.digest}
         async with aclosing(outcomes):
             items = [item async for item in outcomes]
@@ -165,6 +166,16 @@ def _add_sample(routes: APIRouter, gateway: Gateway, caller: Caller, limits: Res
         if _LINES in accepted:
             return StreamingResponse(_as_parts(gateway, asked), media_type=_LINES)
         return Response(await gateway.predict(asked.call({})), media_type="application/json")
+
+
+class _WhileReading(StreamingResponse):
+    """An answer that begins before the request has ended.
+
+    Starlette's own would meanwhile wait for the client to go, and swallow what is left to read.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.stream_response(send)
 
 
 async def _predict_file(

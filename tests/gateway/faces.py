@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "LABELS",
     "SEGMENTATION",
     "classified",
+    "compact",
     "drawn",
     "reason",
     "segmented",
@@ -66,7 +67,12 @@ def classified(request: Request) -> bytes:
         {"index": place, **_item(request.inputs[f"data.{place}"])}
         for place in range(sum(key.startswith("data.") for key in request.inputs))
     ]
-    return json.dumps({"model": request.model, **_HEAD, "items": items}).encode()
+    return compact({"model": request.model, **_HEAD, "items": items})
+
+
+def compact(content: Mapping[str, Any]) -> bytes:
+    """JSON as the handlers write it."""
+    return json.dumps(content, separators=(",", ":")).encode()
 
 
 def _item(content: bytes) -> dict[str, Any]:
@@ -97,7 +103,7 @@ def segmented(request: Request) -> bytes:
     for name, member in (("overlay", "overlay_png"), ("uncertainty", "entropy_nifti")):
         if params.get(name):
             content[member] = base64.b64encode(name.encode()).decode()
-    return json.dumps(content).encode()
+    return compact(content)
 
 
 def drawn(request: Request) -> Sequence[bytes]:
@@ -105,7 +111,7 @@ def drawn(request: Request) -> Sequence[bytes]:
     params = json.loads(request.inputs.get("params", b"{}"))
     seed = params.get("seed", 7)
     preview = base64.b64encode(b"preview").decode()
-    progress = [
+    progress: list[dict[str, Any]] = [
         {"event": "progress", "step": step, "of": 2, "image": 0, "preview_png": preview}
         for step in (1, 2)
     ]
@@ -114,7 +120,7 @@ def drawn(request: Request) -> Sequence[bytes]:
         for n in range(params.get("n", 1))
     ]
     answer = {"model": request.model, **_HEAD, "status": "ok", "images": images}
-    return [json.dumps(each).encode() for each in (*progress, answer)]
+    return [compact(each) for each in (*progress, answer)]
 
 
 def reason(status: status_pb2.Status) -> str:
