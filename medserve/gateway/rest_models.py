@@ -134,7 +134,7 @@ class ClassifyQuery(VersionQuery):
 class SegmentQuery(VersionQuery):
     """What a model that segments may be asked; what is left out is up to the model."""
 
-    output: Literal["mask", "probabilities", "overlay", "json"] | None = None
+    output: Literal["mask", "probabilities", "uncertainty", "overlay", "json"] | None = None
     format: Literal["nifti", "dicom-seg", "png", "json"] | None = None
     channel: int | None = Field(None, ge=0, description="of a file with several")
     spacing_mm: str | None = Field(

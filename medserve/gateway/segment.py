@@ -29,6 +29,7 @@ class MaskAnswer:
         mask: The mask as .nii.gz.
         overlay: PNG with the mask drawn on the image, where it was asked for.
         entropy: .nii.gz, where it was asked for.
+        dicom_seg: The mask as a DICOM Segmentation object, where it was asked for.
     """
 
     provenance: Provenance
@@ -40,6 +41,7 @@ class MaskAnswer:
     mask: bytes
     overlay: bytes | None = None
     entropy: bytes | None = None
+    dicom_seg: bytes | None = None
 
     @classmethod
     def from_json(cls, answer: bytes) -> MaskAnswer:
@@ -56,6 +58,7 @@ class MaskAnswer:
                 mask=member_bytes(content, "mask_nifti") or b"",
                 overlay=member_bytes(content, "overlay_png"),
                 entropy=member_bytes(content, "entropy_nifti"),
+                dicom_seg=member_bytes(content, "dicom_seg"),
             )
         except (KeyError, TypeError, ValueError, MedserveError) as error:
             raise ServerFailedError(

@@ -91,7 +91,7 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
                 held.shrink(len(content))
                 yield _progress(pb.SEGMENT_STAGE_RUNNING, len(content))
                 answer = await self._gateway.predict(order.call({"data": content}))
-            result, files = await asyncio.to_thread(segment_result, settings, model, answer)
+            result, files = await asyncio.to_thread(segment_result, answer)
             yield pb.SegmentResponse(result=result)
             for chunk in chunks(files):
                 yield pb.SegmentResponse(chunk=chunk)

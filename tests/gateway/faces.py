@@ -97,12 +97,12 @@ def _item(content: bytes) -> dict[str, Any]:
 def segmented(request: Request) -> bytes:
     """As a model that segments answers: a fixed mask, and what `params` ask for."""
     params = json.loads(request.inputs.get("params", b"{}"))
-    if params.get("format") in ("dicom-seg", "png"):
-        return b"the mask as " + params["format"].encode()
     content = {"model": request.model, **_HEAD, "status": "ok", **SEGMENTATION.to_json()}
     for name, member in (("overlay", "overlay_png"), ("uncertainty", "entropy_nifti")):
         if params.get(name):
             content[member] = base64.b64encode(name.encode()).decode()
+    if params.get("format") == "dicom-seg":
+        content["dicom_seg"] = base64.b64encode(b"dicom" * 2**20).decode()
     return compact(content)
 
 

@@ -306,15 +306,12 @@ def test_a_volume_goes_up_in_chunks_and_its_mask_comes_down_in_chunks() -> None:
 
 
 def test_a_large_mask_comes_in_chunks_that_every_client_takes() -> None:
-    mask = bytes(range(256)) * 20 * 2**10  # 5 MiB
-
-    def bare(request: Request) -> bytes:
-        return mask
-
     settings = pb.SegmentSettings(model_name="hippocampus", mask_format=pb.MASK_FORMAT_DICOM_SEG)
-    responses = segment(gateway(bare), settings)
-    assert file(responses, pb.FILE_ROLE_MASK) == mask
-    assert responses[2].result.files[0].size_bytes == len(mask)
+    responses = segment(gateway(segmented), settings)
+    assert file(responses, pb.FILE_ROLE_MASK) == b"dicom" * 2**20
+    [mask] = responses[2].result.files
+    assert (mask.media_type, mask.size_bytes) == ("application/dicom", 5 * 2**20)
+    assert responses[2].result.measures
     chunks = [each.chunk for each in responses if each.WhichOneof("part") == "chunk"]
     assert [chunk.offset_bytes for chunk in chunks] == [
         sum(len(before.content) for before in chunks[:place]) for place in range(len(chunks))
@@ -364,13 +361,8 @@ def test_options_of_a_segmentation_reach_the_model_and_what_is_not_set_does_not(
         (pb.SegmentSettings(content_bytes=4), (b"more than announced",), "PAYLOAD_TOO_LARGE"),
         (pb.SegmentSettings(), (), "INVALID_REQUEST"),
         (pb.SegmentSettings(spacing_mm=[1.0]), (b"volume",), "INVALID_REQUEST"),
-        (
-            pb.SegmentSettings(mask_format=pb.MASK_FORMAT_PNG, overlay=True),
-            (b"volume",),
-            "INVALID_REQUEST",
-        ),
     ],
-    ids=["announced", "arrived", "lied", "empty", "spacing", "overlay"],
+    ids=["announced", "arrived", "lied", "empty", "spacing"],
 )
 def test_a_file_that_cannot_be_segmented_is_refused_before_the_engine_sees_it(
     settings: pb.SegmentSettings, content: Sequence[bytes], code: str

@@ -62,9 +62,9 @@ class _MaskFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MaskFormat
     MASK_FORMAT_NIFTI: _MaskFormat.ValueType  # 1
     """Asks for a NIfTI-1 file, gzip-compressed, on the grid of the input."""
     MASK_FORMAT_DICOM_SEG: _MaskFormat.ValueType  # 2
-    """Asks for a DICOM Segmentation object that refers to the series of the input."""
-    MASK_FORMAT_PNG: _MaskFormat.ValueType  # 3
-    """Asks for a PNG of the labels' numbers; only for single images."""
+    """Asks for a DICOM Segmentation object that refers to the series of the input, which has to be
+    DICOM.
+    """
 
 class MaskFormat(_MaskFormat, metaclass=_MaskFormatEnumTypeWrapper):
     """Names the format of a mask."""
@@ -74,9 +74,9 @@ MASK_FORMAT_UNSPECIFIED: MaskFormat.ValueType  # 0
 MASK_FORMAT_NIFTI: MaskFormat.ValueType  # 1
 """Asks for a NIfTI-1 file, gzip-compressed, on the grid of the input."""
 MASK_FORMAT_DICOM_SEG: MaskFormat.ValueType  # 2
-"""Asks for a DICOM Segmentation object that refers to the series of the input."""
-MASK_FORMAT_PNG: MaskFormat.ValueType  # 3
-"""Asks for a PNG of the labels' numbers; only for single images."""
+"""Asks for a DICOM Segmentation object that refers to the series of the input, which has to be
+DICOM.
+"""
 Global___MaskFormat: _TypeAlias = MaskFormat  # noqa: Y015
 
 class _SegmentStage:
