@@ -10,6 +10,9 @@ It serves `tiny` 1.0 (see `tests/tiny_room.py`: which of six tiles is the bright
 answer is known) and, where its trained weights are committed, `mednist`. The fixture `models`
 names what is there; `needs_mednist` skips a test without it. Tests that start a server of their
 own build stores with `tiny_archive`.
+
+The fixture `volume_server` is a second one, for volumes: `tiny_volume` (see
+`tests/tiny_volume_room.py`) and, where its trained weights are committed, `segmentation_3d`.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ from pathlib import Path
 
 import pytest
 
+from medserve.client import Client
 from medserve.errors import ArchiveError, ConfigError
 from medserve.packaging import build_archive
 from medserve.server import Server, ServerConfig
 from medserve.server.java import find_java
 from tests.tiny_room import REPOSITORY, make_checkout
+from tests.tiny_volume_room import make_volume_checkout
 
 TinyArchive = Callable[..., Path]
 
@@ -101,3 +106,25 @@ def needs_mednist(models: tuple[str, ...]) -> None:
     """Skip where the trained weights of mednist are not in the checkout."""
     if "mednist" not in models:
         pytest.skip("models/mednist/weights is not complete; python -m training.mednist")
+
+
+@pytest.fixture(scope="session")
+def volume_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of volumes: `tiny_volume` and, if it is trained, `segmentation_3d`."""
+    folder = tmp_path_factory.mktemp("volumes")
+    build_archive("tiny_volume", folder / "store", make_volume_checkout(folder / "checkout"))
+    with contextlib.suppress(ArchiveError):  # not trained in this checkout
+        build_archive("segmentation_3d", folder / "store", REPOSITORY)
+    with Server(ServerConfig(store=folder / "store")) as running:
+        yield running
+
+
+@pytest.fixture
+def volume_client(volume_server: Server) -> Iterator[Client]:
+    """A client of it, patient with a busy machine."""
+    with Client(
+        volume_server.inference_address,
+        management_address=volume_server.management_address,
+        timeout_s=120,
+    ) as client:
+        yield client

@@ -1,0 +1,181 @@
+"""Volumes through the real TorchServe: every kind of file, and the same mask as without it."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import nibabel
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from pydicom import dcmread
+
+import models
+from medserve.archive import golden_input
+from medserve.client import AsyncClient, Client, SegmentationOptions
+from medserve.errors import DeadlineError
+from medserve.imaging import nifti, npy, volume_file
+from medserve.imaging.geometry import Geometry
+from medserve.imaging.volume import Volume
+from medserve.inference.engines import load_engine
+from medserve.inference.volume_pipeline import VolumePipeline
+from medserve.server import Server
+from medserve.spec import EngineName
+from tests.cli.conftest import medserve as medserve
+from tests.tiny_volume_room import known_mask, phantom
+from tests.volume_phantoms import as_bytes, dicom_slices, enhanced_dicom, oblique, zipped
+
+_Image: Any = nibabel.Nifti1Image
+_AGREEMENT = 0.9999  # share of voxels: engines round their sums differently
+
+
+def upright() -> Volume:
+    """A phantom whose axes turn as those of DICOM do."""
+    affine = oblique(spacing_mm=(1.0, 1.0, 1.0)).affine.copy()
+    affine[:3, 2] *= -1
+    return phantom(Geometry((26, 22, 18), affine))
+
+
+@pytest.fixture
+def real(volume_server: Server) -> str:
+    """The trained model, where the checkout has it."""
+    if "segmentation_3d" not in {model.name for model in volume_server.ready}:
+        pytest.skip("models/segmentation_3d/weights is not complete")
+    return "segmentation_3d"
+
+
+def test_a_nifti_file_is_answered_on_its_own_grid(volume_client: Client) -> None:
+    volume = phantom()
+    source = _Image(volume.array, volume.geometry.affine)
+    source.header.set_xyzt_units("mm")
+    answer = volume_client.segment("tiny_volume", source.to_bytes())
+    written = _Image.from_bytes(gzip.decompress(answer.mask_nifti))
+    np.testing.assert_array_equal(written.affine, _Image.from_bytes(source.to_bytes()).affine)
+    np.testing.assert_array_equal(np.asarray(written.dataobj), known_mask(volume))
+    np.testing.assert_array_equal(answer.segmentation.mask, known_mask(volume))
+    assert answer.provenance.archive_digest.startswith("sha256:")
+
+
+def test_the_bare_answer_is_the_mask_as_a_file(volume_client: Client) -> None:
+    volume = phantom()
+    answer = volume_client.predict("tiny_volume", nifti.encode(volume))
+    np.testing.assert_array_equal(nifti.decode(answer).array, known_mask(volume))
+
+
+@pytest.mark.parametrize("kind", ["zip", "multi-frame", "folder"])
+def test_a_dicom_series_is_answered_in_nifti_and_dicom(
+    kind: str, volume_client: Client, tmp_path: Path
+) -> None:
+    volume = upright()
+    files = [as_bytes(each) for each in dicom_slices(volume)]
+    payload: bytes | Path = zipped(files)
+    if kind == "multi-frame":
+        halved = Volume((volume.array // 2 + 5).astype(np.int16), volume.geometry)
+        payload = as_bytes(enhanced_dicom(halved, range(volume.geometry.shape[2])))
+    elif kind == "folder":
+        payload = tmp_path
+        for place, content in enumerate(files):
+            (tmp_path / f"{99 - place}.dcm").write_bytes(content)
+    answer = volume_client.segment(
+        "tiny_volume", payload, options=SegmentationOptions(dicom_seg=True)
+    )
+    np.testing.assert_array_equal(answer.segmentation.mask, known_mask(volume))
+    assert answer.segmentation.geometry.matches(volume.geometry)
+    assert answer.dicom_seg is not None
+    found = highdicom.seg.Segmentation.from_dataset(dcmread(io.BytesIO(answer.dicom_seg)))
+    assert found.segmented_property_types[0].value == "5366008"
+
+
+def test_an_npy_array_is_answered_with_the_stated_spacing(volume_client: Client) -> None:
+    volume = phantom(Geometry.from_spacing((20, 18, 16), (1.0, 2.0, 1.5)))
+    options = SegmentationOptions(spacing_mm=(1.0, 2.0, 1.5))
+    answer = volume_client.segment("tiny_volume", npy.encode(volume.array), options=options)
+    assert answer.segmentation.geometry == volume.geometry
+
+
+def test_picture_and_uncertainty_come_with_the_mask(volume_client: Client) -> None:
+    payload = nifti.encode(phantom())
+    options = SegmentationOptions(overlay=True, uncertainty=True, flips=True)
+    answer = volume_client.segment("tiny_volume", payload, options=options)
+    assert answer.overlay_png is not None
+    assert Image.open(io.BytesIO(answer.overlay_png)).format == "PNG"
+    assert answer.entropy_nifti is not None
+    assert nifti.decode(answer.entropy_nifti).array.max() <= 1.0
+
+
+def test_the_asynchronous_client_gives_the_same(volume_server: Server) -> None:
+    payload = nifti.encode(phantom())
+
+    async def ask() -> list[npt.NDArray[np.uint8]]:
+        async with AsyncClient(volume_server.inference_address, timeout_s=120) as client:
+            stream = client.segment_each("tiny_volume", [payload] * 4)
+            return [result.unwrap().segmentation.mask async for result in stream]
+
+    for mask in asyncio.run(ask()):
+        np.testing.assert_array_equal(mask, known_mask(phantom()))
+
+
+def test_work_ends_when_the_caller_s_time_is_up(volume_server: Server) -> None:
+    large = phantom(oblique((160, 160, 120), (1.0, 1.0, 1.0)))
+    with (
+        Client(volume_server.inference_address, timeout_s=0.4) as hasty,
+        pytest.raises(DeadlineError),
+    ):
+        hasty.segment("tiny_volume", nifti.encode(large))
+    # The worker noticed by itself: it is free for the next call.
+    with Client(volume_server.inference_address, timeout_s=120) as patient:
+        assert patient.segment("tiny_volume", nifti.encode(phantom())).volumes_ml["bright"] > 0
+
+
+@pytest.mark.parametrize("name", list(EngineName))
+def test_the_served_mask_is_that_of_every_engine_without_a_server(
+    name: EngineName, volume_client: Client, volume_server: Server, real: str
+) -> None:
+    path = next(Path(volume_server.config.store).glob(f"{real}-*.mar"))
+    payload = golden_input(path)
+    served = volume_client.segment(real, payload).segmentation.mask
+    pipeline = VolumePipeline(models.spec(real))
+    engine = load_engine(name, models.room(real) / "weights", threads=2)
+    volume = volume_file.decode(payload, pipeline.spec.input.kinds)
+    own = pipeline.segment(
+        pipeline.prepare(volume), lambda windows: engine.run(windows)["logits"]
+    ).segmentation.mask
+    assert np.mean(own == served) >= _AGREEMENT
+    assert np.count_nonzero(served) > 0
+
+
+def test_the_command_writes_masks_beside_each_other(
+    volume_server: Server, tmp_path: Path, medserve: Any
+) -> None:
+    (tmp_path / "one.nii.gz").write_bytes(nifti.encode(phantom()))
+    (tmp_path / "series").mkdir()
+    for place, each in enumerate(dicom_slices(upright())):
+        (tmp_path / "series" / f"{place}.dcm").write_bytes(as_bytes(each))
+    out = tmp_path / "out"
+    run = medserve(
+        *("predict", "tiny_volume", tmp_path / "one.nii.gz", tmp_path / "series"),
+        *("--out", out, "--address", volume_server.inference_address),
+    )
+    assert run.code == 0, run.err
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("one_mask.nii.gz", "one_overlay.png"),
+        *("series_mask.nii.gz", "series_overlay.png", "volumes.csv"),
+    ]
+    mask = nifti.decode((out / "one_mask.nii.gz").read_bytes())
+    np.testing.assert_array_equal(mask.array, known_mask(phantom()))
+    assert "bright ml" in run.out
+
+
+def test_a_zip_within_a_folder_is_a_case_of_its_own(volume_client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "series.zip"
+    path.write_bytes(zipped([as_bytes(each) for each in dicom_slices(upright())]))
+    assert zipfile.is_zipfile(path)
+    found = volume_client.segment("tiny_volume", path).segmentation
+    np.testing.assert_array_equal(found.mask, known_mask(upright()))
