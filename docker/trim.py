@@ -22,9 +22,18 @@ _EVERYWHERE = {
     "torch/include": "headers; nothing is compiled here",
     "torch/share": "files for CMake",
     "torch/lib/lib*_test.so": "libraries that test torch",
-    "torch/testing/_internal": "test cases of torch",
     "openvino/include": "headers",
     "openvino/cmake": "files for CMake",
+    "torch/testing/_internal/distributed": "test cases of torch",
+    "torch/testing/_internal/opinfo": "test cases of torch",
+    "torch/testing/_internal/common_[mnoqu]*.py": "test cases of torch",
+    "**/*.pyi": "types, for editors",
+    "**/*.h": "headers",
+    "**/*.px[di]": "headers for Cython",
+    "**/*.pyx": "sources of compiled modules",
+    "PIL/_avif*.so": "AVIF, which no model reads",
+    "pillow.libs/libavif*": "AVIF",
+    "onnxruntime/capi/libonnxruntime.so.*": "for C programs; Python's module contains it all",
     "*/tests": "test cases",
     "scipy/**/tests": "test cases",
     "numpy/**/tests": "test cases",
@@ -33,23 +42,32 @@ _EVERYWHERE = {
     "ts/torch_handler/unit_tests": "test cases",
 }
 _CPU = {
-    "torch/_inductor": "torch.compile, which needs a compiler that the image does not have",
+    "torch/_dynamo": "torch.compile, which needs a compiler that the image does not have",
+    "torch/_inductor": "torch.compile",
     "openvino/libs/libopenvino_intel_gpu_plugin.so": "Intel's graphics processors",
     "openvino/libs/libopenvino_intel_npu_plugin*": "Intel's neural processors",
     "openvino/libs/cache.json": "compiled kernels for Intel's graphics processors",
 }
+# Parts of SciPy that nothing in medserve or the other packages imports, largest first, and those
+# that need them in turn. What is left: ndimage, sparse, special, linalg, spatial, fft.
+_SCIPY = (
+    *("optimize", "stats", "io", "interpolate", "integrate", "signal", "cluster", "odr"),
+    *("datasets", "differentiate", "misc"),
+)
 # Formats that OpenVINO reads; archives carry ONNX.
 _FORMATS = ("gguf", "jax", "paddle", "pytorch", "tensorflow", "tensorflow_lite")
 # Needed by torch.export and torch.compile, or while installing; `import torch` takes none of them.
 _PACKAGES = ("sympy", "mpmath", "networkx", "setuptools", "wheel")
 _KEPT_PROGRAM = "torch_shm_manager"  # without it torch cannot be imported
-# What a worker and the container's own process import. Importing them compiles just these modules,
-# which halves the start of a worker, and shows that nothing needed was removed.
-_USED = (
-    "grpc, highdicom, nibabel, numpy, onnxruntime, openvino, PIL.Image, PIL.PngImagePlugin, psutil,"
-    "pydicom, rich, scipy.ndimage, scipy.sparse, torch, torch.jit, ts.model_loader,"
-    "ts.model_service_worker, ts.metrics.metric_cache_yaml_impl, typer, yaml"
+# What a worker and the container's own process import at their start. Importing them compiles just
+# these modules, which halves that time, and shows that nothing needed was removed.
+_AT_START = (
+    *("grpc", "nibabel", "numpy", "onnxruntime", "openvino", "PIL.PngImagePlugin", "psutil"),
+    *("pydicom", "scipy.ndimage", "scipy.sparse", "torch.jit", "typer", "yaml"),
+    *("ts.model_loader", "ts.model_service_worker", "ts.metrics.metric_cache_yaml_impl"),
 )
+# Imported for what some requests ask for: shown to work, not compiled.
+_ON_DEMAND = ("highdicom", "rich", "scipy.fft", "scipy.linalg", "scipy.spatial", "scipy.special")
 
 
 def main() -> None:
@@ -66,13 +84,15 @@ def main() -> None:
     if device == "cpu":  # NVIDIA's libraries are stripped already
         strip(packages)
     uninstall(("pip",))
-    subprocess.run([sys.executable, "-c", f"import {_USED}"], check=True)
+    subprocess.run([sys.executable, "-c", f"import {', '.join(_AT_START)}"], check=True)
+    subprocess.run([sys.executable, "-B", "-c", f"import {', '.join(_ON_DEMAND)}"], check=True)
     print(f"{packages}: {before} MB before, {_size_mb(packages)} MB now")
 
 
 def unneeded(packages: Path, device: str) -> Iterator[Path]:
     """Every file and folder that the rules name."""
     patterns = [*_EVERYWHERE, *(_CPU if device == "cpu" else ())]
+    patterns += [f"scipy/{name}" for name in _SCIPY]
     patterns += [f"openvino/libs/libopenvino_{name}_frontend.so*" for name in _FORMATS]
     found = {path for pattern in patterns for path in packages.glob(pattern)}
     found |= {path for path in packages.glob("torch/bin/*") if path.name != _KEPT_PROGRAM}
@@ -83,10 +103,11 @@ def unneeded(packages: Path, device: str) -> Iterator[Path]:
 def strip(packages: Path) -> None:
     """Remove symbol tables, which only a debugger reads: a fifth of torch.
 
-    Only torch's own libraries: others were rewritten when their wheel was made, which strip may
-    not survive.
+    Only libraries that stand alone: those of wheels with a folder NAME.libs were rewritten when the
+    wheel was made, which strip may not survive.
     """
-    libraries = sorted(packages.glob("torch/lib/*.so"))
+    patterns = ("torch/lib/*.so", "_CharLS*.so", "yaml/*.so")
+    libraries = sorted(path for pattern in patterns for path in packages.glob(pattern))
     if libraries:
         subprocess.run(["strip", "--strip-unneeded", *libraries], check=True)
 
