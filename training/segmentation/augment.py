@@ -150,7 +150,8 @@ class Augmentation:
             # One factor for all axes and a smaller one for each: bodies differ in size first.
             matrix = turn @ torch.diag(factors[3] * factors[:3].sqrt())
         else:
-            centre = centre.round() + ((patch_t - 1) / 2 % 1)  # voxels stay as they are
+            between = (patch_t - 1) / 2 % 1
+            centre = (centre - between).round() + between  # voxels stay as they are
         signs = [-1.0 if _happens(draws, share) else 1.0 for share in chosen.mirrored]
         matrix = matrix @ torch.diag(torch.tensor(signs))
         shifts = None

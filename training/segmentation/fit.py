@@ -60,6 +60,8 @@ def fit_segmenter(
 ) -> FittedSegmenter:
     """Train, and return the averaged weights of the epoch with the best validation.
 
+    A training by minutes ends with its schedule: its last weights are returned instead.
+
     Writes `checkpoints/best.ckpt` and `checkpoints/last.ckpt` (every epoch), and into `logs/`
     what TensorBoard shows and a `metrics.csv`.
     """
@@ -90,9 +92,12 @@ def fit_segmenter(
             DataLoader(Cases(validation), 1, collate_fn=_as_it_comes),
             ckpt_path=str(last) if config.resume else None,
         )  # fmt: skip
-        if trainer.should_stop or config.minutes:  # the last epochs may not have been validated
-            trainer.validate(module, DataLoader(Cases(validation), 1, collate_fn=_as_it_comes),
-                             verbose=False)  # fmt: skip
+        if config.minutes:  # the schedule has ended where the clock said: no epoch is better
+            trainer.save_checkpoint(last)
+            loader = DataLoader(Cases(validation), 1, collate_fn=_as_it_comes)
+            [measured] = trainer.validate(module, loader, verbose=False)
+            network = _plain(module)
+            return FittedSegmenter(network, last, trainer.current_epoch, float(measured[SCORE]))
     return load_best(module, folder / "best.ckpt")
 
 
@@ -100,12 +105,15 @@ def load_best(module: Segmenter, checkpoint: Path) -> FittedSegmenter:
     """The averaged weights of a checkpoint, as a plain network ready for export."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(content["state_dict"])
-    network = module.average.module.cpu()
-    network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     savers = [state for name, state in content["callbacks"].items() if SCORE in name]
     dice = max(float(each["best_model_score"]) for each in savers if "best_model_score" in each)
     _log.info("best epoch %d, validation Dice %.4f", content["epoch"], dice)
-    return FittedSegmenter(network.eval(), checkpoint, int(content["epoch"]), dice)
+    return FittedSegmenter(_plain(module), checkpoint, int(content["epoch"]), dice)
+
+
+def _plain(module: Segmenter) -> nn.Module:
+    network: nn.Module = module.average.module.cpu()
+    return network.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
 
 
 def initialise_from(network: nn.Module, checkpoint: Path) -> list[str]:

@@ -24,8 +24,9 @@ from training.segmentation.augment import Augmentation
 from training.segmentation.config import SegmentationConfig
 from training.segmentation.data import LoadedCase
 from training.segmentation.losses import absolute_weights, dice_and_cross_entropy
+from training.segmentation.metrics import compare_masks
 
-__all__ = ["SCORE", "Cases", "Segmenter", "dice_per_label", "predict_with"]
+__all__ = ["SCORE", "Cases", "Segmenter", "freeze_body", "predict_with"]
 
 SCORE = "validation_dice"
 
@@ -119,9 +120,10 @@ class Segmenter(L.LightningModule):
         predict = predict_with(self.average, self.device)
         for case in batch:
             mask = sliding_window.labels(case.image.numpy(), predict, self.window, len(self.labels))
-            scores = dice_per_label(mask, case.mask.numpy(), len(self.labels))
+            geometry = case.way_back.grid
+            scores = compare_masks(mask, case.mask.numpy(), geometry, self.labels)
             for metric, score in zip(self.dice, scores, strict=True):
-                cast(MeanMetric, metric).update(score)
+                cast(MeanMetric, metric).update(score.dice)
 
     def on_validation_epoch_end(self) -> None:
         """Mean Dice, of each label and of all."""
@@ -171,15 +173,3 @@ def predict_with(network: nn.Module, device: torch.device | None = None) -> Pred
         return logits.float().cpu().numpy()
 
     return predict
-
-
-def dice_per_label(
-    mask: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8], labels: int
-) -> list[float]:
-    """Dice of every label but the background; 1 where neither mask has it."""
-    scores = []
-    for label in range(1, labels):
-        found, wanted = mask == label, reference == label
-        both = int(found.sum()) + int(wanted.sum())
-        scores.append(2.0 * int((found & wanted).sum()) / both if both else 1.0)
-    return scores

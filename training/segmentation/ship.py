@@ -1,0 +1,234 @@
+"""From trained members to everything that a room of volumes ships."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+import models
+from medserve.errors import ArchiveError
+from medserve.imaging import nifti
+from medserve.imaging.volume import Volume
+from medserve.inference.engines import Engine, load_engine
+from medserve.inference.sliding_window import Predict
+from medserve.inference.volume_pipeline import Prepared, SegmentOptions, VolumePipeline
+from medserve.spec import EngineName, Precision
+from training import export
+from training.segmentation.data import Case, LoadedCase
+from training.segmentation.ensemble import Ensemble
+from training.segmentation.evaluation import measure_cases
+from training.segmentation.exemplar import average_volume
+from training.segmentation.fit import FittedSegmenter
+from training.segmentation.metrics import summarise
+from training.segmentation.module import predict_with
+
+__all__ = ["EXAMPLE", "Agreement", "Shipment", "agreement", "install", "ship",
+           "what_parts_add"]  # fmt: skip
+
+_log = logging.getLogger(__name__)
+
+EXAMPLE = "average.nii.gz"
+LEAST_AGREEMENT = 0.9999  # share of voxels in which two engines must say the same
+_TOLERANCE = 2e-3  # of golden logits; OpenVINO orders its sums differently on every CPU
+_EXAMPLE_SHAPE = (40, 56, 40)
+_PROVEN = 10  # volumes of about 80,000 voxels: one in a million would be seen
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What is shipped, and where it is gathered.
+
+    Attributes:
+        pipeline: Of the room.
+        members: Trained networks, averaged in this order.
+        train: Cases that any of them was trained on or validated with; none of the test part.
+        out_dir: Has `config.json` and `split.csv`; receives `artifact/` and `examples/`.
+    """
+
+    pipeline: VolumePipeline
+    members: Sequence[FittedSegmenter]
+    train: Sequence[LoadedCase]
+    out_dir: Path
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far one engine's masks are from eager torch's.
+
+    Attributes:
+        engine: Which.
+        voxels: Compared.
+        differing: Of these with another label.
+        milliseconds: A volume, window by window, on the threads that were given.
+    """
+
+    engine: EngineName
+    voxels: int
+    differing: int
+    milliseconds: float
+
+    @property
+    def share(self) -> float:
+        """Of voxels with the same label."""
+        return 1.0 - self.differing / self.voxels
+
+    def to_json(self) -> dict[str, Any]:
+        """A row of `training.json`."""
+        return {
+            "engine": self.engine.value,
+            "voxels": self.voxels,
+            "differing": self.differing,
+            "agreement": round(self.share, 6),
+            "ms_per_volume": round(self.milliseconds, 1),
+        }
+
+
+def ship(shipment: Shipment, threads: int = 0) -> Path:
+    """Export, prove and describe; returns the folder of the artifact.
+
+    Raises:
+        ArchiveError: an exported form says something else than eager torch.
+    """
+    folder = shipment.out_dir / "artifact"
+    network = Ensemble([each.network for each in shipment.members]).eval()
+    example = _write_example(shipment)
+    prepared = shipment.pipeline.prepare(example)
+    window = shipment.pipeline.golden_window(prepared)
+    windows = torch.from_numpy(np.concatenate([window, window[:, :, ::-1]]))
+    exported = export.export_network(network, folder, windows, ("logits",))
+    _write_golden(shipment, network, window, folder)
+    for name in ("config.json", "split.csv"):
+        shutil.copyfile(shipment.out_dir / name, folder / name)
+    # Whole volumes: what counts is the label of a voxel, not the seventh digit of a logit.
+    proofs = agreement(
+        shipment.pipeline,
+        network,
+        folder,
+        shipment.train[:: max(1, len(shipment.train) // _PROVEN)],
+        threads,
+    )
+    for each in proofs:
+        _log.info("%s agrees in %.4f %% of voxels", each.engine.value, 100 * each.share)
+        if each.share < LEAST_AGREEMENT:
+            raise ArchiveError(
+                f"expected {each.engine.value} to give the same label as eager torch in "
+                f"{LEAST_AGREEMENT:.2%} of the voxels, got {each.share:.4%}; do not ship this"
+            )
+    described = {
+        "members": [
+            {
+                "network": type(each.network).__name__,
+                "parameters": sum(p.numel() for p in each.network.parameters()),
+                "best_epoch": each.epoch,
+                "validation_dice": round(each.validation_dice, 5),
+            }
+            for each in shipment.members
+        ],
+        "parameters": sum(each.numel() for each in network.parameters()),
+        "largest_export_difference": exported.largest_difference,
+        "agreement_with_eager": [each.to_json() for each in proofs],
+    }
+    (folder / "training.json").write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+    return folder
+
+
+def agreement(
+    pipeline: VolumePipeline,
+    network: nn.Module,
+    folder: Path,
+    cases: Sequence[LoadedCase],
+    threads: int = 0,
+) -> list[Agreement]:
+    """Masks of the cases by every engine against those of eager torch, without flips."""
+    options = SegmentOptions()
+    prepared = [Prepared(case.image.numpy(), case.way_back) for case in cases]
+
+    def masks(predict: Predict) -> tuple[list[npt.NDArray[np.uint8]], float]:
+        started = time.perf_counter()
+        found = [pipeline.segment(each, predict, options).segmentation.mask for each in prepared]
+        return found, (time.perf_counter() - started) / len(cases) * 1000.0
+
+    expected, _ = masks(predict_with(network))
+    proofs = []
+    for name in EngineName:
+        engine = load_engine(name, folder, precision=Precision.F32, threads=threads)
+        found, milliseconds = masks(_asking(engine))
+        differing = sum(
+            int((one != other).sum()) for one, other in zip(found, expected, strict=True)
+        )
+        voxels = sum(mask.size for mask in expected)
+        proofs.append(Agreement(name, voxels, differing, milliseconds))
+    return proofs
+
+
+def what_parts_add(shipment: Shipment, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Mean Dice of the cases for each member and for all, with and without mirrored windows."""
+    spec = shipment.pipeline.spec
+    assert spec.volume is not None  # the pipeline was built from it
+    networks: dict[str, nn.Module] = {
+        f"member {n}": each.network for n, each in enumerate(shipment.members)
+    }
+    if len(shipment.members) > 1:
+        networks["all members"] = Ensemble(list(networks.values())).eval()
+    rows = []
+    for name, network in networks.items():
+        for flips in (False, True):
+            volume = dataclasses.replace(spec.volume, flips=flips)
+            pipeline = VolumePipeline(dataclasses.replace(spec, volume=volume))
+            measured = measure_cases(pipeline, predict_with(network), cases)
+            dice = summarise([score for each in measured for score in each.scores]).means["dice"]
+            rounded = {label: round(value, 5) for label, value in dice.items()}
+            rows.append({"network": name, "flips": flips, "dice": rounded})
+            _log.info("%s, flips %s: %s", name, flips, rounded)
+    return rows
+
+
+def _asking(engine: Engine) -> Predict:
+    def predict(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return engine.run(windows)["logits"]
+
+    return predict
+
+
+def install(folder: Path, out_dir: Path, name: str) -> None:
+    """Copy artifact and example into the room, where packaging takes them from."""
+    room = models.room(name)
+    for target, sources in (
+        (room / "weights", sorted(each for each in folder.iterdir() if each.is_file())),
+        (room / "examples", [out_dir / "examples" / EXAMPLE]),
+    ):
+        target.mkdir(exist_ok=True)
+        for source in sources:
+            shutil.copyfile(source, target / source.name)
+            _log.info("%s  %s", export.sha256(source), target / source.name)
+
+
+def _write_example(shipment: Shipment) -> Volume:
+    folder = shipment.out_dir / "examples"
+    folder.mkdir(parents=True, exist_ok=True)
+    spacing_mm = shipment.pipeline.volume.spacing_mm
+    volume = average_volume(shipment.train, _EXAMPLE_SHAPE, spacing_mm)
+    (folder / EXAMPLE).write_bytes(nifti.encode(volume))
+    return volume
+
+
+def _write_golden(
+    shipment: Shipment, network: nn.Module, window: npt.NDArray[np.float32], folder: Path
+) -> None:
+    shutil.copyfile(shipment.out_dir / "examples" / EXAMPLE, folder / "golden_input.nii.gz")
+    logits = predict_with(network)(window)
+    np.savez_compressed(
+        folder / "golden_output.npz", logits=logits, tolerance=np.float32(_TOLERANCE)
+    )
