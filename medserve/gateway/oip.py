@@ -139,6 +139,8 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
         if model.task is not Task.GENERATION:
             yield _response(request, model, await self._infer(request, order, model))
             return
+        _check_inputs(request, model, bytes_elements(request, "data"))
+        _check_outputs(request, model)
         drawn: list[Drawn] = []
         async with aclosing(sample(self._gateway, order)) as parts:
             async for part in parts:
@@ -155,6 +157,7 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
     ) -> list[Tensor]:
         files = bytes_elements(request, "data")
         _check_inputs(request, model, files)
+        _check_outputs(request, model)
         match model.task:
             case Task.CLASSIFICATION:
                 outcomes = [
@@ -218,6 +221,18 @@ def _check_inputs(
         raise InvalidRequestError(f"expected one file in the input data, got {len(files)}")
 
 
+def _check_outputs(request: pb.ModelInferRequest, model: ModelInfo) -> None:
+    """Refuse to be asked for outputs that the model does not have."""
+    known = [name for name, _, _ in oip_models.output_tensors(model)]
+    if any(output.name not in known for output in request.outputs):
+        raise InvalidRequestError(f"expected outputs out of {', '.join(known)}; got another one")
+    if any(output.parameters for output in request.outputs):
+        raise InvalidRequestError(
+            "expected no parameters of an output; classification counts and shared memory are "
+            "not offered"
+        )
+
+
 def _mask(answer: bytes) -> list[Tensor]:
     return oip_models.mask(MaskAnswer.from_json(answer))
 
@@ -237,13 +252,6 @@ def _response(
     response.parameters["archive_digest"].string_param = model.digest
     by_name = {tensor.name: tensor for tensor in tensors}
     wanted = [output.name for output in request.outputs] or list(by_name)
-    if any(name not in by_name for name in wanted):
-        raise InvalidRequestError(f"expected outputs out of {', '.join(by_name)}; got another one")
-    if any(output.parameters for output in request.outputs):
-        raise InvalidRequestError(
-            "expected no parameters of an output; classification counts and shared memory are "
-            "not offered"
-        )
     # Who sent numbers in lists reads lists; who sent bytes, or nothing, reads bytes.
     raw = bool(request.raw_input_contents) or not request.inputs
     write_tensors(response, [by_name[name] for name in wanted], raw=raw)
