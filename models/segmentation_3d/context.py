@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.segmentation_3d.norm import InstanceNorm3d
+
 __all__ = [
     "LAYERS",
     "DenseAtrousConvolution",
@@ -40,18 +42,18 @@ class Layers:
 
     convolution: type[nn.Conv2d] | type[nn.Conv3d]
     transposed: type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]
-    norm: type[nn.BatchNorm2d] | type[nn.InstanceNorm3d]
+    norm: type[nn.BatchNorm2d] | type[InstanceNorm3d]
     pool: type[nn.MaxPool2d] | type[nn.MaxPool3d]
     dropout: type[nn.Dropout2d] | type[nn.Dropout3d]
 
     def normalised(self, channels: int) -> nn.Module:
         """The norm with learned scale and shift."""
-        return self.norm(channels, affine=True)
+        return self.norm(channels)
 
 
 LAYERS: dict[Dimensions, Layers] = {
     2: Layers(nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.Dropout2d),
-    3: Layers(nn.Conv3d, nn.ConvTranspose3d, nn.InstanceNorm3d, nn.MaxPool3d, nn.Dropout3d),
+    3: Layers(nn.Conv3d, nn.ConvTranspose3d, InstanceNorm3d, nn.MaxPool3d, nn.Dropout3d),
 }
 
 

@@ -17,12 +17,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medserve.errors import ConfigError
 from models.segmentation_3d.cenet import CENet, SliceWise
+from models.segmentation_3d.norm import InstanceNorm3d
 from models.segmentation_3d.unet import Unet3d
 from models.segmentation_3d.vnet import VNet
 
@@ -104,6 +107,13 @@ class VolumeNetwork(nn.Module):
         self.body = body
         self.head_path = f"body.{head}"
         self.multiples = multiples
+
+    def to(self, *arguments: Any, **named: Any) -> Self:
+        """As torch's; a network of planes takes the memory format of volumes for its own."""
+        wants_volumes = named.get("memory_format") is torch.channels_last_3d
+        if wants_volumes and isinstance(self.body, SliceWise):
+            named["memory_format"] = torch.channels_last
+        return super().to(*arguments, **named)
 
     @property
     def head(self) -> nn.Module:
@@ -216,7 +226,7 @@ def _segresnet(shape: _Shape) -> nn.Module:
 def _dynunet(shape: _Shape) -> nn.Module:
     from monai.networks.nets.dynunet import DynUNet
 
-    return DynUNet(
+    network = DynUNet(
         spatial_dims=3,
         in_channels=shape.in_channels,
         out_channels=shape.classes,
@@ -226,6 +236,10 @@ def _dynunet(shape: _Shape) -> nn.Module:
         filters=[shape.width * 2**level for level in range(4)],
         dropout=shape.dropout or None,
     )
+    for name, module in list(network.named_modules()):
+        if type(module) is nn.InstanceNorm3d:  # ours computes the same, faster
+            network.set_submodule(name, InstanceNorm3d(module.num_features))
+    return network
 
 
 _RECIPES: dict[NetworkName, _Recipe] = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.segmentation_3d.norm import InstanceNorm3d
+
 __all__ = ["VNet"]
 
 _DOWN = (2, 3, 3, 3)  # convolutions of each stage on the way down, after the first one's single
@@ -21,7 +23,7 @@ class _Stage(nn.Module):
             self.layers.append(
                 nn.Sequential(
                     nn.Conv3d(channels, channels, kernel_size, padding=kernel_size // 2),
-                    nn.InstanceNorm3d(channels, affine=True),
+                    InstanceNorm3d(channels),
                 )
             )
         self.activations = nn.ModuleList(nn.PReLU(channels) for _ in range(convolutions))
@@ -62,7 +64,7 @@ class VNet(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv3d(in_channels, width, kernel_size, padding=kernel_size // 2),
-            nn.InstanceNorm3d(width, affine=True),
+            InstanceNorm3d(width),
         )
         # One channel is added to all of the stem's, as published; of several, a mixture.
         several = in_channels > 1
@@ -96,4 +98,4 @@ class VNet(nn.Module):
 
 
 def _resized(convolution: nn.Module, channels: int) -> nn.Module:
-    return nn.Sequential(convolution, nn.InstanceNorm3d(channels, affine=True), nn.PReLU(channels))
+    return nn.Sequential(convolution, InstanceNorm3d(channels), nn.PReLU(channels))
