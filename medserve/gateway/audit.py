@@ -131,7 +131,7 @@ def _follow(line: bytes, previous: str, place: str) -> str:
     try:
         content = json.loads(line)
         digest = content.pop("hash")
-    except (ValueError, KeyError, AttributeError, RecursionError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise ArchiveError(f"{place}: expected a line of the audit log, got another text") from None
     if content.get("previous") != previous:
         raise ArchiveError(f"{place}: does not follow the line before it; one was taken or added")

@@ -34,6 +34,8 @@ __all__ = ["Canaries", "HealthFace", "Monitor"]
 
 Canaries = Mapping[tuple[str, str], ArchiveInfo]  # by name and version
 
+_LAST_WORD_S = 0.1  # for a watcher to hear the last status
+
 logger = logging.getLogger(__name__)
 
 
@@ -170,6 +172,25 @@ class _Watch:
             self._seconds.set(self._proven_at - started)
 
 
+class _Servicer(health.aio.HealthServicer):  # type: ignore[name-defined, misc]
+    """The stock servicer, whose watchers would otherwise hold up the end of the server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = asyncio.Event()
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        watching = asyncio.ensure_future(super().Watch(request, context))
+        over = asyncio.ensure_future(self.over.wait())
+        try:
+            await asyncio.wait({watching, over}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(_LAST_WORD_S)
+        finally:
+            for task in (watching, over):
+                task.cancel()
+            await asyncio.gather(watching, over, return_exceptions=True)
+
+
 class HealthFace:
     """`grpc.health.v1`: "" is everything, then `model` (its default version) and `model/version`.
 
@@ -177,7 +198,7 @@ class HealthFace:
     """
 
     def __init__(self, gateway: Gateway, fleet: Fleet, services: list[str]) -> None:
-        self.servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self.servicer = _Servicer()
         self._gateway = gateway
         self._fleet = fleet
         self._services = services
@@ -207,6 +228,10 @@ class HealthFace:
     async def drain(self) -> None:
         """Not serving, from now on."""
         await self.servicer.enter_graceful_shutdown()
+
+    def end(self) -> None:
+        """Let those go who watch."""
+        self.servicer.over.set()
 
     def _on_change(self, model: ModelInfo) -> None:
         ready = self._gateway.metrics.model_ready.labels(model.name, model.version)

@@ -24,6 +24,7 @@ from prometheus_client import start_http_server
 
 from medserve.errors import ConfigError, ServerFailedError
 from medserve.gateway.audit import AuditLog
+from medserve.gateway.calls import Engine
 from medserve.gateway.core import Gateway, Guards
 from medserve.gateway.engine import TorchServeEngine
 from medserve.gateway.fleet import Fleet, describe
@@ -62,10 +63,17 @@ class GatewayServer:
     """One gateway with its ports; an asynchronous context manager.
 
     Reading the archives happens in `__init__`, before there is an event loop to hold up.
+
+    Args:
+        settings: All that it is told.
+        connect: Makes the engine inside the event loop; by default TorchServe, as the settings say.
     """
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(
+        self, settings: GatewaySettings, connect: Callable[[], Engine] | None = None
+    ) -> None:
         self.settings = settings
+        self._connect = connect or (lambda: TorchServeEngine(settings.engine_access))
         self._host = resolve(settings.host)
         store = settings.store or Path("model_store")
         archives = select_archives(store, settings.model_names)
@@ -115,7 +123,7 @@ class GatewayServer:
         audit = AuditLog(settings.audit_log) if settings.audit_log else None
         if audit is not None:
             stack.callback(audit.close)
-        engine = TorchServeEngine(settings.engine_access)
+        engine = self._connect()
         self.gateway = Gateway(engine, self._fleet, Guards(settings.limits, self._tokens, audit))
         stack.push_async_callback(self.gateway.close)
         monitor = Monitor(self.gateway, engine, self._fleet, self._canaries, settings.timing)
@@ -201,6 +209,7 @@ class GatewayServer:
         await server.start()
         self._tasks["gRPC server"] = asyncio.create_task(server.wait_for_termination())
         self._stops.append(lambda: server.stop(settings.drain_timeout_s))
+        self._drained.callback(health.end)
         self._drained.push_async_callback(asyncio.sleep, settings.drain_delay_s)
         self._drained.push_async_callback(health.drain)
         self._run("health service", health.run())

@@ -7,27 +7,27 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from medserve.gateway.calls import Engine
 from medserve.gateway.server import GatewayServer
 from medserve.gateway.settings import GatewaySettings
 from medserve.server import Server
 
-__all__ = ["running_gateway", "settings_for"]
+__all__ = ["quick_settings", "running_gateway", "settings_for"]
 
 _START_S = 60.0
 
 
-def settings_for(server: Server, **changes: Any) -> GatewaySettings:
-    """Settings of a gateway before `server`: free ports, no page, quick looks at the models."""
+def quick_settings(store: Path, **changes: Any) -> GatewaySettings:
+    """Settings of a gateway over `store`: free ports, no page, quick looks at the models."""
     defaults = GatewaySettings(
         grpc_port=0,
         http_port=0,
         metrics_port=0,
         page=False,
-        engine=server.inference_address,
-        engine_management=server.management_address,
-        store=server.config.store,
+        store=store,
         look_s=0.1,
         canary_timeout_s=2.0,
         drain_timeout_s=10.0,
@@ -35,10 +35,24 @@ def settings_for(server: Server, **changes: Any) -> GatewaySettings:
     return replace(defaults, **changes)
 
 
+def settings_for(server: Server, **changes: Any) -> GatewaySettings:
+    """The same for the gateway before a real TorchServe."""
+    addresses = {
+        "engine": server.inference_address,
+        "engine_management": server.management_address,
+    }
+    return quick_settings(server.config.store, **(addresses | changes))
+
+
 @contextmanager
-def running_gateway(settings: GatewaySettings, *, serving: bool = True) -> Iterator[GatewayServer]:
-    """The gateway for the time of the block; by default once every model has proven itself."""
-    server = GatewayServer(settings)
+def running_gateway(
+    settings: GatewaySettings, engine: Engine | None = None, *, serving: bool = True
+) -> Iterator[GatewayServer]:
+    """The gateway for the time of the block; by default once every model has proven itself.
+
+    `engine` takes the place of TorchServe.
+    """
+    server = GatewayServer(settings, connect=(lambda: engine) if engine else None)
     ready, loop, failed = threading.Event(), asyncio.new_event_loop(), []
     stop = asyncio.Event()
 

@@ -1,0 +1,259 @@
+"""The gateway's ports without TorchServe: tokens, TLS, uploads, draining.
+
+The archives are real, the engine behind them is a function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from medserve.archive import inspect_archive
+from medserve.errors import ConfigError
+from medserve.gateway import tokens
+from medserve.gateway.audit import verify
+from medserve.gateway.server import GatewayServer
+from medserve.gateway.tokens import add_token, new_token
+from medserve.wire import inference_pb2, inference_pb2_grpc
+from tests.client.certificates import HAVE_OPENSSL, self_signed
+from tests.gateway.fake_engine import FakeEngine, Request
+from tests.gateway.running import quick_settings, running_gateway
+
+pytestmark = pytest.mark.slow
+needs_openssl = pytest.mark.skipif(not HAVE_OPENSSL, reason="makes certificates with openssl")
+
+
+@pytest.fixture(scope="module")
+def digests(engine_store: Path) -> dict[str, str]:
+    return {info.name: info.digest for info in map(inspect_archive, engine_store.glob("*.mar"))}
+
+
+@pytest.fixture
+def fake(digests: dict[str, str]) -> FakeEngine:
+    """Answers every model as its archive would."""
+
+    def answer(request: Request) -> bytes:
+        head = {"model": request.model, "version": "1.0", "status": "ok"}
+        content = head | {"archive_digest": digests[request.model]}
+        return json.dumps(content, separators=(",", ":")).encode()
+
+    return FakeEngine(answer, known=("tiny", "ticker"))
+
+
+@contextmanager
+def channel_to(gateway: GatewayServer, **tls: Any) -> Iterator[grpc.Channel]:
+    address = gateway.addresses.grpc
+    if not tls:
+        with grpc.insecure_channel(address) as channel:
+            yield channel
+        return
+    options = [("grpc.ssl_target_name_override", "localhost")]
+    credentials = grpc.ssl_channel_credentials(**tls)
+    with grpc.secure_channel(address, credentials, options) as channel:
+        yield channel
+
+
+def predict(channel: grpc.Channel, token: str = "", model: str = "tiny", size: int = 10) -> bytes:
+    stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
+    request = inference_pb2.PredictionsRequest(model_name=model, input={"data": bytes(size)})
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    return stub.Predictions(request, timeout=60, metadata=metadata).prediction
+
+
+def refusal(channel: grpc.Channel, token: str = "", model: str = "tiny") -> grpc.StatusCode:
+    with pytest.raises(grpc.RpcError) as caught:
+        predict(channel, token, model)
+    return caught.value.code()
+
+
+def health(channel: grpc.Channel) -> int:
+    stub = health_pb2_grpc.HealthStub(channel)
+    return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status)
+
+
+def give(file: Path, *models: str) -> str:
+    token, entry = new_token("ward-7", models or ("*",))
+    add_token(file, entry)
+    return token
+
+
+def test_only_tokens_open_and_only_their_models(
+    engine_store: Path, fake: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "_LOOK_AGAIN_S", 0.0)
+    file, log = tmp_path / "tokens.json", tmp_path / "audit.jsonl"
+    everything, tiny = give(file), give(file, "tiny")
+    settings = quick_settings(engine_store, tokens_file=file, audit_log=log)
+    with running_gateway(settings, fake) as gateway, channel_to(gateway) as channel:
+        assert predict(channel, everything, "ticker")
+        assert predict(channel, tiny, "tiny")
+        assert refusal(channel, tiny, "ticker") is grpc.StatusCode.PERMISSION_DENIED
+        for wrong in ("", "ms_0_0", tiny[:-1], "Basic " + tiny, "x" * 5000):
+            assert refusal(channel, wrong) is grpc.StatusCode.UNAUTHENTICATED
+        later = give(file, "ticker")
+        assert predict(channel, later, "ticker")
+        assert health(channel) == health_pb2.HealthCheckResponse.SERVING  # asks for no token
+    statuses = [json.loads(line)["status"] for line in log.read_text().splitlines()]
+    assert statuses == ["OK", "OK", "FORBIDDEN", "OK"]
+    assert verify(log).lines == 4
+
+
+def test_a_refused_callers_request_is_not_even_read(
+    engine_store: Path, fake: FakeEngine, tmp_path: Path
+) -> None:
+    file = tmp_path / "tokens.json"
+    give(file)
+    settings = quick_settings(engine_store, tokens_file=file)
+    with running_gateway(settings, fake) as gateway, channel_to(gateway) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            predict(channel, "wrong", size=20 * 2**20)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        value = gateway.gateway.metrics.registry.get_sample_value
+        assert value("medserve_gateway_refused_tokens_total") == 1
+        assert value("medserve_gateway_reserved_bytes") == 0
+
+
+@needs_openssl
+def test_a_renewed_certificate_counts_for_the_next_connection(
+    engine_store: Path, fake: FakeEngine, tmp_path: Path
+) -> None:
+    chain, key = self_signed(tmp_path, "first")
+    settings = quick_settings(engine_store, tls_cert=chain, tls_key=key)
+    with running_gateway(settings, fake) as gateway:
+        first = chain.read_bytes()
+        with channel_to(gateway, root_certificates=first) as channel:
+            assert predict(channel)
+            renewed, new_key = self_signed(tmp_path, "second")
+            shutil.move(new_key, key)
+            shutil.move(renewed, chain)
+            assert predict(channel)  # open connections stay
+        with channel_to(gateway, root_certificates=chain.read_bytes()) as channel:
+            assert predict(channel)
+        with channel_to(gateway, root_certificates=first) as channel:
+            assert refusal(channel) is grpc.StatusCode.UNAVAILABLE
+        chain.write_text("half a certificate")
+        with channel_to(gateway, root_certificates=first) as channel:
+            assert refusal(channel) is grpc.StatusCode.UNAVAILABLE
+
+
+@needs_openssl
+def test_with_an_authority_for_clients_only_its_certificates_open(
+    engine_store: Path, fake: FakeEngine, tmp_path: Path
+) -> None:
+    chain, key = self_signed(tmp_path, "server")
+    client, client_key = self_signed(tmp_path, "scanner-3")
+    log = tmp_path / "audit.jsonl"
+    settings = quick_settings(
+        engine_store, tls_cert=chain, tls_key=key, client_ca=client, audit_log=log
+    )
+    with running_gateway(settings, fake) as gateway:
+        trusted = {"root_certificates": chain.read_bytes()}
+        pair = {
+            "private_key": client_key.read_bytes(),
+            "certificate_chain": client.read_bytes(),
+        }
+        with channel_to(gateway, **trusted, **pair) as channel:
+            assert predict(channel)
+        with channel_to(gateway, **trusted) as channel:
+            assert refusal(channel) is grpc.StatusCode.UNAVAILABLE
+    assert json.loads(log.read_text().splitlines()[0])["who"] == "scanner-3"
+
+
+def test_a_second_gateway_on_the_same_port_is_told(engine_store: Path, fake: FakeEngine) -> None:
+    with running_gateway(quick_settings(engine_store), fake) as gateway:
+        port = int(gateway.addresses.grpc.rpartition(":")[2])
+        with (
+            pytest.raises(ConfigError, match=str(port)),
+            running_gateway(quick_settings(engine_store, grpc_port=port), fake),
+        ):
+            pytest.fail("two gateways share a port")
+
+
+def test_running_calls_finish_while_health_says_no(engine_store: Path, fake: FakeEngine) -> None:
+    with contextlib.ExitStack() as stack, contextlib.ExitStack() as channels:
+        gateway = stack.enter_context(running_gateway(quick_settings(engine_store), fake))
+        channel = channels.enter_context(channel_to(gateway))
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(), timeout=60
+        )
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        fake.pause_s = 1.0
+        calls = [
+            inference_pb2_grpc.InferenceAPIsServiceStub(channel).Predictions.future(
+                inference_pb2.PredictionsRequest(model_name="tiny", input={"data": b"drained"}),
+                timeout=60,
+            )
+            for _ in range(3)
+        ]
+        while sum(each.inputs["data"] == b"drained" for each in fake.requests) < 3:
+            time.sleep(0.01)
+        draining = threading.Thread(target=stack.close)
+        draining.start()
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert all(json.loads(call.result().prediction)["status"] == "ok" for call in calls)
+        draining.join()
+        assert refusal(channel) is grpc.StatusCode.UNAVAILABLE
+    assert fake.closed
+
+
+def test_an_upload_that_takes_for_ever_is_ended(engine_store: Path, fake: FakeEngine) -> None:
+    settings = quick_settings(engine_store, upload_timeout_s=0.5)
+    with running_gateway(settings, fake) as gateway, channel_to(gateway) as channel:
+
+        def trickle() -> Iterator[bytes]:
+            time.sleep(3)
+            yield b""
+
+        send = channel.stream_unary(
+            "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            send(trickle(), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert predict(channel)
+
+
+def test_many_large_uploads_need_no_more_memory_than_a_few(
+    engine_store: Path, tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready.json"
+    command = [sys.executable, "-m", "tests.gateway.upload_target", str(engine_store), str(ready)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parent.parent.parent)
+    try:
+        while not ready.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        gateway = psutil.Process(process.pid)
+        before = gateway.memory_info().rss
+        peak = before
+        message = inference_pb2.PredictionsRequest(
+            model_name="tiny", input={"data": bytes(16 * 2**20)}
+        )
+        with grpc.insecure_channel(json.loads(ready.read_text())["grpc"]) as channel:
+            predictions = inference_pb2_grpc.InferenceAPIsServiceStub(channel).Predictions
+            calls = [predictions.future(message, timeout=300) for _ in range(40)]  # 640 MiB
+            while not all(call.done() for call in calls):
+                peak = max(peak, gateway.memory_info().rss)
+                time.sleep(0.02)
+            assert all(call.exception() is None for call in calls)
+        assert peak - before < 300 * 2**20
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
