@@ -1,25 +1,27 @@
-"""Read the shell blocks of a page, and the bodies that its commands send."""
+"""Read the shell blocks of the page about grpcurl."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-__all__ = ["PAGE", "ROOT", "blocks", "section"]
+__all__ = ["PAGE", "ROOT", "blocks", "script"]
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "grpcurl.md"
 _BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_NAME = re.compile(r"^(?:INFERENCE|MANAGEMENT|IMAGE)=\S+$", re.MULTILINE)
 
 
 def blocks(text: str) -> str:
-    """All shell blocks as one script."""
+    """All shell blocks of a text as one script."""
     return "".join(_BLOCK.findall(text))
 
 
-def section(title: str) -> str:
-    """The text under one heading, and what stands before the first."""
-    start, *rest = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    found = [each for each in rest if each.startswith(title)]
-    assert len(found) == 1, title
-    return start + found[0]
+def script(*titles: str) -> str:
+    """The blocks under these headings, after the names and the function that they need."""
+    text = PAGE.read_text(encoding="utf-8")
+    start, *rest = re.split(r"^## ", text, flags=re.MULTILINE)
+    names = "\n".join(_NAME.findall(text))
+    sections = {section.partition("\n")[0]: section for section in rest}
+    return "\n".join([blocks(start), names, *(blocks(sections[title]) for title in titles)])

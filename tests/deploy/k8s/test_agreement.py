@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 
 from medserve.gateway.settings import GatewaySettings
+from medserve.server import container, probe
 from medserve.settings import Address, Settings
 from tests.deploy.k8s.rendering import K8S, Manifest, find, only, pods
 
@@ -53,11 +55,17 @@ def test_the_user_is_that_of_the_images(variant: list[Manifest]) -> None:
         assert (context["runAsUser"], context["runAsGroup"]) == (int(user), int(group))
 
 
-def test_readiness_of_the_engine_asks_what_the_image_asks(base: list[Manifest]) -> None:
+def test_readiness_of_the_engine_asks_what_the_image_asks(
+    base: list[Manifest], tmp_path: Path
+) -> None:
     health = re.search(r"HEALTHCHECK.*?CMD (\[.*?\])", DOCKERFILE, re.S)
     assert health is not None
     command = _container(base, "torchserve")["readinessProbe"]["exec"]["command"]
-    assert command == yaml.safe_load(health[1])
+    asked = yaml.safe_load(health[1])
+    assert command[: len(asked)] == asked
+    # On this machine no server has left a proof: the probe understands its flags, and says no.
+    flags = [*command[len(asked) :], f"--proof-file={tmp_path / 'none'}"]
+    assert probe.main(flags) == 1
 
 
 @pytest.mark.parametrize("name", ["base", "local", "production", "all"])
@@ -89,12 +97,18 @@ def test_production_asks_for_tokens_and_speaks_tls(rendered: dict[str, list[Mani
 
 
 def test_gateway_and_engine_meet_on_loopback(base: list[Manifest]) -> None:
-    engine = Settings.from_environment(_environment(base, "torchserve"))
+    engine = container.parse(_container(base, "torchserve")["args"])
     gateway = GatewaySettings.read(environment=_environment(base, "gateway"))
-    assert engine.address == Address.parse(gateway.engine)
-    assert engine.management_address == Address.parse(gateway.engine_management)
-    assert engine.address.host == "127.0.0.1"
-    assert engine.store == gateway.store
+    assert Address(engine.host, engine.port) == Address.parse(gateway.engine)
+    assert Address("127.0.0.1", engine.management_port) == Address.parse(gateway.engine_management)
+    assert engine.host == "127.0.0.1"
+    ports = {
+        each["name"]: each["containerPort"] for each in _container(base, "torchserve")["ports"]
+    }
+    assert ports == {"engine-metrics": engine.metrics_port}
+    assert engine.metrics_host != "127.0.0.1"  # Prometheus comes from outside the pod
+    store = Settings.from_environment(_environment(base, "torchserve")).store
+    assert store == gateway.store
 
 
 def test_the_engine_outlives_the_gateways_drain(base: list[Manifest]) -> None:
@@ -105,8 +119,9 @@ def test_the_engine_outlives_the_gateways_drain(base: list[Manifest]) -> None:
     }
     drained = sleeps["gateway"] + gateway.drain_delay_s + gateway.drain_timeout_s
     assert sleeps["torchserve"] > drained
+    engine = container.parse(_container(base, "torchserve")["args"])
     grace = only(base, "Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    assert grace >= sleeps["torchserve"] + 30  # what TorchServe gets itself
+    assert grace >= sleeps["torchserve"] + engine.drain_timeout_s
 
 
 def test_memory_for_requests_leaves_room_in_the_container(
