@@ -1,0 +1,284 @@
+"""Each face over a real TorchServe: a stock tritonclient, the typed calls, and plain HTTP.
+
+Their servers hold four models whose right answers are known: `tiny`, `tiny_volume`, `sketcher`,
+and `mednist` where its trained weights are in the checkout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+
+from medserve.errors import ArchiveError
+from medserve.gateway.server import GatewayServer
+from medserve.imaging import nifti
+from medserve.imaging.geometry import Geometry
+from medserve.imaging.segmentation import Segmentation
+from medserve.imaging.volume import Volume
+from medserve.packaging import build_archive
+from medserve.server import Server, ServerConfig
+from medserve.wire.v1 import imaging_pb2 as pb
+from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
+from tests.gateway.running import running_gateway, settings_for
+from tests.gateway.sketcher_room import STEPS, make_sketcher_checkout, square
+from tests.tiny_room import LABELS, REPOSITORY, bright_tile, make_checkout
+from tests.tiny_volume_room import known_mask, make_volume_checkout, phantom
+
+pytestmark = [pytest.mark.serving, pytest.mark.slow]
+
+_ROOMS = {
+    "tiny": make_checkout,
+    "tiny_volume": make_volume_checkout,
+    "sketcher": make_sketcher_checkout,
+}
+_NO_IMAGE = b"this is no image"
+
+
+@pytest.fixture(scope="module")
+def store(engine_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the four models; `engine_store` skips where TorchServe is missing."""
+    folder = tmp_path_factory.mktemp("faces") / "store"
+    for name, make in _ROOMS.items():
+        build_archive(name, folder, make(tmp_path_factory.mktemp(name) / "checkout"))
+    with contextlib.suppress(ArchiveError):  # not trained in this checkout
+        build_archive("mednist", folder, REPOSITORY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def faces(store: Path) -> Iterator[GatewayServer]:
+    """A gateway with its page, before a TorchServe of its own."""
+    with (
+        Server(ServerConfig(store=store, start_timeout_s=400)) as engine,  # four models at once
+        running_gateway(settings_for(engine, page=True, canary_timeout_s=30.0)) as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+def stub(faces: GatewayServer) -> Iterator[pb_grpc.ImagingServiceStub]:
+    """The typed calls over an open channel, with gRPC's own limits."""
+    with grpc.insecure_channel(faces.addresses.grpc) as channel:
+        yield pb_grpc.ImagingServiceStub(channel)
+
+
+@pytest.fixture
+def web(faces: GatewayServer) -> Iterator[httpx.Client]:
+    """An HTTP client at the page's address."""
+    assert faces.addresses.page_url is not None
+    with httpx.Client(base_url=faces.addresses.page_url, timeout=120, trust_env=False) as client:
+        yield client
+
+
+def test_a_stock_tritonclient_infers_with_every_model(
+    faces: GatewayServer, store: Path, tmp_path: Path
+) -> None:
+    if importlib.util.find_spec("tritonclient") is None:
+        pytest.skip("tritonclient is not installed; pip install -e '.[dev]'")
+    volume = phantom()
+    (tmp_path / "volume.nii").write_bytes(nifti.encode(volume))
+    put(tmp_path / "tiny", [bright_tile(n % 6) for n in range(20)])
+    examples = sorted((REPOSITORY / "models" / "mednist" / "examples").glob("*.png"))
+    trained = any(path.name.startswith("mednist") for path in store.iterdir())
+    if trained:
+        put(tmp_path / "mednist", [path.read_bytes() for path in examples])
+    command = [sys.executable, "-m", "tests.gateway.triton_client"]
+    run = subprocess.run(
+        [*command, faces.addresses.grpc, str(tmp_path)],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    assert (report["live"], report["ready"], report["model_ready"]) == (True, True, True)
+    assert report["server"]["name"] == "medserve"
+    assert {each["name"] for each in report["index"]["models"]} >= set(_ROOMS)
+    assert report["metadata"]["inputs"] == [{"name": "data", "datatype": "BYTES", "shape": ["-1"]}]
+    expect_classes(report["classes"], [LABELS[n % 6] for n in range(20)], len(LABELS))
+    if trained:
+        expect_classes(report["mednist"], [path.stem for path in examples], 6)
+    assert (np.array(report["mask"]["mask"]) == known_mask(volume)).all()
+    assert report["mask"]["type"] == "uint8"
+    np.testing.assert_allclose(report["mask"]["affine"], volume.geometry.affine)
+    assert report["mask"]["names"] == ["mask", "affine", "volumes_ml"]
+    assert len(report["drawn"]["previews"]) == STEPS
+    assert report["drawn"]["images"] == [square(5).hex(), square(6).hex()]
+    assert report["drawn"]["seeds"] == [5, 6]
+    assert report["refused"] == "StatusCode.NOT_FOUND"
+
+
+def put(folder: Path, contents: list[bytes]) -> None:
+    """Number the files, so that their order is known; one more among them is broken."""
+    folder.mkdir()
+    for number, content in enumerate(contents):
+        (folder / f"{number:03}.png").write_bytes(content)
+    (folder / "000b.png").write_bytes(_NO_IMAGE)  # the second
+
+
+def expect_classes(found: dict[str, Any], labels: list[str], classes: int) -> None:
+    """One row per file, the second of which is broken."""
+    assert found["labels"] == [labels[0], "", *labels[1:]]
+    assert found["status"] == ["ok", "INVALID_IMAGE", *["ok"] * (len(labels) - 1)]
+    assert found["ids"][1] == -1
+    assert found["shape"] == [len(labels) + 1, classes]
+    assert found["sums"] == [1, 0, *[1] * (len(labels) - 1)]
+    assert found["id"] == "42"
+
+
+def test_three_hundred_images_stream_through_and_broken_ones_cost_no_other(
+    stub: pb_grpc.ImagingServiceStub,
+) -> None:
+    contents = [_NO_IMAGE if n % 50 == 7 else bright_tile(n % 6) for n in range(300)]
+
+    def requests() -> Iterator[pb.ClassifyRequest]:
+        yield pb.ClassifyRequest(settings=pb.ClassifySettings(model_name="tiny"))
+        for n, content in enumerate(contents):
+            yield pb.ClassifyRequest(image=pb.ImageFile(id=str(n), content=content))
+
+    found = {int(each.id): each for each in stub.Classify(requests(), timeout=120)}
+    assert sorted(found) == list(range(300))
+    for n, response in found.items():
+        assert response.index == n
+        if n % 50 == 7:
+            assert response.error.message.startswith("INVALID_IMAGE: ")
+        else:
+            assert response.classification.label == LABELS[n % 6]
+            assert response.provenance.archive_digest.startswith("sha256:")
+
+
+def large_phantom() -> Volume:
+    """More than 4 MiB as a file; its grid is oblique and no side equals another."""
+    small = phantom()
+    array = np.tile(np.asarray(small.array), (5, 6, 7))[:120, :125, :145]
+    return Volume(np.ascontiguousarray(array), Geometry(array.shape, small.geometry.affine))
+
+
+def test_a_volume_of_more_than_four_megabytes_is_segmented_in_chunks(
+    stub: pb_grpc.ImagingServiceStub,
+) -> None:
+    volume = large_phantom()
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=0) as file:  # as large as it is
+        file.write(gzip.decompress(nifti.encode(volume)))
+    content = buffer.getvalue()
+    assert len(content) > 4 * 2**20
+
+    def requests() -> Iterator[pb.SegmentRequest]:
+        settings = pb.SegmentSettings(
+            model_name="tiny_volume", content_bytes=len(content), overlay=True, uncertainty=True
+        )
+        yield pb.SegmentRequest(settings=settings)
+        for start in range(0, len(content), 2**18):
+            yield pb.SegmentRequest(chunk=content[start : start + 2**18])
+
+    responses = list(stub.Segment(requests(), timeout=240))
+    [result] = [each.result for each in responses if each.WhichOneof("part") == "result"]
+    files: dict[int, bytes] = {}
+    for each in responses:
+        if each.WhichOneof("part") == "chunk":
+            files[each.chunk.role] = files.get(each.chunk.role, b"") + each.chunk.content
+    assert {each.role: each.size_bytes for each in result.files} == {
+        role: len(file) for role, file in files.items()
+    }
+    mask = nifti.decode(files[pb.FILE_ROLE_MASK])
+    assert mask.geometry.shape == volume.geometry.shape
+    # the tiles' seams are sharp, and a window blurs nothing: every voxel is known
+    assert (mask.array == known_mask(volume)).mean() > 0.99
+    np.testing.assert_allclose(result.affine, volume.geometry.affine.ravel(), rtol=1e-6)
+    assert [measure.label for measure in result.measures] == ["dim", "bright"]
+    assert files[pb.FILE_ROLE_OVERLAY].startswith(b"\x89PNG")
+    assert nifti.decode(files[pb.FILE_ROLE_ENTROPY]).geometry.shape == volume.geometry.shape
+
+
+def test_pictures_appear_while_they_form(stub: pb_grpc.ImagingServiceStub) -> None:
+    responses = list(
+        stub.Sample(pb.SampleRequest(model_name="sketcher", image_count=2, seed=9), timeout=60)
+    )
+    shown = [each.progress for each in responses if each.WhichOneof("part") == "progress"]
+    assert [(each.step, each.steps, each.preview_png) for each in shown] == [
+        (step, STEPS, square(step)) for step in range(1, STEPS + 1)
+    ]
+    assert [each.image.png for each in responses[STEPS:]] == [square(9), square(10)]
+    assert responses[-1].image.details["steps"] == STEPS
+
+
+def test_a_sampler_that_refuses_says_why(stub: pb_grpc.ImagingServiceStub) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stub.Sample(pb.SampleRequest(model_name="sketcher", image_count=99), timeout=60))
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "n (1 to 8)" in error.details()
+
+
+def test_models_are_listed_as_their_archives_describe_them(
+    stub: pb_grpc.ImagingServiceStub,
+) -> None:
+    models = {each.name: each for each in stub.ListModels(pb.ListModelsRequest()).models}
+    assert set(models) >= set(_ROOMS)
+    assert all(each.ready and each.default_version for each in models.values())
+    assert models["tiny"].card_markdown.startswith("# tiny")
+    assert models["sketcher"].task == pb.TASK_GENERATION
+    assert list(models["tiny_volume"].labels) == ["background", "dim", "bright"]
+
+
+def test_every_task_answers_over_http(web: httpx.Client) -> None:
+    contents = [bright_tile(n % 6) for n in range(40)]
+    contents[3] = _NO_IMAGE
+    files = [("files", (f"{n}.png", content)) for n, content in enumerate(contents)]
+    items = web.post("/v1/models/tiny/classify", files=files).json()["items"]
+    expected = [None if n == 3 else LABELS[n % 6] for n in range(40)]
+    assert [item.get("label") for item in items] == expected
+    assert [item["name"] for item in items] == [f"{n}.png" for n in range(40)]
+
+    octets = {"content-type": "application/octet-stream"}
+    one = web.post("/v1/models/tiny/classify?top_k=1", content=contents[5], headers=octets)
+    assert (one.json()["label"], len(one.json()["top"])) == (LABELS[5], 1)
+    broken = web.post("/v1/models/tiny/classify", content=_NO_IMAGE, headers=octets)
+    assert (broken.status_code, broken.json()["error"]["code"]) == (400, "INVALID_IMAGE")
+
+    volume = phantom()
+    segment = "/v1/models/tiny_volume/segment"
+    mask = web.post(segment, content=nifti.encode(volume), headers=octets)
+    assert mask.headers["content-type"] == "application/gzip"
+    assert (nifti.decode(mask.content).array == known_mask(volume)).all()
+    measured = web.post(f"{segment}?output=json", files={"file": nifti.encode(volume)}).json()
+    assert (Segmentation.from_json(measured).mask == known_mask(volume)).all()
+    refused = web.post(f"{segment}?format=dicom-seg", content=nifti.encode(volume), headers=octets)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "INVALID_REQUEST")
+
+    with web.stream(
+        "POST", "/v1/models/sketcher/sample", json={"n": 2, "seed": 9},
+        headers={"accept": "text/event-stream"},
+    ) as response:  # fmt: skip
+        events = [json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line]
+    assert [event.get("step") for event in events] == [1, 2, 3, None]
+    assert len(events[-1]["images"]) == 2
+
+
+def test_hundreds_of_files_are_answered_while_they_are_sent(web: httpx.Client) -> None:
+    files = [("files", (f"{n}.png", bright_tile(n % 6))) for n in range(300)]
+    headers = {"accept": "application/x-ndjson"}
+    with web.stream("POST", "/v1/models/tiny/classify", files=files, headers=headers) as response:
+        items = [json.loads(line) for line in response.iter_lines()]
+    assert {item["index"]: item["label"] for item in items} == {
+        n: LABELS[n % 6] for n in range(300)
+    }
+
+
+def test_metadata_of_the_protocol_is_the_same_over_http(web: httpx.Client) -> None:
+    assert web.get("/v2/health/ready").status_code == 200
+    described = web.get("/v2/models/tiny_volume").json()
+    assert {"name": "mask", "datatype": "UINT8", "shape": [-1, -1, -1]} in described["outputs"]
+    assert web.get("/readyz").json() == {"ready": True}
