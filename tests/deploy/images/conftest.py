@@ -1,0 +1,69 @@
+"""The images, built once, and the compose project that serves every model of the checkout."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import docker
+from medserve.errors import ArchiveError
+from medserve.packaging import build_archive, room_names
+from scripts import images
+from scripts.stack import Stack
+from tests.deploy.images.engine import EngineMissing, base_image, running_engine, torch_index
+from tests.tiny_room import make_checkout
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[docker.DockerClient]:
+    """A Docker engine; skips with the reason where none can run."""
+    with contextlib.ExitStack() as stack:
+        try:
+            yield stack.enter_context(running_engine(tmp_path_factory.mktemp("engine")))
+        except EngineMissing as reason:
+            pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def built(
+    engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
+) -> docker.DockerClient:
+    """The engine, with the images for the CPU and the gateway built from this checkout."""
+    folder = tmp_path_factory.mktemp("base")
+    pinned = re.search(r"^torch==(\S+)$", (images.ROOT / "constraints.txt").read_text(), re.M)
+    assert pinned is not None
+    try:
+        base_image(engine, folder)
+    except EngineMissing as reason:
+        pytest.skip(str(reason))
+    with torch_index(folder, pinned[1]) as index:
+        arguments = {"TORCH_INDEX_URL": index} if index else {}
+        for target in ("cpu", "gateway"):  # the index is on this machine's loopback
+            images.build(target, arguments, network="host" if index else "")
+    return engine
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every model of the checkout, and one that needs no trained weights."""
+    folder = tmp_path_factory.mktemp("images") / "store"
+    build_archive("tiny", folder, make_checkout(tmp_path_factory.mktemp("checkout") / "tiny"))
+    for name in room_names(images.ROOT):
+        with contextlib.suppress(ArchiveError):  # not trained in this checkout
+            build_archive(name, folder, images.ROOT)
+    folder.chmod(0o755)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # read by the user of the container
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stack(built: docker.DockerClient, store: Path) -> Iterator[Stack]:
+    """The project as `docker compose up` starts it, healthy."""
+    with Stack(store, project="medserve-test") as running:
+        running.up()
+        yield running

@@ -1,0 +1,134 @@
+"""`docker compose up` for real: images built here, calls through the published port."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import docker
+from medserve.archive import inspect_archive
+from medserve.client import Client
+from scripts import images, smoke
+from scripts.stack import Stack
+from tests.tiny_room import LABELS, bright_tile
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+_WORKERS = (
+    "import os, signal, pathlib\n"
+    "for entry in pathlib.Path('/proc').glob('[0-9]*'):\n"
+    "    if b'model_service_worker' in (entry / 'cmdline').read_bytes():\n"
+    "        os.kill(int(entry.name), signal.SIGKILL)\n"
+)
+_JAVA = _WORKERS.replace("model_service_worker", "org.pytorch.serve.ModelServer")
+
+
+@pytest.mark.parametrize(("target", "most_mb"), [("cpu", 1000), ("gateway", 400)])
+def test_image_is_small_and_runs_as_nobody(
+    built: docker.DockerClient, target: str, most_mb: int
+) -> None:
+    fact = images.facts(built, images.tag(target))
+    assert fact.size_mb <= most_mb
+    assert fact.user == "10001:10001"
+    assert fact.labels["org.opencontainers.image.version"] in fact.tag
+    assert fact.labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+
+
+def test_every_model_answers_through_the_published_port(stack: Stack, store: Path) -> None:
+    said: list[str] = []
+    archives = [inspect_archive(path) for path in sorted(store.glob("*.mar"))]
+    smoke.predict_all(stack, archives, said.append)
+    assert {line.split(":")[0] for line in said} == {archive.name for archive in archives}
+
+
+def test_an_answer_is_the_right_one(stack: Stack) -> None:
+    with Client(stack.grpc_address) as client:
+        answers = [client.classify_one("tiny", bright_tile(tile)).label for tile in range(6)]
+    assert answers == list(LABELS)
+
+
+def test_the_page_answers_on_its_published_port(stack: Stack) -> None:
+    with urllib.request.urlopen(stack.page_url, timeout=30) as answer:
+        page = answer.read().decode()
+    assert "medserve" in page
+
+
+def test_only_page_and_grpc_are_published_and_only_on_loopback(stack: Stack) -> None:
+    published: dict[str, list[dict[str, str]]] = {}
+    for service in ("pod", "torchserve", "gateway"):
+        published |= stack.container(service).attrs["HostConfig"]["PortBindings"] or {}
+    assert set(published) == {"8000/tcp", "8001/tcp"}
+    assert {each["HostIp"] for pairs in published.values() for each in pairs} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("service", ["torchserve", "gateway"])
+@pytest.mark.parametrize("path", ["/file", "/opt/venv/file", "/models/file", "/usr/bin/file"])
+def test_nothing_but_tmp_can_be_written(stack: Stack, service: str, path: str) -> None:
+    code, said = stack.run_inside(service, "touch", path)
+    assert code != 0
+    assert "Read-only file system" in said
+    assert stack.run_inside(service, "touch", "/tmp/file")[0] == 0
+
+
+@pytest.mark.parametrize("service", ["pod", "torchserve", "gateway"])
+def test_no_process_has_a_right(stack: Stack, service: str) -> None:
+    _, status = stack.run_inside(service, "cat", "/proc/1/status")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert fields["Uid"].split() == ["10001"] * 4
+    assert fields["CapEff"] == fields["CapBnd"] == "0" * 16
+    assert fields["NoNewPrivs"] == "1"
+    assert fields["Seccomp"] == "2"  # the engine's filter
+
+
+def test_the_gateway_carries_neither_torch_nor_java(stack: Stack) -> None:
+    code, said = stack.run_inside(
+        "gateway", "python", "-c", "import importlib.util as u; print(u.find_spec('torch'))"
+    )
+    assert (code, said.strip()) == (0, "None")
+    assert stack.run_inside("gateway", "sh", "-c", "command -v java")[0] != 0
+
+
+def test_every_log_line_is_an_event(stack: Stack) -> None:
+    lines = stack.logs("torchserve").splitlines()
+    assert any("serving gRPC on" in line for line in lines)
+    assert all(line[:4].isdecimal() and line[10] == "T" for line in lines if line)
+
+
+def test_a_killed_worker_comes_back(stack: Stack) -> None:
+    code, said = stack.run_inside("torchserve", "python", "-c", _WORKERS)
+    assert code == 0, said
+    probe = ("python", "-m", "medserve.server.probe", "--canary", "all")
+    stack.wait("the models answer again", lambda: stack.run_inside("torchserve", *probe)[0] == 0)
+    stack.wait("the gateway serves again", lambda: _serves(stack))
+    assert json.loads(stack.predict("tiny", bright_tile(2)))["label"] == LABELS[2]
+
+
+def test_the_probe_sees_that_every_worker_is_gone(stack: Stack) -> None:
+    script = f"{_WORKERS}\nfrom medserve.server.probe import main\nraise SystemExit(main([]))"
+    code, said = stack.run_inside("torchserve", "python", "-c", script)
+    assert (code, said.split(":")[0]) == (1, "not ready")
+    stack.wait("the gateway serves again", lambda: _serves(stack))
+
+
+def test_the_published_port_survives_a_crash_of_the_engine(stack: Stack) -> None:
+    before = stack.state("torchserve")["StartedAt"]
+    stack.run_inside("torchserve", "python", "-c", _JAVA)
+    stack.wait("it was started again", lambda: stack.state("torchserve")["StartedAt"] != before)
+    stack.wait("it is proven again", lambda: stack.health("torchserve") == "healthy")
+    stack.wait("the gateway serves again", lambda: _serves(stack))
+    assert json.loads(stack.predict("tiny", bright_tile(5)))["label"] == LABELS[5]
+
+
+@pytest.mark.parametrize("service", ["gateway", "torchserve"])
+def test_running_calls_are_answered_after_sigterm(stack: Stack, store: Path, service: str) -> None:
+    said: list[str] = []
+    archive = inspect_archive(next(store.glob("tiny-*.mar")))
+    smoke.drain(stack, service, archive, said.append)
+    assert said[0].endswith("exit code 0")
+
+
+def _serves(stack: Stack) -> bool:
+    return stack.run_inside("gateway", "python", "-m", "medserve.gateway.probe")[0] == 0
