@@ -46,7 +46,8 @@ from medserve.errors import (
 
 __all__ = ["Failure", "explain"]
 
-_OWN_TEXT = re.compile(r"(?P<code>[A-Z][A-Z_]+): (?P<message>.+)", re.DOTALL)
+# TorchServe puts the name of a Java class on a line of its own behind what a handler raises.
+_OWN_TEXT = re.compile(r"(?P<code>[A-Z][A-Z_]+): (?P<message>.+?)(\n[\w.]+)?", re.DOTALL)
 _HANDLER_FAILED = ("Prediction failed", "model predict output", "batch response mismatched")
 _NEVER_CONNECTED = ("failed to connect", "errors resolving", "DNS resolution failed")
 _CLOSED = ("reset by peer", "Socket closed", "Broken pipe")

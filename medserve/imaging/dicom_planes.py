@@ -25,6 +25,7 @@ __all__ = ["Plane", "pixels_of", "planes_of", "read", "without_pixels"]
 
 _PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PREAMBLE, _MAGIC = 128, b"DICM"  # PS3.10 section 7.1
+_IMAGE_CLASS = "Image Storage"  # how the names of all classes with pixels end (PS3.6 annex A)
 _DEFLATED = b"1.2.840.10008.1.2.1.99"  # would expand to any size before its header is known
 
 
@@ -65,7 +66,8 @@ def read(payload: bytes) -> Dataset | None:
     """The dataset of a DICOM file with pixels; None for files of another kind.
 
     Raises:
-        InvalidImageError: it begins as DICOM does, and is damaged or deflated.
+        InvalidImageError: it begins as DICOM does, and is damaged, deflated or an image that has
+            lost its pixels.
     """
     if payload[_PREAMBLE : _PREAMBLE + 4] != _MAGIC:
         return None
@@ -77,11 +79,16 @@ def read(payload: bytes) -> Dataset | None:
     try:
         dataset = dcmread(io.BytesIO(payload))
         has_pixels = any(name in dataset for name in _PIXEL_DATA)
+        is_image = str(dataset.file_meta.MediaStorageSOPClassUID.name).endswith(_IMAGE_CLASS)
     except Exception:  # a parser of hostile bytes may raise anything, and quote the header
         raise InvalidImageError(
             "expected whole DICOM files, got one whose header is damaged or cut short; "
             "export the series again"
         ) from None
+    if is_image and not has_pixels:  # passed over, it would leave a hole or a shorter volume
+        raise InvalidImageError(
+            "expected whole DICOM files, got an image without its pixels; export the series again"
+        )
     return dataset if has_pixels else None
 
 

@@ -260,3 +260,14 @@ def http_port() -> Iterator[int]:
         yield server.server_port
         server.shutdown()
         thread.join()
+
+
+def test_the_name_of_a_java_class_is_no_part_of_a_message(fake: FakeServer) -> None:
+    text = "INVALID_IMAGE: expected NIfTI, got text\norg.pytorch.serve.http.InternalServerException"
+    fake.hooks = [refusing(grpc.StatusCode.INTERNAL, text)]
+    with (
+        Client(fake.address, limits=Limits(attempts=1)) as client,
+        pytest.raises(InvalidImageError) as refusal,
+    ):
+        client.predict("mednist", b"Hand")
+    assert refusal.value.message == "expected NIfTI, got text"
