@@ -220,7 +220,9 @@ def test_an_upload_that_takes_for_ever_is_ended(engine_store: Path, fake: FakeEn
             yield b""
 
         send = channel.stream_unary(
-            "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+            "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions",
+            request_serializer=None,
+            response_deserializer=None,
         )
         with pytest.raises(grpc.RpcError) as caught:
             send(trickle(), timeout=10)

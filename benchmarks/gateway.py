@@ -1,0 +1,274 @@
+"""What the gateway costs: the same calls to TorchServe and through the gateway, in turns.
+
+    python -m benchmarks.gateway --rounds 7 --seconds 4
+    python -m benchmarks.gateway --uploads 200          # memory under many large uploads
+
+Both ways lead to the same TorchServe and the same worker. Neighbours in a round meet the same
+machine, so differences and ratios are formed round by round. Load, gateway and server share the
+cores, as the report says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.archives import build_or_take
+from benchmarks.load import Measurement
+from benchmarks.machine import describe_machine
+from benchmarks.processes import end_family
+from benchmarks.ratios import Spread
+from medserve.server import Server, ServerConfig
+from medserve.wire import inference_pb2, inference_pb2_grpc
+
+__all__ = ["Options", "main"]
+
+_ROOT = Path(__file__).parent.parent
+_START_S = 120.0
+_WARMUP_S = 1.0
+_FIRST_WARMUP_S = 8.0
+_MIB = 2**20
+_MOST_ADDED_MS = 1.5
+_LEAST_SHARE = 0.85
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the flags say."""
+
+    rounds: int = 7
+    seconds: float = 4.0
+    calls: int = 4  # packed calls in flight
+    images: int = 16  # in each of them
+    workers: int = 1
+    model: str = "mednist"
+    archive: Path | None = None
+    uploads: int = 0  # instead of the comparison
+    upload_mb: int = 20
+    memory_mb: int = 256  # the gateway's setting
+    out: Path = Path("outputs/bench-gateway.json")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One round: the same load on both ways, one after the other."""
+
+    direct: Measurement
+    gateway: Measurement
+    load1: float
+
+
+def compare(options: Options, console: Console) -> dict[str, object]:
+    """Lone calls and packed calls, in turns; the content of the JSON file."""
+    lone: list[Pair] = []
+    packed: list[Pair] = []
+    payload = _ROOT / "models" / options.model / "examples"
+    with _both_ways(options) as (server, address, pid):
+        ways = ((server.inference_address, server.pid), (address, pid))
+        for way in ways:  # Java compiles what runs often
+            _load(way, payload, 4, 16, (0.5, _FIRST_WARMUP_S))
+        for index in range(options.rounds):
+            # The way that goes first changes: what drifts within a round favours neither.
+            turn = 1 if index % 2 == 0 else -1
+            for pairs, calls, images in ((lone, 1, 1), (packed, options.calls, options.images)):
+                load1 = os.getloadavg()[0]
+                found = [
+                    _load(way, payload, calls, images, (options.seconds, _WARMUP_S))
+                    for way in ways[::turn]
+                ][::turn]
+                pairs.append(Pair(found[0], found[1], load1))
+            console.print(f"round {index + 1}: load {os.getloadavg()[0]:.1f}", highlight=False)
+    added = Spread.of([pair.gateway.p50_ms - pair.direct.p50_ms for pair in lone])
+    share = Spread.of([pair.gateway.images_per_s / pair.direct.images_per_s for pair in packed])
+    _show(console, lone, packed, added, share)
+    return {
+        "machine": describe_machine(),
+        "settings": {"rounds": options.rounds, "seconds": options.seconds}
+        | {"calls": options.calls, "images": options.images, "workers": options.workers},
+        "added_p50_ms": vars(added),
+        "share_of_direct": vars(share),
+        "lone": [_row(pair) for pair in lone],
+        "packed": [_row(pair) for pair in packed],
+    }
+
+
+def upload(options: Options, console: Console) -> dict[str, object]:
+    """Send many large requests at once and watch the gateway's memory."""
+    with _both_ways(options) as (_, address, pid):
+        gateway = psutil.Process(pid)
+        before = gateway.memory_info().rss
+        started = time.perf_counter()
+        peak, outcomes = asyncio.run(_send_uploads(options, address, gateway))
+        took_s = time.perf_counter() - started
+    result: dict[str, object] = {
+        "uploads": options.uploads,
+        "upload_mib": options.upload_mb,
+        "memory_setting_mib": options.memory_mb,
+        "before_mib": round(before / _MIB),
+        "peak_mib": round(peak / _MIB),
+        "seconds": round(took_s, 1),
+        "outcomes": outcomes,
+    }
+    for name, value in result.items():
+        console.print(f"{name}: {value}", highlight=False)
+    return {"machine": describe_machine(), "uploads": result}
+
+
+async def _send_uploads(
+    options: Options, address: str, gateway: psutil.Process
+) -> tuple[int, dict[str, int]]:
+    """Peak memory of the gateway, and how often each status came."""
+    message = inference_pb2.PredictionsRequest(
+        model_name=options.model, input={"data": bytes(options.upload_mb * _MIB)}
+    )
+    outcomes: dict[str, int] = {}
+    peak = 0
+    async with grpc.aio.insecure_channel(address) as channel:
+        predict = inference_pb2_grpc.InferenceAPIsServiceStub(channel).Predictions
+
+        async def one() -> None:
+            try:
+                await predict(message, timeout=600)
+                status = "OK"
+            except grpc.aio.AioRpcError as error:
+                status = error.code().name
+            outcomes[status] = outcomes.get(status, 0) + 1
+
+        tasks = [asyncio.create_task(one()) for _ in range(options.uploads)]
+        while not all(task.done() for task in tasks):
+            peak = max(peak, gateway.memory_info().rss)
+            await asyncio.sleep(0.02)
+    return peak, outcomes
+
+
+@contextlib.contextmanager
+def _both_ways(options: Options) -> Iterator[tuple[Server, str, int]]:
+    """TorchServe, the gateway's address, and its process."""
+    with tempfile.TemporaryDirectory(prefix="medserve-bench-") as folder:
+        archive = build_or_take(options.archive, options.model, Path(folder))
+        ready = Path(folder, "ready.json")
+        config = ServerConfig(
+            store=archive.parent, models=(options.model,), workers=options.workers
+        )
+        with Server(config) as server:
+            command = [sys.executable, "-m", "medserve.cli.main", "gateway", "--no-page"]
+            command += ["--grpc-port=0", "--metrics-port=0", f"--store={archive.parent}"]
+            command += [f"--models={options.model}", f"--engine={server.inference_address}"]
+            command += [f"--engine-management={server.management_address}"]
+            command += [f"--ready-file={ready}", f"--memory-mb={options.memory_mb}"]
+            command += ["--log-level=warning", "--upload-timeout-s=600"]
+            process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.DEVNULL)
+            try:
+                yield server, _await_address(ready, process), process.pid
+            finally:
+                end_family(process.pid)
+                process.wait()
+
+
+def _await_address(ready: Path, process: subprocess.Popen[bytes]) -> str:
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end and process.poll() is None:
+        if ready.exists() and (text := ready.read_text(encoding="utf-8")):
+            return str(json.loads(text)["grpc"])
+        time.sleep(0.05)
+    raise SystemExit("the gateway did not start")
+
+
+def _load(
+    way: tuple[str, int | None], payload: Path, calls: int, images: int, times: tuple[float, float]
+) -> Measurement:
+    """One closed loop in a process of its own."""
+    address, pid = way
+    seconds, warmup_s = times
+    command = [sys.executable, "-m", "benchmarks.load", "--protocol=predictions"]
+    command += [f"--address={address}", f"--payload={payload}", f"--calls={calls}"]
+    command += [f"--images-per-call={images}", f"--seconds={seconds}", f"--warmup-s={warmup_s}"]
+    command += [f"--server-pid={pid}"] if pid else []
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=_ROOT, check=True)
+    return Measurement(**json.loads(answer.stdout))
+
+
+def _show(
+    console: Console, lone: Sequence[Pair], packed: Sequence[Pair], added: Spread, share: Spread
+) -> None:
+    table = Table("load", "way", "images/s", "p50 ms", "p99 ms", "CPU ms an image", box=None)
+    for name, pairs in (("lone", lone), ("packed", packed)):
+        for way in ("direct", "gateway"):
+            found = [getattr(pair, way) for pair in pairs]
+            table.add_row(
+                name,
+                way,
+                Spread.of([each.images_per_s for each in found]).format(0),
+                Spread.of([each.p50_ms for each in found]).format(),
+                Spread.of([each.p99_ms for each in found]).format(1),
+                Spread.of([each.server_cpu_ms or 0.0 for each in found]).format(),
+            )
+    console.print(table)
+    _judge(console, "added p50 at one in flight, ms", added, added.median <= _MOST_ADDED_MS)
+    _judge(console, "share of direct throughput, packed", share, share.median >= _LEAST_SHARE)
+
+
+def _judge(console: Console, what: str, found: Spread, met: bool) -> None:
+    console.print(f"{what}: {found.format()}, target {'met' if met else 'missed'}", highlight=False)
+
+
+def _row(pair: Pair) -> dict[str, object]:
+    return {
+        "direct": _rounded(pair.direct),
+        "gateway": _rounded(pair.gateway),
+        "load1": round(pair.load1, 1),
+    }
+
+
+def _rounded(measurement: Measurement) -> dict[str, object]:
+    kept = {name: value for name, value in vars(measurement).items() if name != "sample"}
+    return {
+        name: round(value, 3) if isinstance(value, float) else value for name, value in kept.items()
+    }
+
+
+def _parse(arguments: Sequence[str] | None) -> Options:
+    default = Options()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gateway",
+        description=(__doc__ or "").splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for name in ("rounds", "calls", "images", "workers", "uploads", "upload_mb", "memory_mb"):
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=getattr(default, name), help="number"
+        )
+    parser.add_argument("--seconds", type=float, default=default.seconds, help="counted time")
+    parser.add_argument("--model", default=default.model, help="the room")
+    parser.add_argument("--archive", type=Path, help="a .mar; built from the room if none is given")
+    parser.add_argument("--out", type=Path, default=default.out, help="JSON file")
+    return Options(**vars(parser.parse_args(arguments)))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write the JSON file."""
+    options = _parse(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    result = (upload if options.uploads else compare)(options, console)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    console.print(f"written to {options.out}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
