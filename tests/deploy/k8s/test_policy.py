@@ -13,7 +13,12 @@ from tests.deploy.k8s import policy
 from tests.deploy.k8s.rendering import Manifest, find, only
 
 # What an operator creates; the pages say how.
-GIVEN = {"Secret/medserve-tokens", "Secret/medserve-tls", "PersistentVolumeClaim/studies"}
+GIVEN = {
+    "PersistentVolumeClaim/studies",
+    "Secret/batch-token",
+    "Secret/medserve-tls",
+    "Secret/medserve-tokens",
+}
 RULES: dict[str, Callable[[list[Manifest]], list[str]]] = {
     "security": policy.security,
     "limits": policy.limits,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,25 +18,28 @@ PREDICT = """\
 #!{python}
 import os, sys
 assert sys.argv[1] == "predict", sys.argv
-model, *paths = sys.argv[2 : sys.argv.index("--out")]
-assert model == "segmentation_3d"
+assert sys.argv[2:4] == ["segmentation_3d", "--out"]
 with open(os.environ["SEEN"], "a") as file:
     file.write("".join(path + "\\0" for path in sys.argv[sys.argv.index("--json") + 1 :]))
 broken = any("broken" in path for path in sys.argv)
 sys.exit(int(os.environ.get("CODE") or broken))
 """
-FILES = 23
+STUDIES = 23
 
 
 @pytest.fixture
 def studies(tmp_path: Path) -> Path:
     """A volume with studies whose names are as unkind as names can be."""
     folder = tmp_path / "studies" / "input"
-    for number in range(FILES):
+    folder.mkdir(parents=True)
+    for number in range(STUDIES):
         kind = ("a b", "ünï", "-n", "new\nline", "quote'\"")[number % 5]
-        path = folder / f"ward {number % 3}" / f"{kind} {number}.nii.gz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        if number % 4:
+            (folder / f"{kind} {number}.nii.gz").touch()
+        else:  # a DICOM series
+            (folder / f"{kind} {number}").mkdir()
+            for slice_number in range(3):
+                (folder / f"{kind} {number}" / f"{slice_number}.dcm").touch()
     (folder / ".DS_Store").touch()
     return tmp_path / "studies"
 
@@ -54,7 +58,9 @@ def run_shard(studies: Path, index: int, shards: int, code: str = "") -> tuple[i
     seen.write_bytes(b"")
     script = container["args"][0].replace("/studies", str(studies))
     script = script.replace("/tmp/shard", str(studies.parent / f"list-{index}"))
-    environment = os.environ | {each["name"]: each["value"] for each in container["env"]}
+    environment = os.environ | {
+        each["name"]: each["value"] for each in container["env"] if "value" in each
+    }
     environment |= {"SHARDS": str(shards), "JOB_COMPLETION_INDEX": str(index)}
     environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "SEEN": str(seen), "CODE": code}
     done = subprocess.run([*container["command"], script], env=environment, capture_output=True)
@@ -67,8 +73,9 @@ def test_the_shards_take_every_study_exactly_once(studies: Path) -> None:
     shards = [run_shard(studies, index, 4) for index in range(4)]
     assert [code for code, _ in shards] == [0] * 4
     sent = [path for _, paths in shards for path in paths]
-    assert len(sent) == FILES
-    assert set(sent) == {str(path) for path in (studies / "input").rglob("*.nii.gz")}
+    assert len(sent) == STUDIES
+    expected = (path for path in (studies / "input").iterdir() if path.name != ".DS_Store")
+    assert set(sent) == set(map(str, expected))
     assert max(len(paths) for _, paths in shards) - min(len(paths) for _, paths in shards) <= 1
 
 
@@ -94,6 +101,15 @@ def test_shards_and_completions_are_the_same_number() -> None:
     variables = job["template"]["spec"]["containers"][0]["env"]
     shards = next(each["value"] for each in variables if each["name"] == "SHARDS")
     assert int(shards) == job["completions"]
+
+
+def test_the_command_line_knows_the_flags_of_the_job() -> None:
+    script = (K8S / "jobs/batch-predict.yaml").read_text(encoding="utf-8")
+    flags = set(re.findall(r"--(?:out|overwrite|json)\b", script))
+    assert flags == {"--out", "--overwrite", "--json"}
+    command = [sys.executable, "-m", "medserve.cli.main", "predict", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert all(re.search(rf"{flag}\b", shown) for flag in flags)
 
 
 def copy_models(base: list[Manifest], image: Path, store: Path) -> subprocess.CompletedProcess[str]:
