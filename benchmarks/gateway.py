@@ -33,6 +33,7 @@ from benchmarks.load import Measurement
 from benchmarks.machine import describe_machine
 from benchmarks.processes import end_family
 from benchmarks.ratios import Spread
+from benchmarks.serve import MeasurementError
 from medserve.server import Server, ServerConfig
 from medserve.wire import inference_pb2, inference_pb2_grpc
 
@@ -87,11 +88,14 @@ def compare(options: Options, console: Console) -> dict[str, object]:
             turn = 1 if index % 2 == 0 else -1
             for pairs, calls, images in ((lone, 1, 1), (packed, options.calls, options.images)):
                 load1 = os.getloadavg()[0]
-                found = [
-                    _load(way, payload, calls, images, (options.seconds, _WARMUP_S))
-                    for way in ways[::turn]
-                ][::turn]
-                pairs.append(Pair(found[0], found[1], load1))
+                times = (options.seconds, _WARMUP_S)
+                try:
+                    found = [_load(way, payload, calls, images, times) for way in ways[::turn]]
+                except MeasurementError as error:  # one lost point is no reason to lose the rest
+                    console.print(f"lost, round {index + 1}: {error}", highlight=False)
+                    continue
+                direct, gateway = found[::turn]
+                pairs.append(Pair(direct, gateway, load1))
             console.print(f"round {index + 1}: load {os.getloadavg()[0]:.1f}", highlight=False)
     added = Spread.of([pair.gateway.p50_ms - pair.direct.p50_ms for pair in lone])
     share = Spread.of([pair.gateway.images_per_s / pair.direct.images_per_s for pair in packed])
@@ -199,7 +203,10 @@ def _load(
     command += [f"--address={address}", f"--payload={payload}", f"--calls={calls}"]
     command += [f"--images-per-call={images}", f"--seconds={seconds}", f"--warmup-s={warmup_s}"]
     command += [f"--server-pid={pid}"] if pid else []
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=_ROOT, check=True)
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=_ROOT)
+    if answer.returncode != 0:
+        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise MeasurementError(f"{address}, {calls} in flight: {reason}")
     return Measurement(**json.loads(answer.stdout))
 
 

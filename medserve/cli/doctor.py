@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from rich.table import Table
 
 from medserve.errors import MedserveError, ServerUnreachableError
 from medserve.settings import Settings
+
+if TYPE_CHECKING:
+    from medserve.gateway.settings import GatewaySettings
 
 __all__ = ["doctor"]
 
@@ -57,6 +60,7 @@ def doctor(
         lambda: _archives(store or settings.store),
         _disk,
         lambda: _server(settings),
+        _gateway,
     )
     findings = [finding for check in checks for finding in check()]
     table = Table("", "what", box=None, pad_edge=False)
@@ -159,3 +163,54 @@ def _server(settings: Settings) -> Iterator[_Finding]:
         level = _Level.OK if ready else _Level.FAIL
         advice = "" if ready else "see its output, or start it again: medserve serve"
         yield _Finding(what, level, f"ready: {ready or 'no model'}", advice)
+
+
+def _gateway() -> Iterator[_Finding]:
+    """Its packages, and whether one that runs here serves."""
+    from medserve.cli.gateway import require_gateway
+    from medserve.gateway.settings import GatewaySettings
+
+    try:
+        require_gateway()
+        settings = GatewaySettings.read()
+    except MedserveError as error:
+        yield _Finding("gateway", _Level.NOTE, "cannot be started", error.message)
+        return
+    port = settings.grpc_port
+    what = f"gateway at {settings.host}:{port}"
+    try:
+        status = _health(settings)
+    except MedserveError as error:
+        yield _Finding(what, _Level.NOTE, "nobody answers", error.message)
+        return
+    page = f", page at port {settings.http_port}" if settings.page else ""
+    if status == "SERVING":
+        yield _Finding(what, _Level.OK, f"every model serves{page}")
+    else:
+        advice = "see its output; `medserve models` names the model"
+        yield _Finding(what, _Level.FAIL, f"health says {status}", advice)
+
+
+def _health(settings: GatewaySettings) -> str:
+    """What grpc.health.v1 says of the gateway on this machine."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    from medserve.server.ports import reachable_host, resolve
+    from medserve.settings import Address
+
+    address = str(Address(reachable_host(resolve(settings.host)), settings.grpc_port))
+    options = [("grpc.enable_http_proxy", 0)]
+    if settings.tls_cert is None:
+        channel = grpc.insecure_channel(address, options)
+    else:
+        credentials = grpc.ssl_channel_credentials(settings.tls_cert.read_bytes())
+        channel = grpc.secure_channel(address, credentials, options)
+    with channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=5
+            )
+        except grpc.RpcError as error:
+            raise ServerUnreachableError("start one: medserve serve") from error
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
