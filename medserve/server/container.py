@@ -121,7 +121,7 @@ def _serve(options: argparse.Namespace) -> None:
 def _config(options: argparse.Namespace) -> ServerConfig:
     """The configuration that the command line asks for."""
     defaults = dict(each.partition("=")[::2] for each in options.default)
-    if not all(defaults.values()):
+    if not all(name and version for name, version in defaults.items()):
         raise ConfigError(f"--default: expected NAME=VERSION, got {options.default}")
     return ServerConfig(
         store=options.store or Settings.from_environment().store,

@@ -1,0 +1,125 @@
+"""What the Dockerfile and the compose files promise, read without an engine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from medserve import __version__
+from medserve.gateway.settings import GatewaySettings
+from medserve.server import container
+from scripts.images import ROOT
+
+DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+OVERRIDES = ("compose.gpu.yaml", "compose.tokens.yaml", "compose.tls.yaml")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the tags of compose."""
+
+
+_Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
+
+
+def _compose(name: str = "compose.yaml") -> dict[str, Any]:
+    content: dict[str, Any] = yaml.load((ROOT / name).read_text(encoding="utf-8"), _Loader)
+    return content
+
+
+SERVICES = _compose()["services"]
+
+
+def _stage(name: str) -> str:
+    found = re.search(rf"^FROM \S+ AS {name}$(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S)
+    assert found is not None, name
+    return found[1]
+
+
+def test_the_linter_of_dockerfiles_has_nothing_to_say() -> None:
+    program = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or "hadolint"
+    run = subprocess.run(
+        [program, "docker/Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.stdout + run.stderr == ""
+
+
+def test_an_engine_without_newer_frontends_can_build_it() -> None:
+    assert not re.search(r"^# *syntax=", DOCKERFILE, re.M)
+    assert "--link" not in DOCKERFILE
+    assert "<<" not in DOCKERFILE
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu", "gateway"])
+def test_a_target_ends_as_a_user_without_rights(target: str) -> None:
+    assert re.findall(r"^USER (.*)$", _stage(target), re.M) == ["10001:10001"]
+
+
+def test_every_stage_begins_at_the_pinned_base_or_at_another_stage() -> None:
+    begins = re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.M)
+    stages = {name for _, name in begins} | {"models-${MODELS}"}
+    assert {source for source, _ in begins} - stages == {"${BASE_IMAGE}"}
+    assert re.search(r"^ARG BASE_IMAGE=python:3\.11-slim-bookworm$", DOCKERFILE, re.M)
+
+
+def test_what_is_copied_from_the_checkout_gets_past_dockerignore() -> None:
+    allowed = re.findall(
+        r"^!(\S+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.M):
+        for source in line.split()[:-1]:
+            assert any(source == name or source.startswith(f"{name}/") for name in allowed), source
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_is_locked_down(service: str) -> None:
+    content = SERVICES[service]
+    assert content["read_only"] is True
+    assert content["cap_drop"] == ["ALL"]
+    assert content["security_opt"] == ["no-new-privileges:true"]
+    assert {"memory", "pids"} <= set(content["deploy"]["resources"]["limits"])
+    assert not content["user"].startswith(("0", "root"))
+    assert re.search(r":[^:]*\d+\.\d+", content["image"])  # a version, never latest
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_ports_are_published_on_loopback_alone(service: str) -> None:
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES[service].get("ports", ()))
+
+
+def test_our_images_carry_the_version_of_the_package() -> None:
+    text = "".join((ROOT / name).read_text() for name in ("compose.yaml", "compose.gpu.yaml"))
+    versions = set(re.findall(r"\$\{MEDSERVE_VERSION:-([^}]*)\}", text))
+    assert versions == {__version__}
+
+
+def test_the_containers_understand_what_compose_tells_them() -> None:
+    options = container.parse(SERVICES["torchserve"]["command"])
+    assert options.host == "127.0.0.1"
+    told: dict[str, str] = {}
+    for content in (_compose(), *map(_compose, OVERRIDES)):
+        told |= content["services"].get("gateway", {}).get("environment", {})
+    settings = GatewaySettings.read(environment=told | {"MEDSERVE_GATEWAY_HOSTS": ""})
+    assert settings.engine == f"{options.host}:{options.port}"
+    assert settings.engine_management == f"{options.host}:{options.management_port}"
+
+
+def test_requests_under_way_get_less_time_than_the_container() -> None:
+    def seconds(service: str) -> float:
+        return float(SERVICES[service]["stop_grace_period"].removesuffix("s"))
+
+    assert seconds("torchserve") > container.parse([]).drain_timeout_s
+    assert seconds("gateway") > GatewaySettings().drain_timeout_s
+
+
+def test_what_compose_mounts_exists() -> None:
+    for content in SERVICES.values():
+        for volume in content.get("volumes", ()):
+            if isinstance(volume, str) and volume.startswith("./"):
+                assert (ROOT / volume.split(":")[0]).exists()
