@@ -38,7 +38,7 @@ def router(
     """All REST calls on one gateway; `limits` win over what the settings give."""
     if limits is None:
         limits = RestLimits(silence_s=settings.upload_timeout_s) if settings else RestLimits()
-    caller = Caller(gateway, limits)
+    caller = Caller(gateway)
     whole = APIRouter(route_class=RestRoute)
     _add_models(whole, gateway, caller)
     _add_health(whole, gateway)

@@ -32,7 +32,7 @@ class RestLimits:
 
     silence_s: float = 30.0  # between two pieces of a body
     upload_s: float = 600.0  # one body from its first to its last byte
-    answer_s: float = 300.0  # for the model, where the caller names no time
+    answer_s: float = 300.0  # for the model to answer one file, once it is there
     files: int = 10_000  # in one request to classify
 
 

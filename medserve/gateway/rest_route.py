@@ -25,7 +25,6 @@ from medserve.gateway.calls import Face
 from medserve.gateway.core import Gateway, new_request_id
 from medserve.gateway.incoming import REQUEST_ID, Incoming, bug
 from medserve.gateway.orders import Order
-from medserve.gateway.rest_body import RestLimits
 from medserve.gateway.rest_models import Error, VersionQuery
 from medserve.gateway.status import retry_after_s
 
@@ -69,16 +68,16 @@ _DeadlineMs = Annotated[
 class Caller:
     """Who sent a request; a dependency, so that OpenAPI knows that a token may be needed."""
 
-    def __init__(self, gateway: Gateway, limits: RestLimits) -> None:
-        self._gateway, self._limits = gateway, limits
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
 
     def __call__(
         self, request: Request, credentials: _Credentials, deadline_ms: _DeadlineMs = None
     ) -> Incoming:
         """The authenticated caller; AuthenticationError where the token is none."""
         caller = self._gateway.authenticate(credentials.credentials if credentials else None)
-        left_s = self._limits.answer_s if deadline_ms is None else deadline_ms / 1000
-        return Incoming(caller, request_id(request), time.monotonic() + left_s)
+        deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000
+        return Incoming(caller, request_id(request), deadline)
 
 
 class RestRoute(APIRoute):

@@ -4,6 +4,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any
@@ -159,6 +160,7 @@ def _add_sample(routes: APIRouter, gateway: Gateway, caller: Caller, limits: Res
         """
         params = _sample_params(await whole(request, _MAX_JSON_BYTES, limits))
         asked = order(incoming, model, query, params)
+        asked = asked.sooner(time.monotonic() + limits.answer_s)
         await ordered_model(gateway, asked, Task.GENERATION)
         accepted = request.headers.get("accept", "")
         if _EVENTS in accepted:
@@ -186,6 +188,7 @@ async def _predict_file(
     async with gateway.budget.reserve(announced) as held:
         content = await single_file(request, limit, limits)
         held.shrink(len(content))
+        asked = asked.sooner(time.monotonic() + limits.answer_s)
         answer = await gateway.predict(asked.call({"data": content}))
     for place, magic, media_type, name in _KINDS:
         if answer.startswith(magic, place):

@@ -11,9 +11,12 @@ import gzip
 import importlib.util
 import io
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,8 @@ _ROOMS = {
     "sketcher": make_sketcher_checkout,
 }
 _NO_IMAGE = b"this is no image"
+_BUF = Path(sys.executable).with_name("buf")
+_PAGES = REPOSITORY / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +166,7 @@ def test_three_hundred_images_stream_through_and_broken_ones_cost_no_other(
 def large_phantom() -> Volume:
     """More than 4 MiB as a file; its grid is oblique and no side equals another."""
     small = phantom()
-    array = np.tile(np.asarray(small.array), (5, 6, 7))[:120, :125, :145]
+    array = np.tile(np.asarray(small.array), (5, 6, 9))[:120, :125, :145]
     return Volume(np.ascontiguousarray(array), Geometry(array.shape, small.geometry.affine))
 
 
@@ -282,3 +287,110 @@ def test_metadata_of_the_protocol_is_the_same_over_http(web: httpx.Client) -> No
     described = web.get("/v2/models/tiny_volume").json()
     assert {"name": "mask", "datatype": "UINT8", "shape": [-1, -1, -1]} in described["outputs"]
     assert web.get("/readyz").json() == {"ready": True}
+
+
+# ---- the examples of the documentation, word for word but for addresses and the large models
+
+
+@pytest.fixture
+def as_documented(faces: GatewayServer, store: Path, tmp_path: Path) -> Callable[[str], str]:
+    """An example for the servers of these tests: two models stand for larger ones."""
+    if not any(path.name.startswith("mednist") for path in store.iterdir()):
+        pytest.skip("models/mednist/weights is not complete; python -m training.mednist")
+    volume = tmp_path / "volume.nii.gz"
+    volume.write_bytes(nifti.encode(phantom()))
+    places = {
+        "127.0.0.1:8001": faces.addresses.grpc,
+        "http://127.0.0.1:8000": str(faces.addresses.page_url).rstrip("/"),
+        "models/segmentation_3d/examples/average.nii.gz": str(volume),
+        "segmentation_3d": "tiny_volume",
+        "diffusion_sampler": "sketcher",
+        "outputs": str(tmp_path),
+    }
+
+    def adapted(example: str) -> str:
+        for written, here in places.items():
+            example = example.replace(written, here)
+        return example
+
+    return adapted
+
+
+def examples(page: str, heading: str, language: str) -> list[str]:
+    """Code blocks under a heading."""
+    text = (_PAGES / page).read_text(encoding="utf-8")
+    section = re.split(r"^## ", text.partition(f"## {heading}\n")[2], flags=re.MULTILINE)[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+
+
+def run(command: list[str], **environment: str) -> str:
+    """What an example prints in the checkout."""
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
+        env=os.environ | environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_python_example_of_the_typed_calls_works(
+    as_documented: Callable[[str], str], tmp_path: Path
+) -> None:
+    [example] = examples("grpc.md", "Typed calls", "python")
+    printed = run([sys.executable, "-c", as_documented(example)])
+    assert "Hand Hand" in printed
+    assert "bright: " in printed
+    mask = nifti.decode((tmp_path / "mask.nii.gz").read_bytes())
+    assert (mask.array == known_mask(phantom())).all()
+
+
+def test_the_python_example_of_the_open_inference_protocol_works(
+    as_documented: Callable[[str], str],
+) -> None:
+    if importlib.util.find_spec("tritonclient") is None:
+        pytest.skip("tritonclient is not installed; pip install -e '.[dev]'")
+    [example] = examples("grpc.md", "Open Inference Protocol", "python")
+    printed = run([sys.executable, "-c", as_documented(example)])
+    assert "Hand.png Hand" in printed
+    assert "(6, 6)" in printed
+
+
+@pytest.mark.skipif(
+    not (shutil.which("grpcurl") or _BUF.is_file()), reason="needs grpcurl or buf (the dev extra)"
+)
+def test_the_shell_example_of_the_typed_calls_works(
+    as_documented: Callable[[str], str], tmp_path: Path
+) -> None:
+    path = os.environ["PATH"]
+    if shutil.which("grpcurl") is None:
+        program = tmp_path / "bin" / "grpcurl"
+        program.parent.mkdir()
+        stand_in = REPOSITORY / "tests/deploy/grpcurl/stand_in.py"
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {stand_in} "$@"\n', encoding="utf-8")
+        program.chmod(0o755)
+        path = f"{program.parent}:{path}"
+    [example] = examples("grpc.md", "Typed calls", "bash")
+    script = "set -euo pipefail\n" + as_documented(example)
+    printed = run(["bash", "-c", script], PATH=path, BUF=str(_BUF)).replace(" ", "")
+    assert printed.count('"classification"') == 6
+    assert '"role":"FILE_ROLE_OVERLAY"' in printed
+    assert printed.count('"png"') == 2
+    assert "TASK_SEGMENTATION" in printed
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_every_curl_command_of_the_documentation_works(
+    as_documented: Callable[[str], str], tmp_path: Path
+) -> None:
+    headings = ("Classify", "Segment", "Sample", "Models and health")
+    blocks = [block for heading in headings for block in examples("rest.md", heading, "bash")]
+    assert len(blocks) == 5
+    script = "set -euo pipefail\n" + as_documented("".join(blocks))
+    printed = run(["bash", "-c", script], NO_PROXY="127.0.0.1")
+    assert printed.count('"label":"Hand"') >= 3
+    assert '"code":"INVALID_IMAGE"' in printed
+    assert '"event": "progress"' in printed
+    assert (nifti.decode((tmp_path / "mask.nii.gz").read_bytes()).array > 0).any()
+    measured = json.loads((tmp_path / "mask.json").read_text())
+    assert {"measures", "mask_nifti", "overlay_png"} <= set(measured)
+    assert len(json.loads((tmp_path / "drawn.json").read_text())["images"]) == 2
