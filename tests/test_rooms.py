@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,16 @@ from torch import nn
 
 import models
 from medserve.archive import verify_archive
-from medserve.inference.engines import load_engine
+from medserve.imaging import volume_file
+from medserve.inference.engines import Engine, load_engine
+from medserve.inference.volume_pipeline import SegmentOptions, VolumePipeline
 from medserve.packaging import build_archive
 from medserve.spec import EngineName, ModelSpec, Precision, Task
 
 _REPOSITORY = Path(__file__).parent.parent
 _MAX_WEIGHTS_BYTES = 20_000_000
 _AGREEMENT = 1e-4  # absolute and relative, between the artifact's two forms
+_SAME_VOXELS = 0.9999  # of a mask, between engines
 _FILES = (
     "README.md",
     "__init__.py",
@@ -54,7 +58,7 @@ _WORKER = """
 import json, sys
 from pathlib import Path
 
-checkout, name, handler = sys.argv[1:]
+checkout, name, handler, params = sys.argv[1:]
 here = str(Path.cwd())
 sys.path[:] = [here] + [each for each in sys.path if Path(each).resolve() != Path(checkout)]
 sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in repr(each).lower()]
@@ -68,7 +72,8 @@ context = service.context
 context.request_ids = {0: "0a1b2c3d"}
 context.request_processor = [RequestProcessor({})]
 golden = next(Path.cwd().glob("golden_input.*")).read_bytes()
-answer = service._entry_point([{"data": bytearray(golden)}], context)[0]
+request = {"data": bytearray(golden), "params": bytearray(params.encode())}
+answer = service._entry_point([request], context)[0]
 
 import handlers, medserve
 for package in (handlers, medserve):
@@ -95,10 +100,14 @@ def archive(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_archive(room.name, tmp_path_factory.mktemp("store"), _REPOSITORY)
 
 
-def network_of(room: Path) -> nn.Module:
-    """The network that `models.<name>.network` names first, with its defaults."""
+def network_of(room: Path, spec: ModelSpec) -> nn.Module:
+    """A fresh network of the room: its `build`, or what `models.<name>.network` names first."""
     module = importlib.import_module(f"models.{room.name}.network")
-    network = getattr(module, module.__all__[0])()
+    if hasattr(module, "build"):
+        first = next(iter(module.NetworkName))
+        network = module.build(first, in_channels=spec.input.channels, classes=len(spec.labels))
+    else:
+        network = getattr(module, module.__all__[0])()
     assert isinstance(network, nn.Module)
     return network
 
@@ -154,7 +163,7 @@ def test_the_metrics_are_figures_of_an_evaluation(room: Path) -> None:
 
 
 def test_a_gradient_reaches_every_parameter_of_the_network(room: Path, spec: ModelSpec) -> None:
-    network = network_of(room)
+    network = network_of(room, spec)
     logits = network(torch.from_numpy(noise(spec, items=2)))
     logits.square().mean().backward()
     assert logits.shape[:1] == (2,)
@@ -171,7 +180,7 @@ def test_a_classifier_has_one_logit_for_each_label(room: Path, spec: ModelSpec) 
     if spec.task is not Task.CLASSIFICATION:
         pytest.skip("labels are channels here")
     with torch.no_grad():
-        logits = network_of(room).eval()(torch.from_numpy(noise(spec, items=1)))
+        logits = network_of(room, spec).eval()(torch.from_numpy(noise(spec, items=1)))
     assert logits.shape == (1, len(spec.labels))
 
 
@@ -190,20 +199,55 @@ def test_both_forms_of_the_artifact_agree_on_noise(room: Path, spec: ModelSpec) 
         )
 
 
+@pytest.fixture(scope="module")
+def pipeline(spec: ModelSpec) -> VolumePipeline:
+    if spec.volume is None:
+        pytest.skip("answers no volumes")
+    return VolumePipeline(spec)
+
+
+def test_a_model_of_volumes_has_a_coded_structure_for_each_label(pipeline: VolumePipeline) -> None:
+    assert pipeline.spec.labels[0] == "background"
+    assert set(pipeline.volume.snomed) == set(pipeline.spec.labels[1:])
+
+
+def test_every_engine_finds_the_same_mask_in_the_golden_volume(
+    room: Path, pipeline: VolumePipeline
+) -> None:
+    golden = next(room.glob("weights/golden_input.*")).read_bytes()
+    volume = volume_file.decode(golden, pipeline.spec.input.kinds)
+    prepared = pipeline.prepare(volume)
+    options = SegmentOptions()  # without mirror images, for time; they are the same network
+    masks = []
+    for name in EngineName:
+        engine = load_engine(name, room / "weights", precision=Precision.F32, threads=2)
+        found = pipeline.segment(prepared, partial(_logits, engine), options)
+        assert found.segmentation.geometry == volume.geometry
+        masks.append(found.segmentation.mask)
+    assert set(np.unique(masks[0])) == set(range(len(pipeline.spec.labels)))
+    for mask in masks[1:]:
+        assert np.mean(mask == masks[0]) >= _SAME_VOXELS
+
+
+def _logits(engine: Engine, windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return engine.run(windows)["logits"]
+
+
 def test_a_room_becomes_an_archive_that_verifies(archive: Path, spec: ModelSpec) -> None:
     info = verify_archive(archive)
     assert (info.name, info.version, info.spec) == (spec.name, spec.version, spec)
 
 
 def test_the_archive_alone_reproduces_its_golden_answer(
-    room: Path, archive: Path, tmp_path: Path
+    room: Path, spec: ModelSpec, archive: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("ts", reason="needs the serve extra")
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(tmp_path)
+    params = json.dumps({"output": "json"} if spec.volume else {})
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     worker = subprocess.run(
-        [sys.executable, "-c", _WORKER, str(_REPOSITORY), room.name, f"{room.name}.py"],
+        [sys.executable, "-c", _WORKER, str(_REPOSITORY), room.name, f"{room.name}.py", params],
         cwd=tmp_path,
         env=environment | {"MEDSERVE_ENGINE_THREADS": "1"},
         capture_output=True,
