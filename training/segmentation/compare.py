@@ -15,6 +15,7 @@ A network that is done is not trained again: the same command goes on after an i
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
@@ -48,7 +49,7 @@ __all__ = ["CompareConfig", "main"]
 _log = logging.getLogger(__name__)
 
 _ENGINES = (EngineName.OPENVINO, EngineName.ONNXRUNTIME)
-_TIMED = 5  # volumes, the median one counts
+_TIMED = 3  # volumes, the median one counts
 _REPEATS = 3  # of each, the fastest counts: what slows a run down is another process
 _RESULT = "result.json"
 _INSTALLED = ("comparison.json", "comparison.csv", "comparison.md")
@@ -98,11 +99,13 @@ def main(config: CompareConfig) -> None:
     write(config, config.out_dir / "config.json")
     write_split(config.out_dir / "split.csv", split)
     names = split.parts(0)[config.part]
-    study = _Study(config, pipeline, split, [case for case in cases if case.name in names])
+    scored = [case for case in cases if case.name in names]
+    learned = [case for case in cases if case.name not in split.test]
+    study = _Study(config, pipeline, split, learned, scored)
     failed = []
     for network in chosen:
         try:
-            study.compare(network, cases)
+            study.compare(network)
         except Exception:  # hours of the others are worth more than an early end
             _log.exception("%s failed", network)
             failed.append(network.value)
@@ -135,7 +138,13 @@ class _Study:
     config: CompareConfig
     pipeline: VolumePipeline
     split: Split
+    learned: Sequence[Case]
     scored: Sequence[Case]
+
+    @functools.cached_property
+    def loaded(self) -> dict[str, LoadedCase]:
+        """What is trained on and validated, read once and only if a network is to be trained."""
+        return {case.name: case for case in load_cases(self.learned, self.pipeline)}
 
     def result(self, network: NetworkName) -> Path:
         """Where the row of a finished network lies."""
@@ -160,7 +169,7 @@ class _Study:
             "flips": self.pipeline.defaults().flips,
         }
 
-    def compare(self, network: NetworkName, cases: Sequence[Case]) -> None:
+    def compare(self, network: NetworkName) -> None:
         """Train, export, score and time one network, unless its row is there."""
         path = self.result(network)
         row: dict[str, Any] = {}
@@ -168,7 +177,7 @@ class _Study:
             row = json.loads(path.read_text(encoding="utf-8"))
         folder = path.parent / "artifact"
         if row.get("budget") != self.budget():
-            row = self._train(network, cases)
+            row = self._train(network)
             row |= {"artifact_mb": round((folder / "model.onnx").stat().st_size / 1e6, 3)}
             row |= self._score(folder)
         elif not self.config.retime:
@@ -178,7 +187,7 @@ class _Study:
         path.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
         _log.info("%s: Dice %s, %s ms", network, row["dice"], row["ms_per_volume"])
 
-    def _train(self, network: NetworkName, cases: Sequence[Case]) -> dict[str, Any]:
+    def _train(self, network: NetworkName) -> dict[str, Any]:
         config = self.config
         folder = config.out_dir / network
         if config.minutes and folder.is_dir():
@@ -190,8 +199,9 @@ class _Study:
             threads=config.threads, folds=config.folds, test_share=config.test_share,
             seed=config.seed, patience=10_000, resume=not config.minutes,
         )  # fmt: skip
+        loaded = self.loaded  # read before the clock starts
         started, spent = time.perf_counter(), time.process_time()
-        fitted = training.train_member(settings, 0, self.pipeline, self.split, self._loaded(cases))
+        fitted = training.train_member(settings, 0, self.pipeline, self.split, loaded)
         minutes = [round((clock() - since) / 60, 2) for clock, since in
                    ((time.perf_counter, started), (time.process_time, spent))]  # fmt: skip
         example = torch.rand(
@@ -203,8 +213,7 @@ class _Study:
             "network": network.value,
             "budget": self.budget(),
             "parameters": sum(each.numel() for each in fitted.network.parameters()),
-            "epochs": torch.load(folder / "member_0/checkpoints/last.ckpt",
-                                 weights_only=True, map_location="cpu")["epoch"] + 1,
+            "epochs": fitted.epoch if config.minutes else config.epochs,
             "best_epoch": fitted.epoch,
             "validation_dice": round(fitted.validation_dice, 5),
             "minutes": minutes[0],
@@ -212,10 +221,6 @@ class _Study:
             "largest_export_difference": exported.largest_difference,
             "onnx_sha256": sha256(exported.onnx),
         }  # fmt: skip
-
-    def _loaded(self, cases: Sequence[Case]) -> dict[str, LoadedCase]:
-        used = [case for case in cases if case.name not in self.split.test]
-        return {case.name: case for case in load_cases(used, self.pipeline)}
 
     def _score(self, folder: Path) -> dict[str, Any]:
         """Dice and the rest over the scored part, by the ONNX file."""

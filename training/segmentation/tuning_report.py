@@ -59,11 +59,10 @@ def _settings(content: Mapping[str, Any]) -> Figure:
     panels = figure.subplots(rows, 4, squeeze=False, sharey=True).ravel()
     scores = [row["validation_dice"] for row in content["rows"]]
     for axes, name in zip(panels, names, strict=False):
+        axes.set_xscale("log" if name in _LOGARITHMIC else "linear")
         axes.plot([row[name] for row in content["rows"]], scores, ".", alpha=0.7)
         axes.axvline(content["best"][name], color="0.7", linewidth=1, zorder=0)
         axes.set_xlabel(name.replace("_", " "))
-        if name in _LOGARITHMIC:
-            axes.set_xscale("log")
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     panels[0].set_ylabel("validation Dice")
