@@ -40,6 +40,7 @@ class FakeEngine:
         answers: The answer to a request; a sequence is streamed chunk by chunk, and its last
             chunk answers a unary call.
         pause_s: Before each answer and each chunk.
+        hold: Answers nothing before it is set.
         requests: Everything that was asked, in order.
         finished: How many requests were worked on to their end.
         workers_ready: What `describe` says of every model.
@@ -47,6 +48,7 @@ class FakeEngine:
 
     answers: Answers
     pause_s: float = 0.0
+    hold: asyncio.Event | None = None
     known: tuple[str, ...] = ("tiny",)
     workers_ready: int = 1
     requests: list[Request] = field(default_factory=list)
@@ -65,6 +67,8 @@ class FakeEngine:
         parsed = inference_pb2.PredictionsRequest.FromString(message)
         request = Request(parsed.model_name, parsed.model_version, dict(parsed.input), timeout_s)
         self.requests.append(request)
+        if self.hold is not None:
+            await self.hold.wait()
         answer = self.answers(request)
         for chunk in [answer] if isinstance(answer, bytes) else answer:
             await asyncio.sleep(self.pause_s)

@@ -57,6 +57,12 @@ def answering(answer: bytes = _OK, **changes: Any) -> FakeEngine:
     return FakeEngine(lambda _: answer, **changes)
 
 
+async def settled() -> None:
+    """Let every task run until it waits for something."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 async def parts(gateway: Gateway, wanted: Call) -> list[bytes]:
     return [part async for part in gateway.stream(wanted)]
 
@@ -170,14 +176,16 @@ def test_calls_beyond_the_queue_are_refused_with_a_time_to_come_back() -> None:
 
 def test_a_call_that_is_cancelled_in_the_queue_never_reaches_the_engine() -> None:
     async def scenario() -> FakeEngine:
-        engine = answering(pause_s=0.05)
+        engine = answering(hold=asyncio.Event())
         gateway = fake_gateway(engine, guards=Guards(Limits(in_flight=1, queue=50)))
         first = asyncio.create_task(gateway.predict(call()))
         queued = [asyncio.create_task(gateway.predict(call())) for _ in range(50)]
-        await asyncio.sleep(0.01)
+        await settled()
         for task in queued:
             task.cancel()
         await asyncio.gather(*queued, return_exceptions=True)
+        assert engine.hold is not None
+        engine.hold.set()
         assert await first == _OK
         assert await gateway.predict(call()) == _OK
         return engine
@@ -187,17 +195,19 @@ def test_a_call_that_is_cancelled_in_the_queue_never_reaches_the_engine() -> Non
 
 def test_a_cancelled_call_keeps_its_place_until_the_engine_is_done_with_it() -> None:
     async def scenario() -> tuple[int, int, FakeEngine]:
-        engine = answering(pause_s=0.1)
+        engine = answering(hold=asyncio.Event())
         gateway = fake_gateway(engine, guards=Guards(Limits(in_flight=2, queue=1000)))
         tasks = [asyncio.create_task(gateway.predict(call())) for _ in range(1000)]
-        await asyncio.sleep(0.02)
+        await settled()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         reached = len(engine.requests)
         late = asyncio.create_task(gateway.predict(call()))
-        await asyncio.sleep(0.02)
+        await settled()
         still = len(engine.requests)
+        assert engine.hold is not None
+        engine.hold.set()
         assert await late == _OK
         return reached, still, engine
 
