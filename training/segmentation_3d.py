@@ -9,8 +9,10 @@ graph that averages their probabilities.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,8 +24,10 @@ import models
 from medserve.inference.volume_pipeline import VolumePipeline
 from models.segmentation_3d.network import build
 from training.config import Setting, require_folder, run, write
+from training.evaluation import EvaluationRequest
 from training.segmentation.config import SegmentationConfig
-from training.segmentation.data import LoadedCase, find_cases, load_cases
+from training.segmentation.data import Case, LoadedCase, find_cases, load_cases
+from training.segmentation.evaluation import evaluate_segmentation
 from training.segmentation.fit import (
     FittedSegmenter,
     fit_segmenter,
@@ -31,9 +35,10 @@ from training.segmentation.fit import (
     load_best,
 )
 from training.segmentation.module import Segmenter
+from training.segmentation.ship import Shipment, install, ship, what_parts_add
 from training.segmentation.split import Split, split_cases, write_split
 
-__all__ = ["NAME", "TrainConfig", "main", "train_member"]
+__all__ = ["NAME", "TrainConfig", "evaluate", "main", "report", "train_member"]
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +57,10 @@ class TrainConfig(SegmentationConfig):
     )
     room: Annotated[str, Setting("room whose model-config.yaml states labels and window")] = NAME
     members: Annotated[int, Setting("networks that are averaged, each of its fold", minimum=1)] = 1
+    epochs: Annotated[int, Setting("passes over the training volumes", minimum=1)] = 80
+    width: Annotated[
+        int, Setting("channels at full resolution; three of 16 stay below 5 M", minimum=0)
+    ] = 16
     install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
 
 
@@ -64,7 +73,36 @@ def main(config: TrainConfig) -> None:
     write_split(config.out_dir / "split.csv", split)
     used = [case for case in cases if case.name not in split.test]
     loaded = {case.name: case for case in load_cases(used, pipeline)}
-    [train_member(config, member, pipeline, split, loaded) for member in range(config.members)]
+    members = [
+        train_member(config, member, pipeline, split, loaded) for member in range(config.members)
+    ]
+    shipment = Shipment(pipeline, members, list(loaded.values()), config.out_dir)
+    folder = ship(shipment, config.threads)
+    held_out = [case for case in cases if case.name in split.test]
+    if held_out:
+        report(config, shipment, folder, held_out)
+    if config.install:
+        install(folder, config.out_dir, config.room)
+
+
+def report(config: TrainConfig, shipment: Shipment, folder: Path, held_out: Sequence[Case]) -> None:
+    """Measure the artifact, and what each of its parts adds, on volumes that no training saw."""
+    request = EvaluationRequest(
+        data_dir=config.data_dir, out_dir=config.out_dir / "report", weights=folder,
+        split=folder / "split.csv", threads=config.threads,
+    )  # fmt: skip
+    measured = evaluate_segmentation(config.room, request)
+    described = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    described["what_parts_add"] = what_parts_add(shipment, folder, held_out, config.threads)
+    measured["training"] = described
+    (folder / "training.json").unlink()
+    text = json.dumps(measured, indent=2)
+    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+
+
+def evaluate(request: EvaluationRequest) -> None:
+    """Measure the shipped artifact (or another) on labelled volumes, on their own grids."""
+    evaluate_segmentation(NAME, request)
 
 
 def train_member(

@@ -21,14 +21,14 @@ import models
 from medserve.errors import ArchiveError
 from medserve.imaging import nifti
 from medserve.imaging.volume import Volume
-from medserve.inference.engines import Engine, load_engine
+from medserve.inference.engines import load_engine
 from medserve.inference.sliding_window import Predict
 from medserve.inference.volume_pipeline import Prepared, SegmentOptions, VolumePipeline
 from medserve.spec import EngineName, Precision
 from training import export
 from training.segmentation.data import Case, LoadedCase
 from training.segmentation.ensemble import Ensemble
-from training.segmentation.evaluation import measure_cases
+from training.segmentation.evaluation import measure_cases, predict_by
 from training.segmentation.exemplar import average_volume
 from training.segmentation.fit import FittedSegmenter
 from training.segmentation.metrics import summarise
@@ -41,6 +41,7 @@ _log = logging.getLogger(__name__)
 
 EXAMPLE = "average.nii.gz"
 LEAST_AGREEMENT = 0.9999  # share of voxels in which two engines must say the same
+_LOCAL = frozenset({"data_dir", "out_dir", "init_from", "resume", "install"})
 _TOLERANCE = 2e-3  # of golden logits; OpenVINO orders its sums differently on every CPU
 _EXAMPLE_SHAPE = (40, 56, 40)
 _PROVEN = 10  # volumes of about 80,000 voxels: one in a million would be seen
@@ -109,8 +110,8 @@ def ship(shipment: Shipment, threads: int = 0) -> Path:
     windows = torch.from_numpy(np.concatenate([window, window[:, :, ::-1]]))
     exported = export.export_network(network, folder, windows, ("logits",))
     _write_golden(shipment, network, window, folder)
-    for name in ("config.json", "split.csv"):
-        shutil.copyfile(shipment.out_dir / name, folder / name)
+    shutil.copyfile(shipment.out_dir / "split.csv", folder / "split.csv")
+    _write_config(shipment, folder / "config.json")
     # Whole volumes: what counts is the label of a voxel, not the seventh digit of a logit.
     proofs = agreement(
         shipment.pipeline,
@@ -164,7 +165,7 @@ def agreement(
     proofs = []
     for name in EngineName:
         engine = load_engine(name, folder, precision=Precision.F32, threads=threads)
-        found, milliseconds = masks(_asking(engine))
+        found, milliseconds = masks(predict_by(engine))
         differing = sum(
             int((one != other).sum()) for one, other in zip(found, expected, strict=True)
         )
@@ -173,33 +174,33 @@ def agreement(
     return proofs
 
 
-def what_parts_add(shipment: Shipment, cases: Sequence[Case]) -> list[dict[str, Any]]:
+def what_parts_add(
+    shipment: Shipment, folder: Path, cases: Sequence[Case], threads: int = 0
+) -> list[dict[str, Any]]:
     """Mean Dice of the cases for each member and for all, with and without mirrored windows."""
     spec = shipment.pipeline.spec
     assert spec.volume is not None  # the pipeline was built from it
-    networks: dict[str, nn.Module] = {
-        f"member {n}": each.network for n, each in enumerate(shipment.members)
-    }
-    if len(shipment.members) > 1:
-        networks["all members"] = Ensemble(list(networks.values())).eval()
+    windows = torch.rand(
+        2, spec.input.channels, *spec.input.size, generator=torch.Generator().manual_seed(0)
+    )
+    folders = {"all members": folder}
+    for n, member in enumerate(shipment.members if len(shipment.members) > 1 else ()):
+        folders[f"member {n}"] = shipment.out_dir / f"member_{n}" / "artifact"
+        export.export_network(member.network, folders[f"member {n}"], windows, ("logits",))
     rows = []
-    for name, network in networks.items():
+    for name, artifact in sorted(folders.items()):
+        engine = load_engine(
+            spec.engine.name, artifact, precision=spec.engine.precision, threads=threads
+        )
         for flips in (False, True):
             volume = dataclasses.replace(spec.volume, flips=flips)
             pipeline = VolumePipeline(dataclasses.replace(spec, volume=volume))
-            measured = measure_cases(pipeline, predict_with(network), cases)
+            measured = measure_cases(pipeline, predict_by(engine), cases)
             dice = summarise([score for each in measured for score in each.scores]).means["dice"]
             rounded = {label: round(value, 5) for label, value in dice.items()}
             rows.append({"network": name, "flips": flips, "dice": rounded})
             _log.info("%s, flips %s: %s", name, flips, rounded)
     return rows
-
-
-def _asking(engine: Engine) -> Predict:
-    def predict(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return engine.run(windows)["logits"]
-
-    return predict
 
 
 def install(folder: Path, out_dir: Path, name: str) -> None:
@@ -222,6 +223,16 @@ def _write_example(shipment: Shipment) -> Volume:
     volume = average_volume(shipment.train, _EXAMPLE_SHAPE, spacing_mm)
     (folder / EXAMPLE).write_bytes(nifti.encode(volume))
     return volume
+
+
+def _write_config(shipment: Shipment, path: Path) -> None:
+    """The members' resolved settings, without the folders of the machine that trained."""
+    members = []
+    for member in range(len(shipment.members)):
+        source = shipment.out_dir / f"member_{member}" / "config.json"
+        settings = json.loads(source.read_text(encoding="utf-8"))
+        members.append({name: settings[name] for name in settings if name not in _LOCAL})
+    path.write_text(json.dumps({"members": members}, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_golden(

@@ -78,8 +78,8 @@ def test_shares_sum_to_one_and_follow_the_image() -> None:
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_mirrored_patch_is_the_flipped_one(axis: int) -> None:
-    mirrored = tuple(1.0 if n == axis else 0.0 for n in range(3))
-    placement = dataclasses.replace(STILL, mirrored=mirrored)
+    i, j, k = (1.0 if n == axis else 0.0 for n in range(3))
+    placement = dataclasses.replace(STILL, mirrored=(i, j, k))
     image, mask = noise(*PATCH), halves(*PATCH)
     patch, shares = Augmentation(placement, UNTOUCHED)(image, mask, PATCH, 3, drawn())
     torch.testing.assert_close(patch, image.flip(1 + axis), atol=1e-5, rtol=0)
