@@ -18,7 +18,7 @@ from medserve.archive import golden_input, inspect_archive
 from medserve.cli import sheet
 from medserve.cli.inputs import shown, walk
 from medserve.cli.records import console_for_people
-from medserve.client import Classification, Client
+from medserve.client import Classification, Client, SegmentationOptions, SegmentationResult
 from medserve.errors import ConfigError, MedserveError, UnknownModelError
 from medserve.packaging import build_archive, find_checkout, room_names
 from medserve.server import Server, ServerConfig
@@ -46,7 +46,7 @@ class _Answer:
     """What one example got."""
 
     example: _Example
-    outcome: Classification | bytes | MedserveError
+    outcome: Classification | SegmentationResult | bytes | MedserveError
     took_ms: float
 
     @property
@@ -60,6 +60,9 @@ class _Answer:
         match self.outcome:
             case Classification():
                 return self.outcome.label
+            case SegmentationResult():
+                volumes = self.outcome.volumes_ml.items()
+                return ", ".join(f"{label} {volume:.2f} ml" for label, volume in volumes)
             case MedserveError():
                 return self.outcome.code
         return f"{len(self.outcome)} bytes"
@@ -93,6 +96,8 @@ class _Answer:
         match self.outcome:
             case Classification():
                 return content | self.outcome.to_json()
+            case SegmentationResult():
+                return content | self.outcome.segmentation.to_json(include_mask=False)
             case MedserveError():
                 error = {"code": self.outcome.code, "message": self.outcome.message}
                 return content | {"error": error}
@@ -169,10 +174,13 @@ def _ask(server: Server, examples: list[_Example]) -> Iterator[_Answer]:
     ) as client:
         for example in examples:
             started = time.perf_counter()
-            outcome: Classification | bytes | MedserveError
+            outcome: Classification | SegmentationResult | bytes | MedserveError
             try:
                 if example.spec.task is Task.CLASSIFICATION:
                     outcome = client.classify_one(example.spec.name, example.data)
+                elif example.spec.volume is not None:
+                    options = SegmentationOptions(overlay=True)
+                    outcome = client.segment(example.spec.name, example.data, options=options)
                 else:
                     outcome = client.predict(example.spec.name, example.data)
             except MedserveError as error:
@@ -197,21 +205,32 @@ def _table(answers: list[_Answer]) -> Table:
 
 
 def _write(answers: list[_Answer], out: Path) -> None:
-    """One picture sheet per model with pictures as inputs, and all answers as JSON."""
+    """One picture per model, of its inputs or of its first mask, and all answers as JSON."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         content = json.dumps([answer.to_json() for answer in answers], indent=2)
         (out / "demo.json").write_text(content + "\n", encoding="utf-8")
         written = [out / "demo.json"]
-        for spec in dict.fromkeys(answer.example.spec for answer in answers):
-            own = [answer for answer in answers if answer.example.spec == spec]
-            if spec.task is Task.CLASSIFICATION:
-                path = out / f"{spec.name}.png"
-                sheet.draw([_tile(answer) for answer in own], spec.input, path)
-                written.append(path)
+        names = dict.fromkeys(answer.example.spec.name for answer in answers)
+        for name in names:
+            own = [answer for answer in answers if answer.example.spec.name == name]
+            written += _picture(own, out / f"{name}.png")
     except OSError as error:
         raise ConfigError(f"--out {shown(str(out))}: {error.strerror}") from error
     console_for_people().print(Text(f"\nwrote {', '.join(map(str, written))}"))
+
+
+def _picture(answers: list[_Answer], path: Path) -> list[Path]:
+    """The picture of one model's answers; none for a model that makes none."""
+    spec = answers[0].example.spec
+    if spec.task is Task.CLASSIFICATION:
+        sheet.draw([_tile(answer) for answer in answers], spec.input, path)
+        return [path]
+    for answer in answers:
+        if isinstance(answer.outcome, SegmentationResult) and answer.outcome.overlay_png:
+            path.write_bytes(answer.outcome.overlay_png)
+            return [path]
+    return []
 
 
 def _tile(answer: _Answer) -> sheet.Tile:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
+import json
+import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,7 @@ from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.server import Server
 from medserve.spec import EngineName
 from tests.cli.conftest import medserve as medserve
-from tests.tiny_volume_room import known_mask, phantom
+from tests.tiny_volume_room import known_mask, make_volume_checkout, phantom
 from tests.volume_phantoms import as_bytes, dicom_slices, enhanced_dicom, oblique, zipped
 
 _Image: Any = nibabel.Nifti1Image
@@ -179,3 +183,57 @@ def test_a_zip_within_a_folder_is_a_case_of_its_own(volume_client: Client, tmp_p
     assert zipfile.is_zipfile(path)
     found = volume_client.segment("tiny_volume", path).segmentation
     np.testing.assert_array_equal(found.mask, known_mask(upright()))
+
+
+_PAGE = Path(__file__).parents[2] / "docs" / "volumes.md"
+
+
+def _block(language: str) -> str:
+    found = re.findall(rf"^```{language}\n(.*?)^```$", _PAGE.read_text("utf-8"), re.M | re.S)
+    return str(found[0])
+
+
+def test_the_command_of_the_page_works(
+    volume_server: Server, real: str, tmp_path: Path, medserve: Any
+) -> None:
+    _, *arguments = _block("bash").split()
+    arguments[arguments.index("outputs/masks")] = str(tmp_path)
+    arguments[arguments.index(f"models/{real}/examples")] = str(models.room(real) / "examples")
+    run = medserve(*arguments, "--address", volume_server.inference_address)
+    assert run.code == 0, run.err
+    assert list(tmp_path.glob("*_mask.nii.gz"))
+    assert "anterior ml" in run.out
+
+
+def test_the_program_of_the_page_works(volume_server: Server, real: str, tmp_path: Path) -> None:
+    program = _block("python").replace(
+        "Client(timeout_s", f"Client({volume_server.inference_address!r}, timeout_s"
+    )
+    example = f"models/{real}/examples"
+    run = subprocess.run(
+        [sys.executable, "-c", program.replace(example, str(models.room(real) / "examples"))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("anterior") == 3
+    assert nifti.recognises((tmp_path / "outputs" / "average_mask.nii.gz").read_bytes())
+
+
+def test_the_demonstration_shows_a_mask(tmp_path: Path) -> None:
+    checkout = make_volume_checkout(tmp_path / "checkout")
+    run = subprocess.run(
+        [sys.executable, "-m", "medserve.cli.main", "demo", "--out", "pictures"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "bright" in run.stdout
+    assert "INVALID_IMAGE" in run.stdout  # the half file, as it should
+    assert (checkout / "pictures" / "tiny_volume.png").read_bytes().startswith(b"\x89PNG")
+    good, _ = json.loads((checkout / "pictures" / "demo.json").read_text())
+    assert good["volumes_ml"]["dim"] > 0
