@@ -37,13 +37,12 @@ from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
 from tests.gateway.running import running_gateway, settings_for
 from tests.gateway.sketcher_room import STEPS, make_sketcher_checkout, square
-from tests.tiny_room import LABELS, REPOSITORY, bright_tile, make_checkout
+from tests.tiny_room import LABELS, REPOSITORY, bright_tile
 from tests.tiny_volume_room import known_mask, make_volume_checkout, phantom
 
 pytestmark = [pytest.mark.serving, pytest.mark.slow]
 
 _ROOMS = {
-    "tiny": make_checkout,
     "tiny_volume": make_volume_checkout,
     "sketcher": make_sketcher_checkout,
 }
@@ -56,6 +55,8 @@ _PAGES = REPOSITORY / "docs"
 def store(engine_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the four models; `engine_store` skips where TorchServe is missing."""
     folder = tmp_path_factory.mktemp("faces") / "store"
+    folder.mkdir()
+    shutil.copy(engine_store / "tiny-1.0.mar", folder)
     for name, make in _ROOMS.items():
         build_archive(name, folder, make(tmp_path_factory.mktemp(name) / "checkout"))
     with contextlib.suppress(ArchiveError):  # not trained in this checkout
@@ -109,7 +110,7 @@ def test_a_stock_tritonclient_infers_with_every_model(
     report = json.loads(run.stdout)
     assert (report["live"], report["ready"], report["model_ready"]) == (True, True, True)
     assert report["server"]["name"] == "medserve"
-    assert {each["name"] for each in report["index"]["models"]} >= set(_ROOMS)
+    assert {each["name"] for each in report["index"]["models"]} >= {"tiny", *_ROOMS}
     assert report["metadata"]["inputs"] == [{"name": "data", "datatype": "BYTES", "shape": ["-1"]}]
     expect_classes(report["classes"], [LABELS[n % 6] for n in range(20)], len(LABELS))
     if trained:
@@ -231,7 +232,7 @@ def test_models_are_listed_as_their_archives_describe_them(
     stub: pb_grpc.ImagingServiceStub,
 ) -> None:
     models = {each.name: each for each in stub.ListModels(pb.ListModelsRequest()).models}
-    assert set(models) >= set(_ROOMS)
+    assert set(models) >= {"tiny", *_ROOMS}
     assert all(each.ready and each.default_version for each in models.values())
     assert models["tiny"].card_markdown.startswith("# tiny")
     assert models["sketcher"].task == pb.TASK_GENERATION
@@ -287,6 +288,7 @@ def test_metadata_of_the_protocol_is_the_same_over_http(web: httpx.Client) -> No
     described = web.get("/v2/models/tiny_volume").json()
     assert {"name": "mask", "datatype": "UINT8", "shape": [-1, -1, -1]} in described["outputs"]
     assert web.get("/readyz").json() == {"ready": True}
+    assert "/v1/models/{model}/classify" in web.get("/openapi.json").json()["paths"]
 
 
 # ---- the examples of the documentation, word for word but for addresses and the large models
