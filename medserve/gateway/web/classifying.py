@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 from medserve.errors import InvalidRequestError, MedserveError, PayloadTooLargeError
-from medserve.gateway.classify import ImageFile, classify_each
+from medserve.gateway.classify import ImageFile, Packing, classify_each
 from medserve.gateway.core import Gateway
 from medserve.gateway.orders import Order
 from medserve.gateway.web.jobs import Item, Job, Status
@@ -30,12 +31,7 @@ async def classify(gateway: Gateway, job: Job, items: Sequence[Item], order: Ord
     if not waiting:
         return
 
-    async def images() -> AsyncGenerator[ImageFile, None]:
-        for item in waiting:
-            content = await asyncio.to_thread(job.path(item).read_bytes)
-            yield ImageFile(str(item.number), content)
-
-    async with aclosing(classify_each(gateway, order, images())) as outcomes:
+    async with aclosing(classify_each(gateway, order, _images(job, waiting))) as outcomes:
         async for outcome in outcomes:
             item = waiting[outcome.index]
             try:
@@ -43,6 +39,30 @@ async def classify(gateway: Gateway, job: Job, items: Sequence[Item], order: Ord
             except MedserveError as error:
                 item.outcome = error
             item.provenance = outcome.provenance
+
+
+async def _images(job: Job, items: Sequence[Item]) -> AsyncGenerator[ImageFile, None]:
+    """The files, read by the callful, so that none waits for the disk while a call could leave."""
+    for callful in _callfuls(items):
+        contents = await asyncio.to_thread(_read, [job.path(item) for item in callful])
+        for item, content in zip(callful, contents, strict=True):
+            yield ImageFile(str(item.number), content)
+
+
+def _callfuls(items: Sequence[Item]) -> Iterator[list[Item]]:
+    packing = Packing()
+    callful: list[Item] = []
+    for item in items:
+        size = sum(each.size_bytes for each in callful) + item.size_bytes
+        if callful and (len(callful) == packing.items_per_call or size > packing.bytes_per_call):
+            yield callful
+            callful = []
+        callful.append(item)
+    yield callful
+
+
+def _read(paths: Sequence[Path]) -> list[bytes]:
+    return [path.read_bytes() for path in paths]
 
 
 def correct(job: Job, numbers: Mapping[int, str | None]) -> list[Item]:

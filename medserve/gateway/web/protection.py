@@ -64,13 +64,13 @@ class Protection:
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] = ()) -> None:
-        self._app = app
+        self.app = app
         self._hosts = frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the request, pass it on, and add the headers to its answer."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
 
         async def send_with_headers(message: Message) -> None:
@@ -91,7 +91,7 @@ class Protection:
         # What reaches this place has been logged and, where that was possible, answered. Going on
         # to the server it would be logged with its text, which may quote what a visitor sent.
         with contextlib.suppress(Exception):
-            await self._app(scope, receive, send_with_headers)
+            await self.app(scope, receive, send_with_headers)
 
     def _check(self, method: str, headers: Headers) -> None:
         host = headers.get("host", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,7 @@ class Pages:
     def __init__(self) -> None:
         self.static = Path(str(files(__package__) / "static"))
         self.digest = _digest(self.static)
-        self._environment = Environment(
-            loader=PackageLoader(__package__, "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        self._environment = _environment()
 
     @cached_property
     def viewer(self) -> str | None:
@@ -76,8 +70,20 @@ class Pages:
         return response
 
 
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader(__package__ or "", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+@cache
 def _digest(folder: Path) -> str:
-    """Names and contents of all files, shortened."""
+    """Names and contents of all files, shortened; they do not change while a server runs."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():

@@ -9,6 +9,7 @@ checked against the limits before and while it arrives, and no part of it is hel
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import secrets
@@ -145,13 +146,12 @@ async def _store(
             else:
                 (parts / str(item.number)).rename(job.path(item))
                 job.items[item.number] = item
-    except FileNotFoundError:
-        raise UnknownJobError("the job was deleted while files arrived") from None
-    except OSError:
+    except BaseException as error:
         jobs.release(job, size)
-        raise QuotaError("the server has no room for these files; try again later") from None
-    except BaseException:
-        jobs.release(job, size)
+        if isinstance(error, FileNotFoundError):
+            raise UnknownJobError("the job was deleted while files arrived") from None
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise QuotaError("the server has no room for these files; try again later") from None
         raise
     finally:
         shutil.rmtree(parts, ignore_errors=True)

@@ -17,12 +17,12 @@ export function has(key) {
 }
 
 const numbers = new Intl.NumberFormat(language);
-const percents = new Intl.NumberFormat(language, { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
+const percents = new Intl.NumberFormat(language, { style: "percent", minimumFractionDigits: 2, maximumFractionDigits: 2 });
 
 export const count = (n) => numbers.format(n);
 
 /** A probability; nothing short of certainty is rounded up to 100 %. */
-export const percent = (p) => percents.format(p < 1 ? Math.min(Math.floor(p * 1000) / 1000, 0.999) : 1);
+export const percent = (p) => percents.format(p < 1 ? Math.floor(p * 1e4) / 1e4 : 1);
 
 /** A number with so many decimals. */
 export const decimal = (x, digits) =>

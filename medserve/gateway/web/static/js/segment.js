@@ -47,12 +47,13 @@ async function ask(options, signal) {
   const tick = () => run(t("segment.working", { seconds: count(Math.round((performance.now() - begun) / 1000)) }), null);
   tick();
   const timer = setInterval(tick, 1000);
+  let response;
   try {
-    const response = await request(`/jobs/${state.job.id}/segmentation`, { method: "POST", json: options, signal });
-    await show(await response.json());
+    response = await request(`/jobs/${state.job.id}/segmentation`, { method: "POST", json: options, signal });
   } finally {
     clearInterval(timer);
   }
+  await show(await response.json());
 }
 
 function run(text, value) {

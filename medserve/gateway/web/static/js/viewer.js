@@ -70,12 +70,15 @@ export class Viewer {
 
   async #start() {
     if (this.nv) return;
-    const { Niivue, SHOW_RENDER } = await import(page.viewer);
+    const { Niivue, MULTIPLANAR_TYPE, SHOW_RENDER } = await import(page.viewer);
     this.nv = new Niivue({
       isRadiologicalConvention: true, // the patient's right is on the left, as on a light box
-      multiplanarShowRender: SHOW_RENDER.ALWAYS,
+      multiplanarLayout: MULTIPLANAR_TYPE.GRID,
+      // Without a graphics processor the third dimension takes seconds a picture: only on demand.
+      multiplanarShowRender: drawnBySoftware() ? SHOW_RENDER.NEVER : SHOW_RENDER.ALWAYS,
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.35, 0.77, 0.8, 0.8],
+      crosshairWidth: 0.4,
       crosshairGap: 4,
       fontColor: [0.8, 0.84, 0.88, 1],
       fontMinPx: 14,
@@ -101,6 +104,13 @@ export class Viewer {
     const packed = start[0] === 0x1f && start[1] === 0x8b;
     return NVImage.loadFromFile({ file: new File([blob], `${name}.nii${packed ? ".gz" : ""}`), ...look });
   }
+}
+
+/** Whether WebGL is emulated by the processor. */
+function drawnBySoftware() {
+  const gl = document.createElement("canvas").getContext("webgl2");
+  const known = gl.getExtension("WEBGL_debug_renderer_info");
+  return known !== null && /swiftshader|llvmpipe|software|basic render/i.test(gl.getParameter(known.UNMASKED_RENDERER_WEBGL));
 }
 
 /** The colours as NiiVue takes them. */

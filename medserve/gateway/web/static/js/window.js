@@ -42,7 +42,7 @@ export class WindowedRows {
   }
 
   #draw() {
-    const height = this.height ?? 56;
+    const height = this.height ?? 50;
     const top = this.body.getBoundingClientRect().top;
     const first = Math.max(0, Math.floor(-top / height) - BEYOND);
     const last = Math.min(this.items.length, Math.ceil((innerHeight - top) / height) + BEYOND);

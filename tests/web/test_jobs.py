@@ -1,0 +1,113 @@
+"""Who may see a job, and how long it is there."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from medserve.gateway.web import PageLimits
+from medserve.gateway.web.jobs import Jobs, Kind
+from medserve.gateway.web.problems import QuotaError, UnknownJobError
+from tests.web.visiting import PACK, begin, gateway, pack, send, visiting
+
+LABELS = ("dark", "bright")
+
+
+class Clock:
+    """Seconds by hand."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        """What time it is."""
+        return self.now
+
+
+def make(folder: Path, clock: Clock | None = None, **limits: float) -> Jobs:
+    return Jobs(folder, PageLimits(**limits), clock or Clock())  # type: ignore[arg-type]
+
+
+def test_another_visitor_finds_nothing_under_the_id_of_a_job() -> None:
+    async def run() -> None:
+        async with visiting(gateway(), visitors=3) as (_, [owner, other, stranger]):
+            job = await begin(owner)
+            await send(owner, job, {"a.png": b"ok dark"})
+            await begin(other)  # has a session of their own
+            for visitor in (other, stranger):
+                for path in (
+                    job, f"{job}/results.csv", f"{job}/results.json", f"{job}/results.zip",
+                    f"{job}/files/0/thumbnail", f"{job}/volume", f"{job}/mask.nii.gz",
+                    job.replace("/jobs/", "/classify/"),
+                ):  # fmt: skip
+                    assert (await visitor.get(path)).status_code == 404, path
+                sent = await visitor.post(
+                    f"{job}/files", content=pack({"b": b"ok dark"}), headers=PACK
+                )
+                changed = await visitor.post(f"{job}/classes", json={"classes": {"0": "bright"}})
+                deleted = await visitor.delete(job)
+                assert [each.status_code for each in (sent, changed, deleted)] == [404] * 3
+            found = (await owner.get(job)).json()["files"]
+            assert [(file["name"], file["correction"]) for file in found] == [("a.png", None)]
+
+    asyncio.run(run())
+
+
+def test_ids_cannot_be_guessed_and_folders_are_closed_to_others(tmp_path: Path) -> None:
+    jobs = make(tmp_path)
+    made = [jobs.create(Kind.CLASSIFY, str(n), "m", "1", LABELS) for n in range(50)]
+    assert len({job.id for job in made}) == 50
+    assert min(len(job.id) for job in made) >= 32
+    assert {job.folder.stat().st_mode & 0o777 for job in made} == {0o700}
+
+
+def test_a_job_is_deleted_after_its_time_unless_it_is_used(tmp_path: Path) -> None:
+    clock = Clock()
+    jobs = make(tmp_path, clock, retention_s=100)
+    used = jobs.create(Kind.CLASSIFY, "a", "m", "1", LABELS)
+    idle = jobs.create(Kind.CLASSIFY, "a", "m", "1", LABELS)
+    clock.now = 60
+    jobs.get(used.id, "a")
+    clock.now = 120
+    assert jobs.sweep() == 1
+    assert (used.folder.exists(), idle.folder.exists()) == (True, False)
+    with pytest.raises(UnknownJobError):
+        jobs.get(idle.id, "a")
+
+
+def test_a_job_with_an_upload_under_way_outlives_its_time(tmp_path: Path) -> None:
+    clock = Clock()
+    jobs = make(tmp_path, clock, retention_s=100)
+    job = jobs.create(Kind.CLASSIFY, "a", "m", "1", LABELS)
+    job.users = 1
+    clock.now = 1000
+    assert jobs.sweep() == 0
+    job.users = 0
+    assert jobs.sweep() == 1
+
+
+def test_a_visitor_with_too_many_jobs_loses_an_empty_one_but_none_with_files(
+    tmp_path: Path,
+) -> None:
+    jobs = make(tmp_path, visitor_jobs=2)
+    full = jobs.create(Kind.CLASSIFY, "a", "m", "1", LABELS)
+    full.users = 1
+    empty = jobs.create(Kind.CLASSIFY, "a", "m", "1", LABELS)
+    third = jobs.create(Kind.CLASSIFY, "a", "m", "1", LABELS)
+    assert {job.id for job in jobs.owned("a")} == {full.id, third.id}
+    assert not empty.folder.exists()
+    third.users = 1
+    with pytest.raises(QuotaError, match="delete one"):
+        jobs.create(Kind.CLASSIFY, "a", "m", "1", LABELS)
+    jobs.create(Kind.CLASSIFY, "b", "m", "1", LABELS)
+
+
+def test_the_page_takes_all_files_away_when_it_ends() -> None:
+    async def run() -> Path:
+        async with visiting(gateway()) as (site, [client]):
+            await send(client, await begin(client), {"a.png": b"ok dark"})
+            [job] = site.jobs._jobs.values()
+            return job.folder
+
+    assert not asyncio.run(run()).exists()

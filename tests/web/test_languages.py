@@ -1,0 +1,110 @@
+"""English, French and Russian: the same texts, none missing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import string
+from pathlib import Path
+
+import pytest
+
+from medserve.gateway.web import languages, pages
+from tests.web.visiting import Visitor, gateway, visit, visiting
+
+WEB = Path(pages.__file__).parent
+TEXTS = {code: languages.load(code).by_key for code in languages.LANGUAGES}
+PAGES = (
+    "/",
+    "/classify",
+    "/segment",
+    "/generate",
+    "/models",
+    "/models/kinds",
+    "/login",
+    "/nowhere",
+)
+
+
+@pytest.mark.parametrize("code", sorted(TEXTS))
+def test_every_language_has_the_same_texts_with_the_same_places(code: str) -> None:
+    assert list(TEXTS[code]) == list(TEXTS["en"])
+    for key, text in TEXTS[code].items():
+        assert text.strip(), key
+        assert _places(text) == _places(TEXTS["en"][key]), key
+
+
+@pytest.mark.parametrize("code", ["fr", "ru"])
+def test_texts_are_translated(code: str) -> None:
+    """A few words are the same in both languages; sentences never are."""
+    same = [key for key, text in TEXTS[code].items() if text == TEXTS["en"][key]]
+    assert not [key for key in same if TEXTS["en"][key].count(" ") > 1]
+    assert len(same) < 30
+
+
+def test_every_text_that_a_script_or_template_names_exists() -> None:
+    named: set[str] = set()
+    for path in (*WEB.glob("static/js/*.js"), *WEB.glob("templates/*.html")):
+        found = re.findall(r"""\bt\(["']([a-z_]+\.[a-z_.]+)["']""", path.read_text("utf-8"))
+        named |= {key for key in found if not key.endswith(".")}
+    assert len(named) > 100
+    assert named <= set(TEXTS["en"])
+
+
+def test_no_text_is_left_over() -> None:
+    sources = [*WEB.glob("static/js/*.js"), *WEB.glob("templates/*.html")]
+    code = "\n".join(path.read_text("utf-8") for path in sources)
+    made = ("common.drop.", "classify.status.", "segment.view.", "segment.axis.", "error.",
+            "models.task.", "frame.", "start.")  # fmt: skip
+    left = [key for key in TEXTS["en"] if key not in code and not key.startswith(made)]
+    assert left == []
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [
+        ("fr-CA,fr;q=0.9,en;q=0.5", "fr"),
+        ("ru", "ru"),
+        ("de,ru;q=0.4,en;q=0.3", "ru"),
+        ("en;q=0.2, FR ; q=0.7", "fr"),
+        ("de,ja", "en"),
+        ("fr;q=x,ru;q=0.1", "ru"),
+        ("fr;q=0", "en"),
+        ("", "en"),
+        (",;,;q=" * 1000, "en"),
+    ],
+)
+def test_the_best_language_that_the_browser_accepts_is_taken(header: str, code: str) -> None:
+    async def run() -> None:
+        async with visiting(gateway()) as (_, [client]):
+            html = (await client.get("/", headers={"accept-language": header})).text
+            assert f'<html lang="{code}"' in html
+
+    asyncio.run(run())
+
+
+@visit()
+async def test_a_chosen_language_stays(client: Visitor) -> None:
+    await client.get("/?lang=ru", headers={"accept-language": "fr"})
+    html = (await client.get("/classify", headers={"accept-language": "fr"})).text
+    assert '<html lang="ru"' in html
+    assert '<html lang="ru"' in (await client.get("/?lang=<script>")).text
+
+
+@pytest.mark.parametrize("code", sorted(TEXTS))
+def test_every_page_says_in_every_language_that_it_is_no_medical_device(code: str) -> None:
+    async def run() -> None:
+        async with visiting(gateway()) as (_, [client]):
+            for path in PAGES:
+                headers = {"accept-language": code, "accept": "text/html"}
+                html = (await client.get(path, headers=headers)).text
+                assert TEXTS[code]["frame.notice"] in html, path
+                for data in re.findall(r'id="page">(.*?)</script>', html, re.DOTALL):
+                    assert json.loads(data)["texts"], path
+
+    asyncio.run(run())
+
+
+def _places(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
