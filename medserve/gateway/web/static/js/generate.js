@@ -112,11 +112,11 @@ $("settings").addEventListener("submit", (event) => {
   event.preventDefault();
   const { name: model, version } = chosenModel();
   const settings = { model, version };
-  for (const name of ["n", "seed", "steps"]) settings[name] = Number($(name).value);
+  for (const name of ["n", "seed", "steps"]) if ($(name).value) settings[name] = Number($(name).value);
   for (const name of ["class", "sampler"]) if ($(name).value) settings[name] = $(name).value;
   draw(settings);
 });
 $("sheet").addEventListener("click", async () => {
-  const title = [state.settings.model, state.settings.version, state.settings.class, t("generate.steps_of", { steps: state.settings.steps })];
+  const title = [state.settings.model, state.settings.version, state.settings.class, state.settings.steps && t("generate.steps_of", { steps: state.settings.steps })];
   save(await contactSheet(state.made.filter(Boolean), title.filter(Boolean).join(" · ")), "medserve-synthetic.png");
 });
