@@ -48,6 +48,16 @@ def test_a_gpu_moves_openvino_models_to_torchscript_in_f32() -> None:
     assert chosen.precision is Precision.F32
 
 
+@pytest.mark.parametrize(("there", "device"), [(True, "cuda:0"), (False, "cpu")])
+def test_a_gpu_that_is_wanted_is_taken_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, there: bool, device: str
+) -> None:
+    monkeypatch.setattr(choice, "_finds_cuda", lambda: there)
+    chosen = choose(spec(), environment={"MEDSERVE_DEVICE": "cuda"})
+    assert chosen.device == device
+    assert chosen.name is (EngineName.TORCHSCRIPT if there else EngineName.OPENVINO)
+
+
 def test_openvino_asked_for_by_name_stays_on_the_cpu() -> None:
     chosen = choose(spec(), gpu=0, environment={"MEDSERVE_ENGINE": "openvino"})
     assert (chosen.name, chosen.device) == (EngineName.OPENVINO, "cpu")

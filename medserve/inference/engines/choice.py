@@ -1,7 +1,8 @@
 """Which engine a worker uses, with how many threads, on which device.
 
 Environment: MEDSERVE_ENGINE overrides the engine's name, MEDSERVE_ENGINE_THREADS the number of
-threads (`medserve serve` sets it to cores / workers). Precedence: environment, then the model's
+threads (`medserve serve` sets it to cores / workers), MEDSERVE_DEVICE=cuda takes a GPU where the
+worker finds one, whatever `deviceType` the model names. Precedence: environment, then the model's
 `model-config.yaml`, then the machine.
 """
 
@@ -46,8 +47,10 @@ def choose(
         allowed = ", ".join(EngineName)
         raise ConfigError(f"MEDSERVE_ENGINE: expected one of {allowed}, got {override!r}")
     name = EngineName(override) if override else spec.engine.name
-    if gpu is not None and name is EngineName.OPENVINO and not override:
-        name = EngineName.TORCHSCRIPT  # OpenVINO does not run on CUDA
+    if gpu is None and environment.get("MEDSERVE_DEVICE") == "cuda" and _finds_cuda():
+        gpu = 0
+    if gpu is not None and not override:
+        name = EngineName.TORCHSCRIPT  # OpenVINO does not run on CUDA, ONNX Runtime in one build
     on_gpu = gpu is not None and name is not EngineName.OPENVINO
     return EngineChoice(
         name=name,
@@ -55,6 +58,13 @@ def choose(
         threads=_threads(spec, environment),
         device=f"cuda:{gpu}" if on_gpu else "cpu",
     )
+
+
+def _finds_cuda() -> bool:
+    """Asked only where a GPU is wanted: torch is slow to import."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _threads(spec: ModelSpec, environment: Mapping[str, str]) -> int:

@@ -50,6 +50,8 @@ def load(path: Path, *, precision: Precision, threads: int, device: str) -> Torc
         raise refuse(EngineName.TORCHSCRIPT, f"device {device} without CUDA", "use device cpu")
     torch.set_num_threads(threads)
     target = torch.device(device)
+    if target.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # its 10 bits would miss the golden answer
     try:
         with warnings.catch_warnings():
             # Deprecated since torch 2.10 without a successor that runs without its Python code.

@@ -25,7 +25,11 @@ class _Loader(yaml.SafeLoader):
     """YAML with the tags of compose."""
 
 
-_Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
+def _sequence(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
+    return list(loader.construct_sequence(node))
+
+
+_Loader.add_constructor("!override", _sequence)
 
 
 def _compose(name: str = "compose.yaml") -> dict[str, Any]:
