@@ -22,7 +22,8 @@ _FLOAT = 4  # bytes
 _READ = 16  # nifti: expanded as float64, then rescaled beside it
 _LINEAR = 12  # resample.linear: the values, one axis moved to the front, the answer
 _NORMALISE = 16  # normalise.percentile: values, those that count, their sorted copy, the answer
-_REGION = 10  # roi.threshold_box: bright voxels, and their pieces as int32 with bincount's copy
+_REGION = 10  # roi.threshold_box: bright voxels, their pieces as int32 with bincount's copy; and
+# the volume once more, in the order in which np.histogram wants it
 _RELABEL = 23  # resample.linear (12) for one label beside argmax_channels (11)
 _MASK = 2  # the region's and the source's
 _TIDY = 10  # components: pieces as int32, bincount's copy, two masks
@@ -115,7 +116,7 @@ def peak_bytes(spec: ModelSpec, geometry: Geometry, itemsize: int, extras: Extra
     is_resized = seen != upright.shape
     maps = classes * extras.probabilities + extras.entropy  # float32 on the source's grid
     scores = classes * tensor if is_resized or maps else 0
-    region = 0 if spec.volume.roi.kind is RoiKind.NONE else _REGION * voxels
+    region = 0 if spec.volume.roi.kind is RoiKind.NONE else (_REGION + itemsize) * voxels
     resized = max(voxels, prepared) if is_resized else 0
     running = _windows(spec, spec.volume).memory_bytes(
         seen, spec.input.channels, classes, whole_scores=scores > 0

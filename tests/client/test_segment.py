@@ -128,7 +128,8 @@ def test_an_error_that_comes_as_a_status_is_the_same_error(
 def test_many_volumes_come_in_order_and_a_broken_one_costs_no_other(
     client: Client, fake: FakeServer, tmp_path: Path
 ) -> None:
-    cases = [b"x" * 10, tmp_path / "missing.nii", b"broken", b"x" * 20, b"x" * 30]
+    missing = tmp_path / "missing.nii"
+    cases: list[bytes | Path] = [b"x" * 10, missing, b"broken", b"x" * 20, b"x" * 30]
     results = list(client.segment_each("mednist", cases))
     assert [type(each.error) for each in results] == [
         type(None),
@@ -172,7 +173,7 @@ def test_the_other_client_gives_the_same(fake: FakeServer, client: Client, tmp_p
 
     async def many() -> list[VolumeResult]:
         async with AsyncClient(fake.address) as other:
-            cases = [b"x" * 5, b"broken", tmp_path / "missing"]
+            cases: list[bytes | Path] = [b"x" * 5, b"broken", tmp_path / "missing"]
             return [each async for each in other.segment_each("mednist", cases)]
 
     (tmp_path / "case.nii").write_bytes(b"x" * 40)

@@ -49,6 +49,7 @@ from tests.volume_phantoms import (
 
 pytest.importorskip("ts", reason="needs the serve extra")
 _Image: Any = nibabel.Nifti1Image
+_Header: Any = nibabel.Nifti1Header
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,8 @@ def loaded(answer: bytes) -> Any:
     return _Image.from_bytes(gzip.decompress(answer))
 
 
-def series(volume: Volume, **elements: object) -> bytes:
-    return zipped([as_bytes(each) for each in dicom_slices(volume, **elements)])
+def series(volume: Volume, modality: str = "MR") -> bytes:
+    return zipped([as_bytes(each) for each in dicom_slices(volume, Modality=modality)])
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +231,7 @@ def test_half_the_codes_are_a_mistake_of_the_room(volume_artifact: Path) -> None
 
 def test_another_modality_is_refused(handler: SegmentationHandler, volume: Volume) -> None:
     with pytest.raises(InvalidImageError, match="modality MR"):
-        ask(handler, series(volume, Modality="CT"))
+        ask(handler, series(volume, "CT"))
 
 
 @pytest.mark.parametrize(
@@ -323,7 +324,7 @@ def test_a_volume_that_would_not_fit_is_refused_with_what_would(volume_artifact:
 
 
 def test_a_header_of_gigabytes_is_refused_unread(handler: SegmentationHandler) -> None:
-    header: Any = nibabel.Nifti1Header()
+    header = _Header()
     header.set_data_shape((2000, 2000, 2000))
     header.set_data_dtype(np.int16)
     header["vox_offset"], header["magic"] = 352, b"n+1"
