@@ -114,7 +114,7 @@ class Served:
 
     def __init__(self, store: Path, folder: Path) -> None:
         self.ready_file = folder / "ready.json"
-        options = ["--store", str(store), "--port", "0", "--metrics-port", "0"]
+        options = ["--store", str(store), "--port", "0", "--metrics-port", "0", "--no-gateway"]
         command = [sys.executable, "-m", "medserve.cli.main", "serve", *options]
         self.process = subprocess.Popen(
             [*command, "--ready-file", str(self.ready_file)],
