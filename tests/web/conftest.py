@@ -1,0 +1,160 @@
+"""The page in a real browser, in front of a real TorchServe; what tests marked `browser` use.
+
+- `page_url`: a gateway with its page on a free port, before a TorchServe that serves `mednist`
+  (its weights are committed), `tiny_volume` and `sketcher`;
+- `tab`: a new browser tab; a test fails where its console has an error or a dialog pops up;
+- `new_tab`: more of them, with options such as `viewport`, `locale`, `color_scheme`;
+- `look_for_obstacles`: what axe-core finds on a tab's page.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from medserve.errors import ConfigError
+from medserve.gateway.web.rendering import Pages
+from medserve.packaging import build_archive
+from medserve.server import Server, ServerConfig
+from medserve.server.java import find_java
+from tests.gateway.running import running_gateway, settings_for
+from tests.gateway.sketcher_room import make_sketcher_checkout
+from tests.tiny_room import REPOSITORY
+from tests.tiny_volume_room import make_volume_checkout
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ConsoleMessage, Page
+
+NewTab = Callable[..., "Page"]
+Obstacles = Callable[["Page"], list[str]]
+
+_AXE = REPOSITORY / "build" / "web" / "node_modules" / "axe-core" / "axe.min.js"
+_FLAGS = (  # WebGL on the processor, for machines without a graphics card
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
+    "--disable-dev-shm-usage",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line("markers", "browser: drives the page in Chromium")
+
+
+@pytest.fixture(scope="package")
+def page_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the page; skips where TorchServe or Java is missing."""
+    for module in ("ts", "model_archiver", "onnxruntime", "openvino"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed; pip install -e '.[serve]'")
+    try:
+        find_java()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("page")
+    build_archive("mednist", folder / "store", REPOSITORY)
+    build_archive("sketcher", folder / "store", make_sketcher_checkout(folder / "sketcher"))
+    build_archive("tiny_volume", folder / "store", make_volume_checkout(folder / "volume"))
+    with (
+        Server(ServerConfig(store=folder / "store", start_timeout_s=400)) as server,
+        running_gateway(settings_for(server, page=True, canary_timeout_s=30.0)) as gateway,
+    ):
+        assert gateway.addresses.page_url is not None
+        yield gateway.addresses.page_url.rstrip("/")
+
+
+@pytest.fixture(scope="package")
+def chromium() -> Iterator[Browser]:
+    """The browser; skips where there is none."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if importlib.util.find_spec("playwright") is None or found is None:
+        pytest.skip("needs Playwright and Chromium (Debian's package chromium)")
+    from playwright.sync_api import sync_playwright
+
+    root = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's own sandbox refuses root
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=[*_FLAGS, *root])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_tab(chromium: Browser, page_url: str) -> Iterator[NewTab]:
+    """`new_tab(**options)` opens a tab with cookies of its own."""
+    complaints: list[str] = []
+    contexts = []
+
+    def hear(message: ConsoleMessage) -> None:
+        # A refused request is written down by the browser itself; tests look at what came of it.
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            complaints.append(message.text)
+
+    def open_tab(**options: Any) -> Page:
+        context = chromium.new_context(base_url=page_url, **options)
+        context.set_default_timeout(120_000)  # the machine may be busy
+        contexts.append(context)
+        tab = context.new_page()
+        tab.on("console", hear)
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("dialog", lambda dialog: complaints.append(f"dialog {dialog.message}"))
+        return tab
+
+    yield open_tab
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def tab(new_tab: NewTab) -> Page:
+    """A tab as most visitors have it."""
+    return new_tab(locale="en-GB", viewport={"width": 1360, "height": 860})
+
+
+@pytest.fixture
+def viewer_installed() -> None:
+    """Skip where the volume viewer was not fetched."""
+    if Pages().viewer is None:
+        pytest.skip("the volume viewer is missing; python scripts/web_assets.py")
+
+
+@pytest.fixture(scope="session")
+def look_for_obstacles() -> Obstacles:
+    """Violations of WCAG 2.2 AA on a tab's page, by axe-core."""
+    if not _AXE.exists():
+        pytest.skip("axe-core is missing; python scripts/web_assets.py --dev")
+    source = _AXE.read_text(encoding="utf-8")
+    rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+
+    def look(tab: Page) -> list[str]:
+        tab.evaluate(source)
+        found = tab.evaluate(
+            "rules => axe.run(document, {runOnly: rules, resultTypes: ['violations']})", rules
+        )
+        return [
+            f"{each['id']}: {node['target']} {node['failureSummary']}"
+            for each in found["violations"]
+            for node in each["nodes"]
+        ]
+
+    return look
+
+
+@pytest.fixture(scope="session")
+def medical_images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """300 images of six kinds: of the public set where it is at hand, else changed averages."""
+    from tests.web.images import from_archive, from_examples
+
+    folder = tmp_path_factory.mktemp("images")
+    data = os.environ.get("MEDSERVE_DATA")
+    archive = Path(data) / "MedNIST.tar.gz" if data else None
+    if archive is not None and archive.exists():
+        return from_archive(archive, folder)
+    return from_examples(folder)

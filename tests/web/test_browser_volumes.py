@@ -1,0 +1,118 @@
+"""A volume with its mask, and pictures that form, as a browser draws them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from medserve.imaging import nifti
+from medserve.imaging.geometry import Geometry
+from tests.tiny_volume_room import known_mask, phantom
+from tests.volume_phantoms import as_bytes, dicom_slices, zipped
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = [pytest.mark.browser, pytest.mark.serving, pytest.mark.slow]
+
+VOLUME = phantom(Geometry((32, 28, 24), np.diag([-1.0, 1.0, 1.0, 1.0])))
+ORANGE, BLUE = (0xE6, 0x9F, 0x00), (0x56, 0xB4, 0xE9)
+
+
+def pixels(tab: Page) -> npt.NDArray[np.int32]:
+    """What the canvas shows (H, W, 3)."""
+    picture = Image.open(io.BytesIO(tab.locator("#viewer").screenshot())).convert("RGB")
+    return np.asarray(picture, dtype=np.int32)
+
+
+def share_of(colour: tuple[int, int, int], picture: npt.NDArray[np.int32]) -> float:
+    """Part of the picture that has the hue of a colour."""
+    wanted = np.array(colour) / np.linalg.norm(colour)
+    length = np.linalg.norm(picture, axis=-1)
+    likeness = (picture @ wanted) / np.maximum(length, 1)
+    return float(((length > 60) & (likeness > 0.985)).mean())
+
+
+def segmented(tab: Page, name: str, content: bytes) -> None:
+    tab.goto("/segment")
+    tab.locator("#files").set_input_files(
+        {"name": name, "mimeType": "application/octet-stream", "buffer": content}
+    )
+    tab.get_by_text("Done. Structures found: 2").wait_for()
+
+
+def test_a_volume_is_shown_with_its_mask_and_measured(tab: Page, viewer_installed: None) -> None:
+    segmented(tab, "ball.nii.gz", nifti.encode(VOLUME))
+    mask = known_mask(VOLUME)
+    cells = tab.locator("#measures tr").all_inner_texts()
+    for place, label in enumerate(("dim", "bright"), start=1):
+        voxels = int((mask == place).sum())
+        assert label in cells[place - 1]
+        assert f"{voxels:,}" in cells[place - 1]
+        assert f"{voxels / 1000:.3f}" in cells[place - 1]
+
+    tab.locator("#opacity").fill("100")
+    tab.get_by_text("Axial", exact=True).click()
+    tab.wait_for_timeout(500)
+    both = pixels(tab)
+    assert share_of(ORANGE, both) > 0.02
+    assert share_of(BLUE, both) > 0.01
+    tab.get_by_label("Show bright").uncheck()
+    tab.wait_for_timeout(500)
+    assert share_of(BLUE, pixels(tab)) < 0.3 * share_of(BLUE, both)
+    tab.locator("#opacity").fill("0")
+    tab.wait_for_timeout(500)
+    bare = pixels(tab)
+    assert share_of(ORANGE, bare) < 0.3 * share_of(ORANGE, both)
+    assert (bare.max(axis=-1) > 100).mean() > 0.02  # the volume itself is there
+    tab.locator("#cross-z").fill("10")
+    tab.wait_for_timeout(500)
+    assert (pixels(tab) != bare).any()
+
+    with tab.expect_download() as waiting:
+        tab.locator("#get-nifti").click()
+    found = nifti.decode(Path(waiting.value.path()).read_bytes())
+    np.testing.assert_array_equal(found.array, mask)
+    np.testing.assert_array_equal(found.geometry.affine, VOLUME.geometry.affine)
+
+
+def test_a_zip_of_a_dicom_series_is_shown_and_given_back_as_dicom(
+    tab: Page, viewer_installed: None
+) -> None:
+    series = zipped(as_bytes(each) for each in dicom_slices(VOLUME, Modality="MR"))
+    segmented(tab, "series.zip", series)
+    tab.locator("#viewer[data-ready=yes]").wait_for()
+    assert (pixels(tab).max(axis=-1) > 60).mean() > 0.02
+    with tab.expect_download() as waiting:
+        tab.get_by_role("link", name="DICOM-SEG").click()
+    assert Path(waiting.value.path()).read_bytes()[128:132] == b"DICM"
+
+
+def test_what_is_no_volume_is_refused_in_words(tab: Page) -> None:
+    tab.goto("/segment")
+    tab.locator("#files").set_input_files(
+        {"name": "a.nii", "mimeType": "text/plain", "buffer": b"Dear colleague"}
+    )
+    tab.get_by_text("This is no image or volume that the model can read.").wait_for()
+
+
+def test_pictures_appear_while_they_form(tab: Page) -> None:
+    tab.goto("/generate")
+    tab.locator("#n").fill("3")
+    tab.locator("#seed").fill("200")
+    tab.locator("#draw").click()
+    tab.locator(".gallery img:not([hidden])").first.wait_for()
+    tab.get_by_text("Done. Images: 3").wait_for()
+    sources = tab.locator(".gallery img").evaluate_all("all => all.map(image => image.src)")
+    assert len(set(sources)) == 3
+    assert tab.get_by_text("SYNTHETIC", exact=True).count() == 3
+    assert tab.get_by_text("seed 202").is_visible()
+    with tab.expect_download() as waiting:
+        tab.locator("#sheet").click()
+    assert Image.open(waiting.value.path()).size[0] > 400
