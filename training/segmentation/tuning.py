@@ -42,6 +42,7 @@ __all__ = ["TuneConfig", "main", "suggest"]
 _log = logging.getLogger(__name__)
 
 _STUDY = "segmentation"
+_INTERRUPTED, _AGAIN = "interrupted", "made_again"  # notes in the study
 _WIDTHS = (8, 16, 24)  # multiples of 8, which every network takes
 _LEAST_FOR_IMPORTANCE = 4  # trials; with fewer the forest has nothing to grow on
 
@@ -93,7 +94,11 @@ def main(config: TuneConfig) -> None:
         def objective(trial: optuna.Trial) -> float:
             settings = suggest(config, trial)
             started = time.perf_counter()
-            fitted = training.train_member(settings, 0, pipeline, split, loaded)
+            try:
+                fitted = training.train_member(settings, 0, pipeline, split, loaded)
+            except KeyboardInterrupt:
+                trial.set_user_attr(_INTERRUPTED, True)
+                raise
             trial.set_user_attr("minutes", round((time.perf_counter() - started) / 60, 2))
             trial.set_user_attr("best_epoch", fitted.epoch)
             return fitted.validation_dice
@@ -136,9 +141,15 @@ def _open(config: TuneConfig) -> optuna.Study:
     study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))
     if not study.trials:
         study.enqueue_trial(_defaults(config))
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):  # its process was killed
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)
+    again = list(study.user_attrs.get(_AGAIN, []))
+    for trial in study.get_trials(states=(TrialState.FAIL,)):
+        if _INTERRUPTED in trial.user_attrs and trial.number not in again:
+            study.enqueue_trial(trial.params)
+            again.append(trial.number)
+    study.set_user_attr(_AGAIN, again)
     return study
 
 

@@ -54,6 +54,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
     return seen
 
 
+def stored(config: TuneConfig) -> optuna.Study:
+    return optuna.load_study(
+        study_name="segmentation", storage=f"sqlite:///{config.out_dir / 'study.db'}"
+    )
+
+
 def content(config: TuneConfig) -> Any:
     return json.loads((config.out_dir / "tuning.json").read_text(encoding="utf-8"))
 
@@ -96,24 +102,32 @@ def test_a_study_goes_on_where_it_ended(config: TuneConfig, trained: list[TrainC
     assert len(trained) == 5
 
 
-def test_a_trial_that_was_cut_short_is_made_again(
+def test_a_trial_that_was_interrupted_is_made_again(
     config: TuneConfig, trained: list[TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuning.main(dataclasses.replace(config, trials=1))
 
-    def killed(*_: object) -> Any:
+    def interrupted(*_: object) -> Any:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(segmentation_3d, "train_member", killed)
+        patch.setattr(segmentation_3d, "train_member", interrupted)
         with pytest.raises(KeyboardInterrupt):
             tuning.main(dataclasses.replace(config, trials=2))
-    study = optuna.load_study(
-        study_name="segmentation", storage=f"sqlite:///{config.out_dir / 'study.db'}"
-    )
-    interrupted = study.trials[1].params
+    drawn = stored(config).trials[1].params
+    tuning.main(dataclasses.replace(config, trials=3))
+    assert trained[1].learning_rate == drawn["learning_rate"]
+    assert trained[2].learning_rate != drawn["learning_rate"]  # once is enough
+    assert content(config)["trials"] == 3
+
+
+def test_a_trial_whose_process_was_killed_is_made_again(
+    config: TuneConfig, trained: list[TrainConfig]
+) -> None:
+    tuning.main(dataclasses.replace(config, trials=1))
+    drawn = tuning.suggest(config, stored(config).ask())  # asked for, never answered
     tuning.main(dataclasses.replace(config, trials=2))
-    assert trained[-1].learning_rate == interrupted["learning_rate"]
+    assert trained[1].learning_rate == drawn.learning_rate
     assert content(config)["trials"] == 2
 
 
