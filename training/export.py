@@ -81,7 +81,11 @@ def export_classifier(artifact: ClassifierArtifact, folder: Path, example: Tenso
 
 
 def export_network(
-    network: nn.Module, folder: Path, example: Tensor, outputs: Sequence[str]
+    network: nn.Module,
+    folder: Path,
+    example: Tensor,
+    outputs: Sequence[str],
+    tolerance: float = TOLERANCE,
 ) -> Exported:
     """Write `model.onnx` and `model.pt`; ArchiveError where one differs from eager.
 
@@ -92,6 +96,7 @@ def export_network(
         folder: Made where it is missing.
         example: Real input float32 (N, C, ...), N >= 2; compared on the whole and on one.
         outputs: Names of the answers, in their order.
+        tolerance: Largest difference that is accepted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     network = network.eval()
@@ -106,9 +111,9 @@ def export_network(
             for key, value in expected.items():
                 difference = float(np.abs(answered[key] - value).max())
                 largest = max(largest, difference)
-                if not difference <= TOLERANCE:
+                if not difference <= tolerance:
                     raise ArchiveError(
-                        f"expected {name} to agree with eager torch within {TOLERANCE:g}, "
+                        f"expected {name} to agree with eager torch within {tolerance:g}, "
                         f"but {key} differs by {difference:g}; do not ship this export"
                     )
     _log.info("TorchScript and ONNX agree with eager within %.1e", largest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import pickle
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,8 +128,9 @@ def initialise_from(network: nn.Module, checkpoint: Path) -> list[str]:
     """
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"{checkpoint}: cannot be read as a checkpoint ({error})") from error
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        kind = type(error).__name__  # torch's own text is a page long
+        raise ConfigError(f"{checkpoint}: cannot be read as a checkpoint ({kind})") from error
     state: dict[str, Any] = content.get("state_dict", content)
     prefix = "average.module."
     given = {
