@@ -16,7 +16,15 @@ from starlette.requests import ClientDisconnect, Request
 
 from medserve.errors import DeadlineError, InvalidRequestError, PayloadTooLargeError
 
-__all__ = ["FormFile", "RestLimits", "files", "is_form", "single_file", "whole"]
+__all__ = [
+    "FormFile",
+    "RestLimits",
+    "announced_bytes",
+    "files",
+    "is_form",
+    "single_file",
+    "whole",
+]
 
 _FORM = "multipart/form-data"
 # Not a file: what a client sends that took this for a call with JSON, or `curl -d` for an upload.
@@ -45,7 +53,9 @@ class FormFile:
 
 
 async def whole(request: Request, limit: int, times: RestLimits) -> bytes:
-    """The body as one; refuses more than `limit` bytes while they come."""
+    """The body as one; refuses more than `limit` bytes, announced or while they come."""
+    if (announced_bytes(request) or 0) > limit:
+        raise _too_large(limit)
     body = bytearray()
     async for piece in _pieces(request, times):
         body += piece
@@ -64,6 +74,12 @@ async def single_file(request: Request, limit: int, times: RestLimits) -> bytes:
     if not content:
         raise InvalidRequestError("expected the bytes of a file, got none")
     return content
+
+
+def announced_bytes(request: Request) -> int | None:
+    """The size that the request states for its body; None where it states none."""
+    stated = request.headers.get("content-length", "")
+    return int(stated) if stated.isascii() and stated.isdigit() else None
 
 
 def is_form(request: Request) -> bool:

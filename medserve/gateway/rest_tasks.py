@@ -19,7 +19,14 @@ from medserve.gateway.classify import PACKING, ImageFile, Outcome, classify_each
 from medserve.gateway.core import Gateway
 from medserve.gateway.incoming import Incoming
 from medserve.gateway.orders import Order, ordered_model
-from medserve.gateway.rest_body import RestLimits, files, is_form, single_file, whole
+from medserve.gateway.rest_body import (
+    RestLimits,
+    announced_bytes,
+    files,
+    is_form,
+    single_file,
+    whole,
+)
 from medserve.gateway.rest_models import ClassifiedFiles, ClassifyQuery, SampleOrder, SegmentQuery
 from medserve.gateway.rest_route import Caller, Version, error_body, failures, order
 from medserve.spec import Task
@@ -184,8 +191,8 @@ async def _predict_file(
     request: Request, gateway: Gateway, asked: Order, limit: int, limits: RestLimits
 ) -> Response:
     """The model's answer to one file, as the model wrote it."""
-    announced = _announced(request, limit)
-    async with gateway.budget.reserve(announced) as held:
+    announced = announced_bytes(request)
+    async with gateway.budget.reserve(limit if announced is None else announced) as held:
         content = await single_file(request, limit, limits)
         held.shrink(len(content))
         asked = asked.sooner(time.monotonic() + limits.answer_s)
@@ -195,12 +202,6 @@ async def _predict_file(
             headers = {"content-disposition": f'attachment; filename="{name}"'} if name else {}
             return Response(answer, media_type=media_type, headers=headers)
     return Response(answer, media_type="application/octet-stream")
-
-
-def _announced(request: Request, limit: int) -> int:
-    """How many bytes to make room for."""
-    stated = request.headers.get("content-length", "")
-    return min(int(stated), limit) if stated.isascii() and stated.isdigit() else limit
 
 
 async def _classified(

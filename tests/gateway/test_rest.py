@@ -406,6 +406,17 @@ def test_a_huge_body_is_refused_while_it_comes() -> None:
     assert small.budget.reserved == 0
 
 
+def test_a_body_that_announces_too_much_is_not_read_at_all() -> None:
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("a piece was read")
+        yield b""
+
+    headers = _OCTETS | {"content-length": str(2**21)}
+    small = gateway(limits=Limits(message_bytes=2**20))
+    response = ask(small, "POST", _SEGMENT, content=unread(), headers=headers)
+    assert (response.status_code, code(response)) == (413, "PAYLOAD_TOO_LARGE")
+
+
 def test_a_huge_file_in_a_form_and_too_many_files_are_refused() -> None:
     small = gateway(limits=Limits(message_bytes=2**10))
     response = ask(small, "POST", _CLASSIFY, files=form([bytes(2**11)]))
