@@ -159,18 +159,47 @@ class Reservation:
             self.size = size
 
 
+@dataclass(eq=False)
+class _Share:
+    """The turns of one owner."""
+
+    turns: asyncio.Semaphore
+    users: int = 0
+
+
 class ByteBudget:
-    """Bounds the bytes of all requests that are in memory at the same time."""
+    """Bounds the bytes of all requests that are in memory at the same time.
+
+    Whoever sends slowly holds memory for long, so one owner gets at most half of it: the others
+    of his queue wait for him, and nobody else does.
+    """
 
     def __init__(self, total: int) -> None:
         self.total = total
         self._free = total
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._owners: dict[str, _Share] = {}
 
     @property
     def reserved(self) -> int:
         """Bytes that are given out."""
         return self.total - self._free
+
+    @contextlib.asynccontextmanager
+    async def share(self, owner: str, size: int) -> AsyncIterator[None]:
+        """A turn among those of one owner, each of which needs up to `size` bytes."""
+        share = self._owners.get(owner)
+        if share is None:
+            turns = max(1, self.total // (2 * max(size, 1)))
+            share = self._owners[owner] = _Share(asyncio.Semaphore(turns))
+        share.users += 1
+        try:
+            async with share.turns:
+                yield
+        finally:
+            share.users -= 1
+            if not share.users:
+                del self._owners[owner]
 
     @contextlib.asynccontextmanager
     async def reserve(self, size: int) -> AsyncIterator[Reservation]:

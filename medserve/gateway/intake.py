@@ -9,9 +9,9 @@ request that comes, and 200 uploads of 20 MB are 4 GB before the first servicer 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from medserve.errors import DeadlineError, InvalidRequestError, MedserveError
 from medserve.gateway.core import Gateway
-from medserve.gateway.incoming import Context, bearer_token
+from medserve.gateway.incoming import Context, bearer_token, certificate_name
 from medserve.gateway.status import abort
 
 __all__ = ["Intake", "OpenDoor"]
@@ -102,18 +102,22 @@ class Intake(OpenDoor):
 
         return guarded
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _request(
         self, context: Context, parse: Callable[[bytes], Any] | None
     ) -> AsyncIterator[Any]:
         """The parsed request; its memory is taken for the time of the block."""
         try:
             metadata = dict(context.invocation_metadata() or ())
-            self._gateway.authenticate(bearer_token(str(metadata.get("authorization", ""))))
-            budget = self._gateway.budget
-            async with budget.reserve(self._gateway.limits.message_bytes) as reservation:
-                message = await self._read(context)
-                reservation.shrink(len(message))
+            token = bearer_token(str(metadata.get("authorization", "")))
+            caller = self._gateway.authenticate(token, certificate_name(context))
+            owner = caller.name or context.peer().rpartition(":")[0]  # without the port
+            budget, most = self._gateway.budget, self._gateway.limits.message_bytes
+            async with contextlib.AsyncExitStack() as stack:
+                async with budget.share(owner, most):  # only while it arrives
+                    reservation = await stack.enter_async_context(budget.reserve(most))
+                    message = await self._read(context)
+                    reservation.shrink(len(message))
                 yield _parsed(message, parse)
         except MedserveError as error:
             await abort(context, error)

@@ -230,6 +230,38 @@ def test_an_upload_that_takes_for_ever_is_ended(engine_store: Path, fake: FakeEn
         assert predict(channel)
 
 
+def test_one_slow_caller_does_not_keep_the_others_from_sending(
+    engine_store: Path, fake: FakeEngine, tmp_path: Path
+) -> None:
+    file = tmp_path / "tokens.json"
+    slow, other = new_token("slow"), new_token("other")
+    for _, entry in (slow, other):
+        add_token(file, entry)
+    settings = quick_settings(
+        engine_store, tokens_file=file, memory_mb=8, max_message_mb=2, upload_timeout_s=60
+    )
+    over = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        over.wait(60)
+        yield b""
+
+    with running_gateway(settings, fake) as gateway, channel_to(gateway) as channel:
+        send = channel.stream_unary(
+            "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions",
+            request_serializer=None,
+            response_deserializer=None,
+        )
+        metadata = (("authorization", f"Bearer {slow[0]}"),)
+        idle = [send.future(nothing(), timeout=60, metadata=metadata) for _ in range(20)]
+        reserved = gateway.gateway.metrics.registry.get_sample_value
+        while reserved("medserve_gateway_reserved_bytes") != 4 * 2**20:
+            time.sleep(0.01)
+        assert predict(channel, other[0])
+        assert not any(call.done() for call in idle)
+        over.set()
+
+
 def test_many_large_uploads_need_no_more_memory_than_a_few(
     engine_store: Path, tmp_path: Path
 ) -> None:
