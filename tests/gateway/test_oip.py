@@ -16,10 +16,13 @@ import grpc.aio
 import numpy as np
 import pytest
 from google.rpc import status_pb2  # type: ignore[import-untyped]
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medserve import __version__
-from medserve.errors import ServerBusyError
+from medserve.errors import InvalidRequestError, ServerBusyError
 from medserve.gateway.core import Caller, Gateway, Guards
+from medserve.gateway.oip_tensors import bytes_elements
 from medserve.imaging import nifti
 from medserve.spec import Task
 from medserve.wire import open_inference_pb2 as pb
@@ -285,6 +288,19 @@ def changed(change: Callable[[pb.ModelInferRequest], object]) -> pb.ModelInferRe
 )
 def test_a_malformed_request_is_refused_as_such(message: pb.ModelInferRequest) -> None:
     assert refusal(lambda: infer(message)) == "INVALID_REQUEST"
+
+
+@settings(deadline=None)  # machines differ
+@given(st.binary(max_size=64), st.integers(-2, 5))
+def test_bytes_of_any_kind_are_elements_or_refused(raw: bytes, size: int) -> None:
+    message = pb.ModelInferRequest(raw_input_contents=[raw])
+    message.inputs.add(name="data", datatype="BYTES", shape=[size])
+    try:
+        found = bytes_elements(message, "data")
+    except InvalidRequestError:
+        return
+    assert found is not None
+    assert b"".join(struct.pack("<I", len(each)) + each for each in found) == raw
 
 
 def test_unknown_models_and_errors_of_the_engine_have_their_codes() -> None:

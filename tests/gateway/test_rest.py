@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -11,11 +12,14 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from fastapi import Request as Received
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from medserve.errors import MedserveError, ServerBusyError
+from medserve.errors import InvalidRequestError, MedserveError, ServerBusyError
 from medserve.gateway import rest
 from medserve.gateway.core import Caller, Gateway, Guards, Limits
-from medserve.gateway.rest_body import RestLimits
+from medserve.gateway.rest_body import FormFile, RestLimits, files
 from medserve.imaging.segmentation import Segmentation
 from medserve.spec import Task
 from tests.gateway.faces import DIGEST, LABELS, SEGMENTATION, classified, compact, drawn, segmented
@@ -360,6 +364,35 @@ def test_a_malformed_form_is_refused(body: bytes) -> None:
     headers = {"content-type": "multipart/form-data; boundary=x"}
     response = ask(gateway(), "POST", _CLASSIFY, content=body, headers=headers)
     assert (response.status_code, code(response)) == (400, "INVALID_REQUEST")
+
+
+_PIECES = st.lists(
+    st.sampled_from(
+        [
+            b"--x", b"--x--", b"\r\n", b"\r\n\r\n", b"\r", b"-", b"dark", b"\0", b'filename="',
+            b'Content-Disposition: form-data; name="files"; filename="a"',
+        ]
+    ),
+    max_size=12,
+)  # fmt: skip
+
+
+@settings(deadline=None)  # machines differ
+@given(_PIECES)
+def test_a_form_of_any_kind_is_files_or_refused(pieces: list[bytes]) -> None:
+    left = iter(pieces)
+
+    async def receive() -> dict[str, Any]:
+        piece = next(left, None)
+        return {"type": "http.request", "body": piece or b"", "more_body": piece is not None}
+
+    async def read() -> list[FormFile]:
+        headers = [(b"content-type", b"multipart/form-data; boundary=x")]
+        request = Received({"type": "http", "headers": headers}, receive)
+        return [file async for file in files(request, 10_000, RestLimits())]
+
+    with contextlib.suppress(InvalidRequestError):
+        assert all(file.name == "a" for file in asyncio.run(read()))
 
 
 def test_a_form_without_boundary_is_refused() -> None:
