@@ -91,6 +91,8 @@ def test_three_hundred_images_are_sorted_corrected_and_taken_home(
     assert rising == sorted(rising)
     tab.get_by_role("button", name="Probability").click()
     tab.get_by_role("button", name="Probability").click()
+    tab.locator("[data-sort=probability][aria-sort=none]").wait_for()
+    tab.wait_for_timeout(200)
 
     # a class by hand, taken back, and set again
     first = tab.locator("tr.file").first

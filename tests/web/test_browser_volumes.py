@@ -15,6 +15,7 @@ from medserve.imaging import nifti
 from medserve.imaging.geometry import Geometry
 from tests.tiny_volume_room import known_mask, phantom
 from tests.volume_phantoms import as_bytes, dicom_slices, zipped
+from tests.web.conftest import NewTab
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -23,6 +24,12 @@ pytestmark = [pytest.mark.browser, pytest.mark.serving, pytest.mark.slow]
 
 VOLUME = phantom(Geometry((32, 28, 24), np.diag([-1.0, 1.0, 1.0, 1.0])))
 ORANGE, BLUE = (0xE6, 0x9F, 0x00), (0x56, 0xB4, 0xE9)
+
+
+@pytest.fixture
+def tab(new_tab: NewTab) -> Page:
+    """A small one: the processor draws every pixel."""
+    return new_tab(locale="en-GB", viewport={"width": 760, "height": 560})
 
 
 def pixels(tab: Page) -> npt.NDArray[np.int32]:
@@ -115,4 +122,5 @@ def test_pictures_appear_while_they_form(tab: Page) -> None:
     assert tab.get_by_text("seed 202").is_visible()
     with tab.expect_download() as waiting:
         tab.locator("#sheet").click()
-    assert Image.open(waiting.value.path()).size[0] > 400
+    with Image.open(waiting.value.path()) as sheet:
+        assert sheet.width > 400

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
@@ -71,9 +71,9 @@ def figures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _is_interval(value: object) -> bool:
+def _is_interval(value: object) -> TypeGuard[Sequence[float]]:
     return (
-        isinstance(value, list)
+        isinstance(value, list | tuple)
         and len(value) == 2
         and all(isinstance(x, int | float) for x in value)
     )
