@@ -11,7 +11,7 @@ from pathlib import Path
 from medserve.archive import MANIFEST
 from medserve.packaging import build_archive
 
-__all__ = ["build_or_take", "unpack", "with_batch_size"]
+__all__ = ["build_or_take", "unpack", "with_batch_size", "with_setting"]
 
 _CONFIG = "model-config.yaml"
 
@@ -30,11 +30,17 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 def with_batch_size(archive: Path, target: Path, batch_size: int) -> Path:
     """A copy with another batchSize in its configuration, and a manifest that says so."""
+    return with_setting(archive, target, "batchSize", batch_size)
+
+
+def with_setting(archive: Path, target: Path, key: str, value: int) -> Path:
+    """A copy with another value for one of TorchServe's keys, and a manifest that says so."""
     with zipfile.ZipFile(archive) as content:
         members = {name: content.read(name) for name in content.namelist()}
-    config, found = re.subn(rb"(?m)^batchSize:.*$", b"batchSize: %d" % batch_size, members[_CONFIG])
+    line = f"{key}: {value}".encode()
+    config, found = re.subn(rb"(?m)^%b:.*$" % key.encode(), line, members[_CONFIG])
     if not found:
-        raise SystemExit(f"expected batchSize in the {_CONFIG} of {archive.name}")
+        raise SystemExit(f"expected {key} in the {_CONFIG} of {archive.name}")
     manifest = json.loads(members[MANIFEST])
     manifest["members"][_CONFIG] = hashlib.sha256(config).hexdigest()
     members |= {_CONFIG: config, MANIFEST: json.dumps(manifest, indent=2).encode()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -38,6 +39,7 @@ from medserve.inference.volume_pipeline import Found, Prepared, Segmented, Volum
 
 __all__ = ["SegmentationHandler"]
 
+_SHARE_OF_TIMEOUT = 0.9  # the rest is for the way back and the answer
 _MEMBER = {  # of a JSON answer, in base64
     Part.PROBABILITIES: "probabilities_nifti",
     Part.UNCERTAINTY: "entropy_nifti",
@@ -113,7 +115,7 @@ class SegmentationHandler(Handler[SegmentationParams]):
         for item in items:
             with blaming(item):
                 refuse_expired(item.request)
-                params = _until(item.params, item.request.expires_at)
+                params = self._until(item.params, item.request.expires_at)
                 volume = self.decode(item.payload, params)
                 prepared = self.preprocess(volume, params)
                 found = self.infer(prepared, params)
@@ -160,6 +162,12 @@ class SegmentationHandler(Handler[SegmentationParams]):
             raise ServerFailedError("the network gave a number that is not finite for this volume")
         return logits
 
+    def _until(self, params: SegmentationParams, expires_at: float | None) -> SegmentationParams:
+        """The same wishes, with an end: the caller's, or before TorchServe kills the worker."""
+        last = time.monotonic() + _SHARE_OF_TIMEOUT * self.spec.serving.response_timeout
+        ends = last if expires_at is None else min(last, expires_at)
+        return replace(params, options=replace(params.options, between=until(ends)))
+
     def _refuse_dicom_seg(self, volume: Volume) -> None:
         """Before the work, what would be refused after it."""
         from medserve.imaging.dicom_series import DicomVolume
@@ -188,13 +196,6 @@ class SegmentationHandler(Handler[SegmentationParams]):
 
                 codes = self.pipeline.volume.snomed
                 return dicom_seg.encode(segmentation, volume, codes, self.provenance)
-
-
-def _until(params: SegmentationParams, expires_at: float | None) -> SegmentationParams:
-    """The same wishes, with the caller's patience."""
-    if expires_at is None:
-        return params
-    return replace(params, options=replace(params.options, between=until(expires_at)))
 
 
 def _space(volume: Volume) -> NiftiSpace | None:

@@ -111,7 +111,7 @@ class Connection:
             ("grpc.max_receive_message_length", self.limits.message_bytes),
             ("grpc.enable_retries", 0),  # gRPC would repeat what must not be repeated
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 5000),  # the time for one attempt to connect
             ("grpc.max_reconnect_backoff_ms", 2000),
             ("grpc.use_local_subchannel_pool", 1),  # a new client starts without old failures
         ]

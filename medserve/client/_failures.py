@@ -51,6 +51,7 @@ _OWN_TEXT = re.compile(r"(?P<code>[A-Z][A-Z_]+): (?P<message>.+?)(\n[\w.]+)?", r
 _HANDLER_FAILED = ("Prediction failed", "model predict output", "batch response mismatched")
 _NEVER_CONNECTED = ("failed to connect", "errors resolving", "DNS resolution failed")
 _CLOSED = ("reset by peer", "Socket closed", "Broken pipe")
+_TOO_SLOW = "tcp handshaker shutdown"
 _NOT_GRPC = ("Failed parsing HTTP/2", "http1.x", "http2 header with status")
 
 
@@ -107,7 +108,7 @@ def _unavailable(text: str, address: str) -> Failure:
                 "HTTP one"
             )
         )
-    if "handshake" in text or "CERTIFICATE" in text:
+    if _is_about_tls(text):
         return Failure(
             ServerUnreachableError(
                 f"{address} and this client cannot agree on TLS; use TLS on both sides and trust "
@@ -131,6 +132,11 @@ def _unavailable(text: str, address: str) -> Failure:
     return Failure(
         ServerUnreachableError(f"the connection to {address} was lost ({_last(text)}); try again")
     )
+
+
+def _is_about_tls(text: str) -> bool:
+    # A TCP connection that took too long is "tcp handshaker shutdown": no TLS in it.
+    return "handshake" in text.replace(_TOO_SLOW, "") or "CERTIFICATE" in text
 
 
 def _internal(text: str) -> Failure:

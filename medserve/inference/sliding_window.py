@@ -120,8 +120,8 @@ def until(
     def check(done: int, total: int) -> None:
         if clock() >= deadline:
             raise DeadlineError(
-                f"expected the answer within the caller's time, got {done} of {total} windows done "
-                "by then; allow more time or send a smaller volume"
+                f"expected the answer in the time allowed, got {done} of {total} windows done by "
+                "then; allow more time or send a smaller volume"
             )
 
     return check

@@ -271,3 +271,10 @@ def test_the_name_of_a_java_class_is_no_part_of_a_message(fake: FakeServer) -> N
     ):
         client.predict("mednist", b"Hand")
     assert refusal.value.message == "expected NIfTI, got text"
+
+
+def test_a_machine_too_busy_to_connect_is_no_matter_of_tls(fake: FakeServer) -> None:
+    text = "failed to connect to all addresses; last error: UNKNOWN: tcp handshaker shutdown"
+    fake.hooks = [refusing(grpc.StatusCode.UNAVAILABLE, text), passing]
+    with Client(fake.address) as client:
+        assert client.predict("mednist", b"Hand")  # tried again

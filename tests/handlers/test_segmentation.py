@@ -351,3 +351,11 @@ def test_a_worker_with_another_network_stays_unready(volume_artifact: Path, tmp_
 def test_volumes_are_answered_one_request_at_a_time(volume_artifact: Path) -> None:
     with pytest.raises(ConfigError, match="batchSize 1"):
         ready_for_volumes(volume_artifact, {**changed(), "batchSize": 4})
+
+
+def test_work_ends_before_torchserve_would_kill_the_worker(
+    volume_artifact: Path, volume: Volume
+) -> None:
+    hasty = ready_for_volumes(volume_artifact, {**changed(), "responseTimeout": 0})
+    with pytest.raises(DeadlineError, match="windows done"):
+        ask(hasty, nifti.encode(volume))
