@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,18 @@ def _write_torchscript(artifact: nn.Module, path: Path, example: Tensor) -> None
         warnings.filterwarnings("ignore", "Converting a tensor to a Python")
         traced = torch.jit.trace(artifact, example)  # type: ignore[no-untyped-call]
         torch.jit.save(torch.jit.freeze(traced), path)
+    _drop_source_lines(path)
+
+
+def _drop_source_lines(path: Path) -> None:
+    """Leave out what names files of the machine that trained; nothing reads it but tracebacks."""
+    whole = path.with_suffix(".whole")
+    path.rename(whole)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w") as target:
+        for member in source.infolist():
+            if not member.filename.endswith(".debug_pkl"):
+                target.writestr(member, source.read(member))
+    whole.unlink()
 
 
 def _write_onnx(artifact: nn.Module, path: Path, example: Tensor, outputs: Sequence[str]) -> None:

@@ -122,7 +122,9 @@ def train_member(
         config, fold=(config.fold + member) % config.folds, seed=config.seed + member,
         out_dir=folder, resume=started,
     )  # fmt: skip
-    write(config, folder / "config.json")
+    done = started and _epochs_done(folder) >= config.epochs
+    if not done:  # a finished one keeps the settings that it was trained with
+        write(config, folder / "config.json")
     lightning.seed_everything(config.seed, verbose=False)
     spec = pipeline.spec
     network = build(
@@ -132,7 +134,7 @@ def train_member(
     if config.init_from is not None and not started:
         initialise_from(network, config.init_from)
     module = Segmenter(network, config, pipeline.window, spec.labels)
-    if started and _epochs_done(folder) >= config.epochs:
+    if done:
         return load_best(module, folder / "checkpoints" / "best.ckpt")
     parts = split.parts(config.fold)
     return fit_segmenter(
