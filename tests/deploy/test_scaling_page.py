@@ -17,7 +17,7 @@ from medserve.wire import inference_pb2
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
 
 
-def _named(name: bytes) -> grpc.GenericRpcHandler:
+def _named(name: bytes) -> grpc.GenericRpcHandler[Any, Any]:
     """Answers Predictions with the name of the server."""
 
     def predictions(request: Any, context: Any) -> inference_pb2.PredictionResponse:

@@ -20,6 +20,7 @@ __all__ = ["Podman", "running_podman"]
 
 # runc and cgroupfs work on both versions of control groups; crun and systemd want the newer.
 _FLAGS = ("--runtime", "runc", "--cgroup-manager", "cgroupfs")
+_PROCESSES = 8192  # and threads: some hundreds are needed
 _PACKAGES = ("podman", "runc", "netavark", "aardvark-dns", "catatonit", "iptables")
 
 
@@ -28,9 +29,13 @@ class Podman:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        # Podman's own defaults are more than a process in a sandbox may hand on.
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        limits = f'[containers]\ndefault_ulimits = ["nofile={files}:{files}"]\n'
-        (folder / "containers.conf").write_text(limits, encoding="utf-8")
+        limits = f'["nofile={files}:{files}", "nproc={_PROCESSES}:{_PROCESSES}"]'
+        text = (
+            f'[containers]\ndefault_ulimits = {limits}\n[network]\nnetwork_backend = "netavark"\n'
+        )
+        (folder / "containers.conf").write_text(text, encoding="utf-8")
         self._environment = os.environ | {"CONTAINERS_CONF": str(folder / "containers.conf")}
 
     def command(self, *arguments: str) -> list[str]:

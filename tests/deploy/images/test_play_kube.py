@@ -38,8 +38,9 @@ class RunningPod:
     manifest: Manifest
 
     def container(self, name: str) -> str:
-        """Podman's name of a container."""
-        return f"{self.manifest['metadata']['name']}-pod-{name}"
+        """Podman's name of a container: that of the pod before its own."""
+        names = self.podman.run("ps", "--all", "--format", "{{.Names}}").stdout.split()
+        return next(each for each in names if each.endswith(f"-{name}"))
 
     def specification(self, name: str) -> Manifest:
         """The container in the manifest."""
