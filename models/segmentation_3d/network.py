@@ -122,8 +122,12 @@ class VolumeNetwork(nn.Module):
 
     @property
     def smallest(self) -> tuple[int, int, int]:
-        """Sides below which the coarsest map would be one voxel, which no norm can train on."""
-        i, j, k = (1 if multiple == 1 else 2 * multiple for multiple in self.multiples)
+        """Sides that smaller volumes are filled up to: the coarsest map is then 3 voxels wide.
+
+        No norm can train on a single voxel; and where a map is narrower than its 3x3x3 kernel,
+        torch 2.13's gradient of a bf16 convolution on the CPU reads memory that nobody wrote.
+        """
+        i, j, k = (1 if multiple == 1 else 3 * multiple for multiple in self.multiples)
         return i, j, k
 
     def forward(self, image: Tensor) -> Tensor:

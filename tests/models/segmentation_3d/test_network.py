@@ -34,6 +34,13 @@ def image(*sides: int, channels: int = 1, batch: int = 1) -> Tensor:
 
 
 @every_network
+def test_a_training_may_ask_for_the_memory_format_of_volumes(name: NetworkName) -> None:
+    network = narrow(name).to(memory_format=torch.channels_last_3d)
+    network(image(32, 32, 32)).mean().backward()
+    assert all(each.grad is not None for each in network.parameters())
+
+
+@every_network
 def test_gradients_reach_every_weight_from_the_smallest_volume(name: NetworkName) -> None:
     network = narrow(name)
     i, j, k = network.smallest
@@ -111,6 +118,18 @@ def test_the_head_is_the_only_layer_that_knows_the_classes(name: NetworkName) ->
 
 
 @every_network
+def test_gradients_in_bf16_are_finite_whatever_the_memory_held(name: NetworkName) -> None:
+    network = narrow(name).to(memory_format=torch.channels_last_3d)
+    for _ in range(2):
+        # What a narrow map's gradient would read instead of numbers, see `smallest`.
+        [torch.full((2**n,), float("nan"), dtype=torch.bfloat16) for n in range(6, 20)]
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(image(16, 16, 16, batch=2))
+        logits.float().square().mean().backward()
+    assert all(torch.isfinite(each.grad).all() for each in network.parameters())  # type: ignore[arg-type]
+
+
+@every_network
 def test_padding_is_zeros_behind_the_last_voxel(name: NetworkName) -> None:
     network = narrow(name).eval()
     odd = image(30, 31, 32)
@@ -119,30 +138,37 @@ def test_padding_is_zeros_behind_the_last_voxel(name: NetworkName) -> None:
         torch.testing.assert_close(network(odd), network(padded)[:, :, :30, :31])
 
 
-@every_network
+@pytest.fixture(scope="module", params=list(NetworkName))
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[VolumeNetwork, Path]:
+    """A network and the folder of its artifacts."""
+    network = narrow(request.param).eval()
+    folder = tmp_path_factory.mktemp(request.param)
+    export_network(network, folder, image(*WINDOW, batch=2), ["logits"])
+    return network, folder
+
+
 @pytest.mark.slow
-def test_both_artifacts_answer_as_the_network(name: NetworkName, tmp_path: Path) -> None:
-    network = narrow(name).eval()
-    example = image(*WINDOW, batch=2)
-    export_network(network, tmp_path, example, ["logits"])
-    for engine_name in EngineName:
-        engine = load_engine(engine_name, tmp_path, precision=Precision.F32, threads=1)
-        for batch in (example, example[:1], image(*WINDOW, batch=3)):  # N is free
-            with torch.no_grad():
-                expected = network(batch).numpy()
-            difference = np.abs(engine.run(batch.numpy())["logits"] - expected).max()
-            # Untrained DynUNet answers with logits far beyond those of a trained network.
-            assert difference <= TOLERANCE * max(1.0, np.abs(expected).max()), engine_name
+@pytest.mark.parametrize("engine_name", list(EngineName))
+def test_an_artifact_answers_as_the_network(
+    exported: tuple[VolumeNetwork, Path], engine_name: EngineName
+) -> None:
+    network, folder = exported
+    engine = load_engine(engine_name, folder, precision=Precision.F32, threads=1)
+    for batch in (image(*WINDOW), image(*WINDOW, batch=3)):  # N is free
+        with torch.no_grad():
+            expected = network(batch).numpy()
+        difference = np.abs(engine.run(batch.numpy())["logits"] - expected).max()
+        # Untrained DynUNet answers with logits far beyond those of a trained network.
+        assert difference <= TOLERANCE * max(1.0, np.abs(expected).max())
 
 
-@every_network
 @pytest.mark.slow
 def test_the_exported_graph_resizes_nothing_by_interpolation(
-    name: NetworkName, tmp_path: Path
+    exported: tuple[VolumeNetwork, Path],
 ) -> None:
-    network = narrow(name).eval()
-    export_network(network, tmp_path, image(*WINDOW, batch=2), ["logits"])
-    graph = onnx.load(tmp_path / "model.onnx").graph
+    graph = onnx.load(exported[1] / "model.onnx").graph
     assert {node.op_type for node in graph.node} & {"Resize", "Loop", "If"} == set()
 
 

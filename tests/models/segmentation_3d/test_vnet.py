@@ -38,8 +38,8 @@ def test_sides_that_do_not_divide_by_16_are_filled_up_and_cut_off(side: int) -> 
     shapes = []
     network.body.register_forward_pre_hook(lambda _, images: shapes.append(images[0].shape))
     with torch.no_grad():
-        assert network(torch.zeros(1, 1, side, 32, 64)).shape == (1, 2, side, 32, 64)
-    assert shapes == [(1, 1, 48, 32, 64)]
+        assert network(torch.zeros(1, 1, side, 48, 64)).shape == (1, 2, side, 48, 64)
+    assert shapes == [(1, 1, 48, 48, 64)]
 
 
 def _convolutions(stage: nn.Module) -> tuple[int, int]:
