@@ -10,7 +10,6 @@ ends it with one line that says why: whoever runs the container starts it again,
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import signal
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medserve.errors import ConfigError, MedserveError
+from medserve.log_line import LogLine
 from medserve.server.lifecycle import Server, ServerConfig
 from medserve.server.ports import Ports
 from medserve.server.probe import PROOF_FILE, Proof, ProvenModel
@@ -29,26 +29,6 @@ __all__ = ["main", "parse"]
 _MIB = 2**20
 
 logger = logging.getLogger("medserve.container")
-
-
-class _Line(logging.Formatter):
-    """One record, one line: `2026-01-31T12:00:00.123Z INFO medserve.container: text`, or JSON."""
-
-    def __init__(self, as_json: bool) -> None:
-        super().__init__()
-        self._as_json = as_json
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line, without a line break."""
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        when = f"{stamp}.{int(record.msecs):03d}Z"
-        text = record.getMessage()
-        if record.exc_info:
-            text = f"{text}\n{self.formatException(record.exc_info)}"
-        if self._as_json:
-            names = {"time": when, "level": record.levelname, "logger": record.name}
-            return json.dumps(names | {"message": text})
-        return f"{when} {record.levelname} {record.name}: " + text.replace("\n", "\\n")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -157,7 +137,7 @@ def _proof(server: Server) -> Proof:
 
 def _configure_logging(level: str, kind: str) -> None:
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Line(as_json=kind == "json"))
+    handler.setFormatter(LogLine(as_json=kind == "json"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     if level == "info":  # TorchServe's own lines are for who asks for them
         logging.getLogger("medserve.engine").setLevel(logging.WARNING)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from medserve.server import container
+from medserve.log_line import LogLine
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -61,7 +61,7 @@ def test_an_event_with_a_traceback_is_still_one_line() -> None:
         raise ValueError("first\nsecond")
     except ValueError:
         record = logging.LogRecord("name", logging.ERROR, "", 0, "it broke", (), sys.exc_info())
-    line = container._Line(as_json=False).format(record)
+    line = LogLine().format(record)
     assert "\n" not in line
     assert "it broke" in line
     assert "ValueError" in line
