@@ -65,7 +65,7 @@ class NoiseSchedule:
         edges = np.linspace(0.0, 1.0, self.steps + 1)
         angle = (edges + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * np.pi / 2
         share = np.cos(angle) ** 2
-        return np.minimum(1 - share[1:] / share[:-1], _MOST_BETA)
+        return np.asarray(np.minimum(1 - share[1:] / share[:-1], _MOST_BETA))
 
     @cached_property
     def alpha_bar(self) -> _Array:

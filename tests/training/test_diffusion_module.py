@@ -93,7 +93,8 @@ def test_resuming_from_nothing_says_what_is_missing(tmp_path: Path) -> None:
 def test_samples_depend_on_the_seed_alone_and_have_the_size_and_type_of_images() -> None:
     trained, label_ids = module(), np.array([0, 1, 2])
     first, again = (sample(trained, label_ids, steps=3, seed=4) for _ in range(2))
-    assert (first.shape, first.dtype) == ((3, 1, 16, 16), np.uint8)
+    assert first.shape == (3, 1, 16, 16)
+    assert first.dtype == np.uint8
     np.testing.assert_array_equal(first, again)
     assert (sample(trained, label_ids, steps=3, seed=5) != first).any()
 
