@@ -62,7 +62,6 @@ __all__ = [
     "new_request_id",
 ]
 
-_RESTART_S = 10.0  # a worker that was killed is back within this time
 _CHUNKS_AHEAD = 8  # of a stream, read before the caller takes them
 
 
@@ -217,11 +216,13 @@ class Gateway:
             raise
 
     def _patience_s(self, model: ModelInfo) -> float:
-        """How long the engine may take: TorchServe kills a worker that is slower than this.
+        """How long the engine may take before its place is given to another.
 
-        A job may have to wait for one that takes as long, and for the worker to come back.
+        TorchServe kills a worker after `response_timeout`; a job may wait for such a one, and for
+        its worker to come back.
         """
-        return 2 * model.spec.serving.response_timeout + _RESTART_S
+        serving = model.spec.serving
+        return 2.0 * serving.response_timeout + serving.startup_timeout
 
     # ---- in the engine
 

@@ -19,6 +19,8 @@ from tests.gateway.running import running_gateway, settings_for
 from tests.gateway.streaming_room import CRASH, SLOW, TICKS
 from tests.tiny_room import LABELS, bright_tile
 
+_WAIT_S = 120  # a busy machine takes half a minute to start a worker again
+
 pytestmark = pytest.mark.serving
 
 
@@ -34,14 +36,19 @@ def stub(channel: grpc.Channel) -> inference_pb2_grpc.InferenceAPIsServiceStub:
 
 
 def predict(channel: grpc.Channel, message: Any = None, **options: Any) -> dict[str, Any]:
-    answer = stub(channel).Predictions(message or request(), timeout=30, **options)
+    answer = stub(channel).Predictions(message or request(), timeout=_WAIT_S, **options)
     content: dict[str, Any] = json.loads(answer.prediction)
     return content
 
 
-def refused(channel: grpc.Channel, message: Any, **options: Any) -> grpc.RpcError:
+def trailing(call: Any) -> dict[str, Any]:
+    """What came behind the answer."""
+    return {key: value for key, value in call.trailing_metadata()}
+
+
+def refused(channel: grpc.Channel, message: Any, **options: Any) -> Any:
     with pytest.raises(grpc.RpcError) as caught:
-        stub(channel).Predictions(message, timeout=30, **options)
+        stub(channel).Predictions(message, timeout=_WAIT_S, **options)
     return caught.value
 
 
@@ -58,29 +65,34 @@ def test_ping_answers_as_torchserve_does(edge: grpc.Channel) -> None:
 def test_a_field_that_nobody_knows_does_no_harm(edge: grpc.Channel) -> None:
     send = edge.unary_unary(
         "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions",
+        request_serializer=None,
         response_deserializer=inference_pb2.PredictionResponse.FromString,
     )
     message = request().SerializeToString() + b"\xa2\x06\x03abc"  # field 100, three bytes
-    assert json.loads(send(message, timeout=30).prediction)["label"] == LABELS[3]
+    assert json.loads(send(message, timeout=_WAIT_S).prediction)["label"] == LABELS[3]
 
 
 def test_bytes_that_are_no_request_are_an_invalid_argument(edge: grpc.Channel) -> None:
-    send = edge.unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")
+    send = edge.unary_unary(
+        "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions",
+        request_serializer=None,
+        response_deserializer=None,
+    )
     with pytest.raises(grpc.RpcError) as caught:
-        send(b"\xff\xff\xff", timeout=30)
+        send(b"\xff\xff\xff", timeout=_WAIT_S)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_streaming_model_streams_when_it_is_asked_to(edge: grpc.Channel) -> None:
     *ticks, last = [
-        part.prediction for part in stub(edge).StreamPredictions(request("ticker"), timeout=30)
+        part.prediction for part in stub(edge).StreamPredictions(request("ticker"), timeout=_WAIT_S)
     ]
     assert ticks == TICKS
     assert json.loads(last)["label"] == LABELS[3]
 
 
 def test_an_ordinary_model_streams_one_message(edge: grpc.Channel) -> None:
-    (only,) = stub(edge).StreamPredictions(request("tiny"), timeout=30)
+    (only,) = stub(edge).StreamPredictions(request("tiny"), timeout=_WAIT_S)
     assert json.loads(only.prediction)["label"] == LABELS[3]
 
 
@@ -88,7 +100,7 @@ def test_a_unary_call_of_a_streaming_model_leaves_its_worker_alive(edge: grpc.Ch
     # Straight to TorchServe this takes the worker's thread away for ever.
     for _ in range(3):
         assert predict(edge, request("ticker", stream=b"1"))["label"] == LABELS[3]
-    assert len(list(stub(edge).StreamPredictions(request("ticker"), timeout=30))) == 4
+    assert len(list(stub(edge).StreamPredictions(request("ticker"), timeout=_WAIT_S))) == 4
 
 
 def test_an_unknown_model_is_not_found(edge: grpc.Channel) -> None:
@@ -111,7 +123,7 @@ def test_a_worker_that_dies_is_an_internal_error_and_comes_back(edge: grpc.Chann
 
 def test_an_error_tells_programs_its_code(edge: grpc.Channel) -> None:
     error = refused(edge, request("nothing"))
-    details = dict(error.trailing_metadata())["grpc-status-details-bin"]
+    details = trailing(error)["grpc-status-details-bin"]
     status = status_pb2.Status.FromString(details)
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
@@ -125,18 +137,18 @@ def test_a_full_queue_tells_when_to_come_back(engine: Server) -> None:
         grpc.insecure_channel(gateway.addresses.grpc) as channel,
     ):
         slow = [
-            stub(channel).Predictions.future(request("ticker", params=SLOW), timeout=30)
+            stub(channel).Predictions.future(request("ticker", params=SLOW), timeout=_WAIT_S)
             for _ in range(3)
         ]
-        outcomes = [call.exception() for call in slow]
+        outcomes: list[Any] = [call.exception() for call in slow]
         (error,) = [outcome for outcome in outcomes if outcome is not None]
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    trailing = dict(error.trailing_metadata())
-    assert int(trailing["retry-after"]) >= 1
+    said = trailing(error)
+    assert int(said["retry-after"]) >= 1
     retry = error_details_pb2.RetryInfo()
-    status = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
+    status = status_pb2.Status.FromString(said["grpc-status-details-bin"])
     assert any(detail.Unpack(retry) for detail in status.details)
-    assert retry.retry_delay.seconds == int(trailing["retry-after"])
+    assert retry.retry_delay.seconds == int(said["retry-after"])
 
 
 def test_a_deadline_is_an_answer_in_time(edge: grpc.Channel) -> None:
@@ -151,8 +163,8 @@ def test_the_request_id_comes_back(edge: grpc.Channel, place: str) -> None:
     given = str(uuid.uuid4())
     message = request(request_id=given.encode()) if place == "input" else request()
     metadata = (("x-request-id", given),) if place == "metadata" else ()
-    _, call = stub(edge).Predictions.with_call(message, timeout=30, metadata=metadata)
-    returned = dict(call.trailing_metadata())["x-request-id"]
+    _, call = stub(edge).Predictions.with_call(message, timeout=_WAIT_S, metadata=metadata)
+    returned = trailing(call)["x-request-id"]
     assert returned == given if place != "nowhere" else uuid.UUID(returned)
 
 
@@ -170,18 +182,18 @@ def test_a_message_over_the_limit_is_refused(engine: Server) -> None:
 def test_a_thousand_cancelled_calls_leave_the_models_well(edge: grpc.Channel) -> None:
     for _ in range(4):
         calls = [
-            stub(edge).Predictions.future(request("ticker" if n % 2 else "tiny"), timeout=30)
+            stub(edge).Predictions.future(request("ticker" if n % 2 else "tiny"), timeout=_WAIT_S)
             for n in range(250)
         ]
         for call in calls:
-            call.cancel()
+            call.cancel()  # type: ignore[no-untyped-call]
     assert predict(edge, request("tiny"))["label"] == LABELS[3]
     assert predict(edge, request("ticker"))["label"] == LABELS[3]
 
 
 def test_a_stream_that_is_cancelled_leaves_the_model_well(edge: grpc.Channel) -> None:
     for _ in range(10):
-        stream = stub(edge).StreamPredictions(request("ticker"), timeout=30)
+        stream: Any = stub(edge).StreamPredictions(request("ticker"), timeout=_WAIT_S)
         next(stream)
         stream.cancel()
     assert predict(edge, request("ticker"))["label"] == LABELS[3]

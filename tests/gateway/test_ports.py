@@ -280,12 +280,12 @@ def test_many_large_uploads_need_no_more_memory_than_a_few(
         )
         with grpc.insecure_channel(json.loads(ready.read_text())["grpc"]) as channel:
             predictions = inference_pb2_grpc.InferenceAPIsServiceStub(channel).Predictions
-            calls = [predictions.future(message, timeout=300) for _ in range(40)]  # 640 MiB
+            calls = [predictions.future(message, timeout=300) for _ in range(24)]  # 384 MiB
             while not all(call.done() for call in calls):
                 peak = max(peak, gateway.memory_info().rss)
                 time.sleep(0.02)
             assert all(call.exception() is None for call in calls)
-        assert peak - before < 300 * 2**20
+        assert peak - before < 240 * 2**20
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     finally:
