@@ -35,6 +35,7 @@ def main(url: str) -> None:
         _classify(tab)
         _segment(tab)
         tab.goto("/models/mednist")
+        tab.set_viewport_size({"width": 1280, "height": 800})
         _keep(tab, "models")
         browser.close()
 
@@ -43,7 +44,7 @@ def _classify(tab: Page) -> None:
     files: list[FilePayload] = []
     for path in sorted((REPOSITORY / "models" / "mednist" / "examples").glob("*.png")):
         average = np.asarray(Image.open(path).convert("L"), dtype=np.float32)
-        for number, gain in enumerate(np.linspace(0.6, 1.05, 8), start=1):
+        for number, gain in enumerate(np.linspace(0.85, 1.05, 8), start=1):
             exposed = Image.fromarray(np.clip(average * gain, 0, 255).astype(np.uint8))
             name = f"{path.stem.lower()}-{number:02d}.png"
             files.append({"name": name, "mimeType": "image/png", "buffer": _png(exposed)})
@@ -63,14 +64,14 @@ def _segment(tab: Page) -> None:
     average = REPOSITORY / "models" / "segmentation_3d" / "examples" / "average.nii.gz"
     tab.locator("#files").set_input_files(average)
     tab.get_by_text("Done. Structures found").wait_for()
-    tab.wait_for_timeout(1000)
-    tab.locator("#work").scroll_into_view_if_needed()
+    tab.set_viewport_size({"width": 1280, "height": 1000})
+    tab.evaluate("scrollTo(0, 0)")
+    tab.wait_for_timeout(3000)  # drawn anew
     _keep(tab, "segment")
 
 
 def _keep(tab: Page, name: str) -> None:
-    picture = Image.open(io.BytesIO(tab.screenshot())).convert("RGB")
-    content = _png(picture.quantize(256, dither=Image.Dither.NONE))
+    content = _png(Image.open(io.BytesIO(tab.screenshot())).convert("RGB"))
     if len(content) > _MOST_BYTES:
         raise SystemExit(f"{name}: expected at most {_MOST_BYTES} bytes, got {len(content)}")
     (ASSETS / f"page-{name}.png").write_bytes(content)

@@ -92,7 +92,8 @@ def test_nothing_that_an_archive_says_becomes_markup() -> None:
         ("[a](https://x.example)", 'rel="noopener noreferrer"', "javascript"),
         ("![secret](http://evil.example/x.png)", "secret", "<img"),
         ("| a |\n|--:|\n| 1 |", 'class="align-right"', "style="),
-        ("# One\n\n###### Six", "<h3>One</h3>", "<h1"),
+        ("# One\n\n###### Six", "<h2>One</h2>", "<h1"),
+        ("| | a |\n|--|--|\n| 1 | 2 |", "<td></td>", "<th></th>"),
     ],
     ids=str,
 )

@@ -24,13 +24,14 @@ class _Renderer(RendererHTML):
         return self.renderInlineAsText(tokens[idx].children or [], options, env)
 
 
-def render_card(card: str, level: int = 2) -> Markup:
+def render_card(card: str, level: int = 1) -> Markup:
     """A card as HTML whose own headings start below `level`.
 
     Raw HTML in it is shown, not obeyed; links lead out only by http, https and mailto.
     """
     parser = MarkdownIt("commonmark", {"html": False}, renderer_cls=_Renderer).enable("table")
     tokens = parser.parse(card)
+    _empty_headings_to_cells(tokens)
     for token in _all(tokens):
         if token.tag in ("h1", "h2", "h3", "h4", "h5", "h6"):
             token.tag = f"h{min(int(token.tag[1]) + level, int(_DEEPEST))}"
@@ -46,6 +47,13 @@ def _all(tokens: Sequence[Token]) -> Iterator[Token]:
     for token in tokens:
         yield token
         yield from _all(token.children or ())
+
+
+def _empty_headings_to_cells(tokens: Sequence[Token]) -> None:
+    """A heading of a table that says nothing is none for a screen reader."""
+    for opening, content, closing in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        if opening.type == "th_open" and not content.content.strip():
+            opening.tag = closing.tag = "td"
 
 
 def _lead_out(token: Token) -> None:

@@ -189,7 +189,7 @@ function makeRow(row) {
     h("td", { className: "c-class" }, row.status === "waiting" || row.status === "failed" ? "–" : classChoice(row, labels)),
     h("td", { className: "c-probability" }, row.probability === undefined ? "–" : h("span", { className: "bar" },
       h("meter", { min: 0, max: 1, value: row.probability, "aria-hidden": "true" }), h("span", {}, percent(row.probability)))),
-    h("td", { className: "c-status" }, h("span", { className: `status ${row.status}`, title: row.error ? explain(row.error) : null }, statusText(row))),
+    h("td", { className: "c-status" }, h("span", { className: `status ${row.correction ? "corrected" : row.status}`, title: row.error ? explain(row.error) : null }, statusText(row))),
   );
 }
 
