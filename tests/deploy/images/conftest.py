@@ -1,8 +1,12 @@
-"""The images, built once, and the compose project that serves every model of the checkout."""
+"""The images, built once, and the compose project that serves every model of the checkout.
+
+MEDSERVE_IMAGES=kept takes images that exist already, for who works on the tests.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +37,8 @@ def built(
     engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
 ) -> docker.DockerClient:
     """The engine, with the images for the CPU and the gateway built from this checkout."""
+    if os.environ.get("MEDSERVE_IMAGES") == "kept":
+        return engine
     folder = tmp_path_factory.mktemp("base")
     pinned = re.search(r"^torch==(\S+)$", (images.ROOT / "constraints.txt").read_text(), re.M)
     assert pinned is not None
@@ -49,9 +55,17 @@ def built(
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every model of the checkout, and one that needs no trained weights."""
+    """Every model of the checkout, one that needs no trained weights, and one that takes time."""
     folder = tmp_path_factory.mktemp("images") / "store"
-    build_archive("tiny", folder, make_checkout(tmp_path_factory.mktemp("checkout") / "tiny"))
+    checkouts = tmp_path_factory.mktemp("checkouts")
+    for name in ("tiny", "sluggish"):
+        checkout = make_checkout(checkouts / name, name=name)
+        if name == "sluggish":
+            handler = checkout / "handlers" / f"{name}.py"
+            code = handler.read_text(encoding="utf-8")
+            slow = "        __import__('time').sleep(0.02)\n        return"
+            handler.write_text(code.replace("        return", slow), encoding="utf-8")
+        build_archive(name, folder, checkout)
     for name in room_names(images.ROOT):
         with contextlib.suppress(ArchiveError):  # not trained in this checkout
             build_archive(name, folder, images.ROOT)

@@ -125,7 +125,7 @@ def test_the_published_port_survives_a_crash_of_the_engine(stack: Stack) -> None
 @pytest.mark.parametrize("service", ["gateway", "torchserve"])
 def test_running_calls_are_answered_after_sigterm(stack: Stack, store: Path, service: str) -> None:
     said: list[str] = []
-    archive = inspect_archive(next(store.glob("tiny-*.mar")))
+    archive = inspect_archive(next(store.glob("sluggish-*.mar")))
     smoke.drain(stack, service, archive, said.append)
     assert said[0].endswith("exit code 0")
 
