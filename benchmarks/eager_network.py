@@ -14,38 +14,29 @@ __all__ = ["eager_network"]
 
 
 def eager_network(spec: ModelSpec) -> Callable[[Any], Any] | None:
-    """Random weights in the shape that was trained: time does not depend on them.
+    """The networks that the artifact averages, with random weights: time does not depend on them.
 
-    None where the room does not say how its network was built.
+    They are built as `weights/config.json` says; None where the room does not say it.
     """
     module = importlib.import_module(f"models.{spec.name}.network")
     described = models.room(spec.name) / "weights" / "config.json"
     if not hasattr(module, "build") or not described.is_file():
         return None
+    content = json.loads(described.read_text(encoding="utf-8"))
     import torch
 
-    config = json.loads(described.read_text(encoding="utf-8"))
     members = [
         module.build(
-            config["network"],
+            each["network"],
             in_channels=spec.input.channels,
             classes=len(spec.labels),
-            width=config.get("width"),
-            size=module.NetworkSize(config.get("size", "light")),
+            width=each["width"],
+            size=module.NetworkSize(each["size"]),
         ).eval()
-        for _ in range(_members(spec))
+        for each in content["members"]
     ]
 
     def mean(windows: Any) -> Any:
         return torch.stack([member(windows) for member in members]).mean(dim=0)
 
     return mean
-
-
-def _members(spec: ModelSpec) -> int:
-    """How many networks the artifact averages."""
-    described = models.room(spec.name) / "weights" / "training.json"
-    if not described.is_file():
-        return 1
-    content = json.loads(described.read_text(encoding="utf-8"))
-    return max(1, len(content.get("members", [])))
