@@ -15,7 +15,7 @@ from tests.deploy.k8s.rendering import Manifest, find, only
 # What an operator creates; the pages say how.
 GIVEN = {
     "PersistentVolumeClaim/studies",
-    "Secret/batch-token",
+    "Secret/batch-caller",
     "Secret/medserve-tls",
     "Secret/medserve-tokens",
 }

@@ -17,8 +17,11 @@ from tests.deploy.k8s.rendering import K8S, Manifest, only
 PREDICT = """\
 #!{python}
 import os, sys
-assert sys.argv[1] == "predict", sys.argv
-assert sys.argv[2:4] == ["segmentation_3d", "--out"]
+fine = sys.argv[1:4] == ["predict", "segmentation_3d", "--out"]
+fine &= os.environ.get("MEDSERVE_TOKEN", "") == os.environ.get("EXPECTED_TOKEN", "")
+fine &= ("MEDSERVE_CA_FILE" in os.environ) == ("EXPECTED_TOKEN" in os.environ)
+if not fine:
+    sys.exit(3)  # not 1, which says that a study was refused
 with open(os.environ["SEEN"], "a") as file:
     file.write("".join(path + "\\0" for path in sys.argv[sys.argv.index("--json") + 1 :]))
 broken = any("broken" in path for path in sys.argv)
@@ -58,9 +61,8 @@ def run_shard(studies: Path, index: int, shards: int, code: str = "") -> tuple[i
     seen.write_bytes(b"")
     script = container["args"][0].replace("/studies", str(studies))
     script = script.replace("/tmp/shard", str(studies.parent / f"list-{index}"))
-    environment = os.environ | {
-        each["name"]: each["value"] for each in container["env"] if "value" in each
-    }
+    script = script.replace("/caller", str(studies.parent / "caller"))
+    environment = os.environ | {each["name"]: each["value"] for each in container["env"]}
     environment |= {"SHARDS": str(shards), "JOB_COMPLETION_INDEX": str(index)}
     environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "SEEN": str(seen), "CODE": code}
     done = subprocess.run([*container["command"], script], env=environment, capture_output=True)
@@ -77,6 +79,19 @@ def test_the_shards_take_every_study_exactly_once(studies: Path) -> None:
     expected = (path for path in (studies / "input").iterdir() if path.name != ".DS_Store")
     assert set(sent) == set(map(str, expected))
     assert max(len(paths) for _, paths in shards) - min(len(paths) for _, paths in shards) <= 1
+
+
+def test_a_token_and_an_authority_are_used_where_they_are_given(
+    studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = studies.parent / "caller"
+    caller.mkdir()
+    (caller / "token").write_text("ms_1_secret\n", encoding="utf-8")
+    (caller / "ca.crt").write_text("PEM", encoding="utf-8")
+    monkeypatch.setenv("EXPECTED_TOKEN", "ms_1_secret")
+    assert run_shard(studies, 0, 1)[0] == 0
+    monkeypatch.setenv("EXPECTED_TOKEN", "another")
+    assert run_shard(studies, 0, 1)[0] != 0
 
 
 def test_more_shards_than_studies_is_no_failure(studies: Path) -> None:
