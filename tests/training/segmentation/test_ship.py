@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,19 @@ def test_a_training_leaves_everything_that_a_room_ships(out_dir: Path) -> None:
     example = (out_dir / "room/examples" / ship.EXAMPLE).read_bytes()
     assert example == (out_dir / "room/weights/golden_input.nii.gz").read_bytes()
     assert nifti.decode(example).geometry.spacing_mm == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.slow
+def test_no_artifact_names_a_folder_of_the_machine_that_trained(out_dir: Path) -> None:
+    here = str(Path(segmentation_3d.__file__).parent.parent).encode()
+    for path in (out_dir / "artifact").iterdir():
+        if path.suffix == ".pt":
+            with zipfile.ZipFile(path) as archive:
+                content = b"".join(archive.read(name) for name in archive.namelist())
+        else:
+            content = path.read_bytes()
+        assert here not in content, path.name
+        assert str(out_dir).encode() not in content, path.name
 
 
 @pytest.mark.slow
