@@ -59,7 +59,10 @@ def _done(dev: bool) -> bool:
 
 
 def _state(dev: bool) -> dict[str, object]:
-    return {"lock": hashlib.sha256(_LOCK.read_bytes()).hexdigest(), "dev": dev}
+    return {
+        "lock": hashlib.sha256(_LOCK.read_bytes() + Path(__file__).read_bytes()).hexdigest(),
+        "dev": dev,
+    }
 
 
 def _copy_viewer() -> None:
@@ -70,6 +73,21 @@ def _copy_viewer() -> None:
     _VENDOR.mkdir(parents=True)
     (_VENDOR / ".gitignore").write_text("*\n", encoding="utf-8")  # nothing here is committed
     shutil.copy2(package / "dist" / "index.js", _VENDOR / f"niivue-{version}.js")
+    (_VENDOR / "LICENSES.txt").write_text(_licences(), encoding="utf-8")
+
+
+def _licences() -> str:
+    """Name, version and licence of every package that the bundle was made of."""
+    parts = []
+    for place, entry in json.loads(_LOCK.read_text(encoding="utf-8"))["packages"].items():
+        if not place or entry.get("dev"):
+            continue
+        folder = _BUILD / place
+        about = json.loads((folder / "package.json").read_text(encoding="utf-8"))
+        texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("LICENSE*"))]
+        head = f"{about['name']} {about['version']}: {about.get('license', 'see its pages')}"
+        parts.append("\n\n".join([head, *texts]))
+    return f"\n\n{'-' * 72}\n\n".join(parts)
 
 
 def _npm() -> list[str]:

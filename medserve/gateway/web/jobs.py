@@ -14,7 +14,7 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -183,7 +183,3 @@ class Jobs:
         if over:
             logger.info("deleted %d jobs after their retention time", len(over))
         return len(over)
-
-    def counts(self) -> Mapping[str, int]:
-        """How many jobs and bytes there are, for an operator."""
-        return {"jobs": len(self._jobs), "bytes": self.size_bytes}

@@ -21,7 +21,7 @@ class PageLimits:
     job_bytes: int = 2 * 2**30
     visitor_bytes: int = 4 * 2**30
     total_bytes: int = 16 * 2**30
-    visitor_jobs: int = 20
+    visitor_jobs: int = 100
     upload_s: float = 600.0  # one upload from its first to its last byte
     silence_s: float = 30.0  # between two pieces of an upload
     answer_s: float = 300.0  # one call of a model
