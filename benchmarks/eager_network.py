@@ -18,6 +18,8 @@ def eager_network(spec: ModelSpec) -> Callable[[Any], Any] | None:
 
     They are built as `weights/config.json` says; None where the room does not say it.
     """
+    if spec.name not in models.names():
+        return None
     module = importlib.import_module(f"models.{spec.name}.network")
     described = models.room(spec.name) / "weights" / "config.json"
     if not hasattr(module, "build") or not described.is_file():
