@@ -192,7 +192,7 @@ def _run_beside(
 
     async def run() -> None:
         async with run_gateway(front):
-            await front.wait_serving()
+            await front.wait_serving(server.config.start_timeout_s)
             ready(front)
             ended = asyncio.create_task(_ended(server))
             broken = asyncio.create_task(front.wait())

@@ -54,15 +54,18 @@ class Monitor:
         ]
 
     async def run(self) -> None:
-        """Look, note, wait; until cancelled."""
+        """Look, note, wait; until cancelled. No model waits for the canary of another."""
+        names = {watch.model.name for watch in self._watches}
         try:
-            while True:
-                names = {watch.model.name for watch in self._watches}
-                await asyncio.gather(*(self._look(name) for name in names))
-                await asyncio.sleep(self._timing.look_s)
+            await asyncio.gather(*(self._follow(name) for name in names))
         finally:
             for watch in self._watches:
                 watch.stop()
+
+    async def _follow(self, name: str) -> None:
+        while True:
+            await self._look(name)
+            await asyncio.sleep(self._timing.look_s)
 
     async def _look(self, name: str) -> None:
         """All versions of one model."""
@@ -166,6 +169,8 @@ class _Watch:
             self._refusal = error.message
         except MedserveError as error:
             self._refusal = f"its golden input was not answered: {error.message}"
+        except Exception as error:  # whatever went wrong, the model has not proven itself
+            self._refusal = f"its golden input got an answer that is none: {type(error).__name__}"
         else:
             self._refusal = ""
             self._proven_at = time.monotonic()

@@ -22,7 +22,7 @@ from typing import Any, Self
 import grpc.aio
 from prometheus_client import start_http_server
 
-from medserve.errors import ConfigError, ServerFailedError
+from medserve.errors import ConfigError, ModelNotReadyError, ServerFailedError
 from medserve.gateway.audit import AuditLog
 from medserve.gateway.calls import Engine
 from medserve.gateway.core import Gateway, Guards
@@ -42,6 +42,7 @@ __all__ = ["Addresses", "GatewayServer"]
 
 _MAX_CONNECTION_AGE_MS = 300_000  # long-lived clients come back to the load balancer
 _AGE_GRACE_MS = 600_000
+_LOOK_S = 0.05
 
 logger = logging.getLogger(__name__)
 
@@ -112,10 +113,18 @@ class GatewayServer:
             if task in done:
                 raise ServerFailedError(f"the gateway's {name} ended") from task.exception()
 
-    async def wait_serving(self) -> None:
-        """Wait until every model has proven itself."""
-        while not self.gateway.health().serving:
-            await asyncio.sleep(0.05)
+    async def wait_serving(self, timeout_s: float | None = None) -> None:
+        """Wait until every model has proven itself.
+
+        Raises:
+            ModelNotReadyError: the time is over; says which model has not, and why.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.gateway.health().serving:
+                    await asyncio.sleep(_LOOK_S)
+        except TimeoutError:
+            raise ModelNotReadyError(self.gateway.health().reason) from None
 
     async def _start(self) -> None:
         """Each step is followed by what undoes it; draining is the undoing in reverse."""

@@ -59,7 +59,7 @@ def running_gateway(
     async def main() -> None:
         async with server:
             if serving:
-                await asyncio.wait_for(server.wait_serving(), _START_S)
+                await server.wait_serving(_START_S)
             ready.set()
             await stop.wait()
 

@@ -291,3 +291,24 @@ def test_many_large_uploads_need_no_more_memory_than_a_few(
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("answer", [b"", b"{no json", b'{"status":"ok","archive_digest":"other"}'])
+def test_a_golden_input_with_a_wrong_answer_proves_nothing(
+    engine_store: Path, answer: bytes
+) -> None:
+    engine = FakeEngine(lambda _: answer, known=("tiny", "ticker"))
+    with running_gateway(quick_settings(engine_store), engine, serving=False) as gateway:
+        while not engine.finished:
+            time.sleep(0.01)
+        with channel_to(gateway) as channel:
+            assert health(channel) == health_pb2.HealthCheckResponse.NOT_SERVING
+            reason = reason_of(gateway)
+            assert "golden input" in reason or "expected an answer of the archive" in reason
+
+
+def reason_of(gateway: GatewayServer) -> str:
+    """Why `tiny` does not serve, once it is known."""
+    while "not answered its golden input yet" in (reason := gateway.gateway.health("tiny").reason):
+        time.sleep(0.01)
+    return reason
