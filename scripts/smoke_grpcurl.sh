@@ -44,10 +44,12 @@ call() {
 # answers: the bytes in every `prediction` of standard input.
 answers() { grep -o '"prediction": *"[^"]*"' | cut -d'"' -f4 | while read -r each; do base64 -d <<< "$each"; echo; done; }
 
-# body MODEL MORE: a request with the room's example, its golden input, or none for a sampler.
+# body MODEL MORE: a request with the room's example or golden input; a sampler needs numbers alone.
 body() {
-  local file params
-  file="$(find "models/$1/examples" "models/$1/weights" -name 'golden_input.*' -o -path '*/examples/*.*' 2> /dev/null | sort | head -n 1)"
+  local file="" params
+  if ! grep -Eqs '^ *task: *generation' "models/$1/model-config.yaml"; then
+    file="$(find "models/$1/examples" "models/$1/weights" -path '*/examples/*.*' -o -name 'golden_input.*' 2> /dev/null | sort | head -n 1)"
+  fi
   if [ -n "$file" ]; then
     printf '{"model_name":"%s","input":{%s"data":"' "$1" "$2"
     base64 -w0 "$file"
@@ -80,7 +82,8 @@ printf '{}' | call "$address" "$INFERENCE/Ping" > "$answer" || true
 judge Ping "$answer"
 if [ ${#models[@]} -eq 0 ]; then
   listed=$(printf '{"limit":100}' | call "$management" "$MANAGEMENT/ListModels" | grep -o 'modelName\\": *\\"[^"\]*')
-  mapfile -t models < <(sed 's/.*"//' <<< "$listed" | sort -u)
+  mapfile -t models <<< "$listed"
+  models=("${models[@]##*\"}")
 fi
 for model in "${models[@]}"; do
   printf '{"model_name":"%s"}' "$model" | call "$management" "$MANAGEMENT/DescribeModel" > "$answer" || true
