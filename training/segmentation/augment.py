@@ -2,8 +2,8 @@
 
 One interpolation makes the patch: where to cut, how to turn, scale and bend are composed into one
 map of coordinates. Labels go through it as shares, so that edges stay where they are below the
-width of a voxel. Own code rather than MONAI's dictionary transforms because it is what the time
-allows: see the measurement in the card.
+width of a voxel. Own code because a patch takes 8 to 10 ms this way and 28 to 38 ms by the nearest
+chain of MONAI's transforms, which interpolates twice, beside 70 to 90 ms in the network.
 """
 
 from __future__ import annotations
