@@ -14,7 +14,7 @@ import pytest
 from tests.web.conftest import NewTab
 
 if TYPE_CHECKING:
-    from playwright.sync_api import FilePayload, Page
+    from playwright.sync_api import FilePayload, Page, Route
 
 pytestmark = [pytest.mark.browser, pytest.mark.serving, pytest.mark.slow]
 
@@ -200,3 +200,35 @@ def test_another_browser_finds_nothing_under_the_address(
     tab.get_by_role("button", name="Delete now").click()
     tab.locator("#confirm").get_by_role("button", name="Delete now").click()
     tab.wait_for_url("**/classify")
+
+
+def test_an_upload_can_be_stopped_and_taken_up_again(tab: Page, medical_images: list[Path]) -> None:
+    tab.goto("/classify")
+    tab.route("**/files", lambda route: None)  # nothing arrives
+    tab.locator("#files").set_input_files([str(path) for path in medical_images[:200]])
+    tab.get_by_role("button", name="Stop").click()
+    tab.get_by_text("0 of 200 files done. Without an answer: 200").wait_for()
+    assert set(shown(tab, "status")) == {"stopped"}
+    tab.unroute("**/files")
+    tab.get_by_role("button", name="Try again").click()
+    done(tab, 200)
+
+
+def test_what_the_server_refuses_for_a_while_is_sent_again(
+    tab: Page, medical_images: list[Path]
+) -> None:
+    refused: list[str] = []
+
+    def busy(route: Route) -> None:
+        if len(refused) < 2:
+            refused.append(route.request.url)
+            body = '{"error": {"code": "BUSY", "message": "expected room in the queue"}}'
+            route.fulfill(status=503, body=body, content_type="application/json")
+        else:
+            route.continue_()
+
+    tab.goto("/classify")
+    tab.route("**/files", busy)
+    tab.locator("#files").set_input_files([str(path) for path in medical_images[:40]])
+    done(tab, 40)
+    assert len(refused) == 2

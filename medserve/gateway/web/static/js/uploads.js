@@ -38,7 +38,8 @@ export class Uploads {
 
   /** Send nothing more; what is under way is given up. */
   stop() {
-    this.waiting.length = 0;
+    const dropped = this.waiting.splice(0);
+    if (dropped.length) this.hear({ failed: dropped, error: new DOMException("stopped", "AbortError") });
     this.stopping.abort();
     this.stopping = new AbortController();
   }
