@@ -68,6 +68,7 @@ class Options:
     shape: tuple[int, int, int] = (96, 128, 96)  # for the comparison of windows
     large: tuple[int, int, int] = (256, 256, 128)
     out: Path = Path("outputs/volumes.json")
+    note: str = ""  # on the circumstances, for a reader of the file
 
 
 @dataclass
@@ -235,6 +236,7 @@ def _content(options: Options, results: Results) -> dict[str, object]:
             "shape": list(options.shape),
             "large": list(options.large),
         },
+        "note": options.note,
         "load1": Spread.of(results.load1).format(1),
         "results": asdict(results),
     }
@@ -269,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shape", type=_shape, default=Options.shape, help="I,J,K for MONAI")
     parser.add_argument("--large", type=_shape, default=Options.large, help="I,J,K for the memory")
     parser.add_argument("--out", type=Path, default=Options.out)
+    parser.add_argument("--note", default="", help="on the circumstances, for the file")
     options = Options(**vars(parser.parse_args(arguments)))
     console = Console()
     results = run(options, console)
