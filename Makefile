@@ -8,7 +8,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FL
 STORE ?= model_store
 MODEL ?=
 
-.PHONY: help setup demo serve mar test test-unit test-serving lint format types protos docs bench train clean
+.PHONY: help setup demo serve mar test test-unit test-serving lint format types protos docs scan manifests smoke-grpcurl bench \
+	train clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +74,20 @@ train: .venv/dev  ## train one model: make train MODEL=mednist ARGS='--data-dir 
 
 docs: .venv/dev  ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+scan: .venv/dev build/checkov/bin/checkov  ## let checkov look at the Kubernetes manifests
+	$(BIN)/pytest tests/deploy/k8s/test_scan.py
+
+# Its dependencies are pinned so tightly that it needs an environment of its own.
+build/checkov/bin/checkov:
+	$(PYTHON) -m venv build/checkov && build/checkov/bin/pip install --quiet checkov==3.3.30
+
+manifests:  ## render the Kubernetes overlays into build/
+	@mkdir -p build
+	for each in local production; do kubectl kustomize k8s/overlays/$$each > build/$$each.yaml; done
+
+smoke-grpcurl: protos  ## call every served model by grpcurl, or by buf where there is none
+	scripts/smoke_grpcurl.sh
 
 bench: .venv/dev  ## measure serving side by side with its peers (minutes)
 	$(BIN)/python -m benchmarks.serve $(ARGS)
