@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,11 @@ from models.segmentation_3d.context import (
     LAYERS,
     DenseAtrousConvolution,
     Dimensions,
+    Layers,
     ResidualMultiKernelPooling,
 )
 
-__all__ = ["CENet", "SliceWise"]
+__all__ = ["CENet", "CENetShape", "SliceWise"]
 
 
 class _ResidualBlock(nn.Module):
@@ -68,20 +69,44 @@ class _DecoderBlock(nn.Module):
         return self.layers(features)
 
 
+@dataclass(frozen=True)
+class CENetShape:
+    """How wide and deep a CE-Net is; the defaults are the paper's.
+
+    Attributes:
+        width: Channels of the first stage.
+        blocks: Residual blocks of the four stages, as in ResNet-34.
+        dimensions: 2 for planes, 3 for volumes.
+        shrinking_stem: Quarter the sides before the first stage, as published.
+    """
+
+    width: int = 64
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    dimensions: Dimensions = 2
+    shrinking_stem: bool = True
+
+    @property
+    def layers(self) -> Layers:
+        """Those of its dimensionality."""
+        return LAYERS[self.dimensions]
+
+    @property
+    def channels(self) -> list[int]:
+        """Of each stage, fine to coarse."""
+        return [self.width * 2**stage for stage in range(len(self.blocks))]
+
+
 class CENet(nn.Module):
     """ResNet encoder, context extractor, decoder whose skips are added, not concatenated.
 
-    With `shrinking_stem` and 64 channels in 2D it is the published network (its encoder untrained:
-    ImageNet says little about one grey channel). Without, stem and decoder stay at full
+    With the default shape it is the published network (its encoder untrained: ImageNet says
+    little about one grey channel). Without the shrinking stem, stem and decoder stay at full
     resolution: a plane of 48 x 64 would otherwise end as 2 x 2 and leave no context to extract.
 
     Args:
         in_channels: Channels of the image.
         classes: Labels, the background included.
-        width: Channels of the first stage; the paper has 64.
-        blocks: Residual blocks of the four stages; ResNet-34 has (3, 4, 6, 3).
-        dimensions: 2 for planes, 3 for volumes.
-        shrinking_stem: Quarter the sides before the first stage, as published.
+        shape: Width and depth.
         dropout: Share of whole channels that training drops after the context extractor.
     """
 
@@ -89,51 +114,34 @@ class CENet(nn.Module):
         self,
         in_channels: int = 1,
         classes: int = 2,
-        width: int = 64,
-        blocks: Sequence[int] = (3, 4, 6, 3),
-        dimensions: Dimensions = 2,
-        *,
-        shrinking_stem: bool = True,
+        shape: CENetShape | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        layers = LAYERS[dimensions]
-        channels = [width * 2**stage for stage in range(len(blocks))]
-        self.stem = nn.Sequential(
-            layers.convolution(
-                in_channels, width, 7, 2 if shrinking_stem else 1, padding=3, bias=False
-            ),
-            layers.normalised(width),
-            nn.ReLU(inplace=True),
-            layers.pool(3, stride=2, padding=1) if shrinking_stem else nn.Identity(),
-        )
-        self.encoder = nn.ModuleList()
-        before = width
-        for stage, (after, count) in enumerate(zip(channels, blocks, strict=True)):
-            first = _ResidualBlock(before, after, 1 if stage == 0 else 2, dimensions)
-            rest = [_ResidualBlock(after, after, 1, dimensions) for _ in range(count - 1)]
-            self.encoder.append(nn.Sequential(first, *rest))
-            before = after
+        shape = shape or CENetShape()
+        layers, width, deepest = shape.layers, shape.width, shape.channels[-1]
+        self.stem = _stem(in_channels, shape)
+        self.encoder = _encoder(shape)
         self.context = nn.Sequential(
-            DenseAtrousConvolution(before, dimensions),
-            ResidualMultiKernelPooling(before, dimensions),
+            DenseAtrousConvolution(deepest, shape.dimensions),
+            ResidualMultiKernelPooling(deepest, shape.dimensions),
             layers.dropout(dropout),
         )
-        before += len(ResidualMultiKernelPooling.KERNELS)
         self.decoder = nn.ModuleList()
-        for after in reversed(channels[:-1]):
-            self.decoder.append(_DecoderBlock(before, after, dimensions))
+        before = deepest + len(ResidualMultiKernelPooling.KERNELS)
+        for after in reversed(shape.channels[:-1]):
+            self.decoder.append(_DecoderBlock(before, after, shape.dimensions))
             before = after
         last = max(1, width // 2)
         self.grow: nn.Module = nn.Identity()
-        if shrinking_stem:
+        if shape.shrinking_stem:
             self.grow = nn.Sequential(
-                _DecoderBlock(width, width, dimensions),
+                _DecoderBlock(width, width, shape.dimensions),
                 layers.transposed(width, last, 4, stride=2, padding=1),
                 nn.ReLU(inplace=True),
             )
         self.last = nn.Sequential(
-            layers.convolution(last if shrinking_stem else width, last, 3, padding=1),
+            layers.convolution(last if shape.shrinking_stem else width, last, 3, padding=1),
             nn.ReLU(inplace=True),
         )
         self.head = layers.convolution(last, classes, 3, padding=1)
@@ -147,6 +155,30 @@ class CENet(nn.Module):
         for block, skip in zip(self.decoder, reversed(maps[:-1]), strict=True):
             features = block(features) + skip
         return self.head(self.last(self.grow(features)))
+
+
+def _stem(in_channels: int, shape: CENetShape) -> nn.Module:
+    """7x7 convolution, and on request a quarter of the sides."""
+    layers, shrinks = shape.layers, shape.shrinking_stem
+    stride = 2 if shrinks else 1
+    return nn.Sequential(
+        layers.convolution(in_channels, shape.width, 7, stride, padding=3, bias=False),
+        layers.normalised(shape.width),
+        nn.ReLU(inplace=True),
+        layers.pool(3, stride=2, padding=1) if shrinks else nn.Identity(),
+    )
+
+
+def _encoder(shape: CENetShape) -> nn.ModuleList:
+    """Stages of residual blocks; each but the first halves the sides."""
+    stages = nn.ModuleList()
+    before = shape.width
+    for stage, (after, count) in enumerate(zip(shape.channels, shape.blocks, strict=True)):
+        first = _ResidualBlock(before, after, 1 if stage == 0 else 2, shape.dimensions)
+        rest = [_ResidualBlock(after, after, 1, shape.dimensions) for _ in range(count - 1)]
+        stages.append(nn.Sequential(first, *rest))
+        before = after
+    return stages
 
 
 class SliceWise(nn.Module):

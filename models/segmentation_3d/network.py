@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medserve.errors import ConfigError
-from models.segmentation_3d.cenet import CENet, SliceWise
+from models.segmentation_3d.cenet import CENet, CENetShape, SliceWise
 from models.segmentation_3d.norm import InstanceNorm3d
 from models.segmentation_3d.unet import Unet3d
 from models.segmentation_3d.vnet import VNet
@@ -190,27 +190,14 @@ def _vnet(shape: _Shape) -> nn.Module:
 
 
 def _cenet(shape: _Shape) -> nn.Module:
-    return SliceWise(
-        CENet(
-            shape.in_channels,
-            shape.classes,
-            shape.width,
-            shrinking_stem=shape.published,
-            dropout=shape.dropout,
-        )
-    )
+    planes = CENetShape(shape.width, shrinking_stem=shape.published)
+    return SliceWise(CENet(shape.in_channels, shape.classes, planes, shape.dropout))
 
 
 def _cenet3d(shape: _Shape) -> nn.Module:
-    return CENet(
-        shape.in_channels,
-        shape.classes,
-        shape.width,
-        blocks=(3, 4, 6, 3) if shape.published else (2, 2, 2, 2),
-        dimensions=3,
-        shrinking_stem=shape.published,
-        dropout=shape.dropout,
-    )
+    blocks = (3, 4, 6, 3) if shape.published else (2, 2, 2, 2)
+    volumes = CENetShape(shape.width, blocks, dimensions=3, shrinking_stem=shape.published)
+    return CENet(shape.in_channels, shape.classes, volumes, shape.dropout)
 
 
 def _segresnet(shape: _Shape) -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.segmentation_3d.cenet import CENet, SliceWise
+from models.segmentation_3d.cenet import CENet, CENetShape, SliceWise
 from models.segmentation_3d.context import (
     DenseAtrousConvolution,
     Dimensions,
@@ -88,7 +88,7 @@ def test_enlarging_is_torchs_linear_resize(before: tuple[int, int], after: tuple
 
 
 def test_the_published_network_meets_its_context_at_a_32nd_of_the_plane() -> None:
-    network = CENet(in_channels=3, classes=1, width=8).eval()
+    network = CENet(in_channels=3, classes=1, shape=CENetShape(width=8)).eval()
     shapes = []
     network.context.register_forward_hook(lambda _, image, result: shapes.append(result.shape))
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_the_published_network_meets_its_context_at_a_32nd_of_the_plane() -> Non
 
 
 def test_the_light_network_meets_its_context_at_an_eighth_of_the_plane() -> None:
-    network = CENet(width=8, shrinking_stem=False).eval()
+    network = CENet(shape=CENetShape(width=8, shrinking_stem=False)).eval()
     shapes = []
     network.context.register_forward_hook(lambda _, image, result: shapes.append(result.shape))
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_the_light_network_meets_its_context_at_an_eighth_of_the_plane() -> None
 
 
 def test_slices_are_the_planes_across_the_last_axis_each_on_its_own() -> None:
-    network = CENet(width=8, shrinking_stem=False).eval()
+    network = CENet(shape=CENetShape(width=8, shrinking_stem=False)).eval()
     volume = features(2, 1, 16, 24, 5)
     with torch.no_grad():
         logits = SliceWise(network)(volume)
