@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from training.segmentation.page import write_page
 
@@ -28,7 +28,7 @@ def write(out_dir: Path, content: Mapping[str, Any]) -> Path:
 
 def _history(content: Mapping[str, Any]) -> Figure:
     """Score of each trial, and of the best so far."""
-    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+    figure = Figure(figsize=(4.2, 2.9), layout="constrained")
     axes = figure.subplots()
     numbers = [row["trial"] for row in content["rows"]]
     scores = [row["validation_dice"] for row in content["rows"]]
@@ -43,7 +43,7 @@ def _history(content: Mapping[str, Any]) -> Figure:
 
 def _importance(content: Mapping[str, Any]) -> Figure:
     """Share of the variance that each setting explains."""
-    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+    figure = Figure(figsize=(4.2, 2.9), layout="constrained")
     axes = figure.subplots()
     shares = dict(sorted(content["importance"].items(), key=lambda pair: pair[1]))
     axes.barh([name.replace("_", " ") for name in shares], list(shares.values()))
@@ -59,7 +59,9 @@ def _settings(content: Mapping[str, Any]) -> Figure:
     panels = figure.subplots(rows, 4, squeeze=False, sharey=True).ravel()
     scores = [row["validation_dice"] for row in content["rows"]]
     for axes, name in zip(panels, names, strict=False):
-        axes.set_xscale("log" if name in _LOGARITHMIC else "linear")
+        if name in _LOGARITHMIC:
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())  # powers of ten are enough
         axes.plot([row[name] for row in content["rows"]], scores, ".", alpha=0.7)
         axes.axvline(content["best"][name], color="0.7", linewidth=1, zorder=0)
         axes.set_xlabel(name.replace("_", " "))
