@@ -11,21 +11,19 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import message_factory
 
 from medserve.archive import golden_input, inspect_archive
 from medserve.errors import ModelNotReadyError
 from medserve.packaging import build_archive
 from medserve.server.probe import Proof, ProvenModel, main, probe
-from medserve.wire import inference_pb2, inference_pb2_grpc, management_pb2, management_pb2_grpc
+from medserve.wire import inference_pb2, management_pb2
 from tests.tiny_room import make_checkout
 
 
 @dataclass
-class Engine(
-    inference_pb2_grpc.InferenceAPIsServiceServicer,
-    management_pb2_grpc.ManagementAPIsServiceServicer,
-):
-    """TorchServe as seen by the probe."""
+class Engine:
+    """TorchServe as seen by the probe: two calls of the two services."""
 
     workers: list[str] = field(default_factory=lambda: ["READY"])
     answer: bytes = b""
@@ -62,11 +60,27 @@ def engine(model: ProvenModel) -> Engine:
     return Engine(answer=json.dumps(good).encode())
 
 
+def _handler(call: Callable[..., Any], service: Any, name: str) -> Any:
+    request = message_factory.GetMessageClass(service.methods_by_name[name].input_type)
+    return grpc.unary_unary_rpc_method_handler(
+        call,
+        request_deserializer=request.FromString,
+        response_serializer=lambda answer: answer.SerializeToString(),
+    )
+
+
 @pytest.fixture
 def proof(engine: Engine, model: ProvenModel) -> Iterator[Proof]:
     server = grpc.server(futures.ThreadPoolExecutor(4))
-    inference_pb2_grpc.add_InferenceAPIsServiceServicer_to_server(engine, server)
-    management_pb2_grpc.add_ManagementAPIsServiceServicer_to_server(engine, server)
+    services = {
+        inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"]: ["Predictions"],
+        management_pb2.DESCRIPTOR.services_by_name["ManagementAPIsService"]: ["DescribeModel"],
+    }
+    for service, names in services.items():
+        methods = {name: _handler(getattr(engine, name), service, name) for name in names}
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service.full_name, methods),)
+        )
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     yield Proof(address, address, 2**22, (model,))
