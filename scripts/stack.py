@@ -141,6 +141,11 @@ class Stack:
         assert isinstance(result.output, bytes)
         return result.exit_code, result.output.decode(errors="replace")
 
+    @property
+    def network(self) -> str:
+        """Name of the network on which the containers know each other."""
+        return f"{self._project}_default"
+
     def channel(
         self, certificate: bytes | None = None, options: Sequence[tuple[str, Any]] = ()
     ) -> grpc.Channel:

@@ -78,6 +78,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def stack(built: docker.DockerClient, store: Path) -> Iterator[Stack]:
     """The project as `docker compose up` starts it, healthy."""
-    with Stack(store, project="medserve-test") as running:
+    with Stack(store, project=f"medserve-test-{os.getpid()}") as running:
         running.up()
         yield running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -29,7 +30,8 @@ def project(built: docker.DockerClient) -> Iterator[Project]:
     made: list[Stack] = []
 
     def make(store: Path, *overrides: str, **environment: str) -> Stack:
-        made.append(Stack(store, "medserve-bad", overrides, environment))
+        name = f"medserve-bad-{os.getpid()}"
+        made.append(Stack(store, name, overrides, environment))
         return made[-1]
 
     yield make

@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
 import docker
 from medserve.archive import inspect_archive
@@ -66,6 +67,27 @@ def test_only_page_and_grpc_are_published_and_only_on_loopback(stack: Stack) -> 
         published |= stack.container(service).attrs["HostConfig"]["PortBindings"] or {}
     assert set(published) == {"8000/tcp", "8001/tcp"}
     assert {each["HostIp"] for pairs in published.values() for each in pairs} == {"127.0.0.1"}
+
+
+def test_prometheus_finds_both_servers_under_the_names_that_it_is_told(
+    stack: Stack, built: docker.DockerClient
+) -> None:
+    told = yaml.safe_load((images.ROOT / "docker/monitoring/prometheus.yml").read_text("utf-8"))
+    for job in told["scrape_configs"]:
+        [target] = job["static_configs"][0]["targets"]
+        script = (
+            "import urllib.request as r; "
+            f"print(r.urlopen('http://{target}/metrics', timeout=20).read().decode())"
+        )
+        page = built.containers.run(
+            images.tag("gateway"),
+            ["-c", script],
+            entrypoint="python",
+            network=stack.network,
+            remove=True,
+        ).decode()
+        assert ("medserve_gateway_model_ready" in page) == (job["job_name"] == "medserve-gateway")
+        assert ("WorkerLoadTime" in page) == (job["job_name"] == "medserve-engine")
 
 
 @pytest.mark.parametrize("service", ["torchserve", "gateway"])
