@@ -75,7 +75,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer than needed: it takes memory and cores
 def stack(built: docker.DockerClient, store: Path) -> Iterator[Stack]:
     """The project as `docker compose up` starts it, healthy."""
     with Stack(store, project=f"medserve-test-{os.getpid()}") as running:

@@ -63,7 +63,8 @@ def test_the_bill_of_an_image_is_valid_and_names_what_is_in_it(
     built: docker.DockerClient, target: str, named: set[str], missing: set[str]
 ) -> None:
     document = bill.bill_of(built, images.tag(target))
-    _validate(document)
     names = {each["name"] for each in document["components"]}
     assert named <= names
     assert not missing & names
+    pytest.importorskip("cyclonedx.schema", reason="needs cyclonedx-python-lib for the schema")
+    _validate(document)
