@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FL
 STORE ?= model_store
 MODEL ?=
 
-.PHONY: help setup demo serve mar test test-unit test-serving lint format types protos docs scan manifests smoke-grpcurl bench \
+.PHONY: help setup demo serve mar test test-unit test-serving lint format types protos docs scan manifests smoke-grpcurl bench bench-gateway bench-volumes \
 	train clean
 
 help:  ## print this list
@@ -71,6 +71,12 @@ protos: .venv/dev  ## regenerate medserve/wire and build/medserve.protoset
 
 train: .venv/dev  ## train one model: make train MODEL=mednist ARGS='--data-dir DIR'
 	$(BIN)/python -m training.$(MODEL) $(ARGS)
+
+bench-gateway: .venv/dev  ## measure what the gateway adds (minutes)
+	$(BIN)/python -m benchmarks.gateway $(ARGS)
+
+bench-volumes: .venv/dev  ## measure volumes against MONAI and without a server (minutes)
+	$(BIN)/python -m benchmarks.volumes $(ARGS)
 
 docs: .venv/dev  ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -38,7 +38,8 @@ from medserve.errors import (
 
 __all__ = ["engine_failure"]
 
-_OWN_TEXT = re.compile(r"(?P<code>[A-Z][A-Z_]+): (?P<message>.+)", re.DOTALL)
+# TorchServe puts the name of its Java exception below what the handler said.
+_OWN_TEXT = re.compile(r"(?P<code>[A-Z][A-Z_]+): (?P<message>.+?)(\n[\w.]+)?", re.DOTALL)
 _HANDLER_FAILED = ("Prediction failed", "model predict output", "batch response mismatched")
 
 
