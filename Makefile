@@ -8,7 +8,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FL
 STORE ?= model_store
 MODEL ?=
 
-.PHONY: help setup demo serve mar test test-unit test-serving lint format types protos docs scan manifests smoke-grpcurl bench bench-gateway bench-volumes \
+.PHONY: help setup demo serve mar test test-unit test-serving lint format types protos docs image image-gpu smoke sbom test-docker \
+	scan manifests smoke-grpcurl bench bench-gateway bench-volumes \
 	train clean
 
 help:  ## print this list
@@ -80,6 +81,21 @@ bench-volumes: .venv/dev  ## measure volumes against MONAI and without a server 
 
 docs: .venv/dev  ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+image: .venv/dev  ## build the images for CPU and gateway
+	$(BIN)/python scripts/build_images.py cpu gateway
+
+image-gpu: .venv/dev  ## build the image for CUDA
+	$(BIN)/python scripts/build_images.py gpu
+
+smoke: .venv/dev  ## start the images, ask every model, stop them while they work
+	$(BIN)/python scripts/smoke_images.py --store $(STORE)
+
+sbom: .venv/dev  ## write the bills of materials of the images into build/sbom
+	$(BIN)/python scripts/sbom.py
+
+test-docker: .venv/web-dev  ## run the tests that need a Docker engine
+	$(BIN)/pytest -m docker
 
 scan: .venv/dev build/checkov/bin/checkov  ## let checkov look at the Kubernetes manifests
 	$(BIN)/pytest tests/deploy/k8s/test_scan.py
