@@ -24,10 +24,15 @@ from training.segmentation.split import Split, write_split
 class Threshold(nn.Module):
     """Three grey levels told apart without training: the room's phantoms have one a label."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        levels = torch.tensor([0.1, 0.9, 0.5]).reshape(1, 3, 1, 1, 1)
+        self.register_buffer("levels", levels)
+
     def forward(self, image: Tensor) -> Tensor:
         """Image (N, 1, I, J, K) in [0, 1] -> logits (N, 3, I, J, K)."""
         smooth = torch.nn.functional.avg_pool3d(image, 3, 1, 1, count_include_pad=False)
-        levels = torch.tensor([0.1, 0.9, 0.5]).reshape(1, 3, 1, 1, 1)
+        levels = self.get_buffer("levels")
         return -100.0 * (smooth - levels) ** 2
 
 
