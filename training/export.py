@@ -78,7 +78,7 @@ def export_classifier(artifact: ClassifierArtifact, folder: Path, example: Tenso
         folder: Made where it is missing.
         example: Real images float32 (N, C, H, W), N >= 2; compared on the whole and on one.
     """
-    return export_network(artifact, folder, example, OUTPUTS)
+    return export_network(artifact, folder, example, OUTPUTS, TOLERANCE)
 
 
 def export_network(

@@ -127,9 +127,9 @@ def test_the_asynchronous_client_gives_the_same(volume_server: Server) -> None:
 
 
 def test_work_ends_when_the_caller_s_time_is_up(volume_server: Server) -> None:
-    large = phantom(oblique((160, 160, 120), (1.0, 1.0, 1.0)))
+    large = phantom(oblique((200, 200, 160), (1.0, 1.0, 1.0)))
     with (
-        Client(volume_server.inference_address, timeout_s=0.4) as hasty,
+        Client(volume_server.inference_address, timeout_s=0.1) as hasty,
         pytest.raises(DeadlineError),
     ):
         hasty.segment("tiny_volume", nifti.encode(large))

@@ -43,11 +43,6 @@ _FLAGS = (  # WebGL on the processor, for machines without a graphics card
 )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
-    config.addinivalue_line("markers", "browser: drives the page in Chromium")
-
-
 @pytest.fixture(scope="package")
 def page_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of the page; skips where TorchServe or Java is missing."""
@@ -70,9 +65,12 @@ def page_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield gateway.addresses.page_url.rstrip("/")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """The browser; skips where there is none."""
+    """The browser; skips where there is none.
+
+    Of one module: while it is open its event loop runs, and other tests run loops of their own.
+    """
     found = shutil.which("chromium") or shutil.which("chromium-browser")
     if importlib.util.find_spec("playwright") is None or found is None:
         pytest.skip("needs Playwright and Chromium (Debian's package chromium)")
