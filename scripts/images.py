@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ _NAMES = {
     "gateway": "medserve/gateway",
 }
 TARGETS = tuple(_NAMES)
+_DEFAULT_HOST = "unix:///var/run/docker.sock"
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,26 @@ def tag(target: str) -> str:
 
 def engine() -> docker.DockerClient:
     """The engine that DOCKER_HOST or the default socket leads to; ConfigError where none runs."""
+    _refuse_dead_socket(os.environ.get("DOCKER_HOST") or _DEFAULT_HOST)
     try:
         return docker.from_env(timeout=120)
     except DockerException as error:
         raise ConfigError(f"expected a running Docker engine: {error}") from error
+
+
+def _refuse_dead_socket(host: str) -> None:
+    """Where nobody listens, the engine's own client would leave its socket open."""
+    scheme, _, path = host.partition("://")
+    if scheme != "unix":
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError as error:
+            raise ConfigError(
+                f"expected a running Docker engine, found none at {path} ({error.strerror}); "
+                "start it"
+            ) from None
 
 
 def build(target: str, arguments: Mapping[str, str] | None = None, network: str = "") -> None:

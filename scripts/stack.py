@@ -85,6 +85,7 @@ class Stack:
         traceback: TracebackType | None,
     ) -> None:
         self.down()
+        self._client.close()
 
     def compose(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `docker compose` for this project."""

@@ -51,7 +51,7 @@ def running_engine(folder: Path) -> Iterator[docker.DockerClient]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            client = images.engine()
+            client = stack.enter_context(contextlib.closing(images.engine()))
         except ConfigError:
             client = stack.enter_context(_own_engine(folder))
         if not _works("docker", "compose", "version") or not _works("docker", "buildx", "version"):
@@ -73,7 +73,8 @@ def _own_engine(folder: Path) -> Iterator[docker.DockerClient]:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         os.environ["DOCKER_HOST"] = host
         try:
-            yield _client(process, Path(log.name))
+            with contextlib.closing(_client(process, Path(log.name))) as client:
+                yield client
         finally:
             os.environ.pop("DOCKER_HOST")
             process.terminate()
