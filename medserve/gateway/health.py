@@ -114,7 +114,9 @@ class _Watch:
         self._gate = gateway.gate(model)
         self._seconds = gateway.metrics.canary_seconds.labels(model.name, model.version)
         self._message = inference_pb2.PredictionsRequest(
-            model_name=model.name, model_version=model.version, input=canary_inputs(archive)
+            model_name=model.name,
+            model_version=model.version,
+            input=canary_inputs(archive.path, model.task),
         ).SerializeToString()
         self._canary: asyncio.Task[None] | None = None
         self._proven_at = 0.0  # `time.monotonic()` of the last good canary; 0: never

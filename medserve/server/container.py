@@ -127,7 +127,9 @@ def _proof(server: Server) -> Proof:
         management_address=server.management_address,
         max_message_bytes=server.config.max_message_bytes,
         models=tuple(
-            ProvenModel(info.name, info.version, str(info.path.resolve()), info.digest)
+            ProvenModel(
+                info.name, info.version, str(info.path.resolve()), info.digest, info.spec.task
+            )
             for info in server.archives
         ),
         key_file=str(server.key_file) if server.key_file else None,

@@ -24,10 +24,11 @@ from typing import Any
 import grpc
 
 from medserve.access import Tokens, certificate_name, read_tokens
-from medserve.archive import golden_input
 from medserve.errors import MedserveError, ModelNotReadyError
+from medserve.server.canary import canary_inputs
 from medserve.server.readiness import Endpoint, check_answer
 from medserve.settings import Address
+from medserve.spec import Task
 from medserve.wire import inference_pb2, inference_pb2_grpc, management_pb2, management_pb2_grpc
 
 __all__ = ["PROOF_FILE", "Proof", "ProvenModel", "main", "probe"]
@@ -44,6 +45,7 @@ class ProvenModel:
     version: str
     archive: str  # path of the file that holds its golden input
     digest: str
+    task: str  # decides whether the golden input is a file or parameters
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _require_answer(
     request = inference_pb2.PredictionsRequest(
         model_name=model.name,
         model_version=model.version,
-        input={"data": golden_input(Path(model.archive)), "transport": b"grpc"},
+        input=canary_inputs(Path(model.archive), Task(model.task)),
     )
     try:
         answer = stub.Predictions(request, metadata=endpoint.metadata, timeout=_left(deadline))

@@ -238,7 +238,7 @@ def _ready(proof: _Proof, target: Target) -> ReadyModel:
     request = inference_pb2.PredictionsRequest(
         model_name=archive.name,
         model_version="" if target.default else archive.version,
-        input=canary_inputs(archive),
+        input=canary_inputs(archive.path, archive.spec.task),
     )
     started = time.perf_counter()
     try:

@@ -16,7 +16,9 @@ from google.protobuf import message_factory
 from medserve.archive import golden_input, inspect_archive
 from medserve.errors import ModelNotReadyError
 from medserve.packaging import build_archive
+from medserve.server.canary import canary_inputs
 from medserve.server.probe import Proof, ProvenModel, main, probe
+from medserve.spec import Task
 from medserve.wire import inference_pb2, management_pb2
 from tests.tiny_room import make_checkout
 
@@ -51,7 +53,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(archive: Path) -> ProvenModel:
     info = inspect_archive(archive)
-    return ProvenModel(info.name, info.version, str(archive), info.digest)
+    return ProvenModel(info.name, info.version, str(archive), info.digest, info.spec.task)
 
 
 @pytest.fixture
@@ -169,3 +171,13 @@ def test_canaries_are_sent_as_often_as_asked(
     proof.write(path)
     assert main(["--proof-file", str(path), "--canary", which]) == 0
     assert len(engine.asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("task", "key"), [(Task.GENERATION, "params"), (Task.SEGMENTATION, "data")]
+)
+def test_a_canary_is_the_golden_input_under_the_key_that_the_task_reads(
+    archive: Path, task: Task, key: str
+) -> None:
+    inputs = canary_inputs(archive, task)
+    assert inputs == {key: golden_input(archive), "transport": b"grpc"}
