@@ -21,6 +21,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "ServerUnreachableError",
     "UnknownModelError",
     "error_from_code",
+    "error_from_text",
 ]
 
 
@@ -152,6 +154,9 @@ class ConfigError(MedserveError):
     grpc_status = "FAILED_PRECONDITION"
 
 
+# TorchServe puts the name of a Java class on a line of its own behind what a handler raises.
+_CODE_AND_MESSAGE = re.compile(r"(?P<code>[A-Z][A-Z_]+): (?P<message>.+?)(\n[\w.]+)?", re.DOTALL)
+
 _BY_CODE: dict[str, type[MedserveError]] = {
     error.code: error
     for error in (
@@ -175,3 +180,11 @@ _BY_CODE: dict[str, type[MedserveError]] = {
 def error_from_code(code: str, message: str) -> MedserveError:
     """The exception that `code` stands for; an unknown code is a ServerFailedError."""
     return _BY_CODE.get(code, ServerFailedError)(message)
+
+
+def error_from_text(text: str) -> MedserveError | None:
+    """The exception that a handler raised as "CODE: message"; None where none did."""
+    if (match := _CODE_AND_MESSAGE.fullmatch(text)) is None:
+        return None
+    kind = _BY_CODE.get(match["code"])
+    return kind(match["message"]) if kind else None

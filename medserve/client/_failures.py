@@ -26,7 +26,6 @@ gRPC itself would repeat. So the text decides before the code does:
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import grpc
@@ -41,13 +40,11 @@ from medserve.errors import (
     ServerFailedError,
     ServerUnreachableError,
     UnknownModelError,
-    error_from_code,
+    error_from_text,
 )
 
 __all__ = ["Failure", "explain"]
 
-# TorchServe puts the name of a Java class on a line of its own behind what a handler raises.
-_OWN_TEXT = re.compile(r"(?P<code>[A-Z][A-Z_]+): (?P<message>.+?)(\n[\w.]+)?", re.DOTALL)
 _HANDLER_FAILED = ("Prediction failed", "model predict output", "batch response mismatched")
 _NEVER_CONNECTED = ("failed to connect", "errors resolving", "DNS resolution failed")
 _CLOSED = ("reset by peer", "Socket closed", "Broken pipe")
@@ -68,7 +65,7 @@ def explain(error: grpc.RpcError, address: str) -> Failure:
     # grpc.RpcError declares neither method, but every one that a call raises has both.
     code: grpc.StatusCode = error.code()
     text: str = error.details() or ""
-    if (own := _own_error(text)) is not None:
+    if (own := error_from_text(text)) is not None:
         return Failure(own, retry=isinstance(own, ServerBusyError))
     match code:
         case grpc.StatusCode.UNAVAILABLE:
@@ -85,13 +82,6 @@ def explain(error: grpc.RpcError, address: str) -> Failure:
                 )
             )
     return Failure(_by_code(code, text, address))
-
-
-def _own_error(text: str) -> MedserveError | None:
-    if (match := _OWN_TEXT.fullmatch(text)) is None:
-        return None
-    error = error_from_code(match["code"], match["message"])
-    return error if error.code == match["code"] else None
 
 
 def _unavailable(text: str, address: str) -> Failure:

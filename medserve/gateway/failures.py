@@ -20,8 +20,6 @@ What a caller of the gateway reads names neither an address nor a class of Torch
 
 from __future__ import annotations
 
-import re
-
 import grpc
 
 from medserve.errors import (
@@ -33,13 +31,11 @@ from medserve.errors import (
     ServerFailedError,
     ServerUnreachableError,
     UnknownModelError,
-    error_from_code,
+    error_from_text,
 )
 
 __all__ = ["engine_failure"]
 
-# TorchServe puts the name of its Java exception below what the handler said.
-_OWN_TEXT = re.compile(r"(?P<code>[A-Z][A-Z_]+): (?P<message>.+?)(\n[\w.]+)?", re.DOTALL)
 _HANDLER_FAILED = ("Prediction failed", "model predict output", "batch response mismatched")
 
 
@@ -48,7 +44,7 @@ def engine_failure(error: grpc.RpcError) -> MedserveError:
     # grpc.RpcError declares neither method, but every one that a call raises has both.
     code: grpc.StatusCode = error.code()
     text: str = error.details() or ""
-    if (own := _own_error(text)) is not None:
+    if (own := error_from_text(text)) is not None:
         return own
     match code:
         case grpc.StatusCode.UNAVAILABLE:
@@ -66,13 +62,6 @@ def engine_failure(error: grpc.RpcError) -> MedserveError:
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineError("the engine gave no answer in time")
     return ServerFailedError(f"the engine failed with {code.name}")
-
-
-def _own_error(text: str) -> MedserveError | None:
-    if (match := _OWN_TEXT.fullmatch(text)) is None:
-        return None
-    error = error_from_code(match["code"], match["message"])
-    return error if error.code == match["code"] else None
 
 
 def _internal(text: str) -> MedserveError:
