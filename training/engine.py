@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +19,13 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     RichProgressBar,
 )
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, SumMetric
 
-from medserve.errors import ConfigError
+from training import loop
 from training.augment import Augment
 from training.config import FitConfig
 from training.data import Batches, LabelledImages
@@ -37,14 +35,6 @@ __all__ = ["Classifier", "Fitted", "fit_classifier", "load_best", "one_cycle", "
 _log = logging.getLogger(__name__)
 
 SCORE = "validation_score"
-# Lightning's remarks on what is meant, and on its own inside.
-_EXPECTED_WARNINGS = (
-    ".*does not have many workers",  # the images are in memory already
-    ".*is smaller than the logging interval",  # a tiny set
-    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # its use of torch's
-    ".*exists and is not empty",  # resuming
-    ".*lr_scheduler.step\\(\\)` before `optimizer.step",  # its own order on the first step
-)
 ParameterList = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -168,22 +158,18 @@ def fit_classifier(
     """
     config = module.config
     folder = out_dir / "checkpoints"
-    last = folder / "last.ckpt"
-    if config.resume and not last.is_file():
-        raise ConfigError(f"expected {last} to resume from, found none; leave out --resume")
+    resumed = loop.resumed_from(folder, config.resume)
     best = ModelCheckpoint(folder, filename="best", monitor=SCORE, enable_version_counter=False)
     every = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
     trainer = _trainer(config, out_dir, [best, every])
     if config.threads:
         torch.set_num_threads(config.threads)
-    with warnings.catch_warnings():
-        for message in _EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message)
+    with loop.expected_remarks():
         trainer.fit(
             module,
             _loader(train, config, shuffle=True),
             _loader(validation, config, shuffle=False),
-            ckpt_path=str(last) if config.resume else None,
+            ckpt_path=resumed,
         )
     return load_best(module, folder / "best.ckpt")
 
@@ -192,12 +178,11 @@ def load_best(module: Classifier, checkpoint: Path) -> Fitted:
     """The averaged weights of a checkpoint, as a plain network ready for export."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(content["state_dict"])
-    network = module.average.module.cpu()
-    network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network = loop.plain_network(module.average)
     savers = [state for name, state in content["callbacks"].items() if SCORE in name]
     score = min(float(each["best_model_score"]) for each in savers if "best_model_score" in each)
     _log.info("best epoch %d, validation score %.4f", content["epoch"], score)
-    return Fitted(network.eval(), checkpoint, int(content["epoch"]), score)
+    return Fitted(network, checkpoint, int(content["epoch"]), score)
 
 
 def _loader(
@@ -218,10 +203,6 @@ def _as_it_comes(batch: Any) -> Any:
 
 
 def _trainer(config: FitConfig, out_dir: Path, callbacks: list[Callback]) -> L.Trainer:
-    attempt = f"attempt_{len(list((out_dir / 'logs').glob('attempt_*')))}"  # resuming adds one
-    loggers = [
-        kind(out_dir, name="logs", version=attempt) for kind in (TensorBoardLogger, CSVLogger)
-    ]
     return L.Trainer(
         max_epochs=config.epochs,
         devices=config.devices or "auto",
@@ -232,7 +213,7 @@ def _trainer(config: FitConfig, out_dir: Path, callbacks: list[Callback]) -> L.T
             LearningRateMonitor(),
             RichProgressBar(),
         ],
-        logger=loggers,
+        logger=loop.loggers(out_dir),
         log_every_n_steps=20,
         gradient_clip_val=1.0,
         enable_model_summary=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +15,10 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     RichProgressBar,
 )
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from medserve.errors import ConfigError
+from training import loop
 from training.data import LabelledImages
 from training.diffusion import extractor
 from training.diffusion.distances import frechet_distance
@@ -34,15 +32,6 @@ _log = logging.getLogger(__name__)
 SCORE = "frechet_distance"
 _JUDGE_STEPS = 15  # of DPM-Solver++; more say little about which epoch is better
 _SHOWN = 36
-_EXPECTED_WARNINGS = (
-    ".*does not have many workers",  # the images are in memory already
-    ".*is smaller than the logging interval",
-    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",
-    ".*exists and is not empty",  # resuming
-    ".*lr_scheduler.step\\(\\)` before `optimizer.step",
-    ".*You defined a `validation_step`",
-    ".*this may be a|.*could not find the monitored key",
-)
 
 
 @dataclass(frozen=True)
@@ -92,9 +81,7 @@ def fit(
     """Train; writes `checkpoints/{best,last}.ckpt`, `logs/` and, with debug, `pictures/`."""
     config = module.config
     folder = out_dir / "checkpoints"
-    last = folder / "last.ckpt"
-    if config.resume and not last.is_file():
-        raise ConfigError(f"expected {last} to resume from, found none; leave out --resume")
+    resumed = loop.resumed_from(folder, config.resume)
     best = ModelCheckpoint(
         folder, filename="best", monitor=SCORE, every_n_epochs=config.judge_every,
         enable_version_counter=False, save_on_train_epoch_end=True,
@@ -105,10 +92,9 @@ def fit(
     trainer = _trainer(module, out_dir, [judge, best, every])
     if config.threads:
         torch.set_num_threads(config.threads)
-    with warnings.catch_warnings():
-        for message in _EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message)
-        resumed = str(last) if config.resume else None
+    with loop.expected_remarks(
+        ".*You defined a `validation_step`", ".*this may be a|.*could not find the monitored key"
+    ):
         trainer.fit(module, _loader(train, module), ckpt_path=resumed)
     return load_best(module, folder / "best.ckpt")
 
@@ -117,11 +103,10 @@ def load_best(module: Diffusion, checkpoint: Path) -> Fitted:
     """The averaged weights of a checkpoint, as a plain network ready for export."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(content["state_dict"])
-    network = module.average.module.cpu()
-    network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network = loop.plain_network(module.average)
     savers = [state for name, state in content["callbacks"].items() if SCORE in name]
     distance = min(float(each["best_model_score"]) for each in savers)
-    return Fitted(network.eval(), int(content["epoch"]), distance)
+    return Fitted(network, int(content["epoch"]), distance)
 
 
 def _loader(images: LabelledImages, module: Diffusion) -> DataLoader[tuple[Tensor, ...]]:
@@ -139,17 +124,13 @@ def _loader(images: LabelledImages, module: Diffusion) -> DataLoader[tuple[Tenso
 
 def _trainer(module: Diffusion, out_dir: Path, callbacks: list[Callback]) -> L.Trainer:
     config = module.config
-    attempt = f"attempt_{len(list((out_dir / 'logs').glob('attempt_*')))}"
-    loggers = [
-        kind(out_dir, name="logs", version=attempt) for kind in (TensorBoardLogger, CSVLogger)
-    ]
     return L.Trainer(
         max_epochs=config.epochs,
         devices=config.devices or "auto",
         precision=config.precision.value,
         accumulate_grad_batches=config.accumulate,
         callbacks=[*callbacks, LearningRateMonitor(), RichProgressBar()],
-        logger=loggers,
+        logger=loop.loggers(out_dir),
         log_every_n_steps=20,
         gradient_clip_val=1.0,
         enable_model_summary=False,

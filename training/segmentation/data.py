@@ -21,13 +21,24 @@ from medserve.imaging.volume import Volume
 from medserve.inference.volume_pipeline import VolumePipeline, WayBack
 from medserve.spec import InputKind
 
-__all__ = ["Case", "LoadedCase", "find_cases", "load_cases", "read_mask"]
+__all__ = [
+    "IMAGES",
+    "MASKS",
+    "SUFFIXES",
+    "Case",
+    "LoadedCase",
+    "case_name",
+    "find_cases",
+    "load_cases",
+    "read_mask",
+    "read_subjects",
+]
 
 _log = logging.getLogger(__name__)
 
-_SUFFIXES = (".nii.gz", ".nii", ".npy")
-_IMAGES = ("imagesTr", "images")
-_MASKS = ("labelsTr", "labels", "masks")
+SUFFIXES = (".nii.gz", ".nii", ".npy")
+IMAGES = ("imagesTr", "images")
+MASKS = ("labelsTr", "labels", "masks")
 _KINDS = (InputKind.NIFTI, InputKind.NPY)
 
 
@@ -77,7 +88,7 @@ def find_cases(data_dir: Path) -> list[Case]:
     pairs = _listed(data_dir) if (data_dir / "dataset.json").is_file() else _paired(data_dir)
     if not pairs:
         raise ConfigError(f"expected volumes with masks in {data_dir}, found none")
-    subjects = _subjects(data_dir / "subjects.csv")
+    subjects = read_subjects(data_dir / "subjects.csv")
     return [Case(name, *pairs[name], subject=subjects.get(name, name)) for name in sorted(pairs)]
 
 
@@ -141,7 +152,7 @@ def _listed(data_dir: Path) -> dict[str, tuple[Path, Path]]:
         ) from error
     pairs = {}
     for image, mask in entries:
-        name = _stem(image)
+        name = case_name(image)
         if name in pairs:
             raise ConfigError(f"{path}: {name} is listed twice")
         for role, file in (("image", image), ("mask", mask)):
@@ -153,14 +164,16 @@ def _listed(data_dir: Path) -> dict[str, tuple[Path, Path]]:
 
 def _paired(data_dir: Path) -> dict[str, tuple[Path, Path]]:
     folders = []
-    for role, names in (("images", _IMAGES), ("masks", _MASKS)):
+    for role, names in (("images", IMAGES), ("masks", MASKS)):
         found = next((data_dir / name for name in names if (data_dir / name).is_dir()), None)
         if found is None:
             raise ConfigError(
                 f"expected {data_dir} to hold a dataset.json, or a folder of {role} named "
                 f"{' or '.join(names)}"
             )
-        folders.append({_stem(path): path for path in sorted(found.iterdir()) if _is_volume(path)})
+        folders.append(
+            {case_name(path): path for path in sorted(found.iterdir()) if _is_volume(path)}
+        )
     images, masks = folders
     for role, there, here in (("mask", images, masks), ("image", masks, images)):
         if alone := sorted(set(there) - set(here)):
@@ -171,7 +184,12 @@ def _paired(data_dir: Path) -> dict[str, tuple[Path, Path]]:
     return {name: (images[name], masks[name]) for name in images}
 
 
-def _subjects(path: Path) -> dict[str, str]:
+def read_subjects(path: Path) -> dict[str, str]:
+    """Name of a case -> its subject, from a `subjects.csv`; empty where there is none.
+
+    Raises:
+        ConfigError: the table has other columns.
+    """
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as stream:
@@ -182,9 +200,10 @@ def _subjects(path: Path) -> dict[str, str]:
 
 
 def _is_volume(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name.endswith(_SUFFIXES)
+    return not path.name.startswith(".") and path.name.endswith(SUFFIXES)
 
 
-def _stem(path: Path) -> str:
-    suffix = next((each for each in _SUFFIXES if path.name.endswith(each)), path.suffix)
+def case_name(path: Path) -> str:
+    """Name of a file without the suffix of its kind, which may have two dots."""
+    suffix = next((each for each in SUFFIXES if path.name.endswith(each)), path.suffix)
     return path.name.removesuffix(suffix)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import logging
 import pickle
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,11 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     RichProgressBar,
 )
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
 from medserve.errors import ConfigError
+from training import loop
 from training.segmentation.config import SegmentationConfig
 from training.segmentation.data import LoadedCase
 from training.segmentation.module import SCORE, Cases, Segmenter
@@ -32,15 +31,6 @@ from training.segmentation.module import SCORE, Cases, Segmenter
 __all__ = ["FittedSegmenter", "fit_segmenter", "initialise_from", "load_best"]
 
 _log = logging.getLogger(__name__)
-
-# Lightning's remarks on what is meant, and on its own inside.
-_EXPECTED_WARNINGS = (
-    ".*does not have many workers",  # the volumes are in memory already
-    ".*is smaller than the logging interval",  # a tiny set
-    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # its use of torch's
-    ".*exists and is not empty",  # resuming
-    ".*lr_scheduler.step\\(\\)` before `optimizer.step",  # its own order on the first step
-)
 
 
 @dataclass(frozen=True)
@@ -69,8 +59,7 @@ def fit_segmenter(
     config = module.config
     folder = out_dir / "checkpoints"
     last = folder / "last.ckpt"
-    if config.resume and not last.is_file():
-        raise ConfigError(f"expected {last} to resume from, found none; leave out --resume")
+    resumed = loop.resumed_from(folder, config.resume)
     best = ModelCheckpoint(
         folder, filename="best", monitor=SCORE, mode="max", enable_version_counter=False
     )
@@ -81,9 +70,7 @@ def fit_segmenter(
         torch.set_num_threads(config.threads)
     trainer = _trainer(config, out_dir, [best, every])
     order = torch.Generator().manual_seed(config.seed)
-    with warnings.catch_warnings():
-        for message in _EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message)
+    with loop.expected_remarks():
         trainer.fit(
             module,
             DataLoader(
@@ -91,13 +78,13 @@ def fit_segmenter(
                 collate_fn=_as_it_comes, drop_last=len(train) > config.batch_size,
             ),
             DataLoader(Cases(validation), 1, collate_fn=_as_it_comes),
-            ckpt_path=str(last) if config.resume else None,
+            ckpt_path=resumed,
         )  # fmt: skip
         if config.minutes:  # the schedule has ended where the clock said: no epoch is better
             trainer.save_checkpoint(last)
             loader = DataLoader(Cases(validation), 1, collate_fn=_as_it_comes)
             [measured] = trainer.validate(module, loader, verbose=False)
-            network = _plain(module)
+            network = loop.plain_network(module.average)
             return FittedSegmenter(network, last, trainer.current_epoch, float(measured[SCORE]))
     return load_best(module, folder / "best.ckpt")
 
@@ -109,12 +96,9 @@ def load_best(module: Segmenter, checkpoint: Path) -> FittedSegmenter:
     savers = [state for name, state in content["callbacks"].items() if SCORE in name]
     dice = max(float(each["best_model_score"]) for each in savers if "best_model_score" in each)
     _log.info("best epoch %d, validation Dice %.4f", content["epoch"], dice)
-    return FittedSegmenter(_plain(module), checkpoint, int(content["epoch"]), dice)
-
-
-def _plain(module: Segmenter) -> nn.Module:
-    network: nn.Module = module.average.module.cpu()
-    return network.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    return FittedSegmenter(
+        loop.plain_network(module.average), checkpoint, int(content["epoch"]), dice
+    )
 
 
 def initialise_from(network: nn.Module, checkpoint: Path) -> list[str]:
@@ -155,10 +139,6 @@ def _as_it_comes(batch: Any) -> Any:
 
 
 def _trainer(config: SegmentationConfig, out_dir: Path, callbacks: list[Callback]) -> L.Trainer:
-    attempt = f"attempt_{len(list((out_dir / 'logs').glob('attempt_*')))}"  # resuming adds one
-    loggers = [
-        kind(out_dir, name="logs", version=attempt) for kind in (TensorBoardLogger, CSVLogger)
-    ]
     return L.Trainer(
         max_epochs=config.epochs,
         max_time=datetime.timedelta(minutes=config.minutes) if config.minutes else None,
@@ -170,7 +150,7 @@ def _trainer(config: SegmentationConfig, out_dir: Path, callbacks: list[Callback
             LearningRateMonitor(),
             RichProgressBar(),
         ],
-        logger=loggers,
+        logger=loop.loggers(out_dir),
         check_val_every_n_epoch=min(config.validate_every, config.epochs),
         num_sanity_val_steps=0,
         log_every_n_steps=20,

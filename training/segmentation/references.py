@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from medserve.errors import ConfigError
-from training.segmentation.data import Case
+from training.segmentation.data import IMAGES, MASKS, SUFFIXES, Case, case_name, read_subjects
 
 __all__ = ["References", "find_references"]
 
-_SUFFIXES = (".nii.gz", ".nii", ".npy")
-_IMAGES = ("imagesTr", "images")
-_MASKS = ("labelsTr", "labels", "masks")
 _NAMED = 5  # files that a message lists
 
 
@@ -48,8 +44,8 @@ def find_references(data_dir: Path, labels: Sequence[str]) -> References:
         ConfigError: no such folders, half a pair, nothing to measure, or labels that mean
             something else than the model's.
     """
-    images = _files(data_dir, _IMAGES, "images")
-    masks = _files(data_dir, _MASKS, "reference masks")
+    images = _files(data_dir, IMAGES, "images")
+    masks = _files(data_dir, MASKS, "reference masks")
     for role, there, here in (("mask", images, masks), ("image", masks, images)):
         if alone := sorted(set(there) - set(here)):
             raise ConfigError(
@@ -58,7 +54,7 @@ def find_references(data_dir: Path, labels: Sequence[str]) -> References:
             )
     if not images:
         raise ConfigError(f"expected volumes with masks in {data_dir}, found none")
-    subjects = _subjects(data_dir / "subjects.csv")
+    subjects = read_subjects(data_dir / "subjects.csv")
     cases = [
         Case(name, images[name], masks[name], subjects.get(name, name)) for name in sorted(images)
     ]
@@ -76,7 +72,7 @@ def _files(data_dir: Path, names: Sequence[str], role: str) -> dict[str, Path]:
         )
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        suffix = next((each for each in _SUFFIXES if path.name.endswith(each)), None)
+        suffix = next((each for each in SUFFIXES if path.name.endswith(each)), None)
         if suffix is None or path.name.startswith(".") or not path.is_file():
             continue
         name = path.name.removesuffix(suffix)
@@ -86,23 +82,13 @@ def _files(data_dir: Path, names: Sequence[str], role: str) -> dict[str, Path]:
     return files
 
 
-def _subjects(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as stream:
-        try:
-            return {row["name"]: row["subject"] for row in csv.DictReader(stream)}
-        except KeyError as error:
-            raise ConfigError(f"{path}: expected columns name,subject, found no {error}") from error
-
-
 def _remarks(path: Path, images: dict[str, Path], labels: Sequence[str]) -> list[str]:
     """What a Decathlon's `dataset.json` says that the folders or the model do not."""
     if not path.is_file():
         return []
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
-        listed = {_stem(each["image"]) for each in content["training"]}
+        listed = {case_name(Path(each["image"])) for each in content["training"]}
         named = {int(number): str(name) for number, name in content.get("labels", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"dataset.json could not be understood ({error!r}) and was left aside"]
@@ -137,9 +123,3 @@ def _about_labels(path: Path, named: dict[int, str], labels: Sequence[str]) -> l
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
-
-
-def _stem(path: str) -> str:
-    name = Path(path).name
-    suffix = next((each for each in _SUFFIXES if name.endswith(each)), Path(name).suffix)
-    return name.removesuffix(suffix)
