@@ -5,6 +5,9 @@ BIN := .venv/bin
 # More flags for pip, for example an index with CPU-only wheels of torch (see README).
 PIP_FLAGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
+# Both must come from one index: a build of torch from elsewhere, a CPU wheel in a local folder for
+# example, cannot load the operators of the default index's torchvision and is then replaced.
+TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 STORE ?= model_store
 MODEL ?=
 
@@ -23,6 +26,7 @@ help:  ## print this list
 
 .venv/dev: .venv/serve
 	$(PIP) --editable '.[serve,gateway,train,dev]'
+	@$(BIN)/python -c 'import torchvision' 2> /dev/null || $(PIP) 'torch===$(TORCH)'
 	@touch $@
 
 # What the page takes from npm, npm itself from PyPI where the machine has none.
