@@ -33,6 +33,7 @@ _TRAVELLING = (
     "__init__.py",
     "cores.py",
     "errors.py",
+    "frame_spec.py",
     "spec.py",
     "volume_spec.py",
     "imaging",
@@ -166,7 +167,8 @@ def _manifest(
 
 def _required(spec: ModelSpec) -> tuple[str, ...]:
     """What the archive's code imports."""
-    return tuple(sorted((*_REQUIREMENTS, *(_VOLUME_REQUIREMENTS if spec.volume else ()))))
+    of_pixels = _VOLUME_REQUIREMENTS if spec.volume or spec.frame else ()
+    return tuple(sorted((*_REQUIREMENTS, *of_pixels)))
 
 
 def _requirements(spec: ModelSpec) -> str:

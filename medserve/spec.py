@@ -18,11 +18,13 @@ from typing import Any
 import yaml
 
 from medserve.errors import ConfigError
+from medserve.frame_spec import FrameSpec
 from medserve.volume_spec import VolumeSpec
 
 __all__ = [
     "EngineName",
     "EngineSpec",
+    "FrameSpec",
     "InputKind",
     "InputSpec",
     "ModelSpec",
@@ -123,9 +125,11 @@ class ModelSpec:
     output: OutputSpec = field(default_factory=OutputSpec)
     engine: EngineSpec = field(default_factory=EngineSpec)
     volume: VolumeSpec | None = None  # only for models of whole volumes
+    frame: FrameSpec | None = None  # only for models of frames and stacks of them
 
     def __post_init__(self) -> None:
         self._check_volume()
+        self._check_frame()
         if len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"{self.name}: labels must differ, got {list(self.labels)}")
         if not 1 <= self.serving.min_workers <= self.serving.max_workers:
@@ -144,6 +148,18 @@ class ModelSpec:
                 f"got {self.input.size}, {self.input.channels} and {len(self.labels)}"
             )
         if unknown := sorted(set(self.volume.snomed) - set(self.labels[1:])):
+            raise ConfigError(f"{self.name}: snomed: {unknown[0]!r} is no label of a structure")
+
+    def _check_frame(self) -> None:
+        if self.frame is None:
+            return
+        if len(self.input.size) != 2 or self.input.channels != 1 or len(self.labels) != 2:
+            raise ConfigError(
+                f"{self.name}: expected a frame (H, W) of one channel and two labels, background "
+                f"and one structure (another target is another model), got {self.input.size}, "
+                f"{self.input.channels} and {len(self.labels)}"
+            )
+        if unknown := sorted(set(self.frame.snomed) - set(self.labels[1:])):
             raise ConfigError(f"{self.name}: snomed: {unknown[0]!r} is no label of a structure")
 
     @classmethod
