@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from medserve.imaging import Image
 
-__all__ = ["fit_colour", "fit_grey"]
+__all__ = ["Box", "fit_colour", "fit_grey", "fitted_box"]
 
 _Plane = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where an image lies on a plane: pixels from the top and the left, and its size there."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def fitted_box(shape: tuple[int, int], size: tuple[int, int]) -> Box:
+    """Where an image of that shape (H, W) lies on a plane of that size: whole, centred."""
+    scale = min(size[0] / shape[0], size[1] / shape[1])
+    height = min(size[0], max(1, round(shape[0] * scale)))
+    width = min(size[1], max(1, round(shape[1] * scale)))
+    return Box((size[0] - height) // 2, (size[1] - width) // 2, height, width)
 
 
 def fit_grey(image: Image, size: tuple[int, int]) -> _Plane:
@@ -32,11 +52,11 @@ def fit_colour(image: Image, size: tuple[int, int]) -> _Plane:
 def _fit(plane: _Plane, size: tuple[int, int]) -> _Plane:
     if plane.shape == size:
         return np.ascontiguousarray(plane)
-    scale = min(size[0] / plane.shape[0], size[1] / plane.shape[1])
-    height = min(size[0], max(1, round(plane.shape[0] * scale)))
-    width = min(size[1], max(1, round(plane.shape[1] * scale)))
-    resized = PillowImage.fromarray(plane).resize((width, height), PillowImage.Resampling.BILINEAR)
+    box = fitted_box((plane.shape[0], plane.shape[1]), size)
+    resized = PillowImage.fromarray(plane).resize(
+        (box.width, box.height), PillowImage.Resampling.BILINEAR
+    )
     fitted = np.zeros(size, dtype=np.float32)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    fitted[top : top + height, left : left + width] = np.asarray(resized, dtype=np.float32)
+    rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
+    fitted[rows, columns] = np.asarray(resized, dtype=np.float32)
     return fitted

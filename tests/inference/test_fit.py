@@ -4,7 +4,7 @@ import numpy as np
 
 from medserve.imaging import Image
 from medserve.imaging.intensity import full_range
-from medserve.inference.fit import fit_colour, fit_grey
+from medserve.inference.fit import fit_colour, fit_grey, fitted_box
 from tests.phantoms import disc, wedge
 
 
@@ -45,3 +45,12 @@ def test_each_colour_is_fitted_like_grey_and_a_grey_image_has_three_alike() -> N
         )
     grey = fit_colour(Image(np.ones((64, 64), np.float32)), (64, 64))
     np.testing.assert_array_equal(grey, np.ones((3, 64, 64), np.float32))
+
+
+def test_the_box_says_where_a_fitted_image_lies() -> None:
+    plane = fit_grey(Image(np.ones((30, 90), np.float32)), (64, 64))[0]
+    box = fitted_box((30, 90), (64, 64))
+    assert (box.height, box.width) == (21, 64)
+    inside = plane[box.top : box.top + box.height, box.left : box.left + box.width]
+    assert inside.min() == 1.0
+    assert plane.sum() == inside.sum()
