@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 
 from pydicom import Dataset
-from pydicom.encaps import generate_frames
+from pydicom.encaps import generate_frames, get_frame
 from pydicom.uid import UID, RLELossless
 
-__all__ = ["check_codestreams"]
+__all__ = ["check_codestream", "check_codestreams"]
 
 # Markers SOF0 to SOF15 of JPEG without DHT, JPG and DAC, and SOF55 of JPEG-LS.
 _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}
@@ -20,12 +20,28 @@ def check_codestreams(dataset: Dataset, syntax: UID) -> None:
     Raises:
         ValueError: a frame's header and the image's Rows and Columns differ.
     """
-    if not syntax.is_encapsulated or syntax == RLELossless:  # RLE is bounded by Rows and Columns
+    if _has_none(syntax):
         return
     frames = int(dataset.get("NumberOfFrames") or 1)
     for frame in generate_frames(dataset.PixelData, number_of_frames=frames):
-        if _stated_size(frame) != (int(dataset.Rows), int(dataset.Columns)):
-            raise ValueError("a frame states another size than the image")
+        _check(frame, dataset)
+
+
+def check_codestream(dataset: Dataset, syntax: UID, index: int) -> None:
+    """The same for one frame alone, so that a bad one says nothing of the others."""
+    if _has_none(syntax):
+        return
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    _check(get_frame(dataset.PixelData, index, number_of_frames=frames), dataset)
+
+
+def _has_none(syntax: UID) -> bool:
+    return not syntax.is_encapsulated or syntax == RLELossless  # RLE: bounded by Rows and Columns
+
+
+def _check(frame: bytes, dataset: Dataset) -> None:
+    if _stated_size(frame) != (int(dataset.Rows), int(dataset.Columns)):
+        raise ValueError("a frame states another size than the image")
 
 
 def _stated_size(frame: bytes) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""Single-frame DICOM -> Image, as a viewer would show it first (PS3.3 C.11, C.7.6.3).
+"""Frames of a DICOM image -> Image, as a viewer would show them first (PS3.3 C.11, C.7.6.3).
 
 Stored values go through the modality transform (rescale slope and intercept, or its table), then
 the first display window, or the VOI table where there is no window. Without either, values of at
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,16 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
     from pydicom.uid import UID
 
-__all__ = ["decode", "prepare"]
+__all__ = [
+    "DAMAGED",
+    "check",
+    "decode",
+    "frame_count",
+    "frame_image",
+    "prepare",
+    "read",
+    "syntax_of",
+]
 
 # What is read; everything else in the header, names included, is skipped.
 _ELEMENTS = [
@@ -50,7 +60,7 @@ _PHOTOMETRIC = (
 )  # fmt: skip
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _RLE = "1.2.840.10008.1.2.5"
-_DAMAGED = (
+DAMAGED = (
     "expected a whole DICOM image, got one whose {part} is damaged or cut short; "
     "export it again from the archive"
 )
@@ -66,15 +76,14 @@ def decode(payload: Payload, limits: InputSpec) -> Image:
     """
     with quietly():
         try:
-            dataset = _read(bytes(payload))
-            _check(dataset, limits)
-            stored = _stored_values(dataset)
-            colour = _colour(stored, dataset)
-            return Image(_grey(stored, dataset) if colour is None else colour)
+            dataset = read(bytes(payload))
+            check(dataset, limits)
+            _refuse_several_frames(dataset)
+            return frame_image(dataset)
         except MedserveError:
             raise
         except Exception:  # pydicom quotes values in what it raises
-            raise InvalidImageError(_DAMAGED.format(part="header")) from None
+            raise InvalidImageError(DAMAGED.format(part="header")) from None
 
 
 def prepare() -> None:
@@ -82,7 +91,8 @@ def prepare() -> None:
     import pydicom.pixels  # noqa: F401
 
 
-def _read(payload: bytes) -> Dataset:
+def read(payload: bytes, elements: Sequence[str] = ()) -> Dataset:
+    """The parts of a file that its pixels need, and the top-level `elements`; names stay unread."""
     from pydicom import dcmread
 
     # A deflated file could unpack to any size before its header can be read.
@@ -91,23 +101,22 @@ def _read(payload: bytes) -> Dataset:
             "expected an uncompressed DICOM header, got Deflated Explicit VR Little Endian; "
             "store it uncompressed, for example with dcmconv"
         )
-    return dcmread(io.BytesIO(payload), specific_tags=_ELEMENTS)
+    return dcmread(io.BytesIO(payload), specific_tags=[*_ELEMENTS, *elements])
 
 
-def _check(dataset: Dataset, limits: InputSpec) -> None:
-    """Everything that can be refused from the header alone."""
+def check(dataset: Dataset, limits: InputSpec) -> None:
+    """Everything that can be refused from the header alone, but for the number of frames.
+
+    Raises:
+        InvalidImageError: no pixels, a photometric interpretation that is not known, too small.
+        PayloadTooLargeError: more pixels in a frame than `limits.max_pixels`.
+    """
     pixels = [name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
               if name in dataset]  # fmt: skip
     if not pixels or not dataset.get("Rows") or not dataset.get("Columns"):
         raise InvalidImageError(
             "expected a DICOM image, got a DICOM object without pixel data (a report, a "
             "structure set, a directory); send an image object"
-        )
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames != 1:
-        raise InvalidImageError(
-            f"expected a single-frame DICOM, got {frames} frames; send one frame, or use a "
-            "model that takes volumes or cine loops"
         )
     if str(dataset.get("PhotometricInterpretation")) not in _PHOTOMETRIC:
         raise InvalidImageError(
@@ -117,18 +126,42 @@ def _check(dataset: Dataset, limits: InputSpec) -> None:
     check_size(int(dataset.Rows), int(dataset.Columns), limits)
     # Of bytes beyond the frame, run lengths would still be unpacked, 64 times their size.
     samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel") or 1)
-    whole = samples * int(dataset.get("BitsAllocated") or 8) // 8
-    if _syntax(dataset) == _RLE and len(dataset.PixelData) > 2 * whole + 4096:
-        raise InvalidImageError(_DAMAGED.format(part="pixel data"))
+    whole = frame_count(dataset) * samples * int(dataset.get("BitsAllocated") or 8) // 8
+    if syntax_of(dataset) == _RLE and len(dataset.PixelData) > 2 * whole + 4096:
+        raise InvalidImageError(DAMAGED.format(part="pixel data"))
 
 
-def _stored_values(dataset: Dataset) -> npt.NDArray[Any]:
-    """Decoded pixel data (H, W) or (H, W, 3); YBR is RGB already."""
+def frame_count(dataset: Dataset) -> int:
+    """How many frames the header states."""
+    return int(dataset.get("NumberOfFrames") or 1)
+
+
+def frame_image(dataset: Dataset, index: int = 0) -> Image:
+    """One frame of a checked dataset; only its pixels are decoded.
+
+    Raises:
+        InvalidImageError: damaged, or compressed in a way that is not supported.
+    """
+    stored = _stored_values(dataset, index)
+    colour = _colour(stored, dataset)
+    return Image(_grey(stored, dataset) if colour is None else colour)
+
+
+def _refuse_several_frames(dataset: Dataset) -> None:
+    if (frames := frame_count(dataset)) != 1:
+        raise InvalidImageError(
+            f"expected a single-frame DICOM, got {frames} frames; send one frame, or use a "
+            "model that takes volumes or cine loops"
+        )
+
+
+def _stored_values(dataset: Dataset, index: int) -> npt.NDArray[Any]:
+    """Decoded pixel data (H, W) or (H, W, 3) of one frame; YBR is RGB already."""
     from pydicom.pixels.decoders.base import get_decoder
 
-    from medserve.imaging.codestreams import check_codestreams
+    from medserve.imaging.codestreams import check_codestream
 
-    syntax = _syntax(dataset)
+    syntax = syntax_of(dataset)
     if syntax is None:
         raise InvalidImageError(
             "expected a DICOM file that states its transfer syntax, got none; "
@@ -145,13 +178,13 @@ def _stored_values(dataset: Dataset) -> npt.NDArray[Any]:
             f"syntax {name}; decompress it first, for example with gdcmconv --raw"
         )
     try:
-        check_codestreams(dataset, syntax)
-        return decoder.as_array(dataset, index=0)[0]
+        check_codestream(dataset, syntax, index)
+        return decoder.as_array(dataset, index=index)[0]
     except Exception:  # pydicom quotes values in what it raises
-        raise InvalidImageError(_DAMAGED.format(part="pixel data")) from None
+        raise InvalidImageError(DAMAGED.format(part="pixel data")) from None
 
 
-def _syntax(dataset: Dataset) -> UID | None:
+def syntax_of(dataset: Dataset) -> UID | None:
     """How the pixel data are encoded; None where the file does not say."""
     return getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
 
