@@ -1,0 +1,319 @@
+"""The way of a frame to the network and back: one source for training, evaluation and serving.
+
+    Image ─prepare→ PreparedFrame (plane and way back) ─network→ logits ─find→ FoundFrame
+
+There: the crop, the network's size with the aspect ratio kept, the speckle filter, the
+intensities, padding. Back: the logits of the crop alone, interpolated to its pixels, the
+threshold, the tidying, and the crop's place in the frame. A mask therefore has the frame's own
+(H, W), whatever they are. Frames are worked on batch by batch: a stack of any length needs the
+memory of one batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as pillow
+from scipy import ndimage
+
+from medserve.errors import ConfigError
+from medserve.frame_spec import CropKind, CropSpec, FrameSpec, Interpolation
+from medserve.imaging.image import Image
+from medserve.inference import filters
+from medserve.inference.components import largest_component
+from medserve.inference.normalise import Normalisation
+from medserve.spec import ModelSpec
+
+__all__ = [
+    "FoundFrame",
+    "FrameBox",
+    "FrameOptions",
+    "FramePipeline",
+    "FrameWayBack",
+    "PredictFrames",
+    "PreparedFrame",
+    "content_box",
+]
+
+_Plane = npt.NDArray[np.float32]
+_Mask = npt.NDArray[np.uint8]
+
+PredictFrames = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+"""Frames float32 (N, 1, H, W) -> logits float32 (N, 1, H, W)."""
+
+_SQUARES = 96  # along the longer side of a frame, when its content is looked for
+_RESAMPLING = {
+    Interpolation.NEAREST: pillow.Resampling.NEAREST,
+    Interpolation.AREA: pillow.Resampling.BOX,
+    Interpolation.BILINEAR: pillow.Resampling.BILINEAR,
+    Interpolation.BICUBIC: pillow.Resampling.BICUBIC,
+    Interpolation.LANCZOS: pillow.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class FrameBox:
+    """A rectangle of pixels: the first row and column, and those behind the last."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.bottom - self.top, self.right - self.left
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """For an array (H, W)."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+
+@dataclass(frozen=True)
+class FrameWayBack:
+    """How to put a plane of the network back onto the frame that it came from.
+
+    Attributes:
+        source: (H, W) of the frame as it was given.
+        crop: What the network sees, in pixels of the frame.
+        inner: Where it lies in the network's plane; the rest is padding.
+    """
+
+    source: tuple[int, int]
+    crop: FrameBox
+    inner: FrameBox
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedFrame:
+    """A frame as the network sees it.
+
+    Attributes:
+        plane: float32 (1, H, W).
+        way_back: To the frame's own pixels.
+    """
+
+    plane: _Plane = field(repr=False)
+    way_back: FrameWayBack
+
+
+@dataclass(frozen=True)
+class FrameOptions:
+    """What one call may decide; `FramePipeline.defaults` has the model's own choice.
+
+    Attributes:
+        threshold: Probability from which a pixel belongs to the structure.
+        flips: Average the logits with those of the mirror image.
+        largest_component: Keep only the largest piece.
+        fill_holes: Fill what it encloses.
+        probabilities: Also give the probability of each pixel.
+        between: Called before each batch with the number of frames that are done; may raise to
+            stop the work.
+    """
+
+    threshold: float = 0.5
+    flips: bool = False
+    largest_component: bool = False
+    fill_holes: bool = False
+    probabilities: bool = False
+    between: Callable[[int], None] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FoundFrame:
+    """What the network found, on the frame's own pixels.
+
+    Attributes:
+        mask: Label ids uint8 (H, W): 0 background, 1 the structure.
+        crop: What of the frame the network saw.
+        probabilities: float32 (H, W) of the structure, 0 outside the crop, where asked for.
+    """
+
+    mask: _Mask = field(repr=False)
+    crop: FrameBox
+    probabilities: _Plane | None = field(default=None, repr=False)
+
+
+class FramePipeline:
+    """What a model's configuration says about frames, as functions of frames."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        if spec.frame is None:
+            raise ConfigError(f"{spec.name}: expected a section 'frame' in model-config.yaml")
+        self.spec = spec
+        self.frame: FrameSpec = spec.frame
+        self.size: tuple[int, int] = (spec.input.size[0], spec.input.size[1])
+        self._normalise = Normalisation.of(spec.frame.normalisation)
+
+    @property
+    def defaults(self) -> FrameOptions:
+        """The model's own choice."""
+        return FrameOptions(
+            threshold=self.frame.threshold,
+            flips=self.frame.flips,
+            largest_component=self.frame.largest_component,
+            fill_holes=self.frame.fill_holes,
+        )
+
+    def prepare(self, image: Image) -> PreparedFrame:
+        """A frame of any size -> the network's plane; of a colour frame its luma counts."""
+        grey = image.grey()
+        way_back = self._way_back(grey)
+        resized = _resize(
+            grey[way_back.crop.slices], way_back.inner.shape, self.frame.interpolation
+        )
+        plane = np.zeros(self.size, dtype=np.float32)
+        filtered = filters.apply(resized, self.frame.filter)
+        plane[way_back.inner.slices] = self._normalise(filtered)
+        return PreparedFrame(plane[np.newaxis], way_back)
+
+    def prepare_mask(self, mask: npt.NDArray[np.integer], way_back: FrameWayBack) -> _Mask:
+        """A mask (H, W) of the frame, for training -> uint8 (h, w) on the network's plane.
+
+        By the nearest pixel: no label appears that was not there.
+        """
+        if mask.shape != way_back.source:
+            raise ValueError(f"expected a mask of shape {way_back.source}, got {mask.shape}")
+        part = np.ascontiguousarray(mask[way_back.crop.slices], dtype=np.uint8)
+        plane = np.zeros(self.size, dtype=np.uint8)
+        plane[way_back.inner.slices] = _resize(part, way_back.inner.shape, Interpolation.NEAREST)
+        return plane
+
+    def find(
+        self, logits: _Plane, way_back: FrameWayBack, options: FrameOptions | None = None
+    ) -> FoundFrame:
+        """Logits (1, h, w) of one frame -> what they say about its own pixels."""
+        chosen = options or self.defaults
+        inside = np.ascontiguousarray(logits[0][way_back.inner.slices], dtype=np.float32)
+        inside = _resize(inside, way_back.crop.shape, Interpolation.BILINEAR)
+        limit = np.float32(np.log(chosen.threshold / (1.0 - chosen.threshold)))
+        found = (inside >= limit).astype(np.uint8)
+        if chosen.largest_component:
+            found = largest_component(found[..., np.newaxis])[..., 0]
+        if chosen.fill_holes:
+            found = ndimage.binary_fill_holes(found).astype(np.uint8)
+        mask = np.zeros(way_back.source, dtype=np.uint8)
+        mask[way_back.crop.slices] = found
+        probabilities = None
+        if chosen.probabilities:
+            probabilities = np.zeros(way_back.source, dtype=np.float32)
+            probabilities[way_back.crop.slices] = 0.5 * (1.0 + np.tanh(0.5 * inside))
+        return FoundFrame(mask, way_back.crop, probabilities)
+
+    def logits(
+        self, planes: npt.NDArray[np.float32], predict: PredictFrames, flips: bool
+    ) -> npt.NDArray[np.float32]:
+        """Logits (N, 1, h, w) of prepared planes (N, 1, h, w), mirrored ones averaged in."""
+        answer = predict(planes)
+        if flips:
+            mirrored = predict(np.ascontiguousarray(planes[..., ::-1]))
+            answer = np.float32(0.5) * (answer + mirrored[..., ::-1])
+        return answer
+
+    def segment(
+        self,
+        images: Iterable[Image],
+        predict: PredictFrames,
+        options: FrameOptions | None = None,
+    ) -> Iterator[FoundFrame]:
+        """One answer for each frame, in order; frames are taken and answered batch by batch."""
+        chosen = options or self.defaults
+        frames = iter(images)
+        done = 0
+        while batch := list(itertools.islice(frames, self.frame.batch)):
+            if chosen.between is not None:
+                chosen.between(done)
+            yield from self._segment_batch(batch, predict, chosen)
+            done += len(batch)
+
+    def _segment_batch(
+        self, images: Sequence[Image], predict: PredictFrames, options: FrameOptions
+    ) -> list[FoundFrame]:
+        prepared = [self.prepare(image) for image in images]
+        planes = np.stack([each.plane for each in prepared])
+        answers = self.logits(planes, predict, options.flips)
+        return [
+            self.find(answer, each.way_back, options)
+            for answer, each in zip(answers, prepared, strict=True)
+        ]
+
+    def _way_back(self, grey: _Plane) -> FrameWayBack:
+        height, width = grey.shape
+        crop = _crop_box(grey, self.frame.crop)
+        rows, columns = crop.shape
+        scale = min(self.size[0] / rows, self.size[1] / columns)
+        high = min(self.size[0], max(1, round(rows * scale)))
+        wide = min(self.size[1], max(1, round(columns * scale)))
+        top, left = (self.size[0] - high) // 2, (self.size[1] - wide) // 2
+        inner = FrameBox(top, left, top + high, left + wide)
+        return FrameWayBack((height, width), crop, inner)
+
+
+def content_box(grey: _Plane, level: float, margin: float) -> FrameBox:
+    """The box around the largest piece of a frame that is not black.
+
+    Small squares whose mean reaches `level` count, gaps of one square are bridged (shadows,
+    speckle), and text beside the scan is another piece.
+
+    Args:
+        grey: float32 (H, W) in [0, 1].
+        level: Mean intensity from which a square counts.
+        margin: Kept around, as a share of the content's longer side.
+
+    Returns:
+        The box; the whole frame where nothing is brighter.
+    """
+    height, width = grey.shape
+    side = max(1, -(-max(height, width) // _SQUARES))  # pixels of a square, rounded up
+    rows, columns = -(-height // side), -(-width // side)
+    coarse = _resize(grey, (rows, columns), Interpolation.AREA)
+    bright = np.pad(coarse >= level, 1)
+    bright = ndimage.binary_closing(bright, structure=np.ones((3, 3), dtype=np.bool_))[1:-1, 1:-1]
+    pieces, count = ndimage.label(bright, structure=np.ones((3, 3), dtype=np.int8))
+    if count == 0:
+        return FrameBox(0, 0, height, width)
+    largest = int(np.bincount(pieces.ravel())[1:].argmax())
+    vertical, horizontal = ndimage.find_objects(pieces)[largest]
+    down, across = height / rows, width / columns
+    kept = margin * max(
+        (vertical.stop - vertical.start) * down, (horizontal.stop - horizontal.start) * across
+    )
+    return FrameBox(
+        max(0, int(vertical.start * down - kept)),
+        max(0, int(horizontal.start * across - kept)),
+        min(height, int(np.ceil(vertical.stop * down + kept))),
+        min(width, int(np.ceil(horizontal.stop * across + kept))),
+    )
+
+
+def _crop_box(grey: _Plane, crop: CropSpec) -> FrameBox:
+    height, width = grey.shape
+    if crop.kind is CropKind.CONTENT:
+        return content_box(grey, crop.level, crop.margin)
+    if crop.kind is CropKind.BOX:
+        top, left, bottom, right = crop.box
+        first_row, first_column = int(top * height), int(left * width)
+        return FrameBox(
+            first_row,
+            first_column,
+            max(first_row + 1, round(bottom * height)),
+            max(first_column + 1, round(right * width)),
+        )
+    return FrameBox(0, 0, height, width)
+
+
+def _resize(
+    plane: npt.NDArray[np.float32] | _Mask, shape: tuple[int, int], interpolation: Interpolation
+) -> npt.NDArray[np.float32]:
+    """(H, W) -> (h, w); of the same shape it passes through unchanged to the last bit."""
+    if plane.shape == shape:
+        return np.ascontiguousarray(plane)
+    picture = pillow.fromarray(np.ascontiguousarray(plane))
+    resized = picture.resize((shape[1], shape[0]), _RESAMPLING[interpolation])
+    return np.asarray(resized)
