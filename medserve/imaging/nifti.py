@@ -13,7 +13,7 @@ import gzip
 import io
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,15 @@ from medserve.imaging.nifti_space import NiftiSpace
 from medserve.imaging.unpack import is_gzip, peek
 from medserve.imaging.volume import Volume, VolumeLimits, check_shape
 
-__all__ = ["NiftiSpace", "NiftiVolume", "decode", "encode", "encode_maps", "recognises"]
+__all__ = [
+    "NiftiSpace",
+    "NiftiVolume",
+    "decode",
+    "encode",
+    "encode_maps",
+    "encode_planes",
+    "recognises",
+]
 
 _HEADERS: dict[int, Any] = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _SINGLE_FILE_MAGIC = {348: (b"n+1\0",), 540: (b"n+2\0\r\n\x1a\n", b"n+2\0")}
@@ -126,6 +134,30 @@ def encode_maps(maps: npt.NDArray[np.float32], names: Sequence[str], like: Volum
         packed.write(_finished(header))
         for each in maps:
             packed.write(each.astype("<f4", copy=False).tobytes(order="F"))
+    return stream.getvalue()
+
+
+def encode_planes(
+    planes: Iterable[npt.NDArray[np.uint8]], geometry: Geometry, space: NiftiSpace
+) -> bytes:
+    """Planes uint8 (J, I) in the order of axis k -> a .nii.gz (I, J, K), one plane at a time.
+
+    Raises:
+        ValueError: `space` describes another grid, or there are more or fewer planes than K.
+    """
+    header = _new_header(geometry, space)
+    header.set_data_dtype(np.uint8)
+    columns, rows, count = geometry.shape
+    stream = io.BytesIO()
+    with gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=_GZIP_LEVEL, mtime=0) as packed:
+        packed.write(_finished(header))
+        for plane in planes:
+            if plane.shape != (rows, columns):
+                raise ValueError(f"expected planes of {(rows, columns)}, got {plane.shape}")
+            packed.write(plane.tobytes())  # i runs fastest, as the columns of a plane do
+            count -= 1
+    if count != 0:
+        raise ValueError(f"expected {geometry.shape[2]} planes, got {geometry.shape[2] - count}")
     return stream.getvalue()
 
 

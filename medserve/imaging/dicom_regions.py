@@ -1,0 +1,87 @@
+"""How large a pixel of an ultrasound image is: by its calibrated regions (PS3.3 C.8.5.5).
+
+An ultrasound frame holds several regions beside each other: the scan, a Doppler curve, a colour
+bar. Each states its own deltas. Only those that show tissue in two dimensions and centimetres
+count; where two of them disagree, no spacing is better than a wrong one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pydicom import Dataset
+
+__all__ = ["ELEMENTS", "pixel_spacing_mm", "step_mm"]
+
+_TWO_DIMENSIONAL, _TISSUE, _CENTIMETRES = 1, 1, 3  # PS3.3 C.8.5.5.1.1, .2 and .15
+_COLOUR_FLOW = 2  # drawn over tissue, on the same pixels
+_TOLERANCE = 1e-3  # relative: headers round
+ELEMENTS = (
+    *("Modality", "SequenceOfUltrasoundRegions", "PixelSpacing", "SpacingBetweenSlices"),
+    *("SharedFunctionalGroupsSequence",),
+)
+
+
+def pixel_spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
+    """Distance between rows and between columns; None where the header does not say it.
+
+    Calibrated regions come first; PixelSpacing is read where there are none.
+    """
+    regions = [each for each in dataset.get("SequenceOfUltrasoundRegions") or () if _counts(each)]
+    if regions:
+        found = [_deltas(each) for each in regions]
+        first = found[0]
+        if first is None or any(each is None or not _alike(first, each) for each in found):
+            return None
+        return first
+    return _pair(_measures(dataset).get("PixelSpacing"))
+
+
+def step_mm(dataset: Dataset) -> float | None:
+    """Distance from one frame to the next; None where they are moments, not places."""
+    return _length(_measures(dataset).get("SpacingBetweenSlices"))
+
+
+def _counts(region: Dataset) -> bool:
+    return (
+        region.get("RegionSpatialFormat") == _TWO_DIMENSIONAL
+        and region.get("RegionDataType") in (_TISSUE, _COLOUR_FLOW)
+        and region.get("PhysicalUnitsXDirection") == _CENTIMETRES
+        and region.get("PhysicalUnitsYDirection") == _CENTIMETRES
+    )
+
+
+def _deltas(region: Dataset) -> tuple[float, float] | None:
+    """PhysicalDelta is signed: it says the direction, too."""
+    columns = _length(region.get("PhysicalDeltaX"), 10.0)
+    rows = _length(region.get("PhysicalDeltaY"), 10.0)
+    return None if rows is None or columns is None else (rows, columns)
+
+
+def _alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return all(math.isclose(a, b, rel_tol=_TOLERANCE) for a, b in zip(one, other, strict=True))
+
+
+def _measures(dataset: Dataset) -> Dataset:
+    """Where distances stand: the header, or an enhanced object's shared functional groups."""
+    for group in dataset.get("SharedFunctionalGroupsSequence") or ():
+        for found in group.get("PixelMeasuresSequence") or ():
+            measures: Dataset = found
+            return measures
+    return dataset
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    if value is None or isinstance(value, str | int | float) or len(value) != 2:
+        return None
+    rows, columns = _length(value[0]), _length(value[1])
+    return None if rows is None or columns is None else (rows, columns)
+
+
+def _length(value: Any, scale: float = 1.0) -> float | None:
+    """A length in millimetres; None for none, and for what can be no length."""
+    if value is None or value == "":
+        return None
+    length = abs(float(value)) * scale
+    return length if 0.0 < length < math.inf else None
