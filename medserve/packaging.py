@@ -33,16 +33,17 @@ _TRAVELLING = (
     "__init__.py",
     "cores.py",
     "errors.py",
-    "frame_spec.py",
-    "spec.py",
-    "volume_spec.py",
+    "*spec.py",
     "imaging",
     "inference",
 )
 _WEIGHTS = ("model.onnx", "model.pt", "golden_output.npz", "metrics.json")
+# What a room may have beside them; its handler refuses to serve without what it needs.
+_FURTHER_WEIGHTS = ("fingerprints.npz",)
 # What a stock TorchServe has to install to run the archive.
 _REQUIREMENTS = ("numpy", "onnxruntime", "openvino", "pillow", "pydicom", "pyyaml")
 _VOLUME_REQUIREMENTS = ("highdicom", "nibabel", "scipy")
+_GENERATION_REQUIREMENTS = ("nibabel",)
 _RECORDED = ("torch", "torchserve", "torch-model-archiver")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can name
 
@@ -119,13 +120,16 @@ def _sources(root: Path, spec: ModelSpec) -> dict[str, Path]:
             f"`python -m training.{spec.name}` writes the weights"
         )
     wanted[golden[0].name] = golden[0]
+    further = {file: weights / file for file in _FURTHER_WEIGHTS}
+    wanted |= {file: path for file, path in further.items() if path.is_file()}
     own_handlers = {f"{room_name}.py" for room_name in room_names(root)}
     for path in _python_files(root / "handlers"):
         if path.name not in own_handlers:
             wanted[path.relative_to(root).as_posix()] = path
     for part in _TRAVELLING:
-        for path in _python_files(root / "medserve" / part):
-            wanted[path.relative_to(root).as_posix()] = path
+        for place in (root / "medserve").glob(part):
+            for path in _python_files(place):
+                wanted[path.relative_to(root).as_posix()] = path
     return dict(sorted(wanted.items()))
 
 

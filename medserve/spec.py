@@ -19,12 +19,14 @@ import yaml
 
 from medserve.errors import ConfigError
 from medserve.frame_spec import FrameSpec
+from medserve.generation_spec import GenerationSpec
 from medserve.volume_spec import VolumeSpec
 
 __all__ = [
     "EngineName",
     "EngineSpec",
     "FrameSpec",
+    "GenerationSpec",
     "InputKind",
     "InputSpec",
     "ModelSpec",
@@ -125,10 +127,12 @@ class ModelSpec:
     output: OutputSpec = field(default_factory=OutputSpec)
     engine: EngineSpec = field(default_factory=EngineSpec)
     volume: VolumeSpec | None = None  # only for models of whole volumes
+    generation: GenerationSpec | None = None  # only for diffusion models
     frame: FrameSpec | None = None  # only for models of frames and stacks of them
 
     def __post_init__(self) -> None:
         self._check_volume()
+        self._check_generation()
         self._check_frame()
         if len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"{self.name}: labels must differ, got {list(self.labels)}")
@@ -161,6 +165,16 @@ class ModelSpec:
             )
         if unknown := sorted(set(self.frame.snomed) - set(self.labels[1:])):
             raise ConfigError(f"{self.name}: snomed: {unknown[0]!r} is no label of a structure")
+
+    def _check_generation(self) -> None:
+        if self.generation is None:
+            return
+        side = self.generation.sizes[0]
+        if self.task is not Task.GENERATION or self.input.size != (side, side):
+            raise ConfigError(
+                f"{self.name}: generation: expected the task generation and an input of size "
+                f"[{side}, {side}], its first size, got {self.task} and {list(self.input.size)}"
+            )
 
     @classmethod
     def from_file(cls, path: Path) -> ModelSpec:

@@ -13,7 +13,6 @@ on a CPU batching it gains next to nothing.
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medserve.errors import InvalidRequestError
+from medserve.generation_spec import Prediction, SamplerKind
 from medserve.inference.schedules import NoiseSchedule
 
 __all__ = ["Denoise", "Prediction", "SamplerKind", "State", "clean_image", "guided", "plan", "walk"]
@@ -32,21 +32,6 @@ Denoise = Callable[[_Array, int], _Array]  # (noisy image (C, H, W), step) -> cl
 
 # Log-SNR under which nothing of an image is left to see; the cosine schedule goes far beyond it.
 _NOISIEST = -5.0
-
-
-class SamplerKind(enum.StrEnum):
-    """A way backwards."""
-
-    DDPM = "ddpm"
-    DDIM = "ddim"
-    DPM_SOLVER = "dpm-solver++"
-
-
-class Prediction(enum.StrEnum):
-    """What a network was trained to say about a noisy image."""
-
-    NOISE = "noise"  # epsilon (Ho et al.)
-    VELOCITY = "v"  # signal * epsilon - noise * x_0 (Salimans & Ho, arXiv:2202.00512)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ clean image itself is one step before 0, where `alpha_bar` is 1.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medserve.errors import ConfigError
+from medserve.generation_spec import ScheduleKind
 
 __all__ = ["NoiseSchedule", "ScheduleKind"]
 
@@ -23,13 +23,6 @@ _Array = npt.NDArray[np.float64]
 
 _COSINE_OFFSET = 0.008  # Nichol & Dhariwal, equation 17: the first step stays visible in 8 bits
 _MOST_BETA = 0.999  # the same: no step wipes out everything
-
-
-class ScheduleKind(enum.StrEnum):
-    """How the share of noise grows."""
-
-    LINEAR = "linear"  # beta grows evenly (Ho et al.)
-    COSINE = "cosine"  # alpha_bar falls as a squared cosine (Nichol & Dhariwal, arXiv:2102.09672)
 
 
 @dataclass(frozen=True)
