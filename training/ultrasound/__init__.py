@@ -1,0 +1,1 @@
+"""Ultrasound of the prostate: data, training and judging of a segmentation of single frames."""
