@@ -6,7 +6,7 @@ import hashlib
 import logging
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def export_classifier(artifact: ClassifierArtifact, folder: Path, example: Tenso
 def export_network(
     network: nn.Module,
     folder: Path,
-    example: Tensor,
+    example: Tensor | Mapping[str, Tensor],
     outputs: Sequence[str],
     tolerance: float = TOLERANCE,
 ) -> Exported:
@@ -93,22 +93,26 @@ def export_network(
     Sides are those of the example, the number of images is free.
 
     Args:
-        network: In eval mode, on the CPU; takes `image`, answers with a tensor or several.
+        network: In eval mode, on the CPU; takes `image`, or what `example` names in the order of
+            its arguments; answers with a tensor or several.
         folder: Made where it is missing.
-        example: Real input float32 (N, C, ...), N >= 2; compared on the whole and on one.
+        example: Real input float32 (N, C, ...), N >= 2, or one for each argument by name; compared
+            on the whole and on the first alone.
         outputs: Names of the answers, in their order.
         tolerance: Largest difference that is accepted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     network = network.eval()
-    _write_torchscript(network, folder / "model.pt", example)
-    _write_onnx(network, folder / "model.onnx", example, outputs)
+    inputs = {"image": example} if isinstance(example, Tensor) else dict(example)
+    _write_torchscript(network, folder / "model.pt", inputs, outputs)
+    _write_onnx(network, folder / "model.onnx", inputs, outputs)
     largest = 0.0
-    for images in (example, example[:1]):
-        expected = _answers(network, images, outputs)
+    for given in (inputs, {name: each[:1] for name, each in inputs.items()}):
+        expected = _answers(network, given, outputs)
+        arrays = {name: each.numpy() for name, each in given.items()}
         for name in (EngineName.TORCHSCRIPT, EngineName.ONNXRUNTIME):
             engine = load_engine(name, folder, precision=Precision.F32, threads=1)
-            answered = engine.run(images.numpy())
+            answered = engine.run(arrays["image"] if len(arrays) == 1 else arrays)
             for key, value in expected.items():
                 difference = float(np.abs(answered[key] - value).max())
                 largest = max(largest, difference)
@@ -123,21 +127,26 @@ def export_network(
 
 @torch.no_grad()
 def _answers(
-    network: nn.Module, images: Tensor, outputs: Sequence[str]
+    network: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]
 ) -> dict[str, npt.NDArray[np.float32]]:
-    answer = network(images)
+    answer = network(*inputs.values())
     tensors = [answer] if isinstance(answer, Tensor) else answer
     return {name: each.numpy() for name, each in zip(outputs, tensors, strict=True)}
 
 
-def _write_torchscript(artifact: nn.Module, path: Path, example: Tensor) -> None:
+def _write_torchscript(
+    artifact: nn.Module, path: Path, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         # Deprecated since torch 2.10 without a successor that runs without its Python code.
         warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
         # Sides are meant to become constants of the trace.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python")
-        traced = torch.jit.trace(artifact, example)  # type: ignore[no-untyped-call]
-        torch.jit.save(torch.jit.freeze(traced), path)
+        traced = torch.jit.trace(artifact, tuple(inputs.values()))  # type: ignore[no-untyped-call]
+        # A trace keeps no attribute of its network, so the names are registered afterwards.
+        names = torch._C.ListType(torch._C.StringType.get())
+        traced._c._register_attribute("outputs", names, list(outputs))
+        torch.jit.save(torch.jit.freeze(traced, preserved_attrs=["outputs"]), path)
     _drop_source_lines(path)
 
 
@@ -152,19 +161,21 @@ def _drop_source_lines(path: Path) -> None:
     whole.unlink()
 
 
-def _write_onnx(artifact: nn.Module, path: Path, example: Tensor, outputs: Sequence[str]) -> None:
+def _write_onnx(
+    artifact: nn.Module, path: Path, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, we do not
     with warnings.catch_warnings():
         # torch's own exporter uses what torch deprecates.
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
         program = torch.onnx.export(
             artifact,
-            (example,),
-            input_names=["image"],
+            tuple(inputs.values()),
+            input_names=list(inputs),
             output_names=list(outputs),
             opset_version=_OPSET,
             dynamo=True,
-            dynamic_shapes={"image": {0: torch.export.Dim("N")}},
+            dynamic_shapes={name: {0: torch.export.Dim("N")} for name in inputs},
             verbose=False,
         )
     assert program is not None  # dynamo=True returns the program
@@ -191,7 +202,8 @@ def write_golden(folder: Path, tensor: npt.NDArray[np.float32], artifact: nn.Mod
         tensor: float32 (1, C, H, W).
         artifact: In eval mode.
     """
-    arrays: dict[str, Any] = {**_answers(artifact, torch.from_numpy(tensor), OUTPUTS)}
+    answers = _answers(artifact, {"image": torch.from_numpy(tensor)}, OUTPUTS)
+    arrays: dict[str, Any] = dict(answers)
     np.savez(folder / "golden_output.npz", tolerance=np.float32(TOLERANCE), **arrays)
 
 
