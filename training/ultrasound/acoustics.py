@@ -16,15 +16,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
 
-from training.ultrasound.anatomy import Tissue
+from training.ultrasound.anatomy import Field
+from training.ultrasound.tissue import SOFT_TISSUE, Tissue
 
 __all__ = ["Fan", "Probe", "Receiver", "compress", "envelope", "scan_convert", "white_noise"]
 
-Field = npt.NDArray[np.float64]
 Echo = npt.NDArray[np.complex128]
 
 _SOUND_MM_PER_US = 1.54  # soft tissue
-_SOFT_DB = 0.6  # dB / cm / MHz, what the receiver makes up for
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def envelope(tissue: Tissue, scatterers: Echo, probe: Probe, line_db: Field | fl
     """
     weighted = scatterers * 10 ** (tissue.echo_db / 20)
     along = 2 * probe.frequency_mhz * probe.reach_mm / 10 / (probe.samples - 1)
-    loss_db = np.cumsum((tissue.attenuation - _SOFT_DB) * along, axis=0)
+    loss_db = np.cumsum((tissue.attenuation - SOFT_TISSUE) * along, axis=0)
     blurred = _across(_along(weighted, probe), probe)
     return np.abs(blurred) * 10 ** (-(loss_db + line_db) / 20)
 
@@ -150,7 +149,7 @@ def _across(echo: Echo, probe: Probe) -> Echo:
 
 def compress(amplitude: Field, probe: Probe, receiver: Receiver, noise: Echo) -> Field:
     """Amplitude (R, L) -> brightness in [0, 1], logarithmic, with the electronics' noise."""
-    made_up_db = 2 * probe.frequency_mhz * _SOFT_DB * probe.depth_mm / 10
+    made_up_db = 2 * probe.frequency_mhz * SOFT_TISSUE * probe.depth_mm / 10
     # Amplification is limited: beyond it the echo fades instead of the noise growing.
     level_db = receiver.noise_db + np.minimum(made_up_db, 32.0)
     floor = np.abs(noise) * 10 ** (level_db / 20)[:, np.newaxis]

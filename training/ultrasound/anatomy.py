@@ -1,4 +1,4 @@
-"""A prostate and what lies around it, drawn at random: shape and acoustic properties in 3D.
+"""A prostate and what lies around it, drawn at random: shapes in 3D.
 
 Coordinates are millimetres in the frame of the probe: x to the right, y away from the probe
 (towards the front of the body), z along the probe (towards the bladder), 0 in the middle of the
@@ -9,25 +9,20 @@ notched towards the rectum, narrower in front and at the apex, never quite symme
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Anatomy", "Ellipsoid", "Gland", "Tissue", "draw_anatomy", "tissue", "volume_ml"]
+__all__ = ["ECHO_DB", "Anatomy", "Ellipsoid", "Field", "Gland", "draw_anatomy", "volume_ml"]
 
 Field = npt.NDArray[np.float64]
 
 _ROUNDNESS = 2.3  # exponent of the superellipsoid: 2 is an ellipsoid, more is squarer
 _NOTCH_WIDTH = 0.35  # of half the gland's width
 _APEX_TAPER = 0.12  # the apex is narrower than the base by this share, each way
-_WALL_MM = (1.2, 3.4, 4.4)  # outer ends of mucosa, muscle and serosa of the rectum
-_CAPSULE_MM = 0.45
-
-# Echo in dB relative to the peripheral zone, attenuation in dB / cm / MHz (one way).
-_WATER, _SOFT, _BONE = 0.0, 0.6, 12.0
-_ECHO_DB = {
+# Echo in dB relative to the peripheral zone.
+ECHO_DB = {
     "surrounding": 3.0, "muscle": -7.0, "bladder": -38.0, "vessel": -13.0, "bone": 16.0,
     "mucosa": 2.0, "wall muscle": -12.0, "serosa": 6.0, "capsule": 7.0,
     "urethra": -15.0, "urethra wall": 3.0, "calcification": 15.0,
@@ -131,27 +126,6 @@ class Anatomy:
     texture: tuple[tuple[float, float, float, float], ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Tissue:
-    """What the sound meets in one plane; all arrays of one shape.
-
-    Attributes:
-        echo_db: Of the scatterers, relative to the peripheral zone.
-        attenuation: dB / cm / MHz, one way.
-        capsule: Reflection of the gland's surface: 1 where it faces the sound, 0 away from it.
-        gland: Inside the prostate.
-        lesion: Inside the lesion.
-        urethra: Inside the urethra's lumen.
-    """
-
-    echo_db: Field
-    attenuation: Field
-    capsule: Field
-    gland: npt.NDArray[np.bool_]
-    lesion: npt.NDArray[np.bool_]
-    urethra: npt.NDArray[np.bool_]
-
-
 def draw_anatomy(generator: np.random.Generator, lesion_share: float) -> Anatomy:
     """A patient at random; `lesion_share` of them have a lesion."""
     gland = _draw_gland(generator)
@@ -159,7 +133,7 @@ def draw_anatomy(generator: np.random.Generator, lesion_share: float) -> Anatomy
     has_lesion = generator.uniform() < lesion_share
     zone = float(generator.uniform(0.5, 0.8))
     length = gland.size_mm[2]
-    x0, y0 = gland.centre_mm
+    x0, _ = gland.centre_mm
     front = gland.wall_mm + gland.size_mm[1]
     nodules = [
         Ellipsoid(_inside(gland, zone - 0.15, generator), _half(2.0, 6.0, generator),
@@ -168,12 +142,12 @@ def draw_anatomy(generator: np.random.Generator, lesion_share: float) -> Anatomy
     ]  # fmt: skip
     stones = [
         Ellipsoid(_inside(gland, 0.6, generator), _half(0.4, 1.2, generator),
-                  _ECHO_DB["calcification"])
+                  ECHO_DB["calcification"])
         for _ in range(generator.integers(0, 4))
     ]  # fmt: skip
     bladder = Ellipsoid(
         (x0, front + 4.0, 0.5 * length + 14.0),
-        (float(generator.uniform(20, 32)), 14.0, 16.0), _ECHO_DB["bladder"],
+        (float(generator.uniform(20, 32)), 14.0, 16.0), ECHO_DB["bladder"],
     )  # fmt: skip
     bone = front + generator.uniform(6, 14) if generator.uniform() < 0.35 else np.inf
     waves = np.column_stack(
@@ -181,8 +155,9 @@ def draw_anatomy(generator: np.random.Generator, lesion_share: float) -> Anatomy
     )
     return Anatomy(
         gland, (zone, float(generator.uniform(-6, 0))), float(generator.uniform(1.0, 2.6)),
-        lesion if has_lesion else None, tuple(nodules), tuple(stones), _draw_vessels(gland, generator), bladder,
-        float(bone), tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in waves),
+        lesion if has_lesion else None, tuple(nodules), tuple(stones),
+        _draw_vessels(gland, generator), bladder, float(bone),
+        tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in waves),
     )  # fmt: skip
 
 
@@ -236,7 +211,7 @@ def _draw_vessels(gland: Gland, generator: np.random.Generator) -> tuple[Ellipso
         a, b = generator.uniform(0.8, 2.0, 2).tolist()
         if generator.uniform() < 0.6:
             at = (x0 + side * width, y0 - 0.5 * gland.back * height, 0.0)
-            vessels.append(Ellipsoid(at, (a, b, length), _ECHO_DB["vessel"]))
+            vessels.append(Ellipsoid(at, (a, b, length), ECHO_DB["vessel"]))
     return tuple(vessels)
 
 
@@ -256,99 +231,6 @@ def _inside(
         float(y0 + level * np.sin(angle) * gland.size_mm[1] * 0.45),
         float(z * gland.size_mm[2]),
     )
-
-
-def tissue(anatomy: Anatomy, x: Field, y: Field, z: float, depth: Field) -> Tissue:
-    """What lies at x, y in the plane z; `depth` is the distance from the probe's surface."""
-    gland_level = anatomy.gland.level(x, y, z)
-    gland = gland_level < 1
-    echo = np.full(x.shape, _ECHO_DB["surrounding"])
-    attenuation = np.full(x.shape, _SOFT)
-    echo += _pelvis(anatomy, x, y, z)
-    _put(echo, anatomy.vessels, x, y, z)
-    bladder = anatomy.bladder.level(x, y, z) < 1
-    echo[bladder], attenuation[bladder] = anatomy.bladder.echo_db, _WATER
-    bone = y > anatomy.bone_mm + 0.03 * (x - anatomy.gland.shift_mm) ** 2
-    echo[bone], attenuation[bone] = _ECHO_DB["bone"], _BONE
-    start = 0.0
-    for end, name in zip(_WALL_MM, ("mucosa", "wall muscle", "serosa"), strict=True):
-        echo[(depth >= start) & (depth < end)] = _ECHO_DB[name]
-        start = end
-    capsule = _capsule(gland_level, x, y)
-    lesion, urethra = _fill(anatomy, echo, gland_level, (x, y, z))
-    # Fat and muscle are streaky, the gland is even.
-    echo += _ECHO_DB["capsule"] * capsule + np.where(gland, 1.1, 2.6) * _texture(anatomy, x, y, z)
-    for stone in anatomy.calcifications:
-        hard = (stone.level(x, y, z) < 1) & gland
-        echo[hard], attenuation[hard] = stone.echo_db, _BONE
-    return Tissue(echo, attenuation, capsule, gland, lesion, urethra)
-
-
-def _pelvis(anatomy: Anatomy, x: Field, y: Field, z: float) -> Field:
-    """What the muscles at both sides change of the echo, dB: two curved layers, the outer darker.
-
-    The surfaces lean outwards towards the front and run closer together at the apex.
-    """
-    width, height, length = anatomy.gland.size_mm
-    x0, y0 = anatomy.gland.centre_mm
-    beside = np.abs(x - x0) - 0.004 * (y - y0) ** 2 - 0.12 * (y - y0)
-    beside -= (0.56 + 0.12 * z / length) * width
-    inner, outer = (1 / (1 + np.exp(-(beside - at) / 1.2)) for at in (1.5, 11.0))
-    front = 1 / (1 + np.exp(-(y - y0 - 0.75 * height) / 3.0))
-    return np.asarray(_ECHO_DB["muscle"] * (inner + outer) - 2.0 * front)
-
-
-def _capsule(level: Field, x: Field, y: Field) -> Field:
-    """How strongly the surface reflects: it must be near, and face the sound.
-
-    The first axis of the arrays runs along the sound, the second across it.
-    """
-    slopes = [
-        np.gradient(level, axis=axis)
-        / np.hypot(np.gradient(x, axis=axis), np.gradient(y, axis=axis))
-        for axis in (0, 1)
-    ]  # per mm along and across
-    steepness = np.maximum(np.hypot(*slopes), 1e-3)
-    distance_mm = (level - 1) / steepness
-    facing = (slopes[0] / steepness) ** 2  # cosine squared of the angle of incidence
-    return np.asarray(np.exp(-((distance_mm / _CAPSULE_MM) ** 2)) * (0.25 + 0.75 * facing))
-
-
-def _fill(
-    anatomy: Anatomy, echo: Field, level: Field, at: tuple[Field, Field, float]
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Draw the inside of the gland into `echo`; return its lesion and its urethra."""
-    gland = level < 1
-    zone_level, zone_echo = anatomy.transition
-    inner = np.zeros_like(echo)
-    inner[level < zone_level] = zone_echo
-    _put(inner, anatomy.nodules, *at)
-    lesion = np.zeros_like(gland)
-    if anatomy.lesion is not None:
-        lesion = (anatomy.lesion.level(*at) < 1) & gland
-        inner[lesion] = anatomy.lesion.echo_db
-    x0, y0 = anatomy.gland.centre_mm
-    x, y, z = at
-    # The urethra runs from the front at the base towards the back at the apex.
-    radius = np.hypot(x - x0, 1.25 * (y - y0 - 0.12 * z - 0.08 * anatomy.gland.size_mm[1]))
-    urethra = (radius < anatomy.urethra_mm) & gland
-    inner[radius < anatomy.urethra_mm + 1.0] = _ECHO_DB["urethra wall"]
-    inner[urethra] = _ECHO_DB["urethra"]
-    echo[gland] = inner[gland]
-    return lesion & ~urethra, urethra
-
-
-def _put(echo: Field, bodies: Sequence[Ellipsoid], x: Field, y: Field, z: float) -> None:
-    for body in bodies:
-        echo[body.level(x, y, z) < 1] = body.echo_db
-
-
-def _texture(anatomy: Anatomy, x: Field, y: Field, z: float) -> Field:
-    """Smooth variation with a standard deviation of about 1."""
-    total = np.zeros_like(x)
-    for a, b, c, phase in anatomy.texture:
-        total += np.cos(a * x + b * y + c * z + phase)
-    return total * np.sqrt(2 / max(len(anatomy.texture), 1))
 
 
 def volume_ml(gland: Gland, step_mm: float = 0.5) -> float:

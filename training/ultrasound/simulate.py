@@ -20,7 +20,6 @@ from training.config import Setting
 from training.ultrasound.acoustics import (
     Echo,
     Fan,
-    Field,
     Probe,
     Receiver,
     compress,
@@ -28,8 +27,9 @@ from training.ultrasound.acoustics import (
     scan_convert,
     white_noise,
 )
-from training.ultrasound.anatomy import Anatomy, Gland, draw_anatomy, tissue
+from training.ultrasound.anatomy import Anatomy, Field, Gland, draw_anatomy
 from training.ultrasound.screen import Screen, draw_screen, paint
+from training.ultrasound.tissue import tissue
 
 __all__ = ["Patient", "SimulatedFrame", "SimulationConfig", "draw_patient", "simulate_cine",
            "simulate_frame"]  # fmt: skip
