@@ -23,9 +23,9 @@ from medserve.imaging.segmentation import Segmentation
 from medserve.imaging.volume import Volume
 from medserve.volume_spec import CodedTerm, SegmentCoding
 
-__all__ = ["encode"]
+__all__ = ["MANUFACTURER", "describe_segment", "encode", "incomplete"]
 
-_MANUFACTURER = "medserve"
+MANUFACTURER = "medserve"
 
 
 def encode(
@@ -63,14 +63,18 @@ def encode(
         try:
             dataset = _build(segmentation, source, codes, provenance)
         except (AttributeError, KeyError, TypeError, ValueError):
-            # Not chained: highdicom quotes the header.
-            raise InvalidImageError(
-                "expected DICOM headers complete enough to derive an object from, got some that "
-                "are not; send the original series, or ask for NIfTI"
-            ) from None
+            raise incomplete() from None  # not chained: highdicom quotes the header
         stream = io.BytesIO()
         dataset.save_as(stream, enforce_file_format=True)
     return stream.getvalue()
+
+
+def incomplete() -> InvalidImageError:
+    """The error of a source whose headers lack what a derived object must repeat."""
+    return InvalidImageError(
+        "expected DICOM headers complete enough to derive an object from, got some that are not; "
+        "send the original series, or ask for NIfTI"
+    )
 
 
 def _build(
@@ -86,7 +90,7 @@ def _build(
         pixel_array=_frames(segmentation, source),
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[
-            _description(number, label, codes[label], provenance)
+            describe_segment(number, label, codes[label], provenance)
             for number, label in enumerate(segmentation.labels)
             if number > 0
         ],
@@ -96,7 +100,7 @@ def _build(
             entropy_srcs=[*seed, sha256(segmentation.mask.tobytes()).hexdigest()]
         ),
         instance_number=1,
-        manufacturer=_MANUFACTURER,
+        manufacturer=MANUFACTURER,
         manufacturer_model_name=provenance.model,
         software_versions=provenance.version,
         device_serial_number="0",
@@ -113,9 +117,10 @@ def _frames(segmentation: Segmentation, source: DicomVolume) -> np.ndarray:
     return frames
 
 
-def _description(
+def describe_segment(
     number: int, label: str, coding: SegmentCoding, provenance: Provenance
 ) -> highdicom.seg.SegmentDescription:
+    """A segment of that number: its meaning, and the model as the algorithm that found it."""
     description = highdicom.seg.SegmentDescription(
         segment_number=number,
         segment_label=label,
