@@ -44,32 +44,37 @@ def perona_malik(plane: _Plane, spec: FilterSpec) -> _Plane:
     K)^2): much inside a region, little over an edge.
     """
     values = plane.astype(np.float32)  # a copy, worked on in place
-    down = np.empty((values.shape[0] - 1, values.shape[1]), dtype=np.float32)
-    right = np.empty((values.shape[0], values.shape[1] - 1), dtype=np.float32)
+    down, right = np.empty_like(values[1:]), np.empty_like(values[:, 1:])
+    conducted = np.empty_like(down), np.empty_like(right)
     for _ in range(spec.iterations):
         np.subtract(values[1:], values[:-1], out=down)
         np.subtract(values[:, 1:], values[:, :-1], out=right)
-        for difference in (down, right):
-            _limit(difference, spec)
-        values[:-1] += down
-        values[1:] -= down
-        values[:, :-1] += right
-        values[:, 1:] -= right
+        for difference, conduction in zip((down, right), conducted, strict=True):
+            _conduct(difference, conduction, spec)
+        _flow(values, down, right)
     return values
 
 
-def _limit(difference: _Plane, spec: FilterSpec) -> None:
+def _conduct(difference: _Plane, conduction: _Plane, spec: FilterSpec) -> None:
     """Differences between neighbours -> what flows in one step, in place."""
-    conducted = difference * np.float32(1.0 / spec.contrast)
-    np.multiply(conducted, conducted, out=conducted)
+    np.multiply(difference, np.float32(1.0 / spec.contrast), out=conduction)
+    np.multiply(conduction, conduction, out=conduction)
     if spec.conduction is Conduction.EXPONENTIAL:
-        np.negative(conducted, out=conducted)
-        np.exp(conducted, out=conducted)
+        np.negative(conduction, out=conduction)
+        np.exp(conduction, out=conduction)
     else:
-        conducted += 1.0
-        np.reciprocal(conducted, out=conducted)
-    difference *= conducted
+        conduction += np.float32(1.0)
+        np.reciprocal(conduction, out=conduction)
+    difference *= conduction
     difference *= np.float32(spec.step)
+
+
+def _flow(values: _Plane, down: _Plane, right: _Plane) -> None:
+    """Move what crosses each edge between two pixels from the one to the other, in place."""
+    values[:-1] += down
+    values[1:] -= down
+    values[:, :-1] += right
+    values[:, 1:] -= right
 
 
 def srad(plane: _Plane, spec: FilterSpec) -> _Plane:
@@ -82,10 +87,11 @@ def srad(plane: _Plane, spec: FilterSpec) -> _Plane:
     """
     amplitude = _decompress(plane, spec.dynamic_range_db)
     speckle = spec.speckle or estimate_speckle(amplitude)
+    scratch = _Scratch(amplitude)
     for iteration in range(spec.iterations):
         # `step` is a quarter of the paper's, whose scheme divides it by 4.
         at_this_time = speckle * math.exp(-spec.decay * 4.0 * spec.step * iteration)
-        _srad_step(amplitude, max(at_this_time, _LEAST_SPECKLE), spec.step)
+        _srad_step(amplitude, scratch, max(at_this_time, _LEAST_SPECKLE), spec.step)
     return _compress(amplitude, spec.dynamic_range_db)
 
 
@@ -114,51 +120,67 @@ def gaussian(plane: _Plane, sigma: float) -> _Plane:
     )
 
 
-def _srad_step(values: _Plane, speckle: float, step: float) -> None:
+class _Scratch:
+    """Planes that every step of SRAD writes anew: allocating them each time took half of it."""
+
+    def __init__(self, like: _Plane) -> None:
+        self.down = np.empty_like(like[1:])
+        self.right = np.empty_like(like[:, 1:])
+        self.down_squared = np.empty_like(self.down)
+        self.right_squared = np.empty_like(self.right)
+        self.laplacian = np.empty_like(like)
+        self.squared = np.empty_like(like)
+        self.inverse = np.empty_like(like)
+
+
+def _srad_step(values: _Plane, scratch: _Scratch, speckle: float, step: float) -> None:
     """One explicit step in place; amplitudes above 0."""
-    down = values[1:] - values[:-1]
-    right = values[:, 1:] - values[:, :-1]
-    laplacian = np.zeros_like(values)
-    laplacian[:-1] += down
-    laplacian[1:] -= down
-    laplacian[:, :-1] += right
-    laplacian[:, 1:] -= right
-    squared = np.zeros_like(values)  # of the four differences, summed
-    for differences, before, after in (
-        (down, np.s_[:-1], np.s_[1:]),
-        (right, np.s_[:, :-1], np.s_[:, 1:]),
-    ):
-        square = differences * differences
-        squared[before] += square
-        squared[after] += square
-    conduction = _conduction(values, laplacian, squared, speckle)
+    down, right = scratch.down, scratch.right
+    np.subtract(values[1:], values[:-1], out=down)
+    np.subtract(values[:, 1:], values[:, :-1], out=right)
+    scratch.laplacian.fill(0.0)
+    _flow(scratch.laplacian, down, right)
+    squared = scratch.squared  # of the four differences, summed
+    squared.fill(0.0)
+    np.multiply(down, down, out=scratch.down_squared)
+    np.multiply(right, right, out=scratch.right_squared)
+    squared[:-1] += scratch.down_squared
+    squared[1:] += scratch.down_squared
+    squared[:, :-1] += scratch.right_squared
+    squared[:, 1:] += scratch.right_squared
+    conduction = _conduction(values, scratch, speckle * speckle)
+    conduction *= np.float32(step)
     # The paper takes the conduction of the further pixel of each edge (eq. 36).
     down *= conduction[1:]
     right *= conduction[:, 1:]
-    for flux in (down, right):
-        flux *= np.float32(step)
-    values[:-1] += down
-    values[1:] -= down
-    values[:, :-1] += right
-    values[:, 1:] -= right
+    _flow(values, down, right)
 
 
-def _conduction(values: _Plane, laplacian: _Plane, squared: _Plane, speckle: float) -> _Plane:
-    """c(q) in [0, 1] by eq. 33 and the instantaneous coefficient of variation q (eq. 28)."""
-    inverse = 1.0 / values
+def _conduction(values: _Plane, scratch: _Scratch, homogeneous: float) -> _Plane:
+    """c(q) in [0, 1] by eq. 33 and the instantaneous coefficient of variation q (eq. 28).
+
+    Where q is below q0 the formula exceeds 1; it is cut there, which keeps the step stable.
+    """
+    laplacian, variation, inverse = scratch.laplacian, scratch.squared, scratch.inverse
+    np.reciprocal(values, out=inverse)
     laplacian *= inverse
-    squared *= inverse
-    squared *= inverse
-    variation = np.float32(0.5) * squared - np.float32(1.0 / 16.0) * laplacian * laplacian
-    laplacian *= 0.25
-    laplacian += 1.0
-    variation /= np.maximum(laplacian * laplacian, np.float32(1e-12))  # q squared
-    homogeneous = speckle * speckle
+    np.multiply(inverse, inverse, out=inverse)
+    inverse *= np.float32(0.5)
+    variation *= inverse
+    np.multiply(laplacian, laplacian, out=inverse)
+    inverse *= np.float32(1.0 / 16.0)
+    variation -= inverse
+    laplacian *= np.float32(0.25)
+    laplacian += np.float32(1.0)
+    np.multiply(laplacian, laplacian, out=laplacian)
+    np.maximum(laplacian, np.float32(1e-12), out=laplacian)
+    variation /= laplacian  # q squared
     variation -= np.float32(homogeneous)
-    variation /= np.float32(homogeneous * (1.0 + homogeneous))
-    variation += 1.0
-    # q below q0 gives c above 1, which is cut as in the authors' own programs.
-    return np.asarray(np.clip(1.0 / np.maximum(variation, np.float32(1.0)), 0.0, 1.0))
+    variation *= np.float32(1.0 / (homogeneous * (1.0 + homogeneous)))
+    np.maximum(variation, np.float32(0.0), out=variation)
+    variation += np.float32(1.0)
+    np.reciprocal(variation, out=variation)
+    return variation
 
 
 def _decompress(plane: _Plane, dynamic_range_db: float) -> _Plane:
