@@ -16,10 +16,10 @@ Errors never quote values: a caller may have put anything there.
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from handlers.params import flag, lengths, one_of, refuse_unknown
 from medserve.errors import InvalidRequestError
 from medserve.imaging.volume_file import ReadOptions
 from medserve.inference.volume_pipeline import SegmentOptions
@@ -93,12 +93,9 @@ class SegmentationParams:
         Raises:
             InvalidRequestError: names the known keys, or what the key takes.
         """
-        if set(params) - set(_KNOWN):
-            raise InvalidRequestError(
-                f"params: expected only known keys: {', '.join(_KNOWN)}; got another one"
-            )
+        refuse_unknown(params, _KNOWN)
         wanted, as_json = _wanted(params)
-        parts = {wanted} | {part for key, part in _EXTRAS.items() if _flag(params, key, False)}
+        parts = {wanted} | {part for key, part in _EXTRAS.items() if flag(params, key, False)}
         if not as_json and len(parts) > 1:
             raise InvalidRequestError(
                 f"params: expected {' and '.join(_EXTRAS)} with the output json, got one with a "
@@ -110,9 +107,9 @@ class SegmentationParams:
             read=ReadOptions(_channel(params), _spacing(params), modalities),
             options=replace(
                 defaults,
-                flips=_flag(params, "flips", defaults.flips),
-                largest_component=_flag(params, "largest_component", defaults.largest_component),
-                fill_holes=_flag(params, "fill_holes", defaults.fill_holes),
+                flips=flag(params, "flips", defaults.flips),
+                largest_component=flag(params, "largest_component", defaults.largest_component),
+                fill_holes=flag(params, "fill_holes", defaults.fill_holes),
                 probabilities=Part.PROBABILITIES in parts,
                 entropy=Part.UNCERTAINTY in parts,
             ),
@@ -121,8 +118,8 @@ class SegmentationParams:
 
 def _wanted(params: Mapping[str, object]) -> tuple[Part, bool]:
     """The part that output and format name, and whether it comes in JSON."""
-    output = _one_of(params, "output", _OUTPUTS)
-    form = _one_of(params, "format", _FORMATS)
+    output = one_of(params, "output", _OUTPUTS)
+    form = one_of(params, "format", _FORMATS)
     if output is None:
         output = "mask" if form is None else _OUTPUT_OF.get(form, _JSON)
     if form is None:
@@ -137,22 +134,6 @@ def _wanted(params: Mapping[str, object]) -> tuple[Part, bool]:
     return (_BARE | _IN_JSON)[pair], pair in _IN_JSON
 
 
-def _one_of(params: Mapping[str, object], key: str, allowed: tuple[str, ...]) -> str | None:
-    value = params.get(key)
-    if value is None or (isinstance(value, str) and value in allowed):
-        return value
-    raise InvalidRequestError(
-        f"params: {key}: expected one of {', '.join(allowed)}, got something else"
-    )
-
-
-def _flag(params: Mapping[str, object], key: str, default: bool) -> bool:
-    value = params.get(key, default)
-    if not isinstance(value, bool):
-        raise InvalidRequestError(f"params: {key}: expected true or false, got something else")
-    return value
-
-
 def _channel(params: Mapping[str, object]) -> int | None:
     value = params.get("channel")
     if value is None:
@@ -165,19 +146,8 @@ def _channel(params: Mapping[str, object]) -> int | None:
 
 
 def _spacing(params: Mapping[str, object]) -> tuple[float, float, float] | None:
-    value = params.get("spacing_mm")
-    if value is None:
+    found = lengths(params, "spacing_mm", 3)
+    if found is None:
         return None
-    numbers = value if isinstance(value, list) else []
-    if len(numbers) != 3 or not all(_is_length(each) for each in numbers):
-        raise InvalidRequestError(
-            "params: spacing_mm: expected three numbers above 0, got something else"
-        )
-    i, j, k = (float(each) for each in numbers)
+    i, j, k = found
     return i, j, k
-
-
-def _is_length(value: object) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return 0 < value < math.inf

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,10 @@ from medserve.errors import InvalidImageError, InvalidRequestError, PayloadTooLa
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.image import Image
 from medserve.imaging.mask_stack import MaskStack
-from medserve.imaging.nifti_space import NiftiSpace
 from medserve.spec import InputKind, InputSpec
+
+if TYPE_CHECKING:
+    from medserve.imaging.nifti_space import NiftiSpace
 
 __all__ = ["FrameGrid", "FrameLimits", "FrameStack", "SingleFrame", "Stated", "View"]
 
@@ -131,6 +134,8 @@ class FrameGrid:
 
     def space(self) -> NiftiSpace:
         """A NIfTI header that states the distances and claims no place in the patient."""
+        from medserve.imaging.nifti_space import NiftiSpace  # nibabel takes 0.3 s to import
+
         rows, columns = self.spacing_mm or (_UNSTATED_MM, _UNSTATED_MM)
         return NiftiSpace(
             version=1,
@@ -186,7 +191,7 @@ class FrameStack(ABC):
 
     def nifti_mask(self, masks: MaskStack) -> bytes:
         """The masks of all frames as .nii.gz, on `geometry`; frames are unpacked one by one."""
-        from medserve.imaging import nifti  # nibabel takes 0.3 s to import
+        from medserve.imaging import nifti
 
         return nifti.encode_planes(masks, self.geometry, self.space)
 

@@ -1,0 +1,305 @@
+"""Models that segment ultrasound frames: one picture, a cine loop, the planes of a stack.
+
+    bytes ─decode→ frames ─preprocess→ plane ─infer→ logits ─postprocess→ mask ─encode→ bytes
+
+Frames pass one batch at a time, so that a long loop takes the memory of a few frames and one bit a
+pixel for its masks. A frame that cannot be used costs no other. How the network sees a frame
+stands in the section `frame` of the model's configuration and happens in
+`medserve.inference.frame_pipeline`, as in training.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from handlers.answer import Envelope, Outcome
+from handlers.base import Handler
+from handlers.frame_params import FrameParams, FramePart
+from handlers.items import Item, blaming, refuse_expired
+from medserve.errors import (
+    ConfigError,
+    DeadlineError,
+    InvalidImageError,
+    InvalidRequestError,
+    MedserveError,
+    ModelNotReadyError,
+    ServerFailedError,
+)
+from medserve.imaging import frame_file, frame_overlay, sniff
+from medserve.imaging.dicom_frames import DicomFrames
+from medserve.imaging.frame_measure import measure_frame, measure_stack
+from medserve.imaging.frame_segmentation import FrameFinding, FrameSegmentation, mask_png
+from medserve.imaging.frames import FrameLimits, FrameStack
+from medserve.imaging.image import Image
+from medserve.imaging.likeness import looks_like_ultrasound
+from medserve.imaging.limits import Payload
+from medserve.imaging.mask_stack import MaskStack
+from medserve.inference.engines import Outputs
+from medserve.inference.frame_pipeline import FoundFrame, FramePipeline
+
+__all__ = ["BareFile", "FrameHandler"]
+
+_SHARE_OF_TIMEOUT = 0.9  # the rest is for the way back and the answer
+_FAINTEST = 2.0 / 255.0  # contrast below it: nothing was scanned
+_MOST_ELONGATED = 8.0  # longer side over shorter: a colour bar, a curve, a strip of film
+
+
+class BareFile(bytes):
+    """An answer that is a file as it stands, with no JSON around it."""
+
+
+class _Envelope(Envelope):
+    """Lets bare files through."""
+
+    def single(self, outcome: Outcome) -> bytes:
+        """The answer to a call with one file, or to a call that failed as a whole."""
+        return bytes(outcome) if isinstance(outcome, BareFile) else super().single(outcome)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One frame that went to the network.
+
+    Attributes:
+        index: Its place in the stack.
+        unlike_ultrasound: Whether it does not look like ultrasound.
+    """
+
+    index: int
+    unlike_ultrasound: bool
+
+
+class FrameHandler(Handler[FrameParams]):
+    """Frames -> masks on the frames' own pixels; a model's own handler adds only its name."""
+
+    max_items: ClassVar[int] = 1  # one file on the line at a time: it may be a long loop
+
+    pipeline: FramePipeline
+    limits: FrameLimits
+
+    # ---- the five verbs; `preprocess` and what it undoes are the pipeline's
+
+    def decode(self, payload: Payload, params: FrameParams) -> FrameStack:
+        """PNG, JPEG, TIFF, DICOM or NIfTI, by content -> the frames in it."""
+        stack = frame_file.decode(payload, self.limits, params.reading)
+        height, width = stack.grid.size
+        if max(height, width) > _MOST_ELONGATED * min(height, width):
+            raise InvalidImageError(
+                f"expected frames at most {_MOST_ELONGATED:g} times as long as wide, got "
+                f"{width} x {height} pixels; send whole frames"
+            )
+        self._refuse_part(params.part, stack)
+        return stack
+
+    def infer(self, planes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Planes (N, 1, H, W) -> logits (N, 1, H, W)."""
+        logits = self.engine.run(planes)["logits"]
+        if not np.isfinite(logits.sum(dtype=np.float64)):
+            raise ServerFailedError("the network gave a number that is not finite for this frame")
+        return logits
+
+    def segment(self, stack: FrameStack, params: FrameParams) -> FrameSegmentation:
+        """Every frame on its way to the network and back, batch by batch.
+
+        Raises:
+            InvalidImageError: no frame of the file can be used.
+        """
+        findings: dict[int, FrameFinding] = {}
+        seen: list[_Seen] = []
+        masks = MaskStack(stack.grid.size)
+        images = _images(stack, findings, seen)
+        found = self.pipeline.segment(images, self.infer, params.options)
+        for place, each in enumerate(found):
+            frame = seen[place]
+            _fill(masks, frame.index)
+            masks.append(each.mask)
+            findings[frame.index] = _finding(each, stack, frame)
+        _fill(masks, stack.grid.count)
+        _refuse_failure(findings, stack.grid.count)
+        frames = tuple(findings[index] for index in range(stack.grid.count))
+        measured = measure_stack([each.measure for each in frames], stack.grid, params.length_mm)
+        return FrameSegmentation(masks, stack.grid, self.spec.labels, frames, measured)
+
+    def encode(self, found: FrameSegmentation, stack: FrameStack, params: FrameParams) -> bytes:
+        """The bare file, or a JSON object with mask, measurements and what else was asked for."""
+        if not params.as_json:
+            return BareFile(self._file(params.part, found, stack))
+        content: dict[str, Any] = found.to_json(stack)
+        if params.with_overlay:
+            content["overlay_png"] = _base64(self._file(FramePart.OVERLAY, found, stack))
+        if params.part is FramePart.DICOM_SEG:
+            content["dicom_seg"] = _base64(self._file(FramePart.DICOM_SEG, found, stack))
+        return json.dumps(content, separators=(",", ":")).encode()
+
+    # ---- what the base asks for
+
+    def parse_params(self, params: Mapping[str, object]) -> FrameParams:
+        """See `handlers.frame_params`."""
+        parsed = FrameParams.parse(params, self.pipeline.defaults)
+        if parsed.part is FramePart.DICOM_SEG and not self.pipeline.frame.snomed:
+            raise InvalidRequestError(
+                "params: format: expected one that this model has, got dicom-seg, for which its "
+                "configuration lacks codes; ask for nifti"
+            )
+        return parsed
+
+    def answer(self, items: Sequence[Item[FrameParams]]) -> None:
+        """One file at a time; work stops between batches once nobody waits for it."""
+        for item in items:
+            with blaming(item):
+                refuse_expired(item.request)
+                params = item.params.of_call(packed=item.request.packed)
+                stack = self.decode(item.payload, params)
+                ends = self._ends(item.request.expires_at)
+                options = replace(params.options, between=_until(ends, stack.grid.count))
+                found = self.segment(stack, replace(params, options=options))
+                refuse_expired(item.request)
+                item.outcome = self.encode(found, stack, params)
+
+    def prepare(self) -> None:
+        """Build the way of this model's frames, and import the codecs that it reads with."""
+        self.pipeline = FramePipeline(self.spec)
+        frame = self.pipeline.frame
+        self.limits = FrameLimits(self.spec.input, frame.max_frames, frame.modalities)
+        self.envelope = _Envelope(self.provenance)
+        sniff.prepare(self.spec.input)
+        if len(self.spec.labels) != 2:
+            raise ConfigError(
+                f"{self.spec.name}: expected two labels, background and one structure, got "
+                f"{len(self.spec.labels)}"
+            )
+
+    def reproduce(self, payload: Payload) -> Outputs:
+        """The logits of the first frame, and the whole way once with the largest batch."""
+        params = self.parse_params({}).of_call(packed=False)
+        stack = self.decode(payload, params)
+        plane = self.pipeline.prepare(stack.read(0)).plane[np.newaxis]
+        outputs = self.engine.run(plane)
+        self.check_outputs(outputs)
+        self.encode(self.segment(stack, params), stack, params)
+        if self.pipeline.frame.batch > 1:
+            self.infer(np.repeat(plane, self.pipeline.frame.batch, axis=0))
+        return outputs
+
+    def check_outputs(self, outputs: Outputs) -> None:
+        """One score for each pixel of the plane, or the artifact is another model's."""
+        expected = (1, 1, *self.spec.input.size)
+        got = outputs["logits"].shape if "logits" in outputs else None
+        if got != expected:
+            raise ModelNotReadyError(
+                f"{self.spec.name}: expected logits {expected} for one frame, got {got}; the "
+                "artifact belongs to another model"
+            )
+
+    # ---- parts of the verbs
+
+    def _ends(self, expires_at: float | None) -> float:
+        """When the work is over: the caller's end, or before TorchServe kills the worker."""
+        last = time.monotonic() + _SHARE_OF_TIMEOUT * self.spec.serving.response_timeout
+        return last if expires_at is None else min(last, expires_at)
+
+    def _refuse_part(self, part: FramePart, stack: FrameStack) -> None:
+        """Before the work, what would be refused after it."""
+        if part is FramePart.DICOM_SEG and not isinstance(stack, DicomFrames):
+            raise InvalidRequestError(
+                "expected a DICOM file to answer with DICOM-SEG, got another kind of file; ask "
+                "for nifti or png"
+            )
+        if part is FramePart.PNG and stack.is_stack:
+            raise InvalidRequestError(
+                "expected a single frame to answer with one PNG, got a stack; ask for nifti"
+            )
+
+    def _file(self, part: FramePart, found: FrameSegmentation, stack: FrameStack) -> bytes:
+        if part is FramePart.MASK:
+            part = FramePart.NIFTI if stack.is_stack else FramePart.PNG
+        match part:
+            case FramePart.OVERLAY:
+                return frame_overlay.draw(stack, found)
+            case FramePart.DICOM_SEG:
+                from medserve.imaging import dicom_seg_frames  # highdicom: only who asks waits
+
+                assert isinstance(stack, DicomFrames)  # `_refuse_part` saw to it
+                label = self.spec.labels[1]
+                codes = self.pipeline.frame.snomed
+                return dicom_seg_frames.encode(
+                    found.masks, stack, label, codes[label], self.provenance
+                )
+            case FramePart.PNG:
+                return mask_png(found.masks[0])
+            case _:
+                return stack.nifti_mask(found.masks)
+
+
+def _images(
+    stack: FrameStack, findings: dict[int, FrameFinding], seen: list[_Seen]
+) -> Iterator[Image]:
+    """The frames that can be used, as they are asked for; why the others cannot, in `findings`."""
+    for index in range(stack.grid.count):
+        try:
+            image = stack.read(index)
+            _refuse_blank(image)
+        except MedserveError as error:
+            findings[index] = FrameFinding(error)
+            continue
+        seen.append(_Seen(index, unlike_ultrasound=not looks_like_ultrasound(image)))
+        yield image
+
+
+def _refuse_blank(image: Image) -> None:
+    if float(np.ptp(image.array)) < _FAINTEST:
+        raise InvalidImageError(
+            "expected an ultrasound frame, got one that is the same grey all over; send a frame "
+            "that was recorded with the probe on the patient"
+        )
+
+
+def _finding(found: FoundFrame, stack: FrameStack, frame: _Seen) -> FrameFinding:
+    crop = found.crop
+    seen = (crop.top, crop.left, crop.bottom, crop.right)
+    measured = measure_frame(found.mask, stack.grid, seen)
+    return FrameFinding(measured, frame.unlike_ultrasound)
+
+
+def _fill(masks: MaskStack, count: int) -> None:
+    """Empty masks for the frames before `count` that have none."""
+    while len(masks) < count:
+        masks.append(np.zeros(masks.size, dtype=np.uint8))
+
+
+def _refuse_failure(findings: Mapping[int, FrameFinding], count: int) -> None:
+    """A file of which no frame can be used has no answer, but an error."""
+    errors = [each.error for each in findings.values() if each.error is not None]
+    if len(errors) < count:
+        return
+    if count == 1:
+        raise errors[0]
+    raise InvalidImageError(
+        f"expected at least one frame that can be used, got {count} that cannot; the first: "
+        f"{errors[0].message}"
+    )
+
+
+def _until(ends: float, count: int) -> Callable[[int], None]:
+    """A `between` that raises DeadlineError once the time is over."""
+
+    def check(done: int) -> None:
+        if time.monotonic() >= ends:
+            raise DeadlineError(
+                f"expected the answer in the time allowed, got {done} of {count} frames done by "
+                "then; allow more time or send fewer frames"
+            )
+
+    return check
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
