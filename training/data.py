@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset
 
 from medserve.errors import ConfigError, InvalidImageError, PayloadTooLargeError
 from medserve.imaging import sniff
-from medserve.inference.fit import fit_grey
+from medserve.inference.fit import fit_cell, fit_grey
 from medserve.spec import ModelSpec
 from training.config import require_folder
 
@@ -32,20 +33,24 @@ __all__ = [
     "read_class_folders",
     "read_split",
     "split",
+    "to_pixels",
+    "to_planes",
+    "without_contradictions",
     "write_split",
 ]
 
 _log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+_AS_NAMED: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Grey images as the network sees them, with their label ids.
+    """Images as the network sees them, with their label ids.
 
     Attributes:
-        images: uint8 (N, H, W); 255 is an intensity of 1.
+        images: uint8 (N, H, W) grey or (N, H, W, 3) colour; 255 is an intensity of 1.
         label_ids: int64 (N,), indices into `labels`.
         paths: One per image, relative to the data folder, with forward slashes.
         labels: Class names in the model's order.
@@ -68,24 +73,37 @@ class LabelledImages:
 
 
 def labelled_files(
-    data_dir: Path, labels: Sequence[str], *, every_class: bool = False
+    data_dir: Path,
+    labels: Sequence[str],
+    *,
+    every_class: bool = False,
+    folders: Mapping[str, str] = _AS_NAMED,
 ) -> list[Path]:
     """Files of all class folders, in label order and sorted by path within a class.
+
+    Args:
+        data_dir: Holds one folder per class.
+        labels: In the model's order; each is the name of its folder.
+        every_class: Whether none may be missing.
+        folders: Label by folder, for folders that carry another name than their label.
 
     Raises:
         ConfigError: no such folder, a folder that is no label, no class folder at all (with
             `every_class`: one is missing), or no file.
     """
     require_folder(data_dir, "--data-dir")
-    found = {path.name for path in data_dir.iterdir() if path.is_dir() and path.name[0] != "."}
-    if unknown := sorted(found - set(labels)):
+    there = [path.name for path in data_dir.iterdir() if path.is_dir() and path.name[0] != "."]
+    found = {folders.get(name, name): name for name in there}
+    if unknown := sorted(set(found) - set(labels)):
         raise ConfigError(
             f"{data_dir}: expected only folders named {', '.join(labels)}, got {unknown[0]!r}"
         )
     missing = [label for label in labels if label not in found]
     if (every_class and missing) or len(missing) == len(labels):
         raise ConfigError(f"{data_dir}: expected folders of images named {', '.join(missing)}")
-    files = [path for label in labels if label in found for path in files_below(data_dir / label)]
+    files = [
+        path for label in labels if label in found for path in files_below(data_dir / found[label])
+    ]
     if not files:
         raise ConfigError(f"{data_dir}: expected images in the class folders, found no file")
     return files
@@ -99,11 +117,12 @@ def files_below(folder: Path) -> list[Path]:
 def decoded(
     paths: Iterable[Path], spec: ModelSpec, skipped: list[Path]
 ) -> Iterator[tuple[Path, npt.NDArray[np.float32]]]:
-    """Each file with its plane float32 (1, H, W), by the code that serving uses.
+    """Each file with its planes float32 (C, H, W), by the code that serving uses.
 
     What serving would refuse is logged and added to `skipped` instead.
     """
     size = (spec.input.size[0], spec.input.size[1])
+    fit = fit_grey if spec.input.channels == 1 else fit_cell
     for path in paths:
         try:
             image = sniff.decode(path.read_bytes(), spec.input)
@@ -111,23 +130,25 @@ def decoded(
             _log.warning("skipped %s: %s", path, error)
             skipped.append(path)
             continue
-        yield path, fit_grey(image, size)
+        yield path, fit(image, size)
 
 
-def read_class_folders(data_dir: Path, spec: ModelSpec) -> LabelledImages:
+def read_class_folders(
+    data_dir: Path, spec: ModelSpec, folders: Mapping[str, str] = _AS_NAMED
+) -> LabelledImages:
     """Decode every file below the class folders by the code that serving uses.
 
     A file that is no image is skipped, counted and named in `skipped`; ConfigError where a class
-    has no folder or no image left.
+    has no folder or no image left. `folders` says the label of a folder that has another name.
     """
     planes: list[npt.NDArray[np.uint8]] = []
     kept: list[Path] = []
     skipped: list[Path] = []
-    files = labelled_files(data_dir, spec.labels, every_class=True)
+    files = labelled_files(data_dir, spec.labels, every_class=True, folders=folders)
     for path, plane in decoded(track(files, description="Reading images"), spec, skipped):
-        planes.append(np.rint(255.0 * plane[0]).astype(np.uint8))
+        planes.append(to_pixels(plane))
         kept.append(path.relative_to(data_dir))
-    names = [path.parts[0] for path in kept]
+    names = [folders.get(path.parts[0], path.parts[0]) for path in kept]
     if empty := [label for label in spec.labels if label not in names]:
         raise ConfigError(f"{data_dir / empty[0]}: expected images, found none that decodes")
     label_ids = np.array([spec.labels.index(name) for name in names], dtype=np.int64)
@@ -136,10 +157,24 @@ def read_class_folders(data_dir: Path, spec: ModelSpec) -> LabelledImages:
     return LabelledImages(np.stack(planes), label_ids, paths, spec.labels, refused)
 
 
+def to_pixels(planes: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Planes float32 (C, H, W) in [0, 1] -> pixels uint8 (H, W) or (H, W, 3)."""
+    pixels = np.rint(255.0 * planes).astype(np.uint8)
+    return pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+
+
+def to_planes(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """Pixels uint8 (N, H, W) or (N, H, W, 3) -> planes uint8 (N, C, H, W), sharing memory."""
+    images = torch.from_numpy(pixels)
+    return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+
+
 def split(
-    dataset: LabelledImages, seed: int, held_out: float = 0.1
+    dataset: LabelledImages, seed: int, held_out: float = 0.1, validation: float | None = None
 ) -> dict[str, npt.NDArray[np.intp]]:
-    """Indices of train, validation and test; the last two are each `held_out` of every class.
+    """Indices of train, validation and test; of every class, `held_out` is tested.
+
+    As much is validated, or the share `validation`.
 
     Images whose pixels occur more than once all go to train, so that no copy of a training image
     is ever validated or tested. Depends on paths, pixels and seed, not on the order of reading.
@@ -153,11 +188,26 @@ def split(
     for label_id in range(len(dataset.labels)):
         members = by_path[dataset.label_ids[by_path] == label_id]
         singles = generator.permutation(members[is_single[members]])
-        count = min(max(1, round(held_out * len(members))), len(singles) // 3)
-        parts["test"].append(singles[:count])
-        parts["validation"].append(singles[count : 2 * count])
-        parts["train"] += [singles[2 * count :], members[~is_single[members]]]
+        tested, validated = (
+            min(max(1, round(share * len(members))), len(singles) // 3)
+            for share in (held_out, held_out if validation is None else validation)
+        )
+        parts["test"].append(singles[:tested])
+        parts["validation"].append(singles[tested : tested + validated])
+        parts["train"] += [singles[tested + validated :], members[~is_single[members]]]
     return {name: np.sort(np.concatenate(indices)) for name, indices in parts.items()}
+
+
+def without_contradictions(dataset: LabelledImages) -> LabelledImages:
+    """Leave out images whose very pixels occur under two labels: one of the two is wrong."""
+    digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in dataset.images]
+    labels_of: dict[str, set[int]] = {}
+    for digest, label_id in zip(digests, dataset.label_ids, strict=True):
+        labels_of.setdefault(digest, set()).add(int(label_id))
+    kept = np.flatnonzero([len(labels_of[digest]) == 1 for digest in digests])
+    if len(kept) < len(dataset):
+        _log.warning("left out %d images that occur under two labels", len(dataset) - len(kept))
+    return dataset.take(kept)
 
 
 def write_split(
@@ -188,7 +238,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
     """Labelled images as tensors, fetched a whole batch at a time (no per-image Python)."""
 
     def __init__(self, dataset: LabelledImages) -> None:
-        self.images = torch.from_numpy(dataset.images)[:, None]  # (N, 1, H, W)
+        self.images = to_planes(dataset.images)  # (N, C, H, W)
         self.label_ids = torch.from_numpy(dataset.label_ids)
 
     def __len__(self) -> int:
@@ -198,6 +248,6 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         return self.images[index], self.label_ids[index]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """What DataLoader calls: uint8 (N, 1, H, W) and int64 (N,)."""
+        """What DataLoader calls: uint8 (N, C, H, W) and int64 (N,)."""
         chosen = torch.as_tensor(indices)
         return self.images[chosen], self.label_ids[chosen]

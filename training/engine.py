@@ -26,7 +26,6 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, SumMetric
 
 from training import loop
-from training.augment import Augment
 from training.config import FitConfig
 from training.data import Batches, LabelledImages
 
@@ -35,6 +34,7 @@ __all__ = ["Classifier", "Fitted", "fit_classifier", "load_best", "one_cycle", "
 _log = logging.getLogger(__name__)
 
 SCORE = "validation_score"
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]  # images (N, C, H, W) in [0, 1]
 ParameterList = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -56,7 +56,7 @@ class Classifier(L.LightningModule):
     """
 
     def __init__(
-        self, network: nn.Module, config: FitConfig, augment: Augment, label_smoothing: float
+        self, network: nn.Module, config: FitConfig, augment: Augmentation, label_smoothing: float
     ) -> None:
         super().__init__()
         self.config = config
@@ -76,13 +76,17 @@ class Classifier(L.LightningModule):
         self.draws.manual_seed(seed)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """Loss of one batch: image uint8 (N, 1, H, W), label_ids int64 (N,)."""
+        """Loss of one batch: image uint8 (N, C, H, W), label_ids int64 (N,)."""
         image, label_ids = batch
         image = self.augment(image.float() / 255.0, self.draws)
-        logits = self.network(image.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits, label_ids, label_smoothing=self.label_smoothing)
+        loss = self.learn(image.contiguous(memory_format=torch.channels_last), label_ids)
         self.log("train_loss", loss, prog_bar=True)
         return loss
+
+    def learn(self, image: Tensor, label_ids: Tensor) -> Tensor:
+        """The loss to descend on for images (N, C, H, W) in [0, 1]; the place for another one."""
+        logits = self.network(image)
+        return F.cross_entropy(logits, label_ids, label_smoothing=self.label_smoothing)
 
     def on_train_batch_end(self, *_: object) -> None:
         """Move the average one step."""

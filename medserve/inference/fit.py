@@ -10,9 +10,10 @@ from PIL import Image as PillowImage
 
 from medserve.imaging import Image
 
-__all__ = ["Box", "fit_colour", "fit_grey", "fitted_box"]
+__all__ = ["Box", "fit_cell", "fit_colour", "fit_grey", "fitted_box"]
 
 _Plane = npt.NDArray[np.float32]
+_Filter = PillowImage.Resampling
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,23 @@ def fit_colour(image: Image, size: tuple[int, int]) -> _Plane:
     return np.stack([_fit(image.array[..., channel], size) for channel in range(3)])
 
 
-def _fit(plane: _Plane, size: tuple[int, int]) -> _Plane:
+def fit_cell(image: Image, size: tuple[int, int]) -> _Plane:
+    """Like `fit_colour`, but by Lanczos, as the pictures were shrunk that cells are learnt on.
+
+    It keeps more of the granules by which cells differ; where it overshoots, it is cut.
+    """
+    if not image.is_colour:
+        grey = _fit(image.grey(), size, _Filter.LANCZOS)[np.newaxis]
+        return np.repeat(grey.clip(0.0, 1.0), 3, axis=0)
+    planes = [_fit(image.array[..., channel], size, _Filter.LANCZOS) for channel in range(3)]
+    return np.stack(planes).clip(0.0, 1.0)
+
+
+def _fit(plane: _Plane, size: tuple[int, int], resampling: _Filter = _Filter.BILINEAR) -> _Plane:
     if plane.shape == size:
         return np.ascontiguousarray(plane)
     box = fitted_box((plane.shape[0], plane.shape[1]), size)
-    resized = PillowImage.fromarray(plane).resize(
-        (box.width, box.height), PillowImage.Resampling.BILINEAR
-    )
+    resized = PillowImage.fromarray(plane).resize((box.width, box.height), resampling)
     fitted = np.zeros(size, dtype=np.float32)
     rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
     fitted[rows, columns] = np.asarray(resized, dtype=np.float32)

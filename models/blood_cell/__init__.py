@@ -1,0 +1,1 @@
+"""Eight kinds of cell in smears of peripheral blood."""

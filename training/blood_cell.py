@@ -1,0 +1,81 @@
+"""Train the blood-cell classifier: `python -m training.blood_cell --data-dir DIR`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import lightning
+
+import models
+from models.blood_cell.network import BloodCellNet
+from training import data, engine
+from training.cells.augment import CellAugment
+from training.cells.kinds import FOLDERS, with_kinds
+from training.cells.module import CellClassifier
+from training.config import FitConfig, Setting, TrainPrecision, run, write
+
+__all__ = ["NAME", "TrainConfig", "main"]
+
+NAME = "blood_cell"
+
+
+@dataclass(frozen=True)
+class TrainConfig(FitConfig):
+    """Train the blood-cell classifier, export it and report on it."""
+
+    data_dir: Annotated[Path, Setting("folder with one folder of images per class")] = Path(
+        "data/PBC"
+    )
+    out_dir: Annotated[Path, Setting("folder for checkpoints, artifact, report")] = Path(
+        "runs/blood_cell"
+    )
+    epochs: Annotated[int, Setting("passes over the training images", minimum=1)] = 60
+    batch_size: Annotated[int, Setting("images a step", minimum=1)] = 128
+    learning_rate: Annotated[float, Setting("peak of the one-cycle schedule", minimum=0.0)] = 3e-3
+    weight_decay: Annotated[float, Setting("AdamW's, apart from the gradient", minimum=0.0)] = 0.05
+    patience: Annotated[int, Setting("epochs without a better validation", minimum=1)] = 60
+    precision: Annotated[
+        TrainPrecision, Setting("arithmetic; bf16 halves the time on CPUs that have it")
+    ] = TrainPrecision.BF16
+    width: Annotated[int, Setting("channels of the first stage", minimum=2)] = 48
+    first_side: Annotated[int, Setting("pixels of the window in the first epochs", minimum=16)] = 64
+    small_share: Annotated[
+        float, Setting("share of the epochs that see such images", minimum=0.0, maximum=1.0)
+    ] = 0.5
+    test_share: Annotated[float, Setting("of every class held out", minimum=0.01, maximum=0.3)] = (
+        0.1
+    )
+    validation_share: Annotated[
+        float, Setting("of every class, to choose the epoch", minimum=0.01, maximum=0.3)
+    ] = 0.05
+    label_smoothing: Annotated[
+        float, Setting("some labels are wrong, none is certain", minimum=0.0, maximum=0.5)
+    ] = 0.05
+
+
+def main(config: TrainConfig) -> None:
+    """Read, split, fit, then export and report on the best weights."""
+    spec = models.spec(NAME)
+    images = data.read_class_folders(config.data_dir, spec, FOLDERS)
+    images = data.without_contradictions(images)
+    write(config, config.out_dir / "config.json")
+    parts = data.split(images, config.seed, config.test_share, config.validation_share)
+    data.write_split(config.out_dir / "split.csv", images, parts)
+    train, validation = images.take(parts["train"]), images.take(parts["validation"])
+    lightning.seed_everything(config.seed, verbose=False)
+    module = CellClassifier(
+        BloodCellNet(width=config.width),
+        config,
+        CellAugment(),
+        config.label_smoothing,
+        config.first_side,
+        config.small_share,
+    )
+    engine.fit_classifier(module, with_kinds(train), validation, config.out_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, TrainConfig))

@@ -1,0 +1,1 @@
+"""Training of classifiers of blood cells, one module a step."""
