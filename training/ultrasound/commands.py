@@ -6,15 +6,22 @@ python -m training.trus_prostate simulate --help
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from training.config import run
+from training.ultrasound.prepare import PrepareConfig, prepare
 from training.ultrasound.simulated_set import SimulateConfig, simulate_set
 
 __all__ = ["COMMANDS", "run_command"]
 
-COMMANDS = {
-    "simulate": (simulate_set, SimulateConfig),
+
+def _prepare(config: PrepareConfig) -> None:
+    prepare(config)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "simulate": lambda arguments: run(simulate_set, SimulateConfig, arguments),
+    "prepare": lambda arguments: run(_prepare, PrepareConfig, arguments),
 }
 
 
@@ -25,8 +32,7 @@ def run_command(arguments: Sequence[str]) -> int | None:
     """
     if not arguments or arguments[0] not in COMMANDS:
         return None
-    main, config = COMMANDS[arguments[0]]
-    return run(main, config, arguments[1:])
+    return COMMANDS[arguments[0]](arguments[1:])
 
 
 if __name__ == "__main__":

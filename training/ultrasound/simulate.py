@@ -181,7 +181,7 @@ def _draw_fan(gland: Gland, config: SimulationConfig, generator: np.random.Gener
     # A fan of more than half a turn's width bends below the surface at its sides.
     tall = reach + radius * (1 - np.cos(opening / 2))
     wide = 2 * (radius + reach) * np.sin(min(opening, np.pi) / 2)
-    spacing = max(tall / config.height, wide / config.width) / generator.uniform(0.82, 0.96)
+    spacing = max(tall / config.height, wide / config.width) / generator.uniform(0.8, 0.93)
     probe = Probe(
         radius, opening, reach, float(generator.uniform(6.0, 9.5)),
         focus_mm=float(generator.uniform(0.35, 0.8) * reach),
@@ -193,7 +193,7 @@ def _draw_fan(gland: Gland, config: SimulationConfig, generator: np.random.Gener
     free = config.height - tall / spacing
     top = generator.uniform(0.2, 0.8) * free + reach / spacing
     row = top if below else config.height - top
-    column = config.width / 2 + generator.uniform(-0.3, 0.3) * (config.width - wide / spacing)
+    column = config.width / 2 + generator.uniform(-0.1, 0.1) * (config.width - wide / spacing)
     return Fan(probe, config.height, config.width, spacing, (float(row), float(column)), below)
 
 
