@@ -49,11 +49,12 @@ class GenerationSpec:
         max_beta: Share that the last step adds; of the linear schedule only.
         default_sampler: Where a caller names none.
         default_steps: Calls of the network an image, where a caller names none.
-        default_guidance: Weight of the class, where a caller names none; 1 is the class alone.
+        default_guidance: Weight of the class, where a caller names none; 1 is the class alone, 0
+            no class.
         max_guidance: The largest that still draws images.
         max_images: In one call.
         max_work: In one call: images * steps * pixels over those of the default size, twice as
-            much with guidance, which asks the network twice.
+            much with a guidance other than 0 and 1, which asks the network twice.
         max_replacements: Further seeds that one call may try where images come too near to a
             training image and are withheld.
     """

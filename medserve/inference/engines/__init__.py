@@ -5,6 +5,6 @@ pays for the one that it uses.
 """
 
 from medserve.inference.engines.choice import EngineChoice, choose
-from medserve.inference.engines.engine import Engine, Outputs, load_engine
+from medserve.inference.engines.engine import Engine, Inputs, Outputs, load_engine
 
-__all__ = ["Engine", "EngineChoice", "Outputs", "choose", "load_engine"]
+__all__ = ["Engine", "EngineChoice", "Inputs", "Outputs", "choose", "load_engine"]

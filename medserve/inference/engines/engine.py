@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,11 @@ import numpy.typing as npt
 from medserve.errors import ArchiveError, ConfigError
 from medserve.spec import EngineName, Precision
 
-__all__ = ["ONNX_FILE", "TORCHSCRIPT_FILE", "Engine", "Outputs", "load_engine"]
+__all__ = ["ONNX_FILE", "TORCHSCRIPT_FILE", "Engine", "Inputs", "Outputs", "load_engine"]
 
+# A batch (N, C, ...) for an artifact of one input, or an array with N rows for each input by name,
+# in the order in which the artifact takes them.
+Inputs = npt.NDArray[np.float32] | Mapping[str, npt.NDArray[Any]]
 Outputs = dict[str, npt.NDArray[np.float32]]  # output name -> array with the batch as first axis
 
 ONNX_FILE = "model.onnx"
@@ -25,8 +29,8 @@ class Engine(Protocol):
 
     name: EngineName
 
-    def run(self, tensor: npt.NDArray[np.float32]) -> Outputs:
-        """A batch (N, C, ...) -> every output of the artifact by name, N rows each."""
+    def run(self, inputs: Inputs) -> Outputs:
+        """A batch of N rows -> every output of the artifact by name, N rows each."""
 
 
 # engine -> (module here, artifact, what to install where the library is missing)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
 from medserve.errors import ArchiveError
-from medserve.inference.engines.engine import Outputs, refuse
+from medserve.inference.engines.engine import Inputs, Outputs, refuse
 from medserve.spec import EngineName, Precision
 
 __all__ = ["OnnxRuntimeEngine", "load"]
@@ -28,9 +27,10 @@ class OnnxRuntimeEngine:
         self._input = session.get_inputs()[0].name
         self._names = [each.name for each in session.get_outputs()]
 
-    def run(self, tensor: npt.NDArray[np.float32]) -> Outputs:
-        """A batch (N, C, ...) -> every output by name."""
-        arrays = self._session.run(self._names, {self._input: tensor})
+    def run(self, inputs: Inputs) -> Outputs:
+        """A batch of N rows -> every output by name."""
+        named = {self._input: inputs} if isinstance(inputs, np.ndarray) else dict(inputs)
+        arrays = self._session.run(self._names, named)
         return dict(zip(self._names, arrays, strict=True))
 
 

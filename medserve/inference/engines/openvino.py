@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from medserve.errors import ArchiveError
-from medserve.inference.engines.engine import Outputs, refuse
+from medserve.inference.engines.engine import Inputs, Outputs, refuse
 from medserve.spec import EngineName, Precision
 
 if TYPE_CHECKING:
@@ -30,11 +29,16 @@ class OpenVinoEngine:
         self._names = [port.get_any_name() for port in model.outputs]
         self._request = model.create_infer_request()
 
-    def run(self, tensor: npt.NDArray[np.float32]) -> Outputs:
-        """A batch (N, C, ...) -> every output by name."""
-        # The input is only read while the call lasts, so it need not be copied; outputs are
+    def run(self, inputs: Inputs) -> Outputs:
+        """A batch of N rows -> every output by name."""
+        named: dict[int | str, Any]
+        if isinstance(inputs, np.ndarray):
+            named = {0: np.ascontiguousarray(inputs)}
+        else:
+            named = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        # Inputs are only read while the call lasts, so they need not be copied; outputs are
         # copied out, for the next call writes over them.
-        results = self._request.infer({0: np.ascontiguousarray(tensor)}, share_inputs=True)
+        results = self._request.infer(named, share_inputs=True)
         return {name: results[index] for index, name in enumerate(self._names)}
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from medserve.errors import ArchiveError
-from medserve.inference.engines.engine import Outputs, refuse
+from medserve.inference.engines.engine import Inputs, Outputs, refuse
 from medserve.spec import EngineName, Precision
 
 __all__ = ["TorchScriptEngine", "load"]
@@ -28,18 +29,22 @@ class TorchScriptEngine:
         self._device = device
         self._names: tuple[str, ...] = tuple(getattr(module, "outputs", _CONVENTION))
 
-    def run(self, tensor: npt.NDArray[np.float32]) -> Outputs:
-        """A batch (N, C, ...) -> every output by name."""
+    def run(self, inputs: Inputs) -> Outputs:
+        """A batch of N rows -> every output by name; several inputs go by their order."""
+        arrays = [inputs] if isinstance(inputs, np.ndarray) else list(inputs.values())
         with torch.inference_mode():
-            batch = torch.from_numpy(np.ascontiguousarray(tensor)).to(self._device)
-            if batch.ndim == 4:  # (N, C, H, W): up to 1.4 times faster on CPUs in this order
-                batch = batch.contiguous(memory_format=torch.channels_last)
-            answer = self._module(batch)
+            answer = self._module(*map(self._tensor, arrays))
         results = answer if isinstance(answer, tuple) else (answer,)
         return {
             name: np.ascontiguousarray(result.float().cpu().numpy())
             for name, result in zip(self._names, results, strict=False)
         }
+
+    def _tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        if tensor.ndim == 4:  # (N, C, H, W): up to 1.4 times faster on CPUs in this order
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return tensor
 
 
 def load(path: Path, *, precision: Precision, threads: int, device: str) -> TorchScriptEngine:
