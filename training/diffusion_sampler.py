@@ -51,7 +51,8 @@ def train_network(
     lightning.seed_everything(config.seed, verbose=False)
     classes = len(train.labels) if config.conditional else 0
     module = Diffusion(build(config, classes), classes, config)
-    return fit(module, train, Judge(validation, eyes, config.out_dir), config.out_dir)
+    judge = Judge(validation, eyes, config.out_dir, config.mirror)
+    return fit(module, train, judge, config.out_dir)
 
 
 def _read(config: type[DiffusionConfig], arguments: Sequence[str] | None) -> DiffusionConfig:

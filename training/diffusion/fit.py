@@ -47,11 +47,15 @@ class Judge(Callback):
     """Every few epochs: samples, their Fréchet distance to the validation images, a picture."""
 
     def __init__(
-        self, validation: LabelledImages, network: extractor.DomainExtractor, out_dir: Path
+        self,
+        validation: LabelledImages,
+        network: extractor.DomainExtractor,
+        out_dir: Path,
+        mirrored: bool = True,
     ) -> None:
-        self._network, self._out_dir = network, out_dir
+        self._network, self._out_dir, self._mirrored = network, out_dir, mirrored
         self._label_ids = validation.label_ids
-        self._real = extractor.features(network, validation.images)
+        self._real = extractor.features(network, validation.images, mirrored)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Log `SCORE`, on which the best checkpoint is chosen."""
@@ -64,7 +68,8 @@ class Judge(Callback):
         if not module.classes:
             label_ids = np.zeros_like(label_ids)
         images = sample(module, label_ids, _JUDGE_STEPS, config.seed)
-        distance = frechet_distance(extractor.features(self._network, images), self._real)
+        found = extractor.features(self._network, images, self._mirrored)
+        distance = frechet_distance(found, self._real)
         module.log(SCORE, distance, prog_bar=True)
         _log.info("epoch %d: Fréchet distance %.4f", epoch, distance)
         if config.debug:
