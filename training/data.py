@@ -33,7 +33,7 @@ __all__ = [
     "read_class_folders",
     "read_split",
     "split",
-    "to_pixels",
+    "to_images",
     "to_planes",
     "without_contradictions",
     "write_split",
@@ -141,12 +141,12 @@ def read_class_folders(
     A file that is no image is skipped, counted and named in `skipped`; ConfigError where a class
     has no folder or no image left. `folders` says the label of a folder that has another name.
     """
-    planes: list[npt.NDArray[np.uint8]] = []
+    pixels: list[npt.NDArray[np.uint8]] = []
     kept: list[Path] = []
     skipped: list[Path] = []
     files = labelled_files(data_dir, spec.labels, every_class=True, folders=folders)
-    for path, plane in decoded(track(files, description="Reading images"), spec, skipped):
-        planes.append(to_pixels(plane))
+    for path, planes in decoded(track(files, description="Reading images"), spec, skipped):
+        pixels.append(to_images(planes[np.newaxis])[0])
         kept.append(path.relative_to(data_dir))
     names = [folders.get(path.parts[0], path.parts[0]) for path in kept]
     if empty := [label for label in spec.labels if label not in names]:
@@ -154,13 +154,13 @@ def read_class_folders(
     label_ids = np.array([spec.labels.index(name) for name in names], dtype=np.int64)
     paths = tuple(path.as_posix() for path in kept)
     refused = tuple(path.relative_to(data_dir).as_posix() for path in skipped)
-    return LabelledImages(np.stack(planes), label_ids, paths, spec.labels, refused)
+    return LabelledImages(np.stack(pixels), label_ids, paths, spec.labels, refused)
 
 
-def to_pixels(planes: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Planes float32 (C, H, W) in [0, 1] -> pixels uint8 (H, W) or (H, W, 3)."""
+def to_images(planes: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Planes float32 (N, C, H, W) in [0, 1] -> pixels uint8 (N, H, W) or (N, H, W, 3)."""
     pixels = np.rint(255.0 * planes).astype(np.uint8)
-    return pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    return pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1).copy()
 
 
 def to_planes(pixels: npt.NDArray[np.uint8]) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,14 @@ from medserve.errors import ConfigError
 from medserve.inference.engines import Engine, load_engine
 from medserve.spec import EngineName, ModelSpec, Precision
 from training import metrics, report
-from training.data import SPLITS, decoded, files_below, labelled_files, read_split
+from training.data import (
+    SPLITS,
+    decoded,
+    files_below,
+    labelled_files,
+    read_split,
+    to_images,
+)
 from training.export import sha256
 
 __all__ = ["Answers", "EvaluationRequest", "answer_files", "evaluate_classifier"]
@@ -44,6 +51,7 @@ class EvaluationRequest:
         foreign_dir: Images that the model should call unlike, one folder per kind.
         engine: What runs the artifact; the room's choice where None.
         threads: Of the engine; 0 takes every core.
+        folders: Label by folder, for folders that carry another name than their label.
     """
 
     data_dir: Path
@@ -54,6 +62,7 @@ class EvaluationRequest:
     foreign_dir: Path | None = None
     engine: EngineName | None = None
     threads: int = 0
+    folders: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +71,14 @@ class Answers:
 
     Attributes:
         paths: Of those files, in the order asked.
-        planes: float32 (N, H, W), as the network saw them.
+        pixels: uint8 (N, H, W) or (N, H, W, 3), what the network saw.
         probabilities: float64 (N, K), calibrated.
         novelty: float32 (N,).
         skipped: Number of files that serving would refuse.
     """
 
     paths: tuple[Path, ...]
-    planes: npt.NDArray[np.float32]
+    pixels: npt.NDArray[np.uint8]
     probabilities: npt.NDArray[np.float64]
     novelty: npt.NDArray[np.float32]
     skipped: int
@@ -96,7 +105,10 @@ def evaluate_classifier(name: str, request: EvaluationRequest) -> dict[str, Any]
     if not answers.paths:
         raise ConfigError(f"{request.data_dir}: expected images, found none that can be decoded")
     names = tuple(path.relative_to(request.data_dir) for path in answers.paths)
-    label_ids = np.array([spec.labels.index(each.parts[0]) for each in names], dtype=np.int64)
+    folders = [each.parts[0] for each in names]
+    label_ids = np.array(
+        [spec.labels.index(request.folders.get(each, each)) for each in folders], dtype=np.int64
+    )
     measured = metrics.measure(answers.probabilities, label_ids, spec.labels)
     content = {
         "model": spec.name,
@@ -113,7 +125,7 @@ def evaluate_classifier(name: str, request: EvaluationRequest) -> dict[str, Any]
     (request.out_dir / "metrics.json").write_text(text + "\n", encoding="utf-8")
     findings = report.Findings(
         tuple(each.as_posix() for each in names),
-        answers.planes,
+        answers.pixels,
         answers.probabilities,
         answers.novelty,
         label_ids,
@@ -131,7 +143,7 @@ def evaluate_classifier(name: str, request: EvaluationRequest) -> dict[str, Any]
 
 def _chosen_files(request: EvaluationRequest, spec: ModelSpec) -> list[Path]:
     """The files to evaluate: all, or one part of a split."""
-    files = labelled_files(request.data_dir, spec.labels)
+    files = labelled_files(request.data_dir, spec.labels, folders=request.folders)
     if request.split is None:
         return files
     if request.part not in SPLITS:
@@ -154,20 +166,21 @@ def answer_files(
     skipped: list[Path] = []
     kept: list[Path] = []
     height, width = spec.input.size
-    planes = [np.zeros((0, height, width), np.float32)]
+    nothing = np.zeros((0, spec.input.channels, height, width), np.float32)
+    pixels = [to_images(nothing)]
     logits = [np.zeros((0, len(spec.labels)), np.float32)]
     novelty = [np.zeros(0, np.float32)]
     shown: Iterable[Path] = track(paths, description=progress) if progress else paths
     for batch in _batches(decoded(shown, spec, skipped)):
-        tensor = np.stack([plane for _, plane in batch])  # (N, 1, H, W)
+        tensor = np.stack([planes for _, planes in batch])  # (N, C, H, W)
         outputs = engine.run(tensor)
         kept += [path for path, _ in batch]
-        planes.append(tensor[:, 0])
+        pixels.append(to_images(tensor))
         logits.append(outputs["logits"])
         novelty.append(outputs["novelty"])
     probabilities = softmax(np.concatenate(logits).astype(np.float64), axis=1)
     return Answers(
-        tuple(kept), np.concatenate(planes), probabilities, np.concatenate(novelty), len(skipped)
+        tuple(kept), np.concatenate(pixels), probabilities, np.concatenate(novelty), len(skipped)
     )
 
 

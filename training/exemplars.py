@@ -29,10 +29,10 @@ Pixels = npt.NDArray[np.uint8]
 def mean_picture(
     images: Pixels, score: Callable[[Pixels], float], enough: float, members: int = MEMBERS
 ) -> Pixels:
-    """Mean uint8 (H, W) of `members` images near one centre, all different from each other.
+    """Mean uint8 (H, W) or (H, W, 3) of `members` images near one centre, no two alike.
 
     Args:
-        images: uint8 (N, H, W), of one class.
+        images: uint8 (N, H, W) or (N, H, W, 3), of one class.
         score: How well a mean stands for the class (e.g. the probability that a network gives).
         enough: The first mean with this score is taken, else the best there is.
         members: How many images go into the mean.

@@ -31,14 +31,14 @@ class Findings:
 
     Attributes:
         names: Path of each image, relative to the data folder.
-        planes: float32 (N, H, W) in [0, 1].
+        pixels: uint8 (N, H, W) or (N, H, W, 3).
         probabilities: float64 (N, K).
         novelty: float32 (N,).
         label_ids: int64 (N,), the truth.
     """
 
     names: tuple[str, ...]
-    planes: npt.NDArray[np.float32]
+    pixels: npt.NDArray[np.uint8]
     probabilities: npt.NDArray[np.float64]
     novelty: npt.NDArray[np.float32]
     label_ids: npt.NDArray[np.int64]
@@ -71,7 +71,7 @@ def write(
     gallery = [_finding(spec, findings, int(i)) for i in wrong[:_GALLERY]]
     for number, i in enumerate(wrong[:_GALLERY]):
         (out_dir / "errors").mkdir(exist_ok=True)
-        (out_dir / "errors" / f"{number:03d}.png").write_bytes(_png(findings.planes[i]))
+        (out_dir / "errors" / f"{number:03d}.png").write_bytes(_png(findings.pixels[i]))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -97,7 +97,7 @@ def _finding(spec: ModelSpec, findings: Findings, i: int) -> Finding:
     order = np.argsort(-findings.probabilities[i])
     return Finding(
         name=findings.names[i],
-        picture=_data_uri(_png(findings.planes[i])),
+        picture=_data_uri(_png(findings.pixels[i])),
         truth=spec.labels[findings.label_ids[i]],
         answer=spec.labels[order[0]],
         probabilities=tuple((spec.labels[k], float(findings.probabilities[i, k])) for k in order),
@@ -165,9 +165,8 @@ def _draw(make: Callable[[], Figure]) -> bytes:
     return buffer.getvalue()
 
 
-def _png(plane: npt.NDArray[np.float32]) -> bytes:
-    grey = np.rint(255.0 * plane).astype(np.uint8)
-    large = np.kron(grey, np.ones((_ZOOM, _ZOOM), dtype=np.uint8))
+def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    large = pixels.repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)
     buffer = io.BytesIO()
     PillowImage.fromarray(large).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import models
 from medserve.spec import ModelSpec
 from training import exemplars, export
 from training.calibration import fit_temperature
-from training.data import LabelledImages
+from training.data import LabelledImages, to_planes
 from training.engine import Fitted
 from training.evaluation import EvaluationRequest, evaluate_classifier
 from training.novelty import BLANK, describe, fit_novelty
@@ -47,6 +47,7 @@ class Shipment:
         data_dir: Where both were read, with `out_dir/split.csv` saying what is test.
         out_dir: Receives `artifact/`, `examples/` and `report/`.
         foreign_dir: Images that the model should call unlike, one folder per kind.
+        folders: Label by folder, for folders that carry another name than their label.
     """
 
     spec: ModelSpec
@@ -55,6 +56,7 @@ class Shipment:
     data_dir: Path
     out_dir: Path
     foreign_dir: Path | None = None
+    folders: Mapping[str, str] = field(default_factory=dict)
 
 
 def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
@@ -80,6 +82,7 @@ def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
             weights=folder,
             split=folder / "split.csv",
             foreign_dir=shipment.foreign_dir,
+            folders=shipment.folders,
         ),
     )
     measured["training"] = {
@@ -132,7 +135,7 @@ def calibrate(
 
 @torch.no_grad()
 def _describe_all(network: nn.Module, images: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-    """What novelty sees (N, D) and logits (N, K) of uint8 images (N, H, W)."""
+    """What novelty sees (N, D) and logits (N, K) of uint8 images (N, H, W) or (N, H, W, 3)."""
     described, logits = [], []
     for start in range(0, len(images), _BATCH):
         maps = network.features(_tensor(images[start : start + _BATCH]))  # type: ignore[operator]
@@ -142,8 +145,8 @@ def _describe_all(network: nn.Module, images: npt.NDArray[np.uint8]) -> tuple[Te
 
 
 def _tensor(images: npt.NDArray[np.uint8]) -> Tensor:
-    """Pixels uint8 (N, H, W) -> float32 (N, 1, H, W) in [0, 1]."""
-    return torch.from_numpy(images)[:, None].float() / 255.0
+    """Pixels uint8 (N, H, W) or (N, H, W, 3) -> float32 (N, C, H, W) in [0, 1]."""
+    return to_planes(images).contiguous().float() / 255.0
 
 
 def _contrast(images: npt.NDArray[np.uint8]) -> Tensor:

@@ -8,21 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks import ResidualBlock2d, conv_norm_2d
+from models.blood_cell.units import UNITS
 
-__all__ = ["UNITS", "BloodCellNet"]
-
-# What the head tells apart, label by label: the stages of maturation that haematologists name look
-# different from each other, and learning them apart helps where two labels meet.
-UNITS: tuple[tuple[str, ...], ...] = (
-    ("basophil",),
-    ("eosinophil",),
-    ("erythroblast",),
-    ("metamyelocyte", "myelocyte", "promyelocyte"),
-    ("lymphocyte",),
-    ("monocyte",),
-    ("band_neutrophil", "segmented_neutrophil"),
-    ("platelet",),
-)
+__all__ = ["BloodCellNet"]
 
 
 class BloodCellNet(nn.Module):
@@ -36,6 +24,8 @@ class BloodCellNet(nn.Module):
         width: Channels of the first stage; the second and third have twice and four times as many.
         window: Pixels of the side of the middle square; smaller images are taken whole.
         stem_stride: 2 halves the plane before the first stage; 1 is for windows of 28 pixels.
+        views: 1 looks at the cell once; 4 also at its quarter turns, 8 at their mirror images too,
+            and takes the mean. A cell has no upright, so the views are as good as new pictures.
     """
 
     def __init__(
@@ -44,9 +34,11 @@ class BloodCellNet(nn.Module):
         width: int = 48,
         window: int = 80,
         stem_stride: int = 2,
+        views: int = 1,
     ) -> None:
         super().__init__()
         self.window = window
+        self.views = views
         self.stem = conv_norm_2d(3, width // 2, 3, stem_stride)
         self.stages = nn.ModuleList(
             nn.Sequential(
@@ -59,11 +51,18 @@ class BloodCellNet(nn.Module):
         self.sizes = [len(each) for each in units]
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Image (N, 3, H, W) in [0, 1] -> one map per stage, fine to coarse."""
-        maps = [torch.relu(self.stem(2.0 * self.middle(image) - 1.0))]
+        """Image (N, 3, H, W) in [0, 1] -> one map per stage, fine to coarse.
+
+        With several views, each map is their mean. They do not lie on one another, but all that is
+        asked of a map is its mean over the plane.
+        """
+        seen = turned(self.middle(image), self.views)  # (V * N, 3, window, window)
+        maps = [torch.relu(self.stem(2.0 * seen - 1.0))]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
-        return maps[1:]
+        if self.views == 1:
+            return maps[1:]
+        return [each.unflatten(0, (self.views, -1)).mean(dim=0) for each in maps[1:]]
 
     def middle(self, image: Tensor) -> Tensor:
         """The middle square of the frame (N, 3, window, window); a smaller image as it is."""
@@ -87,3 +86,11 @@ class BloodCellNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Image (N, 3, H, W) in [0, 1] -> logits of the labels (N, K)."""
         return self.classify(self.features(image))
+
+
+def turned(image: Tensor, views: int) -> Tensor:
+    """Image (N, C, H, H) -> (views * N, C, H, H): by quarter turns, then the mirror image too."""
+    if views == 1:
+        return image
+    pictures = [image, image.flip(3)][: views // 4]
+    return torch.cat([each.rot90(turn, (2, 3)) for each in pictures for turn in range(4)])

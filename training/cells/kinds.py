@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.blood_cell.network import UNITS
+from models.blood_cell.units import UNITS
 from training.data import LabelledImages
 
 __all__ = ["FOLDERS", "KindLoss", "with_kinds"]
