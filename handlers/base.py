@@ -47,9 +47,11 @@ class Handler(ABC, Generic[Params]):
 
     max_items: ClassVar[int] = 64  # files on the line at a time; bounds memory
     # Volumes answer with the bare file and raise errors as a gRPC status, one request a batch:
-    # TorchServe fails a whole batch for one exception, so batched models answer error bodies.
+    # TorchServe fails a whole batch for one exception, so batched models answer error bodies. So
+    # do streams, to whose callers TorchServe would say nothing of an exception.
     raises_errors: ClassVar[bool] = False
 
+    folder: Path  # of the unpacked archive
     spec: ModelSpec
     engine: Engine
     envelope: Envelope
@@ -80,7 +82,7 @@ class Handler(ABC, Generic[Params]):
     def initialize(self, context: torchserve.WorkerContext) -> None:
         """Load the archive beside the handler and prove it; raising keeps the worker unready."""
         _silence_codecs()
-        folder = Path(context.system_properties["model_dir"])
+        folder = self.folder = Path(context.system_properties["model_dir"])
         self.spec = _read_spec(context, folder)
         if self.raises_errors and self.spec.serving.batch_size != 1:
             raise ConfigError(
@@ -123,7 +125,7 @@ class Handler(ABC, Generic[Params]):
                 torchserve.end_stream(context, index)
         statuses = Counter(status(outcome) for job in jobs for outcome in job.outcomes)
         torchserve.report(context, time.perf_counter() - started, statuses)
-        if self.raises_errors:
+        if self.raises_errors and not any(map(request.asks_for_stream, data)):
             _raise_first(jobs)
         return answers
 

@@ -111,7 +111,8 @@ def write_diffusion_artifact(folder: Path) -> Path:
     _write_onnx(folder / "model.onnx")
     _write_torchscript(folder / "model.pt")
     (folder / "golden_input.json").write_text(json.dumps(GOLDEN), encoding="utf-8")
-    np.savez(folder / "golden_output.npz", tolerance=np.float32(1e-3), **_golden())
+    golden: dict[str, Any] = {**_golden(), "tolerance": np.float32(1e-3)}
+    np.savez(folder / "golden_output.npz", **golden)
     write_fingerprints(folder)
     return folder
 
@@ -150,7 +151,7 @@ def _write_onnx(path: Path) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     a, b = _tables()
-    shape = ["N", 1, SIDE, SIDE]
+    shape: list[str | int | None] = ["N", 1, SIDE, SIDE]
     column = (len(a), 1, 1, 1)
     graph = helper.make_graph(
         [

@@ -1,0 +1,210 @@
+"""Models that make images: everything, for any set of classes.
+
+    params ─seeds→ noise ─walk, a call of the network a step→ pixels ─not a copy?→ samples ─encode→
+
+What the network was trained on stands in the section `generation` of the model's configuration; the
+walk happens in `medserve.inference.generation`, as in training and judging. An image that comes too
+near to a training image is withheld, and the next seed takes its place.
+
+A caller who reads a stream gets a JSON object now and then while an image forms,
+
+    {"event": "progress", "image": 0, "step": 5, "of": 20, "preview_png": …}
+
+and at its end what any other caller gets:
+
+    {"model", "version", "archive_digest", "status": "ok",
+     "images": [{"png", "synthetic", "seed", "class", "steps", …}, …], "withheld": 0}
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from handlers import torchserve
+from handlers.base import Handler
+from handlers.generation_params import GenerationParams, SampleFormat
+from handlers.items import Item, blaming, refuse_expired
+from handlers.request import Inputs
+from handlers.watch import Watch
+from medserve.errors import (
+    ConfigError,
+    InvalidRequestError,
+    MedserveError,
+    ModelNotReadyError,
+    ServerFailedError,
+)
+from medserve.imaging import synthetic
+from medserve.imaging.limits import Payload
+from medserve.imaging.sample import Sample
+from medserve.inference.engines import Outputs
+from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
+from medserve.inference.generation import OUTPUT, DiffusionPipeline, to_pixels
+
+__all__ = ["GenerationHandler"]
+
+_SHARE_OF_TIMEOUT = 0.9  # the rest is for the answer
+
+
+class GenerationHandler(Handler[GenerationParams]):
+    """Params -> synthetic images; a model's own handler adds nothing but its name."""
+
+    raises_errors: ClassVar[bool] = True
+    max_items: ClassVar[int] = 1
+
+    pipeline: DiffusionPipeline
+    fingerprints: FingerprintIndex
+
+    # ---- what the base asks for
+
+    def parse_params(self, params: Mapping[str, object]) -> GenerationParams:
+        """See `handlers.generation_params`."""
+        parsed = GenerationParams.parse(params, self.spec)
+        if parsed.form is SampleFormat.NIFTI and self.spec.input.channels != 1:
+            raise InvalidRequestError(
+                "params: format: expected one for colour images, got nifti; ask for png, npz or "
+                "dicom"
+            )
+        return parsed
+
+    def prepare(self) -> None:
+        """Read the fingerprints; without them a copy could not be told, so nothing is served."""
+        if self.spec.generation is None:
+            raise ConfigError(f"{self.spec.name}: expected a section generation, got none")
+        self.pipeline = DiffusionPipeline(self.spec, self.engine.run)
+        self.fingerprints = FingerprintIndex.load(self.folder / FINGERPRINTS_FILE)
+
+    def handle(self, data: Sequence[Inputs], context: torchserve.WorkerContext) -> list[bytes]:
+        """Answer one call; parts of a streamed answer go through the context."""
+        self._context = context
+        return super().handle(data, context)
+
+    def answer(self, items: Sequence[Item[GenerationParams]]) -> None:
+        """One call at a time; work stops between steps once nobody waits for it."""
+        for item in items:
+            with blaming(item):
+                refuse_expired(item.request)
+                samples, withheld = self._samples(item)
+                item.outcome = self.envelope.single(self._encode(samples, withheld, item.params))
+
+    def reproduce(self, payload: Payload) -> Outputs:
+        """The network's answer to noise and the finished image, for the golden params."""
+        try:
+            golden = json.loads(bytes(payload))
+        except ValueError:
+            golden = None
+        if not isinstance(golden, dict) or "seed" not in golden:
+            raise ModelNotReadyError(
+                f"{self.spec.name}: expected golden params with a seed in JSON, got something else"
+            )
+        params = self.parse_params(golden)
+        label_id = params.label_id
+        if label_id is None:
+            label_id = self.pipeline.label_id(params.seed)
+        try:
+            outputs = self.pipeline.golden(params.seed, label_id, params.settings)
+        except MedserveError:
+            raise
+        except Exception as error:  # each engine has its own for inputs that do not fit
+            shape = (1, self.spec.input.channels, *self.spec.input.size)
+            raise ModelNotReadyError(
+                f"{self.spec.name}: expected an artifact with inputs image float32 {shape}, step "
+                f"and label int64 (1,) and the output {OUTPUT}, got one that takes something else "
+                f"({type(error).__name__})"
+            ) from error
+        self.fingerprints.is_copy(to_pixels(outputs["image"]))
+        if self.spec.labels:  # the pairs that guidance asks for
+            pair = {"image": np.repeat(outputs["image"], 2, axis=0)}
+            self.engine.run(pair | {name: np.zeros(2, np.int64) for name in ("step", "label")})
+        return outputs
+
+    def check_outputs(self, outputs: Outputs) -> None:
+        """As many pixels out as in, or the artifact is another model's."""
+        expected = (1, self.spec.input.channels, *self.spec.input.size)
+        if (got := outputs[OUTPUT].shape) != expected:
+            raise ModelNotReadyError(
+                f"{self.spec.name}: expected {OUTPUT} {expected} for one image, got {got}; the "
+                "artifact belongs to another model"
+            )
+
+    # ---- the line
+
+    def _samples(self, item: Item[GenerationParams]) -> tuple[list[Sample], int]:
+        """The images of one call, and how many were withheld on the way."""
+        params, tell = item.params, self._tell if item.request.wants_stream else None
+        limit_s = _SHARE_OF_TIMEOUT * self.spec.serving.response_timeout
+        watch = Watch(item.request, limit_s, tell)
+        first_spare = params.seed + params.count
+        spare = iter(range(first_spare, first_spare + self.pipeline.generation.max_replacements))
+        samples, withheld = [], 0
+        for place in range(params.count):
+            sample = self._sample(params, params.seed + place, place, watch)
+            while sample is None:
+                withheld += 1
+                if (seed := next(spare, None)) is None:
+                    raise ServerFailedError(
+                        f"expected images unlike the training images, got {withheld} that were "
+                        "too near to one and are withheld; try another seed"
+                    )
+                sample = self._sample(params, seed, place, watch)
+            samples.append(sample)
+        return samples, withheld
+
+    def _sample(
+        self, params: GenerationParams, seed: int, place: int, watch: Watch
+    ) -> Sample | None:
+        """One image, or None where it is too near to a training image."""
+        label_id = params.label_id
+        if label_id is None:
+            label_id = self.pipeline.label_id(seed)
+        for state in self.pipeline.walk(seed, label_id, params.settings):
+            watch.check()
+            if watch.wants(state.done, state.total):
+                shown = self._unless_copy(state.clean, params, seed, label_id)
+                preview = None if shown is None else _base64(synthetic.encode_png(shown))
+                watch.report(place, state.done, state.total, preview)
+        return self._unless_copy(state.noisy, params, seed, label_id)
+
+    def _unless_copy(
+        self, image: npt.NDArray[np.float32], params: GenerationParams, seed: int, label_id: int
+    ) -> Sample | None:
+        """The image in [-1, 1] as a sample, or None where it is too near to a training image."""
+        pixels = to_pixels(image)
+        if self.fingerprints.is_copy(pixels[np.newaxis])[0]:
+            return None
+        return Sample(
+            image=pixels[0]
+            if len(pixels) == 1
+            else np.ascontiguousarray(np.moveaxis(pixels, 0, 2)),
+            seed=seed,
+            label=self.spec.labels[label_id] if self.spec.labels else "",
+            steps=params.settings.steps,
+            sampler=params.settings.sampler.value,
+            guidance=params.settings.guidance,
+            provenance=self.provenance,
+        )
+
+    def _encode(self, samples: Sequence[Sample], withheld: int, params: GenerationParams) -> bytes:
+        images = [each.to_json(synthetic.encode_png(each)) for each in samples]
+        content: dict[str, Any] = {"images": images, "withheld": withheld}
+        match params.form:
+            case SampleFormat.NPZ:
+                content["npz"] = _base64(synthetic.encode_npz(samples))
+            case SampleFormat.NIFTI:
+                content["nifti"] = _base64(synthetic.encode_nifti(samples))
+            case SampleFormat.DICOM:
+                for image, sample in zip(images, samples, strict=True):
+                    image["dicom"] = _base64(synthetic.encode_dicom(sample))
+        return json.dumps(content, separators=(",", ":")).encode()
+
+    def _tell(self, part: bytes) -> None:
+        torchserve.send_chunk(self._context, [part])
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
