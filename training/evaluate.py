@@ -1,6 +1,8 @@
 """Evaluate a shipped model: `python -m training.evaluate mednist --data-dir DIR --out DIR`.
 
-Every room that has a `training/<name>.py` with a function `evaluate(request)` can be named.
+Every room that has a `training/<name>.py` with a function `evaluate(request)` can be named. One
+that asks for more than the flags here names a configuration of its own, `EVALUATION`, which
+extends `EvaluateConfig` and is handed over as it is.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +18,7 @@ from typing import Annotated
 import models
 from medserve.errors import ConfigError
 from medserve.spec import EngineName
-from training.config import Setting, run
+from training.config import Setting, parse, run
 from training.evaluation import EvaluationRequest
 
 __all__ = ["EvaluateConfig", "main"]
@@ -48,7 +51,12 @@ def main(config: EvaluateConfig) -> None:
         raise ConfigError(
             f"expected {module} to evaluate {config.model}, but there is no such file"
         )
-    request = EvaluationRequest(
+    own = type(config) is not EvaluateConfig
+    importlib.import_module(module).evaluate(config if own else _request(config))
+
+
+def _request(config: EvaluateConfig) -> EvaluationRequest:
+    return EvaluationRequest(
         data_dir=config.data_dir,
         out_dir=config.out,
         weights=config.weights,
@@ -58,8 +66,17 @@ def main(config: EvaluateConfig) -> None:
         engine=config.engine,
         threads=config.threads,
     )
-    importlib.import_module(module).evaluate(request)
+
+
+def _read(config: type[EvaluateConfig], arguments: Sequence[str] | None) -> EvaluateConfig:
+    """The flags of the model that is named, where it has its own."""
+    given = sys.argv[1:] if arguments is None else arguments
+    named = next((each for each in given if each in models.names()), None)
+    module = f"training.{named}"
+    if named is not None and importlib.util.find_spec(module) is not None:
+        config = getattr(importlib.import_module(module), "EVALUATION", config)
+    return parse(config, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, EvaluateConfig))
+    sys.exit(run(main, EvaluateConfig, read=_read))

@@ -6,10 +6,9 @@ place: a small residual network that has learned to tell, on the training images
 which of the eight turns and mirrorings an image was moved (after Gidaris et al., arXiv:1803.07728).
 It never sees the images that distances are measured on.
 
-It tells left from right even in a brain, to which a network that was trained on mirrored images as
-well is blind: half of its samples are mirror images, and the distance sees little else (26 where
-two sets of real slices are 0.1 apart). So features are averaged over an image and its mirror image,
-unless handedness belongs to the data.
+It tells left from right even in a brain. A network that was trained on mirrored images as well
+makes such images, and the distance then sees little else: 26 where two sets of real slices are 0.1
+apart. For such a network, features are averaged over an image and its mirror image.
 """
 
 from __future__ import annotations
@@ -84,9 +83,9 @@ def load_extractor(path: Path, channels: int, classes: int) -> DomainExtractor:
 
 @torch.inference_mode()
 def features(
-    network: nn.Module, images: npt.NDArray[np.uint8], mirrored: bool = True
+    network: nn.Module, images: npt.NDArray[np.uint8], mirrored: bool = False
 ) -> npt.NDArray[np.float64]:
-    """Images uint8 (N, C, H, W) -> (N, D), averaged with those of the mirror image."""
+    """Images uint8 (N, C, H, W) -> (N, D); `mirrored` averages with those of the mirror image."""
     starts = range(0, len(images), _BATCH)
     parts = (torch.from_numpy(images[start : start + _BATCH]).float() / 255.0 for start in starts)
 

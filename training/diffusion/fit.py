@@ -51,7 +51,7 @@ class Judge(Callback):
         validation: LabelledImages,
         network: extractor.DomainExtractor,
         out_dir: Path,
-        mirrored: bool = True,
+        mirrored: bool = False,
     ) -> None:
         self._network, self._out_dir, self._mirrored = network, out_dir, mirrored
         self._label_ids = validation.label_ids

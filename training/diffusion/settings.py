@@ -72,7 +72,9 @@ class DiffusionConfig(FitConfig):
     class_dropout: Annotated[
         float, Setting("share of images shown without class", minimum=0.0, maximum=1.0)
     ] = 0.1
-    mirror: Annotated[bool, Setting("show half of the images left-right mirrored")] = True
+    mirror: Annotated[
+        bool, Setting("show half of the images mirrored; samples then know no left and right")
+    ] = False
     width: Annotated[int, Setting("channels of the first stage", minimum=8)] = 64
     stages: Annotated[int, Setting("planes of halved size", minimum=1, maximum=6)] = 3
     blocks: Annotated[int, Setting("blocks a stage", minimum=1)] = 2
