@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medserve.errors import ServerFailedError
+from medserve.imaging.explanation import Explanation
 
 __all__ = ["Classification", "Provenance"]
 
@@ -46,12 +47,14 @@ class Classification:
         probabilities: One per label, in [0, 1], summing to 1.
         review: Probability below the limit that the model card states: let a person look.
         novelty: Distance to the training data over its limit; above 1 the image is unlike it.
+        explanation: What the class rests on, where it was asked for.
     """
 
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     review: bool
     novelty: float
+    explanation: Explanation | None = None
 
     @property
     def label_id(self) -> int:
@@ -79,7 +82,8 @@ class Classification:
         return [(self.labels[i], self.probabilities[i]) for i in order[:k]]
 
     def to_json(self, top_k: int = 3) -> dict[str, Any]:
-        """The members of a JSON answer for one image."""
+        """The members of a JSON answer for one image; `explanation` only where there is one."""
+        explained = {} if self.explanation is None else {"explanation": self.explanation.to_json()}
         return {
             "label": self.label,
             "label_id": self.label_id,
@@ -89,6 +93,7 @@ class Classification:
             "review": self.review,
             "novelty": self.novelty,
             "unlike_training": self.unlike_training,
+            **explained,
         }
 
     @classmethod
@@ -96,11 +101,13 @@ class Classification:
         """Read an answer back; ServerFailedError where it is not a classification."""
         try:
             probabilities: Mapping[str, float] = content["probabilities"]
+            explained = content.get("explanation")
             return cls(
                 labels=tuple(probabilities),
                 probabilities=tuple(float(p) for p in probabilities.values()),
                 review=bool(content["review"]),
                 novelty=float(content["novelty"]),
+                explanation=None if explained is None else Explanation.from_json(explained),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ServerFailedError(
