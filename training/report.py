@@ -19,7 +19,7 @@ from PIL import Image as PillowImage
 from medserve.spec import ModelSpec
 from training.metrics import ClassificationMetrics, reliability
 
-__all__ = ["Finding", "Findings", "write"]
+__all__ = ["Finding", "Findings", "confusion_png", "data_uri", "reliability_png", "write"]
 
 _GALLERY = 60  # errors shown; more would make the file heavy
 _ZOOM = 2  # screen pixels an image pixel
@@ -61,8 +61,8 @@ def write(
 ) -> Path:
     """Write `report.html` with everything inside, and each figure as a PNG beside it."""
     figures = {
-        "confusion_matrix": _draw(lambda: _confusion_matrix(measured)),
-        "reliability": _draw(lambda: _reliability(findings)),
+        "confusion_matrix": confusion_png(measured),
+        "reliability": reliability_png(findings.probabilities, findings.label_ids),
         "novelty": _draw(lambda: _novelty(findings)),
     }
     for name, png in figures.items():
@@ -83,7 +83,7 @@ def write(
         spec=spec,
         metrics=measured,
         per_class=list(zip(measured.labels, measured.per_class, strict=True)),
-        figures={name: _data_uri(png) for name, png in figures.items()},
+        figures={name: data_uri(png) for name, png in figures.items()},
         gallery=gallery,
         unlike=int((findings.novelty > 1.0).sum()),
         reviewed=int((findings.probabilities.max(axis=1) < spec.output.review_below).sum()),
@@ -97,12 +97,24 @@ def _finding(spec: ModelSpec, findings: Findings, i: int) -> Finding:
     order = np.argsort(-findings.probabilities[i])
     return Finding(
         name=findings.names[i],
-        picture=_data_uri(_png(findings.pixels[i])),
+        picture=data_uri(_png(findings.pixels[i])),
         truth=spec.labels[findings.label_ids[i]],
         answer=spec.labels[order[0]],
         probabilities=tuple((spec.labels[k], float(findings.probabilities[i, k])) for k in order),
         novelty=float(findings.novelty[i]),
     )
+
+
+def confusion_png(measured: ClassificationMetrics) -> bytes:
+    """Counts of true and answered labels as a heat map, PNG."""
+    return _draw(lambda: _confusion_matrix(measured))
+
+
+def reliability_png(
+    probabilities: npt.NDArray[np.float64], label_ids: npt.NDArray[np.int64]
+) -> bytes:
+    """What was promised against what was kept, for probabilities (N, K), PNG."""
+    return _draw(lambda: _reliability(probabilities, label_ids))
 
 
 def _confusion_matrix(measured: ClassificationMetrics) -> Figure:
@@ -128,10 +140,12 @@ def _confusion_matrix(measured: ClassificationMetrics) -> Figure:
     return figure
 
 
-def _reliability(findings: Findings) -> Figure:
+def _reliability(
+    probabilities: npt.NDArray[np.float64], label_ids: npt.NDArray[np.int64]
+) -> Figure:
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     axes = figure.subplots()
-    bins = reliability(findings.probabilities, findings.label_ids)
+    bins = reliability(probabilities, label_ids)
     axes.plot((0, 1), (0, 1), color="0.7", linewidth=1)
     axes.plot([b.mean_probability for b in bins], [b.accuracy for b in bins], "o-")
     for each in bins:
@@ -172,5 +186,6 @@ def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _data_uri(png: bytes) -> str:
+def data_uri(png: bytes) -> str:
+    """A picture as an address that carries it, for pages that one file holds."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -23,7 +23,7 @@ class BloodCellNet(nn.Module):
         units: What the head tells apart, label by label; a label is as probable as its units.
         width: Channels of the first stage; the second and third have twice and four times as many.
         window: Pixels of the side of the middle square; smaller images are taken whole.
-        stem_stride: 2 halves the plane before the first stage; 1 is for windows of 28 pixels.
+        strides: Of the stem and the three stages; a window must be divisible by their product.
         views: 1 looks at the cell once; 4 also at its quarter turns, 8 at their mirror images too,
             and takes the mean. A cell has no upright, so the views are as good as new pictures.
     """
@@ -33,19 +33,21 @@ class BloodCellNet(nn.Module):
         units: Sequence[Sequence[str]] = UNITS,
         width: int = 48,
         window: int = 80,
-        stem_stride: int = 2,
+        strides: Sequence[int] = (2, 2, 2, 2),
         views: int = 1,
     ) -> None:
         super().__init__()
         self.window = window
         self.views = views
-        self.stem = conv_norm_2d(3, width // 2, 3, stem_stride)
+        self.stem = conv_norm_2d(3, width // 2, 3, strides[0])
         self.stages = nn.ModuleList(
             nn.Sequential(
-                ResidualBlock2d(channels // 2, channels, stride=2),
+                ResidualBlock2d(channels // 2, channels, stride),
                 *(ResidualBlock2d(channels, channels) for _ in range(more)),
             )
-            for channels, more in ((width, 1), (2 * width, 2), (4 * width, 1))
+            for stride, channels, more in zip(
+                strides[1:], (width, 2 * width, 4 * width), (1, 2, 1), strict=True
+            )
         )
         self.head = nn.Linear(4 * width, sum(map(len, units)))
         self.sizes = [len(each) for each in units]
