@@ -8,6 +8,7 @@
         answer = client.segment("segmentation_3d", Path("brain.nii.gz"))
         print(answer.volumes_ml)
         Path("brain_mask.nii.gz").write_bytes(answer.mask_nifti)
+        print(client.segment_frame("trus_prostate", Path("cine.dcm")).stack.volume_ml)
 
 Every failure is an error of `medserve.errors`.
 """
@@ -15,6 +16,7 @@ Every failure is an error of `medserve.errors`.
 from medserve.access import Tokens
 from medserve.client._async import AsyncClient
 from medserve.client._connection import Limits, TlsConfig
+from medserve.client._frames import FrameAnswer, FrameOptions, FrameResult, View
 from medserve.client._results import (
     ItemResult,
     ModelStatus,
@@ -23,6 +25,7 @@ from medserve.client._results import (
     VolumeResult,
 )
 from medserve.client._sync import Client
+from medserve.imaging.frame_segmentation import FrameSegmentation
 from medserve.imaging.result import Classification, Provenance
 from medserve.imaging.segmentation import Segmentation
 
@@ -30,6 +33,10 @@ __all__ = [
     "AsyncClient",
     "Classification",
     "Client",
+    "FrameAnswer",
+    "FrameOptions",
+    "FrameResult",
+    "FrameSegmentation",
     "ItemResult",
     "Limits",
     "ModelStatus",
@@ -39,5 +46,6 @@ __all__ = [
     "SegmentationResult",
     "TlsConfig",
     "Tokens",
+    "View",
     "VolumeResult",
 ]

@@ -29,15 +29,18 @@ from medserve.imaging.result import Classification, Provenance
 from medserve.imaging.segmentation import Segmentation
 
 __all__ = [
+    "content_of",
     "default_version",
     "failed",
+    "file_in",
     "health",
     "items",
     "model_page",
+    "of_one",
     "segmentation",
     "statuses",
     "unsent",
-    "volume_failed",
+    "volume_result",
     "whole",
 ]
 
@@ -97,28 +100,50 @@ def failed(chunk: Chunk, error: MedserveError, model: str) -> list[ItemResult]:
 
 def segmentation(prediction: bytes) -> SegmentationResult:
     """The answer to one volume; raises where it is an error in JSON or something else."""
-    content = _json(prediction, "segment volumes")
-    if "error" in content:
-        raise _error(content["error"])
+    content = content_of(prediction, "segment volumes")
     found = Segmentation.from_json(content)
     return SegmentationResult(
         segmentation=found,
         provenance=Provenance.from_json(content),
-        mask_nifti=_bytes(content, "mask_nifti") or b"",
-        overlay_png=_bytes(content, "overlay_png"),
-        entropy_nifti=_bytes(content, "entropy_nifti"),
-        dicom_seg=_bytes(content, "dicom_seg"),
+        mask_nifti=file_in(content, "mask_nifti") or b"",
+        overlay_png=file_in(content, "overlay_png"),
+        entropy_nifti=file_in(content, "entropy_nifti"),
+        dicom_seg=file_in(content, "dicom_seg"),
     )
 
 
-def volume_failed(error: MedserveError) -> VolumeResult:
-    """The result of a volume whose call failed; raises what concerns every volume."""
+def volume_result(outcome: bytes | MedserveError) -> VolumeResult:
+    """The result of one of several volumes; raises what concerns every volume."""
+    if isinstance(outcome, MedserveError):
+        return VolumeResult(of_one(outcome))
+    try:
+        return VolumeResult(segmentation(outcome))
+    except MedserveError as error:
+        return VolumeResult(of_one(error))
+
+
+def of_one(error: MedserveError) -> MedserveError:
+    """The error of one of several files; raises it where it concerns all of them."""
     if isinstance(error, _OF_THE_WHOLE):
         raise error
-    return VolumeResult(error)
+    return error
 
 
-def _bytes(content: Mapping[str, Any], name: str) -> bytes | None:
+def content_of(prediction: bytes, ability: str) -> dict[str, Any]:
+    """The members of a JSON answer; raises where it is an error, or something else.
+
+    Args:
+        prediction: The answer.
+        ability: What the model was asked to do, for the error.
+    """
+    content = _json(prediction, ability)
+    if "error" in content:
+        raise _error(content["error"])
+    return content
+
+
+def file_in(content: Mapping[str, Any], name: str) -> bytes | None:
+    """A file in a JSON answer, where it has it."""
     if name not in content:
         return None
     try:

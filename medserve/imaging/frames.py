@@ -18,10 +18,10 @@ from medserve.errors import InvalidImageError, InvalidRequestError, PayloadTooLa
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.image import Image
 from medserve.imaging.mask_stack import MaskStack
-from medserve.spec import InputKind, InputSpec
 
 if TYPE_CHECKING:
     from medserve.imaging.nifti_space import NiftiSpace
+    from medserve.spec import InputKind, InputSpec  # YAML, which clients do not need
 
 __all__ = ["FrameGrid", "FrameLimits", "FrameStack", "SingleFrame", "Stated", "View"]
 

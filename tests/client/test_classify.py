@@ -216,7 +216,8 @@ def test_limits_below_one_are_refused() -> None:
 
 
 def test_import_loads_no_engine_and_no_codec() -> None:
-    heavy = ["torch", "openvino", "onnxruntime", "PIL", "pydicom", "rich", "typer"]
+    heavy = ["torch", "openvino", "onnxruntime", "PIL", "pydicom", "nibabel", "yaml"]
+    heavy += ["rich", "typer"]
     check = f"import sys, medserve.client; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
@@ -227,6 +228,10 @@ def test_public_names_are_these() -> None:
         "AsyncClient",
         "Classification",
         "Client",
+        "FrameAnswer",
+        "FrameOptions",
+        "FrameResult",
+        "FrameSegmentation",
         "ItemResult",
         "Limits",
         "ModelStatus",
@@ -236,5 +241,6 @@ def test_public_names_are_these() -> None:
         "SegmentationResult",
         "TlsConfig",
         "Tokens",
+        "View",
         "VolumeResult",
     ]

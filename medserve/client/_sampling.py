@@ -1,0 +1,188 @@
+"""What the client asks of a model that makes images, and what it gets."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from medserve.client._requests import Job, Target
+from medserve.errors import ServerFailedError, error_from_code
+from medserve.imaging.result import Provenance
+from medserve.imaging.sample import Sample
+
+__all__ = [
+    "SampleOptions",
+    "SampleProgress",
+    "SampleSet",
+    "SampledImage",
+    "read_part",
+    "read_set",
+    "sample_job",
+]
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What to draw; None leaves it to the model.
+
+    Attributes:
+        count: Images.
+        label: Name of a class; by default each image draws one from its seed.
+        seed: Of the first image, the next ones count up; by default an arbitrary one.
+        steps: Calls of the network an image.
+        sampler: "ddpm", "ddim" or "dpm-solver++".
+        size: Side of the images in pixels.
+        guidance: Weight of the class; above 1 there is more of it and less variety.
+        file: What to send beside the PNGs.
+    """
+
+    count: int = 1
+    label: str | None = None
+    seed: int | None = None
+    steps: int | None = None
+    sampler: str | None = None
+    size: int | None = None
+    guidance: float | None = None
+    file: Literal["npz", "nifti", "dicom"] | None = None
+
+    def to_params(self) -> dict[str, Any]:
+        """The input `params` of a call."""
+        wishes = {
+            "class": self.label,
+            "seed": self.seed,
+            "steps": self.steps,
+            "sampler": self.sampler,
+            "size": self.size,
+            "guidance": self.guidance,
+            "format": self.file,
+        }
+        return {"n": self.count} | {key: each for key, each in wishes.items() if each is not None}
+
+
+@dataclass(frozen=True)
+class SampleProgress:
+    """How far one image is.
+
+    Attributes:
+        image: Its place among those asked for, from 0.
+        step: Steps that are done; falls back to the first where an image was withheld because it
+            came too near to a training image, and another one takes its place.
+        steps: All steps.
+        preview_png: What the network now takes the finished image for, where there is one to show.
+    """
+
+    image: int
+    step: int
+    steps: int
+    preview_png: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class SampledImage:
+    """One finished image and its files.
+
+    Attributes:
+        sample: The pixels, and how they came about.
+        png: The image as a file that says SYNTHETIC.
+        dicom: The same as DICOM, where it was asked for.
+    """
+
+    sample: Sample
+    png: bytes = field(repr=False)
+    dicom: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class SampleSet:
+    """All images of one call.
+
+    Attributes:
+        images: In the order of their places.
+        withheld: How many were drawn besides, came too near to a training image and were replaced.
+        provenance: Which archive drew them.
+        npz: All images as NumPy arrays, where it was asked for.
+        nifti: All images as the slices of a stack (.nii.gz), where it was asked for.
+    """
+
+    images: tuple[SampledImage, ...]
+    withheld: int
+    provenance: Provenance
+    npz: bytes | None = field(default=None, repr=False)
+    nifti: bytes | None = field(default=None, repr=False)
+
+
+def sample_job(target: Target, options: SampleOptions | None, *, stream: bool) -> Job:
+    """The call that asks for these images."""
+    params = json.dumps((options or SampleOptions()).to_params()).encode()
+    return Job(target, {"params": params, "stream": b"1" if stream else b"0"})
+
+
+def read_part(part: bytes) -> SampleProgress | SampleSet:
+    """One part of a streamed answer; raises where it is an error in JSON or something else."""
+    content = _members(part)
+    return _progress(content) if content.get("event") == "progress" else _set(content)
+
+
+def read_set(prediction: bytes) -> SampleSet:
+    """A whole answer; raises where it is an error in JSON or something else."""
+    return _set(_members(prediction))
+
+
+def _members(part: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(part)
+    except (ValueError, RecursionError) as error:
+        raise ServerFailedError(
+            f"expected a JSON answer, got {len(part)} bytes of something else; does this model "
+            "make images?"
+        ) from error
+    if not isinstance(content, dict):
+        raise ServerFailedError(f"expected a JSON object, got {type(content).__name__}")
+    if isinstance(failed := content.get("error"), Mapping):
+        raise error_from_code(str(failed.get("code")), str(failed.get("message")))
+    return content
+
+
+def _progress(content: Mapping[str, Any]) -> SampleProgress:
+    try:
+        return SampleProgress(
+            image=int(content["image"]),
+            step=int(content["step"]),
+            steps=int(content["of"]),
+            preview_png=_file(content, "preview_png"),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ServerFailedError("expected the progress of an image from the server") from error
+
+
+def _set(content: Mapping[str, Any]) -> SampleSet:
+    images = content.get("images")
+    if not isinstance(images, list) or not all(isinstance(each, Mapping) for each in images):
+        raise ServerFailedError(
+            f"expected synthetic images in the answer, got members {sorted(content)}; does this "
+            "model make images?"
+        )
+    provenance = Provenance.from_json(content)
+    return SampleSet(
+        images=tuple(
+            SampledImage(*Sample.from_json(each, provenance), _file(each, "dicom"))
+            for each in images
+        ),
+        withheld=int(content.get("withheld", 0)),
+        provenance=provenance,
+        npz=_file(content, "npz"),
+        nifti=_file(content, "nifti"),
+    )
+
+
+def _file(content: Mapping[str, Any], name: str) -> bytes | None:
+    if name not in content:
+        return None
+    try:
+        return base64.b64decode(content[name], validate=True)
+    except (TypeError, ValueError, binascii.Error) as error:
+        raise ServerFailedError(f"expected base64 under {name}, got something else") from error
