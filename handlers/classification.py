@@ -1,20 +1,42 @@
-"""Classifiers of single images: everything but how a model wants its pixels."""
+"""Classifiers of single images: everything but how a model wants its pixels.
+
+Images share calls of the engine with all others of their batch. One whose class is to be explained
+takes its own: it is covered in many ways (`medserve.inference.occlusion`), after the plain images
+of its batch.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from handlers import torchserve
+from handlers.items import Item, blaming, refuse_expired
+from handlers.params import flag, refuse_unknown
+from handlers.request import Inputs
 from handlers.rows import RowHandler
-from medserve.errors import InvalidRequestError, ModelNotReadyError, ServerFailedError
-from medserve.imaging import Classification, Image, sniff
+from handlers.watch import Watch
+from medserve.errors import (
+    InvalidRequestError,
+    ModelNotReadyError,
+    PayloadTooLargeError,
+    ServerFailedError,
+)
+from medserve.imaging import Classification, Image, heatmap, sniff
+from medserve.imaging.explanation import EXPLAINED_PER_CALL, Explanation
 from medserve.imaging.limits import Payload
 from medserve.inference.engines import Outputs
+from medserve.inference.fit import Box, fitted_box
+from medserve.inference.occlusion import Occlusion, occlude
 
 __all__ = ["ClassificationHandler", "ClassifierParams"]
+
+# Of the time after which TorchServe kills a worker; the other half is for the plain images.
+_SHARE_FOR_EXPLANATIONS = 0.5
 
 
 @dataclass(frozen=True)
@@ -22,22 +44,38 @@ class ClassifierParams:
     """What a caller may ask of a classifier."""
 
     top_k: int  # labels in the answer's `top`, most probable first
+    explain: bool = False  # with a heat map of what the class rests on
 
 
 class ClassificationHandler(RowHandler[Image, ClassifierParams, Classification]):
     """Image -> Classification; a model's own handler adds `preprocess`."""
 
     def parse_params(self, params: Mapping[str, object]) -> ClassifierParams:
-        """Known keys: top_k, 1 to the number of labels."""
-        if set(params) - {"top_k"}:
-            raise InvalidRequestError("params: expected only known keys: top_k; got another one")
+        """Known keys: top_k, 1 to the number of labels; explain, true or false."""
+        refuse_unknown(params, ("top_k", "explain"))
         largest = len(self.spec.labels)
         top_k = params.get("top_k", min(self.spec.output.top_k, largest))
         if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= largest:
             raise InvalidRequestError(
                 f"params: top_k: expected a whole number from 1 to {largest}, got something else"
             )
-        return ClassifierParams(top_k)
+        return ClassifierParams(top_k, explain=flag(params, "explain", False))
+
+    def handle(self, data: Sequence[Inputs], context: torchserve.WorkerContext) -> list[bytes]:
+        """Answer a gathered batch; its explanations share one span of time."""
+        limit_s = _SHARE_FOR_EXPLANATIONS * self.spec.serving.response_timeout
+        self._explain_until = time.monotonic() + limit_s
+        return super().handle(data, context)
+
+    def answer(self, items: Sequence[Item[ClassifierParams]]) -> None:
+        """Plain images at once, then one by one those whose class is to be explained."""
+        super().answer([item for item in items if not item.params.explain])
+        for item in items:
+            if item.params.explain:
+                with blaming(item):
+                    _refuse_too_many(item)
+                    refuse_expired(item.request)
+                    item.outcome = self.encode(self.explain(item), item.params)
 
     def prepare(self) -> None:
         """Import the codecs of the kinds that this model reads."""
@@ -66,6 +104,25 @@ class ClassificationHandler(RowHandler[Image, ClassifierParams, Classification])
         """A JSON object with the members of `Classification.to_json`."""
         return json.dumps(result.to_json(params.top_k), separators=(",", ":")).encode()
 
+    # ---- with a heat map
+
+    def explain(self, item: Item[ClassifierParams]) -> Classification:
+        """One file -> its class and what that rests on, in many calls of the engine."""
+        left_s = max(self._explain_until - time.monotonic(), 0.0)
+        watch = Watch(item.request, left_s, tell=None)
+        source = self.decode(item.payload)
+        shape = (source.height, source.width)
+        row = self.preprocess(source)
+        del source  # not beside the copies of its row
+        found = occlude(row, self.place(shape), self.infer, watch.check)
+        result = self.postprocess({name: array[0] for name, array in found.outputs.items()})
+        return replace(result, explanation=_explanation(result, found, shape))
+
+    def place(self, shape: tuple[int, int]) -> Box:
+        """Where an image of that shape lies on the network's plane; as `preprocess` puts it."""
+        height, width = self.spec.input.size
+        return fitted_box(shape, (height, width))
+
     def check_outputs(self, outputs: Outputs) -> None:
         """One logit per label and one novelty per image, or the artifact is another model's."""
         expected = {"logits": (1, len(self.spec.labels)), "novelty": (1,)}
@@ -75,3 +132,28 @@ class ClassificationHandler(RowHandler[Image, ClassifierParams, Classification])
                 f"{self.spec.name}: expected outputs {expected} for one image and "
                 f"{len(self.spec.labels)} labels, got {got}; the artifact belongs to another model"
             )
+
+
+def _refuse_too_many(item: Item[ClassifierParams]) -> None:
+    files = len(item.request.payloads)
+    if files > EXPLAINED_PER_CALL:
+        raise PayloadTooLargeError(
+            f"expected at most {EXPLAINED_PER_CALL} files a call to explain, got {files}; "
+            "send them in several calls, or leave explain out"
+        )
+
+
+def _explanation(result: Classification, found: Occlusion, shape: tuple[int, int]) -> Explanation:
+    if not np.isfinite(found.evidence).all():
+        raise ServerFailedError("the network gave a number that is not finite for a covered image")
+    return Explanation(
+        label=result.labels[found.label_id],
+        without_warmest=_probability(found.without_warmest),
+        without_coolest=_probability(found.without_coolest),
+        full_colour=heatmap.full_colour(found.evidence),
+        heatmap_png=heatmap.encode(found.evidence, shape),
+    )
+
+
+def _probability(log_odds: float) -> float:
+    return float(np.exp(-np.logaddexp(0.0, -log_odds)))
