@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from training.config import run
+from training.ultrasound.annotations import ImportConfig, import_annotations
 from training.ultrasound.prepare import PrepareConfig, prepare
 from training.ultrasound.simulated_set import SimulateConfig, simulate_set
 
@@ -19,9 +20,14 @@ def _prepare(config: PrepareConfig) -> None:
     prepare(config)
 
 
+def _import(config: ImportConfig) -> None:
+    import_annotations(config)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "simulate": lambda arguments: run(simulate_set, SimulateConfig, arguments),
     "prepare": lambda arguments: run(_prepare, PrepareConfig, arguments),
+    "import": lambda arguments: run(_import, ImportConfig, arguments),
 }
 
 
