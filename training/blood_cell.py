@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import lightning
 
 import models
-from models.blood_cell.network import BloodCellNet
-from training import data, engine
+from medserve.errors import ConfigError
+from models.blood_cell.network import VIEWS, BloodCellNet
+from training import data, engine, shipping
 from training.cells.augment import CellAugment
 from training.cells.kinds import FOLDERS, with_kinds
 from training.cells.module import CellClassifier
 from training.config import FitConfig, Setting, TrainPrecision, run, write
+from training.evaluation import EvaluationRequest, evaluate_classifier
 
-__all__ = ["NAME", "TrainConfig", "main"]
+__all__ = ["NAME", "TrainConfig", "evaluate", "main"]
 
 NAME = "blood_cell"
 
@@ -54,10 +57,19 @@ class TrainConfig(FitConfig):
     label_smoothing: Annotated[
         float, Setting("some labels are wrong, none is certain", minimum=0.0, maximum=0.5)
     ] = 0.05
+    views: Annotated[
+        int, Setting("turned and mirrored views that the artifact averages: 1, 4 or 8", minimum=1)
+    ] = 4
+    foreign_dir: Annotated[
+        Path | None, Setting("images to test the novelty on, one folder per kind")
+    ] = None
+    install: Annotated[bool, Setting("copy the artifact into models/blood_cell when done")] = False
 
 
 def main(config: TrainConfig) -> None:
     """Read, split, fit, then export and report on the best weights."""
+    if config.views not in VIEWS:
+        raise ConfigError(f"expected --views to be one of {VIEWS}, got {config.views}")
     spec = models.spec(NAME)
     images = data.read_class_folders(config.data_dir, spec, FOLDERS)
     images = data.without_contradictions(images)
@@ -74,7 +86,20 @@ def main(config: TrainConfig) -> None:
         config.first_side,
         config.small_share,
     )
-    engine.fit_classifier(module, with_kinds(train), validation, config.out_dir)
+    fitted = engine.fit_classifier(module, with_kinds(train), validation, config.out_dir)
+    network = cast(BloodCellNet, fitted.network)
+    network.views = config.views
+    shipment = shipping.Shipment(
+        spec, train, validation, config.data_dir, config.out_dir, config.foreign_dir, FOLDERS
+    )
+    folder = shipping.ship_classifier(fitted, shipment)
+    if config.install:
+        shipping.install(folder, config.out_dir, NAME)
+
+
+def evaluate(request: EvaluationRequest) -> None:
+    """Measure the shipped artifact (or another) on labelled images."""
+    evaluate_classifier(NAME, dataclasses.replace(request, folders=FOLDERS))
 
 
 if __name__ == "__main__":

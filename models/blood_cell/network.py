@@ -12,6 +12,8 @@ from models.blood_cell.units import UNITS
 
 __all__ = ["BloodCellNet"]
 
+VIEWS = (1, 4, 8)  # numbers of views that make a group: none, quarter turns, mirror images too
+
 
 class BloodCellNet(nn.Module):
     """Stem at half resolution, three stages of residual blocks, mean over the plane, linear head.
