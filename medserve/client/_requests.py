@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from medserve.client._connection import Limits
 from medserve.client._failures import Failure
 from medserve.errors import DeadlineError, InvalidRequestError, MedserveError, PayloadTooLargeError
+from medserve.imaging.explanation import EXPLAINED_PER_CALL
 from medserve.wire import inference_pb2
 
-__all__ = ["Chunk", "Job", "PackedJob", "Target", "pack", "read"]
+__all__ = ["Chunk", "Job", "PackedJob", "Target", "for_explanations", "pack", "read"]
 
 # The protobuf around the bytes: names, keys, lengths, parameters.
 _ENVELOPE_BYTES = 16 * 2**10
@@ -61,6 +62,11 @@ def pack(images: Iterable[bytes | Path], limits: Limits) -> Iterator[Chunk]:
         size += extra
     if items:
         yield Chunk(tuple(items))
+
+
+def for_explanations(limits: Limits) -> Limits:
+    """The same limits, with as many images a call as a model explains at a time."""
+    return replace(limits, items_per_call=min(limits.items_per_call, EXPLAINED_PER_CALL))
 
 
 def _sendable(image: bytes | Path, limits: Limits) -> bytes | MedserveError:
@@ -136,19 +142,21 @@ class Job:
 
 
 class PackedJob(Job):
-    """Many images in one call."""
+    """Many images in one call; `explain` asks for their heat maps too."""
 
-    def __init__(self, target: Target, chunk: Chunk) -> None:
-        super().__init__(
-            target, {f"data.{place}": payload for place, payload in enumerate(chunk.payloads)}
-        )
+    def __init__(self, target: Target, chunk: Chunk, *, explain: bool = False) -> None:
+        content = {f"data.{place}": payload for place, payload in enumerate(chunk.payloads)}
+        if explain:
+            content["params"] = b'{"explain": true}'
+        super().__init__(target, content)
         self.chunk = chunk
+        self._explain = explain
 
     def halves(self) -> tuple[PackedJob, PackedJob]:
         """The same images in two calls, for a server that takes less at a time."""
         items = self.chunk.items
         middle = len(items) // 2
         return (
-            PackedJob(self.target, Chunk(items[:middle])),
-            PackedJob(self.target, Chunk(items[middle:])),
+            PackedJob(self.target, Chunk(items[:middle]), explain=self._explain),
+            PackedJob(self.target, Chunk(items[middle:]), explain=self._explain),
         )
