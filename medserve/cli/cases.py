@@ -1,24 +1,28 @@
-"""Which cases a command sends to a model of volumes, and what their answers are called."""
+"""Which cases a command sends to a model that segments, and what their answers are called."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from medserve.cli.inputs import STDIN, shown, walk
+from medserve.cli.inputs import STDIN, find_files, shown, walk
 from medserve.errors import ConfigError
 
-__all__ = ["Case", "find_cases", "refuse_existing"]
+__all__ = ["Case", "find_cases", "find_frame_cases", "refuse_existing", "replace_file"]
 
-_SUFFIXES = (".gz", ".nii", ".tar", ".tgz", ".zip", ".npy", ".dcm", ".dicom")
+_SUFFIXES = (
+    *(".gz", ".nii", ".tar", ".tgz", ".zip", ".npy", ".dcm", ".dicom"),
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff"),
+)
 _DICOM_MAGIC, _DICOM_MAGIC_AT = b"DICM", 128  # DICOM PS3.10 section 7.1
 
 
 @dataclass(frozen=True)
 class Case:
-    """One volume to send.
+    """One file or series to send.
 
     Attributes:
         path: A file, `-` for standard input, or the folder of a DICOM series.
@@ -45,6 +49,20 @@ def find_cases(paths: Iterable[Path]) -> list[Case]:
             raise ConfigError(f"expected an existing file or folder, got {shown(str(path))}")
     if not found:
         raise ConfigError("expected at least one volume, the given folders hold none")
+    return _named(found)
+
+
+def find_frame_cases(paths: Iterable[Path]) -> list[Case]:
+    """Named files as they are, folders walked: each file is a case of its own.
+
+    Raises:
+        ConfigError: a path does not exist, or there is no case at all.
+    """
+    return _named(find_files(paths))
+
+
+def _named(found: Sequence[Path]) -> list[Case]:
+    """Cases with names that differ."""
     if found.count(STDIN) > 1:
         raise ConfigError("expected - (standard input) once at most")
     taken: set[str] = set()
@@ -60,6 +78,17 @@ def refuse_existing(files: Sequence[Path]) -> None:
             f"{shown(str(existing[0]))}{more} exists; choose another --out, or allow it to be "
             "replaced with --overwrite"
         )
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """All of the file under its name, or nothing."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _in_folder(folder: Path) -> Iterator[Path]:

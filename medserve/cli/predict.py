@@ -1,4 +1,4 @@
-"""`medserve predict`: classify images, segment volumes."""
+"""`medserve predict`: classify images, segment volumes and frames."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from typing import Annotated
 import typer
 
 from medserve.cli.connection import Address, CaFile, TokenFile, connect
+from medserve.cli.frames import FrameOutput, segment_frames
 from medserve.cli.inputs import STDIN, find_files, shown
+from medserve.cli.masks import MaskFormat, Segments, segments_what
 from medserve.cli.progress import counted
 from medserve.cli.records import CSV_FIELDS, Record, console_for_people, table
-from medserve.cli.volumes import MaskFormat, VolumeOutput, segment_volumes, segments_volumes
-from medserve.client import Client, SegmentationOptions
+from medserve.cli.volumes import VolumeOutput, segment_volumes
+from medserve.client import Client, FrameOptions, SegmentationOptions, View
 from medserve.errors import ConfigError
 
 __all__ = ["predict"]
 
 _IMAGES_TIMEOUT_S = 30.0  # a packed call of 32
-_VOLUMES_TIMEOUT_S = 300.0  # one volume, and the one before it
+_MASKS_TIMEOUT_S = 300.0  # one volume or cine loop, and the one before it
 
 
 def predict(
@@ -40,14 +42,17 @@ def predict(
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes to show per image.")] = 1,
     form: Annotated[
-        MaskFormat, typer.Option("--format", help="How masks of volumes are written.")
-    ] = MaskFormat.NIFTI,
+        MaskFormat | None,
+        typer.Option(
+            "--format", help="How masks are written.", show_default="nifti, of single frames png"
+        ),
+    ] = None,
     uncertainty: Annotated[
         bool, typer.Option("--uncertainty", help="Also write where a mask is uncertain.")
     ] = False,
     flips: Annotated[
         bool | None,
-        typer.Option(help="Average a volume's mirror images.", show_default="the model's"),
+        typer.Option(help="Average over mirror images.", show_default="the model's"),
     ] = None,
     channel: Annotated[
         int | None, typer.Option(min=0, help="Which volume of a 4D NIfTI file.")
@@ -55,6 +60,19 @@ def predict(
     spacing: Annotated[
         tuple[float, float, float] | None,
         typer.Option(metavar="MM MM MM", help="Spacing of an NPY array.", show_default="1 1 1"),
+    ] = None,
+    view: Annotated[
+        View | None, typer.Option(help="How frames lie in a NIfTI array.", show_default="stored")
+    ] = None,
+    pixel_spacing: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="MM MM", help="Between rows and columns of frames."),
+    ] = None,
+    step: Annotated[
+        float | None, typer.Option(metavar="MM", help="From one frame of a stack to the next.")
+    ] = None,
+    length: Annotated[
+        float | None, typer.Option(metavar="MM", help="Third diameter, for the ellipsoid.")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace masks that exist in --out.")
@@ -66,11 +84,11 @@ def predict(
     timeout: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", min=0.001, help="Time for each call.", show_default="30, volumes 300"
+            metavar="SECONDS", min=0.001, help="Time for each call.", show_default="30, masks 300"
         ),
     ] = None,
 ) -> None:
-    """Ask a model: classify images, or segment volumes; one answer per input, in their order.
+    """Ask a model: classify images, segment volumes or frames; one answer per input, in order.
 
     Folders are walked in sorted order, hidden files left out.
     For a model of volumes, a folder with DICOM files is one series.
@@ -80,16 +98,23 @@ def predict(
     """
     for_images = timeout or _IMAGES_TIMEOUT_S
     with connect(address, token_file, ca_file, for_images) as client:
-        if not (is_volumes := segments_volumes(client, model, version)):
+        kind = segments_what(client, model, version)
+        if kind is Segments.NOTHING:
             every_one = _classify(client, model, paths, _Shown(as_json, out, top_k), version)
-    if is_volumes:
-        options = SegmentationOptions(
-            channel=channel, spacing_mm=spacing, flips=flips, uncertainty=uncertainty
-        )
-        output = VolumeOutput(out, form, as_json, overwrite)
-        for_volumes = timeout or _VOLUMES_TIMEOUT_S
-        with connect(address, token_file, ca_file, for_volumes) as client:
-            every_one = segment_volumes(client, model, paths, options, output, version=version)
+    if kind is not Segments.NOTHING:
+        with connect(address, token_file, ca_file, timeout or _MASKS_TIMEOUT_S) as client:
+            if kind is Segments.VOLUMES:
+                wanted = SegmentationOptions(
+                    channel=channel, spacing_mm=spacing, flips=flips, uncertainty=uncertainty
+                )
+                volumes = VolumeOutput(out, form or MaskFormat.NIFTI, as_json, overwrite)
+                every_one = segment_volumes(client, model, paths, wanted, volumes, version=version)
+            else:
+                asked = FrameOptions(
+                    view=view, spacing_mm=pixel_spacing, step_mm=step, length_mm=length, flips=flips
+                )
+                frames = FrameOutput(out, form, as_json, overwrite)
+                every_one = segment_frames(client, model, paths, asked, frames, version=version)
     if not every_one:
         raise typer.Exit(1)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import enum
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,35 +13,22 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from medserve.cli.cases import Case, find_cases, refuse_existing
+from medserve.cli.cases import Case, find_cases, refuse_existing, replace_file
 from medserve.cli.inputs import STDIN, shown
+from medserve.cli.masks import MaskFormat
 from medserve.cli.progress import counted
 from medserve.cli.records import console_for_people, csv_cell, csv_path
 from medserve.client import Client, Provenance, SegmentationOptions, VolumeResult
-from medserve.errors import (
-    ConfigError,
-    InvalidImageError,
-    InvalidRequestError,
-    MedserveError,
-)
+from medserve.errors import ConfigError, MedserveError
 from medserve.imaging.measure import LabelMeasure
 
-__all__ = ["MaskFormat", "VolumeOutput", "segment_volumes", "segments_volumes"]
+__all__ = ["VolumeOutput", "segment_volumes"]
 
 _CSV = "volumes.csv"
 _CSV_FIELDS = (
     *("path", "status", "label", "volume_ml", "voxels", "x_mm", "y_mm", "z_mm"),
     *("touches_border", "model", "version", "archive_digest", "error"),
 )
-
-
-class MaskFormat(enum.StrEnum):
-    """How masks are written."""
-
-    NIFTI = "nifti"  # <stem>_mask.nii.gz and <stem>_overlay.png
-    DICOM_SEG = "dicom-seg"  # <stem>_mask.dcm and <stem>_overlay.png
-    PNG = "png"  # <stem>_overlay.png alone
-    JSON = "json"  # <stem>.json: measurements alone
 
 
 @dataclass(frozen=True)
@@ -115,20 +100,6 @@ def _record(case: Case, answer: VolumeResult, files: Sequence[Path]) -> dict[str
         "files": [str(path) for path in files],
         "error": error and {"code": error.code, "message": error.message},
     }
-
-
-def segments_volumes(client: Client, model: str, version: str | None) -> bool:
-    """Whether the model segments, asked with a request that costs no work.
-
-    A model of another task refuses the parameter; one that segments misses the bytes.
-    """
-    try:
-        client.predict(model, b"", {"output": "json"}, version=version)
-    except InvalidImageError:
-        return True
-    except InvalidRequestError:
-        return False
-    return False
 
 
 def segment_volumes(
@@ -227,21 +198,10 @@ def _write(
         for name in names:
             if (content := contents[name]) is not None:
                 written.append(folder / f"{case.stem}{name}")
-                _replace(written[-1], content)
+                replace_file(written[-1], content)
     except OSError as error:
         raise ConfigError(f"--out {shown(str(folder))}: {error.strerror}") from error
     return tuple(written)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """All of the file under its name, or nothing."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _write_table(outcomes: Sequence[_Outcome], path: Path) -> None:

@@ -115,7 +115,7 @@ def test_nothing_is_overwritten_unless_that_is_wanted(
     run = medserve(*arguments)
     assert run.code == 2
     assert "--overwrite" in run.err
-    assert len(fake.requests) == sent + 1  # only the question what the model does
+    assert len(fake.requests) == sent + 2  # only the questions what the model does
     assert medserve(*arguments, "--overwrite").code == 0
 
 

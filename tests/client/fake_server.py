@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
@@ -64,6 +65,22 @@ def by_content(payload: bytes) -> dict[str, Any]:
     return failure("INVALID_IMAGE", "expected PNG, JPEG, TIFF or DICOM; send one of these")
 
 
+def explained(item: dict[str, Any]) -> dict[str, Any]:
+    """The same item with a heat map, if it is an answer; the map's bytes name its class."""
+    if item["status"] != "ok":
+        return item
+    heatmap = base64.b64encode(b"map of " + item["label"].encode()).decode()
+    explanation = {
+        "method": "occlusion",
+        "label": item["label"],
+        "without_warmest": 0.25,
+        "without_coolest": 0.75,
+        "full_colour": 1.5,
+        "heatmap_png": heatmap,
+    }
+    return item | {"explanation": explanation}
+
+
 Answer = Callable[[bytes], dict[str, Any]]
 Hook = Callable[[inference_pb2.PredictionsRequest], None]
 
@@ -78,6 +95,7 @@ class FakeServer(
     Attributes:
         answer: One item's answer from its bytes.
         segments: Whether its models take the params of segmentation.
+        frames: Whether they take those of frames, too.
         hooks: Called with each request before it is answered, one hook a request, in order;
             they may wait or raise `Status`. The last one stays.
     """
@@ -89,6 +107,7 @@ class FakeServer(
     workers: dict[str, list[str]] = field(default_factory=lambda: {"mednist": ["READY"]})
     versions: tuple[str, ...] = ("1.0",)
     segments: bool = False
+    frames: bool = False
     address: str = ""
     StreamPredictions: ClassVar[Any] = None
     StreamPredictions2: ClassVar[Any] = None
@@ -175,21 +194,25 @@ class FakeServer(
         }
         if (wrong := self._wrong_params(request)) is not None:
             return json.dumps(content | wrong).encode()
+        explains = json.loads(request.input.get("params", b"{}")).get("explain")
+        item = (lambda data: explained(self.answer(data))) if explains else self.answer
         if "data" in request.input:
-            return json.dumps(content | self.answer(request.input["data"])).encode()
+            return json.dumps(content | item(request.input["data"])).encode()
         packed = [key for key in request.input if key.startswith("data.")]
         content["items"] = [
-            {"index": place, **self.answer(request.input[f"data.{place}"])}
-            for place in range(len(packed))
+            {"index": place, **item(request.input[f"data.{place}"])} for place in range(len(packed))
         ]
         return json.dumps(content).encode()
 
     def _wrong_params(self, request: inference_pb2.PredictionsRequest) -> dict[str, Any] | None:
         params = json.loads(request.input.get("params", b"{}"))
-        if self.segments or not set(params) - {"top_k"}:
+        if self.segments and (self.frames or "view" not in params):
             return None
+        if not set(params) - {"top_k", "explain"}:
+            return None
+        known = "output, flips" if self.segments else "top_k"
         return failure(
-            "INVALID_REQUEST", "params: expected only known keys: top_k; got another one"
+            "INVALID_REQUEST", f"params: expected only known keys: {known}; got another one"
         )
 
 

@@ -33,7 +33,7 @@ from tests.client.framing import GRID, LABELS, LOOP, by_frame_size
 
 @pytest.fixture
 def fake() -> Iterator[FakeServer]:
-    with serving(FakeServer(answer=by_frame_size, segments=True)) as server:
+    with serving(FakeServer(answer=by_frame_size, segments=True, frames=True)) as server:
         yield server
 
 
