@@ -41,11 +41,12 @@ class EvaluateConfig:
     ] = None
     engine: Annotated[EngineName | None, Setting("what runs it, if not the room's choice")] = None
     threads: Annotated[int, Setting("of the engine; 0 takes every core", minimum=0)] = 0
+    variant: Annotated[str, Setting("of the room, such as svm of mednist")] = ""
 
 
 def main(config: EvaluateConfig) -> None:
     """Hand the request to the room's own training module."""
-    models.room(config.model)  # names the rooms there are where it is not one
+    models.room(config.model, config.variant)  # names those there are where it is not one
     module = f"training.{config.model}"
     if importlib.util.find_spec(module) is None:
         raise ConfigError(
@@ -65,6 +66,7 @@ def _request(config: EvaluateConfig) -> EvaluationRequest:
         foreign_dir=config.foreign_dir,
         engine=config.engine,
         threads=config.threads,
+        variant=config.variant,
     )
 
 

@@ -51,6 +51,7 @@ class EvaluationRequest:
         foreign_dir: Images that the model should call unlike, one folder per kind.
         engine: What runs the artifact; the room's choice where None.
         threads: Of the engine; 0 takes every core.
+        variant: Of the room; empty for the room's own network.
         folders: Label by folder, for folders that carry another name than their label.
     """
 
@@ -62,6 +63,7 @@ class EvaluationRequest:
     foreign_dir: Path | None = None
     engine: EngineName | None = None
     threads: int = 0
+    variant: str = ""
     folders: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -95,8 +97,8 @@ def evaluate_classifier(name: str, request: EvaluationRequest) -> dict[str, Any]
     Raises:
         ConfigError: a folder that is no label, or no image that serving would accept.
     """
-    spec = models.spec(name)
-    weights = request.weights or models.room(name) / "weights"
+    spec = models.spec(name, request.variant)
+    weights = request.weights or models.room(name, request.variant) / "weights"
     files = _chosen_files(request, spec)
     engine_name = request.engine or spec.engine.name
     threads = request.threads or available_cores()

@@ -62,9 +62,13 @@ class Novelty(nn.Module):
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
         """Image (N, C, H, W) and its maps -> novelty (N,); above 1 unlike the training data."""
+        return self.judge(image, describe(maps))
+
+    def judge(self, image: Tensor, described: Tensor) -> Tensor:
+        """Image (N, C, H, W), described in another way (N, D) -> novelty (N,)."""
         contrast = image.flatten(1).std(dim=1)
         flatness = self.least_contrast / (contrast + 1e-4)
-        return torch.maximum(self.distance(describe(maps)) / self.limit, flatness)
+        return torch.maximum(self.distance(described) / self.limit, flatness)
 
 
 def fit_novelty(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from PIL import Image as PillowImage
 from torch import Tensor, nn
 
 import models
+from medserve.errors import ConfigError
 from medserve.spec import ModelSpec
 from training import exemplars, export
 from training.calibration import fit_temperature
@@ -24,7 +25,7 @@ from training.engine import Fitted
 from training.evaluation import EvaluationRequest, evaluate_classifier
 from training.novelty import BLANK, describe, fit_novelty
 
-__all__ = ["Shipment", "calibrate", "install", "ship_classifier"]
+__all__ = ["Shipment", "calibrate", "install", "install_variant", "ship_classifier"]
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Shipment:
         out_dir: Receives `artifact/`, `examples/` and `report/`.
         foreign_dir: Images that the model should call unlike, one folder per kind.
         folders: Label by folder, for folders that carry another name than their label.
+        variant: Of the room; empty for the room's own network.
     """
 
     spec: ModelSpec
@@ -57,6 +59,7 @@ class Shipment:
     out_dir: Path
     foreign_dir: Path | None = None
     folders: Mapping[str, str] = field(default_factory=dict)
+    variant: str = ""
 
 
 def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
@@ -83,6 +86,7 @@ def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
             split=folder / "split.csv",
             foreign_dir=shipment.foreign_dir,
             folders=shipment.folders,
+            variant=shipment.variant,
         ),
     )
     measured["training"] = {
@@ -111,6 +115,33 @@ def install(folder: Path, out_dir: Path, name: str) -> None:
         for source in sources:
             shutil.copyfile(source, target / source.name)
             _log.info("%s  %s", export.sha256(source), target / source.name)
+
+
+def install_variant(folder: Path, name: str, variant: str, further: Sequence[str] = ()) -> None:
+    """Copy an artifact into a variant of a room, on the split that its other versions have.
+
+    Args:
+        folder: Of the artifact.
+        name: The room.
+        variant: Its variant.
+        further: Files beside the folder of the artifact that go along.
+
+    Raises:
+        ConfigError: the artifact was trained on another split than the room's own network.
+    """
+    target = models.room(name, variant) / "weights"
+    if (folder / "split.csv").read_bytes() != (
+        models.room(name) / "weights/split.csv"
+    ).read_bytes():
+        raise ConfigError(
+            f"expected the split of models/{name}/weights/split.csv, got another one; train "
+            "on the same images with --seed 0"
+        )
+    target.mkdir(exist_ok=True)
+    sources = [folder / each for each in ARTIFACT_FILES if each != "split.csv"]
+    for source in [*sources, *(folder.parent / each for each in further)]:
+        shutil.copyfile(source, target / source.name)
+        _log.info("%s  %s", export.sha256(source), target / source.name)
 
 
 def calibrate(
