@@ -9,35 +9,48 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import lightning
 import torch
 
+import models
 from training import data
-from training.config import run, write
+from training.config import require_folder, run, write
 from training.diffusion import extractor
-from training.diffusion.fit import Fitted, Judge, fit
+from training.diffusion.evaluation import DiffusionEvaluation, evaluate_diffusion
+from training.diffusion.finish import finish, stored
+from training.diffusion.fit import Fitted, Judge, fit, load_best
 from training.diffusion.images import FolderRequest, read_folder
 from training.diffusion.module import Diffusion
 from training.diffusion.networks import build
 from training.diffusion.settings import INI_KEYS, DiffusionConfig
+from training.diffusion.ship import NAME, Shipment
 from training.ini import parse_with_file
 
-__all__ = ["NAME", "main"]
+__all__ = ["EVALUATION", "NAME", "evaluate", "main", "train_network"]
 
-NAME = "diffusion_sampler"
+EVALUATION = DiffusionEvaluation
 
 
 def main(config: DiffusionConfig) -> None:
-    """Read, split, train the extractor that judges, then the network."""
+    """Read, split, train the extractor that judges, then the network; export and judge it."""
+    if config.finish:
+        config = stored(config)
     images = read_folder(
         FolderRequest(config.data_dir, config.image_size, config.channels, config.only_class)
     )
-    write(config, config.out_dir / "config.json")
     parts = data.split(images, config.seed)
-    data.write_split(config.out_dir / "split.csv", images, parts)
     train, validation = images.take(parts["train"]), images.take(parts["validation"])
-    train_network(config, train, validation)
+    if config.finish:
+        checkpoint = require_folder(config.out_dir, "--out-dir") / "checkpoints" / "best.ckpt"
+        fitted = load_best(_module(config, train), checkpoint)
+    else:
+        write(config, config.out_dir / "config.json")
+        data.write_split(config.out_dir / "split.csv", images, parts)
+        fitted = train_network(config, train, validation)
+    labels = train.labels if config.conditional else ()
+    finish(config, fitted, Shipment(config, train, validation, labels), _room())
 
 
 def train_network(
@@ -48,11 +61,23 @@ def train_network(
     if not judge_path.is_file():
         torch.save(extractor.train_extractor(train, seed=config.seed).state_dict(), judge_path)
     eyes = extractor.load_extractor(judge_path, config.channels, len(train.labels))
+    judge = Judge(validation, eyes, config.out_dir, config.mirror)
+    return fit(_module(config, train), train, judge, config.out_dir)
+
+
+def evaluate(config: DiffusionEvaluation) -> None:
+    """Judge the shipped artifact (or another) on images that no training saw."""
+    evaluate_diffusion(config)
+
+
+def _module(config: DiffusionConfig, train: data.LabelledImages) -> Diffusion:
     lightning.seed_everything(config.seed, verbose=False)
     classes = len(train.labels) if config.conditional else 0
-    module = Diffusion(build(config, classes), classes, config)
-    judge = Judge(validation, eyes, config.out_dir, config.mirror)
-    return fit(module, train, judge, config.out_dir)
+    return Diffusion(build(config, classes), classes, config)
+
+
+def _room() -> Path:
+    return Path(models.__file__).parent / NAME
 
 
 def _read(config: type[DiffusionConfig], arguments: Sequence[str] | None) -> DiffusionConfig:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
-__all__ = ["Coverage", "coverage", "frechet_distance", "kernel_distance"]
+__all__ = ["Coverage", "Features", "coverage", "frechet_distance", "kernel_distance"]
 
 Features = npt.NDArray[np.float64]  # (N, D), a row per image
 

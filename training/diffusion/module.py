@@ -45,17 +45,21 @@ class Diffusion(L.LightningModule):
         self.draws.manual_seed(seed)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """Weighted error of one batch: image uint8 (N, C, H, W), label_ids int64 (N,)."""
-        image, label_ids = batch
+        """One batch: image uint8 (N, C, H, W), label_ids int64 (N,)."""
+        loss = self.error(*batch)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def error(self, image: Tensor, label_ids: Tensor) -> Tensor:
+        """Weighted error of images uint8 (N, C, H, W) at steps of the process drawn anew."""
         clean = image.float() / 127.5 - 1.0
         if self.config.mirror:
             turned = torch.rand(len(clean), generator=self.draws).to(clean.device) < 0.5
             clean = torch.where(turned[:, None, None, None], clean.flip(-1), clean)
         forgotten = torch.rand(len(clean), generator=self.draws) < self.config.class_dropout
-        label_ids = label_ids.masked_fill(forgotten.to(label_ids.device), self.classes)
-        loss = self._loss(clean, label_ids)
-        self.log("train_loss", loss, prog_bar=True)
-        return loss
+        return self._loss(
+            clean, label_ids.masked_fill(forgotten.to(label_ids.device), self.classes)
+        )
 
     def _loss(self, clean: Tensor, label_ids: Tensor) -> Tensor:
         count = len(clean)

@@ -15,7 +15,7 @@ class MonaiDenoiser(nn.Module):
 
     def __init__(self, config: DiffusionConfig, classes: int) -> None:
         super().__init__()
-        from monai.networks.nets import DiffusionModelUNet
+        from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 
         widths = [config.width * (n + 1) for n in range(config.stages)]
         last = config.stages - 1

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
-__all__ = ["sheet", "write_png"]
+from medserve.inference.generation import to_pixels
+from medserve.inference.samplers import State
+from medserve.inference.schedules import NoiseSchedule
+
+__all__ = ["denoising_strip", "noising_strip", "sheet", "write_png"]
 
 _GAP = 2  # pixels between images
 _GROUND = 255  # white, so that black borders of slices stay visible
@@ -32,6 +37,27 @@ def sheet(images: Images, columns: int = 0) -> Images:
         left = _GAP + n % columns * (width + _GAP)
         ground[top : top + height, left : left + width] = np.moveaxis(image, 0, 2)
     return ground[..., 0] if channels == 1 else ground
+
+
+def noising_strip(
+    image: Images, schedule: NoiseSchedule, draws: np.random.Generator, count: int = 10
+) -> Images:
+    """An image uint8 (C, H, W) on its way to pure noise, evenly over the process."""
+    clean = image.astype(np.float32) / 127.5 - 1.0
+    epsilon = draws.standard_normal(clean.shape, dtype=np.float32)
+    steps = np.linspace(-1, schedule.steps - 1, count).round().astype(int)
+    parts = [schedule.signal(step) * clean + schedule.noise(step) * epsilon for step in steps]
+    return sheet(np.stack([to_pixels(part.astype(np.float32)) for part in parts]), columns=count)
+
+
+def denoising_strip(states: Sequence[State], count: int = 10) -> Images:
+    """A walk from noise to an image: above where it stands, below what the network sees in it."""
+    places = np.linspace(0, len(states) - 1, min(count, len(states))).round().astype(int)
+    rows = [
+        to_pixels(np.stack([getattr(states[place], name) for place in places]))
+        for name in ("noisy", "clean")
+    ]
+    return sheet(np.concatenate(rows), columns=len(places))
 
 
 def write_png(path: Path, picture: Images, scale: int = 1) -> None:

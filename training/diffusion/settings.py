@@ -88,6 +88,10 @@ class DiffusionConfig(FitConfig):
     judge_every: Annotated[int, Setting("epochs between image metrics", minimum=1)] = 5
     judge_images: Annotated[int, Setting("samples for the image metric", minimum=16)] = 256
     samples: Annotated[int, Setting("images to write when done", minimum=0)] = 64
+    finish: Annotated[
+        bool, Setting("do not train: export and judge the best checkpoint in out_dir")
+    ] = False
+    install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
 
     @property
     def noise_schedule(self) -> NoiseSchedule:
