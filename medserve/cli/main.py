@@ -26,6 +26,7 @@ _COMMANDS = {
     "serve": "serve",
     "gateway": "gateway",
     "predict": "predict",
+    "sample": "sample",
     "sort": "sort",
     "models": "models",
     "ping": "models",

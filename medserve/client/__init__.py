@@ -1,6 +1,6 @@
 """The client: typed answers over gRPC, without torch.
 
-    from medserve.client import Client
+    from medserve.client import Client, SampleOptions
 
     with Client("127.0.0.1:7070") as client:
         for result in client.classify("mednist", sorted(Path("images").iterdir())):
@@ -9,6 +9,8 @@
         print(answer.volumes_ml)
         Path("brain_mask.nii.gz").write_bytes(answer.mask_nifti)
         print(client.segment_frame("trus_prostate", Path("cine.dcm")).stack.volume_ml)
+        for part in client.sample("diffusion_sampler", SampleOptions(count=8, seed=1)):
+            print(part)
 
 Every failure is an error of `medserve.errors`.
 """
@@ -24,9 +26,11 @@ from medserve.client._results import (
     SegmentationResult,
     VolumeResult,
 )
+from medserve.client._sampling import SampledImage, SampleOptions, SampleProgress, SampleSet
 from medserve.client._sync import Client
 from medserve.imaging.frame_segmentation import FrameSegmentation
 from medserve.imaging.result import Classification, Provenance
+from medserve.imaging.sample import Sample
 from medserve.imaging.segmentation import Segmentation
 
 __all__ = [
@@ -41,6 +45,11 @@ __all__ = [
     "Limits",
     "ModelStatus",
     "Provenance",
+    "Sample",
+    "SampleOptions",
+    "SampleProgress",
+    "SampleSet",
+    "SampledImage",
     "Segmentation",
     "SegmentationOptions",
     "SegmentationResult",

@@ -12,7 +12,6 @@ import grpc
 import grpc.aio
 
 from medserve.client import _answers
-from medserve.client._async_server import AsyncServerConnection
 from medserve.client._cases import VOLUMES_IN_FLIGHT, read_case
 from medserve.client._connection import Limits
 from medserve.client._frames import (
@@ -29,6 +28,7 @@ from medserve.client._results import (
     SegmentationResult,
     VolumeResult,
 )
+from medserve.client._sample_calls import AsyncSampleCalls
 from medserve.errors import MedserveError, PayloadTooLargeError
 from medserve.imaging.result import Classification
 from medserve.wire import inference_pb2
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     ]
 
 
-class AsyncClient(AsyncServerConnection):
+class AsyncClient(AsyncSampleCalls):
     """A connection to one server, for one event loop; arguments as those of `Client`.
 
     Usage:

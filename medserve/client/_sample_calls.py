@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from abc import abstractmethod
 from collections.abc import AsyncGenerator, Generator
-from typing import Any
 
 import grpc
 
+from medserve.client._async_server import AsyncServerConnection
 from medserve.client._connection import Connection
 from medserve.client._failures import explain
-from medserve.client._requests import Job, Target
+from medserve.client._requests import Job
 from medserve.client._sampling import (
     SampleOptions,
     SampleProgress,
@@ -21,34 +20,13 @@ from medserve.client._sampling import (
     read_set,
     sample_job,
 )
+from medserve.client._sync_server import ServerConnection
 from medserve.errors import ServerFailedError
 
 __all__ = ["AsyncSampleCalls", "SampleCalls"]
 
 
-class _Sampler:
-    """What both clients bring along."""
-
-    _connection: Connection
-    _inference: Any  # the stub of either kind
-
-    @abstractmethod
-    def _target(self, model: str, version: str | None) -> Target: ...
-
-    def _open_stream(self, job: Job) -> Any:
-        return self._inference.StreamPredictions(
-            job.request(), timeout=job.left_s, metadata=self._connection.inference_metadata
-        )
-
-    def _failed(self, job: Job, error: grpc.RpcError, *, begun: bool) -> float:
-        """Seconds until the next attempt; raises where none may follow."""
-        failure = explain(error, str(self._connection.inference))
-        if begun:
-            raise failure.error from error
-        return job.wait_after(failure)
-
-
-class SampleCalls(_Sampler):
+class SampleCalls(ServerConnection):
     """Of `Client`."""
 
     def sample(
@@ -65,16 +43,18 @@ class SampleCalls(_Sampler):
         job = sample_job(self._target(model, version), options, stream=True)
         part: SampleProgress | SampleSet | None = None
         while True:
-            call = self._open_stream(job)
+            call = self._inference.StreamPredictions(
+                job.request(), timeout=job.left_s, metadata=self._connection.inference_metadata
+            )
             try:
                 for answer in call:
                     part = read_part(answer.prediction)
                     yield part
                 break
             except grpc.RpcError as error:
-                wait_s = self._failed(job, error, begun=part is not None)
+                wait_s = _pause_s(self._connection, job, error, begun=part is not None)
             finally:
-                call.cancel()
+                call.cancel()  # type: ignore[no-untyped-call]
             time.sleep(wait_s)
         _refuse_without_end(part)
 
@@ -85,14 +65,8 @@ class SampleCalls(_Sampler):
         job = sample_job(self._target(model, version), options, stream=False)
         return read_set(self._finish(job, self._start(job)))
 
-    @abstractmethod
-    def _start(self, job: Job) -> Any: ...
 
-    @abstractmethod
-    def _finish(self, job: Job, call: Any) -> bytes: ...
-
-
-class AsyncSampleCalls(_Sampler):
+class AsyncSampleCalls(AsyncServerConnection):
     """Of `AsyncClient`."""
 
     async def sample(
@@ -102,14 +76,16 @@ class AsyncSampleCalls(_Sampler):
         job = sample_job(self._target(model, version), options, stream=True)
         part: SampleProgress | SampleSet | None = None
         while True:
-            call = self._open_stream(job)
+            call = self._inference.StreamPredictions(
+                job.request(), timeout=job.left_s, metadata=self._connection.inference_metadata
+            )
             try:
                 async for answer in call:
                     part = read_part(answer.prediction)
                     yield part
                 break
             except grpc.RpcError as error:
-                wait_s = self._failed(job, error, begun=part is not None)
+                wait_s = _pause_s(self._connection, job, error, begun=part is not None)
             finally:
                 call.cancel()
             await asyncio.sleep(wait_s)
@@ -122,11 +98,13 @@ class AsyncSampleCalls(_Sampler):
         job = sample_job(self._target(model, version), options, stream=False)
         return read_set(await self._finish(job, self._start(job)))
 
-    @abstractmethod
-    def _start(self, job: Job) -> Any: ...
 
-    @abstractmethod
-    async def _finish(self, job: Job, call: Any) -> bytes: ...
+def _pause_s(connection: Connection, job: Job, error: grpc.RpcError, *, begun: bool) -> float:
+    """Seconds until the next attempt; raises where none may follow."""
+    failure = explain(error, str(connection.inference))
+    if begun:
+        raise failure.error from error
+    return job.wait_after(failure)
 
 
 def _refuse_without_end(last: SampleProgress | SampleSet | None) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from medserve.client import _answers
 from medserve.client._requests import Job, Target
-from medserve.errors import ServerFailedError, error_from_code
+from medserve.errors import ServerFailedError
 from medserve.imaging.result import Provenance
 from medserve.imaging.sample import Sample
 
@@ -23,6 +22,8 @@ __all__ = [
     "read_set",
     "sample_job",
 ]
+
+_ABILITY = "make images"
 
 
 @dataclass(frozen=True)
@@ -123,28 +124,13 @@ def sample_job(target: Target, options: SampleOptions | None, *, stream: bool) -
 
 def read_part(part: bytes) -> SampleProgress | SampleSet:
     """One part of a streamed answer; raises where it is an error in JSON or something else."""
-    content = _members(part)
+    content = _answers.content_of(part, _ABILITY)
     return _progress(content) if content.get("event") == "progress" else _set(content)
 
 
 def read_set(prediction: bytes) -> SampleSet:
     """A whole answer; raises where it is an error in JSON or something else."""
-    return _set(_members(prediction))
-
-
-def _members(part: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(part)
-    except (ValueError, RecursionError) as error:
-        raise ServerFailedError(
-            f"expected a JSON answer, got {len(part)} bytes of something else; does this model "
-            "make images?"
-        ) from error
-    if not isinstance(content, dict):
-        raise ServerFailedError(f"expected a JSON object, got {type(content).__name__}")
-    if isinstance(failed := content.get("error"), Mapping):
-        raise error_from_code(str(failed.get("code")), str(failed.get("message")))
-    return content
+    return _set(_answers.content_of(prediction, _ABILITY))
 
 
 def _progress(content: Mapping[str, Any]) -> SampleProgress:
@@ -153,7 +139,7 @@ def _progress(content: Mapping[str, Any]) -> SampleProgress:
             image=int(content["image"]),
             step=int(content["step"]),
             steps=int(content["of"]),
-            preview_png=_file(content, "preview_png"),
+            preview_png=_answers.file_in(content, "preview_png"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ServerFailedError("expected the progress of an image from the server") from error
@@ -169,20 +155,11 @@ def _set(content: Mapping[str, Any]) -> SampleSet:
     provenance = Provenance.from_json(content)
     return SampleSet(
         images=tuple(
-            SampledImage(*Sample.from_json(each, provenance), _file(each, "dicom"))
+            SampledImage(*Sample.from_json(each, provenance), _answers.file_in(each, "dicom"))
             for each in images
         ),
         withheld=int(content.get("withheld", 0)),
         provenance=provenance,
-        npz=_file(content, "npz"),
-        nifti=_file(content, "nifti"),
+        npz=_answers.file_in(content, "npz"),
+        nifti=_answers.file_in(content, "nifti"),
     )
-
-
-def _file(content: Mapping[str, Any], name: str) -> bytes | None:
-    if name not in content:
-        return None
-    try:
-        return base64.b64decode(content[name], validate=True)
-    except (TypeError, ValueError, binascii.Error) as error:
-        raise ServerFailedError(f"expected base64 under {name}, got something else") from error

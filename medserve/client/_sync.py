@@ -26,7 +26,7 @@ from medserve.client._results import (
     SegmentationResult,
     VolumeResult,
 )
-from medserve.client._sync_server import ServerConnection
+from medserve.client._sample_calls import SampleCalls
 from medserve.errors import MedserveError, PayloadTooLargeError
 from medserve.imaging.result import Classification
 from medserve.wire import inference_pb2
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     _Call = grpc.CallFuture[inference_pb2.PredictionResponse]
 
 
-class Client(ServerConnection):
+class Client(SampleCalls):
     """A connection to one server; safe to share between threads.
 
     Usage:

@@ -38,6 +38,7 @@ from medserve.gateway.calls import (
     error_in,
     new_request_id,
 )
+from medserve.gateway.cancelled import CancelledCalls
 from medserve.gateway.fleet import Fleet
 from medserve.gateway.ledger import Entry, Ledger
 from medserve.gateway.messages import engine_message
@@ -79,6 +80,7 @@ class Guards:
     limits: Limits = field(default_factory=Limits)
     tokens: TokenCheck | None = None  # None: nobody has to say who they are
     audit: AuditLog | None = None
+    cancelled: CancelledCalls = field(default_factory=lambda: CancelledCalls(None))
 
 
 class Gateway:
@@ -238,7 +240,7 @@ class Gateway:
             raise _too_late(call) from None
         finally:
             if not task.done():
-                self._leave_behind(task)
+                self._leave_behind(task, call.request_id)
 
     async def _parts(self, call: Call, place: Place, message: bytes) -> AsyncGenerator[bytes, None]:
         """The parts of a streamed answer; read to their end even if the caller goes away."""
@@ -259,19 +261,21 @@ class Gateway:
         finally:
             stream.abandon()
             if not task.done():
-                self._leave_behind(task)
+                self._leave_behind(task, call.request_id)
 
     def _returned(self, model: ModelInfo, place: Place, task: asyncio.Task[Any]) -> None:
         well = not task.cancelled() and task.exception() is None
         self.metrics.engine_seconds.labels(model.name).observe(place.give_back(well))
 
-    def _leave_behind(self, task: asyncio.Task[Any]) -> None:
-        """Keep a task whose caller has gone; nobody hears of how it ends."""
+    def _leave_behind(self, task: asyncio.Task[Any], request_id: str) -> None:
+        """Keep a task whose caller has gone; nobody but its worker hears of that."""
         self._left_behind.add(task)
-        task.add_done_callback(self._forget)
+        self._guards.cancelled.mark(request_id)
+        task.add_done_callback(lambda done: self._forget(done, request_id))
 
-    def _forget(self, task: asyncio.Task[Any]) -> None:
+    def _forget(self, task: asyncio.Task[Any], request_id: str) -> None:
         self._left_behind.discard(task)
+        self._guards.cancelled.forget(request_id)
         if not task.cancelled():
             task.exception()
 

@@ -25,6 +25,7 @@ from prometheus_client import start_http_server
 from medserve.errors import ConfigError, ModelNotReadyError, ServerFailedError
 from medserve.gateway.audit import AuditLog
 from medserve.gateway.calls import Engine
+from medserve.gateway.cancelled import CancelledCalls
 from medserve.gateway.core import Gateway, Guards
 from medserve.gateway.engine import TorchServeEngine
 from medserve.gateway.fleet import Fleet, describe
@@ -133,7 +134,11 @@ class GatewayServer:
         if audit is not None:
             stack.callback(audit.close)
         engine = self._connect()
-        self.gateway = Gateway(engine, self._fleet, Guards(settings.limits, self._tokens, audit))
+        self.gateway = Gateway(
+            engine,
+            self._fleet,
+            Guards(settings.limits, self._tokens, audit, CancelledCalls(settings.cancelled_dir)),
+        )
         stack.push_async_callback(self.gateway.close)
         monitor = Monitor(self.gateway, engine, self._fleet, self._canaries, settings.timing)
         metrics_port = await self._start_metrics()

@@ -87,6 +87,7 @@ class GatewaySettings:
     tls_key: Annotated[Path | None, "TLS private key (PEM)."] = None
     client_ca: Annotated[Path | None, "Authority (PEM) whose certificate clients need."] = None
     audit_log: Annotated[Path | None, "File for one line a call; see `medserve audit`."] = None
+    cancelled_dir: Annotated[Path | None, "Folder shared with the workers; see operations."] = None
     max_message_mb: Annotated[int, "Largest request or answer, MiB."] = 64
     memory_mb: Annotated[int, "All requests in memory at one time, MiB."] = 256
     in_flight: Annotated[int, "Calls of a model in the engine; 0: twice what it takes at once."] = 0
@@ -150,6 +151,7 @@ class GatewaySettings:
                 else ""
             ),
             store=config.store,
+            cancelled_dir=server.cancelled_dir,
         )
 
     @property

@@ -37,6 +37,7 @@ from medserve.server.readiness import Endpoint, ReadyModel, Target, prove
 from medserve.server.run_folder import RunFolder
 from medserve.server.store import default_versions, select_archives
 from medserve.server.torchserve_config import (
+    CANCELLED,
     EngineSettings,
     engine_environment,
     java_command,
@@ -157,6 +158,11 @@ class Server:
     def run_dir(self) -> Path | None:
         """The private folder while the server runs."""
         return self._folder.path if self._folder else None
+
+    @property
+    def cancelled_dir(self) -> Path | None:
+        """Where a gateway beside the server marks cancelled calls for the workers."""
+        return self._folder.path / CANCELLED if self._folder else None
 
     @property
     def engine_threads(self) -> int:

@@ -17,7 +17,9 @@ from medserve.errors import ConfigError
 from medserve.server.java import Java
 from medserve.server.ports import Ports
 
-__all__ = ["EngineSettings", "engine_environment", "java_command", "write_run_dir"]
+__all__ = ["CANCELLED", "EngineSettings", "engine_environment", "java_command", "write_run_dir"]
+
+CANCELLED = "cancelled"  # in the private folder: ids of calls that nobody waits for any more
 
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE", re.IGNORECASE)
 _MIB = 2**20
@@ -87,7 +89,7 @@ class EngineSettings:
 
 def write_run_dir(folder: Path, settings: EngineSettings) -> None:
     """Write `config.properties`, `log4j2.xml` and `metrics.yaml` into the private folder."""
-    for name in ("store", "workflows", "tmp"):
+    for name in ("store", "workflows", "tmp", CANCELLED):
         (folder / name).mkdir(exist_ok=True)
     (folder / "log4j2.xml").write_text(_LOG4J.format(level=settings.log_level), encoding="utf-8")
     (folder / "metrics.yaml").write_text(_METRICS, encoding="utf-8")
@@ -145,6 +147,8 @@ def engine_environment(
         "LOG_LOCATION": str(folder),
         "METRICS_LOCATION": str(folder),
         "MEDSERVE_ENGINE_THREADS": count,
+        # A gateway in another container names a folder that both of them see.
+        "MEDSERVE_CANCELLED_DIR": given.get("MEDSERVE_CANCELLED_DIR") or str(folder / CANCELLED),
         # A larger answer would make TorchServe kill the worker, so the handler refuses it.
         "MEDSERVE_MAX_RESPONSE_BYTES": str(max_message_bytes - _MIB // 64),
         # Libraries in a worker would each take every core.

@@ -12,6 +12,7 @@ from medserve.errors import ConfigError
 from medserve.server.java import Java
 from medserve.server.ports import Ports
 from medserve.server.torchserve_config import (
+    CANCELLED,
     EngineSettings,
     engine_environment,
     java_command,
@@ -139,3 +140,13 @@ def test_workers_get_their_threads_and_no_secrets(tmp_path: Path) -> None:
     assert environment["PATH"] == "/bin"
     assert environment["MEDSERVE_ENGINE_THREADS"] == environment["OMP_NUM_THREADS"] == "3"
     assert int(environment["MEDSERVE_MAX_RESPONSE_BYTES"]) < 2**26
+
+
+def test_workers_and_a_gateway_beside_them_share_a_folder_for_cancelled_calls(
+    tmp_path: Path,
+) -> None:
+    own = engine_environment({}, tmp_path, threads=1, max_message_bytes=2**26)
+    assert own["MEDSERVE_CANCELLED_DIR"] == str(tmp_path / CANCELLED)
+    given = {"MEDSERVE_CANCELLED_DIR": "/cancelled"}  # of a gateway in another container
+    shared = engine_environment(given, tmp_path, threads=1, max_message_bytes=2**26)
+    assert shared["MEDSERVE_CANCELLED_DIR"] == "/cancelled"

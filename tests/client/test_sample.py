@@ -1,0 +1,216 @@
+"""Both clients and models that make images, against a server that answers as TorchServe does."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from medserve.client import (
+    AsyncClient,
+    Client,
+    SampleOptions,
+    SampleProgress,
+    SampleSet,
+)
+from medserve.errors import (
+    DeadlineError,
+    InvalidRequestError,
+    ServerBusyError,
+    ServerFailedError,
+)
+from tests.client.drawing import WAITS, DrawingServer, drawing
+from tests.client.fake_server import DIGEST, Status
+
+PROVENANCE = {"model": "painter", "version": "1.0", "archive_digest": DIGEST}
+
+
+def png(grey: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((16, 16), grey, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def text(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def answer(seeds: list[int], **further: Any) -> bytes:
+    images = [
+        {
+            "png": text(png(seed)),
+            "synthetic": True,
+            "seed": seed,
+            "class": "left",
+            "steps": 2,
+            "sampler": "ddim",
+            "guidance": 1.0,
+            "size": 16,
+        }
+        for seed in seeds
+    ]
+    content = {**PROVENANCE, "status": "ok", "images": images, "withheld": 1, **further}
+    return json.dumps(content).encode()
+
+
+def progress(image: int, step: int, preview: bytes | None = None) -> bytes:
+    event: dict[str, Any] = {"event": "progress", "image": image, "step": step, "of": 2}
+    return json.dumps(event | ({"preview_png": text(preview)} if preview else {})).encode()
+
+
+PARTS = [progress(0, 1, png(9)), progress(0, 2), answer([5])]
+
+
+@pytest.fixture
+def server() -> Iterator[DrawingServer]:
+    with drawing() as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: DrawingServer) -> Iterator[Client]:
+    with Client(server.address, timeout_s=20) as connected:
+        yield connected
+
+
+def test_progress_comes_while_images_form_and_all_images_at_the_end(
+    server: DrawingServer, client: Client
+) -> None:
+    server.streams = [PARTS]
+    first, second, last = client.sample("painter")
+    assert first == SampleProgress(image=0, step=1, steps=2, preview_png=png(9))
+    assert second == SampleProgress(image=0, step=2, steps=2)
+    assert isinstance(last, SampleSet)
+    [image] = last.images
+    assert (image.sample.seed, image.sample.label, image.sample.sampler) == (5, "left", "ddim")
+    assert (image.sample.image == 5).all()
+    assert image.png == png(5)
+    assert last.withheld == 1
+    assert last.provenance == image.sample.provenance
+    assert last.provenance.archive_digest == DIGEST
+
+
+def test_wishes_travel_as_params_and_what_is_not_wished_does_not(
+    server: DrawingServer, client: Client
+) -> None:
+    server.streams = [PARTS, PARTS]
+    list(client.sample("painter"))
+    everything = SampleOptions(
+        count=3, label="left", seed=0, steps=7, sampler="ddpm", size=16, guidance=0.0, file="npz"
+    )
+    list(client.sample("painter", everything, version="2.0"))
+    first, second = server.requests
+    assert json.loads(first.input["params"]) == {"n": 1}
+    assert json.loads(second.input["params"]) == {
+        "n": 3, "class": "left", "seed": 0, "steps": 7, "sampler": "ddpm", "size": 16,
+        "guidance": 0.0, "format": "npz",
+    }  # fmt: skip
+    assert second.model_version == "2.0"
+    assert {first.input["stream"], second.input["stream"]} == {b"1"}
+    assert 0 < int(first.input["deadline_ms"]) <= 20_000
+    assert "data" not in first.input
+
+
+def test_files_that_were_asked_for_come_as_bytes(server: DrawingServer, client: Client) -> None:
+    content = json.loads(answer([5], npz=text(b"npz"), nifti=text(b"nifti")))
+    content["images"][0]["dicom"] = text(b"dicom")
+    server.answers = [json.dumps(content).encode()]
+    drawn = client.sample_all("painter")
+    assert (drawn.npz, drawn.nifti, drawn.images[0].dicom) == (b"npz", b"nifti", b"dicom")
+    assert server.requests[0].input["stream"] == b"0"
+
+
+def test_an_error_at_the_end_of_a_stream_is_raised_as_what_it_is(
+    server: DrawingServer, client: Client
+) -> None:
+    error = {"code": "DEADLINE_EXCEEDED", "message": "stopped between two steps"}
+    last = json.dumps({**PROVENANCE, "status": "error", "error": error}).encode()
+    server.streams = [[progress(0, 1), last]]
+    seen: list[object] = []
+    with pytest.raises(DeadlineError, match="between two steps"):
+        seen.extend(client.sample("painter"))
+    assert len(server.requests) == 1
+
+
+def test_a_refusal_by_status_is_raised_without_a_second_attempt(
+    server: DrawingServer, client: Client
+) -> None:
+    refusal = "INVALID_REQUEST: params: n: expected a whole number from 1 to 64, got more"
+    server.streams = [[Status(grpc.StatusCode.INVALID_ARGUMENT, refusal)]]
+    with pytest.raises(InvalidRequestError, match="1 to 64"):
+        list(client.sample("painter", SampleOptions(count=10_000)))
+    assert len(server.requests) == 1
+
+
+def test_a_busy_server_is_asked_again_unless_images_have_begun_to_form(
+    server: DrawingServer, client: Client
+) -> None:
+    busy = Status(grpc.StatusCode.INTERNAL, 'Model "painter" has no worker to serve')
+    server.streams = [[busy], PARTS]
+    assert len(list(client.sample("painter"))) == 3
+    server.streams = [[progress(0, 1), busy]]
+    with pytest.raises(ServerBusyError):
+        list(client.sample("painter"))
+    assert len(server.requests) == 3
+
+
+def test_a_stream_that_ends_without_images_is_an_error(
+    server: DrawingServer, client: Client
+) -> None:
+    server.streams = [[progress(0, 1)]]
+    with pytest.raises(ServerFailedError, match="images at the end of the stream"):
+        list(client.sample("painter"))
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        b"\x89PNG",
+        b"[]",
+        b'{"event": "progress", "image": 0}',
+        b'{"label": "Hand"}',
+        answer([5]).replace(b'"seed"', b'"sow"'),
+        answer([5]).replace(text(png(5)).encode(), text(b"no picture").encode()),
+        answer([5]).replace(text(png(5)).encode(), b"%%%"),
+    ],
+)
+def test_an_answer_that_holds_no_images_is_a_clear_error(
+    server: DrawingServer, client: Client, last: bytes
+) -> None:
+    server.streams = [[last]]
+    with pytest.raises(ServerFailedError, match="expected"):
+        list(client.sample("painter"))
+
+
+def test_closing_the_generator_cancels_the_call(server: DrawingServer, client: Client) -> None:
+    server.streams = [[progress(0, 1), WAITS]]
+    drawing = client.sample("painter")
+    assert isinstance(next(drawing), SampleProgress)
+    drawing.close()
+    assert server.cancelled.wait(20)
+
+
+def test_the_client_for_asyncio_draws_the_same(server: DrawingServer) -> None:
+    server.streams = [PARTS, [progress(0, 1), WAITS]]
+    server.answers = [answer([1, 2])]
+
+    async def scenario() -> tuple[list[Any], SampleSet]:
+        async with AsyncClient(server.address, timeout_s=20) as client:
+            parts = [part async for part in client.sample("painter")]
+            drawing = client.sample("painter")
+            await anext(drawing)
+            await drawing.aclose()
+            return parts, await client.sample_all("painter", SampleOptions(count=2))
+
+    parts, drawn = asyncio.run(scenario())
+    assert [type(part) for part in parts] == [SampleProgress, SampleProgress, SampleSet]
+    assert [image.sample.seed for image in drawn.images] == [1, 2]
+    assert server.cancelled.wait(20)
