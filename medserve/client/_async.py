@@ -21,7 +21,14 @@ from medserve.client._frames import (
     frame_answer,
     frame_result,
 )
-from medserve.client._requests import Job, PackedJob, Target, pack, read
+from medserve.client._requests import (
+    Job,
+    PackedJob,
+    Target,
+    for_explanations,
+    pack,
+    read,
+)
 from medserve.client._results import (
     ItemResult,
     SegmentationOptions,
@@ -55,28 +62,36 @@ class AsyncClient(AsyncSampleCalls):
         images: Sequence[bytes | Path],
         *,
         version: str | None = None,
+        explain: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[ItemResult]:
         """Classify any number of images: one result per image, in order; see `Client.classify`."""
         results = []
-        async for result in self.classify_each(model, images, version=version):
+        async for result in self.classify_each(model, images, version=version, explain=explain):
             results.append(result)
             if progress is not None:
                 progress(len(results), len(images))
         return results
 
     async def classify_each(
-        self, model: str, images: Iterable[bytes | Path], *, version: str | None = None
+        self,
+        model: str,
+        images: Iterable[bytes | Path],
+        *,
+        version: str | None = None,
+        explain: bool = False,
     ) -> AsyncGenerator[ItemResult, None]:
         """Like `classify`, but gives each result as soon as it and those before it are known."""
         limits = self._connection.limits
+        if explain:
+            limits = for_explanations(limits)
         target = self._target(model, version)
         chunks = pack(images, limits)
         flying: deque[tuple[PackedJob, _Call | None]] = deque()
         try:
             # Files are read in a thread: the event loop must not wait for a disk.
             while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-                job = PackedJob(target, chunk)
+                job = PackedJob(target, chunk, explain=explain)
                 flying.append((job, self._launch(job)))
                 if len(flying) == limits.calls_in_flight:
                     for result in await self._results(*flying.popleft()):
@@ -90,10 +105,15 @@ class AsyncClient(AsyncSampleCalls):
                     call.cancel()
 
     async def classify_one(
-        self, model: str, image: bytes | Path, *, version: str | None = None
+        self,
+        model: str,
+        image: bytes | Path,
+        *,
+        version: str | None = None,
+        explain: bool = False,
     ) -> Classification:
         """Classify one image; raises the error where that fails."""
-        return (await self.classify(model, [image], version=version))[0].unwrap()
+        return (await self.classify(model, [image], version=version, explain=explain))[0].unwrap()
 
     async def segment(
         self,
