@@ -41,6 +41,9 @@ def predict(
         typer.Option(metavar="DIR", file_okay=False, help="Write the answers here."),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes to show per image.")] = 1,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also write a heat map of what each class rests on.")
+    ] = False,
     form: Annotated[
         MaskFormat | None,
         typer.Option(
@@ -96,11 +99,18 @@ def predict(
 
     Exit code: 0 all answered, 1 some failed, 2 no server or wrong usage.
     """
+    if explain and out is None:
+        raise ConfigError(
+            "--explain: expected --out DIR for the heat maps, got none; name one"
+        )
     for_images = timeout or _IMAGES_TIMEOUT_S
     with connect(address, token_file, ca_file, for_images) as client:
         kind = segments_what(client, model, version)
         if kind is Segments.NOTHING:
-            every_one = _classify(client, model, paths, _Shown(as_json, out, top_k), version)
+            how = _Shown(as_json, out, top_k, explain)
+            every_one = _classify(client, model, paths, how, version)
+    if explain and kind is not Segments.NOTHING:
+        raise ConfigError(f"--explain: expected a model that classifies, got {shown(model)}")
     if kind is not Segments.NOTHING:
         with connect(address, token_file, ca_file, timeout or _MASKS_TIMEOUT_S) as client:
             if kind is Segments.VOLUMES:
@@ -126,6 +136,7 @@ class _Shown:
     as_json: bool
     out: Path | None
     top_k: int
+    explain: bool
 
 
 def _classify(
@@ -135,7 +146,7 @@ def _classify(
     files = find_files(paths)
     if files.count(STDIN) > 1:
         raise ConfigError("expected - (standard input) once at most")
-    results = client.classify_each(model, _contents(files), version=version)
+    results = client.classify_each(model, _contents(files), version=version, explain=how.explain)
     records = (
         Record(str(path), result, how.top_k)
         for path, result in zip(files, counted(results, len(files), model), strict=True)
@@ -163,7 +174,10 @@ def _printed(records: Iterable[Record]) -> Iterator[Record]:
 
 
 def write_folder(records: Iterable[Record], folder: Path) -> None:
-    """`<stem>.json` per input, a number behind the stem where two share one, and results.csv."""
+    """`<stem>.json` per input, a number behind the stem where two share one, and results.csv.
+
+    Where a class was explained, `<stem>_heatmap.png` lies beside it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
     with (folder / "results.csv").open(
@@ -176,6 +190,9 @@ def write_folder(records: Iterable[Record], folder: Path) -> None:
                 "stdin" if record.path == str(STDIN) else Path(record.path).stem, taken
             )
             (folder / name).write_text(record.to_line() + "\n", encoding="utf-8")
+            if (explanation := record.explanation) is not None:
+                picture = folder / f"{name.removesuffix('.json')}_heatmap.png"
+                picture.write_bytes(explanation.heatmap_png)
             rows.writerow({**record.to_row(), "json": name})
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from medserve.cli.inputs import STDIN, shown
 from medserve.client import ItemResult
+from medserve.imaging.explanation import Explanation
 
 __all__ = ["CSV_FIELDS", "Record", "console_for_people", "csv_cell", "csv_path", "table"]
 
@@ -36,9 +37,22 @@ class Record:
         """Whether there is an error instead of an answer."""
         return self.result.error is not None
 
+    @property
+    def explanation(self) -> Explanation | None:
+        """What the class rests on, where that was asked for and answered."""
+        answer = self.result.classification
+        return answer and answer.explanation
+
     def to_json(self) -> dict[str, Any]:
-        """The same members for every input; null where there is no answer."""
+        """The same members for every input; null where there is no answer.
+
+        `explanation` is there only where a class was explained, without its picture.
+        """
         answer, error = self.result.classification, self.result.error
+        explained: dict[str, Any] = {}
+        if self.explanation is not None:
+            explained = {"explanation": self.explanation.to_json()}
+            del explained["explanation"]["heatmap_png"]
         return {
             "path": self.path,
             "status": "error" if error else "ok",
@@ -51,6 +65,7 @@ class Record:
             "review": answer and answer.review,
             "unlike_training": answer and answer.unlike_training,
             "novelty": answer and answer.novelty,
+            **explained,
             **self.result.provenance.to_json(),
             "error": error and {"code": error.code, "message": error.message},
         }
@@ -98,6 +113,8 @@ def _cells(record: Record) -> tuple[Text, Text, Text, Text]:
     best = answer.top(max(record.top_k, 1))
     notes = ["review"] if answer.review else []
     notes += ["unlike the training data"] if answer.unlike_training else []
+    if (explanation := answer.explanation) is not None:
+        notes.append(f"{explanation.without_warmest:.4f} without its warmest quarter")
     return (
         path,
         Text("\n".join(shown(label) for label, _ in best)),

@@ -235,3 +235,51 @@ def test_commands_start_without_engines_and_codecs() -> None:
     check = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_explain_writes_a_heat_map_beside_each_answer(
+    medserve: Medserve, fake: FakeServer, images: Path, tmp_path: Path
+) -> None:
+    (images / "d.png").write_bytes(b"broken")
+    out = tmp_path / "out"
+    run = medserve(
+        "predict", "mednist", images, "--explain", "--out", out, "--address", fake.address
+    )
+    assert run.code == 1
+    maps = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    assert maps == {
+        "a_heatmap.png": b"map of CXR",
+        "c_heatmap.png": b"map of Hand",
+        "z_heatmap.png": b"map of HeadCT",
+    }
+    answer = json.loads((out / "c.json").read_text())
+    assert answer["explanation"] == {
+        "method": "occlusion",
+        "label": "Hand",
+        "without_warmest": 0.25,
+        "without_coolest": 0.75,
+        "full_colour": 1.5,
+    }
+    assert "explanation" not in json.loads((out / "d.json").read_text())
+    assert "0.2500 without its warmest quarter" in run.out
+
+
+def test_explain_needs_a_folder_and_says_so_before_any_work(
+    medserve: Medserve, fake: FakeServer, images: Path
+) -> None:
+    run = medserve("predict", "mednist", images, "--explain", "--address", fake.address)
+    assert run.code == 2
+    assert "--explain: expected --out DIR" in run.err
+    assert not fake.requests
+
+
+def test_explain_is_refused_for_a_model_that_segments(
+    medserve: Medserve, fake: FakeServer, images: Path, tmp_path: Path
+) -> None:
+    fake.segments = True
+    run = medserve(
+        *("predict", "mednist", images, "--explain"),
+        *("--out", tmp_path / "out", "--address", fake.address),
+    )
+    assert run.code == 2
+    assert "--explain: expected a model that classifies" in run.err
