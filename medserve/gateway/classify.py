@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from medserve.errors import (
@@ -29,6 +29,7 @@ from medserve.errors import (
 )
 from medserve.gateway.calls import Call
 from medserve.gateway.orders import Order
+from medserve.imaging.explanation import EXPLAINED_PER_CALL
 from medserve.imaging.result import Classification, Provenance
 
 __all__ = ["PACKING", "ImageFile", "Outcome", "Packing", "Predictor", "classify_each"]
@@ -96,6 +97,13 @@ class Packing:
 PACKING = Packing()
 
 
+def _packing_for(order: Order) -> Packing:
+    """As many images a call as a model takes at a time for this order."""
+    if not order.params.get("explain"):
+        return PACKING
+    return replace(PACKING, items_per_call=EXPLAINED_PER_CALL)
+
+
 @dataclass(frozen=True)
 class _Item:
     index: int
@@ -111,15 +119,21 @@ async def classify_each(
     gateway: Predictor,
     order: Order,
     images: AsyncIterator[ImageFile],
-    packing: Packing = PACKING,
+    packing: Packing | None = None,
 ) -> AsyncGenerator[Outcome, None]:
     """One outcome per image, each as soon as it is known, in no particular order.
+
+    Args:
+        gateway: Who is asked.
+        order: What is asked.
+        images: The images.
+        packing: How many travel in one call; by default what suits the order.
 
     Raises:
         MedserveError: what no single image is to blame for: no such model, a refused token,
             parameters that the model does not know.
     """
-    desk = _Desk(gateway, order, images, packing)
+    desk = _Desk(gateway, order, images, packing or _packing_for(order))
     try:
         while not desk.done:
             for outcome in await desk.step():

@@ -67,6 +67,19 @@ class LabelProbability(BaseModel):
     probability: float
 
 
+class FileExplanation(BaseModel):
+    """What a class rests on."""
+
+    method: str
+    label: str = Field(description="the class that is explained")
+    without_warmest: float = Field(
+        description="its probability with the quarter of the image covered that speaks most for it"
+    )
+    without_coolest: float = Field(description="the same with the quarter that speaks least")
+    full_colour: float = Field(description="log-odds at a pixel of full colour, in nats")
+    heatmap_png: str = Field(description="picture of the file's own size, as base64")
+
+
 class ClassifiedFile(BaseModel):
     """What became of one file: the members of a classification, or an error."""
 
@@ -81,6 +94,7 @@ class ClassifiedFile(BaseModel):
     review: bool | None = Field(None, description="let a person look")
     novelty: float | None = Field(None, description="above 1 the class means little")
     unlike_training: bool | None = None
+    explanation: FileExplanation | None = Field(None, description="where it was asked for")
     error: ErrorContent | None = None
 
 
@@ -125,6 +139,9 @@ class ClassifyQuery(VersionQuery):
     """What a classifier may be asked."""
 
     top_k: int | None = Field(None, ge=1, description="labels in `top`")
+    explain: bool | None = Field(
+        None, description="with a heat map of what each class rests on; costs 131 plain images"
+    )
 
     def params(self) -> dict[str, Any]:
         """What of it is for the model."""

@@ -30,6 +30,7 @@ from medserve.gateway.typed_masks import (
     segment_params,
     segment_result,
 )
+from medserve.imaging.explanation import Explanation
 from medserve.spec import Task
 from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
@@ -64,7 +65,8 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
         async with answering(context, self._gateway) as incoming:
             parts = self._parts(request_iterator)
             settings = _settings(await anext(parts, None))
-            order = incoming.order(settings.model_name, settings.model_version, Face.TYPED)
+            params = {"explain": True} if settings.explain else {}
+            order = incoming.order(settings.model_name, settings.model_version, Face.TYPED, params)
             await ordered_model(self._gateway, order, Task.CLASSIFICATION)
             async with (
                 self._gateway.budget.reserve(PACKING.held_bytes),
@@ -210,9 +212,21 @@ def _classify_response(outcome: Outcome) -> pb.ClassifyResponse:
             ],
             review=found.review,
             novelty=found.novelty,
+            explanation=found.explanation and _explanation(found.explanation),
         )
     )
     return response
+
+
+def _explanation(found: Explanation) -> pb.Explanation:
+    return pb.Explanation(
+        method=found.method,
+        label=found.label,
+        probability_without_warmest=found.without_warmest,
+        probability_without_coolest=found.without_coolest,
+        full_colour_nats=found.full_colour,
+        heatmap_png=found.heatmap_png,
+    )
 
 
 def _sample_params(request: pb.SampleRequest) -> dict[str, Any]:

@@ -26,21 +26,21 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emedserve/wire/v1/imaging.proto\x12\x0bmedserve.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"u\n\x0f\x43lassifyRequest\x12\x31\n\x08settings\x18\x01 \x01(\x0b\x32\x1d.medserve.v1.ClassifySettingsH\x00\x12\'\n\x05image\x18\x02 \x01(\x0b\x32\x16.medserve.v1.ImageFileH\x00\x42\x06\n\x04part\"\xc1\x01\n\x10\x43lassifyResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x03\x12\x35\n\x0e\x63lassification\x18\x03 \x01(\x0b\x32\x1b.medserve.v1.ClassificationH\x00\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12+\n\nprovenance\x18\x05 \x01(\x0b\x32\x17.medserve.v1.ProvenanceB\t\n\x07outcome\"[\n\x0eSegmentRequest\x12\x30\n\x08settings\x18\x01 \x01(\x0b\x32\x1c.medserve.v1.SegmentSettingsH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xa2\x01\n\x0fSegmentResponse\x12\x30\n\x08progress\x18\x01 \x01(\x0b\x32\x1c.medserve.v1.SegmentProgressH\x00\x12,\n\x06result\x18\x02 \x01(\x0b\x32\x1a.medserve.v1.SegmentResultH\x00\x12\'\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x16.medserve.v1.FileChunkH\x00\x42\x06\n\x04part\"\xe5\x01\n\rSampleRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x18\n\x0bimage_count\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nclass_name\x18\x04 \x01(\t\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x12\n\x05steps\x18\x06 \x01(\x05H\x02\x88\x01\x01\x12\x0f\n\x07sampler\x18\x07 \x01(\t\x12\x14\n\x07size_px\x18\x08 \x01(\x05H\x03\x88\x01\x01\x42\x0e\n\x0c_image_countB\x07\n\x05_seedB\x08\n\x06_stepsB\n\n\x08_size_px\"u\n\x0eSampleResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.medserve.v1.SampleProgressH\x00\x12*\n\x05image\x18\x02 \x01(\x0b\x32\x19.medserve.v1.SampledImageH\x00\x42\x06\n\x04part\"\'\n\x11ListModelsRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.medserve.v1.Model\"=\n\x10\x43lassifySettings\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"(\n\tImageFile\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\x9d\x01\n\x0e\x43lassification\x12\r\n\x05label\x18\x01 \x01(\t\x12\x10\n\x08label_id\x18\x02 \x01(\x05\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12\x34\n\rprobabilities\x18\x04 \x03(\x0b\x32\x1d.medserve.v1.ClassProbability\x12\x0e\n\x06review\x18\x05 \x01(\x08\x12\x0f\n\x07novelty\x18\x06 \x01(\x01\"6\n\x10\x43lassProbability\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"O\n\nProvenance\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x16\n\x0e\x61rchive_digest\x18\x03 \x01(\t\"\xd9\x02\n\x0fSegmentSettings\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12,\n\x0bmask_format\x18\x03 \x01(\x0e\x32\x17.medserve.v1.MaskFormat\x12\x0f\n\x07overlay\x18\x04 \x01(\x08\x12\x13\n\x0buncertainty\x18\x05 \x01(\x08\x12\x12\n\x05\x66lips\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x11largest_component\x18\x07 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\nfill_holes\x18\x08 \x01(\x08H\x02\x88\x01\x01\x12\x14\n\x07\x63hannel\x18\t \x01(\x05H\x03\x88\x01\x01\x12\x12\n\nspacing_mm\x18\n \x03(\x01\x12\x15\n\rcontent_bytes\x18\x0b \x01(\x03\x42\x08\n\x06_flipsB\x14\n\x12_largest_componentB\r\n\x0b_fill_holesB\n\n\x08_channel\"S\n\x0fSegmentProgress\x12(\n\x05stage\x18\x01 \x01(\x0e\x32\x19.medserve.v1.SegmentStage\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x03\"\xd4\x01\n\rSegmentResult\x12+\n\nprovenance\x18\x01 \x01(\x0b\x32\x17.medserve.v1.Provenance\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\r\n\x05shape\x18\x03 \x03(\x05\x12\x0e\n\x06\x61\x66\x66ine\x18\x04 \x03(\x01\x12\x12\n\nspacing_mm\x18\x05 \x03(\x01\x12+\n\x08measures\x18\x06 \x03(\x0b\x32\x19.medserve.v1.LabelMeasure\x12&\n\x05\x66iles\x18\x07 \x03(\x0b\x32\x17.medserve.v1.ResultFile\"\xa4\x01\n\x0cLabelMeasure\x12\r\n\x05label\x18\x01 \x01(\t\x12\x10\n\x08label_id\x18\x02 \x01(\x05\x12\x0e\n\x06voxels\x18\x03 \x01(\x03\x12\x11\n\tvolume_ml\x18\x04 \x01(\x01\x12\x13\n\x0b\x63\x65ntroid_mm\x18\x05 \x03(\x01\x12\x11\n\tbox_start\x18\x06 \x03(\x05\x12\x10\n\x08\x62ox_stop\x18\x07 \x03(\x05\x12\x16\n\x0etouches_border\x18\x08 \x01(\x08\"Y\n\nResultFile\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.medserve.v1.FileRole\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"W\n\tFileChunk\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.medserve.v1.FileRole\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\"W\n\x0eSampleProgress\x12\x13\n\x0bimage_index\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\r\n\x05steps\x18\x03 \x01(\x05\x12\x13\n\x0bpreview_png\x18\x04 \x01(\x0c\"\x8f\x01\n\x0cSampledImage\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0b\n\x03png\x18\x02 \x01(\x0c\x12\x0c\n\x04seed\x18\x03 \x01(\x03\x12(\n\x07\x64\x65tails\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12+\n\nprovenance\x18\x05 \x01(\x0b\x32\x17.medserve.v1.Provenance\"\xfc\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x17\n\x0f\x64\x65\x66\x61ult_version\x18\x03 \x01(\x08\x12\x1f\n\x04task\x18\x04 \x01(\x0e\x32\x11.medserve.v1.Task\x12\r\n\x05title\x18\x05 \x01(\t\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12\x13\n\x0binput_kinds\x18\x07 \x03(\t\x12\r\n\x05ready\x18\x08 \x01(\x08\x12\x15\n\rcard_markdown\x18\t \x01(\t\x12(\n\x07metrics\x18\n \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x16\n\x0e\x61rchive_digest\x18\x0b \x01(\t*a\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x17\n\x13TASK_CLASSIFICATION\x10\x01\x12\x15\n\x11TASK_SEGMENTATION\x10\x02\x12\x13\n\x0fTASK_GENERATION\x10\x03*[\n\nMaskFormat\x12\x1b\n\x17MASK_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11MASK_FORMAT_NIFTI\x10\x01\x12\x19\n\x15MASK_FORMAT_DICOM_SEG\x10\x02*d\n\x0cSegmentStage\x12\x1d\n\x19SEGMENT_STAGE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SEGMENT_STAGE_ACCEPTED\x10\x01\x12\x19\n\x15SEGMENT_STAGE_RUNNING\x10\x02*g\n\x08\x46ileRole\x12\x19\n\x15\x46ILE_ROLE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x46ILE_ROLE_MASK\x10\x01\x12\x15\n\x11\x46ILE_ROLE_OVERLAY\x10\x02\x12\x15\n\x11\x46ILE_ROLE_ENTROPY\x10\x03\x32\xc3\x02\n\x0eImagingService\x12M\n\x08\x43lassify\x12\x1c.medserve.v1.ClassifyRequest\x1a\x1d.medserve.v1.ClassifyResponse\"\x00(\x01\x30\x01\x12J\n\x07Segment\x12\x1b.medserve.v1.SegmentRequest\x1a\x1c.medserve.v1.SegmentResponse\"\x00(\x01\x30\x01\x12\x45\n\x06Sample\x12\x1a.medserve.v1.SampleRequest\x1a\x1b.medserve.v1.SampleResponse\"\x00\x30\x01\x12O\n\nListModels\x12\x1e.medserve.v1.ListModelsRequest\x1a\x1f.medserve.v1.ListModelsResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emedserve/wire/v1/imaging.proto\x12\x0bmedserve.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"u\n\x0f\x43lassifyRequest\x12\x31\n\x08settings\x18\x01 \x01(\x0b\x32\x1d.medserve.v1.ClassifySettingsH\x00\x12\'\n\x05image\x18\x02 \x01(\x0b\x32\x16.medserve.v1.ImageFileH\x00\x42\x06\n\x04part\"\xc1\x01\n\x10\x43lassifyResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x03\x12\x35\n\x0e\x63lassification\x18\x03 \x01(\x0b\x32\x1b.medserve.v1.ClassificationH\x00\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12+\n\nprovenance\x18\x05 \x01(\x0b\x32\x17.medserve.v1.ProvenanceB\t\n\x07outcome\"[\n\x0eSegmentRequest\x12\x30\n\x08settings\x18\x01 \x01(\x0b\x32\x1c.medserve.v1.SegmentSettingsH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xa2\x01\n\x0fSegmentResponse\x12\x30\n\x08progress\x18\x01 \x01(\x0b\x32\x1c.medserve.v1.SegmentProgressH\x00\x12,\n\x06result\x18\x02 \x01(\x0b\x32\x1a.medserve.v1.SegmentResultH\x00\x12\'\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x16.medserve.v1.FileChunkH\x00\x42\x06\n\x04part\"\xe5\x01\n\rSampleRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x18\n\x0bimage_count\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nclass_name\x18\x04 \x01(\t\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x12\n\x05steps\x18\x06 \x01(\x05H\x02\x88\x01\x01\x12\x0f\n\x07sampler\x18\x07 \x01(\t\x12\x14\n\x07size_px\x18\x08 \x01(\x05H\x03\x88\x01\x01\x42\x0e\n\x0c_image_countB\x07\n\x05_seedB\x08\n\x06_stepsB\n\n\x08_size_px\"u\n\x0eSampleResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.medserve.v1.SampleProgressH\x00\x12*\n\x05image\x18\x02 \x01(\x0b\x32\x19.medserve.v1.SampledImageH\x00\x42\x06\n\x04part\"\'\n\x11ListModelsRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.medserve.v1.Model\"N\n\x10\x43lassifySettings\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0f\n\x07\x65xplain\x18\x03 \x01(\x08\"(\n\tImageFile\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\xcc\x01\n\x0e\x43lassification\x12\r\n\x05label\x18\x01 \x01(\t\x12\x10\n\x08label_id\x18\x02 \x01(\x05\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12\x34\n\rprobabilities\x18\x04 \x03(\x0b\x32\x1d.medserve.v1.ClassProbability\x12\x0e\n\x06review\x18\x05 \x01(\x08\x12\x0f\n\x07novelty\x18\x06 \x01(\x01\x12-\n\x0b\x65xplanation\x18\x07 \x01(\x0b\x32\x18.medserve.v1.Explanation\"\xa5\x01\n\x0b\x45xplanation\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12#\n\x1bprobability_without_warmest\x18\x03 \x01(\x01\x12#\n\x1bprobability_without_coolest\x18\x04 \x01(\x01\x12\x18\n\x10\x66ull_colour_nats\x18\x05 \x01(\x01\x12\x13\n\x0bheatmap_png\x18\x06 \x01(\x0c\"6\n\x10\x43lassProbability\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"O\n\nProvenance\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x16\n\x0e\x61rchive_digest\x18\x03 \x01(\t\"\xd9\x02\n\x0fSegmentSettings\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12,\n\x0bmask_format\x18\x03 \x01(\x0e\x32\x17.medserve.v1.MaskFormat\x12\x0f\n\x07overlay\x18\x04 \x01(\x08\x12\x13\n\x0buncertainty\x18\x05 \x01(\x08\x12\x12\n\x05\x66lips\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x11largest_component\x18\x07 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\nfill_holes\x18\x08 \x01(\x08H\x02\x88\x01\x01\x12\x14\n\x07\x63hannel\x18\t \x01(\x05H\x03\x88\x01\x01\x12\x12\n\nspacing_mm\x18\n \x03(\x01\x12\x15\n\rcontent_bytes\x18\x0b \x01(\x03\x42\x08\n\x06_flipsB\x14\n\x12_largest_componentB\r\n\x0b_fill_holesB\n\n\x08_channel\"S\n\x0fSegmentProgress\x12(\n\x05stage\x18\x01 \x01(\x0e\x32\x19.medserve.v1.SegmentStage\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x03\"\xd4\x01\n\rSegmentResult\x12+\n\nprovenance\x18\x01 \x01(\x0b\x32\x17.medserve.v1.Provenance\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\r\n\x05shape\x18\x03 \x03(\x05\x12\x0e\n\x06\x61\x66\x66ine\x18\x04 \x03(\x01\x12\x12\n\nspacing_mm\x18\x05 \x03(\x01\x12+\n\x08measures\x18\x06 \x03(\x0b\x32\x19.medserve.v1.LabelMeasure\x12&\n\x05\x66iles\x18\x07 \x03(\x0b\x32\x17.medserve.v1.ResultFile\"\xa4\x01\n\x0cLabelMeasure\x12\r\n\x05label\x18\x01 \x01(\t\x12\x10\n\x08label_id\x18\x02 \x01(\x05\x12\x0e\n\x06voxels\x18\x03 \x01(\x03\x12\x11\n\tvolume_ml\x18\x04 \x01(\x01\x12\x13\n\x0b\x63\x65ntroid_mm\x18\x05 \x03(\x01\x12\x11\n\tbox_start\x18\x06 \x03(\x05\x12\x10\n\x08\x62ox_stop\x18\x07 \x03(\x05\x12\x16\n\x0etouches_border\x18\x08 \x01(\x08\"Y\n\nResultFile\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.medserve.v1.FileRole\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"W\n\tFileChunk\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.medserve.v1.FileRole\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\"W\n\x0eSampleProgress\x12\x13\n\x0bimage_index\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\r\n\x05steps\x18\x03 \x01(\x05\x12\x13\n\x0bpreview_png\x18\x04 \x01(\x0c\"\x8f\x01\n\x0cSampledImage\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0b\n\x03png\x18\x02 \x01(\x0c\x12\x0c\n\x04seed\x18\x03 \x01(\x03\x12(\n\x07\x64\x65tails\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12+\n\nprovenance\x18\x05 \x01(\x0b\x32\x17.medserve.v1.Provenance\"\xfc\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x17\n\x0f\x64\x65\x66\x61ult_version\x18\x03 \x01(\x08\x12\x1f\n\x04task\x18\x04 \x01(\x0e\x32\x11.medserve.v1.Task\x12\r\n\x05title\x18\x05 \x01(\t\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12\x13\n\x0binput_kinds\x18\x07 \x03(\t\x12\r\n\x05ready\x18\x08 \x01(\x08\x12\x15\n\rcard_markdown\x18\t \x01(\t\x12(\n\x07metrics\x18\n \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x16\n\x0e\x61rchive_digest\x18\x0b \x01(\t*a\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x17\n\x13TASK_CLASSIFICATION\x10\x01\x12\x15\n\x11TASK_SEGMENTATION\x10\x02\x12\x13\n\x0fTASK_GENERATION\x10\x03*[\n\nMaskFormat\x12\x1b\n\x17MASK_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11MASK_FORMAT_NIFTI\x10\x01\x12\x19\n\x15MASK_FORMAT_DICOM_SEG\x10\x02*d\n\x0cSegmentStage\x12\x1d\n\x19SEGMENT_STAGE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SEGMENT_STAGE_ACCEPTED\x10\x01\x12\x19\n\x15SEGMENT_STAGE_RUNNING\x10\x02*g\n\x08\x46ileRole\x12\x19\n\x15\x46ILE_ROLE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x46ILE_ROLE_MASK\x10\x01\x12\x15\n\x11\x46ILE_ROLE_OVERLAY\x10\x02\x12\x15\n\x11\x46ILE_ROLE_ENTROPY\x10\x03\x32\xc3\x02\n\x0eImagingService\x12M\n\x08\x43lassify\x12\x1c.medserve.v1.ClassifyRequest\x1a\x1d.medserve.v1.ClassifyResponse\"\x00(\x01\x30\x01\x12J\n\x07Segment\x12\x1b.medserve.v1.SegmentRequest\x1a\x1c.medserve.v1.SegmentResponse\"\x00(\x01\x30\x01\x12\x45\n\x06Sample\x12\x1a.medserve.v1.SampleRequest\x1a\x1b.medserve.v1.SampleResponse\"\x00\x30\x01\x12O\n\nListModels\x12\x1e.medserve.v1.ListModelsRequest\x1a\x1f.medserve.v1.ListModelsResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'medserve.wire.v1.imaging_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TASK']._serialized_start=3012
-  _globals['_TASK']._serialized_end=3109
-  _globals['_MASKFORMAT']._serialized_start=3111
-  _globals['_MASKFORMAT']._serialized_end=3202
-  _globals['_SEGMENTSTAGE']._serialized_start=3204
-  _globals['_SEGMENTSTAGE']._serialized_end=3304
-  _globals['_FILEROLE']._serialized_start=3306
-  _globals['_FILEROLE']._serialized_end=3409
+  _globals['_TASK']._serialized_start=3244
+  _globals['_TASK']._serialized_end=3341
+  _globals['_MASKFORMAT']._serialized_start=3343
+  _globals['_MASKFORMAT']._serialized_end=3434
+  _globals['_SEGMENTSTAGE']._serialized_start=3436
+  _globals['_SEGMENTSTAGE']._serialized_end=3536
+  _globals['_FILEROLE']._serialized_start=3538
+  _globals['_FILEROLE']._serialized_end=3641
   _globals['_CLASSIFYREQUEST']._serialized_start=102
   _globals['_CLASSIFYREQUEST']._serialized_end=219
   _globals['_CLASSIFYRESPONSE']._serialized_start=222
@@ -58,33 +58,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSRESPONSE']._serialized_start=1067
   _globals['_LISTMODELSRESPONSE']._serialized_end=1123
   _globals['_CLASSIFYSETTINGS']._serialized_start=1125
-  _globals['_CLASSIFYSETTINGS']._serialized_end=1186
-  _globals['_IMAGEFILE']._serialized_start=1188
-  _globals['_IMAGEFILE']._serialized_end=1228
-  _globals['_CLASSIFICATION']._serialized_start=1231
-  _globals['_CLASSIFICATION']._serialized_end=1388
-  _globals['_CLASSPROBABILITY']._serialized_start=1390
-  _globals['_CLASSPROBABILITY']._serialized_end=1444
-  _globals['_PROVENANCE']._serialized_start=1446
-  _globals['_PROVENANCE']._serialized_end=1525
-  _globals['_SEGMENTSETTINGS']._serialized_start=1528
-  _globals['_SEGMENTSETTINGS']._serialized_end=1873
-  _globals['_SEGMENTPROGRESS']._serialized_start=1875
-  _globals['_SEGMENTPROGRESS']._serialized_end=1958
-  _globals['_SEGMENTRESULT']._serialized_start=1961
-  _globals['_SEGMENTRESULT']._serialized_end=2173
-  _globals['_LABELMEASURE']._serialized_start=2176
-  _globals['_LABELMEASURE']._serialized_end=2340
-  _globals['_RESULTFILE']._serialized_start=2342
-  _globals['_RESULTFILE']._serialized_end=2431
-  _globals['_FILECHUNK']._serialized_start=2433
-  _globals['_FILECHUNK']._serialized_end=2520
-  _globals['_SAMPLEPROGRESS']._serialized_start=2522
-  _globals['_SAMPLEPROGRESS']._serialized_end=2609
-  _globals['_SAMPLEDIMAGE']._serialized_start=2612
-  _globals['_SAMPLEDIMAGE']._serialized_end=2755
-  _globals['_MODEL']._serialized_start=2758
-  _globals['_MODEL']._serialized_end=3010
-  _globals['_IMAGINGSERVICE']._serialized_start=3412
-  _globals['_IMAGINGSERVICE']._serialized_end=3735
+  _globals['_CLASSIFYSETTINGS']._serialized_end=1203
+  _globals['_IMAGEFILE']._serialized_start=1205
+  _globals['_IMAGEFILE']._serialized_end=1245
+  _globals['_CLASSIFICATION']._serialized_start=1248
+  _globals['_CLASSIFICATION']._serialized_end=1452
+  _globals['_EXPLANATION']._serialized_start=1455
+  _globals['_EXPLANATION']._serialized_end=1620
+  _globals['_CLASSPROBABILITY']._serialized_start=1622
+  _globals['_CLASSPROBABILITY']._serialized_end=1676
+  _globals['_PROVENANCE']._serialized_start=1678
+  _globals['_PROVENANCE']._serialized_end=1757
+  _globals['_SEGMENTSETTINGS']._serialized_start=1760
+  _globals['_SEGMENTSETTINGS']._serialized_end=2105
+  _globals['_SEGMENTPROGRESS']._serialized_start=2107
+  _globals['_SEGMENTPROGRESS']._serialized_end=2190
+  _globals['_SEGMENTRESULT']._serialized_start=2193
+  _globals['_SEGMENTRESULT']._serialized_end=2405
+  _globals['_LABELMEASURE']._serialized_start=2408
+  _globals['_LABELMEASURE']._serialized_end=2572
+  _globals['_RESULTFILE']._serialized_start=2574
+  _globals['_RESULTFILE']._serialized_end=2663
+  _globals['_FILECHUNK']._serialized_start=2665
+  _globals['_FILECHUNK']._serialized_end=2752
+  _globals['_SAMPLEPROGRESS']._serialized_start=2754
+  _globals['_SAMPLEPROGRESS']._serialized_end=2841
+  _globals['_SAMPLEDIMAGE']._serialized_start=2844
+  _globals['_SAMPLEDIMAGE']._serialized_end=2987
+  _globals['_MODEL']._serialized_start=2990
+  _globals['_MODEL']._serialized_end=3242
+  _globals['_IMAGINGSERVICE']._serialized_start=3644
+  _globals['_IMAGINGSERVICE']._serialized_end=3967
 # @@protoc_insertion_point(module_scope)

@@ -432,19 +432,23 @@ class ClassifySettings(_message.Message):
 
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """Names the model. Required."""
     model_version: _builtins.str
     """Chooses a version; empty means the default version."""
+    explain: _builtins.bool
+    """Asks for what each class rests on; an image so explained costs as much as 131 others."""
     def __init__(
         self,
         *,
         model_name: _builtins.str = ...,
         model_version: _builtins.str = ...,
+        explain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_name", b"model_name", "model_version", b"model_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explain", b"explain", "model_name", b"model_name", "model_version", b"model_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -488,6 +492,7 @@ class Classification(_message.Message):
     PROBABILITIES_FIELD_NUMBER: _builtins.int
     REVIEW_FIELD_NUMBER: _builtins.int
     NOVELTY_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
     label: _builtins.str
     """Names the most probable class."""
     label_id: _builtins.int
@@ -502,6 +507,10 @@ class Classification(_message.Message):
     def probabilities(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassProbability]:
         """Gives the probability of every class, in the order of the model's labels; they sum to 1."""
 
+    @_builtins.property
+    def explanation(self) -> Global___Explanation:
+        """Tells what the class rests on; absent where it was not asked for."""
+
     def __init__(
         self,
         *,
@@ -511,14 +520,63 @@ class Classification(_message.Message):
         probabilities: _abc.Iterable[Global___ClassProbability] | None = ...,
         review: _builtins.bool = ...,
         novelty: _builtins.float = ...,
+        explanation: Global___Explanation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "label_id", b"label_id", "novelty", b"novelty", "probabilities", b"probabilities", "probability", b"probability", "review", b"review"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "label", b"label", "label_id", b"label_id", "novelty", b"novelty", "probabilities", b"probabilities", "probability", b"probability", "review", b"review"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Classification: _TypeAlias = Classification  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """Tells how much each place of an image speaks for one class."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    PROBABILITY_WITHOUT_WARMEST_FIELD_NUMBER: _builtins.int
+    PROBABILITY_WITHOUT_COOLEST_FIELD_NUMBER: _builtins.int
+    FULL_COLOUR_NATS_FIELD_NUMBER: _builtins.int
+    HEATMAP_PNG_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    """Names how it was found, such as "occlusion"."""
+    label: _builtins.str
+    """Names the class that is explained."""
+    probability_without_warmest: _builtins.float
+    """Gives the probability of that class with the quarter of the image covered that speaks most for
+    it, 0 to 1.
+    """
+    probability_without_coolest: _builtins.float
+    """Gives the same with the quarter that speaks least. Where the two are alike the map tells
+    nothing.
+    """
+    full_colour_nats: _builtins.float
+    """Gives what a pixel of full colour adds to the log-odds of the class, in nats."""
+    heatmap_png: _builtins.bytes
+    """Carries a PNG of the image's own size: vermilion speaks for the class, blue against it, and
+    where it is clear nothing speaks.
+    """
+    def __init__(
+        self,
+        *,
+        method: _builtins.str = ...,
+        label: _builtins.str = ...,
+        probability_without_warmest: _builtins.float = ...,
+        probability_without_coolest: _builtins.float = ...,
+        full_colour_nats: _builtins.float = ...,
+        heatmap_png: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full_colour_nats", b"full_colour_nats", "heatmap_png", b"heatmap_png", "label", b"label", "method", b"method", "probability_without_coolest", b"probability_without_coolest", "probability_without_warmest", b"probability_without_warmest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
 
 @_typing.final
 class ClassProbability(_message.Message):
