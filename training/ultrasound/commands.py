@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from training.config import run
 from training.ultrasound.annotations import ImportConfig, import_annotations
+from training.ultrasound.annotator import AnnotateConfig, annotate
 from training.ultrasound.prepare import PrepareConfig, prepare
 from training.ultrasound.simulated_set import SimulateConfig, simulate_set
 
@@ -27,6 +28,7 @@ def _import(config: ImportConfig) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "simulate": lambda arguments: run(simulate_set, SimulateConfig, arguments),
     "prepare": lambda arguments: run(_prepare, PrepareConfig, arguments),
+    "annotate": lambda arguments: run(annotate, AnnotateConfig, arguments),
     "import": lambda arguments: run(_import, ImportConfig, arguments),
 }
 

@@ -21,6 +21,7 @@ __all__ = ["LEAST_LIKENESS", "Placement", "brought_back", "fits", "place"]
 Pixels = npt.NDArray[np.uint8]
 
 LEAST_LIKENESS = 0.4  # correlation of the grain; that of another frame is about 0
+_CERTAIN = 0.95  # above it nothing else is tried
 _WORTH_IT = (0.02, 0.75)  # likeness and pixels that an estimated map must gain on an exact one
 _ANGLES = np.deg2rad(np.arange(-45.0, 46.0, 7.5))
 _SCALES = (0.8, 1.0, 1.25)
@@ -59,9 +60,16 @@ def place(
     if picture is None:
         return _unseen(shape, (frame.shape[0], frame.shape[1]))
     registration = Registration(frame, picture)
-    fitted = [(registration.likeness(each), each) for each in fits(shape, frame.shape)]
-    likeness, matrix = max(fitted, key=lambda each: each[0])
-    estimates = [registration.refined(matrix)] if likeness >= LEAST_LIKENESS / 2 else []
+    likeness, matrix = -1.0, np.eye(3)
+    for each in fits(shape, frame.shape):
+        alike = registration.likeness(each)
+        if alike > likeness:
+            likeness, matrix = alike, each
+        if likeness >= _CERTAIN:
+            break
+    estimates = []
+    if LEAST_LIKENESS / 2 <= likeness < _CERTAIN:
+        estimates.append(registration.refined(matrix))
     if turned and likeness < LEAST_LIKENESS:
         estimates += [registration.refined(each) for each in _turned(registration, shape, frame)]
     exact = True
