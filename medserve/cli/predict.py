@@ -100,9 +100,7 @@ def predict(
     Exit code: 0 all answered, 1 some failed, 2 no server or wrong usage.
     """
     if explain and out is None:
-        raise ConfigError(
-            "--explain: expected --out DIR for the heat maps, got none; name one"
-        )
+        raise ConfigError("--explain: expected --out DIR for the heat maps, got none; name one")
     for_images = timeout or _IMAGES_TIMEOUT_S
     with connect(address, token_file, ca_file, for_images) as client:
         kind = segments_what(client, model, version)
