@@ -168,6 +168,8 @@ def _write_onnx(
     with warnings.catch_warnings():
         # torch's own exporter uses what torch deprecates.
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        # Several inputs share the number of images, and its name.
+        warnings.filterwarnings("ignore", ".*The axis name: N will not be used")
         program = torch.onnx.export(
             artifact,
             tuple(inputs.values()),
