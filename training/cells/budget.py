@@ -20,9 +20,14 @@ from models.blood_cell.transfer import TransferNet
 from training.cells.augment import CellAugment
 from training.engine import one_cycle
 
-__all__ = ["Budget", "BudgetedClassifier", "seen"]
+__all__ = ["EXPECTED", "Budget", "BudgetedClassifier", "seen"]
 
 Clock = Callable[[], float]
+EXPECTED = (  # Lightning's remarks on what is meant
+    ".*`max_epochs`",  # the budget ends the training
+    ".*val_dataloader",
+    ".*in eval mode at the start of training",  # what is frozen
+)
 
 
 @dataclass(frozen=True)

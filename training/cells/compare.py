@@ -25,7 +25,7 @@ from medserve.errors import ConfigError
 from models.blood_cell.network import BloodCellNet
 from models.blood_cell.transfer import Backbone, TransferNet, Weights
 from training import loop, metrics
-from training.cells import comparison_report
+from training.cells import budget, comparison_report
 from training.cells.augment import CellAugment
 from training.cells.budget import Budget, BudgetedClassifier
 from training.cells.comparison_report import Row
@@ -138,7 +138,7 @@ def _row(
         log_every_n_steps=20,
         default_root_dir=config.out_dir,
     )
-    with loop.expected_remarks(".*`max_epochs`", ".*val_dataloader"):
+    with loop.expected_remarks(*budget.EXPECTED):
         trainer.fit(module, data.train_dataloader())
     test = data.parts["test"]
     probabilities = _answers(module, test)

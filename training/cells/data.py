@@ -231,7 +231,8 @@ def _from_medmnist(path: Path, spec: ModelSpec) -> dict[str, LabelledImages]:
 
 def _medmnist_part(path: Path, part: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as content:
+        # numpy leaves a file open that it opened itself and cannot read.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
             return content[f"{part}_images"], content[f"{part}_labels"].reshape(-1)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(
