@@ -47,8 +47,7 @@ class Handler(ABC, Generic[Params]):
 
     max_items: ClassVar[int] = 64  # files on the line at a time; bounds memory
     # Volumes answer with the bare file and raise errors as a gRPC status, one request a batch:
-    # TorchServe fails a whole batch for one exception, so batched models answer error bodies. So
-    # do streams, to whose callers TorchServe would say nothing of an exception.
+    # TorchServe fails a whole batch for one exception, so batched models answer error bodies.
     raises_errors: ClassVar[bool] = False
 
     folder: Path  # of the unpacked archive
@@ -125,7 +124,7 @@ class Handler(ABC, Generic[Params]):
                 torchserve.end_stream(context, index)
         statuses = Counter(status(outcome) for job in jobs for outcome in job.outcomes)
         torchserve.report(context, time.perf_counter() - started, statuses)
-        if self.raises_errors and not any(map(request.asks_for_stream, data)):
+        if self.raises_errors:
             _raise_first(jobs)
         return answers
 

@@ -24,7 +24,7 @@ from medserve.errors import InvalidRequestError, PayloadTooLargeError
 from medserve.imaging.limits import Payload
 from medserve.spec import InputSpec
 
-__all__ = ["Inputs", "Request", "asks_for_stream", "needs_end_marker", "parse"]
+__all__ = ["Inputs", "Request", "needs_end_marker", "parse"]
 
 Inputs = Mapping[str, Any]  # as TorchServe hands it over: bytearrays, over REST also str
 
@@ -64,11 +64,6 @@ def needs_end_marker(inputs: Inputs) -> bool:
     calls that say they came over gRPC, and for those that mention a stream in any way.
     """
     return "stream" in inputs or _text(inputs, "transport") == "grpc"
-
-
-def asks_for_stream(inputs: Inputs) -> bool:
-    """Whether the caller reads a stream of answers, and so an error as the last of them."""
-    return _text(inputs, "stream") == "1"
 
 
 def parse(inputs: Inputs, limits: InputSpec, *, needs_data: bool = True) -> Request:

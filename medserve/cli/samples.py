@@ -8,6 +8,7 @@ from typing import Any
 
 from medserve.cli import sheet
 from medserve.client import SampledImage
+from medserve.imaging.synthetic import NOTICE
 from medserve.spec import InputKind, InputSpec
 
 __all__ = ["contact_sheet", "sample_record"]
@@ -23,7 +24,8 @@ def contact_sheet(images: Sequence[SampledImage], path: Path) -> None:
         )
         for image in images
     ]
-    sheet.draw(tiles, InputSpec((InputKind.RASTER,), images[0].sample.image.shape[:2]), path)
+    spec = InputSpec((InputKind.RASTER,), images[0].sample.image.shape[:2])
+    sheet.draw(tiles, spec, path, {"Synthetic": NOTICE})
 
 
 def sample_record(image: SampledImage) -> dict[str, Any]:

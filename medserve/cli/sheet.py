@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from medserve.errors import MedserveError
 from medserve.imaging.sniff import decode
@@ -33,8 +34,13 @@ class Tile:
     failed: bool = False
 
 
-def draw(tiles: Sequence[Tile], spec: InputSpec, path: Path) -> None:
-    """Write all tiles as one PNG, four in a row; an unreadable input is a crossed-out box."""
+def draw(
+    tiles: Sequence[Tile], spec: InputSpec, path: Path, texts: Mapping[str, str] | None = None
+) -> None:
+    """Write all tiles as one PNG, four in a row; an unreadable input is a crossed-out box.
+
+    `texts` become text chunks of the file.
+    """
     rows = -(-len(tiles) // _COLUMNS)
     height = _PICTURE + _LINE * (1 + max(len(tile.lines) for tile in tiles)) + _MARGIN
     size = (_MARGIN + _COLUMNS * (_PICTURE + _MARGIN), _MARGIN + rows * (height + _MARGIN))
@@ -46,7 +52,10 @@ def draw(tiles: Sequence[Tile], spec: InputSpec, path: Path) -> None:
         sheet.paste(_picture(tile.data, spec), (left, top))
         _write(ImageDraw.Draw(sheet), tile, left, top + _PICTURE + 4)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    chunks = PngInfo()
+    for key, text in (texts or {}).items():
+        chunks.add_itxt(key, text)
+    sheet.save(path, "PNG", pnginfo=chunks)
 
 
 def _write(pen: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,15 +13,56 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import grpc
+import numpy as np
+from PIL import Image
 
 from medserve.wire import inference_pb2, inference_pb2_grpc
-from tests.client.fake_server import Status
+from tests.client.fake_server import DIGEST, Status
 
-__all__ = ["WAITS", "DrawingServer", "drawing"]
+__all__ = ["WAITS", "DrawingServer", "drawing", "picture", "progress", "sample_answer"]
 
 WAITS = None  # a part of a stream: nothing more until the caller goes
 
 _Part = bytes | Status | None
+
+
+def picture(grey: int) -> bytes:
+    """PNG, 16 x 16, all of one grey: what a seed draws here."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((16, 16), grey, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def sample_answer(seeds: Sequence[int], form: str = "png") -> bytes:
+    """The last part of an answer; a further format is the bytes of its own name."""
+    file = _base64(form.encode())
+    images = [
+        {
+            "png": _base64(picture(seed)),
+            "synthetic": True,
+            "seed": seed,
+            "class": "left",
+            "steps": 2,
+            "sampler": "ddim",
+            "guidance": 1.0,
+            "size": 16,
+            **({"dicom": file} if form == "dicom" else {}),
+        }
+        for seed in seeds
+    ]
+    content: dict[str, Any] = {"model": "painter", "version": "1.0", "archive_digest": DIGEST}
+    content |= {"status": "ok", "images": images, "withheld": 1}
+    return json.dumps(content | ({form: file} if form in ("npz", "nifti") else {})).encode()
+
+
+def progress(image: int, step: int, preview: bytes | None = None) -> bytes:
+    """A part of an answer: one step of two."""
+    event: dict[str, Any] = {"event": "progress", "image": image, "step": step, "of": 2}
+    return json.dumps(event | ({"preview_png": _base64(preview)} if preview else {})).encode()
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 @dataclass

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
-from PIL import Image
 
 from medserve.client import (
     AsyncClient,
@@ -27,46 +24,21 @@ from medserve.errors import (
     ServerBusyError,
     ServerFailedError,
 )
-from tests.client.drawing import WAITS, DrawingServer, drawing
+from tests.client.drawing import (
+    WAITS,
+    DrawingServer,
+    drawing,
+    picture,
+    progress,
+    sample_answer,
+)
 from tests.client.fake_server import DIGEST, Status
 
-PROVENANCE = {"model": "painter", "version": "1.0", "archive_digest": DIGEST}
+PARTS = [progress(0, 1, picture(9)), progress(0, 2), sample_answer([5])]
 
 
-def png(grey: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((16, 16), grey, np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def text(content: bytes) -> str:
+def _text(content: bytes) -> str:
     return base64.b64encode(content).decode()
-
-
-def answer(seeds: list[int], **further: Any) -> bytes:
-    images = [
-        {
-            "png": text(png(seed)),
-            "synthetic": True,
-            "seed": seed,
-            "class": "left",
-            "steps": 2,
-            "sampler": "ddim",
-            "guidance": 1.0,
-            "size": 16,
-        }
-        for seed in seeds
-    ]
-    content = {**PROVENANCE, "status": "ok", "images": images, "withheld": 1, **further}
-    return json.dumps(content).encode()
-
-
-def progress(image: int, step: int, preview: bytes | None = None) -> bytes:
-    event: dict[str, Any] = {"event": "progress", "image": image, "step": step, "of": 2}
-    return json.dumps(event | ({"preview_png": text(preview)} if preview else {})).encode()
-
-
-PARTS = [progress(0, 1, png(9)), progress(0, 2), answer([5])]
 
 
 @pytest.fixture
@@ -86,13 +58,13 @@ def test_progress_comes_while_images_form_and_all_images_at_the_end(
 ) -> None:
     server.streams = [PARTS]
     first, second, last = client.sample("painter")
-    assert first == SampleProgress(image=0, step=1, steps=2, preview_png=png(9))
+    assert first == SampleProgress(image=0, step=1, steps=2, preview_png=picture(9))
     assert second == SampleProgress(image=0, step=2, steps=2)
     assert isinstance(last, SampleSet)
     [image] = last.images
     assert (image.sample.seed, image.sample.label, image.sample.sampler) == (5, "left", "ddim")
     assert (image.sample.image == 5).all()
-    assert image.png == png(5)
+    assert image.png == picture(5)
     assert last.withheld == 1
     assert last.provenance == image.sample.provenance
     assert last.provenance.archive_digest == DIGEST
@@ -120,11 +92,11 @@ def test_wishes_travel_as_params_and_what_is_not_wished_does_not(
 
 
 def test_files_that_were_asked_for_come_as_bytes(server: DrawingServer, client: Client) -> None:
-    content = json.loads(answer([5], npz=text(b"npz"), nifti=text(b"nifti")))
-    content["images"][0]["dicom"] = text(b"dicom")
-    server.answers = [json.dumps(content).encode()]
-    drawn = client.sample_all("painter")
-    assert (drawn.npz, drawn.nifti, drawn.images[0].dicom) == (b"npz", b"nifti", b"dicom")
+    server.answers = [sample_answer([5], form) for form in ("npz", "nifti", "dicom")]
+    npz, nifti, dicom = (client.sample_all("painter") for _ in range(3))
+    assert (npz.npz, npz.nifti, npz.images[0].dicom) == (b"npz", None, None)
+    assert (nifti.npz, nifti.nifti, nifti.images[0].dicom) == (None, b"nifti", None)
+    assert (dicom.npz, dicom.nifti, dicom.images[0].dicom) == (None, None, b"dicom")
     assert server.requests[0].input["stream"] == b"0"
 
 
@@ -132,7 +104,7 @@ def test_an_error_at_the_end_of_a_stream_is_raised_as_what_it_is(
     server: DrawingServer, client: Client
 ) -> None:
     error = {"code": "DEADLINE_EXCEEDED", "message": "stopped between two steps"}
-    last = json.dumps({**PROVENANCE, "status": "error", "error": error}).encode()
+    last = json.dumps({"status": "error", "error": error}).encode()
     server.streams = [[progress(0, 1), last]]
     seen: list[object] = []
     with pytest.raises(DeadlineError, match="between two steps"):
@@ -177,9 +149,9 @@ def test_a_stream_that_ends_without_images_is_an_error(
         b"[]",
         b'{"event": "progress", "image": 0}',
         b'{"label": "Hand"}',
-        answer([5]).replace(b'"seed"', b'"sow"'),
-        answer([5]).replace(text(png(5)).encode(), text(b"no picture").encode()),
-        answer([5]).replace(text(png(5)).encode(), b"%%%"),
+        sample_answer([5]).replace(b'"seed"', b'"sow"'),
+        sample_answer([5]).replace(_text(picture(5)).encode(), _text(b"no picture").encode()),
+        sample_answer([5]).replace(_text(picture(5)).encode(), b"%%%"),
     ],
 )
 def test_an_answer_that_holds_no_images_is_a_clear_error(
@@ -200,7 +172,7 @@ def test_closing_the_generator_cancels_the_call(server: DrawingServer, client: C
 
 def test_the_client_for_asyncio_draws_the_same(server: DrawingServer) -> None:
     server.streams = [PARTS, [progress(0, 1), WAITS]]
-    server.answers = [answer([1, 2])]
+    server.answers = [sample_answer([1, 2])]
 
     async def scenario() -> tuple[list[Any], SampleSet]:
         async with AsyncClient(server.address, timeout_s=20) as client:

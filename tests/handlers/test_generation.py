@@ -27,7 +27,6 @@ from medserve.errors import (
     MedserveError,
     ModelNotReadyError,
     ServerFailedError,
-    error_from_code,
     error_from_text,
 )
 from medserve.imaging.sample import Sample
@@ -81,7 +80,7 @@ def ready(folder: Path, config: Mapping[str, Any] = DIFFUSION_CONFIG) -> Generat
 def ask(
     handler: GenerationHandler, params: Mapping[str, object] | None = None, **inputs: bytes
 ) -> dict[str, Any]:
-    """One call; raises the error that a client would, from a status or from a body."""
+    """One call; raises the error that a client would."""
     content: dict[str, Any] = {key: bytearray(value) for key, value in inputs.items()}
     if params is not None:
         content["params"] = bytearray(json.dumps(params).encode())
@@ -90,8 +89,7 @@ def ask(
     except Exception as error:
         raise _as_seen(error) from None
     answer: dict[str, Any] = json.loads(raw)
-    if answer["status"] == "error":
-        raise error_from_code(**answer["error"])
+    assert answer["status"] == "ok"
     return answer
 
 
@@ -300,13 +298,12 @@ def test_nothing_is_streamed_to_a_caller_who_did_not_ask(
     assert chunks == []
 
 
-def test_an_error_in_a_stream_is_its_last_part_and_not_an_exception(
+def test_a_refused_stream_ends_as_a_refused_call_does(
     handler: GenerationHandler, chunks: list[dict[str, Any]]
 ) -> None:
-    context = FakeContext({})
-    [raw] = handler.handle([{"params": b'{"n": 0}', "stream": b"1"}], context)
-    assert json.loads(raw)["error"]["code"] == "INVALID_REQUEST"
-    assert context.headers[0] == {"ts_stream_next": "false"}
+    with pytest.raises(InvalidRequestError, match="n: expected a whole number"):
+        ask(handler, {"n": 0}, stream=b"1")
+    assert chunks == []
 
 
 class Stopping:
