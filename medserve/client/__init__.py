@@ -28,6 +28,7 @@ from medserve.client._results import (
 )
 from medserve.client._sampling import SampledImage, SampleOptions, SampleProgress, SampleSet
 from medserve.client._sync import Client
+from medserve.imaging.explanation import Explanation
 from medserve.imaging.frame_segmentation import FrameSegmentation
 from medserve.imaging.result import Classification, Provenance
 from medserve.imaging.sample import Sample
@@ -37,6 +38,7 @@ __all__ = [
     "AsyncClient",
     "Classification",
     "Client",
+    "Explanation",
     "FrameAnswer",
     "FrameOptions",
     "FrameResult",

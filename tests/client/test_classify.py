@@ -228,6 +228,7 @@ def test_public_names_are_these() -> None:
         "AsyncClient",
         "Classification",
         "Client",
+        "Explanation",
         "FrameAnswer",
         "FrameOptions",
         "FrameResult",

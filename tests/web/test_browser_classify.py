@@ -159,6 +159,26 @@ def test_a_closer_look_shows_every_probability(tab: Page, medical_images: list[P
     dialog.wait_for(state="hidden")
 
 
+def test_what_a_class_rests_on_is_laid_over_its_picture(
+    tab: Page, medical_images: list[Path]
+) -> None:
+    tab.goto("/classify")
+    tab.locator("#files").set_input_files([str(path) for path in medical_images[:2]])
+    done(tab, 2)
+    tab.locator("tr.file .thumb").first.click()
+    dialog = tab.get_by_role("dialog")
+    dialog.get_by_role("button", name="Why this class?").click()
+    map_ = dialog.locator("#detail-picture img.heat")
+    map_.wait_for()
+    dialog.get_by_text("Orange speaks for the class").wait_for()
+    picture = dialog.locator("#detail-picture img").first
+    assert map_.bounding_box() == picture.bounding_box()
+    assert map_.evaluate("async image => (await image.decode(), image.naturalWidth)") == 64
+    tab.keyboard.press("ArrowRight")
+    map_.wait_for(state="detached")
+    assert dialog.locator("#explained").inner_text() == ""
+
+
 def test_dicom_gets_its_thumbnail_from_the_server(tab: Page) -> None:
     from pydicom.data import get_testdata_file
 

@@ -9,6 +9,7 @@ from medserve.errors import PayloadTooLargeError, ServerFailedError
 from medserve.gateway.web import PageLimits
 from tests.gateway.fake_engine import FakeEngine, Request
 from tests.web.visiting import (
+    EXPLANATION,
     PACK,
     Visitor,
     answers,
@@ -164,5 +165,57 @@ def test_the_smallest_limits_still_take_one_file_at_a_time() -> None:
             refused = await client.post(f"{job}/files", content=pack(FILES, 10), headers=PACK)
             assert refused.status_code == 413
             assert json.loads(refused.text)["error"]["code"] == "PAYLOAD_TOO_LARGE"
+
+    asyncio.run(run())
+
+
+def test_the_map_of_a_file_is_asked_for_once() -> None:
+    engine = FakeEngine(answers)
+
+    async def run() -> None:
+        async with visiting(gateway(engine)) as (_, [client]):
+            job = await begin(client)
+            await send(client, job, FILES)
+            for _ in range(2):
+                response = await client.post(f"{job}/files/0/explanation")
+                assert response.json() == EXPLANATION
+
+    asyncio.run(run())
+    _, asked = engine.requests  # the files, and one map
+    assert json.loads(asked.inputs["params"]) == {"explain": True}
+    assert asked.inputs["data.0"] == FILES["a.png"]
+
+
+def test_a_map_is_for_the_owner_of_a_file_that_has_a_class() -> None:
+    async def run() -> None:
+        async with visiting(gateway(), visitors=2) as (_, [client, stranger]):
+            job = await begin(client)
+            await send(client, job, FILES)
+            for visitor, number, status in ((client, 3, 400), (client, 9, 404), (stranger, 0, 404)):
+                response = await visitor.post(f"{job}/files/{number}/explanation")
+                assert response.status_code == status, number
+            assert (await client.get(f"{job}/files/0/explanation")).status_code == 405
+
+    asyncio.run(run())
+
+
+def test_a_map_that_could_not_be_made_is_asked_for_again() -> None:
+    tried: list[bytes] = []
+
+    def busy_once(request: Request) -> bytes:
+        if "params" in request.inputs:
+            tried.append(request.inputs["params"])
+            if len(tried) == 1:
+                raise ServerFailedError("a bug")
+        answer = answers(request)
+        assert isinstance(answer, bytes)
+        return answer
+
+    async def run() -> None:
+        async with visiting(gateway(FakeEngine(busy_once))) as (_, [client]):
+            job = await begin(client)
+            await send(client, job, FILES)
+            assert (await client.post(f"{job}/files/0/explanation")).status_code == 500
+            assert (await client.post(f"{job}/files/0/explanation")).json() == EXPLANATION
 
     asyncio.run(run())

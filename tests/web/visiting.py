@@ -29,6 +29,7 @@ from tests.gateway.faces import DIGEST, drawn, segmented
 from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
 
 __all__ = [
+    "EXPLANATION",
     "LABELS",
     "PACK",
     "Visitor",
@@ -46,6 +47,14 @@ PACK = {"content-type": CONTENT_TYPE}
 HOST = "http://127.0.0.1:8000"
 Visitor = httpx.AsyncClient
 _HEAD = {"version": "1.0", "archive_digest": DIGEST}
+EXPLANATION = {
+    "method": "occlusion",
+    "label": "dark",
+    "without_warmest": 0.25,
+    "without_coolest": 0.75,
+    "full_colour": 1.5,
+    "heatmap_png": "bWFw",
+}
 _PROBABILITY = {"ok": 0.99, "review": 0.6, "odd": 0.9}
 
 
@@ -59,6 +68,8 @@ def answers(request: Request) -> bytes | Sequence[bytes]:
             return drawn(request)
     count = sum(key.startswith("data.") for key in request.inputs)
     items = [{"index": n, **_item(request.inputs[f"data.{n}"])} for n in range(count)]
+    if json.loads(request.inputs.get("params", b"{}")).get("explain"):
+        items = [each | {"explanation": EXPLANATION} for each in items]
     return json.dumps({"model": request.model, **_HEAD, "items": items}).encode()
 
 

@@ -1,4 +1,4 @@
-"""Classification: files in, answers out, corrections, thumbnails, downloads."""
+"""Classification: files in, answers out, corrections, thumbnails, heat maps, downloads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from starlette.routing import Route
 
 from medserve.errors import InvalidRequestError
 from medserve.gateway.web import exports
-from medserve.gateway.web.classifying import classify, correct, described
+from medserve.gateway.web.classifying import classify, correct, described, explanation
 from medserve.gateway.web.jobs import Kind
 from medserve.gateway.web.site import TASKS, read_json, site_of
 from medserve.gateway.web.thumbnails import SIDES
@@ -55,6 +55,16 @@ async def thumbnail(request: Request) -> Response:
     return Response(content, media_type="image/png", headers=headers)
 
 
+async def explain(request: Request) -> Response:
+    """What the class of a file rests on, with its heat map."""
+    site = site_of(request)
+    job, visitor = site.job(request, Kind.CLASSIFY)
+    item = job.item(request.path_params["number"])
+    async with site.turns.call(job):
+        order = site.order(job.model, job.version, visitor.caller)
+        return JSONResponse(await explanation(site.gateway, job, item, order))
+
+
 async def download(request: Request) -> Response:
     """The results as results.csv, results.json or results.zip."""
     job, _ = site_of(request).job(request, Kind.CLASSIFY)
@@ -80,5 +90,6 @@ routes = [
     Route("/jobs/{job}/files", add, methods=["POST"]),
     Route("/jobs/{job}/classes", change, methods=["POST"]),
     Route("/jobs/{job}/files/{number:int}/thumbnail", thumbnail),
+    Route("/jobs/{job}/files/{number:int}/explanation", explain, methods=["POST"]),
     Route("/jobs/{job}/results.{format}", download),
 ]

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from medserve.errors import InvalidRequestError, MedserveError, PayloadTooLargeError
+from medserve.errors import (
+    InvalidRequestError,
+    MedserveError,
+    PayloadTooLargeError,
+    ServerFailedError,
+)
 from medserve.gateway.classify import ImageFile, Packing, classify_each
 from medserve.gateway.core import Gateway
 from medserve.gateway.orders import Order
 from medserve.gateway.web.jobs import Item, Job, Status
 from medserve.imaging.result import Classification
 
-__all__ = ["classify", "correct", "described", "status"]
+__all__ = ["classify", "correct", "described", "explanation", "status"]
 
 # The file itself is at fault; any other error says nothing about the file.
 _OF_THE_FILE = (InvalidRequestError, PayloadTooLargeError)
@@ -39,6 +45,28 @@ async def classify(gateway: Gateway, job: Job, items: Sequence[Item], order: Ord
             except MedserveError as error:
                 item.outcome = error
             item.provenance = outcome.provenance
+
+
+async def explanation(gateway: Gateway, job: Job, item: Item, order: Order) -> dict[str, Any]:
+    """What the class of a file rests on; asked for once and kept with the job's files.
+
+    Raises:
+        MedserveError: the file has no class, or the model cannot be asked.
+    """
+    if not isinstance(item.outcome, Classification):
+        raise InvalidRequestError("expected a file that has a class, got one without")
+    kept = job.folder / f"{item.number:06d}-explanation.json"
+    if kept.exists():
+        content: dict[str, Any] = json.loads(await asyncio.to_thread(kept.read_bytes))
+        return content
+    asked = order.with_params({"explain": True})
+    async with aclosing(classify_each(gateway, asked, _images(job, [item]))) as outcomes:
+        found = (await anext(outcomes)).classification().explanation
+    if found is None:
+        raise ServerFailedError("the model answers without an explanation")
+    content = found.to_json()
+    await asyncio.to_thread(kept.write_text, json.dumps(content))
+    return content
 
 
 async def _images(job: Job, items: Sequence[Item]) -> AsyncGenerator[ImageFile, None]:

@@ -3,6 +3,7 @@
 import { $, h } from "./dom.js";
 import { count, decimal, explain, bytes, percent, t } from "./page.js";
 import { picture } from "./pictures.js";
+import { request } from "./server.js";
 
 export class Detail {
   /** `neighbour(row, step)` gives the row before or after one in the table's present order. */
@@ -12,6 +13,7 @@ export class Detail {
     this.dialog = $("detail");
     $("previous").addEventListener("click", () => this.#step(-1));
     $("next").addEventListener("click", () => this.#step(1));
+    $("explain").addEventListener("click", () => this.#explain(this.row));
     this.dialog.addEventListener("keydown", (event) => {
       if (event.key === "ArrowLeft") this.#step(-1);
       if (event.key === "ArrowRight") this.#step(1);
@@ -25,6 +27,9 @@ export class Detail {
     $("detail-name").textContent = row.name;
     $("detail-picture").replaceChildren(picture(row, job, true) ?? t("classify.no_picture"));
     $("detail-facts").replaceChildren(...this.#facts(row));
+    $("explain").hidden = row.probability === undefined;
+    $("explain").disabled = false;
+    $("explained").textContent = "";
     $("previous").disabled = !this.neighbour(row, -1);
     $("next").disabled = !this.neighbour(row, 1);
     if (!this.dialog.open) this.dialog.showModal();
@@ -33,6 +38,25 @@ export class Detail {
   #step(by) {
     const row = this.neighbour(this.row, by);
     if (row) this.show(row, this.job);
+  }
+
+  /** Lay what the class rests on over the picture. */
+  async #explain(row) {
+    $("explain").disabled = true;
+    $("explained").textContent = t("classify.explaining");
+    try {
+      const response = await request(`/jobs/${this.job}/files/${row.number}/explanation`, { method: "POST" });
+      const found = await response.json();
+      if (this.row !== row) return; // the visitor has gone on
+      const map = h("img", { className: "heat", src: `data:image/png;base64,${found.heatmap_png}`, alt: "" });
+      $("detail-picture").append(map);
+      const parts = { label: found.label, warmest: percent(found.without_warmest), coolest: percent(found.without_coolest) };
+      $("explained").textContent = `${t("classify.explained", parts)} ${t("classify.colours")}`;
+    } catch (error) {
+      if (this.row !== row) return;
+      $("explain").disabled = false;
+      $("explained").textContent = explain(error);
+    }
   }
 
   #facts(row) {
