@@ -13,8 +13,9 @@ import numpy as np
 from medserve.errors import ConfigError
 from training.segmentation.split import Split
 from training.ultrasound.data import FrameCase
+from training.ultrasound.manifest import read_grey
 
-__all__ = ["split_frames"]
+__all__ = ["mask_shares", "split_frames"]
 
 
 def split_frames(
@@ -63,3 +64,8 @@ def split_frames(
         tuple(sorted(name for patient in test for name in names_of[patient])),
         tuple(tuple(sorted(names)) for names in dealt),
     )
+
+
+def mask_shares(cases: Sequence[FrameCase]) -> dict[str, float]:
+    """Name of a frame -> share of its pixels inside the structure."""
+    return {case.name: float(np.mean(read_grey(case.mask) > 0)) for case in cases}

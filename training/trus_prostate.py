@@ -1,0 +1,206 @@
+"""Frames of ultrasound: prepare, annotate, train, evaluate.
+
+    python -m training.trus_prostate simulate --out-dir data/trus        # frames of nobody
+    python -m training.trus_prostate prepare … ; … import …              # frames of a clinic
+    python -m training.trus_prostate sheets --data-dir data/trus --out-dir sheets
+    python -m training.trus_prostate compare --data-dir data/trus --networks fpn,segformer
+    python -m training.trus_prostate --data-dir data/trus --out-dir runs/trus_prostate
+
+With `--members N` the networks of N folds are trained one after the other and their table is
+written; they are exported as one graph that averages them, or the best alone (`--no-ensemble`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import lightning
+import torch
+
+import models
+from medserve.errors import ConfigError
+from medserve.inference.frame_pipeline import FramePipeline
+from medserve.spec import ModelSpec
+from models.trus_prostate.network import SIDES_DIVIDE_BY, build, load_encoder
+from training.config import Setting, require_folder, run, write
+from training.evaluate import EvaluateConfig
+from training.segmentation.split import Split, write_split
+from training.ultrasound import fold_table
+from training.ultrasound.commands import run_command
+from training.ultrasound.compare import CompareConfig, compare
+from training.ultrasound.config import FrameConfig
+from training.ultrasound.data import LoadedFrame, find_frames, load_frames
+from training.ultrasound.evaluation import FrameEvaluation, evaluate_frames
+from training.ultrasound.fit import FittedFrames, fit_frames, load_best
+from training.ultrasound.folds import mask_shares, split_frames
+from training.ultrasound.module import FrameSegmenter
+from training.ultrasound.sheets import SheetsConfig, write_sheets
+from training.ultrasound.ship import Shipment, install, ship
+
+__all__ = ["EVALUATION", "NAME", "TrainConfig", "TrusEvaluateConfig", "evaluate", "main"]
+
+_log = logging.getLogger(__name__)
+
+NAME = "trus_prostate"
+CONFIG = "model-config.yaml"
+
+
+@dataclass(frozen=True)
+class TrainConfig(FrameConfig):
+    """Train a network of ultrasound frames, export it and report on it."""
+
+    data_dir: Annotated[Path, Setting("folder with the folders images and masks")] = Path(
+        "data/trus"
+    )
+    out_dir: Annotated[Path, Setting("folder for checkpoints, artifact, report")] = Path(
+        "runs/trus_prostate"
+    )
+    model_config: Annotated[
+        Path | None, Setting("model-config.yaml with size, crop and filter, if not the room's")
+    ] = None
+    members: Annotated[int, Setting("networks, each validated on its fold", minimum=1)] = 1
+    ensemble: Annotated[bool, Setting("export the members' average, not the best one")] = True
+    install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
+    variant: Annotated[str, Setting("of the room that --install writes; empty: the room")] = ""
+
+
+@dataclass(frozen=True)
+class TrusEvaluateConfig(EvaluateConfig):
+    """Evaluate the artifact on frames with masks, on their own pixels."""
+
+    data_dir: Annotated[Path, Setting("folder with the folders images and masks")] = Path(
+        "data/trus"
+    )
+    variant: Annotated[str, Setting("of the room, such as busi; empty: what ships")] = ""
+
+
+EVALUATION = TrusEvaluateConfig
+
+
+def main(config: TrainConfig) -> None:
+    """Read, split, fit every member, then export and report."""
+    model_config = config.model_config or models.room(NAME, config.variant) / CONFIG
+    pipeline = FramePipeline(ModelSpec.from_file(model_config))
+    _check_sides(pipeline)
+    cases = find_frames(require_folder(config.data_dir, "--data-dir"))
+    split = split_frames(cases, mask_shares(cases), config.folds, config.test_share, config.seed)
+    if config.members > config.folds:
+        raise ConfigError(f"expected at most {config.folds} members, one for each fold, got "
+                          f"{config.members}")  # fmt: skip
+    write(config, config.out_dir / "config.json")
+    write_split(config.out_dir / "split.csv", split)
+    used = [case for case in cases if case.name not in split.test]
+    loaded = {frame.case.name: frame for frame in load_frames(used, pipeline)}
+    members = [
+        _train_member(config, member, pipeline, split, loaded) for member in range(config.members)
+    ]
+    fold_table.write(config.out_dir, pipeline, members, split, cases)
+    if not config.ensemble:
+        members = [max(members, key=lambda each: each.validation_iou)]
+    shipment = Shipment(pipeline, members, list(loaded.values()), model_config, config.out_dir)
+    folder = ship(shipment, config.threads)
+    _report(config, pipeline.spec, folder, split)
+    if config.install:
+        install(folder, config.out_dir, NAME, config.variant)
+
+
+def evaluate(config: TrusEvaluateConfig) -> None:
+    """Measure the shipped artifact, a variant or another on frames with masks.
+
+    An artifact of a training brings its own `model-config.yaml`, which then counts.
+    """
+    if config.foreign_dir is not None:
+        raise ConfigError("expected no --foreign-dir: a segmentation has no measure of novelty")
+    room = models.room(NAME, config.variant)
+    weights = config.weights or room / "weights"
+    own = weights / CONFIG
+    request = FrameEvaluation(
+        spec=ModelSpec.from_file(own if own.is_file() else room / CONFIG),
+        weights=weights,
+        data_dir=config.data_dir,
+        out_dir=config.out,
+        split=config.split,
+        part=config.part,
+        engine=config.engine,
+        threads=config.threads,
+    )
+    evaluate_frames(request)
+
+
+def _report(config: TrainConfig, spec: ModelSpec, folder: Path, split: Split) -> None:
+    """Measure the artifact on frames that no training saw; without any, on all folds' frames."""
+    measured = evaluate_frames(
+        FrameEvaluation(
+            spec, folder, config.data_dir, config.out_dir / "report", folder / "split.csv",
+            "test" if split.test else "validation", threads=config.threads,
+        )
+    )  # fmt: skip
+    described = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    measured["training"] = described
+    text = json.dumps(measured, indent=2)
+    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _check_sides(pipeline: FramePipeline) -> None:
+    if any(side % SIDES_DIVIDE_BY for side in pipeline.size):
+        raise ConfigError(
+            f"expected input.size that divides by {SIDES_DIVIDE_BY}, as the networks halve five "
+            f"times, got {list(pipeline.size)}"
+        )
+
+
+def _train_member(
+    config: TrainConfig,
+    member: int,
+    pipeline: FramePipeline,
+    split: Split,
+    loaded: dict[str, LoadedFrame],
+) -> FittedFrames:
+    """Train one network on all folds but its own; a finished one is read instead."""
+    folder = config.out_dir / f"member_{member}"
+    last = folder / "checkpoints" / "last.ckpt"
+    started = config.resume and last.is_file()
+    config = dataclasses.replace(config, seed=config.seed + member, resume=started)
+    lightning.seed_everything(config.seed, verbose=False)
+    network = build(
+        config.network, pipeline.spec.input.channels, len(pipeline.spec.labels), config.encoder,
+        config.size, config.dropout,
+    )  # fmt: skip
+    if config.encoder_weights is not None and not started:
+        fitted = load_encoder(network, config.encoder_weights)
+        _log.info("%d tensors of the encoder from %s", fitted, config.encoder_weights)
+    module = FrameSegmenter(network, config, pipeline.frame.threshold)
+    if started and int(torch.load(last, weights_only=True)["epoch"]) + 1 >= config.epochs:
+        return load_best(module, folder / "checkpoints" / "best.ckpt")
+    parts = split.parts(member)
+    return fit_frames(
+        module,
+        [loaded[name] for name in parts["train"]],
+        [loaded[name] for name in parts["validation"]],
+        folder,
+    )
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "compare": lambda flags: run(compare, CompareConfig, flags),
+    "sheets": lambda flags: run(write_sheets, SheetsConfig, flags),
+}
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """A command where the first argument names one, else the training."""
+    if arguments and arguments[0] in _COMMANDS:
+        return _COMMANDS[arguments[0]](arguments[1:])
+    code = run_command(arguments)
+    return run(main, TrainConfig, arguments) if code is None else code
+
+
+if __name__ == "__main__":
+    sys.exit(_run(sys.argv[1:]))
