@@ -90,7 +90,7 @@ def _write_samples(config: DiffusionConfig, pipeline: DiffusionPipeline) -> None
             plane, seed, label, settings.steps, settings.sampler, settings.guidance, provenance
         )
         (folder / f"{seed:05d}.png").write_bytes(encode_png(sample))
-    write_png(config.out_dir / "samples.png", sheet(drawn.images), _ZOOM)
+    write_png(config.out_dir / "samples.png", sheet(drawn.images), _ZOOM, synthetic=True)
     _log.info("%d images in %s", config.samples, folder)
 
 
@@ -103,7 +103,7 @@ def _write_strips(
     settings = SampleSettings.default(pipeline.generation)
     states = list(pipeline.walk(_STRIP_SEED, pipeline.label_id(_STRIP_SEED), settings))
     write_png(config.out_dir / "noising.png", noising, _ZOOM)
-    write_png(config.out_dir / "denoising.png", denoising_strip(states), _ZOOM)
+    write_png(config.out_dir / "denoising.png", denoising_strip(states), _ZOOM, True)
 
 
 def _write_curves(out_dir: Path) -> None:

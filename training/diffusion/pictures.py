@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
+from PIL.PngImagePlugin import PngInfo
 
+from medserve.imaging.synthetic import NOTICE
 from medserve.inference.generation import to_pixels
 from medserve.inference.samplers import State
 from medserve.inference.schedules import NoiseSchedule
@@ -60,8 +62,11 @@ def denoising_strip(states: Sequence[State], count: int = 10) -> Images:
     return sheet(np.concatenate(rows), columns=len(places))
 
 
-def write_png(path: Path, picture: Images, scale: int = 1) -> None:
-    """Write a picture, each pixel as `scale` x `scale`."""
+def write_png(path: Path, picture: Images, scale: int = 1, synthetic: bool = False) -> None:
+    """Write a picture, each pixel as `scale` x `scale`; `synthetic` marks it as such."""
     path.parent.mkdir(parents=True, exist_ok=True)
     enlarged = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-    PillowImage.fromarray(enlarged).save(path, optimize=True)
+    texts = PngInfo()
+    if synthetic:
+        texts.add_itxt("Synthetic", NOTICE)
+    PillowImage.fromarray(enlarged).save(path, optimize=True, pnginfo=texts)

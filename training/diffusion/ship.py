@@ -127,8 +127,11 @@ def room_config(config: DiffusionConfig, labels: tuple[str, ...]) -> str:
 
 
 def install(config: DiffusionConfig, room: Path) -> None:
-    """Copy the artifact into the room, where packaging takes it from."""
-    (room / "weights").mkdir(exist_ok=True)
+    """Copy artifact and example pictures into the room, where packaging takes them from."""
+    for name in ("weights", "examples"):
+        (room / name).mkdir(exist_ok=True)
+    for name in ("samples.png", "denoising.png"):  # synthetic, and marked so
+        shutil.copyfile(config.out_dir / name, room / "examples" / name)
     for name in ARTIFACT_FILES:
         shutil.copyfile(config.out_dir / "artifact" / name, room / "weights" / name)
         _log.info("%s  %s", export.sha256(room / "weights" / name), name)
