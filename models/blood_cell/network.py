@@ -66,7 +66,7 @@ class BloodCellNet(nn.Module):
             maps.append(stage(maps[-1]))
         if self.views == 1:
             return maps[1:]
-        return [each.unflatten(0, (self.views, -1)).mean(dim=0) for each in maps[1:]]
+        return [each.view(self.views, -1, *each.shape[1:]).mean(dim=0) for each in maps[1:]]
 
     def middle(self, image: Tensor) -> Tensor:
         """The middle square of the frame (N, 3, window, window); a smaller image as it is."""
@@ -84,7 +84,7 @@ class BloodCellNet(nn.Module):
 
     def join(self, unit_logits: Tensor) -> Tensor:
         """Logits of the units (N, U) -> of the labels (N, K): the probabilities are summed."""
-        groups = unit_logits.split(self.sizes, dim=1)
+        groups = torch.split(unit_logits, self.sizes, dim=1)
         return torch.stack([each.logsumexp(dim=1) for each in groups], dim=1)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -83,6 +83,8 @@ class TransferNet(nn.Module):
         parent = self.network.get_submodule(outer)
         inputs = cast(nn.Linear, parent.get_submodule(name)).in_features
         setattr(parent, name, nn.Linear(inputs, classes))
+        self.mean: Tensor
+        self.deviation: Tensor
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(_DEVIATION).view(3, 1, 1), persistent=False)
         self._frozen: list[nn.Module] = []

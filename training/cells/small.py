@@ -135,7 +135,10 @@ def _answers(network: nn.Module, test: LabelledImages, views: int) -> npt.NDArra
     assert isinstance(network, BloodCellNet)
     network.views = views
     planes = to_planes(test.images)
-    answers = [network(batch.float() / 255.0).softmax(dim=1) for batch in planes.split(_BATCH)]
+    answers = []
+    for start in range(0, len(planes), _BATCH):
+        logits = network(planes[start : start + _BATCH].float() / 255.0)
+        answers.append(logits.softmax(dim=1))
     return torch.cat(answers).double().numpy()
 
 
