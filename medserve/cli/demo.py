@@ -18,7 +18,15 @@ from medserve.archive import golden_input, inspect_archive
 from medserve.cli import sheet
 from medserve.cli.inputs import shown, walk
 from medserve.cli.records import console_for_people
-from medserve.client import Classification, Client, SegmentationOptions, SegmentationResult
+from medserve.cli.samples import contact_sheet, sample_record
+from medserve.client import (
+    Classification,
+    Client,
+    SampleOptions,
+    SampleSet,
+    SegmentationOptions,
+    SegmentationResult,
+)
 from medserve.errors import ConfigError, MedserveError, UnknownModelError
 from medserve.packaging import build_archive, find_checkout, room_names
 from medserve.server import Server, ServerConfig
@@ -29,6 +37,7 @@ __all__ = ["demo"]
 
 # Real slices that pydicom brings along: a CT of an abdomen and an MR of a brain.
 _DICOM_SLICES = ("CT_small.dcm", "MR_small.dcm")
+_DRAWN = 16  # synthetic images of one model, about as many of each class
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,12 @@ class _Example:
 
     spec: ModelSpec
     title: str
-    data: bytes
+    data: bytes = b""
     broken: bool = False  # damaged on purpose: an error is the right answer
+    wishes: SampleOptions | None = None  # of a model that makes images, in the place of data
+
+
+_Outcome = Classification | SegmentationResult | SampleSet | bytes | MedserveError
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class _Answer:
     """What one example got."""
 
     example: _Example
-    outcome: Classification | SegmentationResult | bytes | MedserveError
+    outcome: _Outcome
     took_ms: float
 
     @property
@@ -63,6 +76,8 @@ class _Answer:
             case SegmentationResult():
                 volumes = self.outcome.volumes_ml.items()
                 return ", ".join(f"{label} {volume:.2f} ml" for label, volume in volumes)
+            case SampleSet():
+                return f"{len(self.outcome.images)} synthetic images"
             case MedserveError():
                 return self.outcome.code
         return f"{len(self.outcome)} bytes"
@@ -98,6 +113,8 @@ class _Answer:
                 return content | self.outcome.to_json()
             case SegmentationResult():
                 return content | self.outcome.segmentation.to_json(include_mask=False)
+            case SampleSet():
+                return content | {"images": [sample_record(each) for each in self.outcome.images]}
             case MedserveError():
                 error = {"code": self.outcome.code, "message": self.outcome.message}
                 return content | {"error": error}
@@ -151,6 +168,9 @@ def demo(
 def _examples(room: Path, archive: Path) -> Iterator[_Example]:
     """The room's own examples, real DICOM slices where it reads such, one damaged file."""
     spec = inspect_archive(archive).spec
+    if spec.generation is not None:
+        yield from _wishes(spec)
+        return
     folder = room / "examples"
     own = list(walk(folder)) if folder.is_dir() else []
     for path in own:
@@ -168,16 +188,27 @@ def _examples(room: Path, archive: Path) -> Iterator[_Example]:
     yield _Example(spec, "half a file", golden[: len(golden) // 2], broken=True)
 
 
+def _wishes(spec: ModelSpec) -> Iterator[_Example]:
+    """Some images of every class, and more than a call may ask for."""
+    count = _DRAWN // max(1, min(_DRAWN, len(spec.labels)))
+    for place, label in enumerate(spec.labels[:_DRAWN] or [None]):
+        wishes = SampleOptions(count=count, label=label, seed=100 * place)
+        yield _Example(spec, label or "any", wishes=wishes)
+    yield _Example(spec, "10000 images", broken=True, wishes=SampleOptions(count=10_000))
+
+
 def _ask(server: Server, examples: list[_Example]) -> Iterator[_Answer]:
     with Client(
         server.inference_address, management_address=server.management_address, timeout_s=60
     ) as client:
         for example in examples:
             started = time.perf_counter()
-            outcome: Classification | SegmentationResult | bytes | MedserveError
+            outcome: _Outcome
             try:
                 if example.spec.task is Task.CLASSIFICATION:
                     outcome = client.classify_one(example.spec.name, example.data)
+                elif example.wishes is not None:
+                    outcome = client.sample_all(example.spec.name, example.wishes)
                 elif example.spec.volume is not None:
                     options = SegmentationOptions(overlay=True)
                     outcome = client.segment(example.spec.name, example.data, options=options)
@@ -225,6 +256,10 @@ def _picture(answers: list[_Answer], path: Path) -> list[Path]:
     spec = answers[0].example.spec
     if spec.task is Task.CLASSIFICATION:
         sheet.draw([_tile(answer) for answer in answers], spec.input, path)
+        return [path]
+    drawn = [answer.outcome for answer in answers if isinstance(answer.outcome, SampleSet)]
+    if drawn:
+        contact_sheet([image for each in drawn for image in each.images], path)
         return [path]
     for answer in answers:
         if isinstance(answer.outcome, SegmentationResult) and answer.outcome.overlay_png:
