@@ -55,6 +55,30 @@ def test_every_choice_gives_an_output_of_the_shape_of_the_image_and_learns(
     assert all(each.grad is not None for each in network.parameters())
 
 
+@pytest.mark.parametrize(
+    ("side", "stages"), [(28, (1, 2)), (32, (1, 2, 3)), (64, (1, 2, 3)), (128, (1, 2, 3))]
+)
+def test_images_of_the_usual_sizes_come_back_in_their_size(
+    side: int, stages: tuple[int, ...]
+) -> None:
+    config = dataclasses.replace(SMALL, image_size=side, stages=stages)
+    image, step, label = batch(config, side)
+    assert side % config.multiple == 0
+    assert awake(config)(image, step, label).shape == image.shape
+
+
+def test_an_image_does_not_depend_on_the_other_of_its_batch() -> None:
+    network, inputs = awake(SMALL), batch(SMALL)
+    alone = network(*(each[1:] for each in inputs))
+    torch.testing.assert_close(network(*inputs)[1:], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_without_classes_ignores_the_label() -> None:
+    network = awake(dataclasses.replace(SMALL, classes=0))
+    image, step, label = batch(SMALL)
+    torch.testing.assert_close(network(image, step, label), network(image, step, label + 1))
+
+
 def test_a_new_network_says_zero_so_that_training_starts_from_the_mean() -> None:
     assert not DenoisingUNet(SMALL)(*batch(SMALL)).any()
 

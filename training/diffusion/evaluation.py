@@ -65,7 +65,7 @@ class DiffusionEvaluation(EvaluateConfig):
     ] = None
     taught: Annotated[
         int, Setting("images to teach a classifier with; 0 leaves it out", minimum=0)
-    ] = 1024
+    ] = 512
     extractor: Annotated[
         Path | None, Setting("weights of torchvision's inception_v3 to see by, if not our own")
     ] = None
