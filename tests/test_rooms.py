@@ -10,8 +10,10 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,8 @@ import models
 from medserve.archive import verify_archive
 from medserve.imaging import volume_file
 from medserve.inference.engines import Engine, load_engine
+from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
+from medserve.inference.generation import DiffusionPipeline, SampleSettings, to_pixels
 from medserve.inference.volume_pipeline import SegmentOptions, VolumePipeline
 from medserve.packaging import build_archive
 from medserve.spec import EngineName, ModelSpec, Precision, Task
@@ -31,6 +35,7 @@ _REPOSITORY = Path(__file__).parent.parent
 _MAX_WEIGHTS_BYTES = 20_000_000
 _AGREEMENT = 1e-4  # absolute and relative, between the artifact's two forms
 _SAME_VOXELS = 0.9999  # of a mask, between engines
+_SAME_GREY = 2  # levels of 255: after 20 calls, where the engines' last bits have added up
 _FILES = (
     "README.md",
     "__init__.py",
@@ -73,6 +78,8 @@ context.request_ids = {0: "0a1b2c3d"}
 context.request_processor = [RequestProcessor({})]
 golden = next(Path.cwd().glob("golden_input.*")).read_bytes()
 request = {"data": bytearray(golden), "params": bytearray(params.encode())}
+if params == "golden":  # a model that makes images
+    request = {"params": bytearray(golden)}
 answer = service._entry_point([request], context)[0]
 
 import handlers, medserve
@@ -103,7 +110,11 @@ def archive(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def network_of(room: Path, spec: ModelSpec) -> nn.Module:
     """A fresh network of the room: its `build`, or what `models.<name>.network` names first."""
     module = importlib.import_module(f"models.{room.name}.network")
-    if hasattr(module, "build"):
+    if spec.generation is not None:
+        size, channels = spec.generation.sizes[0], spec.input.channels
+        config = module.NetworkConfig(size, channels, classes=len(spec.labels), width=16)
+        network = module.DenoisingUNet(config)
+    elif hasattr(module, "build"):
         first = next(iter(module.NetworkName))
         network = module.build(first, in_channels=spec.input.channels, classes=len(spec.labels))
     else:
@@ -116,6 +127,16 @@ def noise(spec: ModelSpec, items: int) -> npt.NDArray[np.float32]:
     """Uniform noise as large as the network's input: (N, C, H, W) or (N, C, I, J, K)."""
     shape = (items, spec.input.channels, *spec.input.size)
     return np.random.default_rng(seed=1).random(shape, dtype=np.float32)
+
+
+def inputs_of(spec: ModelSpec, items: int) -> dict[str, npt.NDArray[Any]]:
+    """Noise, and what else the network is told: for a denoiser the step and the class."""
+    inputs: dict[str, npt.NDArray[Any]] = {"image": noise(spec, items)}
+    if spec.generation is not None:
+        draws = np.random.default_rng(seed=2)
+        inputs["step"] = draws.integers(spec.generation.steps, size=items)
+        inputs["label"] = draws.integers(len(spec.labels) + 1, size=items)
+    return inputs
 
 
 def test_a_room_is_complete(room: Path) -> None:
@@ -164,9 +185,9 @@ def test_the_metrics_are_figures_of_an_evaluation(room: Path) -> None:
 
 def test_a_gradient_reaches_every_parameter_of_the_network(room: Path, spec: ModelSpec) -> None:
     network = network_of(room, spec)
-    logits = network(torch.from_numpy(noise(spec, items=2)))
-    logits.square().mean().backward()
-    assert logits.shape[:1] == (2,)
+    outputs = network(*(torch.from_numpy(each) for each in inputs_of(spec, items=2).values()))
+    outputs.square().mean().backward()
+    assert outputs.shape[:1] == (2,)
     without = [  # a gradient may be 0 at the start: some layers begin as the identity
         name
         for name, parameter in network.named_parameters()
@@ -185,10 +206,10 @@ def test_a_classifier_has_one_logit_for_each_label(room: Path, spec: ModelSpec) 
 
 
 def test_both_forms_of_the_artifact_agree_on_noise(room: Path, spec: ModelSpec) -> None:
+    inputs = inputs_of(spec, items=3)
+    given = inputs["image"] if len(inputs) == 1 else inputs
     outputs = [
-        load_engine(name, room / "weights", precision=Precision.F32, threads=1).run(
-            noise(spec, items=3)
-        )
+        load_engine(name, room / "weights", precision=Precision.F32, threads=1).run(given)
         for name in (EngineName.ONNXRUNTIME, EngineName.TORCHSCRIPT)
     ]
     assert list(outputs[0]) == list(outputs[1])
@@ -229,6 +250,30 @@ def test_every_engine_finds_the_same_mask_in_the_golden_volume(
         assert np.mean(mask == masks[0]) >= _SAME_VOXELS
 
 
+def test_every_engine_draws_the_same_image(room: Path, spec: ModelSpec) -> None:
+    if spec.generation is None:
+        pytest.skip("makes no images")
+    settings = replace(SampleSettings.default(spec.generation), guidance=1.0)
+    drawn = []
+    for name in EngineName:
+        engine = load_engine(name, room / "weights", precision=Precision.F32, threads=2)
+        drawn.append(DiffusionPipeline(spec, engine.run).draw(3, 0, settings).astype(int))
+    assert drawn[0].std() > 10
+    for image in drawn[1:]:
+        assert np.abs(image - drawn[0]).max() <= _SAME_GREY
+
+
+def test_a_model_of_images_knows_its_training_images_and_withholds_none_of_its_golden(
+    room: Path, spec: ModelSpec
+) -> None:
+    if spec.generation is None:
+        pytest.skip("makes no images")
+    index = FingerprintIndex.load(room / "weights" / FINGERPRINTS_FILE)
+    assert len(index.codes) >= 16
+    with np.load(room / "weights" / "golden_output.npz") as golden:
+        assert not index.is_copy(to_pixels(golden["image"])).any()
+
+
 def _logits(engine: Engine, windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return engine.run(windows)["logits"]
 
@@ -245,6 +290,8 @@ def test_the_archive_alone_reproduces_its_golden_answer(
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(tmp_path)
     params = json.dumps({"output": "json"} if spec.volume else {})
+    if spec.generation is not None:
+        params = "golden"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     worker = subprocess.run(
         [sys.executable, "-c", _WORKER, str(_REPOSITORY), room.name, f"{room.name}.py", params],
