@@ -27,10 +27,11 @@ Mask = npt.NDArray[np.bool_]
 _SIDE = 384  # longer side at which pieces are looked for; strokes of letters are 1-2 pixels there
 _FIT_SIDES = (64, 160)  # and at which the sector is fitted, coarse then fine
 _MEDIAN = 5  # pixels
-_DARK, _STILL = 10, 6  # grey levels that compression leaves on black, and on what stands still
+_DARK, _STILL = 4, 6  # grey levels that compression leaves on black, and on what stands still
 _LEAST_SHARE = 0.03  # of the frame; a fan is larger
 _LEAST_PIECE = 0.1  # of the largest piece; a shadow may split the fan
 _SECTOR_AGREES = 0.85  # intersection over union; below it the probe is not a convex one
+_LEAST_HALF_ANGLE = 0.2  # radians; a narrower sector is a linear probe's rectangle
 _WRITING, _CHROMA = 180, 40  # grey level of writing, difference of channels that is colour
 
 
@@ -172,7 +173,8 @@ def _fit(pieces: Mask) -> Sector | None:
     assert best is not None  # `_FIT_SIDES` is not empty
     found = best[1].distance(*pieces.shape) >= 0
     agreement = (found & pieces).sum() / max((found | pieces).sum(), 1)
-    return best[1] if agreement >= _SECTOR_AGREES else None
+    is_convex = agreement >= _SECTOR_AGREES and best[1].half_angle >= _LEAST_HALF_ANGLE
+    return best[1] if is_convex else None
 
 
 def _starts(pieces: Mask) -> list[Sector]:

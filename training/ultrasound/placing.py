@@ -60,7 +60,8 @@ def place(
     if picture is None:
         return _unseen(shape, (frame.shape[0], frame.shape[1]))
     registration = Registration(frame, picture)
-    likeness, matrix = -1.0, np.eye(3)
+    likeness = -1.0
+    matrix: Matrix = np.eye(3)
     for each in fits(shape, frame.shape):
         alike = registration.likeness(each)
         if alike > likeness:
