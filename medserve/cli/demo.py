@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +48,7 @@ class _Example:
     title: str
     data: bytes = b""
     broken: bool = False  # damaged on purpose: an error is the right answer
+    explained: bool = False  # asked for a second time, with what its class rests on
     wishes: SampleOptions | None = None  # of a model that makes images, in the place of data
 
 
@@ -110,7 +111,7 @@ class _Answer:
         }
         match self.outcome:
             case Classification():
-                return content | self.outcome.to_json()
+                return content | replace(self.outcome, explanation=None).to_json()
             case SegmentationResult():
                 return content | self.outcome.segmentation.to_json(include_mask=False)
             case SampleSet():
@@ -174,7 +175,8 @@ def _examples(room: Path, archive: Path) -> Iterator[_Example]:
     folder = room / "examples"
     own = list(walk(folder)) if folder.is_dir() else []
     for path in own:
-        yield _Example(spec, path.relative_to(folder).as_posix(), path.read_bytes())
+        title, explained = path.relative_to(folder).as_posix(), spec.task is Task.CLASSIFICATION
+        yield _Example(spec, title, path.read_bytes(), explained=explained)
     golden = golden_input(archive)
     if not own:
         yield _Example(spec, "golden input", golden)
@@ -216,7 +218,17 @@ def _ask(server: Server, examples: list[_Example]) -> Iterator[_Answer]:
                     outcome = client.predict(example.spec.name, example.data)
             except MedserveError as error:
                 outcome = error
-            yield _Answer(example, outcome, 1000 * (time.perf_counter() - started))
+            took_ms = 1000 * (time.perf_counter() - started)
+            if example.explained and isinstance(outcome, Classification):
+                outcome = _explained(client, example)
+            yield _Answer(example, outcome, took_ms)
+
+
+def _explained(client: Client, example: _Example) -> _Outcome:
+    try:
+        return client.classify_one(example.spec.name, example.data, explain=True)
+    except MedserveError as error:
+        return error
 
 
 def _table(answers: list[_Answer]) -> Table:
@@ -256,7 +268,12 @@ def _picture(answers: list[_Answer], path: Path) -> list[Path]:
     spec = answers[0].example.spec
     if spec.task is Task.CLASSIFICATION:
         sheet.draw([_tile(answer) for answer in answers], spec.input, path)
-        return [path]
+        maps = [tile for answer in answers if (tile := _map(answer)) is not None]
+        if not maps:
+            return [path]
+        beside = path.with_name(f"{path.stem}_explained.png")
+        sheet.draw(maps, spec.input, beside)
+        return [path, beside]
     drawn = [answer.outcome for answer in answers if isinstance(answer.outcome, SampleSet)]
     if drawn:
         contact_sheet([image for each in drawn for image in each.images], path)
@@ -275,4 +292,19 @@ def _tile(answer: _Answer) -> sheet.Tile:
         answer.example.title,
         (verdict, answer.note),
         failed=isinstance(answer.outcome, MedserveError),
+    )
+
+
+def _map(answer: _Answer) -> sheet.Tile | None:
+    """What a class rests on, over its picture."""
+    outcome = answer.outcome
+    if not isinstance(outcome, Classification) or outcome.explanation is None:
+        return None
+    explanation = outcome.explanation
+    lines = (
+        f"without the warmest quarter {explanation.without_warmest:.4f}",
+        f"without the coolest quarter {explanation.without_coolest:.4f}",
+    )
+    return sheet.Tile(
+        answer.example.data, f"why {explanation.label}", lines, heatmap=explanation.heatmap_png
     )

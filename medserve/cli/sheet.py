@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,13 @@ _PAPER, _INK, _FAINT, _ALARM = "#ffffff", "#1a1a1a", "#5f6672", "#b3261e"
 
 @dataclass(frozen=True)
 class Tile:
-    """One input and the lines below it; `failed` paints them in red."""
+    """One input and the lines below it; `failed` paints them in red, `heatmap` lies over it."""
 
     data: bytes
     title: str
     lines: tuple[str, ...]
     failed: bool = False
+    heatmap: bytes = b""
 
 
 def draw(
@@ -49,7 +51,7 @@ def draw(
         row, column = divmod(place, _COLUMNS)
         left = _MARGIN + column * (_PICTURE + _MARGIN)
         top = _MARGIN + row * (height + _MARGIN)
-        sheet.paste(_picture(tile.data, spec), (left, top))
+        sheet.paste(_picture(tile, spec), (left, top))
         _write(ImageDraw.Draw(sheet), tile, left, top + _PICTURE + 4)
     path.parent.mkdir(parents=True, exist_ok=True)
     chunks = PngInfo()
@@ -75,10 +77,10 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> s
     return f"{text}…"
 
 
-def _picture(data: bytes, spec: InputSpec) -> Pillow.Image:
+def _picture(tile: Tile, spec: InputSpec) -> Pillow.Image:
     box = Pillow.new("RGB", (_PICTURE, _PICTURE), "#eceef1")
     try:
-        array = decode(data, spec).array
+        array = decode(tile.data, spec).array
     except MedserveError:
         pen = ImageDraw.Draw(box)
         corner = _PICTURE - 1
@@ -91,5 +93,8 @@ def _picture(data: bytes, spec: InputSpec) -> Pillow.Image:
         (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))),
         Pillow.Resampling.BICUBIC,
     )
+    if tile.heatmap:
+        heat = Pillow.open(io.BytesIO(tile.heatmap)).convert("RGBA").resize(picture.size)
+        picture = Pillow.alpha_composite(picture.convert("RGBA"), heat).convert("RGB")
     box.paste(picture, ((_PICTURE - picture.width) // 2, (_PICTURE - picture.height) // 2))
     return box

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image as pillow
 
 from medserve.cli.sheet import Tile, draw
+from medserve.imaging import heatmap
 from medserve.spec import InputKind, InputSpec
 from tests.phantoms import dicom_bytes, raster_bytes, wedge
 
@@ -41,3 +42,16 @@ def test_colour_dicom_and_unreadable_inputs_are_drawn(tmp_path: Path) -> None:
     draw(tiles, SPEC, tmp_path / "deep" / "sheet.png")
     sheet = pixels(tmp_path / "deep" / "sheet.png")
     assert (sheet[16 + 112, 16 + 112] == (255, 0, 0)).all()  # the middle of the first picture
+
+
+def test_a_heat_map_lies_over_its_picture(tmp_path: Path) -> None:
+    grey = np.full((40, 40), 128, np.uint8)
+    evidence = np.zeros((40, 40))
+    evidence[:20] = 3.0  # the upper half speaks for the class
+    tile = Tile(raster_bytes(grey), "x", ("",), heatmap=heatmap.encode(evidence, (40, 40)))
+    draw([tile], SPEC, tmp_path / "sheet.png")
+    sheet = pixels(tmp_path / "sheet.png").astype(int)
+    warm, clear = sheet[16 + 40, 16 + 112], sheet[16 + 180, 16 + 112]
+    assert warm[0] > 180
+    assert warm[2] < 60
+    assert (clear == 128).all()

@@ -99,7 +99,8 @@ def test_demo_shows_answers_and_pictures_for_every_room(tmp_path: Path) -> None:
     assert "INVALID_IMAGE" in run.stdout  # the damaged one, as it should
     answers = json.loads((tmp_path / "outputs" / "demo.json").read_text())
     assert [each.get("label") for each in answers] == [*sorted(LABELS), None]
-    assert (tmp_path / "outputs" / "tiny.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("tiny.png", "tiny_explained.png"):
+        assert (tmp_path / "outputs" / picture).read_bytes().startswith(b"\x89PNG")
     assert (checkout / "model_store" / "tiny-1.0.mar").exists()
 
 
