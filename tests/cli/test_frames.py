@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_masks_pictures_and_tables_are_written(
         *("files.csv", "frames.csv", "one_mask.png", "one_overlay.png"),
         *("sweep_mask.nii.gz", "sweep_overlay.png"),
     ]
-    mask = np.asarray(Image.open(out / "one_mask.png"))
+    mask = np.asarray(Image.open(io.BytesIO((out / "one_mask.png").read_bytes())))
     assert mask.shape == (20, 30)
     assert np.count_nonzero(mask) == 90
     one, sweep = rows(out / "files.csv")
@@ -90,7 +91,7 @@ def test_formats_write_what_they_name(
     if form == "png":
         masks = sorted((out / "sweep_masks").iterdir())
         assert [path.name for path in masks] == ["0000.png", "0001.png", "0002.png"]
-        assert np.count_nonzero(np.asarray(Image.open(masks[1]))) == 30
+        assert np.count_nonzero(np.asarray(Image.open(io.BytesIO(masks[1].read_bytes())))) == 30
 
 
 def test_options_reach_the_model(medserve: Medserve, fake: FakeServer, frames: Path) -> None:

@@ -13,6 +13,9 @@ own build stores with `tiny_archive`.
 
 The fixture `volume_server` is a second one, for volumes: `tiny_volume` (see
 `tests/tiny_volume_room.py`) and, where its trained weights are committed, `segmentation_3d`.
+
+The fixture `frame_server` is a third one, for frames: `tiny_frame` (see
+`tests/tiny_frame_room.py`) and, where its trained weights are committed, `trus_prostate`.
 """
 
 from __future__ import annotations
@@ -26,10 +29,11 @@ from pathlib import Path
 import pytest
 
 from medserve.client import Client
-from medserve.errors import ArchiveError, ConfigError
+from medserve.errors import ArchiveError, ConfigError, UnknownModelError
 from medserve.packaging import build_archive
 from medserve.server import Server, ServerConfig
 from medserve.server.java import find_java
+from tests.tiny_frame_room import make_frame_checkout
 from tests.tiny_room import REPOSITORY, make_checkout
 from tests.tiny_volume_room import make_volume_checkout
 
@@ -125,6 +129,28 @@ def volume_client(volume_server: Server) -> Iterator[Client]:
     with Client(
         volume_server.inference_address,
         management_address=volume_server.management_address,
+        timeout_s=120,
+    ) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def frame_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of frames: `tiny_frame` and, if it is trained, `trus_prostate`."""
+    folder = tmp_path_factory.mktemp("frames")
+    build_archive("tiny_frame", folder / "store", make_frame_checkout(folder / "checkout"))
+    with contextlib.suppress(ArchiveError, UnknownModelError):  # not trained in this checkout
+        build_archive("trus_prostate", folder / "store", REPOSITORY)
+    with Server(ServerConfig(store=folder / "store")) as running:
+        yield running
+
+
+@pytest.fixture
+def frame_client(frame_server: Server) -> Iterator[Client]:
+    """A client of it, patient with a busy machine."""
+    with Client(
+        frame_server.inference_address,
+        management_address=frame_server.management_address,
         timeout_s=120,
     ) as client:
         yield client

@@ -19,9 +19,9 @@ from medserve.gateway.core import Gateway
 from medserve.gateway.orders import Order
 from medserve.gateway.segment import member_bytes, read_object
 from medserve.gateway.web.jobs import Job
-from medserve.imaging import dicom_series
+from medserve.imaging import dicom_series, sniff
 from medserve.imaging.overlay import COLOURS
-from medserve.spec import ModelSpec
+from medserve.spec import InputKind, ModelSpec
 
 __all__ = ["Options", "dicom_seg", "part", "segment", "source", "volume"]
 
@@ -62,6 +62,9 @@ async def segment(gateway: Gateway, job: Job, order: Order) -> dict[str, Any]:
     answer = await gateway.predict(order.call({"data": data}))
     job.answers = await asyncio.to_thread(_kept, job, answer)
     job.answers["dicom"] = dicom_series.recognises(data)
+    # Frames other than those of a NIfTI stack are shown as the picture that the model drew.
+    is_stack = sniff.kind(data).input_kind is InputKind.NIFTI
+    job.answers["flat"] = "frames" in job.answers and not is_stack
     return job.answers
 
 

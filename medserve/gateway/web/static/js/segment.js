@@ -74,18 +74,27 @@ function fail(error) {
 
 // ---- what is seen
 
+/** Of frames whose lengths nobody states there are pixels, and no millilitres. */
+function measured({ measures, frames, labels }) {
+  if (measures.length || !frames) return measures;
+  const good = frames.filter(({ status }) => status === "ok");
+  const voxels = good.reduce((sum, { pixels }) => sum + pixels, 0);
+  const touches_border = good.some((frame) => frame.touches_border);
+  return [{ label: labels[1], label_id: 1, voxels, volume_ml: null, centroid_mm: null, touches_border }];
+}
+
 async function show(answer) {
-  state.answer = answer;
+  state.answer = { ...answer, measures: measured(answer) };
   state.labels = answer.labels.map((name, place) => ({ name, colour: answer.colours[place], shown: true }));
   $("work").hidden = false;
   drawMeasures();
   drawFacts();
   drawDownloads();
-  if (answer.parts.includes("mask.nii.gz") && Viewer.available) await showVolume();
+  if (answer.parts.includes("mask.nii.gz") && Viewer.available && !answer.flat) await showVolume();
   else showPicture();
   $("stop").hidden = true;
   $("progress").hidden = true;
-  $("said").textContent = t("segment.done", { found: count(answer.measures.filter(({ voxels }) => voxels).length) });
+  $("said").textContent = t("segment.done", { found: count(state.answer.measures.filter(({ voxels }) => voxels).length) });
 }
 
 async function showVolume() {
@@ -108,8 +117,9 @@ function showPicture() {
   for (const id of ["viewer", "viewer-tools", "sliders", "place"]) $(id).hidden = true;
   $("overlay").hidden = !state.answer.parts.includes("overlay.png");
   if (!$("overlay").hidden) $("overlay").src = `/jobs/${state.job.id}/overlay.png?at=${Date.now()}`;
-  $("warnings").hidden = Viewer.available || !state.answer.parts.includes("mask.nii.gz");
-  if (!$("warnings").hidden) $("warnings").textContent = t("segment.no_viewer");
+  if (state.answer.flat || Viewer.available || !state.answer.parts.includes("mask.nii.gz")) return;
+  $("warnings").hidden = false;
+  $("warnings").textContent = t("segment.no_viewer");
 }
 
 function drawMeasures() {
@@ -125,20 +135,44 @@ function drawMeasures() {
         h("input", { type: "checkbox", checked: true, "aria-label": t("segment.show_label", named), onchange: (event) => repaint({ shown: event.target.checked }) }),
         h("input", { type: "color", value: label.colour, "aria-label": t("segment.colour_of", named), oninput: (event) => repaint({ colour: event.target.value }) }))),
       h("td", {}, measure.label),
-      h("td", { className: "number" }, decimal(measure.volume_ml, measure.volume_ml < 10 ? 3 : 1)),
+      h("td", { className: "number" }, millilitres(measure.volume_ml)),
       h("td", { className: "number" }, count(measure.voxels)));
   }));
   const cut = state.answer.measures.filter(({ touches_border }) => touches_border).map(({ label }) => label);
-  $("warnings").hidden = cut.length === 0;
-  $("warnings").textContent = cut.length ? t("segment.at_border", { labels: cut.join(", ") }) : "";
+  const unlike = (state.answer.frames ?? []).filter(({ unlike_ultrasound }) => unlike_ultrasound).length;
+  const failed = (state.answer.frames ?? []).filter(({ status }) => status !== "ok").length;
+  const said = [
+    cut.length && t("segment.at_border", { labels: cut.join(", ") }),
+    unlike && t("segment.unlike", { frames: count(unlike) }),
+    failed && t("segment.failed_frames", { frames: count(failed) }),
+  ].filter(Boolean);
+  $("warnings").hidden = said.length === 0;
+  $("warnings").textContent = said.join(" ");
+}
+
+function millilitres(volume) {
+  return volume === null ? "–" : decimal(volume, volume < 10 ? 3 : 1);
+}
+
+/** What was measured of frames: nothing stands where nobody states the lengths. */
+function frameFacts({ stack, grid }) {
+  if (!stack) return [];
+  const sides = [stack.width_mm, stack.height_mm, stack.length_mm];
+  const facts = [[t("segment.frames_found"), `${count(stack.frames_found)} / ${count(grid.frames)}`]];
+  if (stack.area_cm2 !== null) facts.push([t("segment.area"), `${decimal(stack.area_cm2, 2)} cm²`]);
+  if (stack.width_mm !== null) facts.push([t("segment.diameters"), `${sides.map((mm) => (mm === null ? "–" : decimal(mm, 1))).join(" × ")} mm`]);
+  if (stack.ellipsoid_ml !== null) facts.push([t("segment.ellipsoid"), `${millilitres(stack.ellipsoid_ml)} ml`]);
+  return facts;
 }
 
 function drawFacts() {
-  const { model, version, archive_digest, shape, spacing_mm } = state.answer;
+  const { model, version, archive_digest, shape, grid } = state.answer;
+  const spacing_mm = grid && !grid.spacing_mm ? null : state.answer.spacing_mm;
   const facts = [
     [t("common.model"), `${model} ${version}`],
     [t("segment.shape"), shape ? shape.join(" × ") : "–"],
     [t("segment.spacing"), spacing_mm ? `${spacing_mm.map((x) => decimal(x, 2)).join(" × ")} mm` : "–"],
+    ...frameFacts(state.answer),
     [t("segment.digest"), h("code", {}, archive_digest)],
   ];
   $("facts").replaceChildren(...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));

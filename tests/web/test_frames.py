@@ -1,0 +1,62 @@
+"""Frames on the page: the picture that the model drew, and no millilitres that nobody knows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from medserve.gateway.core import Gateway
+from medserve.spec import InputKind, Task
+from tests.client.framing import LABELS, by_frame_size
+from tests.frame_phantoms import as_nifti, cine, scan
+from tests.gateway.faces import DIGEST
+from tests.gateway.fake_engine import FakeEngine, Request, model
+from tests.phantoms import raster_bytes
+from tests.web.visiting import PACK, Visitor, begin, gateway, pack, visit
+
+_PIXELS = 40  # that the fake model marks
+
+
+def frame_answer(request: Request) -> bytes:
+    """As a model of frames answers."""
+    params = json.loads(request.inputs["params"])
+    if params.get("output") == "mask":
+        return b"the mask as dicom-seg"
+    head = {"model": request.model, "version": "1.0", "archive_digest": DIGEST}
+    return json.dumps({**head, **by_frame_size(b"x" * _PIXELS)}).encode()
+
+
+def frames() -> Gateway:
+    info = model("gland", Task.SEGMENTATION, labels=LABELS)
+    kinds = (InputKind.RASTER, InputKind.DICOM, InputKind.NIFTI)
+    spec = replace(info.spec, input=replace(info.spec.input, kinds=kinds))
+    return gateway(FakeEngine(frame_answer), models=[replace(info, spec=spec)])
+
+
+async def segmented(client: Visitor, name: str, content: bytes) -> tuple[str, dict[str, Any]]:
+    job = await begin(client, "segment", "gland")
+    await client.post(f"{job}/volume", content=pack({name: content}), headers=PACK)
+    answer = await client.post(f"{job}/segmentation", json={})
+    assert answer.status_code == 200, answer.text
+    shown: dict[str, Any] = answer.json()
+    return job, shown
+
+
+@visit(frames)
+async def test_a_picture_is_shown_as_the_model_drew_it(client: Visitor) -> None:
+    job, answer = await segmented(client, "frame.png", raster_bytes(scan()))
+    assert answer["flat"] is True
+    assert answer["parts"] == ["mask.nii.gz", "overlay.png"]
+    assert (await client.get(f"{job}/overlay.png")).content == b"PNG"
+    assert answer["frames"][0]["pixels"] == _PIXELS
+    assert answer["stack"]["volume_ml"] is None
+    assert answer["measures"] == []
+
+
+@visit(frames)
+async def test_a_nifti_stack_goes_to_the_viewer(client: Visitor) -> None:
+    stack = as_nifti(cine(3).transpose(2, 1, 0))
+    job, answer = await segmented(client, "stack.nii", stack)
+    assert answer["flat"] is False
+    assert (await client.get(f"{job}/volume")).content == stack
