@@ -25,7 +25,7 @@ from medserve.generation_spec import SamplerKind
 from medserve.inference.engines import load_engine
 from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
-from medserve.spec import ModelSpec
+from medserve.spec import ModelSpec, Precision
 from training import data
 from training.config import Setting
 from training.data import LabelledImages
@@ -60,6 +60,7 @@ class DiffusionEvaluation(EvaluateConfig):
     seed: Annotated[int, Setting("of the first image", minimum=0)] = 0
     steps: Annotated[int, Setting("calls of the network an image; 0: the room's", minimum=0)] = 0
     sampler: Annotated[SamplerKind | None, Setting("way from noise, if not the room's")] = None
+    precision: Annotated[Precision | None, Setting("arithmetic, if not the room's")] = None
     guidance: Annotated[
         float | None, Setting("weight of the class, if not the room's", minimum=0.0)
     ] = None
@@ -119,6 +120,7 @@ def evaluate_diffusion(config: DiffusionEvaluation) -> dict[str, Any]:
         "model": pipeline.spec.name,
         "version": pipeline.spec.version,
         "engine": str(config.engine or pipeline.spec.engine.name),
+        "precision": str(config.precision or pipeline.spec.engine.precision),
         "artifact_sha256": sha256(weights / "model.onnx"),
         "extractor": eyes.name,
         **judged.to_json(),
@@ -134,11 +136,12 @@ def evaluate_diffusion(config: DiffusionEvaluation) -> dict[str, Any]:
     return content
 
 
-def open_artifact(weights: Path, config: EvaluateConfig) -> DiffusionPipeline:
+def open_artifact(weights: Path, config: DiffusionEvaluation) -> DiffusionPipeline:
     """The artifact in its engine."""
     spec = spec_beside(weights, config.model)
     engine = load_engine(
-        config.engine or spec.engine.name, weights, precision=spec.engine.precision,
+        config.engine or spec.engine.name, weights,
+        precision=config.precision or spec.engine.precision,
         threads=config.threads or available_cores(),
     )  # fmt: skip
     return DiffusionPipeline(spec, engine.run)
