@@ -23,9 +23,11 @@ from torch import nn
 
 import models
 from medserve.archive import verify_archive
-from medserve.imaging import volume_file
+from medserve.imaging import frame_file, volume_file
+from medserve.imaging.frames import FrameLimits
 from medserve.inference.engines import Engine, load_engine
 from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
+from medserve.inference.frame_pipeline import FramePipeline
 from medserve.inference.generation import DiffusionPipeline, SampleSettings, to_pixels
 from medserve.inference.volume_pipeline import SegmentOptions, VolumePipeline
 from medserve.packaging import build_archive
@@ -250,6 +252,23 @@ def test_every_engine_finds_the_same_mask_in_the_golden_volume(
         assert np.mean(mask == masks[0]) >= _SAME_VOXELS
 
 
+def test_every_engine_finds_the_same_mask_in_the_golden_frame(room: Path, spec: ModelSpec) -> None:
+    if spec.frame is None:
+        pytest.skip("answers no frames")
+    assert set(spec.frame.snomed) == set(spec.labels[1:])
+    [golden] = room.glob("weights/golden_input.*")
+    limits = FrameLimits(spec.input, spec.frame.max_frames)
+    image = frame_file.decode(golden.read_bytes(), limits).read(0)
+    masks = []
+    for name in EngineName:
+        engine = load_engine(name, room / "weights", precision=Precision.F32, threads=2)
+        [found] = FramePipeline(spec).segment([image], partial(_logits, engine))
+        masks.append(found.mask)
+    assert masks[0].any()
+    for mask in masks[1:]:
+        assert np.mean(mask == masks[0]) >= _SAME_VOXELS
+
+
 def test_every_engine_draws_the_same_image(room: Path, spec: ModelSpec) -> None:
     if spec.generation is None:
         pytest.skip("makes no images")
@@ -289,7 +308,7 @@ def test_the_archive_alone_reproduces_its_golden_answer(
     pytest.importorskip("ts", reason="needs the serve extra")
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(tmp_path)
-    params = json.dumps({"output": "json"} if spec.volume else {})
+    params = json.dumps({"output": "json"} if spec.volume or spec.frame else {})
     if spec.generation is not None:
         params = "golden"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
