@@ -61,7 +61,7 @@ def painter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     text = config.read_text(encoding="utf-8")
     config.write_text(text.replace("responseTimeout: 60", "responseTimeout: 600"), "utf-8")
     build_archive("painter", folder / "store", checkout)
-    with Server(ServerConfig(store=folder / "store")) as server:
+    with Server(ServerConfig(store=folder / "store", start_timeout_s=400)) as server:
         yield server
 
 
