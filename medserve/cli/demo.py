@@ -302,8 +302,8 @@ def _map(answer: _Answer) -> sheet.Tile | None:
         return None
     explanation = outcome.explanation
     lines = (
-        f"without the warmest quarter {explanation.without_warmest:.4f}",
-        f"without the coolest quarter {explanation.without_coolest:.4f}",
+        f"warmest quarter covered: {explanation.without_warmest:.4f}",
+        f"coolest quarter covered: {explanation.without_coolest:.4f}",
     )
     return sheet.Tile(
         answer.example.data, f"why {explanation.label}", lines, heatmap=explanation.heatmap_png
