@@ -25,7 +25,7 @@ from medserve.archive import CARD, MANIFEST, TORCHSERVE_MANIFEST, verify_archive
 from medserve.errors import ArchiveError, ConfigError, UnknownModelError
 from medserve.spec import ModelSpec
 
-__all__ = ["archive_path", "build_archive", "find_checkout", "room_names"]
+__all__ = ["archive_path", "build_archive", "find_checkout", "room_names", "variant_names"]
 
 # What a handler may import from medserve travels with it: rolling back an archive rolls back its
 # preprocessing.
@@ -70,21 +70,35 @@ def room_names(root: Path) -> list[str]:
     return sorted(path.parent.name for path in (root / "models").glob("*/model-config.yaml"))
 
 
-def build_archive(name: str, store: Path, root: Path | None = None) -> Path:
+def variant_names(root: Path, name: str) -> list[str]:
+    """Every folder of `models/<name>/variants/` that has a configuration."""
+    found = (root / "models" / name).glob("variants/*/model-config.yaml")
+    return sorted(path.parent.name for path in found)
+
+
+def build_archive(name: str, store: Path, root: Path | None = None, variant: str = "") -> Path:
     """Package the room `name` of the checkout `root` into `store` and verify the result.
 
+    With `variant`, package that variant of it instead: another version of the same model, with
+    the handler of the room and a configuration, a card and weights of its own.
+
     Raises:
-        UnknownModelError: there is no such room.
+        UnknownModelError: there is no such room, or no such variant in it.
         ArchiveError: the room is incomplete; the message names what is missing.
         ConfigError: not in a checkout, or the `serve` extra is not installed.
     """
     root = root or find_checkout()
     if name not in room_names(root):
         raise UnknownModelError(f"expected one of {', '.join(room_names(root))}, got {name!r}")
-    spec = ModelSpec.from_file(root / "models" / name / "model-config.yaml")
-    if spec.name != name:
-        raise ConfigError(f"models/{name}: expected the name {name!r}, got {spec.name!r}")
-    sources = _sources(root, spec)
+    room = _room(root, name, variant)
+    spec = ModelSpec.from_file(room / "model-config.yaml")
+    if spec.name != name or not spec.version.endswith(f"-{variant}" if variant else ""):
+        version = f" and a version that ends with -{variant}" if variant else ""
+        raise ConfigError(
+            f"{room.relative_to(root)}: expected the name {name!r}{version}, got {spec.name!r} "
+            f"and {spec.version!r}"
+        )
+    sources = _sources(root, room, spec)
     store.mkdir(parents=True, exist_ok=True)
     target = archive_path(spec, store)
     with tempfile.TemporaryDirectory(prefix="medserve-package-") as folder:
@@ -101,9 +115,18 @@ def build_archive(name: str, store: Path, root: Path | None = None) -> Path:
     return target
 
 
-def _sources(root: Path, spec: ModelSpec) -> dict[str, Path]:
+def _room(root: Path, name: str, variant: str) -> Path:
+    room = root / "models" / name
+    if not variant:
+        return room
+    if variant not in (known := variant_names(root, name)):
+        there = ", ".join(known) or "none"
+        raise UnknownModelError(f"expected a variant of {name} out of {there}, got {variant!r}")
+    return room / "variants" / variant
+
+
+def _sources(root: Path, room: Path, spec: ModelSpec) -> dict[str, Path]:
     """Path in the archive -> file of the checkout; ArchiveError lists what the room lacks."""
-    room = root / "models" / spec.name
     weights = room / "weights"
     wanted = {
         f"{spec.name}.py": root / "handlers" / f"{spec.name}.py",
@@ -113,11 +136,11 @@ def _sources(root: Path, spec: ModelSpec) -> dict[str, Path]:
     golden = sorted(weights.glob("golden_input.*"))
     missing = [str(path.relative_to(root)) for path in wanted.values() if not path.is_file()]
     if len(golden) != 1:
-        missing.append(f"models/{spec.name}/weights/golden_input.* (exactly one)")
+        missing.append(f"{weights.relative_to(root)}/golden_input.* (exactly one)")
     if missing:
         raise ArchiveError(
             f"{spec.name} cannot be packaged, missing: {', '.join(missing)}; "
-            f"`python -m training.{spec.name}` writes the weights"
+            f"`python -m training.{room.name}` writes the weights"
         )
     wanted[golden[0].name] = golden[0]
     further = {file: weights / file for file in _FURTHER_WEIGHTS}

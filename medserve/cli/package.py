@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,20 +27,30 @@ def package(
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Rooms of models/ to package.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Package every room.")] = False,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="Package this variant of NAME, such as svm of mednist; repeatable."),
+    ] = None,
     store: Annotated[
         Path | None, typer.Option(help="Folder for the archives.", show_default="model_store")
     ] = None,
 ) -> None:
-    """Build one self-contained archive (.mar) per model from its trained weights."""
+    """Build one self-contained archive (.mar) per model from its trained weights.
+
+    A variant is another version of the same model: its archive stands beside the model's own, and
+    a request chooses by version.
+    """
     root = find_checkout()
     wanted = room_names(root) if every else names or []
     if not wanted:
         raise typer.BadParameter(f"give --all or a NAME out of: {', '.join(room_names(root))}")
+    if variant and (every or len(wanted) != 1):
+        raise typer.BadParameter("--variant: expected exactly one NAME whose variants are meant")
     folder = store or Settings.from_environment().store
     failures = 0
-    for name in wanted:
+    for name, version in itertools.product(wanted, variant or [""]):
         try:
-            info = inspect_archive(build_archive(name, folder, root))
+            info = inspect_archive(build_archive(name, folder, root, version))
         except ArchiveError as error:
             failures += 1
             Console(stderr=True, soft_wrap=True).print(f"[red]{name}:[/] {escape(str(error))}")
