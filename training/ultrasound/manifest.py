@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import hashlib
 import hmac
+import io
 import os
 import secrets
 import shutil
@@ -34,6 +35,7 @@ __all__ = [
     "MASKS",
     "FrameEntry",
     "Pseudonyms",
+    "encode_grey",
     "new_folder",
     "read_grey",
     "read_manifest",
@@ -213,11 +215,19 @@ def new_folder(out_dir: Path) -> Iterator[Path]:
         raise
 
 
+def encode_grey(image: npt.NDArray[np.uint8]) -> bytes:
+    """A grey (H, W) picture as PNG without any metadata."""
+    stream = io.BytesIO()
+    pillow.fromarray(image, mode="L").save(stream, "PNG")
+    return stream.getvalue()
+
+
 def write_grey(path: Path, image: npt.NDArray[np.uint8]) -> str:
-    """Write a grey (H, W) PNG without any metadata; return its SHA-256."""
+    """Write a grey (H, W) PNG; return its SHA-256."""
+    content = encode_grey(image)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pillow.fromarray(image, mode="L").save(path, "PNG")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def read_grey(path: Path) -> npt.NDArray[np.uint8]:

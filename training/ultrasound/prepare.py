@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import logging
 import re
@@ -41,8 +42,8 @@ from training.ultrasound.manifest import (
     IMAGES,
     FrameEntry,
     Pseudonyms,
+    encode_grey,
     new_folder,
-    write_grey,
     write_manifest,
 )
 from training.ultrasound.thumbnails import write_sheet
@@ -120,6 +121,7 @@ def prepare(config: PrepareConfig) -> Prepared:
         raise ConfigError(f"expected DICOM files or pictures in {config.data_dir}, found no file")
     salt_file = config.salt_file or config.out_dir.with_name(config.out_dir.name + ".salt")
     with new_folder(config.out_dir) as folder:
+        (folder / IMAGES).mkdir()
         run = _Run(config, Pseudonyms.from_file(salt_file, config.out_dir), folder)
         for path in track(files, "preparing"):
             run.add(path)
@@ -214,16 +216,16 @@ class _Run:
         cropped = np.ascontiguousarray(grey[box.slices])
         if int(cropped.max()) == 0:
             raise InvalidImageError("expected a picture, got a black frame")
-        name = f"{patient}_{source}_{index:05d}.png"
-        path = self._folder / IMAGES / name
-        digest = write_grey(path, cropped)
+        content = encode_grey(cropped)
+        digest = hashlib.sha256(content).hexdigest()
         if digest in self._patient_of:
-            path.unlink()
             other = self._patient_of[digest] != patient
             raise InvalidImageError(
                 "expected each picture once, got an exact copy of one of "
                 + ("another patient" if other else "the same patient")
             )
+        name = f"{patient}_{source}_{index:05d}.png"
+        (self._folder / IMAGES / name).write_bytes(content)
         self._patient_of[digest] = patient
         overlay = found.fan.overlay_pixels(found.brightest, found.varying, _chroma(image))
         height, width = grey.shape

@@ -39,8 +39,11 @@ from training.ultrasound.manifest import (
     write_manifest,
 )
 from training.ultrasound.simulate import SimulatedFrame, SimulationConfig, simulate_cine
+from training.ultrasound.thumbnails import write_sheet
 
 __all__ = ["Form", "SimulateConfig", "Target", "cine_dicom", "simulate_set"]
+
+_SHEET = 48  # thumbnails for a person to look over
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +89,7 @@ def simulate_set(config: SimulateConfig) -> None:
         entries = [entry for each in done for entry in each]
         if entries:
             write_manifest(folder, entries)
+            write_sheet(folder / "sheet.png", folder, entries, _SHEET)
     _log.info("wrote %d patients with %d frames each", config.patients, config.frames)
 
 

@@ -49,7 +49,7 @@ def test_gland_stays_inside_where_the_outer_lines_are_dark() -> None:
     found = find_fan(frame.image)
     assert frame.gland.any()
     assert not (frame.gland & ~found.mask).any()
-    assert (found.mask & ~frame.fan).sum() < 0.01 * frame.fan.sum()
+    assert (found.mask & ~frame.fan).sum() < 0.02 * frame.fan.sum()
 
 
 def test_nothing_that_is_written_around_the_fan_is_left_in_it() -> None:
