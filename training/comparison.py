@@ -1,0 +1,226 @@
+"""Compare a room's versions on the same images: `python -m training.comparison --data-dir DIR`.
+
+The shipped artifacts answer for the images that none of them was trained on, through the engine
+that serves each. Writes `comparison.json`, `comparison.md` and `comparison.html`, which shows every
+error of every version; `--install` copies the first two into the room.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import track
+from scipy.special import softmax
+
+import models
+from medserve.errors import ConfigError
+from medserve.inference.engines import Engine, load_engine
+from medserve.spec import ModelSpec, Precision
+from training import comparison_report, metrics
+from training.config import Setting, run
+from training.data import decoded, labelled_files, read_split, to_images
+from training.export import sha256
+from training.mcnemar import mcnemar
+
+__all__ = ["ComparisonConfig", "main"]
+
+_log = logging.getLogger(__name__)
+
+_BATCH = 64  # images a call when answering
+_TIMED = (1, 16)  # images a call when timing: a lone request, and a gathered batch
+_REPEATS = 7  # of which the median counts
+_INSTALLED = ("comparison.json", "comparison.md")
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """Compare a room's own network with its variants on held-out images."""
+
+    data_dir: Annotated[Path, Setting("folder with one folder of images per class")] = Path(
+        "data/MedNIST"
+    )
+    out_dir: Annotated[Path, Setting("receives the comparison")] = Path("outputs/comparison")
+    room: Annotated[str, Setting("room whose versions are compared")] = "mednist"
+    part: Annotated[str, Setting("of the room's split: test or validation")] = "test"
+    install: Annotated[bool, Setting("copy figures and table into the room")] = False
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """The images that every version answers for.
+
+    Attributes:
+        names: Path of each, relative to the data folder.
+        planes: float32 (N, C, H, W), as every version sees them.
+        label_ids: int64 (N,), the truth.
+    """
+
+    names: tuple[str, ...]
+    planes: npt.NDArray[np.float32]
+    label_ids: npt.NDArray[np.int64]
+
+
+def main(config: ComparisonConfig) -> None:
+    """Let every version answer, then write figures, table and page."""
+    versions = ["", *models.variants(config.room)]
+    if len(versions) == 1:
+        raise ConfigError(f"expected variants in models/{config.room}/variants, found none")
+    held, own = _held(config), models.spec(config.room)
+    rows, answers = [], []
+    for variant in versions:
+        spec = models.spec(config.room, variant)
+        weights = models.room(config.room, variant) / "weights"
+        if (spec.labels, spec.input) != (own.labels, own.input):
+            raise ConfigError(
+                f"{spec.version}: expected labels and input of {own.version}, got others"
+            )
+        engine = load_engine(spec.engine.name, weights, precision=Precision.F32, threads=1)
+        probabilities, novelty = _answer(engine, held, spec.version)
+        answers.append(probabilities)
+        rows.append(_row(spec, weights, engine, held, (probabilities, novelty)))
+        _log.info("%s: %d errors in %d", spec.version, rows[-1]["errors"], len(held.names))
+    content = {
+        "room": config.room,
+        "part": config.part,
+        "n": len(held.names),
+        "labels": list(own.labels),
+        "versions": rows,
+        "pairs": _pairs(rows, answers, held),
+    }
+    config.out_dir.mkdir(parents=True, exist_ok=True)
+    comparison_report.write(config.out_dir, content, _pictures(rows, held))
+    if config.install:
+        for name in _INSTALLED:
+            shutil.copyfile(config.out_dir / name, models.room(config.room) / name)
+
+
+def _held(config: ComparisonConfig) -> Held:
+    """Decode one part of the split by the code of serving."""
+    spec = models.spec(config.room)
+    if config.part not in ("test", "validation"):
+        raise ConfigError(f"expected --part to be test or validation, got {config.part!r}")
+    split_of = read_split(models.room(config.room) / "weights" / "split.csv")
+    chosen = [
+        path
+        for path in labelled_files(config.data_dir, spec.labels)
+        if split_of.get(path.relative_to(config.data_dir).as_posix()) == config.part
+    ]
+    if not chosen:
+        raise ConfigError(
+            f"{config.data_dir}: expected the images that models/{config.room}/weights/split.csv "
+            "holds out, found none of them"
+        )
+    skipped: list[Path] = []
+    found = list(decoded(track(chosen, description="Reading images"), spec, skipped))
+    if skipped:
+        raise ConfigError(f"{skipped[0]}: expected an image that serving accepts")
+    names = tuple(path.relative_to(config.data_dir).as_posix() for path, _ in found)
+    label_ids = [spec.labels.index(name.partition("/")[0]) for name in names]
+    planes = np.stack([plane for _, plane in found])
+    return Held(names, planes, np.array(label_ids, dtype=np.int64))
+
+
+def _answer(
+    engine: Engine, held: Held, title: str
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+    """Probabilities (N, K) and novelty (N,)."""
+    starts = range(0, len(held.names), _BATCH)
+    outputs = [
+        engine.run(held.planes[start : start + _BATCH])
+        for start in track(starts, description=title)
+    ]
+    logits = np.concatenate([each["logits"] for each in outputs]).astype(np.float64)
+    return softmax(logits, axis=1), np.concatenate([each["novelty"] for each in outputs])
+
+
+def _row(
+    spec: ModelSpec,
+    weights: Path,
+    engine: Engine,
+    held: Held,
+    answered: tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]],
+) -> dict[str, Any]:
+    """Everything that is told about one version."""
+    probabilities, novelty = answered
+    measured = metrics.measure(probabilities, held.label_ids, spec.labels)
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != held.label_ids)
+    recorded = json.loads((weights / "metrics.json").read_text(encoding="utf-8"))["training"]
+    return {
+        "version": spec.version,
+        "title": spec.title,
+        "engine": spec.engine.name.value,
+        "artifact_sha256": sha256(weights / "model.onnx"),
+        "artifact_bytes": (weights / "model.onnx").stat().st_size,
+        "core_ms": {str(count): _core_ms(engine, held, count) for count in _TIMED},
+        "reviewed": int((probabilities.max(axis=1) < spec.output.review_below).sum()),
+        "unlike": int((novelty > 1.0).sum()),
+        **measured.to_json(),
+        "wrong": [
+            {
+                "name": held.names[i],
+                "truth": spec.labels[held.label_ids[i]],
+                "answer": spec.labels[probabilities[i].argmax()],
+                "probability": round(float(probabilities[i].max()), 4),
+                "review": bool(probabilities[i].max() < spec.output.review_below),
+            }
+            for i in wrong
+        ],
+        "training": recorded,
+    }
+
+
+def _core_ms(engine: Engine, held: Held, count: int) -> float:
+    """Milliseconds of one core for an image, in calls of `count`; other processes do not count."""
+    batch = held.planes[:count]
+    calls = max(1, 64 // len(batch))
+    engine.run(batch)  # the first call builds what the next ones use
+    seconds = []
+    for _ in range(_REPEATS):
+        started = time.process_time()
+        for _ in range(calls):
+            engine.run(batch)
+        seconds.append((time.process_time() - started) / (calls * len(batch)))
+    return round(1000.0 * statistics.median(seconds), 3)
+
+
+def _pairs(
+    rows: list[dict[str, Any]], answers: list[npt.NDArray[np.float64]], held: Held
+) -> list[dict[str, Any]]:
+    """McNemar's test of every two versions."""
+    right = [each.argmax(axis=1) == held.label_ids for each in answers]
+    pairs = []
+    for second in range(len(rows)):
+        for first in range(second):
+            test = mcnemar(right[first], right[second])
+            pairs.append(
+                {
+                    "first": rows[first]["version"],
+                    "second": rows[second]["version"],
+                    "only_first": test.only_first,
+                    "only_second": test.only_second,
+                    "both_wrong": int((~right[first] & ~right[second]).sum()),
+                    "p_value": test.p_value,
+                }
+            )
+    return pairs
+
+
+def _pictures(rows: list[dict[str, Any]], held: Held) -> dict[str, npt.NDArray[np.uint8]]:
+    """The images that any version errs on, uint8 (H, W), by name."""
+    names = {each["name"] for row in rows for each in row["wrong"]}
+    places = [place for place, name in enumerate(held.names) if name in names]
+    return {held.names[i]: to_images(held.planes[i : i + 1])[0] for i in places}
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ComparisonConfig))
