@@ -41,7 +41,7 @@ class Record:
     def explanation(self) -> Explanation | None:
         """What the class rests on, where that was asked for and answered."""
         answer = self.result.classification
-        return answer and answer.explanation
+        return None if answer is None else answer.explanation
 
     def to_json(self) -> dict[str, Any]:
         """The same members for every input; null where there is no answer.

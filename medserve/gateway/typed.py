@@ -212,7 +212,7 @@ def _classify_response(outcome: Outcome) -> pb.ClassifyResponse:
             ],
             review=found.review,
             novelty=found.novelty,
-            explanation=found.explanation and _explanation(found.explanation),
+            explanation=None if found.explanation is None else _explanation(found.explanation),
         )
     )
     return response

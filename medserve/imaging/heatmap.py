@@ -47,4 +47,4 @@ def _palette() -> npt.NDArray[np.uint8]:
 
 def _alphas() -> npt.NDArray[np.uint8]:
     weights = np.abs(np.arange(256) - _MIDDLE) / _STEPS
-    return np.rint(_OPAQUE * np.minimum(weights, 1.0)).astype(np.uint8)
+    return np.asarray(np.rint(_OPAQUE * np.minimum(weights, 1.0)), dtype=np.uint8)

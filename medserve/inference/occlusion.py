@@ -108,8 +108,8 @@ def log_odds(logits: npt.NDArray[np.floating], label_id: int) -> _Floats:
 def _design(cells: int) -> _Floats:
     """Which cell is visible (1) in which copy, and the same the other way round: (N, cells)."""
     numbers = np.arange(_ORDER)
-    bits = numbers[:, np.newaxis] & numbers  # Sylvester's matrix: the parity of their sum
-    parity = sum((bits >> place) & 1 for place in range(_ORDER.bit_length())) % 2
+    # Sylvester's matrix: whether two numbers share an odd number of bits.
+    parity = np.bitwise_count(numbers[:, np.newaxis] & numbers) % 2
     # In their own order columns next to each other make regular patterns on the image.
     columns = 1 + np.random.default_rng(0).permutation(_ORDER - 1)[:cells]
     half = parity[:, columns].astype(np.float64)

@@ -77,7 +77,7 @@ def test_the_map_is_warmest_where_the_evidence_lies(tiles: Tiles, tile: int) -> 
     warmth = levels(got["explanation"])
     assert warmth.shape == (64, 64)
     row, column = np.unravel_index(warmth.argmax(), warmth.shape)
-    assert row // 32 * 3 + min(column // 21, 2) == tile
+    assert int(row) // 32 * 3 + min(int(column) // 21, 2) == tile
 
 
 def test_the_map_has_the_size_of_the_input_and_fits_it(tiles: Tiles) -> None:

@@ -52,7 +52,7 @@ def test_the_cell_that_decides_alone_owns_all_the_evidence() -> None:
     found = occlude(spots((1, 5)), WHOLE, network(lambda rows: 5 * cell(rows, 1, 5)))
     assert found.label_id == 1
     peak = np.unravel_index(found.evidence.argmax(), found.evidence.shape)
-    assert (peak[0] // 4, peak[1] // 4) == (1, 5)
+    assert [int(place) // 4 for place in peak] == [1, 5]
     far = np.ones((SIDE, SIDE), bool)
     far[0:16, 12:28] = False  # cells that fade into the one that counts
     assert np.abs(found.evidence[far]).max() < 0.01 * found.evidence.max()
