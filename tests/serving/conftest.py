@@ -7,7 +7,8 @@ The fixture `server` is a `medserve.server.Server`, proven ready, on free ports 
 - `server.ready`: one `ReadyModel` per model and version.
 
 It serves `tiny` 1.0 (see `tests/tiny_room.py`: which of six tiles is the brightest, so the right
-answer is known) and, where its trained weights are committed, `mednist`. The fixture `models`
+answer is known), `tiny_colour` (see `tests/tiny_colour_room.py`: which colour is the strongest)
+and, where their trained weights are committed, `mednist` and `blood_cell`. The fixture `models`
 names what is there; `needs_mednist` skips a test without it. Tests that start a server of their
 own build stores with `tiny_archive`.
 
@@ -33,6 +34,7 @@ from medserve.errors import ArchiveError, ConfigError, UnknownModelError
 from medserve.packaging import build_archive
 from medserve.server import Server, ServerConfig
 from medserve.server.java import find_java
+from tests.tiny_colour_room import make_colour_checkout
 from tests.tiny_frame_room import make_frame_checkout
 from tests.tiny_room import REPOSITORY, make_checkout
 from tests.tiny_volume_room import make_volume_checkout
@@ -84,11 +86,14 @@ def tiny_archive(tmp_path_factory: pytest.TempPathFactory) -> TinyArchive:
 
 @pytest.fixture(scope="session")
 def store(tiny_archive: TinyArchive, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model store with `tiny` and, if it is trained, `mednist`."""
+    """A store with `tiny`, `tiny_colour` and, if they are trained, `mednist` and `blood_cell`."""
     folder = tmp_path_factory.mktemp("served") / "store"
     tiny_archive(folder)
-    with contextlib.suppress(ArchiveError):  # not trained in this checkout
-        build_archive("mednist", folder, REPOSITORY)
+    colours = make_colour_checkout(tmp_path_factory.mktemp("colours") / "checkout")
+    build_archive("tiny_colour", folder, colours)
+    for name in ("mednist", "blood_cell"):
+        with contextlib.suppress(ArchiveError, UnknownModelError):  # not trained in this checkout
+            build_archive(name, folder, REPOSITORY)
     return folder
 
 
