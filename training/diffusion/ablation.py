@@ -38,7 +38,8 @@ from training.diffusion.settings import DiffusionConfig, NetworkName
 
 __all__ = ["VARIANTS", "AblationConfig", "Row", "main", "markdown"]
 
-_log = logging.getLogger(__name__)
+# By name: run as a command, __name__ is none of the loggers that `run` lets speak.
+_log = logging.getLogger("training.diffusion.ablation")
 
 # Name -> what differs from the defaults.
 VARIANTS: dict[str, dict[str, Any]] = {

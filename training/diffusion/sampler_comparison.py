@@ -39,7 +39,8 @@ from training.segmentation.page import draw as draw_figure
 
 __all__ = ["ComparisonConfig", "Row", "main", "markdown", "parse_ways"]
 
-_log = logging.getLogger(__name__)
+# By name: run as a command, __name__ is none of the loggers that `run` lets speak.
+_log = logging.getLogger("training.diffusion.sampler_comparison")
 
 _WAYS = "ddpm:1000,ddim:50,ddim:20,dpm-solver++:20,dpm-solver++:10"
 _SHOWN = 8
