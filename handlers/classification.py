@@ -24,6 +24,7 @@ from medserve.errors import (
     InvalidRequestError,
     ModelNotReadyError,
     PayloadTooLargeError,
+    ServerBusyError,
     ServerFailedError,
 )
 from medserve.imaging import Classification, Image, heatmap, sniff
@@ -108,7 +109,12 @@ class ClassificationHandler(RowHandler[Image, ClassifierParams, Classification])
 
     def explain(self, item: Item[ClassifierParams]) -> Classification:
         """One file -> its class and what that rests on, in many calls of the engine."""
-        left_s = max(self._explain_until - time.monotonic(), 0.0)
+        left_s = self._explain_until - time.monotonic()
+        if left_s <= 0:
+            raise ServerBusyError(
+                "expected a batch with fewer explanations, got one whose others took all of their "
+                "time; ask again"
+            )
         watch = Watch(item.request, left_s, tell=None)
         source = self.decode(item.payload)
         shape = (source.height, source.width)
