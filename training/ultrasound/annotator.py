@@ -124,7 +124,8 @@ def _write_coco(folder: Path, drawn: list[_Drawn], size: int) -> None:
                  "segmentation": [points.ravel().tolist()]}
             )  # fmt: skip
     content = {
-        "categories": [{"id": 0, "name": "objects"}, {"id": 1, "name": _LABEL}],
+        "categories": [{"id": 0, "name": "objects", "supercategory": "none"},
+                       {"id": 1, "name": _LABEL, "supercategory": "objects"}],
         "images": [{"id": number, "file_name": each.name, "width": size, "height": size}
                    for number, each in enumerate(drawn)],
         "annotations": annotations,

@@ -23,10 +23,12 @@ def read_coco(
     annotations = []
     contents = [(path, _json(path)) for path in files if path.suffix == ".json"]
     categories = [each for _, content in contents for each in content["categories"]]
-    used = {each["category_id"] for _, content in contents for each in content["annotations"]}
-    # Tools add a group above the real labels; it has no outlines of its own.
-    names = {str(each["name"]) for each in categories if each["id"] in used or len(categories) == 1}
-    chosen = choose_label(names or {str(each["name"]) for each in categories}, label)
+    # Tools add a group above the real labels, which is no label itself; some name a label's group
+    # like the label.
+    groups = {each.get("supercategory") for each in categories
+              if each.get("supercategory") != each["name"]}  # fmt: skip
+    names = {str(each["name"]) for each in categories if each["name"] not in groups}
+    chosen = choose_label(names, label)
     for path, content in contents:
         annotations += _coco_pictures(path, content, chosen, problems)
     return annotations

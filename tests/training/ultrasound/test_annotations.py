@@ -30,9 +30,9 @@ from training.ultrasound.simulated_set import Form, SimulateConfig, simulate_set
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `sim`, `prepared` and `coco`: two patients with two frames each."""
+    """Folders `sim`, `prepared` and `coco`: two patients, above, in and below their gland."""
     folder = tmp_path_factory.mktemp("walk")
-    simulate_set(SimulateConfig(out_dir=folder / "sim", form=Form.RAW, patients=2, frames=2,
+    simulate_set(SimulateConfig(out_dir=folder / "sim", form=Form.RAW, patients=2, frames=3,
                                 height=150, width=200))  # fmt: skip
     prepare(PrepareConfig(folder / "sim" / "raw", folder / "prepared"))
     _annotate(folder, ExportFormat.COCO)
@@ -69,7 +69,7 @@ def rewritten(walked: Path, folder: Path, **changes: Any) -> Path:
 def test_masks_come_back_pixel_by_pixel(form: ExportFormat, walked: Path, tmp_path: Path) -> None:
     export = walked / "coco" if form is ExportFormat.COCO else _annotate(walked, form)
     imported = import_annotations(ImportConfig(walked / "prepared", export, tmp_path / "out"))
-    assert len(imported.entries) == 4
+    assert len(imported.entries) == 6
     assert (imported.without, imported.estimated, len(imported.problems)) == (0, 0, 0)
     assert read_manifest(tmp_path / "out") == read_manifest(walked / "prepared")
     found = 0
@@ -99,7 +99,7 @@ def test_pictures_that_lost_their_names_are_known_by_their_speckle(
     for number, name in enumerate(names):
         (export / name).rename(export / f"{number}.jpg")
     imported = import_annotations(ImportConfig(walked / "prepared", export, tmp_path / "out"))
-    assert len(imported.entries) == 4
+    assert len(imported.entries) == 6
     for entry in imported.entries:
         source = read_grey(tmp_path / "out" / "source_masks" / entry.name) > 127
         np.testing.assert_array_equal(source, truth_of(walked, entry))
@@ -150,7 +150,7 @@ def test_rest_of_an_export_can_be_imported(
     config = ImportConfig(walked / "prepared", export, tmp_path / "out", skip_problems=True)
     with caplog.at_level(logging.WARNING, logger="training"):
         imported = import_annotations(config)
-    assert len(imported.entries) == 4
+    assert len(imported.entries) == 6
     assert "left out: 1 x annotation of a picture that is not in the manifest" in caplog.text
 
 
@@ -172,7 +172,7 @@ def test_frame_annotated_twice_with_different_outlines_is_refused(
         *annotations, *({**each, "image_id": 50 + each["image_id"]} for each in annotations)
     ])  # fmt: skip
     imported = import_annotations(ImportConfig(walked / "prepared", same, tmp_path / "out"))
-    assert len(imported.entries) == 4
+    assert len(imported.entries) == 6
 
 
 def test_frame_that_changed_since_it_was_prepared_is_noticed(walked: Path, tmp_path: Path) -> None:

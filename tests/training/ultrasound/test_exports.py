@@ -24,7 +24,10 @@ def picture(path: Path, size: tuple[int, int] = (20, 12)) -> None:
 
 def coco(folder: Path, *shapes: dict[str, Any], **lists: Any) -> Path:
     content = {
-        "categories": [{"id": 0, "name": "group"}, {"id": 1, "name": "prostate"}],
+        "categories": [
+            {"id": 0, "name": "group", "supercategory": "none"},
+            {"id": 1, "name": "prostate", "supercategory": "group"},
+        ],
         "images": [{"id": 5, "file_name": "a.png", "width": 20, "height": 12}],
         "annotations": [{"image_id": 5, "category_id": 1, **shape} for shape in shapes],
         **lists,
@@ -59,6 +62,12 @@ def test_coco_picture_without_outlines_means_that_there_is_nothing(tmp_path: Pat
     (found,), problems = read(coco(tmp_path))
     assert not found.drawn().any()
     assert len(problems) == 0
+
+
+def test_coco_label_that_is_its_own_group_is_a_label(tmp_path: Path) -> None:
+    categories = [{"id": 1, "name": "prostate", "supercategory": "prostate"}]
+    (found,), _ = read(coco(tmp_path, {"segmentation": [SQUARE]}, categories=categories))
+    np.testing.assert_array_equal(found.drawn(), expected_square())
 
 
 def test_yolo_coordinates_are_shares_of_the_picture(tmp_path: Path) -> None:
