@@ -438,7 +438,7 @@ class ClassifySettings(_message.Message):
     model_version: _builtins.str
     """Chooses a version; empty means the default version."""
     explain: _builtins.bool
-    """Asks for what each class rests on; an image so explained costs as much as 131 others."""
+    """Asks for what each class rests on; that takes 131 rows of the network for an image, not one."""
     def __init__(
         self,
         *,
