@@ -22,6 +22,8 @@ from medserve.cli.samples import contact_sheet, sample_record
 from medserve.client import (
     Classification,
     Client,
+    FrameAnswer,
+    FrameOptions,
     SampleOptions,
     SampleSet,
     SegmentationOptions,
@@ -52,7 +54,7 @@ class _Example:
     wishes: SampleOptions | None = None  # of a model that makes images, in the place of data
 
 
-_Outcome = Classification | SegmentationResult | SampleSet | bytes | MedserveError
+_Outcome = Classification | SegmentationResult | FrameAnswer | SampleSet | bytes | MedserveError
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class _Answer:
             case SegmentationResult():
                 volumes = self.outcome.volumes_ml.items()
                 return ", ".join(f"{label} {volume:.2f} ml" for label, volume in volumes)
+            case FrameAnswer():
+                found, area = self.outcome.stack.frames_found, self.outcome.stack.area_cm2
+                size = "" if area is None else f", {area:.2f} cm2"
+                return f"found in {found} of {self.outcome.segmentation.grid.count} frames{size}"
             case SampleSet():
                 return f"{len(self.outcome.images)} synthetic images"
             case MedserveError():
@@ -114,6 +120,8 @@ class _Answer:
                 return content | replace(self.outcome, explanation=None).to_json()
             case SegmentationResult():
                 return content | self.outcome.segmentation.to_json(include_mask=False)
+            case FrameAnswer():
+                return content | {"stack": self.outcome.stack.to_json()}
             case SampleSet():
                 return content | {"images": [sample_record(each) for each in self.outcome.images]}
             case MedserveError():
@@ -214,6 +222,10 @@ def _ask(server: Server, examples: list[_Example]) -> Iterator[_Answer]:
                 elif example.spec.volume is not None:
                     options = SegmentationOptions(overlay=True)
                     outcome = client.segment(example.spec.name, example.data, options=options)
+                elif example.spec.frame is not None:
+                    wanted = FrameOptions(overlay=True)
+                    name, data = example.spec.name, example.data
+                    outcome = client.segment_frame(name, data, options=wanted)
                 else:
                     outcome = client.predict(example.spec.name, example.data)
             except MedserveError as error:
@@ -279,8 +291,9 @@ def _picture(answers: list[_Answer], path: Path) -> list[Path]:
         contact_sheet([image for each in drawn for image in each.images], path)
         return [path]
     for answer in answers:
-        if isinstance(answer.outcome, SegmentationResult) and answer.outcome.overlay_png:
-            path.write_bytes(answer.outcome.overlay_png)
+        outcome = answer.outcome
+        if isinstance(outcome, SegmentationResult | FrameAnswer) and outcome.overlay_png:
+            path.write_bytes(outcome.overlay_png)
             return [path]
     return []
 

@@ -100,7 +100,10 @@ def classes(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[Tensor]:
 def mask(answer: MaskAnswer) -> list[Tensor]:
     """The voxels of a mask, where they lie, and how much each label takes."""
     voxels = nifti.decode(answer.mask).array.astype(np.uint8, copy=False)
-    volumes = [measure.volume_ml for measure in answer.measures]
+    # Frames whose lengths nobody states have no volume.
+    volumes = [measure.volume_ml for measure in answer.measures] or [np.nan] * (
+        len(answer.labels) - 1
+    )
     return [
         Tensor("mask", "UINT8", voxels.reshape(answer.shape)),
         Tensor("affine", "FP64", np.array(answer.affine, dtype=np.float64)),

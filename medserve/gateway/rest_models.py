@@ -140,7 +140,7 @@ class ClassifyQuery(VersionQuery):
 
     top_k: int | None = Field(None, ge=1, description="labels in `top`")
     explain: bool | None = Field(
-        None, description="with a heat map of what each class rests on; costs 131 plain images"
+        None, description="with a heat map of what each class rests on; takes 131 rows"
     )
 
     def params(self) -> dict[str, Any]:
@@ -156,9 +156,14 @@ class SegmentQuery(VersionQuery):
     channel: int | None = Field(None, ge=0, description="of a file with several")
     spacing_mm: str | None = Field(
         None,
-        pattern=r"^\d+(\.\d+)?,\d+(\.\d+)?,\d+(\.\d+)?$",
-        description="three numbers, where the file does not say it",
+        pattern=r"^\d+(\.\d+)?,\d+(\.\d+)?(,\d+(\.\d+)?)?$",
+        description="three numbers, of frames two (rows, columns), where the file does not say it",
         examples=["1,1,2.5"],
+    )
+    step_mm: float | None = Field(None, gt=0, description="from one frame of a stack to the next")
+    length_mm: float | None = Field(None, gt=0, description="of frames: third diameter")
+    view: Literal["stored", "swapped", "axial", "coronal", "sagittal"] | None = Field(
+        None, description="how frames lie in a NIfTI array"
     )
     flips: bool | None = Field(None, description="average over mirrored copies")
     uncertainty: bool | None = Field(None, description="with `output=json`: entropy of each voxel")

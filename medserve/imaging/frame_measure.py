@@ -17,8 +17,17 @@ import numpy.typing as npt
 
 from medserve.errors import ServerFailedError
 from medserve.imaging.frames import FrameGrid
+from medserve.imaging.geometry import Geometry
+from medserve.imaging.measure import LabelMeasure
 
-__all__ = ["FrameMeasure", "StackMeasure", "ellipsoid_ml", "measure_frame", "measure_stack"]
+__all__ = [
+    "FrameMeasure",
+    "StackMeasure",
+    "ellipsoid_ml",
+    "measure_frame",
+    "measure_label",
+    "measure_stack",
+]
 
 _Pair = tuple[int, int]
 
@@ -186,6 +195,42 @@ def measure_stack(
         *diameters,
         volume_ml=_volume(frames, grid),
         ellipsoid_ml=None if None in diameters else ellipsoid_ml(*_all(diameters)),
+    )
+
+
+def measure_label(
+    frames: Sequence[FrameMeasure | None], geometry: Geometry, label: str
+) -> LabelMeasure:
+    """The structure as one of a volume, from what was measured in its planes.
+
+    Args:
+        frames: In the order of axis k; None for a frame without an answer.
+        geometry: Of columns, rows, frames.
+        label: The structure's name.
+    """
+    found = [(k, each) for k, each in enumerate(frames) if each is not None and each.pixels]
+    voxels = sum(each.pixels for _, each in found)
+    if not voxels:
+        return LabelMeasure(label, 1, 0, 0.0, None, None, None, touches_border=False)
+    mean = np.zeros(3)
+    for k, each in found:
+        assert each.centroid is not None  # there are pixels
+        mean += np.array((each.centroid[1], each.centroid[0], k)) * each.pixels / voxels
+    boxes = [(each.box_start, each.box_stop) for _, each in found]
+    starts, stops = np.array(boxes, dtype=np.int64)[:, 0], np.array(boxes, dtype=np.int64)[:, 1]
+    start = (int(starts[:, 1].min()), int(starts[:, 0].min()), found[0][0])
+    stop = (int(stops[:, 1].max()), int(stops[:, 0].max()), found[-1][0] + 1)
+    x, y, z = (float(mm) for mm in geometry.to_world(mean))
+    return LabelMeasure(
+        label,
+        1,
+        voxels,
+        voxels * geometry.voxel_volume_ml,
+        (x, y, z),
+        start,
+        stop,
+        touches_border=min(start) == 0
+        or any(end == size for end, size in zip(stop, geometry.shape, strict=True)),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medserve.errors import MedserveError, ServerFailedError, error_from_code
-from medserve.imaging.frame_measure import FrameMeasure, StackMeasure
+from medserve.imaging.frame_measure import FrameMeasure, StackMeasure, measure_label
 from medserve.imaging.frames import FrameGrid, View
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.mask_stack import MaskStack
@@ -146,6 +146,9 @@ class FrameSegmentation:
         """As of a volume, where the stack is one: where every length is known."""
         if self.stack.volume_ml is None:
             return []
+        if source.view is View.STORED:  # the planes need not stand side by side in memory
+            frames = [each.measure for each in self.frames]
+            return [measure_label(frames, geometry, self.labels[1]).to_json()]
         array = source.on_grid(self.masks)
         return [each.to_json() for each in measure(array, geometry, self.labels)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,12 @@ from medserve.imaging.frame_measure import (
     StackMeasure,
     ellipsoid_ml,
     measure_frame,
+    measure_label,
     measure_stack,
 )
 from medserve.imaging.frames import FrameGrid
+from medserve.imaging.geometry import Geometry
+from medserve.imaging.measure import measure
 
 GRID = FrameGrid((120, 160), 40, (0.5, 0.4), 1.5)
 SEMI_MM = (20.0, 15.0, 22.0)  # along columns, rows, frames: a prostate of 27.6 ml
@@ -100,6 +104,22 @@ def test_what_reaches_the_edge_of_what_was_seen_is_told(
     assert measured.box_start == box[:2]
     assert measured.box_stop == box[2:]
     assert measured.centroid == ((box[0] + box[2] - 1) / 2, (box[1] + box[3] - 1) / 2)
+
+
+def test_a_stack_measures_as_the_volume_that_it_is() -> None:
+    masks = ellipsoid()
+    masks[:, 40:60, 100:] = False  # asymmetric in every direction
+    affine = np.array([[0, 0.5, 0, 5], [-0.4, 0, 0.1, -7], [0, 0, 1.5, 1], [0, 0, 0, 1.0]])
+    geometry = Geometry((160, 120, 40), affine)
+    frames = [measure_frame(each, GRID) for each in masks]
+    found = measure_label(frames, geometry, "prostate")
+    volume = masks.transpose(2, 1, 0).astype(np.uint8)
+    [known] = measure(volume, geometry, ("background", "prostate"))
+    assert found.centroid_mm == pytest.approx(known.centroid_mm)
+    assert replace(found, centroid_mm=None) == replace(known, centroid_mm=None)
+    empty = [measure_frame(np.zeros((120, 160), np.uint8), GRID)] * 40
+    nothing = measure_label(empty, geometry, "prostate")
+    assert nothing == measure(volume * 0, geometry, ("background", "prostate"))[0]
 
 
 def test_measurements_survive_their_json() -> None:
