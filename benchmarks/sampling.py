@@ -90,7 +90,9 @@ def run(options: Options, console: Console) -> Results:
         store.mkdir()
         (store / archive.name).symlink_to(archive.resolve())
         own = _Own(info.spec, engine, Provenance(info.name, info.version, info.digest))
-        config = ServerConfig(store=store, workers=1, engine_threads=available_cores())
+        config = ServerConfig(
+            store=store, workers=1, engine_threads=available_cores(), start_timeout_s=600
+        )
         with (
             Server(config) as server,
             Client(server.inference_address, timeout_s=_CALL_TIMEOUT_S) as client,
