@@ -34,7 +34,7 @@ from training.mcnemar import mcnemar
 
 __all__ = ["ComparisonConfig", "main"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("training.comparison")  # also where the module is the program
 
 _BATCH = 64  # images a call when answering
 _TIMED = (1, 16)  # images a call when timing: a lone request, and a gathered batch

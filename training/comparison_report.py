@@ -16,7 +16,7 @@ from PIL import Image as PillowImage
 
 from training.segmentation.page import data_uri, write_page
 
-__all__ = ["write"]
+__all__ = ["as_markdown", "write"]
 
 _ZOOM = 2  # screen pixels an image pixel
 
@@ -33,7 +33,7 @@ def write(
     """
     text = json.dumps(content, indent=1)
     (out_dir / "comparison.json").write_text(text + "\n", encoding="utf-8")
-    (out_dir / "comparison.md").write_text(_markdown(content), encoding="utf-8")
+    (out_dir / "comparison.md").write_text(as_markdown(content), encoding="utf-8")
     versions = content["versions"]
     shown = {name: data_uri(_png(each)) for name, each in pictures.items()}
     write_page(
@@ -44,7 +44,8 @@ def write(
     )
 
 
-def _markdown(content: Mapping[str, Any]) -> str:
+def as_markdown(content: Mapping[str, Any]) -> str:
+    """Three tables: errors and cost, the paired tests, every image that any version errs on."""
     lines = [
         "| version | errors | accuracy | exact 95 % interval | macro F1 | calibration error | "
         "for review | errors among them | MB | core-ms an image, alone / of 16 | engine |",

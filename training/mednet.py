@@ -33,7 +33,7 @@ VARIANT = "mednet"
 _HISTORY = ("epoch", "train_loss", "validation_loss", "validation_errors", "epochs_apart")
 _SCORE = "validation_score"
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("training.mednet")  # also where the module is the program
 
 
 @dataclass(frozen=True)

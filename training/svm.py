@@ -51,7 +51,7 @@ _BATCH = 2048  # images a pass of the calibration
 _CACHE_MB = 500  # of kernel values; libsvm's 200 are too few for the last fit
 _SEARCH = ("kernel", "C", "gamma", "accuracy", "deviation", "rank", "seconds")
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("training.svm")  # also where the module is the program
 Rows = npt.NDArray[np.uint8]
 
 
@@ -161,7 +161,6 @@ def main(config: SvmConfig) -> None:
             "images": config.search_images or len(train),
             "best": found.best_params_,
             "accuracy": round(float(found.best_score_), 6),
-            "core_minutes": round(minutes, 2),
         },
         "support_vectors": int(pipeline["svc"].n_support_.sum()),
         "temperature": float(served.temperature),

@@ -133,4 +133,7 @@ class PairwiseLogits(nn.Module):
 
     def forward(self, decisions: Tensor) -> Tensor:
         """Decisions (N, P) -> logits (N, K)."""
-        return F.logsigmoid(decisions) @ self.wins + F.logsigmoid(-decisions) @ self.losses
+        # log(sigmoid(d)) = d - softplus(d). ONNX has no stable op for the left side: far from the
+        # boundary the sigmoid is 0 there, and its log minus infinity.
+        soft = F.softplus(decisions)
+        return (decisions - soft) @ self.wins - soft @ self.losses
