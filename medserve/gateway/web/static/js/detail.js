@@ -28,7 +28,7 @@ export class Detail {
     $("detail-picture").replaceChildren(picture(row, job, true) ?? t("classify.no_picture"));
     $("detail-facts").replaceChildren(...this.#facts(row));
     $("explain").hidden = row.probability === undefined;
-    $("explain").disabled = false;
+    $("explain").removeAttribute("aria-disabled");
     $("explained").textContent = "";
     $("previous").disabled = !this.neighbour(row, -1);
     $("next").disabled = !this.neighbour(row, 1);
@@ -42,7 +42,9 @@ export class Detail {
 
   /** Lay what the class rests on over the picture. */
   async #explain(row) {
-    $("explain").disabled = true;
+    // Not `disabled`: the button would lose the focus, and the dialog its arrow keys.
+    if ($("explain").hasAttribute("aria-disabled")) return;
+    $("explain").setAttribute("aria-disabled", "true");
     $("explained").textContent = t("classify.explaining");
     try {
       const response = await request(`/jobs/${this.job}/files/${row.number}/explanation`, { method: "POST" });
@@ -54,7 +56,7 @@ export class Detail {
       $("explained").textContent = `${t("classify.explained", parts)} ${t("classify.colours")}`;
     } catch (error) {
       if (this.row !== row) return;
-      $("explain").disabled = false;
+      $("explain").removeAttribute("aria-disabled");
       $("explained").textContent = explain(error);
     }
   }
