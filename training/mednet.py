@@ -53,10 +53,8 @@ class MedNetConfig:
     pool: Annotated[int, Setting("pooling after each; without (1) 6 M parameters", minimum=1)] = 2
     fc_size1: Annotated[int, Setting("units of the first linear layer", minimum=1)] = 128
     fc_size2: Annotated[int, Setting("units of the second", minimum=1)] = 64
-    learn_rate: Annotated[float, Setting("constant; 0.1 diverges", minimum=0.0)] = 0.02
-    momentum: Annotated[
-        float, Setting("of the descent; 0 needs many more epochs", minimum=0.0, maximum=1.0)
-    ] = 0.9
+    learn_rate: Annotated[float, Setting("the same in every step", minimum=0.0)] = 0.02
+    momentum: Annotated[float, Setting("of the descent", minimum=0.0, maximum=1.0)] = 0.9
     batch_size: Annotated[int, Setting("images a step", minimum=1)] = 100
     max_epochs: Annotated[int, Setting("passes over the training images", minimum=1)] = 30
     t2v_ratio: Annotated[

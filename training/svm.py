@@ -48,7 +48,7 @@ GRID: list[dict[str, list[Any]]] = [
     {"svc__kernel": ["rbf"], "svc__C": [1, 10, 100, 1000], "svc__gamma": [1e-3, 1e-4]},
 ]
 _BATCH = 2048  # images a pass of the calibration
-_CACHE_MB = 500  # of kernel values; libsvm's 200 are too few for the last fit
+_CACHE_MB = 500  # of kernel values
 _SEARCH = ("kernel", "C", "gamma", "accuracy", "deviation", "rank", "seconds")
 
 _log = logging.getLogger("training.svm")  # also where the module is the program
@@ -64,7 +64,7 @@ class SvmConfig:
     )
     out_dir: Annotated[Path, Setting("folder for search, artifact, report")] = Path("runs/svm")
     factor: Annotated[int, Setting("sides are divided by it: 16 pixels are left", minimum=1)] = 4
-    components: Annotated[int, Setting("of the PCA; 48 and 96 err more", minimum=1)] = 64
+    components: Annotated[int, Setting("of the PCA", minimum=1)] = 64
     search_images: Annotated[
         int, Setting("drawn for the search, as many of each class as there are; 0: all", minimum=0)
     ] = 8000

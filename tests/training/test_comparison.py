@@ -90,7 +90,8 @@ def test_the_page_shows_every_error_of_every_version(
     assert page.count("data:image/png") == 1 + 1 + 3  # the matrices and four errors
     table = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "| `1.0` and `1.0-other` | 2 | 0 | 1 | 0.5000 |" in table
-    assert json.loads((tmp_path / "comparison.json").read_text()) == content
+    written = (tmp_path / "comparison.json").read_text(encoding="utf-8")
+    assert comparison_report.as_markdown(json.loads(written)) == table
 
 
 def test_other_images_than_those_held_out_are_refused(
