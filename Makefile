@@ -12,11 +12,11 @@ STORE ?= model_store
 MODEL ?=
 
 .PHONY: help setup demo serve mar test test-unit test-serving lint format types protos docs image image-gpu smoke sbom test-docker \
-	scan manifests smoke-grpcurl bench bench-gateway bench-volumes \
+	scan manifests smoke-grpcurl bench bench-gateway bench-volumes bench-sampling bench-frames bench-explanations \
 	train clean
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/pip: ; @test -x $(BIN)/python || $(PYTHON) -m venv .venv; touch $@
 
@@ -82,6 +82,15 @@ bench-gateway: .venv/dev  ## measure what the gateway adds (minutes)
 
 bench-volumes: .venv/dev  ## measure volumes against MONAI and without a server (minutes)
 	$(BIN)/python -m benchmarks.volumes $(ARGS)
+
+bench-sampling: .venv/dev  ## measure synthetic images, served and without a server (minutes)
+	$(BIN)/python -m benchmarks.sampling $(ARGS)
+
+bench-frames: .venv/dev  ## measure ultrasound frames, served and without a server (minutes)
+	$(BIN)/python -m benchmarks.frames $(ARGS)
+
+bench-explanations: .venv/dev  ## measure what heat maps cost and whether they hold (minutes)
+	$(BIN)/python -m benchmarks.explanations $(ARGS)
 
 docs: .venv/dev  ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
