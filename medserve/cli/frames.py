@@ -74,7 +74,8 @@ def segment_frames(
         refuse_existing(list(_targets(cases, output.folder)))
     wanted = _with_files(options, output)
     answers = client.segment_frames(model, _contents(cases), options=wanted, version=version)
-    rows, frame_rows = [], []
+    rows: list[dict[str, Any]] = []
+    frame_rows: list[dict[str, Any]] = []
     for case, answer in zip(cases, counted(answers, len(cases), model), strict=True):
         files = _write(case, answer, output)
         if output.as_json:
