@@ -36,6 +36,10 @@ __all__ = ["EXAMPLE", "Agreement", "Shipment", "agreement", "install", "ship"]
 _log = logging.getLogger(__name__)
 
 EXAMPLE = "simulated.png"
+# Settings that name folders of the machine that trained.
+_LOCAL = frozenset(
+    {"data_dir", "out_dir", "model_config", "encoder_weights", "resume", "install", "variant"}
+)
 _EXAMPLE_SEED = 1_000_003  # far from the seeds that sets count up from 0
 LEAST_AGREEMENT = 0.9999  # share of pixels in which two engines must say the same
 _TOLERANCE = 2e-3  # of logits up to 20; what counts is the mask, which is compared too
@@ -114,8 +118,10 @@ def ship(shipment: Shipment, threads: int = 0) -> Path:
     np.savez_compressed(
         folder / "golden_output.npz", logits=logits, tolerance=np.float32(_TOLERANCE)
     )
-    for name in ("split.csv", "config.json"):
-        shutil.copyfile(shipment.out_dir / name, folder / name)
+    shutil.copyfile(shipment.out_dir / "split.csv", folder / "split.csv")
+    settings = json.loads((shipment.out_dir / "config.json").read_text(encoding="utf-8"))
+    shipped = {name: value for name, value in settings.items() if name not in _LOCAL}
+    (folder / "config.json").write_text(json.dumps(shipped, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(shipment.model_config, folder / "model-config.yaml")
     proofs = agreement(
         network, folder, shipment.frames[:: max(1, len(shipment.frames) // _PROVEN)], threads
