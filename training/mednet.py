@@ -184,7 +184,7 @@ def fit(
     _write_history(out_dir / "training.csv", module.history)
     content = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     module.load_state_dict(content["state_dict"])
-    network = module.network.cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    network = module.network.cpu().to(memory_format=torch.contiguous_format).eval()
     assert best.best_model_score is not None  # one epoch at least was validated
     return Fitted(network, folder / "best.ckpt", content["epoch"], float(best.best_model_score))
 

@@ -98,11 +98,14 @@ class Shrink(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Intensities float32 (N, (H / factor) * (W / factor)) in [0, 1]."""
         step = self.factor
         images = rows.reshape(-1, self.side_, self.side_)
-        total = np.zeros((len(rows), self.side_ // step, self.side_ // step), np.float32)
+        total: npt.NDArray[np.float32] = np.zeros(
+            (len(rows), self.side_ // step, self.side_ // step), np.float32
+        )
         for i in range(step):  # numpy's mean over two axes of a reshaped view is much slower
             for j in range(step):
                 total += images[:, i::step, j::step]
-        return (total / np.float32(255 * step * step)).reshape(len(rows), -1)
+        total /= 255 * step * step
+        return total.reshape(len(rows), -1)
 
 
 def build(config: SvmConfig) -> Pipeline:

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 import models
-from medserve.inference.engines import Outputs
+from medserve.inference.engines import Inputs, Outputs
 from medserve.spec import EngineName
 from tests.training.drawn import class_folders
 from training import comparison, comparison_report
@@ -28,8 +27,10 @@ class Knowing:
     def __init__(self, wrong: set[int]) -> None:
         self.wrong = wrong
 
-    def run(self, tensor: npt.NDArray[np.float32]) -> Outputs:
+    def run(self, inputs: Inputs) -> Outputs:
         """Logits of 8 for the answer and -2 for every other label; nothing is novel."""
+        assert isinstance(inputs, np.ndarray)
+        tensor = inputs
         numbers = np.rint(tensor[:, 0, 0, 0] * 255).astype(int)
         answered = [(n + (n in self.wrong)) % len(SPEC.labels) for n in numbers]
         logits = np.full((len(numbers), len(SPEC.labels)), -2.0, np.float32)
@@ -72,7 +73,9 @@ def test_errors_and_matrix_add_up_to_all_images(content: dict[str, object]) -> N
 
 
 def test_the_paired_test_counts_what_only_one_gets_right(content: dict[str, object]) -> None:
-    (pair,) = content["pairs"]  # type: ignore[misc]
+    pairs = content["pairs"]
+    assert isinstance(pairs, list)
+    (pair,) = pairs
     assert (pair["only_first"], pair["only_second"], pair["both_wrong"]) == (2, 0, 1)
     assert pair["p_value"] == 0.5  # two coins, both heads or both tails
 

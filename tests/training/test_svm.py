@@ -55,7 +55,7 @@ def test_squares_that_do_not_fill_the_image_are_refused(pixels: int, factor: int
 def test_the_grid_is_linear_and_rbf_at_four_costs_and_two_widths() -> None:
     points = [tuple(str(value) for value in each.values()) for each in ParameterGrid(GRID)]
     costs = ("1", "10", "100", "1000")
-    wanted = [(cost, "linear") for cost in costs]
+    wanted: list[tuple[str, ...]] = [(cost, "linear") for cost in costs]
     wanted += [(cost, width, "rbf") for cost in costs for width in ("0.001", "0.0001")]
     assert sorted(points) == sorted(wanted)
 
