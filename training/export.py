@@ -142,6 +142,8 @@ def _write_torchscript(
         warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
         # Sides are meant to become constants of the trace.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python")
+        # The trace reads every attribute, those that transformers deprecates too.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         traced = torch.jit.trace(artifact, tuple(inputs.values()))  # type: ignore[no-untyped-call]
         # A trace keeps no attribute of its network, so the names are registered afterwards.
         names = torch._C.ListType(torch._C.StringType.get())

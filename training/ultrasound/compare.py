@@ -34,6 +34,7 @@ from training.export import export_network
 from training.segmentation.split import Split, write_split
 from training.ultrasound.config import FrameConfig, Schedule
 from training.ultrasound.data import FrameCase, LoadedFrame, find_frames, load_frames
+from training.ultrasound.ensemble import FrameEnsemble
 from training.ultrasound.evaluation import measure_frames, predict_by
 from training.ultrasound.fit import fit_frames
 from training.ultrasound.folds import mask_shares, split_frames
@@ -140,7 +141,8 @@ def _row(
     folder = config.out_dir / "artifact"
     frames = [loaded[name] for name in parts["validation"][:_PROVEN]]
     example, _ = collate([*frames, *frames][:2])  # one frame alone is twice itself
-    export_network(fitted.network, folder, example, ("logits",), _TOLERANCE)
+    artifact = FrameEnsemble([fitted.network]).eval()  # the exporter goes by its input's name
+    export_network(artifact, folder, example, ("logits",), _TOLERANCE)
     engine = load_engine(
         EngineName.ONNXRUNTIME, folder, precision=Precision.F32, threads=config.threads
     )
