@@ -16,6 +16,12 @@ def noise(items: int = 2, height: int = 64, width: int = 96) -> torch.Tensor:
     return torch.rand(items, 1, height, width, generator=torch.Generator().manual_seed(1))
 
 
+def part(network: nn.Module, name: str = "encoder") -> nn.Module:
+    found = getattr(network, name)
+    assert isinstance(found, nn.Module)
+    return found
+
+
 def parameters(network: nn.Module) -> int:
     return sum(each.numel() for each in network.parameters())
 
@@ -68,15 +74,17 @@ def test_an_unknown_encoder_is_refused_in_one_line(name: NetworkName) -> None:
 def test_weights_of_an_encoder_are_taken_over_and_the_decoder_stays(tmp_path: Path) -> None:
     torch.manual_seed(1)
     source, target = build(NetworkName.FPN), build(NetworkName.FPN)
-    head = {key: value.clone() for key, value in target.segmentation_head.state_dict().items()}
-    torch.save({f"encoder.{k}": v for k, v in source.encoder.state_dict().items()},
+    head = {
+        key: value.clone() for key, value in part(target, "segmentation_head").state_dict().items()
+    }
+    torch.save({f"encoder.{k}": v for k, v in part(source).state_dict().items()},
                tmp_path / "encoder.pt")  # fmt: skip
     count = load_encoder(target, tmp_path / "encoder.pt")
-    assert count == len(source.encoder.state_dict())
-    for key, value in source.encoder.state_dict().items():
-        assert torch.equal(target.encoder.state_dict()[key], value), key
+    assert count == len(part(source).state_dict())
+    for key, value in part(source).state_dict().items():
+        assert torch.equal(part(target).state_dict()[key], value), key
     for key, value in head.items():
-        assert torch.equal(target.segmentation_head.state_dict()[key], value)
+        assert torch.equal(part(target, "segmentation_head").state_dict()[key], value)
 
 
 def test_weights_for_colour_fit_a_grey_network_as_a_grey_picture_shown_three_times(
@@ -84,12 +92,12 @@ def test_weights_for_colour_fit_a_grey_network_as_a_grey_picture_shown_three_tim
 ) -> None:
     torch.manual_seed(2)
     colour, grey = build(NetworkName.FPN, in_channels=3), build(NetworkName.FPN)
-    torch.save(colour.encoder.state_dict(), tmp_path / "colour.pt")
+    torch.save(part(colour).state_dict(), tmp_path / "colour.pt")
     load_encoder(grey, tmp_path / "colour.pt")
     image = noise()
     with torch.no_grad():
-        expected = colour.eval().encoder(image.repeat(1, 3, 1, 1))[-1]
-        found = grey.eval().encoder(image)[-1]
+        expected = part(colour.eval())(image.repeat(1, 3, 1, 1))[-1]
+        found = part(grey.eval())(image)[-1]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -99,13 +107,13 @@ def test_the_encoder_of_a_segformer_is_taken_over_from_a_checkpoint(tmp_path: Pa
     state = {f"average.module.{key}": value for key, value in source.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "best.ckpt")
     load_encoder(target, tmp_path / "best.ckpt")
-    for key, value in source.encoder.state_dict().items():
-        assert torch.equal(target.encoder.state_dict()[key], value), key
+    for key, value in part(source).state_dict().items():
+        assert torch.equal(part(target).state_dict()[key], value), key
 
 
 def test_weights_of_another_encoder_or_no_weights_are_refused(tmp_path: Path) -> None:
     network = build(NetworkName.FPN)
-    torch.save(build(NetworkName.UNET).encoder.state_dict(), tmp_path / "other.pt")
+    torch.save(part(build(NetworkName.UNET)).state_dict(), tmp_path / "other.pt")
     with pytest.raises(ConfigError, match="expected the weights of the same encoder"):
         load_encoder(network, tmp_path / "other.pt")
     (tmp_path / "text.pt").write_text("not weights", encoding="utf-8")

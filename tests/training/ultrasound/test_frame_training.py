@@ -106,12 +106,13 @@ def test_one_epoch_of_training_lowers_the_loss_and_moves_the_average(data: Path)
     for _ in range(8):
         loss = module.training_step((images.float(), masks), 0)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         module.on_train_batch_end()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
-    assert float(module.average.module.weight) != 1.0
+    average = module.average.module.get_parameter("weight")
+    assert float(average) != 1.0
 
 
 def test_several_networks_become_the_mean_of_their_probabilities() -> None:
