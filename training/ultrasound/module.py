@@ -81,7 +81,8 @@ class FrameSegmenter(L.LightningModule):
         """Change training frames at random, on the CPU, where the generator is."""
         if not (self.trainer.training and self.config.augment):
             return batch
-        return self.augmentation(*batch, self.draws)
+        images, masks = batch
+        return self.augmentation(images, masks, self.draws)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Loss of one batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def gallery(
 def write(out_dir: Path, spec: ModelSpec, findings: Findings) -> Path:
     """Write `report.html` with everything inside, and each figure as a PNG beside it."""
     shown = [
-        {"score": each.score, "picture": data_uri(draw(lambda each=each: outlines(each)))}
+        {"score": each.score, "picture": data_uri(draw(partial(outlines, each)))}
         for each in findings.pictures
     ]
     return write_page(
