@@ -48,14 +48,8 @@ def report(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     shutil.copytree(Path(handlers.__file__).parent, folder / "handlers", ignore=skipped)
     shutil.copy(Path(handlers.__file__).parent / "mednist.py", folder)
     (folder / "medserve").mkdir()
-    for file in (
-        "__init__.py",
-        "cores.py",
-        "errors.py",
-        "spec.py",
-        "volume_spec.py",
-        "frame_spec.py",
-    ):
+    specs = [path.name for path in (REPOSITORY / "medserve").glob("*spec.py")]
+    for file in ("__init__.py", "cores.py", "errors.py", *specs):
         shutil.copy(REPOSITORY / "medserve" / file, folder / "medserve")
     for package in ("imaging", "inference"):
         source = REPOSITORY / "medserve" / package
