@@ -46,10 +46,10 @@ def smoke(store: Path, report: Report) -> None:
 def predict_all(stack: Stack, archives: list[ArchiveInfo], report: Report) -> None:
     """One Predictions call for every input of every model."""
     for archive in archives:
-        for title, data in inputs(archive):
+        for title, named in inputs(archive):
             started = time.perf_counter()
             try:
-                answer = stack.predict(archive.name, data)
+                answer = stack.ask(archive.name, named)
             except grpc.RpcError as error:
                 raise ServerFailedError(f"{archive.name}, {title}: {_details(error)}") from error
             took_ms = 1000 * (time.perf_counter() - started)
@@ -57,12 +57,19 @@ def predict_all(stack: Stack, archives: list[ArchiveInfo], report: Report) -> No
             report(f"{archive.name}: {title}: {shown.decode()} in {took_ms:.0f} ms")
 
 
-def inputs(archive: ArchiveInfo) -> list[tuple[str, bytes]]:
-    """The golden input and, in a checkout, the room's examples."""
+def inputs(archive: ArchiveInfo) -> list[tuple[str, dict[str, bytes]]]:
+    """The golden input and, in a checkout, the files among the room's examples."""
+    if archive.spec.task is Task.GENERATION:  # asked by parameters; its examples are answers
+        return [("golden params", _golden(archive))]
     folder = ROOT / "models" / archive.name / "examples"
     examples = sorted(path for path in folder.glob("*") if path.is_file())
-    found = [("golden input", golden_input(archive.path))]
-    return found + [(path.name, path.read_bytes()) for path in examples]
+    found = [("golden input", _golden(archive))]
+    return found + [(path.name, {"data": path.read_bytes()}) for path in examples]
+
+
+def _golden(archive: ArchiveInfo) -> dict[str, bytes]:
+    key = "params" if archive.spec.task is Task.GENERATION else "data"
+    return {key: golden_input(archive.path)}
 
 
 def drain(stack: Stack, service: str, archive: ArchiveInfo, report: Report) -> None:
@@ -108,9 +115,10 @@ def _timed(stack: Stack, archive: ArchiveInfo) -> float:
 
 
 def _call(stack: Stack, archive: ArchiveInfo) -> bytes:
-    """The longest call that one model takes: many images, or one volume."""
-    many = _PACKED if archive.spec.task is Task.CLASSIFICATION else 1
-    return stack.predict(archive.name, *[golden_input(archive.path)] * many)
+    """The longest call that one model takes: many images, one volume, one drawing."""
+    if archive.spec.task is Task.CLASSIFICATION:
+        return stack.predict(archive.name, *[golden_input(archive.path)] * _PACKED)
+    return stack.ask(archive.name, _golden(archive))
 
 
 def _outcome(call: Future[bytes]) -> str:

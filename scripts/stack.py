@@ -173,7 +173,19 @@ class Stack:
         """Answer of one Predictions call with one file, or with many as one packed call."""
         one = len(items) == 1
         named = {"data": items[0]} if one else {f"data.{i}": each for i, each in enumerate(items)}
-        request = inference_pb2.PredictionsRequest(model_name=model, input=named)
+        return self.ask(model, named, token=token, certificate=certificate, options=options)
+
+    def ask(
+        self,
+        model: str,
+        inputs: Mapping[str, bytes],
+        *,
+        token: str = "",
+        certificate: bytes | None = None,
+        options: Sequence[tuple[str, Any]] = (),
+    ) -> bytes:
+        """Answer of one Predictions call with these inputs, by their names."""
+        request = inference_pb2.PredictionsRequest(model_name=model, input=inputs)
         metadata = (("authorization", f"Bearer {token}"),) if token else ()
         with self.channel(certificate, options) as channel:
             stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
