@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks import ResidualBlock2d, conv_norm_2d
@@ -25,7 +26,9 @@ class BloodCellNet(nn.Module):
         units: What the head tells apart, label by label; a label is as probable as its units.
         width: Channels of the first stage; the second and third have twice and four times as many.
         window: Pixels of the side of the middle square; smaller images are taken whole.
-        strides: Of the stem and the three stages; a window must be divisible by their product.
+        side: Pixels that the square is enlarged to before the first convolution, which would
+            else blur the nucleus' chromatin and the granules away; 0 leaves it as it is.
+        strides: Of the stem and the three stages; a side must be divisible by their product.
         views: 1 looks at the cell once; 4 also at its quarter turns, 8 at their mirror images too,
             and takes the mean. A cell has no upright, so the views are as good as new pictures.
     """
@@ -34,12 +37,14 @@ class BloodCellNet(nn.Module):
         self,
         units: Sequence[Sequence[str]] = UNITS,
         width: int = 48,
-        window: int = 80,
+        window: int = 84,
+        side: int = 112,
         strides: Sequence[int] = (2, 2, 2, 2),
         views: int = 1,
     ) -> None:
         super().__init__()
         self.window = window
+        self.side = side or window
         self.views = views
         self.stem = conv_norm_2d(3, width // 2, 3, strides[0])
         self.stages = nn.ModuleList(
@@ -55,12 +60,16 @@ class BloodCellNet(nn.Module):
         self.sizes = [len(each) for each in units]
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Image (N, 3, H, W) in [0, 1] -> one map per stage, fine to coarse.
+        """Image (N, 3, H, W) in [0, 1] -> one map per stage of its middle, fine to coarse."""
+        return self.maps(self.middle(image))
+
+    def maps(self, square: Tensor) -> list[Tensor]:
+        """Squares (N, 3, S, S) in [0, 1], shown whole -> one map per stage, fine to coarse.
 
         With several views, each map is their mean. They do not lie on one another, but all that is
         asked of a map is its mean over the plane.
         """
-        seen = turned(self.middle(image), self.views)  # (V * N, 3, window, window)
+        seen = turned(square, self.views)  # (V * N, 3, S, S)
         maps = [torch.relu(self.stem(2.0 * seen - 1.0))]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
@@ -69,10 +78,13 @@ class BloodCellNet(nn.Module):
         return [each.view(self.views, -1, *each.shape[1:]).mean(dim=0) for each in maps[1:]]
 
     def middle(self, image: Tensor) -> Tensor:
-        """The middle square of the frame (N, 3, window, window); a smaller image as it is."""
+        """The middle square of the frame (N, 3, side, side); a smaller image as it is."""
         top = max(0, (image.shape[2] - self.window) // 2)
         left = max(0, (image.shape[3] - self.window) // 2)
-        return image[:, :, top : top + self.window, left : left + self.window]
+        square = image[:, :, top : top + self.window, left : left + self.window]
+        if square.shape[2:] != (self.window, self.window) or self.side == self.window:
+            return square
+        return F.interpolate(square, size=self.side, mode="bilinear", align_corners=False)
 
     def tell_apart(self, maps: list[Tensor]) -> Tensor:
         """Maps of `features` -> logits of the units (N, U)."""

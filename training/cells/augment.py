@@ -32,8 +32,8 @@ class CellAugment(Augment):
     noise_probability: float = 0.2
     blur_probability: float = 0.15  # seldom: granules are fine
     erase_side: float = 0.35
-    window: int = 80  # pixels of the middle square that is shown
-    side: int = 80  # pixels of the result
+    window: int = 84  # pixels of the middle square that is shown
+    side: int = 112  # pixels of the result
     tint_probability: float = 0.75
     log_tint: float = 0.14  # of each channel; from cream to bluish, as measured in the archive
     mixing: float = 0.05  # of one channel into another: scanners see the dyes differently

@@ -116,7 +116,7 @@ def _row(
     rate = config.learning_rate
     network: nn.Module
     if name == SCRATCH:
-        network = BloodCellNet(window=config.side)
+        network = BloodCellNet(window=config.side, side=config.side)
     else:
         network = TransferNet(Backbone(name), classes, weights)
         rate *= _CAREFUL.get(Backbone(name), 1e-3) / 1e-3

@@ -49,7 +49,7 @@ class CellClassifier(Classifier):
         self.augment = self.small if self.current_epoch < self.small_epochs else self.full
 
     def learn(self, image: Tensor, label_ids: Tensor) -> Tensor:
-        """Loss of the kinds, see `training.cells.kinds`."""
+        """Loss of the kinds, see `training.cells.kinds`; the augmentation shows the middle."""
         cells = cast(BloodCellNet, self.network)
-        units = cells.tell_apart(cells.features(image))
+        units = cells.tell_apart(cells.maps(image))
         return self.kind_loss(units, cells.join(units), label_ids)

@@ -104,7 +104,7 @@ def main(config: SmallConfig) -> None:
 
 def small_network(width: int) -> BloodCellNet:
     """The room's network for 28 pixels: the planes are halved twice instead of four times."""
-    return BloodCellNet(width=width, window=SIDE, strides=(1, 2, 2, 1))
+    return BloodCellNet(width=width, window=SIDE, side=SIDE, strides=(1, 2, 2, 1))
 
 
 def shrunk(images: LabelledImages) -> LabelledImages:

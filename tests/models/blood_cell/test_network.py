@@ -19,7 +19,7 @@ LIGHT = Backbone.MOBILENET
 def small(views: int = 1) -> BloodCellNet:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return BloodCellNet(width=8, window=32, views=views).eval()
+        return BloodCellNet(width=8, window=32, side=32, views=views).eval()
 
 
 def images(side: int) -> torch.Tensor:

@@ -55,7 +55,7 @@ class Noting(BudgetedClassifier):
 
 def noted(seconds: float) -> Noting:
     """A training of that many looks at the clock, with the rates of its steps."""
-    network = BloodCellNet(width=4, window=32)
+    network = BloodCellNet(width=4, window=32, side=32)
     module = Noting(network, Budget(seconds, 1e-3), AUGMENT, clock=ticking())
     fit(module)
     return module
@@ -80,7 +80,7 @@ def test_the_rate_follows_the_clock_up_and_down() -> None:
 
 def test_a_network_from_random_weights_learns_whole() -> None:
     module = BudgetedClassifier(
-        BloodCellNet(width=4, window=32), Budget(30.0, 1e-2), AUGMENT, clock=ticking()
+        BloodCellNet(width=4, window=32, side=32), Budget(30.0, 1e-2), AUGMENT, clock=ticking()
     )
     before = {name: each.clone() for name, each in module.network.named_parameters()}
     fit(module)

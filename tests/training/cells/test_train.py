@@ -96,7 +96,9 @@ def test_a_number_of_views_that_is_no_group_is_refused_in_one_line(
 def module(epochs: int, small_share: float) -> CellClassifier:
     config = blood_cell.TrainConfig(epochs=epochs)
     augment = CellAugment(window=32, side=32)
-    return CellClassifier(BloodCellNet(width=4, window=32), config, augment, 0.05, 16, small_share)
+    return CellClassifier(
+        BloodCellNet(width=4, window=32, side=32), config, augment, 0.05, 16, small_share
+    )
 
 
 def sides(module: CellClassifier, epochs: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
