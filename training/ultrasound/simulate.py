@@ -34,7 +34,14 @@ from training.ultrasound.tissue import tissue
 __all__ = ["Patient", "SimulatedFrame", "SimulationConfig", "draw_patient", "simulate_cine",
            "simulate_frame"]  # fmt: skip
 
-_STREAMS = ("anatomy", "probe", "screen", "speckle", "plane")  # names of the random streams
+_STREAMS = (
+    "anatomy",
+    "probe",
+    "screen",
+    "speckle",
+    "plane",
+    "noise",
+)  # names of the random streams
 _ELEVATION_MM = 2.5  # thickness of the sound's slice: planes closer than this share speckle
 
 
@@ -51,6 +58,10 @@ class SimulationConfig:
     noise_db: Annotated[
         float,
         Setting("added to the electronics' noise; 15 is a poor machine", minimum=-30, maximum=30),
+    ] = 0.0
+    noise_spread_db: Annotated[
+        float,
+        Setting("more noise, up to so much, drawn for each patient", minimum=0, maximum=60),
     ] = 0.0
 
 
@@ -154,12 +165,13 @@ def simulate_cine(
 def draw_patient(seed: int, config: SimulationConfig) -> Patient:
     """Body, probe and settings of the patient `seed`."""
     anatomy = draw_anatomy(_stream(seed, "anatomy"), config.lesion_share)
+    more_db = float(_stream(seed, "noise").uniform(0.0, 1.0)) * config.noise_spread_db
     generator = _stream(seed, "probe")
     fan = _draw_fan(anatomy.gland, config, generator)
     receiver = Receiver(
         range_db=float(generator.uniform(45, 65)),
         gain_db=float(generator.normal(-1.5, 4.0)),
-        noise_db=float(generator.uniform(-52, -36)) + config.noise_db,
+        noise_db=float(generator.uniform(-52, -36)) + config.noise_db + more_db,
     )
     screen = draw_screen(_stream(seed, "screen"), calipers_share=0.25)
     return Patient(seed, anatomy, fan, receiver, screen, _lost_contact(fan.probe, generator))
