@@ -12,7 +12,8 @@ gRPC itself would repeat. So the text decides before the code does:
 | INTERNAL | Worker died (crash, time limit) | ServerFailedError | |
 | RESOURCE_EXHAUSTED | Worker died (killed from outside) | ServerBusyError | yes |
 | RESOURCE_EXHAUSTED | message larger than max | PayloadTooLargeError | |
-| CANCELLED | RST_STREAM, error code 8 (over the server's limit) | PayloadTooLargeError | |
+| CANCELLED | RST_STREAM, error code 8: over the server's limit | PayloadTooLargeError | |
+| CANCELLED | the same with no time left: the server's clock was first | DeadlineError | |
 | UNAVAILABLE | Prediction failed, … model predict output | ServerFailedError | |
 | UNAVAILABLE | nobody listens | ServerUnreachableError | yes |
 | UNAVAILABLE | not gRPC, TLS does not match, connection lost | ServerUnreachableError | |
@@ -54,10 +55,18 @@ _NOT_GRPC = ("Failed parsing HTTP/2", "http1.x", "http2 header with status")
 
 @dataclass(frozen=True)
 class Failure:
-    """One failed call: the error for the user, and whether the same call may be sent again."""
+    """One failed call.
+
+    Attributes:
+        error: For the user.
+        retry: Whether the same call may be sent again.
+        may_be_late: The server ended the call as it does one that is too large and one whose
+            deadline has passed; the time that is left tells which.
+    """
 
     error: MedserveError
     retry: bool = False
+    may_be_late: bool = False
 
 
 def explain(error: grpc.RpcError, address: str) -> Failure:
@@ -79,7 +88,8 @@ def explain(error: grpc.RpcError, address: str) -> Failure:
                 PayloadTooLargeError(
                     "the server cut the request off: it is larger than the server accepts; "
                     "send a smaller file or raise the server's limit"
-                )
+                ),
+                may_be_late=True,
             )
     return Failure(_by_code(code, text, address))
 

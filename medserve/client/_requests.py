@@ -19,6 +19,7 @@ __all__ = ["Chunk", "Job", "PackedJob", "Target", "for_explanations", "pack", "r
 
 # The protobuf around the bytes: names, keys, lengths, parameters.
 _ENVELOPE_BYTES = 16 * 2**10
+_CLOCKS_DIFFER_S = 0.01  # a deadline that the server saw pass may be so far ahead here
 _FIRST_WAIT_S = 0.2  # doubles with each attempt: 0.2, 0.4, 0.8
 
 
@@ -132,6 +133,11 @@ class Job:
 
     def wait_after(self, failure: Failure) -> float:
         """Seconds to wait before the next attempt; raises the error where none may follow."""
+        if failure.may_be_late and self.left_s <= _CLOCKS_DIFFER_S:
+            raise DeadlineError(
+                f"the server gave no answer within {self.target.timeout_s:g} s; allow more or "
+                "send less"
+            )
         wait_s: float = _FIRST_WAIT_S * 2 ** (self._attempt - 1)
         if not failure.retry or self._attempt >= self.target.attempts:
             raise failure.error

@@ -14,6 +14,8 @@ import grpc
 import pytest
 
 from medserve.client import Client, Limits, TlsConfig
+from medserve.client._failures import explain
+from medserve.client._requests import Job, Target
 from medserve.errors import (
     AuthenticationError,
     ConfigError,
@@ -85,6 +87,23 @@ def test_status_becomes_its_error(
     assert type(caught.value) is expected
     assert caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("left_s", "expected"), [(60.0, PayloadTooLargeError), (0.0, DeadlineError)]
+)
+def test_call_that_the_server_ends_with_no_time_left_is_late_and_not_too_large(
+    left_s: float, expected: type[MedserveError]
+) -> None:
+    cut = grpc.aio.AioRpcError(
+        grpc.StatusCode.CANCELLED,
+        grpc.aio.Metadata(),
+        grpc.aio.Metadata(),
+        "Received RST_STREAM with error code 8",
+    )
+    job = Job(Target("mednist", "", left_s, attempts=3), {"data": b"Hand"})
+    with pytest.raises(expected):
+        job.wait_after(explain(cut, "127.0.0.1:7070"))
 
 
 @pytest.mark.parametrize(
