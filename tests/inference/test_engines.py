@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from medserve.cores import available_cores
 from medserve.errors import ArchiveError, ConfigError
 from medserve.inference import engines
 from medserve.inference.engines import load_engine
@@ -117,6 +118,18 @@ def test_openvino_is_told_precision_threads_and_freedom_of_core(artifact: Path) 
     assert compiled[0].get_property("INFERENCE_NUM_THREADS") == 1
     # pinned, the threads of all workers would share the first core
     assert compiled[0].get_property("ENABLE_CPU_PINNING") is False
+
+
+@pytest.mark.parametrize("name", EngineName)
+def test_no_number_of_threads_means_every_core(name: EngineName, artifact: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        engine = load_engine(name, artifact, threads=0)
+        assert engine.name is name
+        if name is EngineName.TORCHSCRIPT:
+            assert torch.get_num_threads() == available_cores()
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.gpu

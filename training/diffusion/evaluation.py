@@ -19,7 +19,6 @@ import numpy.typing as npt
 from torch import nn
 
 import models
-from medserve.cores import available_cores
 from medserve.errors import ConfigError
 from medserve.generation_spec import SamplerKind
 from medserve.inference.engines import load_engine
@@ -142,7 +141,7 @@ def open_artifact(weights: Path, config: DiffusionEvaluation) -> DiffusionPipeli
     engine = load_engine(
         config.engine or spec.engine.name, weights,
         precision=config.precision or spec.engine.precision,
-        threads=config.threads or available_cores(),
+        threads=config.threads,
     )  # fmt: skip
     return DiffusionPipeline(spec, engine.run)
 

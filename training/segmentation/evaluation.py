@@ -167,7 +167,7 @@ def _engine(spec: ModelSpec, request: EvaluationRequest, weights: Path) -> Engin
         request.engine or spec.engine.name,
         weights,
         precision=spec.engine.precision,  # as served, or the figures were another model's
-        threads=request.threads or available_cores(),
+        threads=request.threads,
     )
 
 

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import track
 
-from medserve.cores import available_cores
 from medserve.errors import ConfigError
 from medserve.inference.engines import Engine, load_engine
 from medserve.inference.frame_pipeline import FramePipeline, PredictFrames
@@ -167,7 +166,7 @@ def _engine(request: FrameEvaluation) -> Engine:
         request.engine or request.spec.engine.name,
         request.weights,
         precision=request.spec.engine.precision if request.engine is None else Precision.F32,
-        threads=request.threads or available_cores(),
+        threads=request.threads,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from medserve.cores import available_cores
 from medserve.errors import ArchiveError, ConfigError
 from medserve.spec import EngineName, Precision
 
@@ -55,7 +56,7 @@ def load_engine(
         name: Which engine.
         folder: Holds `model.onnx` or `model.pt`.
         precision: Arithmetic inside the network; inputs and outputs stay float32.
-        threads: Threads that one call may use.
+        threads: Threads that one call may use; 0: one for each core that this process may use.
         device: "cpu", or "cuda" / "cuda:1" for the engines that have it.
 
     Raises:
@@ -66,6 +67,7 @@ def load_engine(
     path = folder / artifact
     if not path.is_file():
         raise ArchiveError(f"{name}: expected the artifact {artifact} beside the handler, got none")
+    threads = threads or available_cores()
     options = {"precision": precision, "threads": threads, "device": device}
     try:
         engine: Engine = importlib.import_module(f"{__package__}.{module}").load(path, **options)
