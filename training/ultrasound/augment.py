@@ -31,6 +31,9 @@ class Augmentation:
         speckle: Deviation of noise that multiplies.
         blur: Probability of a blur by a 3 x 3 binomial.
         shadow: Probability of a dark sector from top to bottom, as below a stone or gas.
+        mix: Probability that a rectangle comes from another frame of the batch, with its mask
+            (CutMix, Yun et al., ICCV 2019, arXiv:1905.04899): what lies around a structure must
+            not tell where it is. For small sets; a gland has one place, a lesion has not.
     """
 
     flip: float = 0.5
@@ -43,6 +46,7 @@ class Augmentation:
     speckle: float = 0.15
     blur: float = 0.3
     shadow: float = 0.2
+    mix: float = 0.0
 
     def __call__(
         self, images: Tensor, masks: Tensor, generator: torch.Generator
@@ -50,7 +54,10 @@ class Augmentation:
         """Images float32 (N, 1, H, W) in [0, 1], masks (N, 1, H, W) -> both changed alike."""
         images, masks = move(images, masks, self._motions(images, generator))
         # What is black is outside of the scan or padding, and stays so.
-        return self._intensities(images, generator) * (images > 0), masks
+        images = self._intensities(images, generator) * (images > 0)
+        if self.mix:
+            images, masks = _mixed(images, masks, self.mix, generator)
+        return images, masks
 
     def _motions(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Affine matrices (N, 2, 3) in pixels, from a place of the result to one of the source."""
@@ -90,6 +97,28 @@ class Augmentation:
         if shadowed.any():
             images = torch.where(each(shadowed), _shadow(images, generator), images)
         return images.clamp(0.0, 1.0)
+
+
+def _mixed(
+    images: Tensor, masks: Tensor, probability: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Some frames with a rectangle of another one: a tenth to a half of the area."""
+    count, _, height, width = images.shape
+    share = 0.1 + 0.4 * torch.rand(count, generator=generator)
+    tall = torch.exp(_between(count, 0.4, generator))  # sides from 2 : 3 to 3 : 2
+    is_mixed = torch.rand(count, generator=generator) < probability
+    middle_y, middle_x = torch.rand(2, count, generator=generator)
+    half_y = 0.5 * torch.sqrt(share * tall)
+    half_x = 0.5 * torch.sqrt(share / tall)
+    rows = (torch.arange(height) + 0.5) / height
+    columns = (torch.arange(width) + 0.5) / width
+    in_rows = (rows - middle_y[:, None]).abs() <= half_y[:, None]  # (N, H)
+    in_columns = (columns - middle_x[:, None]).abs() <= half_x[:, None]
+    taken = (in_rows[:, :, None] & in_columns[:, None, :] & is_mixed[:, None, None])[:, None]
+    return (
+        torch.where(taken, images.roll(1, dims=0), images),
+        torch.where(taken, masks.roll(1, dims=0), masks),
+    )
 
 
 def move(images: Tensor, masks: Tensor, motions: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,13 @@ class FrameConfig(FitConfig):
     dice_weight: Annotated[float, Setting("of 1 - Dice in the loss", minimum=0.0)] = 1.0
     bce_weight: Annotated[float, Setting("of the cross-entropy in the loss", minimum=0.0)] = 1.0
     augment: Annotated[bool, Setting("change frames and masks at random")] = True
+    zoom: Annotated[
+        float, Setting("frames grow and shrink by a factor of up to 1 + this", minimum=0.0)
+    ] = 0.25
+    mix: Annotated[
+        float,
+        Setting("share of frames that get a part of another, for small sets", minimum=0, maximum=1),
+    ] = 0.0
     network: Annotated[NetworkName, Setting("which network")] = NetworkName.FPN
     encoder: Annotated[
         str, Setting("of the network, such as resnet152 or mit_b2; empty: its light one")

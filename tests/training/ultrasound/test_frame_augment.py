@@ -104,3 +104,25 @@ def test_every_frame_of_a_batch_is_changed_on_its_own() -> None:
         image.repeat(2, 1, 1, 1), mask.repeat(2, 1, 1, 1), torch.Generator().manual_seed(0)
     )
     assert not torch.equal(both[0], both[1])
+
+
+def test_a_mixed_frame_takes_a_rectangle_of_its_neighbour_with_the_mask() -> None:
+    height, width = 40, 60
+    images = torch.stack([torch.full((1, height, width), value) for value in (0.25, 0.75)])
+    masks = torch.stack([torch.zeros(1, height, width), torch.ones(1, height, width)]).byte()
+    mixed, labels = dataclasses.replace(NOTHING, mix=1.0)(
+        images, masks, torch.Generator().manual_seed(3)
+    )
+    assert torch.equal(mixed > 0.5, labels.bool())  # each pixel keeps its own truth
+    taken = labels[0, 0].bool()
+    assert 0 < int(taken.sum()) <= 0.5 * height * width + height + width
+    rows, columns = torch.nonzero(taken, as_tuple=True)
+    box = taken[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    assert box.all()
+
+
+def test_no_frame_is_mixed_where_that_is_not_asked_for() -> None:
+    images = torch.stack([torch.full((1, 8, 8), value) for value in (0.25, 0.75)])
+    masks = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    kept, _ = NOTHING(images, masks, torch.Generator())
+    torch.testing.assert_close(kept, images, atol=1e-5, rtol=0)
