@@ -68,7 +68,7 @@ class CompareConfig:
     learning_rate: Annotated[
         float, Setting("peak; AlexNet and VGG16 take a third and a fifth of it", minimum=0.0)
     ] = 1e-3
-    window: Annotated[int, Setting("pixels of the middle square that is shown", minimum=8)] = 80
+    window: Annotated[int, Setting("pixels of the middle square that is shown", minimum=8)] = 84
     side: Annotated[int, Setting("pixels that it is shown at; AlexNet needs 64", minimum=16)] = 64
     threads: Annotated[int, Setting("CPU threads; 0 leaves torch's choice", minimum=0)] = 1
     seed: Annotated[int, Setting("of split, weights, order and augmentation", minimum=0)] = 0

@@ -33,6 +33,18 @@ def test_what_lies_around_the_middle_changes_nothing() -> None:
     torch.testing.assert_close(small()(repainted), small()(frame))
 
 
+def test_the_middle_is_enlarged_and_nothing_else_of_the_frame() -> None:
+    network = BloodCellNet(width=8, window=32, side=48)
+    frame = images(64)
+    shown = network.middle(frame)
+    expected = torch.nn.functional.interpolate(
+        frame[:, :, 16:48, 16:48], size=(48, 48), mode="bilinear", align_corners=False
+    )
+    torch.testing.assert_close(shown, expected)
+    coarse = images(24)
+    assert network.middle(coarse).shape == coarse.shape
+
+
 def test_a_picture_of_the_window_is_taken_whole() -> None:
     frame = images(64)
     torch.testing.assert_close(small()(frame[:, :, 16:48, 16:48]), small()(frame))
