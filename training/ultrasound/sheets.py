@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 _DRAWS = 3  # of each augmentation
 _CHANGES = tuple(each.name for each in dataclasses.fields(Augmentation))
-_CERTAIN = ("flip", "blur", "shadow")  # probabilities: on the sheet they always happen
+_CERTAIN = ("flip", "blur", "shadow", "mix")  # probabilities: on the sheet they always happen
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ def augmentation_sheet(frame: LoadedFrame, seed: int = 0) -> Figure:
     grid = figure.subplots(len(rows), _DRAWS, squeeze=False)
     image = torch.from_numpy(frame.plane.astype(np.float32))[None, None]
     mask = torch.from_numpy(frame.mask)[None, None]
+    # Mixing takes from the neighbour in the batch: here the frame's own mirror image.
+    image, mask = (torch.cat([each, each.flip(3)]) for each in (image, mask))
     for row, (title, augmentation) in enumerate(rows):
         draws = torch.Generator().manual_seed(seed)
         for column in range(_DRAWS):

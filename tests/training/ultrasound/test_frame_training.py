@@ -169,7 +169,7 @@ def test_sheets_show_every_filter_and_every_change(
     write_sheets(SheetsConfig(data, tmp_path, model_config, frames=1))
     for name in ("filters.png", "augmentations.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert len(dataclasses.fields(Augmentation)) == 10  # a new change needs a look at its sheet
+    assert len(dataclasses.fields(Augmentation)) == 11  # a new change needs a look at its sheet
 
 
 @pytest.mark.slow
