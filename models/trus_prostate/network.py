@@ -38,6 +38,7 @@ class NetworkName(enum.StrEnum):
 class NetworkSize(enum.StrEnum):
     """How wide the decoder is; the encoder has its own size."""
 
+    COMPACT = "compact"
     LIGHT = "light"
     PUBLISHED = "published"
 
@@ -48,12 +49,21 @@ ENCODERS = {
     NetworkName.UNET: "resnet18",
     NetworkName.SEGFORMER: "mit_b0",
 }
-_FPN_WIDTHS = {NetworkSize.LIGHT: (64, 64), NetworkSize.PUBLISHED: (256, 128)}
+_FPN_WIDTHS = {
+    NetworkSize.COMPACT: (64, 32),
+    NetworkSize.LIGHT: (64, 64),
+    NetworkSize.PUBLISHED: (256, 128),
+}
 _UNET_WIDTHS = {
+    NetworkSize.COMPACT: (96, 48, 32, 24, 16),
     NetworkSize.LIGHT: (128, 64, 48, 32, 16),
     NetworkSize.PUBLISHED: (256, 128, 64, 32, 16),
 }
-_SEGFORMER_WIDTHS = {NetworkSize.LIGHT: 128, NetworkSize.PUBLISHED: None}
+_SEGFORMER_WIDTHS = {
+    NetworkSize.COMPACT: 64,
+    NetworkSize.LIGHT: 128,
+    NetworkSize.PUBLISHED: None,
+}
 # Table 6 of the SegFormer paper: channels and layers of the four stages, channels of the decoder.
 _MIX_TRANSFORMERS: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
     "mit_b0": ((32, 64, 160, 256), (2, 2, 2, 2), 256),

@@ -61,8 +61,8 @@ def test_the_light_networks_fit_into_20_mb_and_the_one_asked_for_is_there() -> N
 
 def test_a_wider_decoder_is_wider() -> None:
     for name in NetworkName:
-        light, published = (parameters(build(name, size=size)) for size in NetworkSize)
-        assert light < published
+        compact, light, published = (parameters(build(name, size=size)) for size in NetworkSize)
+        assert compact < light < published
 
 
 @pytest.mark.parametrize("name", list(NetworkName))
