@@ -35,11 +35,11 @@ class TrainConfig(FitConfig):
     out_dir: Annotated[Path, Setting("folder for checkpoints, artifact, report")] = Path(
         "runs/blood_cell"
     )
-    epochs: Annotated[int, Setting("passes over the training images", minimum=1)] = 60
+    epochs: Annotated[int, Setting("passes over the training images", minimum=1)] = 90
     batch_size: Annotated[int, Setting("images a step", minimum=1)] = 128
     learning_rate: Annotated[float, Setting("peak of the one-cycle schedule", minimum=0.0)] = 3e-3
     weight_decay: Annotated[float, Setting("AdamW's, apart from the gradient", minimum=0.0)] = 0.05
-    patience: Annotated[int, Setting("epochs without a better validation", minimum=1)] = 60
+    patience: Annotated[int, Setting("epochs without a better validation", minimum=1)] = 90
     precision: Annotated[
         TrainPrecision, Setting("arithmetic; bf16 halves the time on CPUs that have it")
     ] = TrainPrecision.BF16
@@ -47,7 +47,7 @@ class TrainConfig(FitConfig):
     first_side: Annotated[int, Setting("pixels of the window in the first epochs", minimum=16)] = 64
     small_share: Annotated[
         float, Setting("share of the epochs that see such images", minimum=0.0, maximum=1.0)
-    ] = 0.55
+    ] = 0.37
     test_share: Annotated[float, Setting("of every class held out", minimum=0.01, maximum=0.3)] = (
         0.1
     )
