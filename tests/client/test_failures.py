@@ -100,6 +100,7 @@ def test_call_that_the_server_ends_with_no_time_left_is_late_and_not_too_large(
         grpc.aio.Metadata(),
         grpc.aio.Metadata(),
         "Received RST_STREAM with error code 8",
+        None,
     )
     job = Job(Target("mednist", "", left_s, attempts=3), {"data": b"Hand"})
     with pytest.raises(expected):
