@@ -1,7 +1,7 @@
 r"""Train several networks and encoders under one budget and put the results into one table.
 
     python -m training.trus_prostate compare --data-dir data/trus --epochs 6 \
-        --networks fpn,fpn:mobilenet_v2,fpn:resnet152,unet:resnet18,segformer:mit_b0
+        --networks fpn:mobilenet_v2,fpn:tu-regnetx_002,fpn:resnet152,unet:resnet18,segformer:mit_b0
 
 Equal for all: frames, split, loss, augmentation, optimiser, schedule, batch, epochs and seed.
 Scored on patients that no training saw, through the exported ONNX file and the code of serving,
