@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -156,7 +156,7 @@ def _rounds(options: Options, part: _Part, console: Console) -> Iterator[Row]:
     busiest = max(options.concurrency)
     for contender in {part.running[each.name]: each for each in contenders}.values():
         if contender.start is not None:
-            _measure(replace(options, seconds=0.5), part, contender, busiest, _FIRST_WARMUP_S)
+            _measure(options, part, contender, busiest, _FIRST_WARMUP_S)
     for index in range(options.rounds):
         for in_flight in options.concurrency:
             for contender in contenders:
