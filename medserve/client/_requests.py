@@ -131,16 +131,20 @@ class Job:
             input={**self._content, "transport": b"grpc", "deadline_ms": deadline_ms},
         )
 
-    def wait_after(self, failure: Failure) -> float:
-        """Seconds to wait before the next attempt; raises the error where none may follow."""
+    def error_of(self, failure: Failure) -> MedserveError:
+        """What to tell the user, now that the time that is left is known too."""
         if failure.may_be_late and self.left_s <= _CLOCKS_DIFFER_S:
-            raise DeadlineError(
+            return DeadlineError(
                 f"the server gave no answer within {self.target.timeout_s:g} s; allow more or "
                 "send less"
             )
+        return failure.error
+
+    def wait_after(self, failure: Failure) -> float:
+        """Seconds to wait before the next attempt; raises the error where none may follow."""
         wait_s: float = _FIRST_WAIT_S * 2 ** (self._attempt - 1)
         if not failure.retry or self._attempt >= self.target.attempts:
-            raise failure.error
+            raise self.error_of(failure)
         if wait_s >= self.left_s:
             raise DeadlineError(f"no time left to try again after: {failure.error}")
         self._attempt += 1

@@ -103,7 +103,7 @@ def _pause_s(connection: Connection, job: Job, error: grpc.RpcError, *, begun: b
     """Seconds until the next attempt; raises where none may follow."""
     failure = explain(error, str(connection.inference))
     if begun:
-        raise failure.error from error
+        raise job.error_of(failure) from error
     return job.wait_after(failure)
 
 

@@ -103,8 +103,10 @@ def test_call_that_the_server_ends_with_no_time_left_is_late_and_not_too_large(
         None,
     )
     job = Job(Target("mednist", "", left_s, attempts=3), {"data": b"Hand"})
+    failure = explain(cut, "127.0.0.1:7070")
+    assert type(job.error_of(failure)) is expected  # what ends a stream that had begun
     with pytest.raises(expected):
-        job.wait_after(explain(cut, "127.0.0.1:7070"))
+        job.wait_after(failure)
 
 
 @pytest.mark.parametrize(
