@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,17 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import blocks, listens
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_BLOCK = re.compile(r"^```(?P<language>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 # `make test` would start this test again; the others install or keep running, and are tested below.
 _NOT_HERE = ("make test", "make serve", "make demo")
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """The code blocks of one language, in order."""
-    text = page.read_text(encoding="utf-8")
-    return [match["body"] for match in _BLOCK.finditer(text) if match["language"] == language]
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +31,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 def served() -> Iterator[None]:
     """`make serve` on its own ports, until it says that the models are ready."""
     for port in (7070, 7071, 8080, 8081, 8082):
-        if _listens(port):
+        if listens(port):
             pytest.skip(f"port {port}, which `make serve` uses, is taken on this machine")
     log = ROOT / "outputs" / "readme-serve.log"
     log.parent.mkdir(exist_ok=True)
@@ -58,14 +52,9 @@ def served() -> Iterator[None]:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=60)
     deadline = time.monotonic() + 60  # make ends at once, the server when it has drained
-    while _listens(7070):
+    while listens(7070):
         assert time.monotonic() < deadline, "make serve left its server behind"
         time.sleep(0.2)
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.serving

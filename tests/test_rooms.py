@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -171,8 +172,17 @@ def test_the_digests_in_the_card_are_those_of_the_files(room: Path) -> None:
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in (room / "weights").iterdir()
     }
-    assert {"model.onnx", "model.pt"} <= set(stated)
-    assert stated == {name: actual.get(name, "missing") for name in stated}
+    assert stated == actual
+
+
+def test_the_onnx_file_is_complete_in_itself(room: Path) -> None:
+    model = onnx.load(room / "weights/model.onnx", load_external_data=False)
+    onnx.checker.check_model(model, full_check=True)
+    golden = np.load(room / "weights/golden_output.npz", allow_pickle=False)
+    names = [each.name for each in model.graph.output]
+    assert names == [name for name in golden.files if name in names]
+    if ModelSpec.from_file(room / "model-config.yaml").task is Task.CLASSIFICATION:
+        assert names == ["logits", "novelty"]
 
 
 def test_the_weights_stay_small(room: Path) -> None:

@@ -16,7 +16,6 @@ from rich.progress import track
 from scipy.special import softmax
 
 import models
-from medserve.cores import available_cores
 from medserve.errors import ConfigError
 from medserve.inference.engines import Engine, load_engine
 from medserve.spec import EngineName, ModelSpec, Precision
@@ -101,8 +100,7 @@ def evaluate_classifier(name: str, request: EvaluationRequest) -> dict[str, Any]
     weights = request.weights or models.room(name, request.variant) / "weights"
     files = _chosen_files(request, spec)
     engine_name = request.engine or spec.engine.name
-    threads = request.threads or available_cores()
-    engine = load_engine(engine_name, weights, precision=Precision.F32, threads=threads)
+    engine = load_engine(engine_name, weights, precision=Precision.F32, threads=request.threads)
     answers = answer_files(engine, spec, files, progress="Evaluating")
     if not answers.paths:
         raise ConfigError(f"{request.data_dir}: expected images, found none that can be decoded")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from google.protobuf import descriptor_pool, json_format, message_factory
 from medserve import errors
 from medserve.wire import inference_pb2
 from medserve.wire.v1 import imaging_pb2
+from tests.pages import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDER = ROOT / "tests" / "deploy" / "grpcurl" / "recorder.py"
@@ -24,8 +24,7 @@ CONTRACTS = (inference_pb2, imaging_pb2)  # importing them makes their services 
 
 def recorded(folder: Path) -> Iterator[tuple[str, str]]:
     """Method and body of each command of the page."""
-    text = (ROOT / "docs" / "grpc.md").read_text(encoding="utf-8")
-    script = "".join(re.findall(r"^```bash\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+    script = "".join(blocks(ROOT / "docs" / "grpc.md", "bash"))
     program, record = folder / "grpcurl", folder / "record.jsonl"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {RECORDER} "$@"\n', encoding="utf-8")
     program.chmod(0o755)

@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import io
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from medserve.server import Server
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.cli.conftest import medserve as medserve
 from tests.frame_phantoms import as_nifti, cine, ellipse, region, saved, scan, ultrasound
+from tests.pages import blocks
 from tests.phantoms import raster_bytes
 
 _Image: Any = nibabel.Nifti1Image
@@ -161,8 +161,7 @@ _PAGE = Path(__file__).parents[2] / "docs" / "trus-serving.md"
 
 
 def _block(language: str) -> str:
-    found = re.findall(rf"^```{language}\n(.*?)^```$", _PAGE.read_text("utf-8"), re.M | re.S)
-    return str(found[0]).replace("trus_prostate", "tiny_frame")
+    return blocks(_PAGE, language)[0].replace("trus_prostate", "tiny_frame")
 
 
 @pytest.fixture

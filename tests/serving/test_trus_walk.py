@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.pages import blocks, listens
+from training.ultrasound.scores import compare_frame
 
 pytest.importorskip("segmentation_models_pytorch", reason="needs the extra `train`")
 
@@ -60,22 +61,16 @@ class Walk:
         return server
 
 
-def blocks() -> list[str]:
-    """The page's shell blocks, in order."""
-    return re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-
-
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The copy of the checkout after the last command of the page."""
     for port in PORTS:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                pytest.skip(f"port {port}, which the page's server uses, is taken")
+        if listens(port):
+            pytest.skip(f"port {port}, which the page's server uses, is taken")
     walk = Walk(tmp_path_factory.mktemp("walk"))
     server: subprocess.Popen[bytes] | None = None
     try:
-        for block in blocks():
+        for block in blocks(PAGE, "bash"):
             if block.startswith(SERVE):
                 server = walk.start(block)
             else:
@@ -107,13 +102,13 @@ def test_what_was_trained_on_the_way_finds_the_gland(walked: Path) -> None:
 
     dices = []
     for truth in sorted((walked / "work" / "raw" / "truth").iterdir()):
-        reference = np.asarray(Image.open(truth / "0002.png")) > 0
+        reference = (np.asarray(Image.open(truth / "0002.png")) > 0).astype(np.uint8)
         volume = nibabel.Nifti1Image.from_filename(
             walked / "work" / "masks" / f"{truth.name}_mask.nii.gz"
         )
-        mask = np.asarray(volume.dataobj)[:, :, 2].T > 0
+        mask = np.asarray(volume.dataobj)[:, :, 2].T.astype(np.uint8)
         assert mask.shape == reference.shape
-        dices.append(2 * (mask & reference).sum() / max(1, mask.sum() + reference.sum()))
+        dices.append(compare_frame("0002", truth.name, mask, reference).dice)
     assert float(np.median(dices)) > 0.7
 
 

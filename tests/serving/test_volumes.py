@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import io
 import json
-import re
 import subprocess
 import sys
 import zipfile
@@ -33,6 +32,7 @@ from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.server import Server
 from medserve.spec import EngineName
 from tests.cli.conftest import medserve as medserve
+from tests.pages import blocks
 from tests.tiny_volume_room import known_mask, make_volume_checkout, phantom
 from tests.volume_phantoms import as_bytes, dicom_slices, enhanced_dicom, oblique, zipped
 
@@ -189,8 +189,7 @@ _PAGE = Path(__file__).parents[2] / "docs" / "volumes.md"
 
 
 def _block(language: str) -> str:
-    found = re.findall(rf"^```{language}\n(.*?)^```$", _PAGE.read_text("utf-8"), re.M | re.S)
-    return str(found[0])
+    return blocks(_PAGE, language)[0]
 
 
 def test_the_command_of_the_page_works(

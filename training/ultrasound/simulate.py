@@ -34,14 +34,8 @@ from training.ultrasound.tissue import tissue
 __all__ = ["Patient", "SimulatedFrame", "SimulationConfig", "draw_patient", "simulate_cine",
            "simulate_frame"]  # fmt: skip
 
-_STREAMS = (
-    "anatomy",
-    "probe",
-    "screen",
-    "speckle",
-    "plane",
-    "noise",
-)  # names of the random streams
+# Names of the random streams; a new one comes last, or every picture changes.
+_STREAMS = ("anatomy", "probe", "screen", "speckle", "plane", "noise")
 _ELEVATION_MM = 2.5  # thickness of the sound's slice: planes closer than this share speckle
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import pytest
 from PIL import Image as PillowImage
 
@@ -108,12 +107,6 @@ def test_both_artifacts_stay_below_ten_megabytes() -> None:
         assert (WEIGHTS / name).stat().st_size <= LARGEST_ARTIFACT
 
 
-def test_the_onnx_file_is_complete_in_itself() -> None:
-    model = onnx.load(WEIGHTS / "model.onnx", load_external_data=False)
-    onnx.checker.check_model(model, full_check=True)
-    assert [each.name for each in model.graph.output] == ["logits", "novelty"]
-
-
 def test_the_card_counts_the_parameters_and_says_what_is_no_white_cell() -> None:
     card = (ROOM / "README.md").read_text(encoding="utf-8")
     count = sum(each.numel() for each in BloodCellNet().parameters())
@@ -127,8 +120,8 @@ def test_metrics_are_about_this_artifact() -> None:
     assert metrics["artifact_sha256"] == digest
     assert metrics["labels"] == list(SPEC.labels)
     assert metrics["review"]["below"] == SPEC.output.review_below
-    assert metrics["accuracy"] >= 0.98
-    assert metrics["macro_f1"] >= 0.98
+    assert metrics["accuracy"] >= 0.99
+    assert metrics["macro_f1"] >= 0.99
 
 
 @pytest.mark.parametrize("name", list(EngineName))
@@ -148,10 +141,8 @@ def test_each_example_is_known(engine: Engine, examples: dict[str, Frame]) -> No
 
 
 def test_a_bluish_tint_changes_no_sure_answer(engine: Engine, examples: dict[str, Frame]) -> None:
-    # The mean of 16 monocytes has lost what tells them: it is known, but not for sure.
-    sure = {label: frame for label, frame in examples.items() if label != "monocyte"}
-    labels, _ = answers(engine, [tinted(each) for each in sure.values()])
-    assert labels == list(sure)
+    labels, _ = answers(engine, [tinted(each) for each in examples.values()])
+    assert labels == list(examples)
 
 
 @pytest.mark.parametrize("grey", [0.0, 0.5, 1.0])

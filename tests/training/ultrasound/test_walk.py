@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import blocks
 from training.ultrasound.commands import COMMANDS, run_command
 from training.ultrasound.data import find_frames
 
@@ -17,9 +18,7 @@ FIRST = ["python", "-m", "training.trus_prostate"]
 
 def first_block() -> list[list[str]]:
     """The lines of the page's first shell block, as arguments."""
-    block = re.search(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert block is not None
-    lines = [shlex.split(line) for line in block.group(1).splitlines()]
+    lines = [shlex.split(line) for line in blocks(PAGE, "bash")[0].splitlines()]
     assert all(line[:3] == FIRST for line in lines)
     return [line[3:] for line in lines]
 
