@@ -67,6 +67,9 @@ class TrainConfig(FrameConfig):
     ] = None
     members: Annotated[int, Setting("networks, each validated on its fold", minimum=1)] = 1
     ensemble: Annotated[bool, Setting("export the members' average, not the best one")] = True
+    half: Annotated[
+        bool, Setting("store kernels in 16 bits, for half the file; arithmetic keeps 32")
+    ] = False
     install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
     variant: Annotated[str, Setting("of the room that --install writes; empty: the room")] = ""
 
@@ -104,7 +107,9 @@ def main(config: TrainConfig) -> None:
     fold_table.write(config.out_dir, pipeline, members, split, cases)
     if not config.ensemble:
         members = [max(members, key=lambda each: each.validation_iou)]
-    shipment = Shipment(pipeline, members, list(loaded.values()), model_config, config.out_dir)
+    shipment = Shipment(
+        pipeline, members, list(loaded.values()), model_config, config.out_dir, config.half
+    )
     folder = ship(shipment, config.threads)
     _report(config, pipeline.spec, folder, split)
     if config.install:

@@ -183,7 +183,8 @@ def load_encoder(network: nn.Module, weights: Path) -> int:
 
     Colour weights fit a grey network: the channels of the first convolution are summed, which is
     what a grey picture shown three times would meet. Keys may carry the prefix `encoder.`, as a
-    checkpoint of a whole network has them, or that of a training's weight average.
+    checkpoint of a whole network has them, or that of a training's weight average. Where another
+    library named the layers of the same encoder, they are matched by their order.
 
     Raises:
         ConfigError: no such file, no tensors in it, or less than half of the encoder.
@@ -198,16 +199,9 @@ def load_encoder(network: nn.Module, weights: Path) -> int:
     given: Mapping[str, Tensor] = content.get("state_dict", content)
     encoder: nn.Module = network.encoder  # type: ignore[assignment]
     own = encoder.state_dict()
-    fitting = {}
-    for key, value in given.items():
-        name = _bare(key)
-        if name not in own:
-            continue
-        wanted = own[name].shape
-        if value.ndim == 4 and value.shape != wanted and wanted[1] == 1:
-            value = value.sum(dim=1, keepdim=True)
-        if value.shape == wanted:
-            fitting[name] = value
+    fitting = _by_name(given, own)
+    if 2 * len(fitting) < len(own):
+        fitting = _by_order(given, own) or fitting
     if 2 * len(fitting) < len(own):
         raise ConfigError(
             f"{weights}: expected the weights of the same encoder, but only {len(fitting)} of its "
@@ -215,6 +209,32 @@ def load_encoder(network: nn.Module, weights: Path) -> int:
         )
     encoder.load_state_dict(fitting, strict=False)
     return len(fitting)
+
+
+def _by_name(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    fitting = {}
+    for key, value in given.items():
+        name = _bare(key)
+        if name in own and (fitted := _in_shape(value, own[name].shape)) is not None:
+            fitting[name] = fitted
+    return fitting
+
+
+def _by_order(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One tensor after the other, all or none; what a file has behind them is a classifier's."""
+    fitting = {}
+    for (name, wanted), value in zip(own.items(), given.values(), strict=False):
+        fitted = _in_shape(value, wanted.shape)
+        if fitted is None:
+            return {}
+        fitting[name] = fitted
+    return fitting
+
+
+def _in_shape(value: Tensor, wanted: torch.Size) -> Tensor | None:
+    if value.ndim == 4 and value.shape != wanted and wanted[1] == 1:
+        value = value.sum(dim=1, keepdim=True)
+    return value if value.shape == wanted else None
 
 
 def _bare(key: str) -> str:

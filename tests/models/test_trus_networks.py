@@ -111,6 +111,23 @@ def test_the_encoder_of_a_segformer_is_taken_over_from_a_checkpoint(tmp_path: Pa
         assert torch.equal(part(target).state_dict()[key], value), key
 
 
+def test_weights_are_matched_by_their_order_where_their_names_are_another_librarys(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(4)
+    colour, grey = build(NetworkName.FPN, in_channels=3), build(NetworkName.FPN)
+    own = list(part(colour).state_dict().values())
+    renamed = {f"layer{index}": value for index, value in enumerate(own)}
+    torch.save(renamed | {"classifier": torch.zeros(10, 4)}, tmp_path / "renamed.pt")
+    assert load_encoder(grey, tmp_path / "renamed.pt") == len(own)
+    for given, taken in zip(own[1:], list(part(grey).state_dict().values())[1:], strict=True):
+        assert torch.equal(taken, given)
+    swapped = {key: renamed[key] for key in ("layer1", "layer0", *list(renamed)[2:])}
+    torch.save(swapped, tmp_path / "swapped.pt")
+    with pytest.raises(ConfigError, match="expected the weights of the same encoder"):
+        load_encoder(grey, tmp_path / "swapped.pt")
+
+
 def test_weights_of_another_encoder_or_no_weights_are_refused(tmp_path: Path) -> None:
     network = build(NetworkName.FPN)
     torch.save(part(build(NetworkName.UNET)).state_dict(), tmp_path / "other.pt")

@@ -86,3 +86,50 @@ def test_the_golden_output_is_eagers_answer(
     np.testing.assert_array_equal(golden["logits"], logits.numpy())
     np.testing.assert_array_equal(golden["novelty"], novelty.numpy())
     assert 0.0 < float(golden["tolerance"]) < 1e-2
+
+
+class Kernels(torch.nn.Module):
+    """A network whose file is mostly kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(1, 64, 3, padding=1)
+        self.norm = torch.nn.BatchNorm2d(64)
+        self.second = torch.nn.Conv2d(64, 64, 3, padding=1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Image (N, 1, H, W) -> maps (N, 64, H, W)."""
+        maps: torch.Tensor = self.second(self.norm(self.first(image)).relu())
+        return maps
+
+
+def test_kernels_in_16_bits_halve_both_files_and_every_engine_computes_with_the_same(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    image = torch.rand(2, 1, 16, 24)
+    whole = Kernels().eval()
+    half = export.stored_in_half(whole)
+    sizes = {}
+    for name, network in (("whole", whole), ("half", half)):
+        export.export_network(network, tmp_path / name, image, ("maps",))  # compares the engines
+        for file in ("model.onnx", "model.pt"):
+            sizes[name, file] = (tmp_path / name / file).stat().st_size
+    for file in ("model.onnx", "model.pt"):
+        assert sizes["half", file] < 0.65 * sizes["whole", file]
+    with torch.no_grad():
+        expected, found = whole(image), half(image)
+    assert whole.first.weight.dtype is torch.float32  # the network itself stays as it was
+    assert 0 < float((found - expected).abs().max()) < 1e-3
+    answered = load_engine(
+        EngineName.OPENVINO, tmp_path / "half", precision=Precision.F32, threads=1
+    ).run(image.numpy())
+    np.testing.assert_allclose(answered["maps"], found.numpy(), atol=export.TOLERANCE)
+
+
+def test_a_kernel_that_16_bits_cannot_hold_is_refused() -> None:
+    network = Kernels()
+    with torch.no_grad():
+        network.second.weight[0, 0, 0, 0] = 1e6
+    with pytest.raises(ArchiveError, match="fit 16 bits, got second"):
+        export.stored_in_half(network)

@@ -30,6 +30,11 @@ class SegmentationConfig(FitConfig):
         float, Setting("share of channels that a step drops", minimum=0.0, maximum=0.9)
     ] = 0.0
     dice_weight: Annotated[float, Setting("of Dice against cross-entropy", minimum=0.0)] = 1.0
+    mirror: Annotated[
+        float,
+        Setting("share of patches mirrored left to right; less for one-sided sets",
+                minimum=0.0, maximum=1.0),
+    ] = 0.5  # fmt: skip
     ema_decay: Annotated[
         float, Setting("memory of the weight average that is exported", minimum=0.0, maximum=1.0)
     ] = 0.998

@@ -20,7 +20,7 @@ from medserve.imaging.geometry import Shape
 from medserve.inference import sliding_window
 from medserve.inference.sliding_window import Predict, SlidingWindow
 from training.engine import one_cycle, warmed_average
-from training.segmentation.augment import Augmentation
+from training.segmentation.augment import Augmentation, Placement
 from training.segmentation.config import SegmentationConfig
 from training.segmentation.data import LoadedCase
 from training.segmentation.losses import absolute_weights, dice_and_cross_entropy
@@ -65,7 +65,8 @@ class Segmenter(L.LightningModule):
         self.config = config
         self.window = window
         self.labels = tuple(labels)
-        self.augmentation = augmentation or Augmentation()
+        placement = Placement(mirrored=(config.mirror, 0.0, 0.0))
+        self.augmentation = augmentation or Augmentation(placement)
         self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = AveragedModel(
             self.network, multi_avg_fn=warmed_average(config.ema_decay), use_buffers=True

@@ -60,6 +60,11 @@ class FrameConfig(FitConfig):
     encoder_weights: Annotated[
         Path | None, Setting("file of an encoder's weights to start from; never needed")
     ] = None
+    encoder_rate: Annotated[
+        float,
+        Setting("the encoder's share of the learning rate; below 1 for weights from a file",
+                minimum=0.0, maximum=1.0),
+    ] = 1.0  # fmt: skip
     folds: Annotated[int, Setting("parts of which one validates", minimum=2)] = 5
     test_share: Annotated[
         float, Setting("share of the patients that no training sees", minimum=0.0, maximum=0.9)

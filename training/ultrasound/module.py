@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from torchmetrics import MeanMetric
 
 from medserve.inference.frame_pipeline import PredictFrames
+from training.depthwise import DepthwiseInF32
 from training.engine import one_cycle, warmed_average
 from training.ultrasound.augment import Augmentation
 from training.ultrasound.config import FrameConfig, Schedule
@@ -87,7 +88,8 @@ class FrameSegmenter(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Loss of one batch."""
         images, masks = batch
-        logits = self.network(images.contiguous(memory_format=torch.channels_last))
+        with DepthwiseInF32():
+            logits = self.network(images.contiguous(memory_format=torch.channels_last))
         loss = dice_and_bce(logits, masks, self.config.dice_weight, self.config.bce_weight)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(images))
         return loss
@@ -113,9 +115,15 @@ class FrameSegmenter(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam, whose rate falls on a plateau of the validation or along one cycle."""
+        encoder = cast(nn.Module, self.network.encoder)
+        inside = {id(each) for each in encoder.parameters()}
+        decoder = [each for each in self.network.parameters() if id(each) not in inside]
+        rate = self.config.learning_rate
         optimiser = torch.optim.Adam(
-            self.network.parameters(),
-            lr=self.config.learning_rate,
+            [
+                {"params": list(encoder.parameters()), "lr": self.config.encoder_rate * rate},
+                {"params": decoder, "lr": rate},
+            ],
             weight_decay=self.config.weight_decay,
         )
         if self.config.schedule is Schedule.ONE_CYCLE:

@@ -61,6 +61,13 @@ def last(out_dir: Path) -> dict[str, Any]:
     return content
 
 
+def test_the_share_of_mirrored_patches_is_a_setting_and_half_of_them_otherwise() -> None:
+    network = build("unet", in_channels=1, classes=len(LABELS), width=8)
+    for config, share in ((QUICK, 0.5), (dataclasses.replace(QUICK, mirror=0.1), 0.1)):
+        module = Segmenter(network, config, PIPELINE.window, LABELS)
+        assert module.augmentation.placement.mirrored == (share, 0.0, 0.0)
+
+
 def test_a_network_learns_two_bodies(cases: list[LoadedCase], tmp_path: Path) -> None:
     config = dataclasses.replace(QUICK, epochs=25, validate_every=5)
     fitted = fit(config, cases, tmp_path)

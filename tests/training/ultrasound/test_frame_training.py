@@ -17,6 +17,7 @@ import training.trus_prostate as trus
 from medserve.errors import ConfigError
 from medserve.inference.frame_pipeline import FramePipeline
 from medserve.spec import EngineName, ModelSpec
+from models.trus_prostate.network import NetworkName, build
 from tests.training.ultrasound.frames import frame_spec, write_frames
 from training.ultrasound import report
 from training.ultrasound.augment import Augmentation
@@ -113,6 +114,17 @@ def test_one_epoch_of_training_lowers_the_loss_and_moves_the_average(data: Path)
     assert losses[-1] < losses[0]
     average = module.average.module.get_parameter("weight")
     assert float(average) != 1.0
+
+
+def test_an_encoder_from_a_file_can_learn_at_a_lower_rate_than_its_decoder() -> None:
+    network = build(NetworkName.FPN, encoder="tu-mobilenetv3_small_050")
+    config = FrameConfig(learning_rate=1e-3, encoder_rate=0.3)
+    optimiser = FrameSegmenter(network, config).configure_optimizers()["optimizer"]
+    rates = {id(each): group["lr"] for group in optimiser.param_groups for each in group["params"]}
+    assert len(rates) == len(list(network.parameters()))
+    encoder = {id(each) for each in network.get_submodule("encoder").parameters()}
+    for parameter, rate in rates.items():
+        assert rate == pytest.approx(3e-4 if parameter in encoder else 1e-3)
 
 
 def test_several_networks_become_the_mean_of_their_probabilities() -> None:
