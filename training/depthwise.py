@@ -34,12 +34,17 @@ class DepthwiseInF32(TorchFunctionMode):
     ) -> Any:
         """Call `func`, in float32 where it is such a convolution."""
         given = dict(kwargs or {})
-        if func is not F.conv2d or not _is_depthwise(args, given):
-            return func(*args, **given)
-        image: Tensor = args[0]
-        rest = [each.float() if isinstance(each, Tensor) else each for each in args[1:]]
-        with torch.autocast(image.device.type, enabled=False):
-            return func(image.float(), *rest, **given).to(image.dtype)
+        if func is F.conv2d and _is_depthwise(args, given):
+            return _in_f32(func, args, given)
+        return func(*args, **given)
+
+
+def _in_f32(func: Callable[..., Any], args: Sequence[Any], given: Mapping[str, Any]) -> Tensor:
+    image: Tensor = args[0]
+    rest = [each.float() if isinstance(each, Tensor) else each for each in args[1:]]
+    with torch.autocast(image.device.type, enabled=False):
+        answer: Tensor = func(image.float(), *rest, **given)
+    return answer.to(image.dtype)
 
 
 def _is_depthwise(args: Sequence[Any], given: Mapping[str, Any]) -> bool:

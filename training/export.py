@@ -183,7 +183,7 @@ def _write_torchscript(
         halves = any(each.dtype is torch.float16 for each in artifact.parameters())
         if not halves:  # frozen, kernels would be stored as they are computed with
             traced = torch.jit.freeze(traced, preserved_attrs=["outputs"])
-        torch.jit.save(traced, path)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, path)
     _drop_source_lines(path)
 
 

@@ -187,16 +187,15 @@ def install(folder: Path, out_dir: Path, name: str, variant: str = "") -> None:
     """Copy artifact and example into the room, where packaging takes them from.
 
     The model's own configuration stays as it is: a folder becomes a room by it, once card and
-    weights are there.
+    weights are there. A variant has the examples of its room.
     """
     room = Path(models.__file__).parent / name
-    if variant:
-        room = room / "variants" / variant
     left_out = {"model-config.yaml", "training.json"}
-    for target, sources in (
-        (room / "weights", [each for each in folder.iterdir() if each.name not in left_out]),
-        (room / "examples", [out_dir / "examples" / EXAMPLE]),
-    ):
+    weights = [each for each in folder.iterdir() if each.name not in left_out]
+    copied = [(room / "weights", weights), (room / "examples", [out_dir / "examples" / EXAMPLE])]
+    if variant:
+        copied = [(room / "variants" / variant / "weights", weights)]
+    for target, sources in copied:
         target.mkdir(parents=True, exist_ok=True)
         for source in sorted(sources):
             shutil.copyfile(source, target / source.name)

@@ -1,0 +1,101 @@
+"""The variant of the frame room that was trained on real ultrasound, as shipped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import models
+from medserve.archive import inspect_archive
+from medserve.imaging import raster
+from medserve.inference.engines import load_engine
+from medserve.inference.frame_pipeline import FramePipeline
+from medserve.packaging import build_archive
+from medserve.spec import EngineName, Precision
+from training.ultrasound.data import find_frames
+from training.ultrasound.evaluation import FrameEvaluation, evaluate_frames
+
+NAME, VARIANT = "trus_prostate", "busi"
+ROOM = models.room(NAME, VARIANT)
+WEIGHTS = ROOM / "weights"
+SPEC = models.spec(NAME, VARIANT)
+_LISTED = re.compile(r"([\w.-]+\.\w+)\b.*?\b([0-9a-f]{64})\b")  # a file and its SHA-256, one line
+
+
+def metrics() -> dict[str, object]:
+    content: dict[str, object] = json.loads((WEIGHTS / "metrics.json").read_text("utf-8"))
+    return content
+
+
+def test_lesion_and_gland_are_separate_targets_and_the_gland_stays_the_default() -> None:
+    own = models.spec(NAME)
+    assert SPEC.labels == ("background", "lesion")
+    assert own.labels == ("background", "prostate")
+    assert SPEC.version == f"{own.version}-{VARIANT}"
+
+
+def test_its_card_says_first_that_it_is_no_prostate() -> None:
+    card = (ROOM / "README.md").read_text(encoding="utf-8")
+    assert "breast" in card.splitlines()[0]
+    assert "not a medical device" in card
+    assert "no score on clinical prostate ultrasound" in " ".join(card.split())
+
+
+def test_the_digests_in_its_card_are_those_of_the_files() -> None:
+    stated = dict(_LISTED.findall((ROOM / "README.md").read_text("utf-8").partition("## Files")[2]))
+    actual = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in WEIGHTS.iterdir()
+    }
+    assert stated == actual
+
+
+def test_its_figures_are_of_its_artifact_and_of_frames_that_no_training_saw() -> None:
+    content = metrics()
+    digest = hashlib.sha256((WEIGHTS / "model.onnx").read_bytes()).hexdigest()
+    assert content["artifact_sha256"]["model.onnx"] == digest  # type: ignore[index]
+    assert content["n"] == 78  # lesions; groups of look-alikes are on one side of the split
+    assert content["settings"]["part"] == "test"  # type: ignore[index]
+
+
+def test_the_artifact_stays_below_10_mb_and_is_complete_in_itself() -> None:
+    assert (WEIGHTS / "model.onnx").stat().st_size < 10_000_000
+    onnx.checker.check_model(onnx.load(WEIGHTS / "model.onnx", load_external_data=False), True)
+
+
+@pytest.mark.parametrize("name", list(EngineName))
+def test_every_engine_reproduces_the_golden_output(name: EngineName) -> None:
+    golden = np.load(WEIGHTS / "golden_output.npz", allow_pickle=False)
+    frame = raster.decode((WEIGHTS / "golden_input.png").read_bytes(), SPEC.input)
+    plane = FramePipeline(SPEC).prepare(frame).plane[np.newaxis]
+    engine = load_engine(name, WEIGHTS, precision=Precision.F32, threads=1)
+    found = engine.run(plane)["logits"]
+    np.testing.assert_allclose(found, golden["logits"], rtol=0, atol=golden["tolerance"])
+
+
+def test_it_becomes_an_archive_of_its_own_version(tmp_path: Path) -> None:
+    pytest.importorskip("model_archiver", reason="needs the serve extra")
+    info = inspect_archive(build_archive(NAME, tmp_path, variant=VARIANT))
+    assert (info.name, info.version) == (NAME, f"1.0-{VARIANT}")
+    assert info.intact
+
+
+@pytest.mark.data
+def test_its_figures_are_what_the_artifact_reaches_on_the_held_out_frames(
+    medserve_data: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(medserve_data / "US_BUSI_standin.tar.gz") as packed:
+        packed.extractall(tmp_path, filter="data")
+    frames = tmp_path / "US_BUSI_standin"
+    assert len(find_frames(frames)) == 622
+    measured = evaluate_frames(
+        FrameEvaluation(SPEC, WEIGHTS, frames, tmp_path / "out", WEIGHTS / "split.csv", "test")
+    )
+    for name in ("dice", "iou", "false_positive_rate"):
+        assert measured[name] == pytest.approx(metrics()[name], abs=2e-3), name
