@@ -110,6 +110,8 @@ def _install_plugins(folder: Path) -> None:
         [package] = folder.glob(f"{name}_*.deb")
         _run("dpkg", "--extract", str(package), str(folder / name), cwd=folder)
         shutil.copy2(folder / name / "usr/libexec/docker/cli-plugins" / name, target / name)
+    # Podman looks for its own credentials where DOCKER_CONFIG says, and fails without the file.
+    (target.parent / "config.json").write_text("{}\n", encoding="utf-8")
     os.environ["DOCKER_CONFIG"] = str(target.parent)
 
 
