@@ -19,10 +19,11 @@ from typing import Annotated
 
 import lightning
 import torch
+from torch import nn
 
 import models
 from medserve.inference.volume_pipeline import VolumePipeline
-from models.segmentation_3d.network import build
+from models.segmentation_3d.network import NetworkName, NetworkSize, build
 from training.config import Setting, require_folder, run, write
 from training.evaluation import EvaluationRequest
 from training.segmentation.config import SegmentationConfig
@@ -32,7 +33,8 @@ from training.segmentation.fit import (
     FittedSegmenter,
     fit_segmenter,
     initialise_from,
-    load_best,
+    is_fitted,
+    load_fitted,
 )
 from training.segmentation.module import Segmenter
 from training.segmentation.ship import Shipment, install, ship, what_parts_add
@@ -61,6 +63,9 @@ class TrainConfig(SegmentationConfig):
     width: Annotated[
         int, Setting("channels at full resolution; three of 16 stay below 5 M", minimum=0)
     ] = 16
+    half: Annotated[
+        bool, Setting("store kernels in 16 bits, for half the file; arithmetic keeps 32")
+    ] = False
     install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
 
 
@@ -76,7 +81,7 @@ def main(config: TrainConfig) -> None:
     members = [
         train_member(config, member, pipeline, split, loaded) for member in range(config.members)
     ]
-    shipment = Shipment(pipeline, members, list(loaded.values()), config.out_dir)
+    shipment = Shipment(pipeline, members, list(loaded.values()), config.out_dir, config.half)
     folder = ship(shipment, config.threads)
     held_out = [case for case in cases if case.name in split.test]
     if held_out:
@@ -114,7 +119,8 @@ def train_member(
 ) -> FittedSegmenter:
     """Train one network, on all folds but its own; a finished one is read instead.
 
-    Members differ in fold, first weights, order and augmentation.
+    Members differ in fold, first weights, order and augmentation. A finished one keeps the
+    settings that it was trained with: it may be another network or have another width.
     """
     folder = config.out_dir / f"member_{member}"
     started = config.resume and (folder / "checkpoints" / "last.ckpt").is_file()
@@ -122,32 +128,54 @@ def train_member(
         config, fold=(config.fold + member) % config.folds, seed=config.seed + member,
         out_dir=folder, resume=started,
     )  # fmt: skip
-    done = started and _epochs_done(folder) >= config.epochs
-    if not done:  # a finished one keeps the settings that it was trained with
-        write(config, folder / "config.json")
+    if started and _is_done(config):
+        config = _as_trained(config)
+        return load_fitted(_segmenter(_network(config, pipeline), config, pipeline), folder)
+    write(config, folder / "config.json")
     lightning.seed_everything(config.seed, verbose=False)
-    spec = pipeline.spec
-    network = build(
-        config.network, in_channels=spec.input.channels, classes=len(spec.labels),
-        dropout=config.dropout, width=config.width or None, size=config.size,
-    )  # fmt: skip
+    network = _network(config, pipeline)
     if config.init_from is not None and not started:
         initialise_from(network, config.init_from)
-    module = Segmenter(network, config, pipeline.window, spec.labels)
-    if done:
-        return load_best(module, folder / "checkpoints" / "best.ckpt")
     parts = split.parts(config.fold)
     return fit_segmenter(
-        module,
+        _segmenter(network, config, pipeline),
         [loaded[name] for name in parts["train"]],
         [loaded[name] for name in parts["validation"]],
         folder,
     )
 
 
-def _epochs_done(folder: Path) -> int:
-    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    return int(content["epoch"]) + 1
+def _network(config: TrainConfig, pipeline: VolumePipeline) -> nn.Module:
+    return build(
+        config.network, in_channels=pipeline.spec.input.channels,
+        classes=len(pipeline.spec.labels), dropout=config.dropout,
+        width=config.width or None, size=config.size,
+    )  # fmt: skip
+
+
+def _segmenter(network: nn.Module, config: TrainConfig, pipeline: VolumePipeline) -> Segmenter:
+    return Segmenter(network, config, pipeline.window, pipeline.spec.labels)
+
+
+def _is_done(config: TrainConfig) -> bool:
+    """Whether the training of this folder came to its end and no more epochs are asked for."""
+    if not is_fitted(config.out_dir):
+        return False
+    if config.minutes:
+        return True
+    last = config.out_dir / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    return int(content["epoch"]) + 1 >= config.epochs
+
+
+def _as_trained(config: TrainConfig) -> TrainConfig:
+    """The settings of a finished member's network."""
+    text = (config.out_dir / "config.json").read_text(encoding="utf-8")
+    settings = json.loads(text)
+    return dataclasses.replace(
+        config, network=NetworkName(settings["network"]), size=NetworkSize(settings["size"]),
+        width=settings["width"],
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from medserve.imaging.geometry import Geometry, Shape
 from medserve.imaging.volume import Volume
 from training.segmentation.data import LoadedCase
 
-__all__ = ["LEAST_CASES", "average_volume"]
+__all__ = ["LEAST_CASES", "average_volume", "centred"]
 
 LEAST_CASES = 16  # fewer would let one of them show through
 _GREATEST = 1000.0  # intensities become integers from 0 to it, as a scanner's are
@@ -40,7 +40,7 @@ def average_volume(
     total = np.zeros(shape, dtype=np.float64)
     count = np.zeros(shape, dtype=np.int64)
     for case in cases:
-        where = _centred(case.mask.numpy(), shape)
+        where = centred(case.mask.numpy(), shape)
         inside = tuple(
             slice(max(0, -start), min(side, length - start))
             for start, side, length in zip(where, shape, case.mask.shape, strict=True)
@@ -57,7 +57,7 @@ def average_volume(
     return Volume(array, Geometry.from_spacing(shape, spacing_mm))
 
 
-def _centred(mask: npt.NDArray[np.uint8], shape: Shape) -> tuple[int, ...]:
+def centred(mask: npt.NDArray[np.uint8], shape: Shape) -> tuple[int, ...]:
     """Voxel of the case at which a box of `shape` begins whose middle is that of the labels."""
     middle = ndimage.center_of_mass(mask > 0)
     return tuple(round(centre - (side - 1) / 2) for centre, side in zip(middle, shape, strict=True))

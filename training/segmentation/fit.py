@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import pickle
 from collections.abc import Sequence
@@ -28,9 +29,18 @@ from training.segmentation.config import SegmentationConfig
 from training.segmentation.data import LoadedCase
 from training.segmentation.module import SCORE, Cases, Segmenter
 
-__all__ = ["FittedSegmenter", "fit_segmenter", "initialise_from", "load_best"]
+__all__ = [
+    "FittedSegmenter",
+    "fit_segmenter",
+    "initialise_from",
+    "is_fitted",
+    "load_best",
+    "load_fitted",
+]
 
 _log = logging.getLogger(__name__)
+
+_FITTED = "fitted.json"  # beside the checkpoints of a training that came to its end
 
 
 @dataclass(frozen=True)
@@ -53,13 +63,14 @@ def fit_segmenter(
 
     A training by minutes ends with its schedule: its last weights are returned instead.
 
-    Writes `checkpoints/best.ckpt` and `checkpoints/last.ckpt` (every epoch), and into `logs/`
-    what TensorBoard shows and a `metrics.csv`.
+    Writes `checkpoints/best.ckpt` and `checkpoints/last.ckpt` (every epoch), into `logs/` what
+    TensorBoard shows and a `metrics.csv`, and at the end what `load_fitted` reads.
     """
     config = module.config
     folder = out_dir / "checkpoints"
     last = folder / "last.ckpt"
     resumed = loop.resumed_from(folder, config.resume)
+    (folder / _FITTED).unlink(missing_ok=True)  # of an earlier training in this folder
     best = ModelCheckpoint(
         folder, filename="best", monitor=SCORE, mode="max", enable_version_counter=False
     )
@@ -85,8 +96,37 @@ def fit_segmenter(
             loader = DataLoader(Cases(validation), 1, collate_fn=_as_it_comes)
             [measured] = trainer.validate(module, loader, verbose=False)
             network = loop.plain_network(module.average)
-            return FittedSegmenter(network, last, trainer.current_epoch, float(measured[SCORE]))
-    return load_best(module, folder / "best.ckpt")
+            fitted = FittedSegmenter(network, last, trainer.current_epoch, float(measured[SCORE]))
+        else:
+            fitted = load_best(module, folder / "best.ckpt")
+    _note(fitted, folder)
+    return fitted
+
+
+def is_fitted(out_dir: Path) -> bool:
+    """Whether the training of this folder came to its end."""
+    return (out_dir / "checkpoints" / _FITTED).is_file()
+
+
+def load_fitted(module: Segmenter, out_dir: Path) -> FittedSegmenter:
+    """What `fit_segmenter` returned when it came to its end in this folder."""
+    folder = out_dir / "checkpoints"
+    noted = json.loads((folder / _FITTED).read_text(encoding="utf-8"))
+    checkpoint = folder / noted["checkpoint"]
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    module.load_state_dict(content["state_dict"])
+    return FittedSegmenter(
+        loop.plain_network(module.average), checkpoint, noted["epoch"], noted["validation_dice"]
+    )
+
+
+def _note(fitted: FittedSegmenter, folder: Path) -> None:
+    noted = {
+        "checkpoint": fitted.checkpoint.name,
+        "epoch": fitted.epoch,
+        "validation_dice": fitted.validation_dice,
+    }
+    (folder / _FITTED).write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
 
 
 def load_best(module: Segmenter, checkpoint: Path) -> FittedSegmenter:

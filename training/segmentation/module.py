@@ -65,7 +65,9 @@ class Segmenter(L.LightningModule):
         self.config = config
         self.window = window
         self.labels = tuple(labels)
-        placement = Placement(mirrored=(config.mirror, 0.0, 0.0))
+        placement = Placement(
+            turned=config.turned, bent=config.bent, mirrored=(config.mirror, 0.0, 0.0)
+        )
         self.augmentation = augmentation or Augmentation(placement)
         self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = AveragedModel(

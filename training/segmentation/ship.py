@@ -56,12 +56,19 @@ class Shipment:
         members: Trained networks, averaged in this order.
         train: Cases that any of them was trained on or validated with; none of the test part.
         out_dir: Has `config.json` and `split.csv`; receives `artifact/` and `examples/`.
+        half: Whether kernels are stored in 16 bits.
     """
 
     pipeline: VolumePipeline
     members: Sequence[FittedSegmenter]
     train: Sequence[LoadedCase]
     out_dir: Path
+    half: bool = False
+
+    def as_shipped(self, members: Sequence[FittedSegmenter]) -> nn.Module:
+        """The network of these members whose every form is exported, compared and measured."""
+        network = Ensemble([each.network for each in members]).eval()
+        return export.stored_in_half(network) if self.half else network
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ def ship(shipment: Shipment, threads: int = 0) -> Path:
         ArchiveError: an exported form says something else than eager torch.
     """
     folder = shipment.out_dir / "artifact"
-    network = Ensemble([each.network for each in shipment.members]).eval()
+    network = shipment.as_shipped(shipment.members)
     example = _write_example(shipment)
     prepared = shipment.pipeline.prepare(example)
     window = shipment.pipeline.golden_window(prepared)
@@ -187,7 +194,7 @@ def what_parts_add(
     for n, member in enumerate(shipment.members if len(shipment.members) > 1 else ()):
         folders[f"member {n}"] = shipment.out_dir / f"member_{n}" / "artifact"
         export.export_network(
-            member.network, folders[f"member {n}"], windows, ("logits",), _TOLERANCE
+            shipment.as_shipped([member]), folders[f"member {n}"], windows, ("logits",), _TOLERANCE
         )
     rows = []
     for name, artifact in sorted(folders.items()):

@@ -20,7 +20,13 @@ from training.config import TrainPrecision
 from training.segmentation.augment import Augmentation, Intensity, Placement
 from training.segmentation.config import SegmentationConfig
 from training.segmentation.data import LoadedCase, find_cases, load_cases
-from training.segmentation.fit import FittedSegmenter, fit_segmenter, initialise_from
+from training.segmentation.fit import (
+    FittedSegmenter,
+    fit_segmenter,
+    initialise_from,
+    is_fitted,
+    load_fitted,
+)
 from training.segmentation.module import Segmenter, freeze_body
 
 pytestmark = pytest.mark.slow
@@ -61,11 +67,43 @@ def last(out_dir: Path) -> dict[str, Any]:
     return content
 
 
-def test_the_share_of_mirrored_patches_is_a_setting_and_half_of_them_otherwise() -> None:
+@pytest.mark.parametrize(
+    ("setting", "attribute", "otherwise"),
+    [("mirror", "mirrored", 0.5), ("turned", "turned", 0.7), ("bent", "bent", 0.4)],
+)
+def test_shares_of_moved_patches_are_settings(
+    setting: str, attribute: str, otherwise: float
+) -> None:
     network = build("unet", in_channels=1, classes=len(LABELS), width=8)
-    for config, share in ((QUICK, 0.5), (dataclasses.replace(QUICK, mirror=0.1), 0.1)):
-        module = Segmenter(network, config, PIPELINE.window, LABELS)
-        assert module.augmentation.placement.mirrored == (share, 0.0, 0.0)
+    for changed, share in (({}, otherwise), ({setting: 0.1}, 0.1)):
+        config = dataclasses.replace(QUICK, **changed)
+        placement = Segmenter(network, config, PIPELINE.window, LABELS).augmentation.placement
+        expected = (share, 0.0, 0.0) if setting == "mirror" else share
+        assert getattr(placement, attribute) == expected
+
+
+def test_a_training_that_came_to_its_end_is_read_again(
+    cases: list[LoadedCase], tmp_path: Path
+) -> None:
+    for name, config in (
+        ("epochs", QUICK), ("minutes", dataclasses.replace(QUICK, epochs=100_000, minutes=0.02))
+    ):  # fmt: skip
+        assert not is_fitted(tmp_path / name)
+        fitted = fit(config, cases, tmp_path / name)
+        assert is_fitted(tmp_path / name)
+        again = load_fitted(segmenter(config), tmp_path / name)
+        assert again.checkpoint == fitted.checkpoint
+        assert (again.epoch, again.validation_dice) == (fitted.epoch, fitted.validation_dice)
+        assert torch.equal(weights(again.network), weights(fitted.network))
+
+
+def test_a_training_begun_anew_where_another_ended_has_not_ended(
+    cases: list[LoadedCase], tmp_path: Path
+) -> None:
+    fit(QUICK, cases, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        _fit_with(_StopAfter(epoch=0), segmenter(QUICK), cases, tmp_path)
+    assert not is_fitted(tmp_path)
 
 
 def test_a_network_learns_two_bodies(cases: list[LoadedCase], tmp_path: Path) -> None:

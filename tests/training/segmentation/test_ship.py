@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -193,6 +194,24 @@ def test_a_finished_training_ships_again_without_training(
     assert run(segmentation_3d.main, TrainConfig, flags(data_dir, out_dir, "--resume")) == 0
     assert (out_dir / "member_0/checkpoints/last.ckpt").stat().st_mtime_ns == before
     assert len(list((out_dir / "member_0/logs").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_finished_members_of_other_widths_ship_as_one_graph_of_half_the_size(
+    data_dir: Path, out_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
+    shutil.copytree(out_dir / "member_0", tmp_path / "member_0")
+    arguments = [*flags(data_dir, tmp_path), "--width", "16", "--half", "--resume"]
+    assert run(segmentation_3d.main, TrainConfig, arguments) == 0
+    described = json.loads((tmp_path / "artifact/metrics.json").read_text())["training"]
+    narrow, wide = (each["parameters"] for each in described["members"])
+    assert 3.5 * narrow < wide < 4.5 * narrow
+    settings = json.loads((tmp_path / "artifact/config.json").read_text())["members"]
+    assert [each["width"] for each in settings] == [8, 16]
+    for name in ("model.onnx", "model.pt"):
+        size = (tmp_path / "artifact" / name).stat().st_size
+        assert 2.0 * (narrow + wide) < size < 2.6 * (narrow + wide), name
 
 
 @pytest.mark.slow
