@@ -37,10 +37,10 @@ class Placement:
         mirrored: Share that is mirrored, for each axis of the network's grid.
     """
 
-    turned: float = 0.7
+    turned: float = 0.4
     angle: float = math.radians(18.0)
     scale: float = 1.2
-    bent: float = 0.4
+    bent: float = 0.25
     bend: float = 1.2
     control: int = 10
     shift: float = 4.0

@@ -32,9 +32,9 @@ class SegmentationConfig(FitConfig):
     dice_weight: Annotated[float, Setting("of Dice against cross-entropy", minimum=0.0)] = 1.0
     turned: Annotated[
         float, Setting("share of patches that are turned and scaled", minimum=0.0, maximum=1.0)
-    ] = 0.7
+    ] = 0.4
     bent: Annotated[float, Setting("share of patches that are bent", minimum=0.0, maximum=1.0)] = (
-        0.4
+        0.25
     )
     mirror: Annotated[
         float,

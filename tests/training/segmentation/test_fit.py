@@ -69,7 +69,7 @@ def last(out_dir: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("setting", "attribute", "otherwise"),
-    [("mirror", "mirrored", 0.5), ("turned", "turned", 0.7), ("bent", "bent", 0.4)],
+    [("mirror", "mirrored", 0.5), ("turned", "turned", 0.4), ("bent", "bent", 0.25)],
 )
 def test_shares_of_moved_patches_are_settings(
     setting: str, attribute: str, otherwise: float
