@@ -75,8 +75,8 @@ def test_shares_of_moved_patches_are_settings(
     setting: str, attribute: str, otherwise: float
 ) -> None:
     network = build("unet", in_channels=1, classes=len(LABELS), width=8)
-    for changed, share in (({}, otherwise), ({setting: 0.1}, 0.1)):
-        config = dataclasses.replace(QUICK, **changed)
+    changed = SegmentationConfig(**{setting: 0.1})  # type: ignore[arg-type]
+    for config, share in ((SegmentationConfig(), otherwise), (changed, 0.1)):
         placement = Segmenter(network, config, PIPELINE.window, LABELS).augmentation.placement
         expected = (share, 0.0, 0.0) if setting == "mirror" else share
         assert getattr(placement, attribute) == expected
