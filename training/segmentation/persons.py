@@ -12,6 +12,7 @@ every split then respects.
 from __future__ import annotations
 
 import csv
+import itertools
 import logging
 import re
 import sys
@@ -114,10 +115,9 @@ def compare_neighbours(
     numbers = [_number(name) for name in names]
     index = {number: n for n, number in enumerate(numbers)}
     pairs: dict[str, list[tuple[int, int]]] = {"odd": [], "even": [], "others": []}
-    for one in sorted(index):
-        for other in (each for each in sorted(index) if each > one):
-            kind = _FIRST[one % 2] if other == one + 1 else "others"
-            pairs[kind].append((index[one], index[other]))
+    for one, other in itertools.combinations(sorted(index), 2):
+        kind = _FIRST[one % 2] if other == one + 1 else "others"
+        pairs[kind].append((index[one], index[other]))
     for kind in _FIRST:
         if len(pairs[kind]) < _LEAST_PAIRS:
             raise ConfigError(
