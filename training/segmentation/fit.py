@@ -34,7 +34,6 @@ __all__ = [
     "fit_segmenter",
     "initialise_from",
     "is_fitted",
-    "load_best",
     "load_fitted",
 ]
 
@@ -98,7 +97,7 @@ def fit_segmenter(
             network = loop.plain_network(module.average)
             fitted = FittedSegmenter(network, last, trainer.current_epoch, float(measured[SCORE]))
         else:
-            fitted = load_best(module, folder / "best.ckpt")
+            fitted = _load_best(module, folder / "best.ckpt")
     _note(fitted, folder)
     return fitted
 
@@ -113,8 +112,7 @@ def load_fitted(module: Segmenter, out_dir: Path) -> FittedSegmenter:
     folder = out_dir / "checkpoints"
     noted = json.loads((folder / _FITTED).read_text(encoding="utf-8"))
     checkpoint = folder / noted["checkpoint"]
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    module.load_state_dict(content["state_dict"])
+    _load(module, checkpoint)
     return FittedSegmenter(
         loop.plain_network(module.average), checkpoint, noted["epoch"], noted["validation_dice"]
     )
@@ -129,10 +127,15 @@ def _note(fitted: FittedSegmenter, folder: Path) -> None:
     (folder / _FITTED).write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
 
 
-def load_best(module: Segmenter, checkpoint: Path) -> FittedSegmenter:
-    """The averaged weights of a checkpoint, as a plain network ready for export."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+def _load(module: Segmenter, checkpoint: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(content["state_dict"])
+    return content
+
+
+def _load_best(module: Segmenter, checkpoint: Path) -> FittedSegmenter:
+    """The averaged weights of a checkpoint, as a plain network ready for export."""
+    content = _load(module, checkpoint)
     savers = [state for name, state in content["callbacks"].items() if SCORE in name]
     dice = max(float(each["best_model_score"]) for each in savers if "best_model_score" in each)
     _log.info("best epoch %d, validation Dice %.4f", content["epoch"], dice)
