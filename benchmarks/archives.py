@@ -8,8 +8,8 @@ import re
 import zipfile
 from pathlib import Path
 
-from medserve.archive import MANIFEST
-from medserve.packaging import build_archive
+from medserve.archive.build import build_archive
+from medserve.archive.read import MANIFEST
 
 __all__ = ["build_or_take", "unpack", "with_batch_size", "with_setting"]
 

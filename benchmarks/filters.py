@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.machine import describe_machine
-from medserve.frame_spec import FilterKind, FilterSpec
 from medserve.inference import filters
+from medserve.spec.frames import FilterKind, FilterSpec
 from training.config import Setting, run
 
 __all__ = ["FiltersConfig", "loop_perona_malik", "main"]

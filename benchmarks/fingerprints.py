@@ -20,7 +20,7 @@ from rich.table import Table
 from scipy import ndimage
 
 from medserve.errors import MedserveError
-from medserve.imaging import sniff
+from medserve.imaging.codecs import sniff
 from medserve.inference.fingerprints import FingerprintIndex
 from medserve.inference.fit import fit_grey
 from medserve.spec import InputKind, InputSpec

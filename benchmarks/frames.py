@@ -36,12 +36,12 @@ from benchmarks.machine import describe_machine
 from benchmarks.processes import family, hold, release
 from benchmarks.ratios import Spread, percentile
 from handlers.frames import FrameHandler
-from medserve.archive import inspect_archive
+from medserve.archive.read import inspect_archive
 from medserve.client import Client, Limits
 from medserve.cores import available_cores
-from medserve.imaging import nifti
+from medserve.engine.torchserve import Server, ServerConfig
+from medserve.imaging.codecs import nifti
 from medserve.imaging.frames import FrameGrid
-from medserve.server import Server, ServerConfig
 
 __all__ = ["Options", "Results", "main", "run", "speckled"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 
 from medserve import __version__
+from medserve.engine.torchserve.java import find_java
 from medserve.errors import ConfigError
-from medserve.server.java import find_java
 
 __all__ = ["describe_machine"]
 

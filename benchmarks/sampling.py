@@ -33,15 +33,15 @@ from benchmarks.archives import build_or_take, unpack, with_setting
 from benchmarks.machine import describe_machine
 from benchmarks.processes import hold, release
 from benchmarks.ratios import Spread
-from medserve.archive import inspect_archive
+from medserve.archive.read import inspect_archive
 from medserve.client import Client, SampleOptions
 from medserve.cores import available_cores
-from medserve.imaging.result import Provenance
-from medserve.imaging.sample import Sample
-from medserve.imaging.synthetic import encode_png
+from medserve.engine.torchserve import Server, ServerConfig
 from medserve.inference.engines import Engine, load_engine
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
-from medserve.server import Server, ServerConfig
+from medserve.results.classification import Provenance
+from medserve.results.files.synthetic import encode_png
+from medserve.results.sample import Sample
 from medserve.spec import ModelSpec
 
 __all__ = ["Options", "Results", "main", "run"]

@@ -33,7 +33,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.processes import hold, release
 from benchmarks.report import FORMAT, Row, compact, show, summarise
 from benchmarks.targets import judge, show_verdicts
-from medserve.archive import inspect_archive
+from medserve.archive.read import inspect_archive
 from medserve.errors import MedserveError
 
 __all__ = ["MeasurementError", "Options", "main", "run"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.contenders import Running, Setting, await_answer
 from benchmarks.processes import free_port, spawn
-from medserve.server.java import find_java
+from medserve.engine.torchserve.java import find_java
 
 __all__ = ["stock_torchserve"]
 

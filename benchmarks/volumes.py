@@ -36,16 +36,16 @@ from benchmarks.eager_network import eager_network
 from benchmarks.machine import describe_machine
 from benchmarks.processes import family, hold, release
 from benchmarks.ratios import Spread, percentile
-from handlers.segmentation import SegmentationHandler
-from medserve.archive import golden_input, inspect_archive
+from handlers.volumes import VolumeHandler
+from medserve.archive.read import golden_input, inspect_archive
 from medserve.client import Client, Limits
 from medserve.cores import available_cores
-from medserve.imaging import nifti
+from medserve.engine.torchserve import Server, ServerConfig
+from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
 from medserve.inference.engines import load_engine
 from medserve.inference.volume_pipeline import SegmentOptions, VolumePipeline
-from medserve.server import Server, ServerConfig
 from medserve.spec import EngineName
 
 __all__ = ["Options", "Results", "large_volume", "main", "run"]
@@ -127,8 +127,8 @@ def large_volume(shape: Sequence[int]) -> Volume:
     return Volume(np.clip(array, 0, 1000).astype(np.int16), geometry)
 
 
-def _handler(folder: Path) -> SegmentationHandler:
-    handler = SegmentationHandler()
+def _handler(folder: Path) -> VolumeHandler:
+    handler = VolumeHandler()
     context: Any = SimpleNamespace(
         system_properties={"model_dir": str(folder)}, model_yaml_config=None
     )
@@ -140,7 +140,7 @@ def _asking(client: Client, model: str) -> Callable[[bytes], bytes]:
     return lambda payload: client.predict(model, payload, _PARAMS)
 
 
-def _in_process(handler: SegmentationHandler, payload: bytes) -> bytes:
+def _in_process(handler: VolumeHandler, payload: bytes) -> bytes:
     """The five verbs, nothing around them."""
     params = handler.parse_params(_PARAMS)
     volume = handler.decode(payload, params)
@@ -151,7 +151,7 @@ def _in_process(handler: SegmentationHandler, payload: bytes) -> bytes:
 
 def _compare_serving(
     options: Options,
-    handler: SegmentationHandler,
+    handler: VolumeHandler,
     served: tuple[Callable[[bytes], bytes], bytes],
     server: Server,
     results: Results,
@@ -185,7 +185,7 @@ def _compare_windows(
 
     def ours() -> npt.NDArray[np.uint8]:
         found = pipeline.segment(prepared, lambda x: engine.run(x)["logits"], SegmentOptions())
-        return prepared.way_back.apply(found.segmentation.mask)
+        return prepared.inverse.apply(found.segmentation.mask)
 
     def monai(predict: Callable[[Any], Any]) -> npt.NDArray[Any]:
         with torch.inference_mode():

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from medserve.errors import MedserveError
-from medserve.imaging.result import Provenance
+from medserve.results.classification import Provenance
 
 __all__ = ["Envelope", "Outcome"]
 

@@ -1,9 +1,9 @@
 """What every handler shares: the life of a worker, and the answers to a gathered batch.
 
-A task adds what happens to a file between its bytes and its answer, in five verbs: `handlers.rows`
-for models that take many images in one call of the engine, `handlers.segmentation` for volumes.
-This class adds what a server needs around them: an error that costs its own file and no other,
-deadlines, limits, metrics, and the proof before the first answer.
+A task adds what happens to a file between its bytes and its answer, in five verbs:
+`handlers.batched` for models that take many images in one call of the engine, `handlers.volumes`
+for volumes. This class adds what a server needs around them: an error that costs its own file and
+no other, deadlines, limits, metrics, and the proof before the first answer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import ClassVar, Generic, TypeVar
 
 from handlers import request, torchserve
 from handlers.answer import Envelope
+from handlers.golden import archive_digest, read_golden_pair
 from handlers.items import Item, Job, internal, status
-from handlers.proof import archive_digest, read_golden_pair
 from handlers.request import Inputs
 from medserve.errors import (
     ConfigError,
@@ -28,9 +28,9 @@ from medserve.errors import (
     MedserveError,
     PayloadTooLargeError,
 )
-from medserve.imaging.limits import Payload
-from medserve.imaging.result import Provenance
+from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Engine, Outputs, choose, load_engine
+from medserve.results.classification import Provenance
 from medserve.spec import ModelSpec, Task
 
 __all__ = ["Handler"]

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from handlers import torchserve
-from handlers.items import Item, blaming, refuse_expired
+from handlers.batched import BatchedHandler
+from handlers.deadline import Deadline
+from handlers.items import Item, errors_to, refuse_expired
 from handlers.params import flag, refuse_unknown
 from handlers.request import Inputs
-from handlers.rows import RowHandler
-from handlers.watch import Watch
 from medserve.errors import (
     InvalidRequestError,
     ModelNotReadyError,
@@ -27,12 +27,15 @@ from medserve.errors import (
     ServerBusyError,
     ServerFailedError,
 )
-from medserve.imaging import Classification, Image, heatmap, sniff
-from medserve.imaging.explanation import EXPLAINED_PER_CALL, Explanation
-from medserve.imaging.limits import Payload
+from medserve.imaging import Image
+from medserve.imaging.codecs import sniff
+from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Outputs
 from medserve.inference.fit import Box, fitted_box
 from medserve.inference.occlusion import Occlusion, occlude
+from medserve.results.classification import Classification
+from medserve.results.explanation import EXPLAINED_PER_CALL, Explanation
+from medserve.results.files import heatmap
 
 __all__ = ["ClassificationHandler", "ClassifierParams"]
 
@@ -48,7 +51,7 @@ class ClassifierParams:
     explain: bool = False  # with a heat map of what the class rests on
 
 
-class ClassificationHandler(RowHandler[Image, ClassifierParams, Classification]):
+class ClassificationHandler(BatchedHandler[Image, ClassifierParams, Classification]):
     """Image -> Classification; a model's own handler adds `preprocess`."""
 
     def parse_params(self, params: Mapping[str, object]) -> ClassifierParams:
@@ -73,7 +76,7 @@ class ClassificationHandler(RowHandler[Image, ClassifierParams, Classification])
         super().answer([item for item in items if not item.params.explain])
         for item in items:
             if item.params.explain:
-                with blaming(item):
+                with errors_to(item):
                     _refuse_too_many(item)
                     refuse_expired(item.request)
                     item.outcome = self.encode(self.explain(item), item.params)
@@ -115,7 +118,7 @@ class ClassificationHandler(RowHandler[Image, ClassifierParams, Classification])
                 "expected a batch with fewer explanations, got one whose others took all of their "
                 "time; ask again"
             )
-        watch = Watch(item.request, left_s, tell=None)
+        watch = Deadline(item.request, left_s, tell=None)
         source = self.decode(item.payload)
         shape = (source.height, source.width)
         row = self.preprocess(source)

@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 
 from handlers.params import flag, length, lengths, one_of, refuse_unknown
 from medserve.errors import InvalidRequestError
-from medserve.imaging.frame_file import FrameReading
-from medserve.imaging.frames import Stated, View
+from medserve.imaging.codecs.frame_file import FrameReading
+from medserve.imaging.frames import GivenSpacing, View
 from medserve.inference.frame_pipeline import FrameOptions
 
 __all__ = ["FrameParams", "FramePart"]
@@ -102,7 +102,7 @@ class FrameParams:
             as_json=True if with_overlay else as_json,
             with_overlay=with_overlay or (part is FramePart.OVERLAY and bool(as_json)),
             reading=FrameReading(
-                Stated(_spacing(params), length(params, "step_mm")), _view(params)
+                GivenSpacing(_spacing(params), length(params, "step_mm")), _view(params)
             ),
             length_mm=length(params, "length_mm"),
             options=replace(

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from handlers.answer import Envelope, Outcome
 from handlers.base import Handler
 from handlers.frame_params import FrameParams, FramePart
-from handlers.items import Item, blaming, refuse_expired
+from handlers.items import Item, errors_to, refuse_expired
 from medserve.errors import (
     ConfigError,
     DeadlineError,
@@ -33,17 +33,18 @@ from medserve.errors import (
     ModelNotReadyError,
     ServerFailedError,
 )
-from medserve.imaging import frame_file, frame_overlay, sniff
-from medserve.imaging.dicom_frames import DicomFrames
-from medserve.imaging.frame_measure import measure_frame, measure_stack
-from medserve.imaging.frame_segmentation import FrameFinding, FrameSegmentation, mask_png
+from medserve.imaging.codecs import frame_file, sniff
+from medserve.imaging.codecs.dicom_frames import DicomFrames
+from medserve.imaging.codecs.payload import Payload
 from medserve.imaging.frames import FrameLimits, FrameStack
 from medserve.imaging.image import Image
-from medserve.imaging.likeness import looks_like_ultrasound
-from medserve.imaging.limits import Payload
-from medserve.imaging.mask_stack import MaskStack
+from medserve.imaging.packed_masks import PackedMasks
+from medserve.imaging.ultrasound_check import looks_like_ultrasound
 from medserve.inference.engines import Outputs
 from medserve.inference.frame_pipeline import FoundFrame, FramePipeline
+from medserve.results.files import frame_overlay
+from medserve.results.frame_measure import measure_frame, measure_stack
+from medserve.results.frame_segmentation import FrameFinding, FrameSegmentation, mask_png
 
 __all__ = ["BareFile", "FrameHandler"]
 
@@ -114,7 +115,7 @@ class FrameHandler(Handler[FrameParams]):
         """
         findings: dict[int, FrameFinding] = {}
         seen: list[_Seen] = []
-        masks = MaskStack(stack.grid.size)
+        masks = PackedMasks(stack.grid.size)
         images = _images(stack, findings, seen)
         found = self.pipeline.segment(images, self.infer, params.options)
         for place, each in enumerate(found):
@@ -154,7 +155,7 @@ class FrameHandler(Handler[FrameParams]):
     def answer(self, items: Sequence[Item[FrameParams]]) -> None:
         """One file at a time; work stops between batches once nobody waits for it."""
         for item in items:
-            with blaming(item):
+            with errors_to(item):
                 refuse_expired(item.request)
                 params = item.params.of_call(packed=item.request.packed)
                 stack = self.decode(item.payload, params)
@@ -225,7 +226,9 @@ class FrameHandler(Handler[FrameParams]):
             case FramePart.OVERLAY:
                 return frame_overlay.draw(stack, found)
             case FramePart.DICOM_SEG:
-                from medserve.imaging import dicom_seg_frames  # highdicom: only who asks waits
+                from medserve.results.files import (
+                    dicom_seg_frames,  # highdicom: only who asks waits
+                )
 
                 assert isinstance(stack, DicomFrames)  # `_refuse_part` saw to it
                 label = self.spec.labels[1]
@@ -269,7 +272,7 @@ def _finding(found: FoundFrame, stack: FrameStack, frame: _Seen) -> FrameFinding
     return FrameFinding(measured, frame.unlike_ultrasound)
 
 
-def _fill(masks: MaskStack, count: int) -> None:
+def _fill(masks: PackedMasks, count: int) -> None:
     """Empty masks for the frames before `count` that have none."""
     while len(masks) < count:
         masks.append(np.zeros(masks.size, dtype=np.uint8))

@@ -28,10 +28,10 @@ import numpy.typing as npt
 
 from handlers import torchserve
 from handlers.base import Handler
+from handlers.deadline import Deadline
 from handlers.generation_params import GenerationParams, SampleFormat
-from handlers.items import Item, blaming, refuse_expired
+from handlers.items import Item, errors_to, refuse_expired
 from handlers.request import Inputs
-from handlers.watch import Watch
 from medserve.errors import (
     ConfigError,
     InvalidRequestError,
@@ -39,12 +39,12 @@ from medserve.errors import (
     ModelNotReadyError,
     ServerFailedError,
 )
-from medserve.imaging import synthetic
-from medserve.imaging.limits import Payload
-from medserve.imaging.sample import Sample
+from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Outputs
 from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
 from medserve.inference.generation import OUTPUT, DiffusionPipeline, to_pixels
+from medserve.results.files import synthetic
+from medserve.results.sample import Sample
 
 __all__ = ["GenerationHandler"]
 
@@ -87,7 +87,7 @@ class GenerationHandler(Handler[GenerationParams]):
     def answer(self, items: Sequence[Item[GenerationParams]]) -> None:
         """One call at a time; work stops between steps once nobody waits for it."""
         for item in items:
-            with blaming(item):
+            with errors_to(item):
                 refuse_expired(item.request)
                 samples, withheld = self._samples(item)
                 item.outcome = self.envelope.single(self._encode(samples, withheld, item.params))
@@ -138,7 +138,7 @@ class GenerationHandler(Handler[GenerationParams]):
         """The images of one call, and how many were withheld on the way."""
         params, tell = item.params, self._tell if item.request.wants_stream else None
         limit_s = _SHARE_OF_TIMEOUT * self.spec.serving.response_timeout
-        watch = Watch(item.request, limit_s, tell)
+        watch = Deadline(item.request, limit_s, tell)
         first_spare = params.seed + params.count
         spare = iter(range(first_spare, first_spare + self.pipeline.generation.max_replacements))
         samples, withheld = [], 0
@@ -156,7 +156,7 @@ class GenerationHandler(Handler[GenerationParams]):
         return samples, withheld
 
     def _sample(
-        self, params: GenerationParams, seed: int, place: int, watch: Watch
+        self, params: GenerationParams, seed: int, place: int, watch: Deadline
     ) -> Sample | None:
         """One image, or None where it is too near to a training image."""
         label_id = params.label_id

@@ -23,9 +23,9 @@ from typing import TypeVar
 
 from handlers.params import one_of, refuse_unknown
 from medserve.errors import InvalidRequestError
-from medserve.generation_spec import GenerationSpec, SamplerKind
 from medserve.inference.generation import SampleSettings
 from medserve.spec import ModelSpec
+from medserve.spec.generation import GenerationSpec, SamplerKind
 
 __all__ = ["GenerationParams", "SampleFormat"]
 

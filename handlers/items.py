@@ -14,9 +14,9 @@ from typing import Any, Generic, TypeVar
 from handlers.answer import Outcome
 from handlers.request import Request
 from medserve.errors import DeadlineError, MedserveError, ServerFailedError
-from medserve.imaging.limits import Payload
+from medserve.imaging.codecs.payload import Payload
 
-__all__ = ["Item", "Job", "blaming", "internal", "refuse_expired", "status"]
+__all__ = ["Item", "Job", "errors_to", "internal", "refuse_expired", "status"]
 
 Params = TypeVar("Params")  # what a caller may ask for
 
@@ -51,7 +51,7 @@ class Job(Generic[Params]):
 
 
 @contextmanager
-def blaming(*items: Item[Any]) -> Iterator[None]:
+def errors_to(*items: Item[Any]) -> Iterator[None]:
     """What goes wrong inside becomes the outcome of these items, and of no others."""
     try:
         yield

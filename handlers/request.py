@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medserve.errors import InvalidRequestError, PayloadTooLargeError
-from medserve.imaging.limits import Payload
+from medserve.imaging.codecs.payload import Payload
 from medserve.spec import InputSpec
 
 __all__ = ["Inputs", "Request", "needs_end_marker", "parse"]

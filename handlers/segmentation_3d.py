@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from handlers.segmentation import SegmentationHandler
+from handlers.volumes import VolumeHandler
 
 
-class HippocampusHandler(SegmentationHandler):  # TorchServe wants exactly one class in this file
+class HippocampusHandler(VolumeHandler):  # TorchServe wants exactly one class in this file
     """Two labels on the grid of the volume; another organ is another room with such a file."""

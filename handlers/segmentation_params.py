@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 from handlers.params import flag, lengths, one_of, refuse_unknown
 from medserve.errors import InvalidRequestError
-from medserve.imaging.volume_file import ReadOptions
+from medserve.imaging.codecs.volume_file import ReadOptions
 from medserve.inference.volume_pipeline import SegmentOptions
 
 __all__ = ["Part", "SegmentationParams"]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medserve.archive import verify_archive
+from medserve.archive.read import verify_archive
 from medserve.errors import ServerFailedError
 
 __all__ = ["Comparison", "Run", "compare", "run_archive"]
@@ -29,7 +29,7 @@ import importlib, inspect, json, sys, time
 import numpy as np
 folder, name, gpu, repeats = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 sys.path.insert(0, folder)
-from handlers.proof import read_golden_pair
+from handlers.golden import read_golden_pair
 from pathlib import Path
 
 class Context:

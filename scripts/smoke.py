@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from medserve.archive import ArchiveInfo, golden_input, inspect_archive
+from medserve.archive.read import ArchiveInfo, golden_input, inspect_archive
 from medserve.errors import ServerFailedError
 from medserve.spec import Task
 from scripts.images import ROOT

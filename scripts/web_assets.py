@@ -24,7 +24,7 @@ __all__ = ["main"]
 REPOSITORY = Path(__file__).resolve().parent.parent
 _LOCK = REPOSITORY / "package-lock.json"
 _BUILD = REPOSITORY / "build" / "web"
-_VENDOR = REPOSITORY / "medserve" / "gateway" / "web" / "static" / "vendor"
+_VENDOR = REPOSITORY / "medserve" / "gateway" / "faces" / "page" / "static" / "vendor"
 _STAMP = "made-from.json"
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from medserve.packaging import build_archive
-from medserve.server.ports import Ports, choose_ports
+from medserve.archive.build import build_archive
+from medserve.engine.torchserve.ports import Ports, choose_ports
 from tests.tiny_room import make_checkout
 
 pytest.importorskip("ts", reason="needs the serve extra")

@@ -23,15 +23,15 @@ import torch
 from torch import nn
 
 import models
-from medserve.archive import verify_archive
-from medserve.imaging import frame_file, volume_file
+from medserve.archive.build import build_archive
+from medserve.archive.read import verify_archive
+from medserve.imaging.codecs import frame_file, volume_file
 from medserve.imaging.frames import FrameLimits
 from medserve.inference.engines import Engine, load_engine
 from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
 from medserve.inference.frame_pipeline import FramePipeline
 from medserve.inference.generation import DiffusionPipeline, SampleSettings, to_pixels
 from medserve.inference.volume_pipeline import SegmentOptions, VolumePipeline
-from medserve.packaging import build_archive
 from medserve.spec import EngineName, ModelSpec, Precision, Task
 
 _REPOSITORY = Path(__file__).parent.parent

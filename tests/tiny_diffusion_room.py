@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from medserve.generation_spec import SamplerKind
 from medserve.inference.engines import Outputs
 from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
 from medserve.inference.schedules import NoiseSchedule, ScheduleKind
 from medserve.spec import ModelSpec
+from medserve.spec.generation import SamplerKind
 from tests.tiny_room import Room, lay_out
 
 __all__ = [

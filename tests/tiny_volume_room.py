@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from medserve.imaging import nifti
+from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
 from tests.tiny_room import Room, lay_out
@@ -39,10 +39,10 @@ _BIAS = np.array([0.0, -1 / 3, -1.0], dtype=np.float32) * np.float32(_GAIN)  # e
 
 _HANDLER = '''"""What is dim and what is bright."""
 
-from handlers.segmentation import SegmentationHandler
+from handlers.volumes import VolumeHandler
 
 
-class TinyVolumeHandler(SegmentationHandler):
+class TinyVolumeHandler(VolumeHandler):
     """Nothing but its name."""
 '''
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medserve.errors import ConfigError, InvalidImageError, PayloadTooLargeError
-from medserve.imaging import sniff
+from medserve.imaging.codecs import sniff
 from medserve.inference.fit import fit_cell, fit_grey
 from medserve.spec import ModelSpec
 from training.config import require_folder

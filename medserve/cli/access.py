@@ -24,8 +24,8 @@ def token(
 
     To take a token back, delete its entry.
     """
-    from medserve.gateway.calls import EVERY_MODEL
-    from medserve.gateway.tokens import add_token, new_token
+    from medserve.gateway.core.calls import EVERY_MODEL
+    from medserve.gateway.core.tokens import add_token, new_token
 
     expires = datetime.now(UTC).date() + timedelta(days=days) if days else None
     text, entry = new_token(name, model or (EVERY_MODEL,), expires)
@@ -40,7 +40,7 @@ def audit(
     ] = "",
 ) -> None:
     """Check that no line of an audit log was changed, removed or inserted."""
-    from medserve.gateway.audit import verify
+    from medserve.gateway.core.audit import verify
 
     verdict = verify(log, expect)
     console = Console(highlight=False, soft_wrap=True)

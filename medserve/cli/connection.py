@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from medserve.access import read_tokens
 from medserve.client import Client, TlsConfig, Tokens
+from medserve.engine.torchserve.keys import read_tokens
 from medserve.errors import ConfigError
 from medserve.settings import Settings
 

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from medserve.archive import golden_input, inspect_archive
+from medserve.archive.build import build_archive, find_checkout, room_names
+from medserve.archive.read import golden_input, inspect_archive
 from medserve.cli import sheet
 from medserve.cli.inputs import shown, walk
 from medserve.cli.records import console_for_people
@@ -29,9 +30,8 @@ from medserve.client import (
     SegmentationOptions,
     SegmentationResult,
 )
+from medserve.engine.torchserve import Server, ServerConfig
 from medserve.errors import ConfigError, MedserveError, UnknownModelError
-from medserve.packaging import build_archive, find_checkout, room_names
-from medserve.server import Server, ServerConfig
 from medserve.settings import Settings
 from medserve.spec import InputKind, ModelSpec, Task
 

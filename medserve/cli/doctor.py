@@ -79,7 +79,7 @@ def _python() -> Iterator[_Finding]:
 
 
 def _java() -> Iterator[_Finding]:
-    from medserve.server.java import find_java
+    from medserve.engine.torchserve.java import find_java
 
     try:
         java = find_java()
@@ -111,7 +111,7 @@ def _installed(package: str) -> str | None:
 
 def _archives(store: Path) -> Iterator[_Finding]:
     """Every archive is verified by itself: one altered file is named, the others stay fine."""
-    from medserve.archive import verify_archive
+    from medserve.archive.read import verify_archive
 
     files = sorted(store.glob("*.mar"))
     if not files:
@@ -143,7 +143,7 @@ def _disk() -> Iterator[_Finding]:
 def _server(settings: Settings) -> Iterator[_Finding]:
     """Either a server answers, or its port is free for one."""
     from medserve.cli.connection import connect
-    from medserve.server.ports import Ports, choose_ports, resolve
+    from medserve.engine.torchserve.ports import Ports, choose_ports, resolve
 
     what = f"server at {settings.address}"
     try:
@@ -196,7 +196,7 @@ def _health(settings: GatewaySettings) -> str:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    from medserve.server.ports import reachable_host, resolve
+    from medserve.engine.torchserve.ports import reachable_host, resolve
     from medserve.settings import Address
 
     address = str(Address(reachable_host(resolve(settings.host)), settings.grpc_port))

@@ -17,10 +17,11 @@ from medserve.cli.cases import Case, find_frame_cases, refuse_existing, replace_
 from medserve.cli.inputs import STDIN, shown
 from medserve.cli.masks import MaskFormat
 from medserve.cli.progress import counted
-from medserve.cli.records import console_for_people, csv_cell, csv_path
+from medserve.cli.records import console_for_people
 from medserve.client import Client, FrameAnswer, FrameOptions, FrameResult, FrameSegmentation
 from medserve.errors import ConfigError
-from medserve.imaging.frame_measure import StackMeasure
+from medserve.results.frame_measure import StackMeasure
+from medserve.results.sorted_folders import csv_cell, csv_path
 
 __all__ = ["FrameOutput", "segment_frames"]
 
@@ -151,7 +152,7 @@ def _files(
 
 
 def _frame_by_frame(stem: str, found: FrameSegmentation) -> Iterator[tuple[str, bytes]]:
-    from medserve.imaging.frame_segmentation import mask_png
+    from medserve.results.frame_segmentation import mask_png
 
     for index, mask in enumerate(found.masks):
         yield f"{stem}_masks/{index:04d}.png", mask_png(mask)

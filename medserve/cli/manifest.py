@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from medserve.cli.records import csv_cell
 from medserve.errors import ConfigError
+from medserve.results.sorted_folders import csv_cell
 
 __all__ = ["Manifest"]
 

@@ -14,9 +14,9 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
-from medserve.archive import ArchiveInfo, inspect_archive
+from medserve.archive.build import build_archive, find_checkout, room_names
+from medserve.archive.read import ArchiveInfo, inspect_archive
 from medserve.errors import ArchiveError
-from medserve.packaging import build_archive, find_checkout, room_names
 from medserve.settings import Settings
 
 __all__ = ["inspect", "package"]

@@ -11,17 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from medserve.cli.inputs import STDIN, shown
+from medserve.cli.inputs import shown
 from medserve.client import ItemResult
-from medserve.imaging.explanation import Explanation
+from medserve.results.explanation import Explanation
+from medserve.results.sorted_folders import csv_cell, csv_path
 
-__all__ = ["CSV_FIELDS", "Record", "console_for_people", "csv_cell", "csv_path", "table"]
+__all__ = ["CSV_FIELDS", "Record", "console_for_people", "table"]
 
 CSV_FIELDS = (
     *("path", "status", "label", "label_id", "probability", "review", "unlike_training"),
     *("novelty", "model", "version", "archive_digest", "error"),
 )
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,6 @@ class Record:
             content["error"] = f"{error.code}: {error.message}"
         content["path"] = csv_path(self.path)
         return {name: csv_cell(content[name]) for name in CSV_FIELDS}
-
-
-def csv_path(path: str) -> str:
-    """The same path, written so that a spreadsheet never takes it for a formula."""
-    return f"./{path}" if path.startswith(_FORMULA) and path != str(STDIN) else path
-
-
-def csv_cell(value: Any) -> Any:
-    """A foreign text made harmless for spreadsheets; other values as they are."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def table(records: Iterable[Record]) -> Table:

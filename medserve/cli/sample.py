@@ -20,7 +20,7 @@ from medserve.cli.records import console_for_people
 from medserve.cli.samples import contact_sheet, sample_record
 from medserve.client import Client, SampleOptions, SampleProgress, SampleSet
 from medserve.errors import ConfigError, ServerFailedError
-from medserve.generation_spec import SamplerKind
+from medserve.spec.generation import SamplerKind
 
 __all__ = ["sample"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from medserve.cli import sheet
 from medserve.client import SampledImage
-from medserve.imaging.synthetic import NOTICE
+from medserve.results.files.synthetic import NOTICE
 from medserve.spec import InputKind, InputSpec
 
 __all__ = ["contact_sheet", "sample_record"]

@@ -27,9 +27,9 @@ from medserve.errors import ConfigError
 from medserve.settings import Settings
 
 if TYPE_CHECKING:
+    from medserve.engine.torchserve import Server, ServerConfig
+    from medserve.engine.torchserve.ports import Ports
     from medserve.gateway.server import GatewayServer
-    from medserve.server import Server, ServerConfig
-    from medserve.server.ports import Ports
 
 __all__ = ["serve"]
 
@@ -95,7 +95,7 @@ def serve(  # one parameter an option: the command line is the interface
 
     Every other setting of the gateway is read from MEDSERVE_GATEWAY_*; see medserve gateway --help.
     """
-    from medserve.server import ServerConfig
+    from medserve.engine.torchserve import ServerConfig
 
     configure_logging(log_level)
     settings = Settings.from_environment()
@@ -147,7 +147,7 @@ def _ports(
     settings: Settings, port: int | None, management: int | None, http: int, metrics: int
 ) -> Ports:
     """Beside an inference port that was chosen, management takes the next: clients look there."""
-    from medserve.server.ports import Ports
+    from medserve.engine.torchserve.ports import Ports
 
     if management is None:
         management = settings.management_address.port if port is None else port and port + 1
@@ -156,7 +156,7 @@ def _ports(
 
 def _run(config: ServerConfig, ready_file: Path | None, gateway: dict[str, Any] | None) -> None:
     """Start, announce, wait; leaving the stack drains and cleans up, whatever ended the wait."""
-    from medserve.server import Server
+    from medserve.engine.torchserve import Server
 
     console = Console(highlight=False, soft_wrap=True)
     with contextlib.ExitStack() as stack:

@@ -13,7 +13,7 @@ from PIL import ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from medserve.errors import MedserveError
-from medserve.imaging.sniff import decode
+from medserve.imaging.codecs.sniff import decode
 from medserve.spec import InputSpec
 
 __all__ = ["Tile", "draw"]

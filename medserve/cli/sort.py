@@ -16,8 +16,9 @@ from medserve.cli.inputs import shown, walk
 from medserve.cli.manifest import Manifest
 from medserve.cli.progress import counted
 from medserve.cli.records import console_for_people
-from medserve.cli.sorting import ERRORS, REVIEW, Outcome, Sorter
+from medserve.cli.sorting import Outcome, Sorter
 from medserve.errors import ConfigError
+from medserve.results.sorted_folders import ERRORS, REVIEW
 
 __all__ = ["sort"]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -17,23 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medserve.cli.manifest import Manifest
-from medserve.cli.records import csv_path
 from medserve.client import Classification, Client, ItemResult, Limits
 from medserve.errors import (
     InvalidRequestError,
     MedserveError,
     PayloadTooLargeError,
-    ServerFailedError,
 )
+from medserve.results.sorted_folders import ERRORS, REVIEW, csv_path, folder_name
 
-__all__ = ["ERRORS", "REVIEW", "Outcome", "Sorter", "folder_name"]
+__all__ = ["Outcome", "Sorter"]
 
-REVIEW = "_review"
-ERRORS = "_errors"
 _LARGEST_BYTES = Limits().message_bytes
-# A class becomes a folder: one plain name, nothing that means something to a file system.
-_FOLDER_NAME = re.compile(r"[^\W_][\w .()+-]{0,79}")
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows
 # The file itself is at fault; any other error says nothing about the file.
 _OF_THE_FILE = (InvalidRequestError, PayloadTooLargeError)
 
@@ -149,14 +142,6 @@ class Sorter:
         limit = self.review_below
         unsure = answer.review if limit is None else answer.probability < limit
         return unsure or answer.unlike_training
-
-
-def folder_name(label: str) -> str:
-    """The label as a folder; ServerFailedError where a server gives one that is none."""
-    fits = _FOLDER_NAME.fullmatch(label) and not _RESERVED.fullmatch(label)
-    if not fits or label.endswith((" ", ".")):
-        raise ServerFailedError(f"expected a class that can name a folder, got {label[:80]!r}")
-    return label
 
 
 def copy_new(source: _Source, folder: Path) -> str:

@@ -17,10 +17,11 @@ from medserve.cli.cases import Case, find_cases, refuse_existing, replace_file
 from medserve.cli.inputs import STDIN, shown
 from medserve.cli.masks import MaskFormat
 from medserve.cli.progress import counted
-from medserve.cli.records import console_for_people, csv_cell, csv_path
+from medserve.cli.records import console_for_people
 from medserve.client import Client, Provenance, SegmentationOptions, VolumeResult
 from medserve.errors import ConfigError, MedserveError
-from medserve.imaging.measure import LabelMeasure
+from medserve.results.measure import LabelMeasure
+from medserve.results.sorted_folders import csv_cell, csv_path
 
 __all__ = ["VolumeOutput", "segment_volumes"]
 

@@ -15,7 +15,6 @@
 Every failure is an error of `medserve.errors`.
 """
 
-from medserve.access import Tokens
 from medserve.client._async import AsyncClient
 from medserve.client._connection import Limits, TlsConfig
 from medserve.client._frames import FrameAnswer, FrameOptions, FrameResult, View
@@ -28,11 +27,12 @@ from medserve.client._results import (
 )
 from medserve.client._sampling import SampledImage, SampleOptions, SampleProgress, SampleSet
 from medserve.client._sync import Client
-from medserve.imaging.explanation import Explanation
-from medserve.imaging.frame_segmentation import FrameSegmentation
-from medserve.imaging.result import Classification, Provenance
-from medserve.imaging.sample import Sample
-from medserve.imaging.segmentation import Segmentation
+from medserve.engine.torchserve.keys import Tokens
+from medserve.results.classification import Classification, Provenance
+from medserve.results.explanation import Explanation
+from medserve.results.frame_segmentation import FrameSegmentation
+from medserve.results.sample import Sample
+from medserve.results.segmentation import Segmentation
 
 __all__ = [
     "AsyncClient",

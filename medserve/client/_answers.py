@@ -25,8 +25,8 @@ from medserve.errors import (
     UnknownModelError,
     error_from_code,
 )
-from medserve.imaging.result import Classification, Provenance
-from medserve.imaging.segmentation import Segmentation
+from medserve.results.classification import Classification, Provenance
+from medserve.results.segmentation import Segmentation
 
 __all__ = [
     "content_of",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from medserve.access import Tokens
+from medserve.engine.torchserve.keys import Tokens
 from medserve.errors import ConfigError
 from medserve.settings import Address
 

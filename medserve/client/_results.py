@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medserve.errors import MedserveError
-from medserve.imaging.result import Classification, Provenance
-from medserve.imaging.segmentation import Segmentation
+from medserve.results.classification import Classification, Provenance
+from medserve.results.segmentation import Segmentation
 
 __all__ = [
     "ItemResult",

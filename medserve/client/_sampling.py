@@ -10,8 +10,8 @@ from typing import Any, Literal
 from medserve.client import _answers
 from medserve.client._requests import Job, Target
 from medserve.errors import ServerFailedError
-from medserve.imaging.result import Provenance
-from medserve.imaging.sample import Sample
+from medserve.results.classification import Provenance
+from medserve.results.sample import Sample
 
 __all__ = [
     "SampleOptions",

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 from google.protobuf.empty_pb2 import Empty
 
-from medserve.access import Tokens
 from medserve.client import _answers
 from medserve.client._connection import Connection, Limits, TlsConfig
 from medserve.client._failures import explain
 from medserve.client._readiness import Readiness
 from medserve.client._requests import Job, Target
 from medserve.client._results import ModelStatus
+from medserve.engine.torchserve.keys import Tokens
 from medserve.errors import MedserveError
 from medserve.settings import Address
 from medserve.wire import inference_pb2, inference_pb2_grpc, management_pb2, management_pb2_grpc

@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 
 from medserve.errors import ConfigError, ServerFailedError
-from medserve.gateway.tls import CertificateFiles
+from medserve.gateway.core.tls import CertificateFiles
 
 __all__ = ["HttpServer"]
 

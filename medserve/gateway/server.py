@@ -22,21 +22,21 @@ from typing import Any, Self
 import grpc.aio
 from prometheus_client import start_http_server
 
+from medserve.archive.store import default_versions, select_archives
+from medserve.engine.interface import Engine
+from medserve.engine.torchserve.calls import TorchServeEngine
+from medserve.engine.torchserve.ports import reachable_host, resolve
 from medserve.errors import ConfigError, ModelNotReadyError, ServerFailedError
-from medserve.gateway.audit import AuditLog
-from medserve.gateway.calls import Engine
-from medserve.gateway.cancelled import CancelledCalls
-from medserve.gateway.core import Gateway, Guards
-from medserve.gateway.engine import TorchServeEngine
-from medserve.gateway.fleet import Fleet, describe
-from medserve.gateway.health import Monitor
+from medserve.gateway.core.audit import AuditLog
+from medserve.gateway.core.cancelled import CancelledCalls
+from medserve.gateway.core.gateway import Gateway, Guards
+from medserve.gateway.core.health import Monitor
+from medserve.gateway.core.served_models import ServedModels, describe
+from medserve.gateway.core.tls import grpc_credentials
+from medserve.gateway.core.tokens import TokenFile
 from medserve.gateway.http import HttpServer
 from medserve.gateway.services import register_services
 from medserve.gateway.settings import GatewaySettings
-from medserve.gateway.tls import grpc_credentials
-from medserve.gateway.tokens import TokenFile
-from medserve.server.ports import reachable_host, resolve
-from medserve.server.store import default_versions, select_archives
 from medserve.settings import Address
 
 __all__ = ["Addresses", "GatewayServer"]
@@ -80,7 +80,7 @@ class GatewayServer:
         store = settings.store or Path("model_store")
         archives = select_archives(store, settings.model_names)
         defaults = default_versions(archives, {})
-        self._fleet = Fleet(
+        self._fleet = ServedModels(
             describe(each, defaults[each.name] == each.version) for each in archives
         )
         self._canaries = {(each.name, each.version): each for each in archives}
@@ -181,7 +181,9 @@ class GatewayServer:
         return int(server.server_port)
 
     async def _start_http(self) -> int:
-        from medserve.gateway.web import create_app  # loads the page, which not everybody wants
+        from medserve.gateway.faces.page import (
+            create_app,  # loads the page, which not everybody wants
+        )
 
         http = HttpServer(
             create_app(self.gateway, self.settings),

@@ -8,11 +8,14 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from medserve.gateway import edge, management, oip, typed
-from medserve.gateway.core import Gateway
-from medserve.gateway.fleet import Fleet
-from medserve.gateway.health import HealthFace
-from medserve.gateway.intake import Intake, OpenDoor
+from medserve.gateway.core.gateway import Gateway
+from medserve.gateway.core.guard import Registrar, RequestGuard
+from medserve.gateway.core.health import HealthFace
+from medserve.gateway.core.served_models import ServedModels
+from medserve.gateway.faces.oip import service as oip
+from medserve.gateway.faces.torchserve import inference as edge
+from medserve.gateway.faces.torchserve import management
+from medserve.gateway.faces.v1 import service as typed
 
 __all__ = ["register_services"]
 
@@ -20,16 +23,16 @@ _FACES: tuple[Any, ...] = (edge, management, oip, typed)  # each has `register(g
 
 
 def register_services(
-    server: grpc.aio.Server, gateway: Gateway, fleet: Fleet, upload_timeout_s: float
+    server: grpc.aio.Server, gateway: Gateway, fleet: ServedModels, upload_timeout_s: float
 ) -> HealthFace:
     """Register the faces behind the intake, and health and reflection, which are open to all.
 
     Reflection lists every service, so that a client needs no protocol files.
     """
-    intake = Intake(server, gateway, upload_timeout_s)
+    intake = RequestGuard(server, gateway, upload_timeout_s)
     for face in _FACES:
         face.register(gateway, intake)
-    door = OpenDoor(server)
+    door = Registrar(server)
     health = HealthFace(gateway, fleet, intake.services)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, door)
     names = [*intake.services, *door.services, reflection.SERVICE_NAME]

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from medserve.access import certificate_name
+from medserve.engine.torchserve.keys import certificate_name
 from medserve.errors import ConfigError
 from medserve.settings import Address, Settings
 
 if TYPE_CHECKING:  # the command line reads this module to show its help
-    from medserve.gateway.engine import EngineAccess
-    from medserve.gateway.tls import CertificateFiles
-    from medserve.server import Server
+    from medserve.engine.torchserve import Server
+    from medserve.engine.torchserve.calls import EngineAccess
+    from medserve.gateway.core.tls import CertificateFiles
 
 __all__ = ["PREFIX", "GatewaySettings", "Limits", "Timing", "variable"]
 
@@ -188,14 +188,14 @@ class GatewaySettings:
         """None where the ports speak plain text."""
         if self.tls_cert is None or self.tls_key is None:
             return None
-        from medserve.gateway.tls import CertificateFiles
+        from medserve.gateway.core.tls import CertificateFiles
 
         return CertificateFiles(self.tls_cert, self.tls_key, self.client_ca)
 
     @property
     def engine_access(self) -> EngineAccess:
         """The way to TorchServe."""
-        from medserve.gateway.engine import EngineAccess
+        from medserve.engine.torchserve.calls import EngineAccess
 
         return EngineAccess(
             Address.parse(self.engine, "engine"),

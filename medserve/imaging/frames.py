@@ -17,13 +17,13 @@ import numpy.typing as npt
 from medserve.errors import InvalidImageError, InvalidRequestError, PayloadTooLargeError
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.image import Image
-from medserve.imaging.mask_stack import MaskStack
+from medserve.imaging.packed_masks import PackedMasks
 
 if TYPE_CHECKING:
-    from medserve.imaging.nifti_space import NiftiSpace
+    from medserve.imaging.codecs.nifti_space import NiftiSpace
     from medserve.spec import InputKind, InputSpec  # YAML, which clients do not need
 
-__all__ = ["FrameGrid", "FrameLimits", "FrameStack", "SingleFrame", "Stated", "View"]
+__all__ = ["FrameGrid", "FrameLimits", "FrameStack", "GivenSpacing", "SingleFrame", "View"]
 
 _MM_BETWEEN = (1e-3, 1e3)  # of pixels, frames and diameters that anybody would send
 _UNSTATED_MM = 1.0  # stands in a NIfTI header where no distance is known
@@ -54,7 +54,7 @@ class FrameLimits:
 
 
 @dataclass(frozen=True)
-class Stated:
+class GivenSpacing:
     """What a caller says of a file that does not say it itself.
 
     Attributes:
@@ -90,7 +90,7 @@ class FrameGrid:
     spacing_mm: tuple[float, float] | None = None
     step_mm: float | None = None
 
-    def told(self, stated: Stated) -> FrameGrid:
+    def with_given(self, stated: GivenSpacing) -> FrameGrid:
         """The same grid with what a caller adds.
 
         Raises:
@@ -134,7 +134,7 @@ class FrameGrid:
 
     def space(self) -> NiftiSpace:
         """A NIfTI header that states the distances and claims no place in the patient."""
-        from medserve.imaging.nifti_space import NiftiSpace  # nibabel takes 0.3 s to import
+        from medserve.imaging.codecs.nifti_space import NiftiSpace  # nibabel takes 0.3 s to import
 
         rows, columns = self.spacing_mm or (_UNSTATED_MM, _UNSTATED_MM)
         return NiftiSpace(
@@ -189,13 +189,13 @@ class FrameStack(ABC):
         """The grid of such a mask, and its place where the file states one."""
         return self.space.geometry(self.grid.shape)
 
-    def nifti_mask(self, masks: MaskStack) -> bytes:
+    def nifti_mask(self, masks: PackedMasks) -> bytes:
         """The masks of all frames as .nii.gz, on `geometry`; frames are unpacked one by one."""
-        from medserve.imaging import nifti
+        from medserve.imaging.codecs import nifti
 
         return nifti.encode_planes(masks, self.geometry, self.space)
 
-    def on_grid(self, masks: MaskStack) -> npt.NDArray[np.uint8]:
+    def on_grid(self, masks: PackedMasks) -> npt.NDArray[np.uint8]:
         """The masks of all frames as one array (I, J, K) on `geometry`."""
         return masks.array.transpose(2, 1, 0)
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from medserve.frame_spec import Conduction, FilterKind, FilterSpec
+from medserve.spec.frames import Conduction, FilterKind, FilterSpec
 
 __all__ = ["apply", "estimate_speckle", "gaussian", "perona_malik", "srad"]
 

@@ -21,19 +21,19 @@ from PIL import Image as pillow
 from scipy import ndimage
 
 from medserve.errors import ConfigError
-from medserve.frame_spec import CropKind, CropSpec, FrameSpec, Interpolation
 from medserve.imaging.image import Image
 from medserve.inference import filters
 from medserve.inference.components import largest_component
 from medserve.inference.normalise import Normalisation
 from medserve.spec import ModelSpec
+from medserve.spec.frames import CropKind, CropSpec, FrameSpec, Interpolation
 
 __all__ = [
     "FoundFrame",
     "FrameBox",
+    "FrameInverse",
     "FrameOptions",
     "FramePipeline",
-    "FrameWayBack",
     "PredictFrames",
     "PreparedFrame",
     "content_box",
@@ -76,7 +76,7 @@ class FrameBox:
 
 
 @dataclass(frozen=True)
-class FrameWayBack:
+class FrameInverse:
     """How to put a plane of the network back onto the frame that it came from.
 
     Attributes:
@@ -96,11 +96,11 @@ class PreparedFrame:
 
     Attributes:
         plane: float32 (1, H, W).
-        way_back: To the frame's own pixels.
+        inverse: To the frame's own pixels.
     """
 
     plane: _Plane = field(repr=False)
-    way_back: FrameWayBack
+    inverse: FrameInverse
 
 
 @dataclass(frozen=True)
@@ -164,47 +164,45 @@ class FramePipeline:
     def prepare(self, image: Image) -> PreparedFrame:
         """A frame of any size -> the network's plane; of a colour frame its luma counts."""
         grey = image.grey()
-        way_back = self._way_back(grey)
-        resized = _resize(
-            grey[way_back.crop.slices], way_back.inner.shape, self.frame.interpolation
-        )
+        inverse = self._inverse(grey)
+        resized = _resize(grey[inverse.crop.slices], inverse.inner.shape, self.frame.interpolation)
         plane = np.zeros(self.size, dtype=np.float32)
         filtered = filters.apply(resized, self.frame.filter)
-        plane[way_back.inner.slices] = self._normalise(filtered)
-        return PreparedFrame(plane[np.newaxis], way_back)
+        plane[inverse.inner.slices] = self._normalise(filtered)
+        return PreparedFrame(plane[np.newaxis], inverse)
 
-    def prepare_mask(self, mask: npt.NDArray[np.integer], way_back: FrameWayBack) -> _Mask:
+    def prepare_mask(self, mask: npt.NDArray[np.integer], inverse: FrameInverse) -> _Mask:
         """A mask (H, W) of the frame, for training -> uint8 (h, w) on the network's plane.
 
         By the nearest pixel: no label appears that was not there.
         """
-        if mask.shape != way_back.source:
-            raise ValueError(f"expected a mask of shape {way_back.source}, got {mask.shape}")
-        part = np.ascontiguousarray(mask[way_back.crop.slices], dtype=np.uint8)
+        if mask.shape != inverse.source:
+            raise ValueError(f"expected a mask of shape {inverse.source}, got {mask.shape}")
+        part = np.ascontiguousarray(mask[inverse.crop.slices], dtype=np.uint8)
         plane = np.zeros(self.size, dtype=np.uint8)
-        plane[way_back.inner.slices] = _resize(part, way_back.inner.shape, Interpolation.NEAREST)
+        plane[inverse.inner.slices] = _resize(part, inverse.inner.shape, Interpolation.NEAREST)
         return plane
 
     def find(
-        self, logits: _Plane, way_back: FrameWayBack, options: FrameOptions | None = None
+        self, logits: _Plane, inverse: FrameInverse, options: FrameOptions | None = None
     ) -> FoundFrame:
         """Logits (1, h, w) of one frame -> what they say about its own pixels."""
         chosen = options or self.defaults
-        inside = np.ascontiguousarray(logits[0][way_back.inner.slices], dtype=np.float32)
-        inside = _resize(inside, way_back.crop.shape, Interpolation.BILINEAR)
+        inside = np.ascontiguousarray(logits[0][inverse.inner.slices], dtype=np.float32)
+        inside = _resize(inside, inverse.crop.shape, Interpolation.BILINEAR)
         limit = np.float32(np.log(chosen.threshold / (1.0 - chosen.threshold)))
         found = (inside >= limit).astype(np.uint8)
         if chosen.largest_component:
             found = largest_component(found[..., np.newaxis])[..., 0]
         if chosen.fill_holes:
             found = ndimage.binary_fill_holes(found).astype(np.uint8)
-        mask = np.zeros(way_back.source, dtype=np.uint8)
-        mask[way_back.crop.slices] = found
+        mask = np.zeros(inverse.source, dtype=np.uint8)
+        mask[inverse.crop.slices] = found
         probabilities = None
         if chosen.probabilities:
-            probabilities = np.zeros(way_back.source, dtype=np.float32)
-            probabilities[way_back.crop.slices] = 0.5 * (1.0 + np.tanh(0.5 * inside))
-        return FoundFrame(mask, way_back.crop, probabilities)
+            probabilities = np.zeros(inverse.source, dtype=np.float32)
+            probabilities[inverse.crop.slices] = 0.5 * (1.0 + np.tanh(0.5 * inside))
+        return FoundFrame(mask, inverse.crop, probabilities)
 
     def logits(
         self, planes: npt.NDArray[np.float32], predict: PredictFrames, flips: bool
@@ -239,11 +237,11 @@ class FramePipeline:
         planes = np.stack([each.plane for each in prepared])
         answers = self.logits(planes, predict, options.flips)
         return [
-            self.find(answer, each.way_back, options)
+            self.find(answer, each.inverse, options)
             for answer, each in zip(answers, prepared, strict=True)
         ]
 
-    def _way_back(self, grey: _Plane) -> FrameWayBack:
+    def _inverse(self, grey: _Plane) -> FrameInverse:
         height, width = grey.shape
         crop = _crop_box(grey, self.frame.crop)
         rows, columns = crop.shape
@@ -252,7 +250,7 @@ class FramePipeline:
         wide = min(self.size[1], max(1, round(columns * scale)))
         top, left = (self.size[0] - high) // 2, (self.size[1] - wide) // 2
         inner = FrameBox(top, left, top + high, left + wide)
-        return FrameWayBack((height, width), crop, inner)
+        return FrameInverse((height, width), crop, inner)
 
 
 def content_box(grey: _Plane, level: float, margin: float) -> FrameBox:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medserve.volume_spec import NormalisationKind, NormalisationSpec
+from medserve.spec.volumes import NormalisationKind, NormalisationSpec
 
 __all__ = ["Normalisation", "NormalisationKind", "percentile", "window", "z_score"]
 

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medserve.errors import InvalidRequestError
-from medserve.generation_spec import Prediction, SamplerKind
 from medserve.inference.schedules import NoiseSchedule
+from medserve.spec.generation import Prediction, SamplerKind
 
 __all__ = ["Denoise", "Prediction", "SamplerKind", "State", "clean_image", "guided", "plan", "walk"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medserve.errors import ConfigError
-from medserve.generation_spec import ScheduleKind
+from medserve.spec.generation import ScheduleKind
 
 __all__ = ["NoiseSchedule", "ScheduleKind"]
 

@@ -13,7 +13,7 @@ from medserve.inference.memory import mib, refuse_above
 from medserve.inference.resample import spaced_shape
 from medserve.inference.sliding_window import SlidingWindow
 from medserve.spec import ModelSpec
-from medserve.volume_spec import RoiKind, VolumeSpec
+from medserve.spec.volumes import RoiKind, VolumeSpec
 
 __all__ = ["Extras", "check", "check_limit", "limits", "peak_bytes"]
 

@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from medserve.errors import ConfigError, InvalidImageError
 from medserve.imaging.geometry import AxisOrder, Geometry
-from medserve.imaging.segmentation import Segmentation
 from medserve.imaging.volume import Volume
 from medserve.inference import components, sliding_window, volume_memory
 from medserve.inference.normalise import Normalisation
@@ -36,17 +35,18 @@ from medserve.inference.resample import (
 )
 from medserve.inference.roi import Box, crop, threshold_box
 from medserve.inference.sliding_window import Predict, SlidingWindow, WorkLimits
+from medserve.results.segmentation import Segmentation
 from medserve.spec import ModelSpec
-from medserve.volume_spec import RoiKind, VolumeSpec
+from medserve.spec.volumes import RoiKind, VolumeSpec
 
-__all__ = ["Found", "Prepared", "SegmentOptions", "Segmented", "VolumePipeline", "WayBack"]
+__all__ = ["Found", "Inverse", "Prepared", "SegmentOptions", "Segmented", "VolumePipeline"]
 
 _Scores = npt.NDArray[np.float32]
 _Mask = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class WayBack:
+class Inverse:
     """How to put something on the network's grid back onto the grid that it came from.
 
     Attributes:
@@ -86,11 +86,11 @@ class Prepared:
 
     Attributes:
         tensor: float32 (C, i, j, k) in the network's orientation, spacing and intensities.
-        way_back: To the source's grid.
+        inverse: To the source's grid.
     """
 
     tensor: _Scores = field(repr=False)
-    way_back: WayBack
+    inverse: Inverse
 
 
 @dataclass(frozen=True)
@@ -182,15 +182,15 @@ class VolumePipeline:
         part = crop(upright, box)
         grid = part.geometry.with_shape(spaced_shape(part.geometry, self.volume.spacing_mm))
         image = self._normalise(linear(part.array, grid.shape))
-        way_back = WayBack(volume.geometry, order, box, part.geometry, grid)
-        return Prepared(image[np.newaxis], way_back)
+        inverse = Inverse(volume.geometry, order, box, part.geometry, grid)
+        return Prepared(image[np.newaxis], inverse)
 
-    def prepare_labels(self, mask: _Mask, way_back: WayBack) -> _Mask:
+    def prepare_labels(self, mask: _Mask, inverse: Inverse) -> _Mask:
         """A reference mask (I, J, K) on the source's grid -> the network's grid, for training."""
-        part = way_back.apply(mask)
-        if part.shape == way_back.grid.shape:
+        part = inverse.apply(mask)
+        if part.shape == inverse.grid.shape:
             return np.ascontiguousarray(part)
-        return resample_labels(part, way_back.region, self.volume.spacing_mm)[0]
+        return resample_labels(part, inverse.region, self.volume.spacing_mm)[0]
 
     def segment(
         self, prepared: Prepared, predict: Predict, options: SegmentOptions | None = None
@@ -206,15 +206,15 @@ class VolumePipeline:
             DeadlineError: `options.between` found that time is up.
             ValueError: the network answers with another shape.
         """
-        return self.restore(self.infer(prepared, predict, options), prepared.way_back, options)
+        return self.restore(self.infer(prepared, predict, options), prepared.inverse, options)
 
     def infer(
         self, prepared: Prepared, predict: Predict, options: SegmentOptions | None = None
     ) -> Found:
         """The first half of `segment`: what the network says, on its own grid."""
         options = options or self.defaults()
-        way_back = prepared.way_back
-        if options.wants_scores or way_back.grid.shape != way_back.region.shape:
+        inverse = prepared.inverse
+        if options.wants_scores or inverse.grid.shape != inverse.region.shape:
             return Found(scores=self.scores(prepared, predict, options))
         mask = sliding_window.labels(
             prepared.tensor, self._predict(predict, options), self.window,
@@ -223,23 +223,21 @@ class VolumePipeline:
         return Found(mask=mask)
 
     def restore(
-        self, found: Found, way_back: WayBack, options: SegmentOptions | None = None
+        self, found: Found, inverse: Inverse, options: SegmentOptions | None = None
     ) -> Segmented:
         """The second half: on the source's grid, tidied."""
         options = options or self.defaults()
         if found.mask is not None:
-            return Segmented(self._tidied(found.mask, way_back, options))
+            return Segmented(self._tidied(found.mask, inverse, options))
         assert found.scores is not None  # one of the two is there
-        segmentation = self._tidied(
-            restore_labels(found.scores, way_back.region), way_back, options
-        )
+        segmentation = self._tidied(restore_labels(found.scores, inverse.region), inverse, options)
         if not options.wants_scores:
             return Segmented(segmentation)
-        probabilities = _softmax(restore(found.scores, way_back.region))
+        probabilities = _softmax(restore(found.scores, inverse.region))
         return Segmented(
             segmentation,
-            way_back.undo_probabilities(probabilities) if options.probabilities else None,
-            way_back.undo(_entropy(probabilities)) if options.entropy else None,
+            inverse.undo_probabilities(probabilities) if options.probabilities else None,
+            inverse.undo(_entropy(probabilities)) if options.entropy else None,
         )
 
     def scores(
@@ -261,14 +259,14 @@ class VolumePipeline:
         window[0][:, *inside] = prepared.tensor[:, *outside]
         return window
 
-    def _tidied(self, mask: _Mask, way_back: WayBack, options: SegmentOptions) -> Segmentation:
+    def _tidied(self, mask: _Mask, inverse: Inverse, options: SegmentOptions) -> Segmentation:
         """A mask on the region's grid -> the source's grid."""
-        full = way_back.undo(mask)
+        full = inverse.undo(mask)
         if options.largest_component:
             full = components.largest_component(full)
         if options.fill_holes:
             full = components.fill_holes(full)
-        return Segmentation(full, way_back.source, self.spec.labels)
+        return Segmentation(full, inverse.source, self.spec.labels)
 
     def _predict(self, predict: Predict, options: SegmentOptions) -> Predict:
         axes = self.volume.flip_axes

@@ -14,9 +14,9 @@ from benchmarks.archives import unpack
 from benchmarks.explanations import Truth, chosen, cost, halves, squares, truth
 from benchmarks.work import load_handler
 from handlers.classification import ClassificationHandler
+from medserve.archive.build import build_archive
 from medserve.inference.engines import Outputs
 from medserve.inference.fit import Box
-from medserve.packaging import build_archive
 from tests.tiny_room import bright_tile, make_checkout
 
 IMAGES = [bright_tile(tile) for tile in range(6)]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.filters import FiltersConfig, loop_perona_malik, main
-from medserve.frame_spec import FilterKind, FilterSpec
 from medserve.inference import filters
+from medserve.spec.frames import FilterKind, FilterSpec
 
 
 def test_the_loop_that_we_are_timed_against_computes_the_same() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks.frames import main, speckled
+from medserve.archive.build import build_archive
 from medserve.imaging import Image
-from medserve.imaging.likeness import looks_like_ultrasound
-from medserve.packaging import build_archive
+from medserve.imaging.ultrasound_check import looks_like_ultrasound
 from tests.phantoms import raster_bytes
 from tests.tiny_frame_room import make_frame_checkout
 

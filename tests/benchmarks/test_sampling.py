@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.sampling import main
-from medserve.packaging import build_archive
+from medserve.archive.build import build_archive
 from tests.tiny_diffusion_room import make_diffusion_checkout
 
 

@@ -11,8 +11,8 @@ import pytest
 import models
 from benchmarks.eager_network import eager_network
 from benchmarks.volumes import large_volume, main
-from medserve.imaging import nifti
-from medserve.packaging import build_archive
+from medserve.archive.build import build_archive
+from medserve.imaging.codecs import nifti
 from tests.tiny_volume_room import make_volume_checkout
 
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from benchmarks.archives import unpack, with_batch_size
-from medserve.archive import verify_archive
-from medserve.packaging import build_archive
+from medserve.archive.build import build_archive
+from medserve.archive.read import verify_archive
 from tests.tiny_room import LABELS, bright_tile, make_checkout
 
 REPOSITORY = Path(__file__).parent.parent.parent

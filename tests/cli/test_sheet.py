@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image as pillow
 
 from medserve.cli.sheet import Tile, draw
-from medserve.imaging import heatmap
+from medserve.results.files import heatmap
 from medserve.spec import InputKind, InputSpec
 from tests.phantoms import dicom_bytes, raster_bytes, wedge
 

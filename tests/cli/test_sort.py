@@ -12,6 +12,7 @@ import pytest
 
 from medserve.cli import sorting
 from medserve.errors import ServerFailedError
+from medserve.results import sorted_folders
 from tests.cli.conftest import Medserve
 from tests.client.fake_server import LABELS, FakeServer, classification, passing, refusing
 
@@ -279,12 +280,12 @@ def test_empty_folder_is_sorted_at_once(medserve: Medserve, tmp_path: Path) -> N
 )
 def test_label_that_is_no_plain_folder_name_is_refused(label: str) -> None:
     with pytest.raises(ServerFailedError, match="name a folder"):
-        sorting.folder_name(label)
+        sorted_folders.folder_name(label)
 
 
 @pytest.mark.parametrize("label", [*LABELS, "Ery blast (late)", "Größe", "B-cell", "immature.1"])
 def test_ordinary_label_names_its_folder(label: str) -> None:
-    assert sorting.folder_name(label) == label
+    assert sorted_folders.folder_name(label) == label
 
 
 def test_hostile_label_writes_nothing_outside_the_folder(

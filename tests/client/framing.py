@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from medserve.errors import InvalidImageError
-from medserve.imaging.frame_measure import measure_frame, measure_stack
-from medserve.imaging.frame_segmentation import FrameFinding, FrameSegmentation
 from medserve.imaging.frames import FrameGrid, FrameStack, SingleFrame
 from medserve.imaging.image import Image
-from medserve.imaging.mask_stack import MaskStack
+from medserve.imaging.packed_masks import PackedMasks
+from medserve.results.frame_measure import measure_frame, measure_stack
+from medserve.results.frame_segmentation import FrameFinding, FrameSegmentation
 from medserve.spec import InputKind
 from tests.client.fake_server import failure
 
@@ -52,7 +52,7 @@ def _answer(source: FrameStack, masks: list[np.ndarray | None]) -> dict[str, Any
         for mask in masks
     )
     found = FrameSegmentation(
-        MaskStack(GRID.size, [empty if mask is None else mask for mask in masks]),
+        PackedMasks(GRID.size, [empty if mask is None else mask for mask in masks]),
         source.grid,
         LABELS,
         findings,

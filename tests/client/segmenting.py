@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from medserve.imaging.geometry import Geometry
-from medserve.imaging.segmentation import Segmentation
+from medserve.results.segmentation import Segmentation
 from tests.client.fake_server import failure
 
 __all__ = ["GEOMETRY", "LABELS", "by_size"]

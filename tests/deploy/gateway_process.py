@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from medserve.server import Server
+from medserve.engine.torchserve import Server
 
 __all__ = ["RunningGateway", "running_gateway"]
 

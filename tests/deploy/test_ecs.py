@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from medserve import __version__
+from medserve.engine.torchserve import container as engine_container
 from medserve.gateway.settings import GatewaySettings
-from medserve.server import container as engine_container
 from medserve.settings import Address
 
 session = pytest.importorskip("botocore.session", reason="needs botocore (the dev extra)")

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from prometheus_client.metrics_core import Metric
 
-from medserve.gateway.metrics import GatewayMetrics
-from medserve.server.ports import Ports
-from medserve.server.torchserve_config import EngineSettings, write_run_dir
+from medserve.engine.torchserve.config import EngineSettings, write_run_dir
+from medserve.engine.torchserve.ports import Ports
+from medserve.gateway.core.metrics import GatewayMetrics
 from tests.deploy.promql import asked
 
 FOLDER = Path(__file__).resolve().parents[2] / "docker" / "monitoring"

@@ -1,7 +1,7 @@
 """A real TorchServe behind a real gateway, for the tests of this folder that are marked `serving`.
 
-- `engine`: a `medserve.server.Server` of its own with `tiny` (batched, which of six tiles is the
-  brightest) and `ticker` (streams; see `streaming_room`), proven ready;
+- `engine`: a `medserve.engine.torchserve.Server` of its own with `tiny` (batched, which of six
+  tiles is the brightest) and `ticker` (streams; see `streaming_room`), proven ready;
 - `gateway`: a `GatewayServer` in front of it on free ports, every model serving;
   `gateway.addresses.grpc` is where clients go;
 - `edge`: an open channel to it.
@@ -19,11 +19,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from medserve.archive.build import build_archive
+from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.java import find_java
 from medserve.errors import ConfigError
 from medserve.gateway.server import GatewayServer
-from medserve.packaging import build_archive
-from medserve.server import Server, ServerConfig
-from medserve.server.java import find_java
 from tests.gateway.running import running_gateway, settings_for
 from tests.gateway.streaming_room import make_streaming_checkout
 from tests.tiny_room import make_checkout

@@ -15,11 +15,12 @@ import grpc.aio
 import numpy as np
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from medserve.gateway import oip, typed
-from medserve.gateway.core import Gateway
-from medserve.gateway.intake import Intake
+from medserve.gateway.core.gateway import Gateway
+from medserve.gateway.core.guard import RequestGuard
+from medserve.gateway.faces.oip import service as oip
+from medserve.gateway.faces.v1 import service as typed
 from medserve.imaging.geometry import Geometry
-from medserve.imaging.segmentation import Segmentation
+from medserve.results.segmentation import Segmentation
 from tests.gateway.fake_engine import Request
 
 __all__ = [
@@ -50,7 +51,7 @@ async def served(gateway: Gateway, idle_s: float = 30.0) -> AsyncIterator[str]:
     server = grpc.aio.server(
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 2**20)]
     )
-    intake: Any = Intake(server, gateway, upload_timeout_s=30)  # stands for the server
+    intake: Any = RequestGuard(server, gateway, upload_timeout_s=30)  # stands for the server
     typed.register(gateway, intake, idle_s)
     oip.register(gateway, intake)
     port = server.add_insecure_port("127.0.0.1:0")

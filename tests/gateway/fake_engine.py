@@ -10,10 +10,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
+from medserve.engine.interface import EngineModel
 from medserve.errors import UnknownModelError
-from medserve.gateway.calls import EngineModel, Health, ModelInfo
-from medserve.gateway.core import Gateway, Guards
-from medserve.gateway.fleet import Fleet
+from medserve.gateway.core.calls import Health, ModelInfo
+from medserve.gateway.core.gateway import Gateway, Guards
+from medserve.gateway.core.served_models import ServedModels
 from medserve.spec import InputKind, InputSpec, ModelSpec, ServingSpec, Task
 
 __all__ = ["FakeEngine", "Request", "fake_gateway", "model"]
@@ -108,4 +109,4 @@ def model(
 
 def fake_gateway(engine: FakeEngine, *models: ModelInfo, guards: Guards | None = None) -> Gateway:
     """A gateway in front of the fake, with these models (by default `tiny`), all serving."""
-    return Gateway(engine, Fleet(models or (model(),)), guards)
+    return Gateway(engine, ServedModels(models or (model(),)), guards)

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medserve.gateway.calls import Engine
+from medserve.engine.interface import Engine
+from medserve.engine.torchserve import Server
 from medserve.gateway.server import GatewayServer
 from medserve.gateway.settings import GatewaySettings
-from medserve.server import Server
 
 __all__ = ["quick_settings", "running_gateway", "settings_for"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from medserve.errors import ArchiveError, ConfigError, MedserveError, ServerFailedError
-from medserve.gateway.audit import AuditLog, AuditRecord, verify
-from medserve.gateway.core import Call, Caller, Guards, new_request_id
+from medserve.gateway.core.audit import AuditLog, AuditRecord, verify
+from medserve.gateway.core.gateway import Caller, EngineCall, Guards, new_request_id
 from tests.gateway.fake_engine import FakeEngine, fake_gateway
 
 _RECORD = AuditRecord(
@@ -118,7 +118,7 @@ def test_a_call_leaves_one_line_without_anything_of_its_input(path: Path) -> Non
 
     async def calls() -> None:
         for name in ("tiny", "Smith^John"):
-            wanted = Call(
+            wanted = EngineCall(
                 name,
                 "",
                 {"data": b"Smith^John", "params": b'{"note":"Smith^John"}'},
@@ -146,7 +146,7 @@ def test_an_answer_that_cannot_be_logged_is_not_given(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    wanted = Call("tiny", "", {"data": b"x"}, Caller(), new_request_id())
+    wanted = EngineCall("tiny", "", {"data": b"x"}, Caller(), new_request_id())
     with pytest.raises(MedserveError) as caught:
         asyncio.run(gateway.predict(wanted))
     assert isinstance(caught.value, ServerFailedError)

@@ -6,15 +6,15 @@ import asyncio
 import time
 from pathlib import Path
 
-from medserve.gateway.calls import Call
-from medserve.gateway.cancelled import CancelledCalls
-from medserve.gateway.core import Caller, Guards, new_request_id
+from medserve.gateway.core.calls import EngineCall
+from medserve.gateway.core.cancelled import CancelledCalls
+from medserve.gateway.core.gateway import Caller, Guards, new_request_id
 from tests.gateway.fake_engine import FakeEngine, fake_gateway
 
 
-def call(deadline_s: float | None = None) -> Call:
+def call(deadline_s: float | None = None) -> EngineCall:
     deadline = None if deadline_s is None else time.monotonic() + deadline_s
-    return Call("tiny", "", {"data": b"x"}, Caller(), new_request_id(), deadline)
+    return EngineCall("tiny", "", {"data": b"x"}, Caller(), new_request_id(), deadline)
 
 
 def marks(folder: Path) -> list[str]:

@@ -20,9 +20,9 @@ from medserve.errors import (
     ServerFailedError,
     UnknownModelError,
 )
-from medserve.gateway.core import (
-    Call,
+from medserve.gateway.core.gateway import (
     Caller,
+    EngineCall,
     Face,
     Gateway,
     Guards,
@@ -43,14 +43,14 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(coroutine)
 
 
-def call(name: str = "tiny", **changes: Any) -> Call:
+def call(name: str = "tiny", **changes: Any) -> EngineCall:
     defaults: dict[str, Any] = {
         "version": "",
         "inputs": {"data": b"pixels"},
         "caller": Caller("ward-7"),
         "request_id": new_request_id(),
     }
-    return Call(name, **(defaults | changes))
+    return EngineCall(name, **(defaults | changes))
 
 
 def answering(answer: bytes = _OK, **changes: Any) -> FakeEngine:
@@ -63,7 +63,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def parts(gateway: Gateway, wanted: Call) -> list[bytes]:
+async def parts(gateway: Gateway, wanted: EngineCall) -> list[bytes]:
     return [part async for part in gateway.stream(wanted)]
 
 

@@ -12,9 +12,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from medserve.gateway import rest
-from medserve.gateway.core import Gateway
-from medserve.imaging.explanation import EXPLAINED_PER_CALL
+from medserve.gateway.core.gateway import Gateway
+from medserve.gateway.faces.rest import app as rest
+from medserve.results.explanation import EXPLAINED_PER_CALL
 from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
 from tests.gateway.faces import LABELS, classified, compact, served

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from medserve.gateway.typed_masks import segment_result
-from medserve.imaging import nifti
+from medserve.gateway.faces.v1.masks import segment_result
+from medserve.imaging.codecs import nifti
 from medserve.wire.v1 import imaging_pb2 as pb
 from tests.client.framing import LABELS, by_frame_size
 from tests.gateway.faces import DIGEST

@@ -17,8 +17,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from medserve.engine.torchserve import Server
 from medserve.gateway.server import GatewayServer
-from medserve.server import Server
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.gateway.running import running_gateway, settings_for
 from tests.tiny_room import bright_tile

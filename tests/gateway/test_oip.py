@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from medserve import __version__
 from medserve.errors import InvalidRequestError, ServerBusyError
-from medserve.gateway.core import Caller, Gateway, Guards
-from medserve.gateway.oip_tensors import bytes_elements
-from medserve.imaging import nifti
+from medserve.gateway.core.gateway import Caller, Gateway, Guards
+from medserve.gateway.faces.oip.tensors import bytes_elements
+from medserve.imaging.codecs import nifti
 from medserve.spec import Task
 from medserve.wire import open_inference_pb2 as pb
 from medserve.wire import open_inference_pb2_grpc as pb_grpc

@@ -23,12 +23,12 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from medserve.archive import inspect_archive
+from medserve.archive.read import inspect_archive
 from medserve.errors import ConfigError
-from medserve.gateway import tokens
-from medserve.gateway.audit import verify
+from medserve.gateway.core import tokens
+from medserve.gateway.core.audit import verify
+from medserve.gateway.core.tokens import add_token, new_token
 from medserve.gateway.server import GatewayServer
-from medserve.gateway.tokens import add_token, new_token
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.client.certificates import HAVE_OPENSSL, self_signed
 from tests.gateway.fake_engine import FakeEngine, Request

@@ -7,7 +7,7 @@ from prometheus_client import generate_latest
 
 from medserve.errors import ModelNotReadyError
 from medserve.gateway import probe
-from medserve.gateway.metrics import GatewayMetrics
+from medserve.gateway.core.metrics import GatewayMetrics
 
 
 def _page(**ready: int) -> str:

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medserve.errors import InvalidRequestError, MedserveError, ServerBusyError
-from medserve.gateway import rest
-from medserve.gateway.core import Caller, Gateway, Guards, Limits
-from medserve.gateway.rest_body import FormFile, RestLimits, files
-from medserve.imaging.segmentation import Segmentation
+from medserve.gateway.core.gateway import Caller, Gateway, Guards, Limits
+from medserve.gateway.faces.rest import app as rest
+from medserve.gateway.faces.rest.body import FormFile, RestLimits, files
+from medserve.results.segmentation import Segmentation
 from medserve.spec import Task
 from tests.gateway.faces import DIGEST, LABELS, SEGMENTATION, classified, compact, drawn, segmented
 from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model

@@ -91,7 +91,7 @@ def test_without_its_packages_the_gateway_says_in_one_line_what_to_install(
 
 
 def test_a_token_is_printed_once_and_an_audit_log_checked(tmp_path: Path) -> None:
-    from medserve.gateway.tokens import TokenFile
+    from medserve.gateway.core.tokens import TokenFile
 
     file = tmp_path / "tokens.json"
     made = CliRunner().invoke(

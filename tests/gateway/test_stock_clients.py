@@ -25,14 +25,14 @@ import httpx
 import numpy as np
 import pytest
 
+from medserve.archive.build import build_archive
+from medserve.engine.torchserve import Server, ServerConfig
 from medserve.errors import ArchiveError
 from medserve.gateway.server import GatewayServer
-from medserve.imaging import nifti
+from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
-from medserve.imaging.segmentation import Segmentation
 from medserve.imaging.volume import Volume
-from medserve.packaging import build_archive
-from medserve.server import Server, ServerConfig
+from medserve.results.segmentation import Segmentation
 from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
 from tests.gateway.running import running_gateway, settings_for

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from medserve.errors import ConfigError
-from medserve.gateway import tokens
-from medserve.gateway.calls import Caller
-from medserve.gateway.tokens import TokenFile, add_token, new_token
+from medserve.gateway.core import tokens
+from medserve.gateway.core.calls import Caller
+from medserve.gateway.core.tokens import TokenFile, add_token, new_token
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from medserve.errors import (
     ServerBusyError,
     ServerFailedError,
 )
-from medserve.gateway.core import Caller, Gateway, Guards, Limits
-from medserve.imaging import nifti
+from medserve.gateway.core.gateway import Caller, Gateway, Guards, Limits
+from medserve.imaging.codecs import nifti
 from medserve.spec import Task
 from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc

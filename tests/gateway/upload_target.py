@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from medserve.cli.gateway import run_gateway
-from medserve.gateway.calls import EngineModel
+from medserve.engine.interface import EngineModel
 from medserve.gateway.server import GatewayServer
 from tests.gateway.running import quick_settings
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from handlers.mednist import MednistHandler
-from medserve.imaging import Classification
 from medserve.inference.engines import Outputs
+from medserve.results.classification import Classification
 from tests.handlers.worker import answer, answers, picture, ready
 from tests.phantoms import dicom_bytes, disc
 

@@ -30,7 +30,7 @@ from medserve.errors import (
     ModelNotReadyError,
     PayloadTooLargeError,
 )
-from medserve.imaging.frame_segmentation import FrameSegmentation
+from medserve.results.frame_segmentation import FrameSegmentation
 from tests.frame_phantoms import as_nifti, cine, ellipse, region, saved, scan, ultrasound
 from tests.handlers.frame_worker import ask, ask_json, ask_packed, changed, ready_for_frames
 from tests.phantoms import raster_bytes

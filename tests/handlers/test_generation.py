@@ -29,8 +29,8 @@ from medserve.errors import (
     ServerFailedError,
     error_from_text,
 )
-from medserve.imaging.sample import Sample
 from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
+from medserve.results.sample import Sample
 from tests.handlers.worker import FakeContext
 from tests.tiny_diffusion_room import (
     DIFFUSION_CONFIG,

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from PIL import Image
 from pydicom import dcmread
 
-from handlers import segmentation
-from handlers.segmentation import SegmentationHandler
+from handlers import volumes as segmentation
+from handlers.volumes import VolumeHandler
 from medserve.errors import (
     ConfigError,
     DeadlineError,
@@ -29,12 +29,12 @@ from medserve.errors import (
     PayloadTooLargeError,
     ServerFailedError,
 )
-from medserve.imaging import nifti, npy
+from medserve.imaging.codecs import nifti, npy
 from medserve.imaging.geometry import Geometry
-from medserve.imaging.segmentation import Segmentation
 from medserve.imaging.volume import Volume
 from medserve.inference.engines import Outputs
 from medserve.inference.sliding_window import until
+from medserve.results.segmentation import Segmentation
 from tests.handlers.volume_worker import ask, ask_json, changed, ready_for_volumes
 from tests.tiny_volume_room import LABELS, known_mask, phantom, write_volume_artifact
 from tests.volume_phantoms import (
@@ -58,7 +58,7 @@ def volume_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def handler(volume_artifact: Path) -> SegmentationHandler:
+def handler(volume_artifact: Path) -> VolumeHandler:
     return ready_for_volumes(volume_artifact)
 
 
@@ -76,7 +76,7 @@ def volume() -> Volume:
     return phantom()
 
 
-def test_the_answer_is_the_mask_as_a_file(handler: SegmentationHandler, volume: Volume) -> None:
+def test_the_answer_is_the_mask_as_a_file(handler: VolumeHandler, volume: Volume) -> None:
     source = _Image(volume.array, volume.geometry.affine)
     source.header.set_qform(volume.geometry.affine, code=1)
     source.header.set_sform(volume.geometry.affine, code=4)
@@ -92,7 +92,7 @@ def test_the_answer_is_the_mask_as_a_file(handler: SegmentationHandler, volume: 
 @settings(max_examples=25, deadline=None)
 @given(geometries(12, 20, spacing_mm=(0.6, 2.5)))
 def test_the_mask_lies_on_the_grid_of_its_file_whatever_that_is(
-    handler: SegmentationHandler, geometry: Geometry
+    handler: VolumeHandler, geometry: Geometry
 ) -> None:
     volume = phantom(geometry)
     before = _Image(volume.array, geometry.affine)
@@ -106,9 +106,7 @@ def test_the_mask_lies_on_the_grid_of_its_file_whatever_that_is(
 
 
 @pytest.mark.parametrize("kind", ["zip of slices", "multi-frame"])
-def test_a_dicom_series_is_answered_on_its_own_grid(
-    kind: str, handler: SegmentationHandler
-) -> None:
+def test_a_dicom_series_is_answered_on_its_own_grid(kind: str, handler: VolumeHandler) -> None:
     affine = oblique(spacing_mm=(1.0, 1.0, 1.0)).affine.copy()
     affine[:3, 2] *= -1  # right-handed, as row, column and normal of DICOM are
     volume = phantom(Geometry((26, 22, 18), affine))
@@ -122,16 +120,14 @@ def test_a_dicom_series_is_answered_on_its_own_grid(
     np.testing.assert_array_equal(np.asarray(answer.dataobj), known_mask(volume))
 
 
-def test_an_npy_array_has_the_spacing_that_the_caller_states(handler: SegmentationHandler) -> None:
+def test_an_npy_array_has_the_spacing_that_the_caller_states(handler: VolumeHandler) -> None:
     volume = phantom(Geometry.from_spacing((20, 18, 16), (2.0, 1.0, 1.5)))
     answer = loaded(ask(handler, npy.encode(volume.array), {"spacing_mm": [2, 1, 1.5]}))
     assert tuple(answer.header.get_zooms()) == (2.0, 1.0, 1.5)
     assert answer.shape == (20, 18, 16)
 
 
-def test_a_channel_of_four_dimensions_is_chosen(
-    handler: SegmentationHandler, volume: Volume
-) -> None:
+def test_a_channel_of_four_dimensions_is_chosen(handler: VolumeHandler, volume: Volume) -> None:
     stack = np.stack([np.zeros_like(volume.array), volume.array], axis=-1)
     payload = _Image(stack, volume.geometry.affine).to_bytes()
     with pytest.raises(InvalidImageError, match="name one of the 2 channels"):
@@ -141,7 +137,7 @@ def test_a_channel_of_four_dimensions_is_chosen(
 
 
 def test_json_holds_mask_measurements_and_provenance(
-    handler: SegmentationHandler, volume: Volume
+    handler: VolumeHandler, volume: Volume
 ) -> None:
     payload = nifti.encode(volume)
     content = ask_json(handler, payload)
@@ -159,7 +155,7 @@ def test_json_holds_mask_measurements_and_provenance(
     assert "entropy_nifti" not in content
 
 
-def test_json_carries_what_else_is_asked_for(handler: SegmentationHandler, volume: Volume) -> None:
+def test_json_carries_what_else_is_asked_for(handler: VolumeHandler, volume: Volume) -> None:
     wanted = {"overlay": True, "uncertainty": True}
     content = ask_json(handler, nifti.encode(volume), wanted)
     picture = Image.open(io.BytesIO(base64.b64decode(content["overlay_png"])))
@@ -169,7 +165,7 @@ def test_json_carries_what_else_is_asked_for(handler: SegmentationHandler, volum
 
 
 def test_probabilities_are_a_fourth_axis_in_label_order(
-    handler: SegmentationHandler, volume: Volume
+    handler: VolumeHandler, volume: Volume
 ) -> None:
     answer = loaded(ask(handler, nifti.encode(volume), {"output": "probabilities"}))
     assert answer.shape == (*volume.geometry.shape, 3)
@@ -180,7 +176,7 @@ def test_probabilities_are_a_fourth_axis_in_label_order(
     assert bytes(answer.header["descrip"].item()) == b"background,dim,bright"
 
 
-def test_the_uncertainty_is_highest_between_two_labels(handler: SegmentationHandler) -> None:
+def test_the_uncertainty_is_highest_between_two_labels(handler: VolumeHandler) -> None:
     geometry = oblique((16, 16, 16), (1.0, 1.0, 1.0))
     array = np.zeros(geometry.shape, dtype=np.int16)
     array[8] = 333  # a third of the range, where two labels are even
@@ -190,15 +186,13 @@ def test_the_uncertainty_is_highest_between_two_labels(handler: SegmentationHand
     assert entropy[:8].max() < 0.01
 
 
-def test_the_overlay_is_a_picture(handler: SegmentationHandler, volume: Volume) -> None:
+def test_the_overlay_is_a_picture(handler: VolumeHandler, volume: Volume) -> None:
     for params in ({"output": "overlay"}, {"format": "png"}):
         answer = ask(handler, nifti.encode(volume), params)
         assert Image.open(io.BytesIO(answer)).format == "PNG"
 
 
-def test_dicom_is_answered_as_dicom_segmentation(
-    handler: SegmentationHandler, volume: Volume
-) -> None:
+def test_dicom_is_answered_as_dicom_segmentation(handler: VolumeHandler, volume: Volume) -> None:
     answer = ask(handler, series(volume), {"format": "dicom-seg"})
     found = highdicom.seg.Segmentation.from_dataset(dcmread(io.BytesIO(answer)))
     assert found.number_of_segments == 2
@@ -210,7 +204,7 @@ def test_dicom_is_answered_as_dicom_segmentation(
     assert again.SOPInstanceUID == frames.SOPInstanceUID
 
 
-def test_only_dicom_is_answered_as_dicom(handler: SegmentationHandler, volume: Volume) -> None:
+def test_only_dicom_is_answered_as_dicom(handler: VolumeHandler, volume: Volume) -> None:
     with pytest.raises(InvalidRequestError, match="ask for nifti"):
         ask(handler, nifti.encode(volume), {"format": "dicom-seg"})
 
@@ -229,7 +223,7 @@ def test_half_the_codes_are_a_mistake_of_the_room(volume_artifact: Path) -> None
         ready_for_volumes(volume_artifact, changed(snomed=half))
 
 
-def test_another_modality_is_refused(handler: SegmentationHandler, volume: Volume) -> None:
+def test_another_modality_is_refused(handler: VolumeHandler, volume: Volume) -> None:
     with pytest.raises(InvalidImageError, match="modality MR"):
         ask(handler, series(volume, "CT"))
 
@@ -256,14 +250,14 @@ def test_another_modality_is_refused(handler: SegmentationHandler, volume: Volum
     ],
 )
 def test_params_that_cannot_be_followed_are_refused(
-    params: dict[str, object], message: str, handler: SegmentationHandler, volume: Volume
+    params: dict[str, object], message: str, handler: VolumeHandler, volume: Volume
 ) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         ask(handler, nifti.encode(volume), params)
 
 
 def test_flips_and_tidying_are_the_caller_s_to_choose(
-    handler: SegmentationHandler, volume: Volume
+    handler: VolumeHandler, volume: Volume
 ) -> None:
     specked = Volume(volume.array.copy(), volume.geometry)
     specked.array[0, 0, 0] = 500
@@ -274,7 +268,7 @@ def test_flips_and_tidying_are_the_caller_s_to_choose(
     assert (everything[0, 0, 0], tidied[0, 0, 0]) == (1, 0)
 
 
-def test_many_files_in_one_call_are_refused(handler: SegmentationHandler, volume: Volume) -> None:
+def test_many_files_in_one_call_are_refused(handler: VolumeHandler, volume: Volume) -> None:
     from tests.handlers.worker import FakeContext
 
     payload = nifti.encode(volume)
@@ -282,13 +276,13 @@ def test_many_files_in_one_call_are_refused(handler: SegmentationHandler, volume
         handler.handle([{"data.0": bytearray(payload)}], FakeContext({}))
 
 
-def test_an_expired_deadline_starts_no_work(handler: SegmentationHandler, volume: Volume) -> None:
+def test_an_expired_deadline_starts_no_work(handler: VolumeHandler, volume: Volume) -> None:
     with pytest.raises(DeadlineError, match="deadline_ms"):
         ask(handler, nifti.encode(volume), deadline_ms=b"0")
 
 
 def test_work_ends_between_windows_when_time_is_up(
-    handler: SegmentationHandler, volume: Volume, monkeypatch: pytest.MonkeyPatch
+    handler: VolumeHandler, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
     once = handler.engine.run
@@ -308,7 +302,7 @@ def test_work_ends_between_windows_when_time_is_up(
 
 
 def test_a_network_that_gives_no_numbers_is_a_failure_of_the_server(
-    handler: SegmentationHandler, volume: Volume, monkeypatch: pytest.MonkeyPatch
+    handler: VolumeHandler, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = {"logits": np.full((4, 3, 16, 16, 16), np.nan, np.float32)}
     monkeypatch.setattr(handler.engine, "run", lambda windows: nothing)
@@ -323,7 +317,7 @@ def test_a_volume_that_would_not_fit_is_refused_with_what_would(volume_artifact:
         ask(small, nifti.encode(large))
 
 
-def test_a_header_of_gigabytes_is_refused_unread(handler: SegmentationHandler) -> None:
+def test_a_header_of_gigabytes_is_refused_unread(handler: VolumeHandler) -> None:
     header = _Header()
     header.set_data_shape((2000, 2000, 2000))
     header.set_data_dtype(np.int16)

@@ -15,10 +15,10 @@ import pytest
 
 from handlers import torchserve
 from handlers.base import Handler
+from handlers.batched import BatchedHandler
 from handlers.mednist import MednistHandler
-from handlers.rows import RowHandler
 from medserve.errors import ConfigError, InvalidImageError
-from medserve.imaging.limits import Payload
+from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Outputs
 from tests.artifacts import BRIGHTNESS_CONFIG
 from tests.handlers.worker import FakeContext, context, picture, unpacked
@@ -34,7 +34,7 @@ model_metrics:
 """
 
 
-class VolumeLike(RowHandler[bytes, None, bytes]):
+class VolumeLike(BatchedHandler[bytes, None, bytes]):
     """Answers with the file itself and raises errors, as handlers of volumes do."""
 
     raises_errors: ClassVar[bool] = True

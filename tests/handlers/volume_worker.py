@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from handlers.segmentation import SegmentationHandler
+from handlers.volumes import VolumeHandler
 from medserve.errors import MedserveError, error_from_code
 from tests.handlers.worker import FakeContext
 from tests.tiny_volume_room import VOLUME_CONFIG
@@ -21,17 +21,15 @@ def changed(**volume: object) -> dict[str, Any]:
     return {**VOLUME_CONFIG, "medserve": {**own, "volume": {**own["volume"], **volume}}}
 
 
-def ready_for_volumes(
-    folder: Path, config: Mapping[str, Any] = VOLUME_CONFIG
-) -> SegmentationHandler:
+def ready_for_volumes(folder: Path, config: Mapping[str, Any] = VOLUME_CONFIG) -> VolumeHandler:
     """The handler of volumes in front of the tiny room's network, proven."""
-    handler = SegmentationHandler()
+    handler = VolumeHandler()
     handler.initialize(FakeContext({"model_dir": str(folder), "gpu_id": None}, config))
     return handler
 
 
 def ask(
-    handler: SegmentationHandler,
+    handler: VolumeHandler,
     data: bytes,
     params: Mapping[str, object] | None = None,
     **inputs: bytes,
@@ -48,7 +46,7 @@ def ask(
 
 
 def ask_json(
-    handler: SegmentationHandler, data: bytes, params: Mapping[str, object] | None = None
+    handler: VolumeHandler, data: bytes, params: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
     """One call for a JSON answer."""
     content: dict[str, Any] = json.loads(ask(handler, data, {"output": "json", **(params or {})}))

@@ -7,7 +7,7 @@ import pytest
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit
 
-from medserve.imaging.codestreams import check_codestreams
+from medserve.imaging.codecs.jpeg_headers import check_codestreams
 from tests.phantoms import dicom_dataset, disc, raster_bytes
 
 KINDS = [(JPEGBaseline8Bit, "JPEG", {}), (JPEG2000Lossless, "JPEG2000", {"no_jp2": True})]

@@ -19,7 +19,7 @@ from pydicom.uid import (
 )
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
-from medserve.imaging import dicom
+from medserve.imaging.codecs import dicom
 from medserve.spec import InputKind, InputSpec
 from tests.phantoms import (
     PATIENT,

@@ -8,12 +8,13 @@ import pytest
 from pydicom import dcmread
 
 from medserve.errors import InvalidImageError, InvalidRequestError
-from medserve.imaging import dicom_seg, dicom_series
-from medserve.imaging.dicom_series import DicomVolume
+from medserve.imaging.codecs import dicom_series
+from medserve.imaging.codecs.dicom_series import DicomVolume
 from medserve.imaging.geometry import Geometry
-from medserve.imaging.result import Provenance
-from medserve.imaging.segmentation import Segmentation
-from medserve.volume_spec import CodedTerm, SegmentCoding
+from medserve.results.classification import Provenance
+from medserve.results.files import dicom_seg
+from medserve.results.segmentation import Segmentation
+from medserve.spec.volumes import CodedTerm, SegmentCoding
 from tests.volume_phantoms import (
     as_bytes,
     dicom_slices,

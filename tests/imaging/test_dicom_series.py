@@ -23,7 +23,7 @@ from pydicom.pixels.utils import compress
 from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
-from medserve.imaging import dicom_series
+from medserve.imaging.codecs import dicom_series
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume, VolumeLimits
 from tests.volume_phantoms import (

@@ -10,7 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from medserve.errors import ServerFailedError
-from medserve.imaging.frame_measure import (
+from medserve.imaging.frames import FrameGrid
+from medserve.imaging.geometry import Geometry
+from medserve.results.frame_measure import (
     FrameMeasure,
     StackMeasure,
     ellipsoid_ml,
@@ -18,9 +20,7 @@ from medserve.imaging.frame_measure import (
     measure_label,
     measure_stack,
 )
-from medserve.imaging.frames import FrameGrid
-from medserve.imaging.geometry import Geometry
-from medserve.imaging.measure import measure
+from medserve.results.measure import measure
 
 GRID = FrameGrid((120, 160), 40, (0.5, 0.4), 1.5)
 SEMI_MM = (20.0, 15.0, 22.0)  # along columns, rows, frames: a prostate of 27.6 ml

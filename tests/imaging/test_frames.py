@@ -14,10 +14,10 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
 from medserve.errors import InvalidImageError, InvalidRequestError, PayloadTooLargeError
-from medserve.imaging import dicom, dicom_regions, frame_file, nifti
-from medserve.imaging.frame_file import FrameReading
-from medserve.imaging.frames import FrameGrid, FrameLimits, FrameStack, Stated, View
-from medserve.imaging.mask_stack import MaskStack
+from medserve.imaging.codecs import dicom, dicom_regions, frame_file, nifti
+from medserve.imaging.codecs.frame_file import FrameReading
+from medserve.imaging.frames import FrameGrid, FrameLimits, FrameStack, GivenSpacing, View
+from medserve.imaging.packed_masks import PackedMasks
 from medserve.spec import InputKind, InputSpec
 from tests.frame_phantoms import as_nifti, cine, region, saved, scan, ultrasound
 from tests.phantoms import raster_bytes
@@ -115,12 +115,12 @@ def test_the_step_between_frames_is_read_where_it_stands() -> None:
 
 
 def test_a_caller_adds_the_lengths_that_a_file_lacks() -> None:
-    reading = FrameReading(Stated((0.2, 0.3), 5.0))
+    reading = FrameReading(GivenSpacing((0.2, 0.3), 5.0))
     grid = frame_file.decode(saved(ultrasound(cine(3))), LIMITS, reading).grid
     assert (grid.spacing_mm, grid.step_mm) == ((0.2, 0.3), 5.0)
     assert grid.voxel_ml == pytest.approx(0.2 * 0.3 * 5.0 / 1000)
     with pytest.raises(InvalidRequestError, match="lengths from"):
-        Stated(step_mm=0.0)
+        GivenSpacing(step_mm=0.0)
 
 
 def test_a_nifti_header_without_form_and_unit_states_no_lengths() -> None:
@@ -162,7 +162,7 @@ def test_masks_come_back_to_the_axes_of_their_file(view: View) -> None:
     stack = frame_file.decode(payload, LIMITS, FrameReading(view=view))
     assert stack.view is view
     bright = read_all(stack) > 0.5
-    masks = MaskStack.of(bright.astype(np.uint8))
+    masks = PackedMasks.of(bright.astype(np.uint8))
     back = nifti.decode(stack.nifti_mask(masks))
     np.testing.assert_array_equal(back.array, array > 127)
     np.testing.assert_array_equal(stack.on_grid(masks), array > 127)
@@ -184,7 +184,7 @@ def test_planes_are_written_as_one_volume() -> None:
 
 def test_a_stack_of_masks_keeps_every_pixel_in_one_bit() -> None:
     masks = np.random.default_rng(1).integers(0, 2, (9, 7, 11)).astype(np.uint8)
-    stack = MaskStack.of(masks)
+    stack = PackedMasks.of(masks)
     assert len(stack) == 9
     np.testing.assert_array_equal(stack.array, masks)
     np.testing.assert_array_equal(stack[4], masks[4])

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image as pillow
 
-from medserve.imaging import heatmap
+from medserve.results.files import heatmap
 
 
 def opened(values: npt.NDArray[np.floating], size: tuple[int, int]) -> pillow.Image:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image as pillow
 
 from medserve.imaging import Image
-from medserve.imaging.likeness import looks_like_ultrasound
+from medserve.imaging.ultrasound_check import looks_like_ultrasound
 from tests.frame_phantoms import scan
 
 

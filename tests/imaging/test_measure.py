@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from medserve.errors import ServerFailedError
 from medserve.imaging.geometry import Geometry
-from medserve.imaging.measure import LabelMeasure, measure
+from medserve.results.measure import LabelMeasure, measure
 from tests.volume_phantoms import SHAPE, ball, centre_of_mass_mm, geometries, oblique
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
-from medserve.imaging import nifti
+from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume, VolumeLimits
 from tests.volume_phantoms import SHAPE, geometries, oblique, ramp

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
-from medserve.imaging import npy
+from medserve.imaging.codecs import npy
 from medserve.imaging.volume import VolumeLimits
 from tests.volume_phantoms import SHAPE, oblique, ramp
 

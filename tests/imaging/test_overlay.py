@@ -8,9 +8,9 @@ import pytest
 from PIL import Image as pillow
 
 from medserve.imaging.geometry import Geometry
-from medserve.imaging.overlay import COLOURS, Plane, SheetLayout, blend, montage
-from medserve.imaging.segmentation import Segmentation
 from medserve.imaging.volume import Volume
+from medserve.results.files.overlay import COLOURS, Plane, SheetLayout, blend, montage
+from medserve.results.segmentation import Segmentation
 from tests.volume_phantoms import SHAPE, ball, oblique, ramp
 
 ONE = SheetLayout(slices=1, side=200, alpha=1.0)

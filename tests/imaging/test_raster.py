@@ -9,7 +9,7 @@ from PIL import Image as pillow
 from PIL import ImageOps, PngImagePlugin
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
-from medserve.imaging import raster
+from medserve.imaging.codecs import raster
 from medserve.spec import InputKind, InputSpec
 from tests.phantoms import disc, encoded, ramp, raster_bytes, wedge
 

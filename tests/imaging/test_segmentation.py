@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 
 from medserve.errors import ServerFailedError
-from medserve.imaging import nifti
+from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
-from medserve.imaging.segmentation import Segmentation
+from medserve.results.segmentation import Segmentation
 from tests.volume_phantoms import SHAPE, geometries, oblique, ramp
 
 LABELS = ("background", "anterior", "posterior")

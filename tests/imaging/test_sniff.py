@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image as pillow
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
-from medserve.imaging import sniff
+from medserve.imaging.codecs import sniff
 from medserve.spec import InputKind, InputSpec
 from tests.phantoms import dicom_bytes, disc, encoded, raster_bytes, wedge
 

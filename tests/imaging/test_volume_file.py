@@ -7,10 +7,10 @@ import pytest
 from PIL import Image as pillow
 
 from medserve.errors import InvalidImageError, InvalidRequestError
-from medserve.imaging import nifti, npy
-from medserve.imaging.dicom_series import DicomVolume
-from medserve.imaging.nifti import NiftiVolume
-from medserve.imaging.volume_file import ReadOptions, decode
+from medserve.imaging.codecs import nifti, npy
+from medserve.imaging.codecs.dicom_series import DicomVolume
+from medserve.imaging.codecs.nifti import NiftiVolume
+from medserve.imaging.codecs.volume_file import ReadOptions, decode
 from medserve.spec import InputKind
 from tests.volume_phantoms import SHAPE, as_bytes, dicom_slices, oblique, ramp, zipped
 

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 
 from medserve.errors import ConfigError
-from medserve.frame_spec import Conduction, FilterKind, FilterSpec
 from medserve.inference import filters
+from medserve.spec.frames import Conduction, FilterKind, FilterSpec
 
 _Plane = npt.NDArray[np.float32]
 

@@ -9,14 +9,6 @@ import numpy.typing as npt
 import pytest
 
 from medserve.errors import ConfigError
-from medserve.frame_spec import (
-    CropKind,
-    CropSpec,
-    FilterKind,
-    FilterSpec,
-    FrameSpec,
-    Interpolation,
-)
 from medserve.imaging.image import Image
 from medserve.inference import filters
 from medserve.inference.frame_pipeline import (
@@ -26,6 +18,14 @@ from medserve.inference.frame_pipeline import (
     content_box,
 )
 from medserve.spec import InputKind, InputSpec, ModelSpec, ServingSpec, Task
+from medserve.spec.frames import (
+    CropKind,
+    CropSpec,
+    FilterKind,
+    FilterSpec,
+    FrameSpec,
+    Interpolation,
+)
 
 _Plane = npt.NDArray[np.float32]
 
@@ -86,7 +86,7 @@ def test_a_frame_of_the_networks_size_passes_unchanged() -> None:
 
 def test_the_aspect_ratio_is_kept_and_the_rest_is_padding() -> None:
     prepared = pipeline_of((60, 80)).prepare(Image(np.ones((100, 400), dtype=np.float32)))
-    assert prepared.way_back.inner == FrameBox(20, 0, 40, 80)
+    assert prepared.inverse.inner == FrameBox(20, 0, 40, 80)
     assert prepared.plane[0, 20:40].min() == 1.0
     assert prepared.plane[0, :20].max() == prepared.plane[0, 40:].max() == 0.0
 
@@ -120,18 +120,18 @@ def test_the_filter_sees_the_frame_at_the_networks_size_and_no_padding() -> None
 def test_training_masks_take_the_nearest_pixel_and_no_new_label() -> None:
     pipeline = pipeline_of((64, 64))
     mask = (ellipse((300, 200), centre=(120, 110)) >= 0.5).astype(np.uint8)
-    way_back = pipeline.prepare(Image(mask.astype(np.float32))).way_back
-    small = pipeline.prepare_mask(mask, way_back)
+    inverse = pipeline.prepare(Image(mask.astype(np.float32))).inverse
+    small = pipeline.prepare_mask(mask, inverse)
     assert set(np.unique(small)) == {0, 1}
-    back = pipeline.find((small[np.newaxis] * 2.0 - 1.0).astype(np.float32), way_back)
+    back = pipeline.find((small[np.newaxis] * 2.0 - 1.0).astype(np.float32), inverse)
     assert dice(back.mask.astype(bool), mask.astype(bool)) > 0.97
 
 
 def test_a_mask_of_another_frame_is_refused() -> None:
     pipeline = pipeline_of()
-    way_back = pipeline.prepare(Image(np.ones((80, 60), dtype=np.float32))).way_back
+    inverse = pipeline.prepare(Image(np.ones((80, 60), dtype=np.float32))).inverse
     with pytest.raises(ValueError, match=r"expected a mask of shape \(80, 60\)"):
-        pipeline.prepare_mask(np.ones((60, 80), dtype=np.uint8), way_back)
+        pipeline.prepare_mask(np.ones((60, 80), dtype=np.uint8), inverse)
 
 
 def test_the_box_around_the_scan_leaves_out_black_and_text() -> None:
@@ -171,7 +171,7 @@ def test_a_mask_found_in_a_crop_lies_in_its_place() -> None:
 def test_a_fixed_box_is_stated_in_shares_of_the_frame() -> None:
     crop = CropSpec(CropKind.BOX, box=(0.25, 0.5, 1.0, 0.75))
     prepared = pipeline_of(crop=crop).prepare(Image(np.ones((200, 400), dtype=np.float32)))
-    assert prepared.way_back.crop == FrameBox(50, 200, 200, 300)
+    assert prepared.inverse.crop == FrameBox(50, 200, 200, 300)
 
 
 def test_mirrored_logits_are_mirrored_back_before_they_are_averaged() -> None:
@@ -186,10 +186,10 @@ def test_mirrored_logits_are_mirrored_back_before_they_are_averaged() -> None:
 
 def test_the_threshold_is_a_probability() -> None:
     pipeline = pipeline_of((16, 16))
-    way_back = pipeline.prepare(Image(np.zeros((16, 16), dtype=np.float32))).way_back
+    inverse = pipeline.prepare(Image(np.zeros((16, 16), dtype=np.float32))).inverse
     logits = np.full((1, 16, 16), np.log(0.7 / 0.3), dtype=np.float32)
     for threshold, expected in ((0.69, 256), (0.71, 0)):
-        found = pipeline.find(logits, way_back, FrameOptions(threshold=threshold))
+        found = pipeline.find(logits, inverse, FrameOptions(threshold=threshold))
         assert found.mask.sum() == expected
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from medserve.errors import ConfigError, InvalidRequestError, ServerFailedError
-from medserve.generation_spec import SamplerKind
 from medserve.inference.engines import Outputs, load_engine
 from medserve.inference.generation import DiffusionPipeline, SampleSettings, to_pixels
 from medserve.spec import EngineName, ModelSpec
+from medserve.spec.generation import SamplerKind
 from tests.tiny_diffusion_room import (
     DEVIATION,
     DIFFUSION_CONFIG,

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medserve.errors import ConfigError, DeadlineError, InvalidImageError, PayloadTooLargeError
-from medserve.imaging import nifti
+from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
 from medserve.inference.sliding_window import until
@@ -89,7 +89,7 @@ def test_a_ball_is_found_where_it_is_on_the_grid_of_its_file(
 def test_the_network_sees_its_own_orientation_spacing_and_intensities() -> None:
     volume = phantom()
     prepared = pipeline().prepare(volume)
-    grid = prepared.way_back.grid
+    grid = prepared.inverse.grid
     assert grid.codes == "RAS"
     np.testing.assert_allclose(grid.spacing_mm, 1.0, atol=0.03)
     assert prepared.tensor.dtype == np.float32
@@ -104,10 +104,10 @@ def test_a_reference_mask_comes_onto_the_network_s_grid_and_back() -> None:
     own = pipeline()
     prepared = own.prepare(volume)
     reference = (volume.array > 0.5).astype(np.uint8)
-    small = own.prepare_labels(reference, prepared.way_back)
+    small = own.prepare_labels(reference, prepared.inverse)
     assert small.shape == prepared.tensor.shape[1:]
     np.testing.assert_allclose(
-        centre_of_mass_mm(small, prepared.way_back.grid),
+        centre_of_mass_mm(small, prepared.inverse.grid),
         centre_of_mass_mm(reference, volume.geometry),
         atol=0.2,
     )
@@ -121,7 +121,7 @@ def test_without_a_change_of_spacing_the_mask_is_the_network_s_own() -> None:
     own = pipeline()
     prepared = own.prepare(volume)
     found = own.segment(prepared, half).segmentation.mask
-    np.testing.assert_array_equal(prepared.way_back.apply(found), prepared.tensor[0] > 0.5)
+    np.testing.assert_array_equal(prepared.inverse.apply(found), prepared.tensor[0] > 0.5)
 
 
 def test_probabilities_and_entropy_lie_on_the_grid_of_the_source() -> None:
@@ -156,7 +156,7 @@ def test_outside_the_region_of_interest_all_is_certain_background() -> None:
     prepared = own.prepare(volume)
     result = own.segment(prepared, half, BOTH)
     inside = np.zeros(volume.geometry.shape, dtype=bool)
-    prepared.way_back.apply(inside)[:] = True
+    prepared.inverse.apply(inside)[:] = True
     assert 0 < np.count_nonzero(inside) < 0.7 * inside.size
     assert result.probabilities is not None
     assert result.entropy is not None
@@ -171,7 +171,7 @@ def test_mirrored_windows_are_averaged() -> None:
     prepared = own.prepare(phantom(geometry))
     once = own.scores(prepared, lopsided, SegmentOptions())
     both = own.scores(prepared, lopsided, SegmentOptions(flips=True))
-    mirrored = Prepared(np.ascontiguousarray(prepared.tensor[:, ::-1]), prepared.way_back)
+    mirrored = Prepared(np.ascontiguousarray(prepared.tensor[:, ::-1]), prepared.inverse)
     other = own.scores(mirrored, lopsided, SegmentOptions())[:, ::-1]
     np.testing.assert_allclose(both, (once + other) / 2, atol=1e-5)
     assert not np.allclose(both, once)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import models
-from medserve.imaging import sniff
+from medserve.imaging.codecs import sniff
 from medserve.inference.engines import load_engine
 from medserve.inference.fit import fit_grey
 from medserve.spec import EngineName, Precision

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import models
-from medserve.imaging import sniff
+from medserve.imaging.codecs import sniff
 from medserve.inference.engines import load_engine
 from medserve.inference.fit import fit_grey
 from medserve.spec import EngineName, Precision

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image as PillowImage
 
 import models
-from medserve.imaging import raster
+from medserve.imaging.codecs import raster
 from medserve.inference.engines import load_engine
 from medserve.inference.frame_pipeline import FramePipeline
 from medserve.spec import EngineName, Precision

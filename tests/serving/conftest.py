@@ -1,6 +1,7 @@
 """A real TorchServe for the tests of this folder, started once.
 
-The fixture `server` is a `medserve.server.Server`, proven ready, on free ports of loopback:
+The fixture `server` is a `medserve.engine.torchserve.Server`, proven ready, on free ports of
+loopback:
 
 - `server.inference_address`, `server.management_address`: `host:port` for gRPC;
 - `server.metrics_url`: the Prometheus page;
@@ -29,11 +30,11 @@ from pathlib import Path
 
 import pytest
 
+from medserve.archive.build import build_archive
 from medserve.client import Client
+from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.java import find_java
 from medserve.errors import ArchiveError, ConfigError, UnknownModelError
-from medserve.packaging import build_archive
-from medserve.server import Server, ServerConfig
-from medserve.server.java import find_java
 from tests.tiny_colour_room import make_colour_checkout
 from tests.tiny_frame_room import make_frame_checkout
 from tests.tiny_room import REPOSITORY, make_checkout

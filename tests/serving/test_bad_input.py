@@ -13,6 +13,7 @@ import pytest
 from PIL import Image as pillow
 
 from medserve.client import Client, Limits
+from medserve.engine.torchserve import Server
 from medserve.errors import (
     DeadlineError,
     InvalidImageError,
@@ -22,7 +23,6 @@ from medserve.errors import (
     ServerUnreachableError,
     UnknownModelError,
 )
-from medserve.server import Server
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.phantoms import dicom_dataset, disc, raster_bytes, saved, wedge
 from tests.tiny_room import LABELS, bright_tile

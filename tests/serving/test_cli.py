@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medserve.server import Server
+from medserve.engine.torchserve import Server
 from tests.tiny_room import LABELS, bright_tile, make_checkout
 
 

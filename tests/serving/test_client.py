@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from medserve.client import AsyncClient, Client, Limits, TlsConfig, Tokens
+from medserve.engine.torchserve import Server, ServerConfig
 from medserve.errors import AuthenticationError, PayloadTooLargeError, ServerUnreachableError
-from medserve.server import Server, ServerConfig
 from tests.client.certificates import HAVE_OPENSSL, self_signed
 from tests.phantoms import raster_bytes
 from tests.serving.conftest import TinyArchive

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from medserve.server import probe
+from medserve.engine.torchserve import probe
 from tests.serving.conftest import TinyArchive
 
 
@@ -19,7 +19,7 @@ def test_a_container_is_ready_while_it_serves_and_leaves_nothing_behind(
 ) -> None:
     store, proof = tmp_path / "store", tmp_path / "proof.json"
     tiny_archive(store)
-    command = [sys.executable, "-m", "medserve.server.container", "--store", str(store)]
+    command = [sys.executable, "-m", "medserve.engine.torchserve.container", "--store", str(store)]
     command += [f"--{name}=0" for name in ("port", "management-port", "metrics-port")]
     flags = ["--proof-file", str(proof)]
     with (tmp_path / "log").open("w+", encoding="utf-8") as log:

@@ -17,8 +17,8 @@ from PIL import Image
 
 import models
 from medserve.client import AsyncClient, Client, FrameAnswer, FrameOptions
+from medserve.engine.torchserve import Server
 from medserve.errors import DeadlineError, InvalidImageError, InvalidRequestError
-from medserve.server import Server
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.cli.conftest import medserve as medserve
 from tests.frame_phantoms import as_nifti, cine, ellipse, region, saved, scan, ultrasound

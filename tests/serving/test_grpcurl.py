@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from medserve.gateway.tokens import add_token, new_token
-from medserve.server import Server
+from medserve.engine.torchserve import Server
+from medserve.gateway.core.tokens import add_token, new_token
 from tests.client.certificates import HAVE_OPENSSL, self_signed
 from tests.deploy.gateway_process import RunningGateway, running_gateway
 from tests.deploy.grpcurl.page import ROOT, script

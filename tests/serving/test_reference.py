@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medserve.server import Server
+from medserve.engine.torchserve import Server
 
 pytestmark = pytest.mark.serving
 

@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from medserve.archive.build import build_archive
 from medserve.client import Client, SampleOptions, SampleProgress, SampleSet
+from medserve.engine.torchserve import Server, ServerConfig
 from medserve.errors import DeadlineError, InvalidRequestError
 from medserve.gateway.server import GatewayServer
-from medserve.generation_spec import SamplerKind
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
-from medserve.packaging import build_archive
-from medserve.server import Server, ServerConfig
 from medserve.spec import ModelSpec
+from medserve.spec.generation import SamplerKind
 from medserve.wire.v1 import imaging_pb2, imaging_pb2_grpc
 from tests.gateway.running import running_gateway, settings_for
 from tests.tiny_diffusion_room import DIFFUSION_CONFIG, LABELS, SIDE, make_diffusion_checkout, run

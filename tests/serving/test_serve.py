@@ -20,10 +20,10 @@ import numpy as np
 import psutil
 import pytest
 
-from medserve.archive import inspect_archive
+from medserve.archive.read import inspect_archive
+from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.ports import Ports, choose_ports
 from medserve.errors import ConfigError, ModelNotReadyError
-from medserve.server import Server, ServerConfig
-from medserve.server.ports import Ports, choose_ports
 from medserve.wire import inference_pb2, inference_pb2_grpc, management_pb2, management_pb2_grpc
 from tests.serving.conftest import TinyArchive
 from tests.tiny_room import LABELS, bright_tile
@@ -225,7 +225,7 @@ def test_a_port_that_is_taken_while_java_starts_is_named_too(
     with socket.create_server(("127.0.0.1", getattr(free, name))):
         answers = iter([free])
         monkeypatch.setattr(
-            "medserve.server.lifecycle.choose_ports",
+            "medserve.engine.torchserve.lifecycle.choose_ports",
             lambda *given: next(answers, None) or choose_ports(*given),
         )
         with pytest.raises(ConfigError, match=f"port {getattr(free, name)} .* for {name}"):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import models
+from medserve.archive.build import build_archive
 from medserve.client import Client
+from medserve.engine.torchserve import Server, ServerConfig
 from medserve.errors import ArchiveError, UnknownModelError
-from medserve.packaging import build_archive
-from medserve.server import Server, ServerConfig
 from tests.tiny_room import REPOSITORY
 
 OWN = models.spec("mednist")

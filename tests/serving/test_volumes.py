@@ -21,15 +21,15 @@ from PIL import Image
 from pydicom import dcmread
 
 import models
-from medserve.archive import golden_input
+from medserve.archive.read import golden_input
 from medserve.client import AsyncClient, Client, SegmentationOptions
+from medserve.engine.torchserve import Server
 from medserve.errors import DeadlineError
-from medserve.imaging import nifti, npy, volume_file
+from medserve.imaging.codecs import nifti, npy, volume_file
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
 from medserve.inference.engines import load_engine
 from medserve.inference.volume_pipeline import VolumePipeline
-from medserve.server import Server
 from medserve.spec import EngineName
 from tests.cli.conftest import medserve as medserve
 from tests.pages import blocks

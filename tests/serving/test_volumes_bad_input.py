@@ -15,15 +15,15 @@ import psutil
 import pytest
 
 from medserve.client import Client
+from medserve.engine.torchserve import Server
 from medserve.errors import (
     InvalidImageError,
     InvalidRequestError,
     MedserveError,
     PayloadTooLargeError,
 )
-from medserve.imaging import nifti, npy
+from medserve.imaging.codecs import nifti, npy
 from medserve.imaging.volume import Volume
-from medserve.server import Server
 from tests.phantoms import raster_bytes, wedge
 from tests.tiny_volume_room import known_mask, phantom
 from tests.volume_phantoms import as_bytes, dicom_slices, oblique, zipped

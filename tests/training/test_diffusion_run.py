@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from medserve.errors import ConfigError
-from medserve.generation_spec import SamplerKind
 from medserve.inference.engines import load_engine
 from medserve.inference.fingerprints import FingerprintIndex
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
 from medserve.spec import EngineName, ModelSpec, Precision, Task
+from medserve.spec.generation import SamplerKind
 from training import diffusion_sampler
 from training.config import TrainPrecision
 from training.diffusion.evaluation import DiffusionEvaluation, evaluate_diffusion

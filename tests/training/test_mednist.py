@@ -12,7 +12,7 @@ from PIL import Image
 
 import models
 from medserve.errors import ConfigError
-from medserve.imaging import sniff
+from medserve.imaging.codecs import sniff
 from medserve.inference.engines import load_engine
 from medserve.inference.fit import fit_grey
 from medserve.spec import EngineName, Precision

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from medserve.archive.build import build_archive
+from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.java import find_java
 from medserve.errors import ConfigError
-from medserve.gateway.web.rendering import Pages
-from medserve.packaging import build_archive
-from medserve.server import Server, ServerConfig
-from medserve.server.java import find_java
+from medserve.gateway.faces.page.rendering import Templates
 from tests.gateway.running import running_gateway, settings_for
 from tests.gateway.sketcher_room import make_sketcher_checkout
 from tests.tiny_room import REPOSITORY
@@ -119,7 +119,7 @@ def tab(new_tab: NewTab) -> Page:
 @pytest.fixture
 def viewer_installed() -> None:
     """Skip where the volume viewer was not fetched."""
-    if Pages().viewer is None:
+    if Templates().viewer is None:
         pytest.skip("the volume viewer is missing; python scripts/web_assets.py")
 
 

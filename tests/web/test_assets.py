@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from medserve.gateway.web.rendering import Pages
+from medserve.gateway.faces.page.rendering import Templates
 from tests.tiny_room import REPOSITORY
 
 LOCK = json.loads((REPOSITORY / "package-lock.json").read_text(encoding="utf-8"))
@@ -25,13 +25,13 @@ def test_the_lock_names_no_registry() -> None:
 
 def test_an_installed_viewer_is_the_pinned_one() -> None:
     """Without it the page does without: that is a state, not a failure."""
-    viewer = Pages().viewer
+    viewer = Templates().viewer
     version = WANTED["dependencies"]["@niivue/niivue"]
     assert viewer is None or viewer.endswith(f"/vendor/niivue-{version}.js")
 
 
 def test_the_page_asks_for_nothing_that_is_not_here() -> None:
-    static = Pages().static
+    static = Templates().static
     for path in static.glob("js/*.js"):
         for name in re.findall(r'from "\./([\w.]+)"', path.read_text(encoding="utf-8")):
             assert (static / "js" / name).is_file(), f"{path.name}: {name}"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from medserve.imaging import nifti
+from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from tests.tiny_volume_room import known_mask, phantom
 from tests.volume_phantoms import as_bytes, dicom_slices, zipped

@@ -6,7 +6,7 @@ import asyncio
 import json
 
 from medserve.errors import PayloadTooLargeError, ServerFailedError
-from medserve.gateway.web import PageLimits
+from medserve.gateway.faces.page import PageLimits
 from tests.gateway.fake_engine import FakeEngine, Request
 from tests.web.visiting import (
     EXPLANATION,

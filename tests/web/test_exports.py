@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from medserve.errors import InvalidImageError
-from medserve.gateway.web import exports
-from medserve.gateway.web.jobs import Item, Job, Kind
-from medserve.imaging.result import Classification, Provenance
+from medserve.gateway.faces.page import exports
+from medserve.gateway.faces.page.jobs import Item, Job, Kind
+from medserve.results.classification import Classification, Provenance
 from tests.web.visiting import Visitor, begin, send, visit
 
 LABELS = ("dark", "bright")

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from medserve.gateway.core import Gateway
+from medserve.gateway.core.gateway import Gateway
 from medserve.spec import InputKind, Task
 from tests.client.framing import LABELS, by_frame_size
 from tests.frame_phantoms import as_nifti, cine, scan

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from medserve.gateway.web import PageLimits
-from medserve.gateway.web.jobs import Jobs, Kind
-from medserve.gateway.web.problems import QuotaError, UnknownJobError
+from medserve.gateway.faces.page import PageLimits
+from medserve.gateway.faces.page.jobs import Jobs, Kind
+from medserve.gateway.faces.page.problems import QuotaError, UnknownJobError
 from tests.web.visiting import PACK, begin, gateway, pack, send, visiting
 
 LABELS = ("dark", "bright")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from medserve.gateway.web import languages, pages
+from medserve.gateway.faces.page import languages, pages
 from tests.web.visiting import Visitor, gateway, visit, visiting
 
 WEB = Path(pages.__file__).parent

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from medserve.gateway.calls import Health
-from medserve.gateway.web import cards
+from medserve.gateway.core.calls import Health
+from medserve.gateway.faces.page import cards
 from medserve.spec import Task
 from tests.gateway.fake_engine import model
 from tests.web.visiting import LABELS, Visitor, begin, gateway, visit, visiting

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from medserve.gateway.faces.page import exports
 from medserve.gateway.settings import GatewaySettings
-from medserve.gateway.web import exports
 from tests.web.visiting import Visitor, begin, gateway, send, visit, visiting
 
 WEB = Path(exports.__file__).parent

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from medserve.errors import InvalidImageError, PayloadTooLargeError, ServerFailedError
-from medserve.gateway.core import Gateway, Limits
-from medserve.imaging import nifti
+from medserve.gateway.core.gateway import Gateway, Limits
+from medserve.imaging.codecs import nifti
 from medserve.spec import InputKind, Task
 from tests.gateway.faces import SEGMENTATION, drawn
 from tests.gateway.fake_engine import FakeEngine, Request, model

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from medserve.gateway.core import Caller, Gateway
-from medserve.gateway.web import pages
+from medserve.gateway.core.gateway import Caller, Gateway
+from medserve.gateway.faces.page import pages
 from tests.web.visiting import Visitor, begin, gateway, send, visit, visiting
 
 

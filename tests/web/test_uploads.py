@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from medserve.gateway.web import PageLimits
+from medserve.gateway.faces.page import PageLimits
 from tests.web.visiting import PACK, Visitor, begin, gateway, pack, send, visit, visiting
 
 TRAVERSING = (

@@ -18,12 +18,12 @@ from typing import Any
 
 import httpx
 
-from medserve.gateway.core import Gateway, Guards, ModelInfo
+from medserve.gateway.core.gateway import Gateway, Guards, ModelInfo
+from medserve.gateway.faces.page import PageLimits, create_app
+from medserve.gateway.faces.page.context import PageContext
+from medserve.gateway.faces.page.protection import Protection
+from medserve.gateway.faces.page.uploads import CONTENT_TYPE
 from medserve.gateway.settings import GatewaySettings
-from medserve.gateway.web import PageLimits, create_app
-from medserve.gateway.web.protection import Protection
-from medserve.gateway.web.site import Site
-from medserve.gateway.web.uploads import CONTENT_TYPE
 from medserve.spec import Task
 from tests.gateway.faces import DIGEST, drawn, segmented
 from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
@@ -106,7 +106,7 @@ async def visiting(
     settings: GatewaySettings | None = None,
     limits: PageLimits | None = None,
     visitors: int = 1,
-) -> AsyncIterator[tuple[Site, list[Visitor]]]:
+) -> AsyncIterator[tuple[PageContext, list[Visitor]]]:
     """The running page and its visitors, each with cookies of their own."""
     app = create_app(to, settings or GatewaySettings(), limits)
     assert isinstance(app, Protection)

@@ -20,11 +20,11 @@ from torch import nn
 
 import models
 from medserve.errors import ConfigError
-from medserve.generation_spec import SamplerKind
 from medserve.inference.engines import load_engine
 from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
 from medserve.spec import ModelSpec, Precision
+from medserve.spec.generation import SamplerKind
 from training import data
 from training.config import Setting
 from training.data import LabelledImages

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rich.progress import track
 
 from medserve.errors import ConfigError, InvalidImageError, PayloadTooLargeError
-from medserve.imaging import sniff
+from medserve.imaging.codecs import sniff
 from medserve.inference.fit import fit_colour, fit_grey
 from medserve.spec import InputKind, InputSpec
 from training.config import require_folder

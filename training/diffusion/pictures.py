@@ -11,10 +11,10 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 from PIL.PngImagePlugin import PngInfo
 
-from medserve.imaging.synthetic import NOTICE
 from medserve.inference.generation import to_pixels
 from medserve.inference.samplers import State
 from medserve.inference.schedules import NoiseSchedule
+from medserve.results.files.synthetic import NOTICE
 
 __all__ = ["denoising_strip", "noising_strip", "sheet", "write_png"]
 

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 
 import models
 from medserve.errors import ConfigError
-from medserve.generation_spec import SamplerKind
 from medserve.inference.generation import SampleSettings
+from medserve.spec.generation import SamplerKind
 from training.config import Setting, run
 from training.data import LabelledImages
 from training.diffusion import extractor

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from medserve.errors import ConfigError, InvalidImageError
-from medserve.imaging import volume_file
+from medserve.imaging.codecs import volume_file
 from medserve.imaging.volume import Volume
-from medserve.inference.volume_pipeline import VolumePipeline, WayBack
+from medserve.inference.volume_pipeline import Inverse, VolumePipeline
 from medserve.spec import InputKind
 
 __all__ = [
@@ -65,13 +65,13 @@ class LoadedCase:
         name: As in `Case`.
         image: float32 (C, i, j, k), prepared by the code that serving uses.
         mask: uint8 (i, j, k) on the same grid.
-        way_back: From that grid to the file's own.
+        inverse: From that grid to the file's own.
     """
 
     name: str
     image: Tensor
     mask: Tensor
-    way_back: WayBack
+    inverse: Inverse
 
 
 def find_cases(data_dir: Path) -> list[Case]:
@@ -99,13 +99,13 @@ def load_cases(cases: Sequence[Case], pipeline: VolumePipeline) -> list[LoadedCa
         volume = _read(case.image)
         mask = read_mask(case, volume, len(pipeline.spec.labels))
         prepared = pipeline.prepare(volume)
-        labels = pipeline.prepare_labels(mask, prepared.way_back)
+        labels = pipeline.prepare_labels(mask, prepared.inverse)
         loaded.append(
             LoadedCase(
                 case.name,
                 torch.from_numpy(prepared.tensor),
                 torch.from_numpy(np.ascontiguousarray(labels)),
-                prepared.way_back,
+                prepared.inverse,
             )
         )
     size = sum(each.image.nbytes + each.mask.nbytes for each in loaded) / 2**20

@@ -26,7 +26,7 @@ from rich.progress import track
 import models
 from medserve.cores import available_cores
 from medserve.errors import ConfigError, MedserveError
-from medserve.imaging import volume_file
+from medserve.imaging.codecs import volume_file
 from medserve.imaging.volume import Volume
 from medserve.inference import volume_memory
 from medserve.inference.engines import Engine, load_engine

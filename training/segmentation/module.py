@@ -123,7 +123,7 @@ class Segmenter(L.LightningModule):
         predict = predict_with(self.average, self.device)
         for case in batch:
             mask = sliding_window.labels(case.image.numpy(), predict, self.window, len(self.labels))
-            geometry = case.way_back.grid
+            geometry = case.inverse.grid
             scores = compare_masks(mask, case.mask.numpy(), geometry, self.labels)
             for metric, score in zip(self.dice, scores, strict=True):
                 cast(MeanMetric, metric).update(score.dice)

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from medserve.imaging.intensity import percentile_window
-from medserve.imaging.overlay import COLOURS
 from medserve.imaging.volume import Volume
+from medserve.results.files.overlay import COLOURS
 from training.segmentation.metrics import LabelScore
 
 __all__ = ["Picture", "contours"]

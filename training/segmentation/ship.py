@@ -19,7 +19,7 @@ from torch import nn
 
 import models
 from medserve.errors import ArchiveError
-from medserve.imaging import nifti
+from medserve.imaging.codecs import nifti
 from medserve.imaging.volume import Volume
 from medserve.inference.engines import load_engine
 from medserve.inference.sliding_window import Predict
@@ -161,7 +161,7 @@ def agreement(
 ) -> list[Agreement]:
     """Masks of the cases by every engine against those of eager torch, without flips."""
     options = SegmentOptions()
-    prepared = [Prepared(case.image.numpy(), case.way_back) for case in cases]
+    prepared = [Prepared(case.image.numpy(), case.inverse) for case in cases]
 
     def masks(predict: Predict) -> tuple[list[npt.NDArray[np.uint8]], float]:
         started = time.perf_counter()

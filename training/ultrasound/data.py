@@ -18,9 +18,9 @@ import numpy.typing as npt
 from rich.progress import track
 
 from medserve.errors import ConfigError, MedserveError
-from medserve.imaging import raster
+from medserve.imaging.codecs import raster
 from medserve.imaging.image import Image
-from medserve.inference.frame_pipeline import FramePipeline, FrameWayBack
+from medserve.inference.frame_pipeline import FrameInverse, FramePipeline
 from medserve.spec import InputSpec
 from training.ultrasound.manifest import IMAGES, MANIFEST, MASKS, read_grey, read_manifest
 
@@ -60,13 +60,13 @@ class LoadedFrame:
         case: Where it comes from.
         plane: float16 (H, W), prepared by the code that serving uses; display values have 8 bits.
         mask: uint8 (H, W) of 0 and 1 on the same pixels.
-        way_back: To the frame's own pixels.
+        inverse: To the frame's own pixels.
     """
 
     case: FrameCase
     plane: npt.NDArray[np.float16]
     mask: npt.NDArray[np.uint8]
-    way_back: FrameWayBack
+    inverse: FrameInverse
 
 
 def find_frames(data_dir: Path) -> list[FrameCase]:
@@ -94,9 +94,9 @@ def load_frames(cases: Sequence[FrameCase], pipeline: FramePipeline) -> list[Loa
     loaded = []
     for case in track(cases, "Preparing frames", transient=True):
         prepared = pipeline.prepare(read_frame(case.image, pipeline.spec.input))
-        mask = pipeline.prepare_mask(read_mask(case, prepared.way_back.source), prepared.way_back)
+        mask = pipeline.prepare_mask(read_mask(case, prepared.inverse.source), prepared.inverse)
         plane = prepared.plane[0].astype(np.float16)
-        loaded.append(LoadedFrame(case, plane, mask, prepared.way_back))
+        loaded.append(LoadedFrame(case, plane, mask, prepared.inverse))
     size = sum(each.plane.nbytes + each.mask.nbytes for each in loaded) / 2**20
     _log.info("%d frames in memory, %.0f MiB", len(loaded), size)
     return loaded

@@ -28,11 +28,11 @@ from pydicom import dcmread
 from rich.progress import track
 
 from medserve.errors import ConfigError, InvalidImageError, MedserveError
-from medserve.imaging import frame_file
+from medserve.imaging.codecs import frame_file
+from medserve.imaging.codecs.payload import quietly
 from medserve.imaging.frames import FrameLimits, FrameStack
 from medserve.imaging.image import Image
-from medserve.imaging.likeness import looks_like_ultrasound
-from medserve.imaging.limits import quietly
+from medserve.imaging.ultrasound_check import looks_like_ultrasound
 from medserve.inference.frame_pipeline import FrameBox
 from medserve.spec import InputKind, InputSpec
 from training.config import Setting, require_folder

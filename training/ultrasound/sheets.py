@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 
 import models
 from medserve.errors import ConfigError
-from medserve.frame_spec import FilterKind, FilterSpec
 from medserve.inference.frame_pipeline import FramePipeline
 from medserve.spec import ModelSpec
+from medserve.spec.frames import FilterKind, FilterSpec
 from training.config import Setting, require_folder
 from training.segmentation.page import draw
 from training.ultrasound.augment import Augmentation

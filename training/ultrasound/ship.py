@@ -19,7 +19,7 @@ from torch import nn
 
 import models
 from medserve.errors import ArchiveError
-from medserve.imaging import raster
+from medserve.imaging.codecs import raster
 from medserve.inference.engines import load_engine
 from medserve.inference.frame_pipeline import FramePipeline, PredictFrames
 from medserve.spec import EngineName, Precision

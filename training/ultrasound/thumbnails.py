@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as pillow
 
-from medserve.imaging.overlay import blend
+from medserve.results.files.overlay import blend
 from training.ultrasound.manifest import IMAGES, MASKS, FrameEntry, read_grey
 
 __all__ = ["write_sheet"]

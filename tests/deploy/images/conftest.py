@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import docker
+from medserve.archive.build import build_archive, room_names
 from medserve.errors import ArchiveError
-from medserve.packaging import build_archive, room_names
 from scripts import images
 from scripts.stack import Stack
 from tests.deploy.images.engine import EngineMissing, base_image, running_engine, torch_index

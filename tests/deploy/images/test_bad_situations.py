@@ -13,7 +13,7 @@ import pytest
 
 import docker
 from medserve.errors import ServerFailedError
-from medserve.gateway.tokens import add_token, new_token
+from medserve.gateway.core.tokens import add_token, new_token
 from scripts import images
 from scripts.stack import Stack
 from tests.client.certificates import HAVE_OPENSSL, self_signed

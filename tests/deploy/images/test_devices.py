@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medserve.archive.build import build_archive
 from medserve.errors import ServerFailedError
-from medserve.packaging import build_archive
 from scripts.devices import Comparison, Run, compare
 from tests.tiny_room import make_checkout
 

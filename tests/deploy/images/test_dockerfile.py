@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from medserve import __version__
+from medserve.engine.torchserve import container
 from medserve.gateway.settings import GatewaySettings
-from medserve.server import container
 from scripts.images import ROOT
 
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import docker
-from medserve.archive import inspect_archive
+from medserve.archive.read import inspect_archive
 from medserve.client import Client
 from scripts import images, smoke
 from scripts.stack import Stack
@@ -128,14 +128,16 @@ def test_every_log_line_is_an_event(stack: Stack) -> None:
 def test_a_killed_worker_comes_back(stack: Stack) -> None:
     code, said = stack.run_inside("torchserve", "python", "-c", _WORKERS)
     assert code == 0, said
-    probe = ("python", "-m", "medserve.server.probe", "--canary", "all")
+    probe = ("python", "-m", "medserve.engine.torchserve.probe", "--canary", "all")
     stack.wait("the models answer again", lambda: stack.run_inside("torchserve", *probe)[0] == 0)
     stack.wait("the gateway serves again", lambda: _serves(stack))
     assert json.loads(stack.predict("tiny", bright_tile(2)))["label"] == LABELS[2]
 
 
 def test_the_probe_sees_that_every_worker_is_gone(stack: Stack) -> None:
-    script = f"{_WORKERS}\nfrom medserve.server.probe import main\nraise SystemExit(main([]))"
+    script = (
+        f"{_WORKERS}\nfrom medserve.engine.torchserve.probe import main\nraise SystemExit(main([]))"
+    )
     code, said = stack.run_inside("torchserve", "python", "-c", script)
     assert (code, said.split(":")[0]) == (1, "not ready")
     stack.wait("the gateway serves again", lambda: _serves(stack))

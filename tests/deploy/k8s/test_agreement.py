@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from medserve.engine.torchserve import container, probe
 from medserve.gateway.settings import GatewaySettings
-from medserve.server import container, probe
 from medserve.settings import Address, Settings
 from tests.deploy.k8s.rendering import K8S, Manifest, find, only, pods
 

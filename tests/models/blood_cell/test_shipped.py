@@ -14,7 +14,8 @@ import pytest
 from PIL import Image as PillowImage
 
 import models
-from medserve.imaging import Image, sniff
+from medserve.imaging import Image
+from medserve.imaging.codecs import sniff
 from medserve.inference.engines import Engine, load_engine
 from medserve.inference.fit import fit_cell
 from medserve.spec import EngineName, Precision

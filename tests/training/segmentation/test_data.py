@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from medserve.errors import ConfigError
-from medserve.imaging import nifti
+from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
 from medserve.inference.volume_pipeline import VolumePipeline
@@ -131,4 +131,4 @@ def test_the_mask_turns_with_the_image_into_the_rooms_orientation(tmp_path: Path
     np.testing.assert_array_equal(
         turned.image.numpy()[0], upright.image.numpy()[0].transpose(2, 0, 1)[:, ::-1, ::-1]
     )
-    assert turned.way_back.source == Geometry.from_spacing((18, 25, 17), (1.0, 1.0, 1.0))
+    assert turned.inverse.source == Geometry.from_spacing((18, 25, 17), (1.0, 1.0, 1.0))

@@ -13,7 +13,7 @@ import pytest
 
 import models
 from medserve.errors import ConfigError
-from medserve.imaging import nifti
+from medserve.imaging.codecs import nifti
 from medserve.imaging.volume import Volume
 from tests.training.segmentation.drawn import case, tiny_spec
 from training.config import run

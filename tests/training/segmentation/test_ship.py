@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import models
 from medserve.errors import ConfigError
-from medserve.imaging import nifti
+from medserve.imaging.codecs import nifti
 from medserve.inference.engines import load_engine
 from medserve.inference.roi import Box
-from medserve.inference.volume_pipeline import VolumePipeline, WayBack
+from medserve.inference.volume_pipeline import Inverse, VolumePipeline
 from medserve.spec import EngineName, Precision
 from tests.training.segmentation.drawn import case, tiny_spec, write_folder
 from training import segmentation_3d
@@ -49,9 +49,9 @@ def loaded(count: int) -> list[LoadedCase]:
         volume, mask = case(n)
         image = volume.array / volume.array.max()
         grid = volume.geometry
-        way_back = WayBack(grid, grid.axis_order("RAS"), Box.whole(grid.shape), grid, grid)
+        inverse = Inverse(grid, grid.axis_order("RAS"), Box.whole(grid.shape), grid, grid)
         cases.append(LoadedCase(str(n), torch.from_numpy(image)[None], torch.from_numpy(mask),
-                                way_back))  # fmt: skip
+                                inverse))  # fmt: skip
     return cases
 
 

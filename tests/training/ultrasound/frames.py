@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medserve.frame_spec import FrameSpec
 from medserve.spec import InputKind, InputSpec, ModelSpec, ServingSpec, Task
+from medserve.spec.frames import FrameSpec
 from training.ultrasound.manifest import write_grey
 
 SHAPE = (48, 72)

@@ -85,7 +85,7 @@ def test_frames_are_loaded_as_serving_prepares_them(tmp_path: Path) -> None:
     case = find_frames(write_frames(tmp_path))[0]
     [loaded] = load_frames([case], pipeline)
     assert loaded.plane.shape == loaded.mask.shape == (64, 96)
-    assert loaded.way_back.source == SHAPE
+    assert loaded.inverse.source == SHAPE
     reference = read_mask(case, SHAPE)
     # 64 x 96 from 48 x 72: every length grows by 4 / 3.
     assert loaded.mask.sum() == pytest.approx(reference.sum() * (4 / 3) ** 2, rel=0.05)

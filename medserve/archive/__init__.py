@@ -1,0 +1,1 @@
+"""Model archives (`.mar`): read and verified by everybody, built from a checkout."""

@@ -1,0 +1,1 @@
+"""What executes archives: an interface, and one folder for each engine behind it."""

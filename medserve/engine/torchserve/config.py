@@ -1,0 +1,209 @@
+"""Everything that TorchServe reads when it starts: its folder, three files and a command line.
+
+TorchServe runs in a private folder that is removed with it: configuration, unpacked archives,
+sockets and keys. Each value below that is not TorchServe's default says why.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+
+from medserve.engine.torchserve.java import Java
+from medserve.engine.torchserve.ports import Ports
+from medserve.errors import ConfigError
+
+__all__ = ["CANCELLED", "EngineSettings", "engine_environment", "java_command", "write_run_dir"]
+
+CANCELLED = "cancelled"  # in the private folder: ids of calls that nobody waits for any more
+
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE", re.IGNORECASE)
+_MIB = 2**20
+
+# Only what TorchServe fills for gRPC calls, and what handlers add: `handlers/torchserve.py`
+# records the request time in seconds (the buckets are fixed, 5 ms to 10 s).
+_METRICS = """\
+ts_metrics:
+  counter:
+    - name: ts_inference_requests_total
+      unit: Count
+      dimensions: [model_name, model_version, hostname]
+  gauge:
+    - name: QueueTime
+      unit: Milliseconds
+      dimensions: [Level, Hostname]
+    - name: WorkerThreadTime
+      unit: Milliseconds
+      dimensions: [Level, Hostname]
+    - name: WorkerLoadTime
+      unit: Milliseconds
+      dimensions: [WorkerName, Level, Hostname]
+model_metrics:
+  counter:
+    - name: MedserveItems
+      unit: Count
+      dimensions: [Status, ModelName, Level]
+  histogram:
+    - name: MedserveRequestSeconds
+      unit: seconds
+      dimensions: [ModelName, Level]
+"""
+
+# Level, logger and thread stand first, so that `engine_log` can tell a worker's lines apart.
+_LOG4J = """\
+<?xml version="1.0" encoding="UTF-8"?>
+<Configuration status="error">
+  <Appenders>
+    <Console name="stdout" target="SYSTEM_OUT">
+      <PatternLayout pattern="%p|%c{{1}}|%t|%m%n"/>
+    </Console>
+  </Appenders>
+  <Loggers>
+    <Logger name="MODEL_LOG" level="info"/>
+    <Logger name="ACCESS_LOG" level="off"/>
+    <Logger name="io.netty.bootstrap.ServerBootstrap" level="error"/>
+    <Root level="{level}"><AppenderRef ref="stdout"/></Root>
+  </Loggers>
+</Configuration>
+"""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What `medserve.engine.torchserve` has decided about one TorchServe."""
+
+    host: str
+    ports: Ports
+    archives: Sequence[str]  # file names in `<run folder>/store`
+    max_message_bytes: int
+    token_auth: bool
+    certificate: Path | None = None
+    private_key: Path | None = None
+    log_level: str = "warn"
+    metrics_host: str = "127.0.0.1"
+
+
+def write_run_dir(folder: Path, settings: EngineSettings) -> None:
+    """Write `config.properties`, `log4j2.xml` and `metrics.yaml` into the private folder."""
+    for name in ("store", "workflows", "tmp", CANCELLED):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "log4j2.xml").write_text(_LOG4J.format(level=settings.log_level), encoding="utf-8")
+    (folder / "metrics.yaml").write_text(_METRICS, encoding="utf-8")
+    lines = [f"{key}={_escaped(value)}\n" for key, value in _properties(folder, settings).items()]
+    (folder / "config.properties").write_text("".join(lines), encoding="ascii")
+
+
+def java_command(java: Java, folder: Path, max_message_bytes: int) -> list[str]:
+    """The command that runs TorchServe in the foreground, without its Python launcher.
+
+    The launcher leaves Java behind when it gets SIGTERM; Java itself drains.
+    """
+    ts = util.find_spec("ts")
+    if ts is None or ts.origin is None:
+        raise ConfigError("TorchServe is not installed; run: pip install 'medserve[serve]'")
+    home = Path(ts.origin).resolve().parent.parent
+    # A request is copied four to five times on its way; two large ones at once must fit.
+    heap_mib = max(512, 10 * max_message_bytes // _MIB)
+    command = [str(java.path), f"-Xmx{heap_mib}m", "-Xms32m"]
+    command += ["-XX:+UseSerialGC"]  # smallest; the threads are the workers', not Java's
+    # The optimising compiler would take the workers' core for the first half minute and gain
+    # nothing after it; docs/performance.md has the figures.
+    command += ["-XX:TieredStopAtLevel=1"]
+    command += ["-XX:+ExitOnOutOfMemoryError"]  # half-dead is worse than restarted
+    command += ["-XX:-UsePerfData"]  # no file in /tmp that other users can read
+    if java.version >= 22:
+        command += ["--enable-native-access=ALL-UNNAMED"]  # netty; Java warns without
+    command += [f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={folder / 'tmp'}"]
+    command += [f"-Dlog4j.configurationFile={(folder / 'log4j2.xml').as_uri()}"]
+    command += ["-Dlog4j2.formatMsgNoLookups=true"]
+    command += ["-cp", f"{home}/ts/frontend/*", "org.pytorch.serve.ModelServer"]
+    # -ncs first: an option with many values would swallow it. Without it TorchServe would start
+    # from the snapshot of an earlier run instead of this configuration.
+    command += ["-ncs", "--python", sys.executable, "-f", str(folder / "config.properties")]
+    return command
+
+
+def engine_environment(
+    given: Mapping[str, str], folder: Path, threads: int, max_message_bytes: int
+) -> dict[str, str]:
+    """Environment of Java and of the workers it starts: no secrets, thread counts set.
+
+    PYTHONPATH is dropped: it would stand before the archive, whose own code has to win.
+    """
+    environment = {
+        key: value
+        for key, value in given.items()
+        if not _SECRET.search(key)
+        and key not in ("PYTHONPATH", "TS_CONFIG_FILE", "JAVA_TOOL_OPTIONS")
+    }
+    count = str(threads)
+    return environment | {
+        "TEMP": str(folder / "tmp"),
+        "TMPDIR": str(folder / "tmp"),
+        "LOG_LOCATION": str(folder),
+        "METRICS_LOCATION": str(folder),
+        "MEDSERVE_ENGINE_THREADS": count,
+        # A gateway in another container names a folder that both of them see.
+        "MEDSERVE_CANCELLED_DIR": given.get("MEDSERVE_CANCELLED_DIR") or str(folder / CANCELLED),
+        # A larger answer would make TorchServe kill the worker, so the handler refuses it.
+        "MEDSERVE_MAX_RESPONSE_BYTES": str(max_message_bytes - _MIB // 64),
+        # Libraries in a worker would each take every core.
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+        "MALLOC_ARENA_MAX": "2",  # glibc otherwise keeps an arena a thread
+    }
+
+
+def _properties(folder: Path, settings: EngineSettings) -> dict[str, str]:
+    """TorchServe's keys and values."""
+    ports = settings.ports
+    properties = {
+        # Only inference and metrics are reachable from outside, and only if their host says so.
+        "grpc_inference_address": settings.host,
+        "grpc_inference_port": str(ports.grpc),
+        "grpc_management_address": "127.0.0.1",
+        "grpc_management_port": str(ports.management),
+        "inference_address": f"http://127.0.0.1:{ports.http}",
+        "metrics_address": f"http://{settings.metrics_host}:{ports.metrics}",
+        # The HTTP management API can load workflows, that is code, whatever enable_model_api says.
+        "management_address": f"unix:{folder / 'tmp' / 'm.sock'}",
+        "model_store": str(folder / "store"),
+        "workflow_store": str(folder / "workflows"),
+        "load_models": ",".join(settings.archives),
+        "allowed_urls": "nothing",  # a pattern that no URL matches; the default is any URL
+        "enable_model_api": "false",
+        "enable_envvars_config": "false",
+        "disable_token_authorization": str(not settings.token_auth).lower(),
+        "token_expiration_min": str(10 * 365 * 24 * 60),  # keys live as long as this server
+        "blacklist_env_vars": ".*(TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE).*",
+        "max_request_size": str(settings.max_message_bytes),
+        "max_response_size": str(settings.max_message_bytes),
+        "prefer_direct_buffer": "true",
+        "number_of_netty_threads": "2",  # REST only; gRPC has its own
+        "netty_client_threads": "1",
+        # Long-lived clients come back to the load balancer every five minutes.
+        "grpc_inference_max_connection_age_ms": "300000",
+        "grpc_inference_max_connection_age_grace_ms": "60000",
+        "metrics_mode": "prometheus",
+        "metrics_config": str(folder / "metrics.yaml"),
+        "disable_system_metrics": "true",  # else a Python process every minute
+    }
+    if settings.certificate and settings.private_key:
+        properties["enable_grpc_ssl"] = "true"
+        properties["certificate_file"] = str(settings.certificate.resolve())
+        properties["private_key_file"] = str(settings.private_key.resolve())
+    return properties
+
+
+def _escaped(value: str) -> str:
+    """A value as Java's properties format wants it: Latin-1 at most, backslashes doubled."""
+    if "\n" in value or "\r" in value:
+        raise ConfigError(f"expected a value without line breaks, got {value!r}")
+    units = value.replace("\\", "\\\\").encode("utf-16-be")
+    codes = [int.from_bytes(units[i : i + 2], "big") for i in range(0, len(units), 2)]
+    return "".join(chr(code) if 32 <= code < 127 else f"\\u{code:04x}" for code in codes)

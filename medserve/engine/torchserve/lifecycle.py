@@ -1,0 +1,313 @@
+"""Start TorchServe over a model store, prove its models, and stop it without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from medserve.archive.read import ArchiveInfo
+from medserve.archive.store import default_versions, select_archives
+from medserve.cores import available_cores
+from medserve.engine.torchserve.config import (
+    CANCELLED,
+    EngineSettings,
+    engine_environment,
+    java_command,
+    write_run_dir,
+)
+from medserve.engine.torchserve.java import Java, find_java
+from medserve.engine.torchserve.keys import certificate_name, read_tokens
+from medserve.engine.torchserve.log import EngineLog
+from medserve.engine.torchserve.ports import (
+    Ports,
+    choose_ports,
+    is_loopback,
+    reachable_host,
+    resolve,
+)
+from medserve.engine.torchserve.process import kill_group, launch
+from medserve.engine.torchserve.readiness import Endpoint, ReadyModel, Target, prove
+from medserve.errors import (
+    ConfigError,
+    MedserveError,
+    ModelNotReadyError,
+    ServerFailedError,
+)
+from medserve.run_folder import RunFolder
+from medserve.settings import Address
+
+__all__ = ["Server", "ServerConfig"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What to serve, where, and with how much of the machine."""
+
+    store: Path = Path("model_store")
+    models: tuple[str, ...] = ()  # () serves every model of the store
+    defaults: Mapping[str, str] = field(default_factory=dict)  # model -> version; else highest
+    host: str = "127.0.0.1"  # of the inference API
+    metrics_host: str = "127.0.0.1"  # everything else stays on loopback
+    ports: Ports = field(default_factory=Ports)  # 0: a free one
+    workers: int | None = None  # per model; None: what its archive asks for
+    engine_threads: int | None = None  # per worker; None: cores / workers
+    token_auth: bool | None = None  # None: off on loopback, on elsewhere
+    certificate: Path | None = None  # PEM; with `private_key` turns TLS on
+    private_key: Path | None = None
+    max_message_bytes: int = 64 * 2**20  # one request or answer; a packed call carries many files
+    start_timeout_s: float = 120.0
+    drain_timeout_s: float = 30.0  # how long running requests may take after SIGTERM
+    log_level: str = "warn"  # of TorchServe itself
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"workers: expected at least 1, got {self.workers}")
+        if self.engine_threads is not None and self.engine_threads < 1:
+            raise ConfigError(f"engine_threads: expected at least 1, got {self.engine_threads}")
+        if not 2**20 <= self.max_message_bytes < 2**31:
+            raise ConfigError(
+                f"max_message_bytes: expected 1 MiB to 2 GiB, got {self.max_message_bytes}"
+            )
+        if (self.certificate is None) != (self.private_key is None):
+            raise ConfigError("TLS needs both a certificate and its private key, got one of them")
+        for path in (self.certificate, self.private_key):
+            if path is not None and not path.is_file():
+                raise ConfigError(f"TLS: expected an existing file, got {path}")
+
+
+class Server:
+    """One TorchServe with its private folder; a context manager that yields it proven ready.
+
+    Start it on the main thread: then, on Linux, it ends even when this process is killed.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.ready: tuple[ReadyModel, ...] = ()
+        self.host = resolve(config.host)
+        self.archives: list[ArchiveInfo] = select_archives(config.store, config.models)
+        self._defaults = default_versions(self.archives, config.defaults)
+        self._ports = config.ports
+        self._folder: RunFolder | None = None
+        self._process: subprocess.Popen[str] | None = None
+        self._log: EngineLog | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def inference_address(self) -> str:
+        """`host:port` of the gRPC inference API, for a client on this machine."""
+        return str(Address(reachable_host(self.host), self._ports.grpc))
+
+    @property
+    def management_address(self) -> str:
+        """`host:port` of the gRPC management API, on loopback."""
+        return str(Address("127.0.0.1", self._ports.management))
+
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus reads."""
+        return f"http://127.0.0.1:{self._ports.metrics}/metrics"
+
+    @property
+    def token_auth(self) -> bool:
+        """Whether requests need a key: decided by the address unless the configuration says."""
+        if self.config.token_auth is None:
+            return not is_loopback(self.host)
+        return self.config.token_auth
+
+    @property
+    def key_file(self) -> Path | None:
+        """The file with the keys, None without token authorization."""
+        if not self.token_auth or self._folder is None:
+            return None
+        return self._folder.path / "key_file.json"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of Java while it runs."""
+        return self._process.pid if self._process else None
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The private folder while the server runs."""
+        return self._folder.path if self._folder else None
+
+    @property
+    def cancelled_dir(self) -> Path | None:
+        """Where a gateway beside the server marks cancelled calls for the workers."""
+        return self._folder.path / CANCELLED if self._folder else None
+
+    @property
+    def engine_threads(self) -> int:
+        """Threads of each worker: workers x threads never exceed the cores."""
+        if self.config.engine_threads is not None:
+            return self.config.engine_threads
+        return max(1, available_cores() // max(self._workers(info) for info in self.archives))
+
+    def start(self) -> None:
+        """Start Java; returns at once, long before a model is ready.
+
+        Raises:
+            ConfigError: no usable Java, TorchServe missing, or a port is taken.
+        """
+        if self._process is not None:
+            raise ServerFailedError("the server runs already")
+        java = find_java()
+        self._ports = choose_ports(self.host, self.config.ports)
+        self._folder = RunFolder.create()
+        try:
+            self._process = self._launch(java, self._folder)
+        except BaseException:
+            self.stop()
+            raise
+        assert self._process.stdout is not None
+        self._log = EngineLog(self._process.stdout)
+        self._log.start()
+
+    def wait_ready(self) -> tuple[ReadyModel, ...]:
+        """Wait until every model has answered its golden input.
+
+        Raises:
+            ModelNotReadyError: a model cannot be proven; the message gives the worker's reason.
+            MedserveError: TorchServe itself ended.
+        """
+        if self._log is None:
+            raise ServerFailedError("the server was not started")
+        targets = [
+            Target(info, self._workers(info), self._defaults[info.name] == info.version)
+            for info in self.archives
+        ]
+        deadline = time.monotonic() + self.config.start_timeout_s
+        self._await_port(deadline)
+        self.ready = prove(targets, self._endpoints(), self._log, self._check_alive, deadline)
+        return self.ready
+
+    def serve_forever(self) -> None:
+        """Wait until TorchServe ends, which it never does by itself; then say why it did."""
+        if self._process is not None:
+            self._process.wait()
+            self._check_alive()
+
+    def stop(self) -> None:
+        """Let running requests finish, end every process and remove the private folder."""
+        process, self._process = self._process, None
+        try:
+            if process is not None and process.poll() is None:
+                process.terminate()  # Java refuses new requests and drains
+                process.wait(self.config.drain_timeout_s)
+        except subprocess.TimeoutExpired:
+            logger.warning(
+                "requests did not end within %g s and are cut off", self.config.drain_timeout_s
+            )
+        finally:  # also when a second Ctrl-C cuts the wait short
+            if process is not None:
+                kill_group(process)
+            if self._log is not None:
+                self._log.join(timeout_s=2.0)
+            if self._folder is not None:
+                self._folder.remove()
+            self._folder, self.ready = None, ()
+
+    def _launch(self, java: Java, run: RunFolder) -> subprocess.Popen[str]:
+        """Fill the folder and start Java in it."""
+        folder = run.path
+        write_run_dir(folder, self._engine_settings())
+        for info in self.archives:
+            (folder / "store" / _file_name(info)).symlink_to(info.path.resolve())
+        command = java_command(java, folder, self.config.max_message_bytes)
+        environment = engine_environment(
+            os.environ, folder, self.engine_threads, self.config.max_message_bytes
+        )
+        return launch(command, folder, environment, run.lock_fd)
+
+    def _workers(self, info: ArchiveInfo) -> int:
+        return self.config.workers or info.spec.serving.min_workers
+
+    def _engine_settings(self) -> EngineSettings:
+        return EngineSettings(
+            host=self.host,
+            ports=self._ports,
+            archives=[_file_name(info) for info in self.archives],
+            max_message_bytes=self.config.max_message_bytes,
+            token_auth=self.token_auth,
+            certificate=self.config.certificate,
+            private_key=self.config.private_key,
+            log_level=self.config.log_level,
+            metrics_host=resolve(self.config.metrics_host),
+        )
+
+    def _endpoints(self) -> tuple[Endpoint, Endpoint]:
+        """Management and inference API, with keys and certificate as configured."""
+        tls: dict[str, Any] = {}
+        if (path := self.config.certificate) is not None:
+            name = certificate_name("127.0.0.1", self._ports.management, path)
+            tls = {"certificate": path.read_bytes(), "certificate_name": name}
+        tokens = read_tokens(self.key_file) if self.key_file else None
+        return (
+            Endpoint(self.management_address, tokens.management if tokens else None, **tls),
+            Endpoint(
+                self.inference_address,
+                tokens.inference if tokens else None,
+                max_message_bytes=self.config.max_message_bytes,
+                **tls,
+            ),
+        )
+
+    def _await_port(self, deadline: float) -> None:
+        """Wait for the last port that TorchServe opens; the keys are written before it."""
+        while True:
+            self._check_alive()
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self._ports.management), timeout=1).close()
+                return
+            if time.monotonic() > deadline:
+                raise ModelNotReadyError("TorchServe did not open its ports in time")
+            time.sleep(0.1)
+
+    def _check_alive(self) -> None:
+        """Raise the reason if Java has ended."""
+        if self._process is None or self._process.poll() is None:
+            return
+        raise self._why_it_ended(self._process.returncode)
+
+    def _why_it_ended(self, code: int) -> MedserveError:
+        assert self._log is not None
+        self._log.join(timeout_s=2.0)
+        if self._log.tail(r"Address already in use|Failed to bind"):
+            try:
+                choose_ports(self.host, self._ports)
+            except ConfigError as error:  # names the port
+                return error
+        reason = self._log.tail(r"Exception|Error|[Ii]nvalid|error") or self._log.tail()
+        return ServerFailedError(f"TorchServe ended by itself (exit code {code}): {reason}")
+
+
+def _file_name(info: ArchiveInfo) -> str:
+    return f"{info.name}-{info.version}.mar"

@@ -1,0 +1,1 @@
+"""The one way of a request through the gateway, whatever face it came in by."""

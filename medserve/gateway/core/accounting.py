@@ -1,0 +1,97 @@
+"""What remains of a call: numbers in the metrics and a line in the audit log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medserve.errors import DeadlineError, MedserveError, ServerFailedError
+from medserve.gateway.core.audit import AuditLog, AuditRecord
+from medserve.gateway.core.calls import EngineCall, ModelInfo, error_in
+from medserve.gateway.core.metrics import GatewayMetrics
+
+__all__ = ["AccountEntry", "Accounting"]
+
+_UNKNOWN = "unknown"  # stands for a name that nobody serves: labels must stay few
+
+logger = logging.getLogger(__name__)
+
+
+class AccountEntry:
+    """One call while it runs; its faces fill in what they come to know."""
+
+    def __init__(self, call: EngineCall) -> None:
+        self.call = call
+        self.model: ModelInfo | None = None
+        self.response_bytes = 0
+        self.status = "OK"
+
+    def answered(self, part: bytes) -> None:
+        """Count one answer, or one chunk of it."""
+        self.response_bytes += len(part)
+        if (error := error_in(part)) is not None:
+            self.status = error.code
+
+
+class Accounting:
+    """Writes every call down, whatever became of it."""
+
+    def __init__(self, metrics: GatewayMetrics, audit: AuditLog | None) -> None:
+        self._metrics = metrics
+        self._audit = audit
+
+    @contextmanager
+    def entry(self, call: EngineCall) -> Iterator[AccountEntry]:
+        """Note the call when the block ends; a bug inside leaves as ServerFailedError."""
+        entry = AccountEntry(call)
+        started = time.monotonic()
+        try:
+            yield entry
+        except MedserveError as error:
+            entry.status = error.code
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            late = call.deadline is not None and time.monotonic() >= call.deadline
+            entry.status = DeadlineError.code if late else "CANCELLED"
+            raise
+        except Exception as error:
+            entry.status = ServerFailedError.code
+            logger.error("internal error, reference %s: %s", call.request_id, _place(error))
+            raise ServerFailedError(f"internal error, reference {call.request_id}") from error
+        finally:
+            self._close(entry, time.monotonic() - started)
+
+    def _close(self, entry: AccountEntry, took_s: float) -> None:
+        call, model = entry.call, entry.model
+        name = model.name if model else _UNKNOWN
+        metrics = self._metrics
+        metrics.requests.labels(call.face, name, entry.status).inc()
+        metrics.request_seconds.labels(call.face, name).observe(took_s)
+        metrics.request_bytes.labels(call.face, name).inc(call.size_bytes)
+        metrics.response_bytes.labels(call.face, name).inc(entry.response_bytes)
+        if self._audit is not None:
+            self._audit.write(
+                AuditRecord(
+                    who=call.caller.name,
+                    face=call.face,
+                    request_id=call.request_id,
+                    model=name,
+                    version=model.version if model else "",
+                    archive=model.digest if model else "",
+                    request_bytes=call.size_bytes,
+                    response_bytes=entry.response_bytes,
+                    status=entry.status,
+                    took_ms=round(1000 * took_s, 3),
+                )
+            )
+
+
+def _place(error: Exception) -> str:
+    """Where it went wrong, without its text, which may quote the request."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno} in {frame.name}"

@@ -1,0 +1,175 @@
+"""What passes through the gateway: who asks, what for, and what the engine behind it must offer.
+
+Plain values without protobuf or HTTP, so that every face (TorchServe's own contract, the Open
+Inference Protocol, the typed calls, REST and the page) builds the same `EngineCall` and gets the
+same checks.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from medserve.errors import MedserveError, error_from_code
+from medserve.spec import InputKind, ModelSpec, Task
+
+__all__ = [
+    "EVERY_MODEL",
+    "Caller",
+    "EngineCall",
+    "Face",
+    "Health",
+    "ModelInfo",
+    "error_in",
+    "new_request_id",
+]
+
+EVERY_MODEL = "*"  # the scope that opens every model, also those of tomorrow
+_REQUEST_ID = re.compile(r"[0-9A-Fa-f-]{8,64}")  # a UUID or a trace id, and nothing readable
+_ERROR_MEMBER = b'"status":"error"'
+_HEAD_BYTES = 1024  # of an answer; its own status stands there
+
+
+class Face(enum.StrEnum):
+    """The contract over which a call came in."""
+
+    TORCHSERVE = "torchserve"
+    OIP = "oip"
+    TYPED = "typed"
+    HTTP = "http"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, and for which models they may ask.
+
+    Attributes:
+        name: As in the tokens file or the client's certificate; "" where nobody has to say.
+        scopes: Names of models; `EVERY_MODEL` stands for all.
+    """
+
+    name: str = ""
+    scopes: frozenset[str] = frozenset({EVERY_MODEL})
+
+    def may(self, model: str) -> bool:
+        """Whether this caller may use, and know of, the model."""
+        return model in self.scopes or EVERY_MODEL in self.scopes
+
+
+@dataclass(frozen=True)
+class EngineCall:
+    """One prediction.
+
+    Attributes:
+        model: Name of the model.
+        version: "" asks the default version.
+        inputs: As TorchServe takes them: `data` or `data.0` … `data.N`, and `params`. The gateway
+            sets `transport`, `stream`, `deadline_ms` and `request_id` itself.
+        caller: From `Gateway.authenticate`.
+        request_id: Hexadecimal digits and hyphens; see `new_request_id`.
+        deadline: `time.monotonic()` at which the caller stops waiting; None: never.
+        face: Where the call came in.
+        message: The request as it lay on TorchServe's wire, forwarded unchanged in the place of
+            `inputs`; only the TorchServe face has one.
+    """
+
+    model: str
+    version: str
+    inputs: Mapping[str, bytes]
+    caller: Caller
+    request_id: str
+    deadline: float | None = None
+    face: Face = Face.HTTP
+    message: bytes | None = field(default=None, repr=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """How much the call carries."""
+        if self.message is not None:
+            return len(self.message)
+        return sum(map(len, self.inputs.values()))
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether something serves, and the reason where it does not."""
+
+    serving: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One version of one model: what its archive says of it, and whether it answers now."""
+
+    spec: ModelSpec
+    digest: str  # "sha256:…" of the archive, as in every answer
+    default: bool  # answers when a call names no version
+    health: Health
+    card: str = ""  # markdown
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # of the trained model
+
+    @property
+    def name(self) -> str:
+        """The name under which the model is served."""
+        return self.spec.name
+
+    @property
+    def version(self) -> str:
+        """Version of the archive."""
+        return self.spec.version
+
+    @property
+    def title(self) -> str:
+        """What the model does, in a few words."""
+        return self.spec.title
+
+    @property
+    def task(self) -> Task:
+        """What kind of answer it gives."""
+        return self.spec.task
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers."""
+        return self.spec.labels
+
+    @property
+    def input_kinds(self) -> tuple[InputKind, ...]:
+        """The families of file formats that it reads."""
+        return self.spec.input.kinds
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has proven itself and answers now."""
+        return self.health.serving
+
+
+def new_request_id(given: str | None = None) -> str:
+    """`given` where it can be passed on and logged (hexadecimal digits and hyphens), or a new one.
+
+    Other text is replaced: a caller may have put a name there.
+    """
+    return given if given and _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+
+
+def error_in(answer: bytes) -> MedserveError | None:
+    """The error that the answer of a batched model holds; None where it is a result.
+
+    Models that gather calls into batches answer a bad input with a body, because a status would
+    fail the whole batch. A packed answer is a result, whatever became of its items.
+    """
+    head = answer[:_HEAD_BYTES]
+    place = head.find(_ERROR_MEMBER)
+    if place < 0 or head[:1] != b"{" or b'"items":' in head[:place]:
+        return None
+    try:
+        content = json.loads(answer)["error"]
+        return error_from_code(str(content["code"]), str(content["message"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

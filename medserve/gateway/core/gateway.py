@@ -1,0 +1,318 @@
+"""The one way to the models: every face builds a `EngineCall` and hands it to the `Gateway`.
+
+    caller = gateway.authenticate(token)
+    call = EngineCall(model, version, {"data": png}, caller, new_request_id())
+    answer = await gateway.predict(call)
+    async for chunk in gateway.stream(call): ...
+
+Whatever the face, the same happens inside: scope, unknown names, places and queue of the model,
+deadline, markers for TorchServe, errors as `MedserveError`, metrics and one line in the audit log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from medserve.engine.interface import Engine, EngineModel
+from medserve.errors import (
+    AuthenticationError,
+    DeadlineError,
+    ForbiddenError,
+    PayloadTooLargeError,
+)
+from medserve.gateway.core.accounting import AccountEntry, Accounting
+from medserve.gateway.core.admission import ByteBudget, Gate, Place, QueueFullError
+from medserve.gateway.core.audit import AuditLog
+from medserve.gateway.core.calls import (
+    EVERY_MODEL,
+    Caller,
+    EngineCall,
+    Face,
+    Health,
+    ModelInfo,
+    error_in,
+    new_request_id,
+)
+from medserve.gateway.core.cancelled import CancelledCalls
+from medserve.gateway.core.messages import engine_message
+from medserve.gateway.core.metrics import GatewayMetrics
+from medserve.gateway.core.served_models import ServedModels
+from medserve.gateway.settings import Limits
+
+__all__ = [
+    "EVERY_MODEL",
+    "Caller",
+    "EngineCall",
+    "Face",
+    "Gateway",
+    "Guards",
+    "Health",
+    "Limits",
+    "ModelInfo",
+    "QueueFullError",
+    "TokenCheck",
+    "error_in",
+    "new_request_id",
+]
+
+_CHUNKS_AHEAD = 8  # of a stream, read before the caller takes them
+
+
+class TokenCheck(Protocol):
+    """Knows who owns a token."""
+
+    def caller(self, token: str) -> Caller | None:
+        """The owner, None where the token is wrong or expired."""
+
+
+@dataclass(frozen=True)
+class Guards:
+    """What stands between a caller and the engine."""
+
+    limits: Limits = field(default_factory=Limits)
+    tokens: TokenCheck | None = None  # None: nobody has to say who they are
+    audit: AuditLog | None = None
+    cancelled: CancelledCalls = field(default_factory=lambda: CancelledCalls(None))
+
+
+class Gateway:
+    """Guards an engine; safe for any number of concurrent calls of one event loop.
+
+    Attributes:
+        budget: Bytes of requests in memory. A face that receives large requests by itself
+            reserves them here (`async with gateway.budget.reserve(size)`) before it reads.
+        metrics: What Prometheus reads.
+    """
+
+    def __init__(self, engine: Engine, fleet: ServedModels, guards: Guards | None = None) -> None:
+        self._engine = engine
+        self._fleet = fleet
+        self._guards = guards or Guards()
+        self._gates: dict[tuple[str, str], Gate] = {}
+        self._left_behind: set[asyncio.Task[Any]] = set()
+        self.metrics = GatewayMetrics()
+        self.budget = ByteBudget(self.limits.memory_bytes)
+        self._ledger = Accounting(self.metrics, self._guards.audit)
+        self.metrics.watch_budget(self.budget)
+
+    @property
+    def limits(self) -> Limits:
+        """How much the gateway takes on."""
+        return self._guards.limits
+
+    def authenticate(self, token: str | None, name: str = "") -> Caller:
+        """Who owns the token.
+
+        Args:
+            token: The bearer token, None where none came.
+            name: Whom the client's certificate names; counts where no tokens are in use.
+
+        Raises:
+            AuthenticationError: tokens are in use, and this one is missing, wrong or expired.
+        """
+        if self._guards.tokens is None:
+            return Caller(name)
+        caller = self._guards.tokens.caller(token) if token else None
+        if caller is None:
+            self.metrics.refused_tokens.inc()
+            raise AuthenticationError(
+                "expected a valid bearer token, got "
+                + ("one that is wrong or expired" if token else "none")
+            )
+        return caller
+
+    async def models(self, caller: Caller) -> tuple[ModelInfo, ...]:
+        """Every version of the models that the caller may use, by name and version."""
+        return self._fleet.visible_to(caller)
+
+    def health(self, model: str = "", version: str = "") -> Health:
+        """Whether a model serves (its default version, if none is given); "": whether all do.
+
+        Raises:
+            UnknownModelError: there is no such model or version.
+        """
+        return self._fleet.find(model, version).health if model else self._fleet.health()
+
+    async def workers(self, model: str) -> Sequence[EngineModel]:
+        """What the engine says of the versions of a model, and of their workers."""
+        return await self._engine.describe(model)
+
+    async def predict(self, call: EngineCall) -> bytes:
+        """The model's answer, as its handler wrote it.
+
+        The error that a batched model answers as a body (`error_in`) is raised, except on
+        TorchServe's own contract, which hands the body on as TorchServe does.
+
+        Raises:
+            MedserveError: whatever went wrong.
+        """
+        with self._ledger.entry(call) as entry:
+            place, message = await self._admit(call, entry, stream=False)
+            answer = await self._answer(call, place, message)
+            entry.answered(answer)
+            if call.face is not Face.TORCHSERVE and (error := error_in(answer)) is not None:
+                raise error
+            return answer
+
+    async def stream(self, call: EngineCall) -> AsyncGenerator[bytes, None]:
+        """The model's answer in parts, each as soon as it exists; at least one.
+
+        Raises:
+            MedserveError: whatever went wrong, also after some parts.
+        """
+        with self._ledger.entry(call) as entry:
+            place, message = await self._admit(call, entry, stream=True)
+            async with contextlib.aclosing(self._parts(call, place, message)) as parts:
+                async for part in parts:
+                    entry.answered(part)
+                    if call.face is not Face.TORCHSERVE and (error := error_in(part)) is not None:
+                        raise error
+                    yield part
+
+    def gate(self, model: ModelInfo) -> Gate:
+        """The places at one version of a model."""
+        key = (model.name, model.version)
+        if (gate := self._gates.get(key)) is None:
+            serving = model.spec.serving
+            in_flight = self.limits.in_flight or 2 * serving.min_workers * serving.batch_size
+            gate = Gate(model.name, in_flight, self.limits.queue or serving.job_queue_size)
+            self._gates[key] = gate
+            self.metrics.watch_gate(gate)
+        return gate
+
+    async def close(self) -> None:
+        """Let go of work that callers have left behind, and end the connection."""
+        for task in self._left_behind:
+            task.cancel()
+        await asyncio.gather(*self._left_behind, return_exceptions=True)
+        await self._engine.close()
+
+    # ---- before the engine
+
+    async def _admit(
+        self, call: EngineCall, entry: AccountEntry, stream: bool
+    ) -> tuple[Place, bytes]:
+        """A place at the model, and what to send it once the place is there."""
+        if not call.caller.may(call.model):  # before anything tells whether there is such a model
+            raise ForbiddenError("this token is not for that model")
+        model = entry.model = self._fleet.find(call.model, call.version)
+        if call.size_bytes > self.limits.message_bytes:
+            raise PayloadTooLargeError(
+                f"expected a request of at most {self.limits.message_bytes} bytes, got "
+                f"{call.size_bytes}; send less at once"
+            )
+        gate = self.gate(model)
+        arrived = time.monotonic()
+        place = await gate.enter(call.deadline)
+        self.metrics.queue_seconds.labels(model.name).observe(time.monotonic() - arrived)
+        try:
+            return place, engine_message(call, stream=stream)
+        except BaseException:
+            place.give_back(well=False)
+            raise
+
+    def _patience_s(self, model: ModelInfo) -> float:
+        """How long the engine may take before its place is given to another.
+
+        TorchServe kills a worker after `response_timeout`; a job may wait for such a one, and for
+        its worker to come back.
+        """
+        serving = model.spec.serving
+        return 2.0 * serving.response_timeout + serving.startup_timeout
+
+    # ---- in the engine
+
+    async def _answer(self, call: EngineCall, place: Place, message: bytes) -> bytes:
+        """The engine's answer; the place is kept until the engine gives it, whoever waits."""
+        model = self._fleet.find(call.model, call.version)
+        task = asyncio.ensure_future(self._engine.predict(message, self._patience_s(model)))
+        task.add_done_callback(lambda done: self._returned(model, place, done))
+        try:
+            async with asyncio.timeout(_left_s(call)):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            raise _too_late(call) from None
+        finally:
+            if not task.done():
+                self._leave_behind(task, call.request_id)
+
+    async def _parts(
+        self, call: EngineCall, place: Place, message: bytes
+    ) -> AsyncGenerator[bytes, None]:
+        """The parts of a streamed answer; read to their end even if the caller goes away."""
+        model = self._fleet.find(call.model, call.version)
+        stream = _Stream(self._engine.stream(message, self._patience_s(model)))
+        task = asyncio.ensure_future(stream.pump())
+        task.add_done_callback(lambda done: self._returned(model, place, done))
+        try:
+            while True:
+                async with asyncio.timeout(_left_s(call)):
+                    part = await stream.next()
+                if part is None:
+                    break
+                yield part
+            await task  # raises what went wrong
+        except TimeoutError:
+            raise _too_late(call) from None
+        finally:
+            stream.abandon()
+            if not task.done():
+                self._leave_behind(task, call.request_id)
+
+    def _returned(self, model: ModelInfo, place: Place, task: asyncio.Task[Any]) -> None:
+        well = not task.cancelled() and task.exception() is None
+        self.metrics.engine_seconds.labels(model.name).observe(place.give_back(well))
+
+    def _leave_behind(self, task: asyncio.Task[Any], request_id: str) -> None:
+        """Keep a task whose caller has gone; nobody but its worker hears of that."""
+        self._left_behind.add(task)
+        self._guards.cancelled.mark(request_id)
+        task.add_done_callback(lambda done: self._forget(done, request_id))
+
+    def _forget(self, task: asyncio.Task[Any], request_id: str) -> None:
+        self._left_behind.discard(task)
+        self._guards.cancelled.forget(request_id)
+        if not task.cancelled():
+            task.exception()
+
+
+class _Stream:
+    """Chunks between the engine, which is read to the end, and a caller, who may go."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self._ready: asyncio.Queue[bytes | None] = asyncio.Queue(_CHUNKS_AHEAD)
+        self._wanted = True
+
+    async def pump(self) -> None:
+        """Read all chunks; pass them on as long as somebody wants them."""
+        try:
+            async for chunk in self._chunks:
+                if self._wanted:
+                    await self._ready.put(chunk)
+        finally:
+            if self._wanted:
+                await self._ready.put(None)
+
+    async def next(self) -> bytes | None:
+        """The next chunk, None at the end."""
+        return await self._ready.get()
+
+    def abandon(self) -> None:
+        """Nobody wants the rest."""
+        self._wanted = False
+        while not self._ready.empty():  # wakes the pump, if it waits for room
+            self._ready.get_nowait()
+
+
+def _left_s(call: EngineCall) -> float | None:
+    return None if call.deadline is None else call.deadline - time.monotonic()
+
+
+def _too_late(call: EngineCall) -> DeadlineError:
+    return DeadlineError(f"{call.model} gave no answer within the deadline; allow more time")

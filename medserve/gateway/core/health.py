@@ -1,0 +1,257 @@
+"""Whether each model answers, found out rather than believed.
+
+TorchServe says READY for a worker whose thread is dead, and healthy for a server without a model.
+So a model serves when the engine shows a worker *and* an answer was seen of late: of a real call,
+or of a canary, the archive's golden input. While calls are in flight they are the canary: one that
+takes far too long puts the model in doubt. While nobody calls, a canary is sent now and then.
+
+    no worker READY                       not serving, at the next look
+    a call older than the model's patience, or no answer of late → a canary is sent
+    the canary is not answered in time    not serving, until it or a later one is
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from grpc_health.v1 import health, health_pb2
+
+from medserve.archive.read import ArchiveInfo
+from medserve.engine.interface import Engine, EngineModel
+from medserve.engine.torchserve.canary import canary_inputs
+from medserve.engine.torchserve.readiness import check_answer
+from medserve.errors import MedserveError, ModelNotReadyError
+from medserve.gateway.core.calls import Health, ModelInfo
+from medserve.gateway.core.gateway import Gateway
+from medserve.gateway.core.served_models import ServedModels
+from medserve.gateway.settings import Timing
+from medserve.wire import inference_pb2
+
+__all__ = ["Canaries", "HealthFace", "Monitor"]
+
+Canaries = Mapping[tuple[str, str], ArchiveInfo]  # by name and version
+
+_LAST_WORD_S = 0.1  # for a watcher to hear the last status
+
+logger = logging.getLogger(__name__)
+
+
+class Monitor:
+    """Looks at every model for as long as `run` runs."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        engine: Engine,
+        fleet: ServedModels,
+        canaries: Canaries,
+        timing: Timing,
+    ) -> None:
+        self._fleet = fleet
+        self._engine = engine
+        self._timing = timing
+        self._watches = [
+            _Watch(gateway, engine, model, canaries[model.name, model.version], timing)
+            for model in fleet
+        ]
+
+    async def run(self) -> None:
+        """Look, note, wait; until cancelled. No model waits for the canary of another."""
+        names = {watch.model.name for watch in self._watches}
+        try:
+            await asyncio.gather(*(self._follow(name) for name in names))
+        finally:
+            for watch in self._watches:
+                watch.stop()
+
+    async def _follow(self, name: str) -> None:
+        while True:
+            await self._look(name)
+            await asyncio.sleep(self._timing.look_s)
+
+    async def _look(self, name: str) -> None:
+        """All versions of one model."""
+        described: dict[str, EngineModel] = {}
+        reason = ""
+        try:
+            described = {each.version: each for each in await self._engine.describe(name)}
+        except MedserveError as error:
+            reason = error.message
+        for version in [each.version for each in described.values() if each.default]:
+            self._fleet.set_default(name, version)
+        for watch in self._watches:
+            if watch.model.name == name:
+                health = await watch.look(described.get(watch.model.version), reason)
+                self._note(watch.model, health)
+
+    def _note(self, model: ModelInfo, health: Health) -> None:
+        before = self._fleet.find(model.name, model.version).health
+        if before.serving != health.serving:
+            state = "serves" if health.serving else f"does not serve: {health.reason}"
+            logger.log(
+                logging.INFO if health.serving else logging.WARNING,
+                "%s %s %s",
+                model.name,
+                model.version,
+                state,
+            )
+        self._fleet.set_health(model.name, model.version, health)
+
+
+class _Watch:
+    """One version of one model, and the canary that is on its way to it."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        engine: Engine,
+        model: ModelInfo,
+        archive: ArchiveInfo,
+        timing: Timing,
+    ) -> None:
+        self.model = model
+        self._engine = engine
+        self._archive = archive
+        self._timing = timing
+        self._gate = gateway.gate(model)
+        self._seconds = gateway.metrics.canary_seconds.labels(model.name, model.version)
+        self._message = inference_pb2.PredictionsRequest(
+            model_name=model.name,
+            model_version=model.version,
+            input=canary_inputs(archive.path, model.task),
+        ).SerializeToString()
+        self._canary: asyncio.Task[None] | None = None
+        self._proven_at = 0.0  # `time.monotonic()` of the last good canary; 0: never
+        self._refusal = ""  # why the last canary was no good
+
+    async def look(self, found: EngineModel | None, reason: str) -> Health:
+        """The health of now; takes at most the canary's time."""
+        if found is None or not found.workers_ready:
+            self._proven_at = 0.0  # what comes back has to prove itself
+            return Health(False, reason or "no worker is ready")
+        if self._proven_at and not self._in_doubt():
+            return Health(True)
+        if self._canary is None or self._canary.done():
+            self._canary = asyncio.create_task(self._send())
+        await asyncio.wait([self._canary], timeout=self._timing.canary_timeout_s)
+        if not self._canary.done():
+            self._proven_at = 0.0
+            return Health(False, "its golden input is not answered")
+        if self._refusal:
+            self._proven_at = 0.0
+            return Health(False, self._refusal)
+        return Health(True)
+
+    def stop(self) -> None:
+        """Forget the canary that is on its way."""
+        if self._canary is not None:
+            self._canary.cancel()
+
+    def _in_doubt(self) -> bool:
+        if self._gate.at_work:
+            return self._gate.oldest_s > self._patience_s
+        last = max(self._proven_at, self._gate.answered_at)
+        return time.monotonic() - last > self._timing.canary_every_s
+
+    @property
+    def _patience_s(self) -> float:
+        """How long a call may take before the model is in doubt."""
+        longest = self.model.spec.serving.response_timeout  # TorchServe ends a worker after it
+        usual = max(longest / 4, 5 * self._gate.job_s, self._timing.canary_timeout_s)
+        return min(usual, longest + self._timing.canary_timeout_s)
+
+    async def _send(self) -> None:
+        """Send the canary and judge its answer."""
+        started = time.monotonic()
+        try:
+            # Longer than anybody waits for it here: a canary given up is one more in the queue.
+            timeout_s = self.model.spec.serving.response_timeout + self._timing.canary_timeout_s
+            answer = await self._engine.predict(self._message, timeout_s)
+            title = f"{self.model.name} {self.model.version}"
+            check_answer(title, self._archive.digest, answer)
+        except ModelNotReadyError as error:
+            self._refusal = error.message
+        except MedserveError as error:
+            self._refusal = f"its golden input was not answered: {error.message}"
+        except Exception as error:  # whatever went wrong, the model has not proven itself
+            self._refusal = f"its golden input got an answer that is none: {type(error).__name__}"
+        else:
+            self._refusal = ""
+            self._proven_at = time.monotonic()
+            self._seconds.set(self._proven_at - started)
+
+
+class _Servicer(health.aio.HealthServicer):  # type: ignore[name-defined, misc]
+    """The stock servicer, whose watchers would otherwise hold up the end of the server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = asyncio.Event()
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        watching = asyncio.ensure_future(super().Watch(request, context))
+        over = asyncio.ensure_future(self.over.wait())
+        try:
+            await asyncio.wait({watching, over}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(_LAST_WORD_S)
+        finally:
+            for task in (watching, over):
+                task.cancel()
+            await asyncio.gather(watching, over, return_exceptions=True)
+
+
+class HealthFace:
+    """`grpc.health.v1`: "" is everything, then `model` (its default version) and `model/version`.
+
+    The full name of each gRPC service is known too, with the health of everything.
+    """
+
+    def __init__(self, gateway: Gateway, fleet: ServedModels, services: list[str]) -> None:
+        self.servicer = _Servicer()
+        self._gateway = gateway
+        self._fleet = fleet
+        self._services = services
+        self._changed = asyncio.Event()
+        for model in fleet:
+            self._on_change(model)
+        fleet.on_change(self._on_change)
+
+    async def run(self) -> None:
+        """Publish every change; until cancelled."""
+        while True:
+            self._changed.clear()
+            await self.publish()
+            await self._changed.wait()
+
+    async def publish(self) -> None:
+        """Tell the servicer, and by it everybody who watches, how things are."""
+        overall = _status(self._gateway.health())
+        for name in ["", *self._services]:
+            await self.servicer.set(name, overall)
+        for model in self._fleet:
+            status = _status(model.health)
+            await self.servicer.set(f"{model.name}/{model.version}", status)
+            if model.default:
+                await self.servicer.set(model.name, status)
+
+    async def drain(self) -> None:
+        """Not serving, from now on."""
+        await self.servicer.enter_graceful_shutdown()
+
+    def end(self) -> None:
+        """Let those go who watch."""
+        self.servicer.over.set()
+
+    def _on_change(self, model: ModelInfo) -> None:
+        ready = self._gateway.metrics.model_ready.labels(model.name, model.version)
+        ready.set(float(model.ready))
+        self._changed.set()
+
+
+def _status(health: Health) -> Any:
+    status = health_pb2.HealthCheckResponse
+    return status.SERVING if health.serving else status.NOT_SERVING

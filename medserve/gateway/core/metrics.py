@@ -1,0 +1,81 @@
+"""What Prometheus reads; nothing in it comes from a request but the name of a served model.
+
+| metric | kind | labels |
+|---|---|---|
+| `medserve_gateway_requests_total` | counter | face, model, status (`OK` or an error's code) |
+| `medserve_gateway_request_seconds` | histogram, arrival to answer | face, model |
+| `medserve_gateway_queue_seconds` | histogram, wait for a place | model |
+| `medserve_gateway_engine_seconds` | histogram, time in the engine | model |
+| `medserve_gateway_request_bytes_total` | counter | face, model |
+| `medserve_gateway_response_bytes_total` | counter | face, model |
+| `medserve_gateway_in_flight` | gauge, calls in the engine | model |
+| `medserve_gateway_queued` | gauge, calls that wait for a place | model |
+| `medserve_gateway_model_ready` | gauge, 1 or 0 | model, version |
+| `medserve_gateway_canary_seconds` | gauge, time of the last canary | model, version |
+| `medserve_gateway_refused_tokens_total` | counter | |
+| `medserve_gateway_reserved_bytes` | gauge, requests held in memory | |
+| `medserve_gateway_info` | gauge, always 1 | version |
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from medserve import __version__
+from medserve.gateway.core.admission import ByteBudget, Gate
+
+__all__ = ["GatewayMetrics"]
+
+_PREFIX = "medserve_gateway"
+# From a lone small image to the longest volume.
+_BUCKETS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+)  # fmt: skip
+
+
+class GatewayMetrics:
+    """The gateway's metrics in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("requests", "Calls by outcome.", "face", "model", "status")
+        self.request_seconds = self._histogram(
+            "request_seconds", "Time from arrival to answer.", "face", "model"
+        )
+        self.queue_seconds = self._histogram(
+            "queue_seconds", "Time that a call waited for a place at its model.", "model"
+        )
+        self.engine_seconds = self._histogram(
+            "engine_seconds", "Time that a call was in the engine.", "model"
+        )
+        self.request_bytes = self._counter("request_bytes", "Bytes received.", "face", "model")
+        self.response_bytes = self._counter("response_bytes", "Bytes answered.", "face", "model")
+        self.in_flight = self._gauge("in_flight", "Calls in the engine.", "model")
+        self.queued = self._gauge("queued", "Calls that wait for a place.", "model")
+        self.model_ready = self._gauge("model_ready", "Proven and answering.", "model", "version")
+        self.canary_seconds = self._gauge(
+            "canary_seconds", "Time of the last canary.", "model", "version"
+        )
+        self.refused_tokens = self._counter("refused_tokens", "Calls without a valid token.")
+        self.reserved_bytes = self._gauge("reserved_bytes", "Request bytes held in memory.")
+        self._gauge("info", "Version of the gateway.", "version").labels(__version__).set(1)
+
+    def watch_gate(self, gate: Gate) -> None:
+        """Show the places of one model."""
+        self.in_flight.labels(gate.name).set_function(lambda: gate.at_work)
+        self.queued.labels(gate.name).set_function(lambda: gate.waiting)
+
+    def watch_budget(self, budget: ByteBudget) -> None:
+        """Show how much of the memory for requests is taken."""
+        self.reserved_bytes.set_function(lambda: budget.reserved)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{_PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"{_PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(
+            f"{_PREFIX}_{name}", text, labels, registry=self.registry, buckets=_BUCKETS
+        )

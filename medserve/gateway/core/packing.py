@@ -1,0 +1,300 @@
+"""Many images in, one outcome each out, over as few calls as serve them quickly.
+
+Images are packed as they come: a call leaves when it is full, or when no further image has come
+for a moment and the engine has room. A lone image is not kept waiting, three hundred travel in
+a dozen calls. What is held at any time is bounded in bytes and in number, whatever the caller
+sends: no further image is taken until an outcome has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from medserve.errors import (
+    AuthenticationError,
+    DeadlineError,
+    ForbiddenError,
+    InvalidRequestError,
+    MedserveError,
+    PayloadTooLargeError,
+    ServerBusyError,
+    ServerFailedError,
+    ServerUnreachableError,
+    UnknownModelError,
+    error_from_code,
+)
+from medserve.gateway.core.calls import EngineCall
+from medserve.gateway.core.requests import TaskRequest
+from medserve.results.classification import Classification, Provenance
+from medserve.results.explanation import EXPLAINED_PER_CALL
+
+__all__ = ["PACKING", "ImageFile", "Outcome", "Packing", "Predictor", "classify_each"]
+
+# What concerns every image of the request, so that sending the next one would be no use.
+_OF_THE_WHOLE = (
+    AuthenticationError,
+    ForbiddenError,
+    ServerUnreachableError,
+    UnknownModelError,
+)
+_FIRST_WAIT_S = 0.1  # after a busy engine; doubles with each attempt
+
+
+class Predictor(Protocol):
+    """The one thing that this module needs of the gateway."""
+
+    async def predict(self, call: EngineCall) -> bytes:
+        """The answer to one call."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image of a request; `id` is the caller's own mark."""
+
+    id: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image.
+
+    Attributes:
+        id: The caller's mark.
+        index: Its place among the images of the request.
+        answer: Members of the model's answer, or the error that stands in their place.
+        provenance: Which archive answered; None where none did.
+    """
+
+    id: str
+    index: int
+    answer: dict[str, Any] | MedserveError
+    provenance: Provenance | None = None
+
+    def classification(self) -> Classification:
+        """The answer as a value; raises the error where there is none."""
+        if isinstance(self.answer, MedserveError):
+            raise self.answer
+        return Classification.from_json(self.answer)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How much travels in one call, and how much is held for one request."""
+
+    items_per_call: int = 32  # two full batches: one waits while the other runs
+    bytes_per_call: int = 4 * 2**20
+    calls_in_flight: int = 3
+    held_bytes: int = 16 * 2**20  # one larger image is held alone
+    linger_s: float = 0.002  # how long a lone image waits for company
+    attempts: int = 5  # at a busy engine
+
+
+PACKING = Packing()
+
+
+def _packing_for(order: TaskRequest) -> Packing:
+    """As many images a call as a model takes at a time for this order."""
+    if not order.params.get("explain"):
+        return PACKING
+    return replace(PACKING, items_per_call=EXPLAINED_PER_CALL)
+
+
+@dataclass(frozen=True)
+class _Item:
+    index: int
+    file: ImageFile
+
+    def outcome(
+        self, answer: dict[str, Any] | MedserveError, provenance: Provenance | None = None
+    ) -> Outcome:
+        return Outcome(self.file.id, self.index, answer, provenance)
+
+
+async def classify_each(
+    gateway: Predictor,
+    order: TaskRequest,
+    images: AsyncIterator[ImageFile],
+    packing: Packing | None = None,
+) -> AsyncGenerator[Outcome, None]:
+    """One outcome per image, each as soon as it is known, in no particular order.
+
+    Args:
+        gateway: Who is asked.
+        order: What is asked.
+        images: The images.
+        packing: How many travel in one call; by default what suits the order.
+
+    Raises:
+        MedserveError: what no single image is to blame for: no such model, a refused token,
+            parameters that the model does not know.
+    """
+    desk = _PackedRequest(gateway, order, images, packing or _packing_for(order))
+    try:
+        while not desk.done:
+            for outcome in await desk.step():
+                yield outcome
+    finally:
+        await desk.clear()
+
+
+class _PackedRequest:
+    """The state of one request: images that wait, calls that run."""
+
+    def __init__(
+        self,
+        gateway: Predictor,
+        order: TaskRequest,
+        images: AsyncIterator[ImageFile],
+        packing: Packing,
+    ) -> None:
+        self._gateway, self._order, self._packing = gateway, order, packing
+        self._images = images
+        self._exhausted = False
+        self._taken = 0
+        self._waiting: list[_Item] = []
+        self._reading: asyncio.Future[ImageFile | None] | None = None
+        self._running: dict[asyncio.Task[list[Outcome]], int] = {}  # with the bytes of each
+
+    @property
+    def done(self) -> bool:
+        """Whether every image has its outcome."""
+        return self._exhausted and not (self._reading or self._waiting or self._running)
+
+    async def step(self) -> list[Outcome]:
+        """Go on until something has happened; the outcomes that became known."""
+        self._read_on()
+        room = len(self._running) < self._packing.calls_in_flight
+        if self._waiting and room and (self._full or self._reading is None):
+            self._launch()
+            return []
+        awaited = self._all_tasks()
+        linger_s = self._packing.linger_s if self._waiting and room else None
+        finished, _ = await asyncio.wait(
+            awaited, timeout=linger_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not finished:  # no company came
+            self._launch()
+        if self._reading in finished:
+            self._take()
+        ended = [task for task in self._running if task in finished]
+        for task in ended:
+            del self._running[task]
+        return [outcome for task in ended for outcome in task.result()]
+
+    async def clear(self) -> None:
+        """End what still runs, and the source."""
+        left = self._all_tasks()
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    def _all_tasks(self) -> set[asyncio.Future[Any]]:
+        reading = () if self._reading is None else (self._reading,)
+        return {*self._running, *reading}
+
+    @property
+    def _full(self) -> bool:
+        items = self._packing.items_per_call
+        return len(self._waiting) >= items or _size(self._waiting) >= self._packing.bytes_per_call
+
+    def _read_on(self) -> None:
+        if self._exhausted or self._reading is not None:
+            return
+        held = _size(self._waiting) + sum(self._running.values())
+        if len(self._waiting) < self._packing.items_per_call and held < self._packing.held_bytes:
+            self._reading = asyncio.ensure_future(_next(self._images))
+
+    def _take(self) -> None:
+        assert self._reading is not None
+        file = self._reading.result()
+        self._reading = None
+        if file is None:
+            self._exhausted = True
+        else:
+            self._waiting.append(_Item(self._taken, file))
+            self._taken += 1
+
+    def _launch(self) -> None:
+        """Send the first images that wait, at most one call's worth."""
+        count = size = 0
+        for item in self._waiting[: self._packing.items_per_call]:
+            size += len(item.file.content)
+            if count and size > self._packing.bytes_per_call:
+                break
+            count += 1
+        pack, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._running[asyncio.create_task(self._classify(pack))] = _size(pack)
+
+    async def _classify(self, pack: Sequence[_Item]) -> list[Outcome]:
+        """The outcomes of one call; raises what concerns the whole request."""
+        call = self._order.call(
+            {f"data.{place}": item.file.content for place, item in enumerate(pack)}
+        )
+        try:
+            answer = await self._predict(call)
+            return _outcomes(answer, pack)
+        except PayloadTooLargeError as error:
+            if len(pack) == 1:
+                return [pack[0].outcome(error)]
+            middle = len(pack) // 2  # together they are more than the engine takes at a time
+            return await self._classify(pack[:middle]) + await self._classify(pack[middle:])
+        except MedserveError as error:
+            # Exactly InvalidRequestError: its subclass speaks of one image.
+            if isinstance(error, _OF_THE_WHOLE) or type(error) is InvalidRequestError:
+                raise
+            return [item.outcome(error) for item in pack]
+
+    async def _predict(self, call: EngineCall) -> bytes:
+        """Ask again while the engine is busy: the images are here already."""
+        for attempt in range(self._packing.attempts - 1):
+            try:
+                return await self._gateway.predict(call)
+            except ServerBusyError as error:
+                wait_s = _FIRST_WAIT_S * 2**attempt
+                if wait_s >= self._order.left_s:
+                    raise DeadlineError(f"no time left to try again after: {error}") from error
+                await asyncio.sleep(wait_s)
+        return await self._gateway.predict(call)
+
+
+async def _next(images: AsyncIterator[ImageFile]) -> ImageFile | None:
+    return await anext(images, None)
+
+
+def _size(items: Sequence[_Item]) -> int:
+    return sum(len(item.file.content) for item in items)
+
+
+def _outcomes(answer: bytes, pack: Sequence[_Item]) -> list[Outcome]:
+    """Read the answer to a packed call; ServerFailedError where it is none."""
+    try:
+        content = json.loads(answer)
+        if "error" in content:
+            raise _error(content["error"])
+        by_place = {each["index"]: each for each in content["items"]}
+        provenance = Provenance.from_json(content)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as problem:
+        raise ServerFailedError(
+            "the model's answer is no list of items; does it classify?"
+        ) from problem
+    return [_outcome(by_place.get(place), item, provenance) for place, item in enumerate(pack)]
+
+
+def _outcome(answer: dict[str, Any] | None, item: _Item, provenance: Provenance) -> Outcome:
+    if answer is None:
+        return item.outcome(ServerFailedError("the model's answer leaves this image out"))
+    if answer.get("status") != "ok":
+        return item.outcome(_error(answer.get("error")), provenance)
+    members = {key: value for key, value in answer.items() if key not in ("index", "status")}
+    return item.outcome(members, provenance)
+
+
+def _error(content: object) -> MedserveError:
+    if not isinstance(content, dict):
+        return ServerFailedError("the model reports an error without saying which")
+    return error_from_code(str(content.get("code")), str(content.get("message")))

@@ -1,0 +1,114 @@
+"""What a caller of one task asks for, on its way to the calls that the gateway makes for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from medserve.errors import InvalidRequestError, UnknownModelError
+from medserve.gateway.core.calls import Caller, EngineCall, Face, ModelInfo
+from medserve.gateway.core.gateway import Gateway
+from medserve.spec import Task
+
+__all__ = ["TaskRequest", "find_model", "find_served"]
+
+_VERBS = {
+    Task.CLASSIFICATION: "classify",
+    Task.SEGMENTATION: "segment",
+    Task.GENERATION: "sample",
+}
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """What all calls made for one request of a caller share.
+
+    Attributes:
+        model: Name of the model.
+        version: "" asks the default version.
+        caller: Who asks.
+        request_id: Hexadecimal digits and hyphens, the same in every call.
+        face: Where the request came in.
+        deadline: `time.monotonic()` at which the caller stops waiting; None: never.
+        params: What the caller asks of the model beside the file; the model checks it.
+    """
+
+    model: str
+    version: str
+    caller: Caller
+    request_id: str
+    face: Face
+    deadline: float | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def call(self, data: Mapping[str, bytes]) -> EngineCall:
+        """One call with these files."""
+        inputs = dict(data)
+        if self.params:
+            inputs["params"] = json.dumps(self.params, separators=(",", ":")).encode()
+        return EngineCall(
+            model=self.model,
+            version=self.version,
+            inputs=inputs,
+            caller=self.caller,
+            request_id=self.request_id,
+            deadline=self.deadline,
+            face=self.face,
+        )
+
+    def with_params(self, params: Mapping[str, Any]) -> TaskRequest:
+        """The same order with these parameters too; they win over those of the same name."""
+        return dataclasses.replace(self, params={**self.params, **params})
+
+    def sooner(self, deadline: float) -> TaskRequest:
+        """The same order, to be answered by `deadline` at the latest."""
+        earliest = deadline if self.deadline is None else min(deadline, self.deadline)
+        return dataclasses.replace(self, deadline=earliest)
+
+    @property
+    def left_s(self) -> float:
+        """Time until the deadline, in seconds; infinite where there is none."""
+        return float("inf") if self.deadline is None else max(self.deadline - time.monotonic(), 0)
+
+
+def find_model(
+    models: Sequence[ModelInfo], order: TaskRequest, task: Task | None = None
+) -> ModelInfo:
+    """The model that the order names, among those that its caller may use.
+
+    Raises:
+        UnknownModelError: there is none.
+        InvalidRequestError: it does something else than `task`.
+    """
+    for info in models:
+        wanted = info.version == order.version if order.version else info.default
+        if info.name == order.model and wanted:
+            break
+    else:
+        raise UnknownModelError(
+            "expected the name and version of a served model, got others; ask for the list"
+        )
+    if task is not None and info.task is not task:
+        raise InvalidRequestError(
+            f"{info.name} cannot {_VERBS[task]}, its task is {info.task}; "
+            f"use {_VERBS[info.task]} for it"
+        )
+    return info
+
+
+async def find_served(gateway: Gateway, order: TaskRequest, task: Task | None = None) -> ModelInfo:
+    """Like `find_model`, before any file of the order is taken in; a refusal is written down.
+
+    Raises:
+        MedserveError: the caller may not use it, there is none, or it does something else.
+    """
+    try:
+        return find_model(await gateway.models(order.caller), order, task)
+    except UnknownModelError:
+        # Refused again, in the words of every face, with a line in the audit log.
+        await gateway.predict(order.call({}))
+        raise

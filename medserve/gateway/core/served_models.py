@@ -1,0 +1,88 @@
+"""The models behind the gateway, as their archives describe them and as they are now."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+
+from medserve.archive.read import ArchiveInfo
+from medserve.errors import UnknownModelError
+from medserve.gateway.core.calls import Caller, Health, ModelInfo
+
+__all__ = ["ServedModels", "describe"]
+
+_UNPROVEN = Health(False, "it has not answered its golden input yet")
+
+
+def describe(archive: ArchiveInfo, default: bool) -> ModelInfo:
+    """What the gateway tells of an archive; not serving until it is proven."""
+    return ModelInfo(
+        spec=archive.spec,
+        digest=archive.digest,
+        default=default,
+        health=_UNPROVEN,
+        card=archive.card,
+        metrics=archive.metrics,
+    )
+
+
+class ServedModels:
+    """Every version of every model; listeners hear of each change of health."""
+
+    def __init__(self, models: Iterable[ModelInfo]) -> None:
+        self._models = {(model.name, model.version): model for model in models}
+        self._listeners: list[Callable[[ModelInfo], None]] = []
+
+    def __iter__(self) -> Iterator[ModelInfo]:
+        return iter(tuple(self._models.values()))
+
+    def find(self, name: str, version: str = "") -> ModelInfo:
+        """The model of that name and version, "" being the default version.
+
+        Raises:
+            UnknownModelError: there is none.
+        """
+        if version:
+            found = self._models.get((name, version))
+        else:
+            found = next((each for each in self if each.name == name and each.default), None)
+        if found is None:
+            raise UnknownModelError(_unknown(name, version, self))
+        return found
+
+    def health(self) -> Health:
+        """Serving when every model is; else the first reason."""
+        for model in self:
+            if not model.ready:
+                return Health(False, f"{model.name} {model.version}: {model.health.reason}")
+        return Health(True)
+
+    def visible_to(self, caller: Caller) -> tuple[ModelInfo, ...]:
+        """The models that the caller may use."""
+        return tuple(model for model in self if caller.may(model.name))
+
+    def set_health(self, name: str, version: str, health: Health) -> None:
+        """Note whether a version serves; tells the listeners if that is new."""
+        old = self._models[name, version]
+        new = dataclasses.replace(old, health=health)
+        self._models[name, version] = new
+        if old.health != health:
+            for listener in self._listeners:
+                listener(new)
+
+    def set_default(self, name: str, version: str) -> None:
+        """Note which version answers when a call names none."""
+        for key, model in self._models.items():
+            if model.name == name and model.default != (model.version == version):
+                self._models[key] = dataclasses.replace(model, default=model.version == version)
+
+    def on_change(self, listener: Callable[[ModelInfo], None]) -> None:
+        """Call `listener` with the model whenever its health changes."""
+        self._listeners.append(listener)
+
+
+def _unknown(name: str, version: str, fleet: ServedModels) -> str:
+    versions = [model.version for model in fleet if model.name == name]
+    if versions:
+        return f"expected a version of {name} out of {', '.join(versions)}, got another one"
+    return "expected the name of a served model, got another one; ask for the list of models"

@@ -1,0 +1,1 @@
+"""The contracts that callers speak; each face turns them into requests of the core."""

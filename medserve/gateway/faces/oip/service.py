@@ -1,0 +1,271 @@
+"""The Open Inference Protocol, version 2: stock clients of KServe and Triton infer here.
+
+Encoded files travel as elements of type BYTES, so a client needs no preprocessing: what it reads
+from disk is what it sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
+
+import grpc.aio
+
+from medserve import __version__
+from medserve.errors import InvalidRequestError, MedserveError, UnknownModelError
+from medserve.gateway.core.call_context import CallContext, Context, answering
+from medserve.gateway.core.calls import Caller, Face, ModelInfo
+from medserve.gateway.core.drawing import Drawn, Progress, read_drawn, sample
+from medserve.gateway.core.gateway import Gateway
+from medserve.gateway.core.masks import MaskAnswer, read_object
+from medserve.gateway.core.packing import PACKING, ImageFile, classify_each
+from medserve.gateway.core.requests import TaskRequest, find_served
+from medserve.gateway.faces.oip import models as oip_models
+from medserve.gateway.faces.oip.parameters import read_parameters
+from medserve.gateway.faces.oip.tensors import Tensor, bytes_elements, write_tensors
+from medserve.spec import Task
+from medserve.wire import open_inference_pb2 as pb
+from medserve.wire import open_inference_pb2_grpc as pb_grpc
+
+__all__ = ["OpenInferenceFace", "model_metadata", "register", "server_metadata"]
+
+_EXTENSIONS = ("model_stream_infer", "model_repository_index")
+_FINAL = "triton_final_response"  # marks the last of several answers to one request
+
+
+def register(gateway: Gateway, server: grpc.aio.Server) -> None:
+    """Let the server answer `inference.GRPCInferenceService`."""
+    pb_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInferenceFace(gateway), server)
+
+
+def server_metadata() -> pb.ServerMetadataResponse:
+    """What the server is."""
+    return pb.ServerMetadataResponse(name="medserve", version=__version__, extensions=_EXTENSIONS)
+
+
+async def model_metadata(
+    gateway: Gateway, caller: Caller, name: str, version: str
+) -> pb.ModelMetadataResponse:
+    """Inputs and outputs of one model, for who may use it; UnknownModelError else."""
+    named = [info for info in await gateway.models(caller) if info.name == name]
+    return oip_models.describe(_chosen(named, version), [info.version for info in named])
+
+
+class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
+    """`inference.GRPCInferenceService`; the contract says what each call does."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def ServerLive(  # noqa: D102
+        self, request: pb.ServerLiveRequest, context: Context
+    ) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(  # noqa: D102
+        self, request: pb.ServerReadyRequest, context: Context
+    ) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._gateway.health().serving)
+
+    async def ModelReady(  # noqa: D102
+        self, request: pb.ModelReadyRequest, context: Context
+    ) -> pb.ModelReadyResponse:
+        async with answering(context, self._gateway) as incoming:
+            named = await self._named(incoming.caller, request.name)
+            return pb.ModelReadyResponse(ready=_chosen(named, request.version).ready)
+
+    async def ServerMetadata(  # noqa: D102
+        self, request: pb.ServerMetadataRequest, context: Context
+    ) -> pb.ServerMetadataResponse:
+        return server_metadata()
+
+    async def ModelMetadata(  # noqa: D102
+        self, request: pb.ModelMetadataRequest, context: Context
+    ) -> pb.ModelMetadataResponse:
+        async with answering(context, self._gateway) as incoming:
+            return await model_metadata(
+                self._gateway, incoming.caller, request.name, request.version
+            )
+
+    async def RepositoryIndex(  # noqa: D102
+        self, request: pb.RepositoryIndexRequest, context: Context
+    ) -> pb.RepositoryIndexResponse:
+        async with answering(context, self._gateway) as incoming:
+            response = pb.RepositoryIndexResponse()
+            for info in await self._gateway.models(incoming.caller):
+                if info.ready or not request.ready:
+                    response.models.add(
+                        name=info.name,
+                        version=info.version,
+                        state="READY" if info.ready else "UNAVAILABLE",
+                        reason=info.health.reason,
+                    )
+            return response
+
+    async def ModelInfer(  # noqa: D102
+        self, request: pb.ModelInferRequest, context: Context
+    ) -> pb.ModelInferResponse:
+        async with answering(context, self._gateway) as incoming:
+            order, model = await self._order(request, incoming)
+            return _response(request, model, await self._infer(request, order, model))
+
+    async def ModelStreamInfer(  # noqa: D102
+        self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
+    ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+        budget = self._gateway.budget
+        async with (
+            answering(context, self._gateway) as incoming,
+            budget.reserve(PACKING.held_bytes),
+        ):
+            async for request in request_iterator:
+                try:
+                    async for response in self._answers(request, incoming):
+                        yield pb.ModelStreamInferResponse(infer_response=response)
+                except MedserveError as error:  # costs its own request and no other
+                    yield pb.ModelStreamInferResponse(
+                        error_message=f"{error.code}: {error.message}",
+                        infer_response=pb.ModelInferResponse(
+                            model_name=request.model_name, id=request.id
+                        ),
+                    )
+
+    async def _answers(
+        self, request: pb.ModelInferRequest, incoming: CallContext
+    ) -> AsyncGenerator[pb.ModelInferResponse, None]:
+        """One answer; of a model that draws, also one for each picture on the way."""
+        order, model = await self._order(request, incoming)
+        if model.task is not Task.GENERATION:
+            yield _response(request, model, await self._infer(request, order, model))
+            return
+        _check_inputs(request, model, bytes_elements(request, "data"))
+        _check_outputs(request, model)
+        drawn: list[Drawn] = []
+        async with aclosing(sample(self._gateway, order)) as parts:
+            async for part in parts:
+                if isinstance(part, Drawn):
+                    drawn.append(part)
+                else:
+                    yield _progress(request, model, part)
+        final = _response(request, model, oip_models.images(drawn))
+        final.parameters[_FINAL].bool_param = True
+        yield final
+
+    async def _infer(
+        self, request: pb.ModelInferRequest, order: TaskRequest, model: ModelInfo
+    ) -> list[Tensor]:
+        files = bytes_elements(request, "data")
+        _check_inputs(request, model, files)
+        _check_outputs(request, model)
+        match model.task:
+            case Task.CLASSIFICATION:
+                outcomes = [
+                    outcome
+                    async for outcome in classify_each(self._gateway, order, _images(files or ()))
+                ]
+                outcomes.sort(key=lambda outcome: outcome.index)
+                return oip_models.classes(outcomes, model.labels)
+            case Task.SEGMENTATION:
+                answer = await self._gateway.predict(order.call({"data": (files or [b""])[0]}))
+                # in a thread: a volume takes a while to unpack, and others are to be served
+                return await asyncio.to_thread(_mask, answer)
+            case Task.GENERATION:
+                answer = await self._gateway.predict(order.call({}))
+                return oip_models.images(read_drawn(read_object(answer)))
+
+    async def _order(
+        self, request: pb.ModelInferRequest, incoming: CallContext
+    ) -> tuple[TaskRequest, ModelInfo]:
+        params, timeout_s = read_parameters(request.parameters)
+        order = incoming.order(request.model_name, request.model_version, Face.OIP, params)
+        if timeout_s is not None:
+            order = order.sooner(time.monotonic() + timeout_s)
+        model = await find_served(self._gateway, order)
+        if model.task is Task.SEGMENTATION:
+            order = order.with_params({"output": "json"})
+        return order, model
+
+    async def _named(self, caller: Caller, name: str) -> list[ModelInfo]:
+        return [info for info in await self._gateway.models(caller) if info.name == name]
+
+
+def _chosen(named: Sequence[ModelInfo], version: str) -> ModelInfo:
+    """Of the versions of one model, the one that was asked for."""
+    for info in named:
+        if info.version == version or (info.default and not version):
+            return info
+    raise UnknownModelError(
+        "expected the name and version of a served model, got others; ask for the list"
+    )
+
+
+def _check_inputs(
+    request: pb.ModelInferRequest, model: ModelInfo, files: Sequence[bytes] | None
+) -> None:
+    """Refuse inputs that the model does not have, or too few or many files."""
+    known = {name for name, _, _ in oip_models.input_tensors(model)}
+    if any(tensor.name not in known for tensor in request.inputs):
+        raise InvalidRequestError(
+            f"expected the inputs {sorted(known) or 'none'} of {model.name}, got another one"
+        )
+    if len(request.inputs) > len(known):
+        raise InvalidRequestError("expected each input once, got one of them twice")
+    if any(tensor.parameters for tensor in request.inputs):
+        raise InvalidRequestError(
+            "expected no parameters of an input; shared memory is not offered, send the bytes"
+        )
+    if known and not files:
+        raise InvalidRequestError("expected at least one file in the input data, got none")
+    if model.task is Task.SEGMENTATION and files is not None and len(files) > 1:
+        raise InvalidRequestError(f"expected one file in the input data, got {len(files)}")
+
+
+def _check_outputs(request: pb.ModelInferRequest, model: ModelInfo) -> None:
+    """Refuse to be asked for outputs that the model does not have."""
+    known = [name for name, _, _ in oip_models.output_tensors(model)]
+    if any(output.name not in known for output in request.outputs):
+        raise InvalidRequestError(f"expected outputs out of {', '.join(known)}; got another one")
+    if any(output.parameters for output in request.outputs):
+        raise InvalidRequestError(
+            "expected no parameters of an output; classification counts and shared memory are "
+            "not offered"
+        )
+
+
+def _mask(answer: bytes) -> list[Tensor]:
+    return oip_models.mask(MaskAnswer.from_json(answer))
+
+
+async def _images(files: Iterable[bytes]) -> AsyncGenerator[ImageFile, None]:
+    for file in files:
+        yield ImageFile("", file)
+
+
+def _response(
+    request: pb.ModelInferRequest, model: ModelInfo, tensors: Sequence[Tensor]
+) -> pb.ModelInferResponse:
+    """The outputs that were asked for; all of them where none was."""
+    response = pb.ModelInferResponse(
+        model_name=model.name, model_version=model.version, id=request.id
+    )
+    response.parameters["archive_digest"].string_param = model.digest
+    by_name = {tensor.name: tensor for tensor in tensors}
+    wanted = [output.name for output in request.outputs] or list(by_name)
+    # Who sent numbers in lists reads lists; who sent bytes, or nothing, reads bytes.
+    raw = bool(request.raw_input_contents) or not request.inputs
+    write_tensors(response, [by_name[name] for name in wanted], raw=raw)
+    return response
+
+
+def _progress(
+    request: pb.ModelInferRequest, model: ModelInfo, part: Progress
+) -> pb.ModelInferResponse:
+    response = pb.ModelInferResponse(
+        model_name=model.name, model_version=model.version, id=request.id
+    )
+    for name, number in (("image", part.image), ("step", part.step), ("steps", part.steps)):
+        response.parameters[name].int64_param = number
+    response.parameters[_FINAL].bool_param = False
+    write_tensors(response, [Tensor("preview_png", "BYTES", [part.preview_png])], raw=True)
+    return response

@@ -1,0 +1,99 @@
+"""What every route of the page needs, in one place; and how routes read and answer."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from medserve.errors import InvalidRequestError, PayloadTooLargeError
+from medserve.gateway.core.calls import Face
+from medserve.gateway.core.gateway import Caller, Gateway, ModelInfo, new_request_id
+from medserve.gateway.core.requests import TaskRequest, find_model
+from medserve.gateway.faces.page.jobs import Job, Jobs, Kind
+from medserve.gateway.faces.page.limits import PageLimits
+from medserve.gateway.faces.page.rendering import Templates
+from medserve.gateway.faces.page.sessions import Sessions, Visitor
+from medserve.gateway.faces.page.slots import Slots
+from medserve.gateway.faces.page.thumbnails import Thumbnails
+from medserve.spec import Task
+
+__all__ = ["TASKS", "PageContext", "page_context", "read_json"]
+
+TASKS = {Kind.CLASSIFY: Task.CLASSIFICATION, Kind.SEGMENT: Task.SEGMENTATION}
+_MAX_JSON_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class PageContext:
+    """The page of one gateway."""
+
+    gateway: Gateway
+    limits: PageLimits
+    jobs: Jobs
+    sessions: Sessions
+    pages: Templates
+    thumbnails: Thumbnails
+    turns: Slots
+
+    def visitor(self, request: Request) -> Visitor:
+        """Who sent the request; AuthenticationError where they have to log in first."""
+        visitor = self.sessions.visitor(request)
+        request.state.visitor = visitor.caller.name  # pages offer to log out
+        return visitor
+
+    def job(self, request: Request, kind: Kind | None = None) -> tuple[Job, Visitor]:
+        """The job in the path, if it is the visitor's; else UnknownJobError."""
+        visitor = self.visitor(request)
+        return self.jobs.get(request.path_params["job"], visitor.owner, kind), visitor
+
+    async def models(self, caller: Caller, task: Task | None = None) -> list[ModelInfo]:
+        """The models that a caller may use, by name, the default version of each first."""
+        found = [each for each in await self.gateway.models(caller) if task in (None, each.task)]
+        return sorted(found, key=lambda each: (each.name, not each.default, each.version))
+
+    def order(
+        self, model: str, version: str, caller: Caller, params: Mapping[str, Any] | None = None
+    ) -> TaskRequest:
+        """What the calls of one request share."""
+        deadline = time.monotonic() + self.limits.answer_s
+        return TaskRequest(
+            model, version, caller, new_request_id(), Face.HTTP, deadline, dict(params or {})
+        )
+
+    async def find(self, order: TaskRequest, task: Task) -> ModelInfo:
+        """The served model that an order names."""
+        return find_model(await self.gateway.models(order.caller), order, task)
+
+
+def page_context(request: Request) -> PageContext:
+    """The site that a request came to."""
+    site: PageContext = request.app.state.site
+    return site
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The JSON object in a request's body, which must not be large.
+
+    Raises:
+        InvalidRequestError: something else.
+        PayloadTooLargeError: more than a page ever sends.
+    """
+    if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+        raise InvalidRequestError("expected application/json, got another content type")
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > _MAX_JSON_BYTES:
+            raise PayloadTooLargeError(f"expected at most {_MAX_JSON_BYTES} bytes of JSON")
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise InvalidRequestError("expected a JSON object, got something else")
+    return content

@@ -1,0 +1,194 @@
+"""What a visitor takes home: a table, the same as JSON, and the files sorted into folders.
+
+The folders are those of `medserve sort`: one per class, `_review/` for what a person should look
+at, `_errors/` for what is no usable image. A class that a person chose wins. The zip is written
+while it is sent; nothing is compressed, for images are already.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import unicodedata
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from medserve.gateway.faces.page.classifying import described, status
+from medserve.gateway.faces.page.jobs import Item, Job, Status
+from medserve.results.classification import Classification
+from medserve.results.sorted_folders import ERRORS, REVIEW, csv_cell, csv_path, folder_name
+
+__all__ = ["bundle", "places", "to_csv", "to_json"]
+
+_FIELDS = (
+    *("source", "stored", "sha256", "class", "class_id", "probability", "status"),
+    *("predicted_class", "predicted_class_id", "corrected", "model", "version", "archive_digest"),
+    "error",
+)
+_CHUNK_BYTES = 2**18
+_LONGEST_NAME = 200  # bytes; file systems take 255
+_RESERVED_ON_WINDOWS = frozenset(
+    ["con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))]
+)
+_UNUSABLE = frozenset('<>:"/\\|?*')
+_DATE = (1980, 1, 1, 0, 0, 0)  # the zip format's first: when a file was made is nobody's business
+
+
+def to_csv(job: Job) -> bytes:
+    """The table for a spreadsheet: UTF-8 with the mark that makes Excel read it as such."""
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, _FIELDS)
+    writer.writeheader()
+    stored = places(job)
+    for item in _in_order(job):
+        row = _row(job, item, stored.get(item.number, ""))
+        text = {key: "" if value is None else str(value) for key, value in row.items()}
+        text["source"] = csv_path(text["source"])
+        writer.writerow({key: csv_cell(value) for key, value in text.items()})
+    return b"\xef\xbb\xbf" + stream.getvalue().encode("utf-8")
+
+
+def to_json(job: Job) -> bytes:
+    """Everything that is known of the job."""
+    stored = places(job)
+    content = {
+        "model": job.model,
+        "version": job.version,
+        "labels": list(job.labels),
+        "files": [
+            described(item)
+            | {
+                "stored": stored.get(item.number),
+                "sha256": item.sha256,
+                "archive_digest": item.provenance.archive_digest if item.provenance else None,
+            }
+            for item in _in_order(job)
+        ],
+    }
+    return json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8")
+
+
+def places(job: Job) -> dict[int, str]:
+    """Where each answered file goes in the zip; two files of one name lie side by side."""
+    taken: set[str] = set()
+    found: dict[int, str] = {}
+    for item in _in_order(job):
+        folder = _folder(item)
+        if folder is not None:
+            found[item.number] = _free_name(folder, _plain_name(item.name), taken)
+    return found
+
+
+def bundle(job: Job) -> Iterator[bytes]:
+    """The zip, piece by piece: the files of `places` and the table as manifest.csv."""
+    pieces = _Pieces()
+    with zipfile.ZipFile(pieces, "w", zipfile.ZIP_STORED) as archive:
+        for number, name in places(job).items():
+            path = job.path(job.items[number])
+            with archive.open(_entry(name), "w") as member, path.open("rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    member.write(chunk)
+                    yield from pieces.taken()
+            yield from pieces.taken()
+        archive.writestr(_entry("manifest.csv"), to_csv(job))
+    yield from pieces.taken()
+
+
+class _Pieces(io.RawIOBase):
+    """What `zipfile` writes, to be taken away piece by piece."""
+
+    def __init__(self) -> None:
+        self._waiting: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        piece = bytes(data)
+        self._waiting.append(piece)
+        return len(piece)
+
+    def taken(self) -> Iterator[bytes]:
+        """What was written since the last time, as one piece."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            yield b"".join(waiting)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, _DATE)
+    entry.external_attr = 0o100644 << 16
+    return entry
+
+
+def _in_order(job: Job) -> Sequence[Item]:
+    return [job.items[number] for number in sorted(job.items)]
+
+
+def _row(job: Job, item: Item, stored: str) -> dict[str, Any]:
+    outcome = item.outcome
+    answer = outcome if isinstance(outcome, Classification) else None
+    chosen = item.correction or (answer and answer.label)
+    return {
+        "source": item.name,
+        "stored": stored,
+        "sha256": item.sha256,
+        "class": chosen,
+        "class_id": job.labels.index(chosen) if chosen in job.labels else None,
+        "probability": answer and f"{answer.probability:.6f}",
+        "status": status(item),
+        "predicted_class": answer and answer.label,
+        "predicted_class_id": answer and answer.label_id,
+        "corrected": "yes" if item.correction else "no",
+        "model": job.model,
+        "version": item.provenance.version if item.provenance else job.version,
+        "archive_digest": item.provenance and item.provenance.archive_digest,
+        "error": f"{outcome.code}: {outcome.message}"
+        if outcome is not None and answer is None and not isinstance(outcome, Classification)
+        else None,
+    }
+
+
+def _folder(item: Item) -> str | None:
+    """The folder of a file; None for one that the service has not answered."""
+    if item.correction is not None:
+        return folder_name(item.correction)
+    match status(item):
+        case Status.OK:
+            assert isinstance(item.outcome, Classification)
+            return folder_name(item.outcome.label)
+        case Status.REVIEW | Status.UNLIKE:
+            return REVIEW
+        case Status.ERROR:
+            return ERRORS
+    return None
+
+
+def _plain_name(name: str) -> str:
+    """The last part of what a browser calls the file, as a name that any system can store."""
+    last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    last = unicodedata.normalize("NFC", last)
+    plain = "".join(
+        "_" if letter in _UNUSABLE or not letter.isprintable() else letter for letter in last
+    ).strip(" .")
+    stem, dot, suffix = plain.rpartition(".") if "." in plain else (plain, "", "")
+    while len(stem.encode()) + len(suffix.encode()) > _LONGEST_NAME:
+        stem, suffix = (stem[:-1], suffix) if stem else (stem, suffix[:-1])
+    plain = f"{stem}{dot}{suffix}" or "file"
+    return f"_{plain}" if plain.partition(".")[0].lower() in _RESERVED_ON_WINDOWS else plain
+
+
+def _free_name(folder: str, name: str, taken: set[str]) -> str:
+    """The name or, where that is taken, a numbered one; as on a disk that ignores case."""
+    pure = PurePosixPath(name)
+    number = 1
+    while True:
+        twin = "" if number == 1 else f"-{number}"
+        path = f"{folder}/{pure.stem}{twin}{pure.suffix}"
+        if (key := path.casefold()) not in taken:
+            taken.add(key)
+            return path
+        number += 1

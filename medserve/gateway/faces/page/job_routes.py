@@ -1,0 +1,70 @@
+"""Jobs: begin, look, delete. What they are for stands in the routes of each kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from medserve.errors import InvalidRequestError
+from medserve.gateway.faces.page.classifying import described
+from medserve.gateway.faces.page.context import TASKS, PageContext, page_context, read_json
+from medserve.gateway.faces.page.jobs import Job, Kind
+
+__all__ = ["routes", "summary"]
+
+
+async def begin(request: Request) -> Response:
+    """A new job for a model; starts the visitor's session where there is none."""
+    site = page_context(request)
+    visitor = site.visitor(request)
+    content = await read_json(request)
+    try:
+        kind = Kind(content.get("kind", ""))
+    except ValueError:
+        raise InvalidRequestError(f"kind: expected one of {', '.join(Kind)}") from None
+    model, version = str(content.get("model", "")), str(content.get("version", ""))
+    found = await site.find(site.order(model, version, visitor.caller), TASKS[kind])
+    response = JSONResponse(None, 201)
+    owner = visitor.owner or site.sessions.begin(response, secure=request.url.scheme == "https")
+    job = site.jobs.create(kind, owner, found.name, found.version, found.labels)
+    response.body = response.render(summary(site, job))
+    response.headers["content-length"] = str(len(response.body))
+    return response
+
+
+async def look(request: Request) -> Response:
+    """All that is known of a job."""
+    site = page_context(request)
+    job, _ = site.job(request)
+    items = [described(job.items[number]) for number in sorted(job.items)]
+    return JSONResponse(summary(site, job) | {"files": items, "answer": job.answers or None})
+
+
+async def delete(request: Request) -> Response:
+    """Remove a job with everything that was sent for it."""
+    site = page_context(request)
+    job, _ = site.job(request)
+    site.jobs.delete(job)
+    return Response(status_code=204)
+
+
+def summary(site: PageContext, job: Job) -> dict[str, Any]:
+    """A job without its files."""
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "model": job.model,
+        "version": job.version,
+        "labels": list(job.labels),
+        "left_s": round(site.jobs.left_s(job)),
+    }
+
+
+routes = [
+    Route("/jobs", begin, methods=["POST"]),
+    Route("/jobs/{job}", look, methods=["GET"]),
+    Route("/jobs/{job}", delete, methods=["DELETE"]),
+]

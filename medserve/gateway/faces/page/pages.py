@@ -1,0 +1,242 @@
+"""The pages themselves: HTML for people, each in the visitor's language."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import wraps
+from typing import Any
+from urllib.parse import parse_qs, quote
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from medserve.errors import AuthenticationError, InvalidRequestError, UnknownModelError
+from medserve.gateway.core.gateway import ModelInfo
+from medserve.gateway.faces.page import cards, languages
+from medserve.gateway.faces.page.context import PageContext, page_context
+from medserve.gateway.faces.page.job_routes import summary
+from medserve.gateway.faces.page.jobs import Job, Kind
+from medserve.gateway.faces.page.problems import UnknownJobError
+from medserve.spec import InputKind, Task
+
+__all__ = ["routes"]
+
+_REFUSAL_S = 0.5  # what a wrong token costs: guessing is slow
+_MAX_FORM_BYTES = 8192
+_SUFFIXES = {
+    InputKind.RASTER: "PNG, JPEG, TIFF",
+    InputKind.DICOM: "DICOM",
+    InputKind.NIFTI: "NIfTI",
+    InputKind.NPY: "NPY",
+}
+
+Page = Callable[[Request], Awaitable[Response]]
+
+
+def _for_visitors(page: Page) -> Page:
+    """Send who has to log in to the page where that is done, and back."""
+
+    @wraps(page)
+    async def guarded(request: Request) -> Response:
+        try:
+            return await page(request)
+        except AuthenticationError:
+            return RedirectResponse(f"/login?next={quote(request.url.path)}", 303)
+        except (UnknownJobError, UnknownModelError):
+            return page_context(request).pages.render(request, "missing.html", status=404)
+
+    return guarded
+
+
+@_for_visitors
+async def start(request: Request) -> Response:
+    """What this is, what it offers, and what happens to the visitor's files."""
+    site = page_context(request)
+    visitor = site.visitor(request)
+    models = await site.models(visitor.caller)
+    values = {
+        "models": models,
+        "tasks": {task.value: [each for each in models if each.task is task] for task in Task},
+        "jobs": [summary(site, job) for job in site.jobs.owned(visitor.owner)],
+        "minutes": round(site.limits.retention_s / 60),
+    }
+    return site.pages.render(request, "start.html", values)
+
+
+def _work_page(template: str, task: Task, kind: Kind | None = None) -> Page:
+    """A page where something is done: with the models for it, and a job where one is named."""
+
+    @_for_visitors
+    async def page(request: Request) -> Response:
+        site = page_context(request)
+        visitor = site.visitor(request)
+        models = await site.models(visitor.caller, task)
+        job: Job | None = None
+        if "job" in request.path_params:
+            job = site.jobs.get(request.path_params["job"], visitor.owner, kind)
+        values = {
+            "models": models,
+            "formats": {each.name: formats(each) for each in models},
+            "page": _for_script(site, request, models, job),
+            "minutes": round(site.limits.retention_s / 60),
+        }
+        return site.pages.render(request, template, values)
+
+    return page
+
+
+@_for_visitors
+async def models(request: Request) -> Response:
+    """All models with their state."""
+    site = page_context(request)
+    found = await site.models(site.visitor(request).caller)
+    values = {
+        "models": found,
+        "formats": {each.name: formats(each) for each in found},
+        "page": {"texts": _texts(request, "models.", "state.", "error.")},
+    }
+    return site.pages.render(request, "models.html", values)
+
+
+@_for_visitors
+async def model(request: Request) -> Response:
+    """One model: its card, its figures, its versions."""
+    site = page_context(request)
+    found = await site.models(site.visitor(request).caller)
+    versions = [each for each in found if each.name == request.path_params["name"]]
+    if not versions:
+        raise UnknownModelError("no such model")
+    wanted = request.query_params.get("version", versions[0].version)
+    shown = next((each for each in versions if each.version == wanted), None)
+    if shown is None:
+        raise UnknownModelError("no such version")
+    values = {
+        "model": shown,
+        "versions": versions,
+        "formats": formats(shown),
+        "card": cards.render_card(shown.card),
+        "figures": cards.figures(shown.metrics),
+        "page": {"texts": _texts(request, "models.", "state.", "error.")},
+    }
+    return site.pages.render(request, "model.html", values)
+
+
+async def health(request: Request) -> Response:
+    """The state of each model, for pages that stay open."""
+    site = page_context(request)
+    found = await site.models(site.visitor(request).caller)
+    states = [
+        {
+            "name": each.name,
+            "version": each.version,
+            "ready": each.ready,
+            "reason": each.health.reason,
+        }
+        for each in found
+    ]
+    return JSONResponse({"models": states})
+
+
+async def login_form(request: Request) -> Response:
+    """Where the token is asked for."""
+    site = page_context(request)
+    return site.pages.render(
+        request,
+        "login.html",
+        {"next": _inner(request.query_params.get("next", "")), "wrong": False},
+    )
+
+
+async def log_in(request: Request) -> Response:
+    """Take the token, keep it on this side, give a session for it."""
+    site = page_context(request)
+    fields = await _form(request)
+    target = _inner(fields.get("next", ""))
+    response = RedirectResponse(target, 303)
+    secure = request.url.scheme == "https"
+    try:
+        site.sessions.log_in(fields.get("token", "").strip(), response, secure=secure)
+    except AuthenticationError:
+        await asyncio.sleep(_REFUSAL_S)
+        return site.pages.render(request, "login.html", {"next": target, "wrong": True}, 401)
+    return response
+
+
+async def log_out(request: Request) -> Response:
+    """Forget the session and delete what was sent in it."""
+    site = page_context(request)
+    response = RedirectResponse("/login", 303)
+    owner = site.sessions.log_out(request, response)
+    for job in site.jobs.owned(owner):
+        site.jobs.delete(job)
+    return response
+
+
+def formats(model: ModelInfo) -> str:
+    """The file formats that a model reads, for people."""
+    return ", ".join(_SUFFIXES[kind] for kind in model.input_kinds)
+
+
+def _for_script(
+    site: PageContext, request: Request, models: Sequence[ModelInfo], job: Job | None
+) -> dict[str, Any]:
+    """What the script of a page starts from."""
+    return {
+        "texts": _texts(request, "common.", "classify.", "segment.", "generate.", "error."),
+        "language": languages.chosen(request),
+        "viewer": site.pages.viewer,
+        "models": [
+            {
+                "name": each.name,
+                "version": each.version,
+                "default": each.default,
+                "labels": list(each.labels),
+                "ready": each.ready,
+                "volumes": len(each.spec.input.size) == 3,
+            }
+            for each in models
+        ],
+        "job": summary(site, job) if job else None,
+        "limits": {"files": site.limits.pack_files, "bytes": site.limits.upload_bytes},
+    }
+
+
+def _texts(request: Request, *prefixes: str) -> dict[str, str]:
+    return languages.load(languages.chosen(request)).under(*prefixes)
+
+
+async def _form(request: Request) -> dict[str, str]:
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > _MAX_FORM_BYTES:
+            raise InvalidRequestError(f"expected a form of at most {_MAX_FORM_BYTES} bytes")
+    fields = parse_qs(body.decode("ascii", "replace"), max_num_fields=8)
+    return {name: values[0] for name, values in fields.items()}
+
+
+def _inner(target: str) -> str:
+    """A path of this site; anything that leads elsewhere becomes the start page."""
+    inside = target.startswith("/") and not target.startswith(("//", "/\\"))
+    return target if inside and target.isprintable() else "/"
+
+
+_classify = _work_page("classify.html", Task.CLASSIFICATION, Kind.CLASSIFY)
+_segment = _work_page("segment.html", Task.SEGMENTATION, Kind.SEGMENT)
+
+routes = [
+    Route("/", start),
+    Route("/classify", _classify),
+    Route("/classify/{job}", _classify),
+    Route("/segment", _segment),
+    Route("/segment/{job}", _segment),
+    Route("/generate", _work_page("generate.html", Task.GENERATION)),
+    Route("/models", models),
+    Route("/models/{name}", model),
+    Route("/health/models", health),
+    Route("/login", login_form),
+    Route("/login", log_in, methods=["POST"]),
+    Route("/logout", log_out, methods=["POST"]),
+]

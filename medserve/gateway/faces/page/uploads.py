@@ -1,0 +1,199 @@
+r"""Receiving files: a pack is one line of JSON that lists them, then their bytes in that order.
+
+    [{"number": 0, "name": "hand.png", "size": 1628}, …]\n<1628 bytes>…
+
+A browser builds it from its files without reading them (`new Blob([line, ...files])`); it is
+checked against the limits before and while it arrives, and no part of it is held in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import json
+import secrets
+import shutil
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.requests import ClientDisconnect, Request
+
+from medserve.errors import InvalidRequestError, PayloadTooLargeError
+from medserve.gateway.faces.page.jobs import Item, Job, Jobs
+from medserve.gateway.faces.page.limits import PageLimits
+from medserve.gateway.faces.page.problems import QuotaError, SlowUploadError, UnknownJobError
+
+__all__ = ["CONTENT_TYPE", "Allowance", "receive"]
+
+CONTENT_TYPE = "application/vnd.medserve.pack"
+_HEADER_BYTES = 2**20
+_NAME_LETTERS = 1024
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What one upload may carry."""
+
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    number: int
+    name: str
+    size: int
+
+
+async def receive(
+    request: Request, job: Job, jobs: Jobs, limits: PageLimits, allowance: Allowance
+) -> list[Item]:
+    """Store the files of one upload; all of them or, where anything is wrong, none.
+
+    A number that is there already is not stored again: an upload may be repeated.
+
+    Raises:
+        InvalidRequestError: no pack, or not the bytes that its first line promises.
+        PayloadTooLargeError: too many files, or one that is too large.
+        QuotaError: no room for them.
+        SlowUploadError: the sender went silent.
+    """
+    if request.headers.get("content-type") != CONTENT_TYPE:
+        raise InvalidRequestError(f"expected an upload as {CONTENT_TYPE}, got another content type")
+    try:
+        async with asyncio.timeout(limits.upload_s), aclosing(_pieces(request, limits)) as pieces:
+            return await _store(_Body(pieces), job, jobs, limits, allowance)
+    except TimeoutError:
+        raise SlowUploadError(
+            f"expected an upload within {limits.upload_s:g} s and no pause above "
+            f"{limits.silence_s:g} s; check the network and send it again"
+        ) from None
+    except ClientDisconnect:
+        raise InvalidRequestError("the sender hung up before the upload was complete") from None
+
+
+async def _pieces(request: Request, limits: PageLimits) -> AsyncGenerator[bytes, None]:
+    async with aclosing(request.stream()) as stream:
+        while True:
+            try:
+                async with asyncio.timeout(limits.silence_s):
+                    piece = await anext(stream)
+            except StopAsyncIteration:
+                return
+            yield piece
+
+
+class _Body:
+    """The bytes of a request, taken line by line or by count."""
+
+    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+
+    async def line(self) -> bytes:
+        """Up to the first line feed."""
+        while b"\n" not in self._rest:
+            piece = await self._next()
+            if not piece or len(self._rest) > _HEADER_BYTES:
+                raise InvalidRequestError("expected a list of files in the first line, got none")
+            self._rest += piece
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    async def take(self, count: int) -> AsyncGenerator[bytes, None]:
+        """Exactly `count` bytes, in pieces."""
+        while count:
+            piece = self._rest or await self._next()
+            if not piece:
+                raise InvalidRequestError("expected as many bytes as the list says, got fewer")
+            now, self._rest = piece[:count], piece[count:]
+            count -= len(now)
+            yield now
+
+    async def end(self) -> None:
+        """Nothing may follow."""
+        if self._rest or await self._next():
+            raise InvalidRequestError("expected as many bytes as the list says, got more")
+
+    async def _next(self) -> bytes:
+        """The next piece; empty at the end."""
+        async for piece in self._pieces:
+            if piece:
+                return piece
+        return b""
+
+
+async def _store(
+    body: _Body, job: Job, jobs: Jobs, limits: PageLimits, allowance: Allowance
+) -> list[Item]:
+    entries = _entries(await body.line(), allowance)
+    fresh = {entry.number: entry.size for entry in entries if entry.number not in job.items}
+    if len(job.items) + len(fresh) > limits.job_files:
+        raise QuotaError(f"expected at most {limits.job_files} files in one job; start another")
+    size = sum(fresh.values())
+    jobs.reserve(job, size)
+    parts = job.folder / f"part-{secrets.token_hex(8)}"  # nobody else writes there
+    try:
+        parts.mkdir(mode=0o700)
+        arrived = [await _store_one(body, parts, entry) for entry in entries]
+        await body.end()
+        for item in arrived:
+            if item.number in job.items:  # the same upload, sent twice at a time
+                jobs.release(job, fresh.get(item.number, 0))
+            else:
+                (parts / str(item.number)).rename(job.path(item))
+                job.items[item.number] = item
+    except BaseException as error:
+        jobs.release(job, size)
+        if isinstance(error, FileNotFoundError):
+            raise UnknownJobError("the job was deleted while files arrived") from None
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise QuotaError("the server has no room for these files; try again later") from None
+        raise
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
+    return [job.items[item.number] for item in arrived]
+
+
+async def _store_one(body: _Body, folder: Path, entry: _Entry) -> Item:
+    digest = hashlib.sha256()
+    with (folder / str(entry.number)).open("wb") as file:  # the page cache takes it: no thread
+        async with aclosing(body.take(entry.size)) as pieces:
+            async for piece in pieces:
+                digest.update(piece)
+                file.write(piece)
+    return Item(entry.number, entry.name, entry.size, digest.hexdigest())
+
+
+def _entries(line: bytes, allowance: Allowance) -> list[_Entry]:
+    try:
+        listed = json.loads(line)
+        entries = [_entry(each) for each in listed]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise InvalidRequestError(
+            "expected a JSON list of number, name and size in the first line, got something else"
+        ) from None
+    if not entries or len({entry.number for entry in entries}) != len(entries):
+        raise InvalidRequestError("expected different numbers, one for each file")
+    if len(entries) > allowance.files:
+        raise PayloadTooLargeError(
+            f"expected at most {allowance.files} files in one upload, got {len(entries)}"
+        )
+    if (size := sum(entry.size for entry in entries)) > allowance.bytes:
+        raise PayloadTooLargeError(f"expected at most {allowance.bytes} bytes at once, got {size}")
+    return entries
+
+
+def _entry(content: object) -> _Entry:
+    if not isinstance(content, dict):
+        raise TypeError
+    number, name, size = content["number"], content["name"], content["size"]
+    if not (type(number) is int and type(size) is int and isinstance(name, str)):
+        raise TypeError
+    if not (0 <= number < 10**6 and size >= 0):
+        raise ValueError
+    readable = name[:_NAME_LETTERS].encode("utf-8", "replace").decode()  # no lone surrogates
+    return _Entry(number, readable, size)

@@ -1,0 +1,1 @@
+"""The HTTP interface with its OpenAPI description."""

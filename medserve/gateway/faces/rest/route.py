@@ -1,0 +1,141 @@
+"""What every REST call shares: who asks, under which id, and how it ends when it fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Query
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from medserve.errors import (
+    AuthenticationError,
+    ForbiddenError,
+    InvalidRequestError,
+    MedserveError,
+    ServerBusyError,
+)
+from medserve.gateway.core.call_context import REQUEST_ID, CallContext, bug
+from medserve.gateway.core.calls import Face
+from medserve.gateway.core.gateway import Gateway, new_request_id
+from medserve.gateway.core.requests import TaskRequest
+from medserve.gateway.core.status import retry_after_s
+from medserve.gateway.faces.rest.models import Error, VersionQuery
+
+__all__ = ["Caller", "RestRoute", "Version", "error_body", "error_response", "failures", "order"]
+
+_SAFE = {  # an answer is data, whatever a browser thinks that it has found in it
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'",
+}
+_bearer = HTTPBearer(auto_error=False, description="Needed where the server keeps tokens.")
+_DESCRIPTIONS = {
+    400: "The request or the file cannot be used.",
+    401: "The token is missing, wrong or expired.",
+    403: "The token is not for this model.",
+    404: "There is no such model or version.",
+    413: "The file is larger than the model takes.",
+    500: "A bug on the server; the message carries a reference into its log.",
+    502: "The engine behind the gateway does not answer.",
+    503: "The queue is full or the model is not ready; `Retry-After` says when to try again.",
+    504: "No answer within the time that the request allows, or the body came too slowly.",
+}
+
+
+def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """How a call may fail, for OpenAPI; all ways where none is given."""
+    return {
+        status: {"model": Error, "description": _DESCRIPTIONS[status]}
+        for status in statuses or _DESCRIPTIONS
+    } | {"default": {"model": Error, "description": "Any other failure."}}
+
+
+Version = Annotated[VersionQuery, Query()]
+_Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+_DeadlineMs = Annotated[
+    int | None,
+    Header(alias="x-deadline-ms", ge=1, le=3_600_000, description="time for the whole answer"),
+]
+
+
+class Caller:
+    """Who sent a request; a dependency, so that OpenAPI knows that a token may be needed."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def __call__(
+        self, request: Request, credentials: _Credentials, deadline_ms: _DeadlineMs = None
+    ) -> CallContext:
+        """The authenticated caller; AuthenticationError where the token is none."""
+        caller = self._gateway.authenticate(credentials.credentials if credentials else None)
+        deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000
+        return CallContext(caller, request_id(request), deadline)
+
+
+class RestRoute(APIRoute):
+    """A route whose failures are JSON with medserve's own codes, on whatever app it is mounted."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, and what becomes of its errors."""
+        handle = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            request.state.request_id = new_request_id(request.headers.get(REQUEST_ID))
+            try:
+                response = await handle(request)
+            except MedserveError as error:
+                response = error_response(error)
+            except RequestValidationError as error:
+                response = error_response(InvalidRequestError(_sentence(error)))
+            except HTTPException:
+                raise
+            except Exception as error:
+                response = error_response(bug(error, request_id(request)))
+            for name, value in (_SAFE | {REQUEST_ID: request_id(request)}).items():
+                response.headers.setdefault(name, value)
+            return response
+
+        return guarded
+
+
+def request_id(request: Request) -> str:
+    """The id under which the request is logged."""
+    return str(request.state.request_id)
+
+
+def order(
+    incoming: CallContext, model: str, query: VersionQuery, params: Mapping[str, Any] | None = None
+) -> TaskRequest:
+    """What a request asks of a model."""
+    return incoming.order(model, query.version, Face.HTTP, params)
+
+
+def error_body(error: MedserveError) -> dict[str, Any]:
+    """The JSON that stands for an error."""
+    return {"error": {"code": error.code, "message": error.message}}
+
+
+def error_response(error: MedserveError) -> Response:
+    """An error as HTTP carries it."""
+    headers = {}
+    if isinstance(error, ServerBusyError):
+        headers["retry-after"] = str(retry_after_s(error))
+    if isinstance(error, AuthenticationError) and not isinstance(error, ForbiddenError):
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(error_body(error), error.http_status, headers)
+
+
+def _sentence(error: RequestValidationError) -> str:
+    """What is wrong, without what the caller wrote, which may be anything."""
+    first = error.errors()[0]
+    if first["type"] == "extra_forbidden":
+        return "expected only known parameters, got another one; /openapi.json lists them"
+    return f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"

@@ -1,0 +1,294 @@
+"""The REST calls that ask a model: classify, segment, sample."""
+
+# No `from __future__ import annotations`: FastAPI could not look up the local names in them.
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
+
+from medserve.errors import InvalidRequestError, MedserveError
+from medserve.gateway.core.call_context import CallContext
+from medserve.gateway.core.gateway import Gateway
+from medserve.gateway.core.packing import PACKING, ImageFile, Outcome, classify_each
+from medserve.gateway.core.requests import TaskRequest, find_served
+from medserve.gateway.faces.rest.body import (
+    RestLimits,
+    announced_bytes,
+    files,
+    is_form,
+    single_file,
+    whole,
+)
+from medserve.gateway.faces.rest.models import (
+    ClassifiedFiles,
+    ClassifyQuery,
+    SampleBody,
+    SegmentQuery,
+)
+from medserve.gateway.faces.rest.route import Caller, Version, error_body, failures, order
+from medserve.spec import Task
+
+__all__ = ["add"]
+
+_MAX_JSON_BYTES = 2**16
+_LINES = "application/x-ndjson"
+_EVENTS = "text/event-stream"
+_FILE = {"schema": {"type": "string", "format": "binary"}}
+_BODY_OF_A_FILE = {
+    "required": True,
+    "content": {
+        "application/octet-stream": _FILE,
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {"file": {"type": "string", "format": "binary"}},
+            }
+        },
+    },
+}
+_BODY_OF_FILES = {
+    "required": True,
+    "content": {
+        "application/octet-stream": _FILE,
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["files"],
+                "properties": {
+                    "files": {"type": "array", "items": {"type": "string", "format": "binary"}}
+                },
+            }
+        },
+    },
+}
+_MASKS = {
+    "application/gzip": {**_FILE, "example": "a .nii.gz"},
+    "application/dicom": _FILE,
+    "image/png": _FILE,
+    "application/json": {"schema": {"type": "object"}},
+}
+_KINDS = (  # how an answer starts, what it is, and a name to keep it under
+    (0, b"{", "application/json", ""),
+    (0, b"\x89PNG", "image/png", "mask.png"),
+    (0, b"\x1f\x8b", "application/gzip", "mask.nii.gz"),
+    (128, b"DICM", "application/dicom", "mask.dcm"),
+)
+
+
+def add(routes: APIRouter, gateway: Gateway, caller: Caller, limits: RestLimits) -> None:
+    """Add the routes."""
+    _add_classify(routes, gateway, caller, limits)
+    _add_segment(routes, gateway, caller, limits)
+    _add_sample(routes, gateway, caller, limits)
+
+
+def _add_classify(routes: APIRouter, gateway: Gateway, caller: Caller, limits: RestLimits) -> None:
+    @routes.post(
+        "/v1/models/{model}/classify", tags=["tasks"], response_model=ClassifiedFiles,
+        responses={**failures(), 200: {"content": {_LINES: {}}}},
+        openapi_extra={"requestBody": _BODY_OF_FILES},
+    )  # fmt: skip
+    async def classify(
+        model: str,
+        request: Request,
+        incoming: Annotated[CallContext, Depends(caller)],
+        query: Annotated[ClassifyQuery, Query()],
+    ) -> Any:
+        """Tell what images show.
+
+        One file as the body is answered with its classification, or with an error status. Files in
+        a form get an item each; one that cannot be read costs no other. `Accept:
+        application/x-ndjson` gives a line per file as soon as it is known, in no particular order.
+        """
+        asked = order(incoming, model, query, query.params())
+        info = await find_served(gateway, asked, Task.CLASSIFICATION)
+        limit = min(info.spec.input.max_payload_bytes, gateway.limits.message_bytes)
+        if not is_form(request):
+            return await _predict_file(request, gateway, asked, limit, limits)
+        outcomes = _classified(request, gateway, asked, limit, limits)
+        if _LINES in request.headers.get("accept", ""):
+            return _WhileReading(_as_lines(outcomes), media_type=_LINES)
+        head = {"model": info.name, "version": info.version, "archive_digest": info.digest}
+        async with aclosing(outcomes):
+            items = [item async for item in outcomes]
+        items.sort(key=lambda item: int(item["index"]))
+        return JSONResponse(head | {"items": items})
+
+
+def _add_segment(routes: APIRouter, gateway: Gateway, caller: Caller, limits: RestLimits) -> None:
+    @routes.post(
+        "/v1/models/{model}/segment", tags=["tasks"], response_class=Response,
+        responses={**failures(), 200: {"description": "The mask.", "content": _MASKS}},
+        openapi_extra={"requestBody": _BODY_OF_A_FILE},
+    )  # fmt: skip
+    async def segment(
+        model: str,
+        request: Request,
+        incoming: Annotated[CallContext, Depends(caller)],
+        query: Annotated[SegmentQuery, Query()],
+    ) -> Response:
+        """Mark what lies where in an image or volume: the mask on the grid of the input.
+
+        By default the answer is the mask as a file. `output=json` adds measurements: volumes,
+        positions, and the mask as base64.
+        """
+        asked = order(incoming, model, query, query.params())
+        info = await find_served(gateway, asked, Task.SEGMENTATION)
+        limit = min(info.spec.input.max_payload_bytes, gateway.limits.message_bytes)
+        return await _predict_file(request, gateway, asked, limit, limits)
+
+
+def _add_sample(routes: APIRouter, gateway: Gateway, caller: Caller, limits: RestLimits) -> None:
+    streams = {_LINES: {}, _EVENTS: {}, "application/json": {"schema": {"type": "object"}}}
+
+    @routes.post(
+        "/v1/models/{model}/sample", tags=["tasks"], response_class=Response,
+        responses={**failures(), 200: {"description": "The images.", "content": streams}},
+        openapi_extra={
+            "requestBody": {
+                "content": {"application/json": {"schema": SampleBody.model_json_schema()}}
+            }
+        },
+    )  # fmt: skip
+    async def sample(
+        model: str,
+        request: Request,
+        incoming: Annotated[CallContext, Depends(caller)],
+        query: Version,
+    ) -> Response:
+        """Draw synthetic images.
+
+        The answer holds all images. `Accept: text/event-stream` or `application/x-ndjson` gives
+        progress with preview pictures before it, as soon as there is some.
+        """
+        params = _sample_params(await whole(request, _MAX_JSON_BYTES, limits))
+        asked = order(incoming, model, query, params)
+        asked = asked.sooner(time.monotonic() + limits.answer_s)
+        await find_served(gateway, asked, Task.GENERATION)
+        accepted = request.headers.get("accept", "")
+        if _EVENTS in accepted:
+            return StreamingResponse(_as_events(gateway, asked), media_type=_EVENTS)
+        if _LINES in accepted:
+            return StreamingResponse(_as_parts(gateway, asked), media_type=_LINES)
+        return Response(await gateway.predict(asked.call({})), media_type="application/json")
+
+
+class _WhileReading(StreamingResponse):
+    """An answer that begins before the request has ended.
+
+    Starlette's own would meanwhile wait for the client to go, and swallow what is left to read.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.stream_response(send)
+
+
+async def _predict_file(
+    request: Request, gateway: Gateway, asked: TaskRequest, limit: int, limits: RestLimits
+) -> Response:
+    """The model's answer to one file, as the model wrote it."""
+    announced = announced_bytes(request)
+    async with gateway.budget.reserve(limit if announced is None else announced) as held:
+        content = await single_file(request, limit, limits)
+        held.shrink(len(content))
+        asked = asked.sooner(time.monotonic() + limits.answer_s)
+        answer = await gateway.predict(asked.call({"data": content}))
+    for place, magic, media_type, name in _KINDS:
+        if answer.startswith(magic, place):
+            headers = {"content-disposition": f'attachment; filename="{name}"'} if name else {}
+            return Response(answer, media_type=media_type, headers=headers)
+    return Response(answer, media_type="application/octet-stream")
+
+
+async def _classified(
+    request: Request, gateway: Gateway, asked: TaskRequest, limit: int, limits: RestLimits
+) -> AsyncGenerator[dict[str, Any], None]:
+    """The items of an answer, each as soon as it is known."""
+
+    async def images() -> AsyncIterator[ImageFile]:
+        async with aclosing(files(request, limit, limits)) as found:
+            async for file in found:
+                yield ImageFile(file.name, file.content)
+
+    async with (
+        gateway.budget.reserve(PACKING.held_bytes),
+        aclosing(classify_each(gateway, asked, images())) as outcomes,
+    ):
+        async for outcome in outcomes:
+            yield _item(outcome)
+
+
+def _item(outcome: Outcome) -> dict[str, Any]:
+    head = {"index": outcome.index, "name": outcome.id}
+    if isinstance(outcome.answer, MedserveError):
+        return head | {"status": "error", **error_body(outcome.answer)}
+    return head | {"status": "ok", **outcome.answer}
+
+
+async def _as_lines(items: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+    """One JSON object a line.
+
+    Most HTTP clients read nothing before they have sent everything. So the lines are kept until
+    they are taken, and never hold back the reading of the request.
+    """
+    lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def fill() -> None:
+        try:
+            async with aclosing(items):
+                async for item in items:
+                    lines.put_nowait(_line(item))
+        except MedserveError as error:  # the status has gone out already
+            lines.put_nowait(_line(error_body(error)))
+        finally:
+            lines.put_nowait(None)
+
+    filling = asyncio.create_task(fill())
+    try:
+        while (line := await lines.get()) is not None:
+            yield line
+    finally:
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
+
+
+def _line(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode() + b"\n"
+
+
+def _sample_params(body: bytes) -> dict[str, Any]:
+    try:
+        wanted = SampleBody.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        known = ", ".join(field.alias or name for name, field in SampleBody.model_fields.items())
+        raise InvalidRequestError(
+            f"expected a JSON object with some of {known}, got something else: "
+            f"{error.errors()[0]['type']}"
+        ) from None
+    return wanted.model_dump(by_alias=True, exclude_none=True)
+
+
+async def _as_parts(gateway: Gateway, asked: TaskRequest) -> AsyncGenerator[bytes, None]:
+    """The parts of a streamed answer, one a line; an error is the last."""
+    try:
+        async with aclosing(gateway.stream(asked.call({}))) as parts:
+            async for part in parts:
+                yield part.replace(b"\n", b"") + b"\n"
+    except MedserveError as error:
+        yield _line(error_body(error))
+
+
+async def _as_events(gateway: Gateway, asked: TaskRequest) -> AsyncGenerator[bytes, None]:
+    """The same as server-sent events."""
+    async with aclosing(_as_parts(gateway, asked)) as lines:
+        async for line in lines:
+            yield b"data: " + line + b"\n"

@@ -1,0 +1,1 @@
+"""TorchServe's own inference and management contracts."""

@@ -1,0 +1,1 @@
+"""The typed contract `medserve.v1`."""

@@ -1,0 +1,285 @@
+"""The typed calls of `medserve.v1`: named fields instead of a map of bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import grpc.aio
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
+
+from medserve.errors import (
+    DeadlineError,
+    InvalidRequestError,
+    MedserveError,
+    PayloadTooLargeError,
+)
+from medserve.gateway.core.call_context import Context, answering
+from medserve.gateway.core.calls import Face, ModelInfo
+from medserve.gateway.core.drawing import Drawn, Progress, sample
+from medserve.gateway.core.gateway import Gateway
+from medserve.gateway.core.packing import PACKING, ImageFile, Outcome, classify_each
+from medserve.gateway.core.requests import find_served
+from medserve.gateway.core.status import rpc_status
+from medserve.gateway.faces.v1.masks import (
+    chunks,
+    provenance_message,
+    segment_params,
+    segment_result,
+)
+from medserve.results.explanation import Explanation
+from medserve.spec import Task
+from medserve.wire.v1 import imaging_pb2 as pb
+from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
+
+__all__ = ["TypedFace", "register"]
+
+_IDLE_S = 60.0  # a client that sends nothing for so long holds memory for nothing
+_UPLOAD_S = 600.0  # for one file, however steadily it drips in
+_MAX_ID_BYTES = 256
+_TASKS = {
+    Task.CLASSIFICATION: pb.TASK_CLASSIFICATION,
+    Task.SEGMENTATION: pb.TASK_SEGMENTATION,
+    Task.GENERATION: pb.TASK_GENERATION,
+}
+
+
+def register(gateway: Gateway, server: grpc.aio.Server, idle_s: float = _IDLE_S) -> None:
+    """Let the server answer `medserve.v1.ImagingService`; a client may be silent for `idle_s`."""
+    pb_grpc.add_ImagingServiceServicer_to_server(TypedFace(gateway, idle_s), server)
+
+
+class TypedFace(pb_grpc.ImagingServiceServicer):
+    """`medserve.v1.ImagingService`."""
+
+    def __init__(self, gateway: Gateway, idle_s: float) -> None:
+        self._gateway = gateway
+        self._idle_s = idle_s
+
+    async def Classify(  # noqa: D102 - the contract says what it does
+        self, request_iterator: AsyncIterator[pb.ClassifyRequest], context: Context
+    ) -> AsyncGenerator[pb.ClassifyResponse, None]:
+        async with answering(context, self._gateway) as incoming:
+            parts = self._parts(request_iterator)
+            settings = _settings(await anext(parts, None))
+            params = {"explain": True} if settings.explain else {}
+            order = incoming.order(settings.model_name, settings.model_version, Face.TYPED, params)
+            await find_served(self._gateway, order, Task.CLASSIFICATION)
+            async with (
+                self._gateway.budget.reserve(PACKING.held_bytes),
+                aclosing(classify_each(self._gateway, order, _images(parts))) as outcomes,
+            ):
+                async for outcome in outcomes:
+                    yield _classify_response(outcome)
+
+    async def Segment(  # noqa: D102
+        self, request_iterator: AsyncIterator[pb.SegmentRequest], context: Context
+    ) -> AsyncGenerator[pb.SegmentResponse, None]:
+        async with answering(context, self._gateway) as incoming:
+            parts = self._parts(request_iterator)
+            settings = _settings(await anext(parts, None))
+            order = incoming.order(
+                settings.model_name, settings.model_version, Face.TYPED, segment_params(settings)
+            )
+            model = await find_served(self._gateway, order, Task.SEGMENTATION)
+            limit = min(self._gateway.limits.message_bytes, model.spec.input.max_payload_bytes)
+            _check_size(settings.content_bytes, limit)
+            async with self._gateway.budget.reserve(settings.content_bytes or limit) as held:
+                yield _progress(pb.SEGMENT_STAGE_ACCEPTED, 0)
+                content = await _gather(parts, settings.content_bytes or limit)
+                held.shrink(len(content))
+                yield _progress(pb.SEGMENT_STAGE_RUNNING, len(content))
+                answer = await self._gateway.predict(order.call({"data": content}))
+            result, files = await asyncio.to_thread(segment_result, answer)
+            yield pb.SegmentResponse(result=result)
+            for chunk in chunks(files):
+                yield pb.SegmentResponse(chunk=chunk)
+
+    async def Sample(  # noqa: D102
+        self, request: pb.SampleRequest, context: Context
+    ) -> AsyncGenerator[pb.SampleResponse, None]:
+        async with answering(context, self._gateway) as incoming:
+            order = incoming.order(
+                request.model_name, request.model_version, Face.TYPED, _sample_params(request)
+            )
+            await find_served(self._gateway, order, Task.GENERATION)
+            async with aclosing(sample(self._gateway, order)) as parts:
+                async for part in parts:
+                    yield _sample_response(part)
+
+    async def ListModels(  # noqa: D102
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        async with answering(context, self._gateway) as incoming:
+            found = await self._gateway.models(incoming.caller)
+            names = {request.model_name} if request.model_name else {info.name for info in found}
+            return pb.ListModelsResponse(
+                models=[_model(info) for info in found if info.name in names]
+            )
+
+    async def _parts(self, requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+        """The messages of a client, each within the time that it may be silent."""
+        source = aiter(requests)
+        while True:
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    part = await anext(source, None)
+            except TimeoutError:
+                raise DeadlineError(
+                    f"expected the next message within {self._idle_s:g} s, got none; send on, or "
+                    "end the stream"
+                ) from None
+            if part is None:
+                return
+            yield part
+
+
+def _settings(first: Any) -> Any:
+    """What the first message of a stream has to carry."""
+    if first is None or first.WhichOneof("part") != "settings":
+        raise InvalidRequestError(
+            "expected settings in the first message of the stream, got "
+            + ("no message" if first is None else "something else")
+        )
+    return first.settings
+
+
+async def _images(parts: AsyncIterator[pb.ClassifyRequest]) -> AsyncGenerator[ImageFile, None]:
+    async for part in parts:
+        if part.WhichOneof("part") != "image":
+            raise InvalidRequestError(
+                "expected an image in every message but the first, got something else"
+            )
+        if len(part.image.id.encode()) > _MAX_ID_BYTES:
+            raise InvalidRequestError(f"image.id: expected at most {_MAX_ID_BYTES} bytes, got more")
+        yield ImageFile(part.image.id, part.image.content)
+
+
+async def _gather(parts: AsyncIterator[pb.SegmentRequest], limit: int) -> bytes:
+    """The file in the chunks."""
+    content = bytearray()
+    try:
+        async with asyncio.timeout(_UPLOAD_S):
+            async for part in parts:
+                if part.WhichOneof("part") != "chunk":
+                    raise InvalidRequestError(
+                        "expected a chunk in every message but the first, got something else"
+                    )
+                content += part.chunk
+                _check_size(len(content), limit)
+    except TimeoutError:
+        raise DeadlineError(
+            f"expected the whole file within {_UPLOAD_S:g} s, got a part of it; send a smaller one"
+        ) from None
+    if not content:
+        raise InvalidRequestError("expected a file in chunks, got none")
+    return bytes(content)
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise PayloadTooLargeError(
+            f"expected a file of at most {limit} bytes, got more; send a smaller one"
+        )
+
+
+def _progress(stage: pb.SegmentStage.ValueType, received_bytes: int) -> pb.SegmentResponse:
+    return pb.SegmentResponse(
+        progress=pb.SegmentProgress(stage=stage, received_bytes=received_bytes)
+    )
+
+
+def _classify_response(outcome: Outcome) -> pb.ClassifyResponse:
+    response = pb.ClassifyResponse(id=outcome.id, index=outcome.index)
+    if outcome.provenance is not None:
+        response.provenance.CopyFrom(provenance_message(outcome.provenance))
+    try:
+        found = outcome.classification()
+    except MedserveError as error:
+        response.error.CopyFrom(rpc_status(error))
+        return response
+    response.classification.CopyFrom(
+        pb.Classification(
+            label=found.label,
+            label_id=found.label_id,
+            probability=found.probability,
+            probabilities=[
+                pb.ClassProbability(label=label, probability=probability)
+                for label, probability in zip(found.labels, found.probabilities, strict=True)
+            ],
+            review=found.review,
+            novelty=found.novelty,
+            explanation=None if found.explanation is None else _explanation(found.explanation),
+        )
+    )
+    return response
+
+
+def _explanation(found: Explanation) -> pb.Explanation:
+    return pb.Explanation(
+        method=found.method,
+        label=found.label,
+        probability_without_warmest=found.without_warmest,
+        probability_without_coolest=found.without_coolest,
+        full_colour_nats=found.full_colour,
+        heatmap_png=found.heatmap_png,
+    )
+
+
+def _sample_params(request: pb.SampleRequest) -> dict[str, Any]:
+    """What of a request is for the model; what is not set is left to it."""
+    params: dict[str, Any] = {}
+    if request.class_name:
+        params["class"] = request.class_name
+    if request.sampler:
+        params["sampler"] = request.sampler
+    for field, name in (
+        ("image_count", "n"), ("seed", "seed"), ("steps", "steps"), ("size_px", "size")
+    ):  # fmt: skip
+        if request.HasField(field):  # type: ignore[arg-type]
+            params[name] = getattr(request, field)
+    return params
+
+
+def _sample_response(part: Progress | Drawn) -> pb.SampleResponse:
+    if isinstance(part, Progress):
+        return pb.SampleResponse(
+            progress=pb.SampleProgress(
+                image_index=part.image,
+                step=part.step,
+                steps=part.steps,
+                preview_png=part.preview_png,
+            )
+        )
+    return pb.SampleResponse(
+        image=pb.SampledImage(
+            index=part.index,
+            png=part.png,
+            seed=part.seed,
+            details=_struct(part.details),
+            provenance=provenance_message(part.provenance),
+        )
+    )
+
+
+def _model(info: ModelInfo) -> pb.Model:
+    return pb.Model(
+        name=info.name,
+        version=info.version,
+        default_version=info.default,
+        task=_TASKS[info.task],
+        title=info.title,
+        labels=info.labels,
+        input_kinds=info.input_kinds,
+        ready=info.ready,
+        card_markdown=info.card,
+        metrics=_struct(info.metrics),
+        archive_digest=info.digest,
+    )
+
+
+def _struct(content: Mapping[str, Any]) -> Struct:
+    return ParseDict(dict(content), Struct())

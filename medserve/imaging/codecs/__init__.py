@@ -1,0 +1,1 @@
+"""Readers and writers between bytes and images, volumes and frames."""

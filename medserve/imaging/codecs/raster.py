@@ -1,0 +1,139 @@
+"""PNG, JPEG and TIFF -> Image, by content; the file's name plays no part.
+
+What the stored numbers mean, and what becomes of them:
+
+- 8 bits a channel, palettes, 1-bit and CMYK are display values: value / 255 exactly, white = 1.
+- 16-bit colour is cut to its upper 8 bits by Pillow and treated the same way.
+- One channel of 16 or 32 bits or of floats carries measurements in a unit that the file does not
+  state: `percentile_window` maps the range in use (0.5th to 99.5th percentile) to [0, 1].
+- Transparent pixels lie on black, the ground of radiographs and of the padding in `fit_grey`.
+- The orientation in EXIF and TIFF is applied. Colour profiles are not.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as pillow
+from PIL import UnidentifiedImageError
+
+from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
+from medserve.imaging.codecs.payload import Payload, check_size, quietly
+from medserve.imaging.image import Image
+from medserve.imaging.intensity import full_range, percentile_window
+from medserve.spec import InputSpec
+
+__all__ = ["decode", "prepare"]
+
+_FORMATS = ("PNG", "JPEG", "TIFF")
+_MEASURED_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+_PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0 section 4; Pillow inverts only 8 bits
+_PNG_END = b"IEND\xaeB`\x82"  # the empty last chunk and its checksum
+_ORIENTATION_TAG = 0x0112  # CIPA DC-008 (EXIF 2.32) section 4.6.4
+
+
+def decode(payload: Payload, limits: InputSpec) -> Image:
+    """One picture, upright, as intensities in [0, 1].
+
+    Raises:
+        InvalidImageError: not a PNG, JPEG or TIFF, damaged, cut short, too small, several
+            frames, or values that are not finite.
+        PayloadTooLargeError: more pixels than `limits.max_pixels`; known from the header, so no
+            pixel of a decompression bomb is decoded.
+    """
+    with quietly():
+        try:
+            picture = pillow.open(io.BytesIO(payload), formats=_FORMATS)
+            check_size(picture.height, picture.width, limits)
+            _refuse_several_frames(picture)
+            picture.load()
+            _refuse_missing_end(picture, payload)
+            upright = _upright(_intensities(picture), _orientation(picture))
+        except MedserveError:
+            raise
+        except UnidentifiedImageError:
+            raise InvalidImageError(
+                "expected a PNG, JPEG or TIFF, got bytes whose header cannot be read; "
+                "check that the file is whole"
+            ) from None
+        except (pillow.DecompressionBombError, MemoryError):
+            raise PayloadTooLargeError(
+                f"expected at most {limits.max_pixels} pixels, got a header that states far "
+                "more; send a smaller copy"
+            ) from None
+        except Exception as error:  # a parser of hostile bytes may raise anything
+            raise InvalidImageError(
+                "expected a whole PNG, JPEG or TIFF, got one that is damaged or cut short; "
+                "copy or export it again"
+            ) from error
+    return Image(np.ascontiguousarray(upright))
+
+
+def prepare() -> None:
+    """Load Pillow's readers, which the first damaged file would otherwise wait for."""
+    pillow.init()
+
+
+def _refuse_several_frames(picture: pillow.Image) -> None:
+    # A JPEG may hide a preview behind the photograph (MPO); the first picture is the photograph.
+    if picture.format not in ("PNG", "TIFF"):
+        return
+    try:
+        picture.seek(1)
+    except EOFError:
+        return
+    kind = "an animated PNG" if picture.format == "PNG" else "a TIFF of several pages"
+    raise InvalidImageError(f"expected one image, got {kind}; send one frame")
+
+
+def _refuse_missing_end(picture: pillow.Image, payload: Payload) -> None:
+    # Pillow shows a PNG without its last chunk, though nobody can tell how much was cut.
+    if picture.format == "PNG" and _PNG_END not in bytes(payload):
+        raise EOFError("no IEND chunk")
+
+
+def _intensities(picture: pillow.Image) -> npt.NDArray[np.float32]:
+    """Pixels of a loaded picture -> float32 (H, W) or (H, W, 3) in [0, 1]."""
+    if picture.mode in _MEASURED_MODES:
+        return _measured(picture)
+    is_grey = picture.mode in ("1", "L", "LA", "La")
+    if picture.has_transparency_data:
+        layers = full_range(np.asarray(picture.convert("LA" if is_grey else "RGBA")), 255)
+        colour = layers[..., :-1] * layers[..., -1:]  # over black
+        return colour[..., 0] if is_grey else colour
+    return full_range(np.asarray(picture.convert("L" if is_grey else "RGB")), 255)
+
+
+def _measured(picture: pillow.Image) -> npt.NDArray[np.float32]:
+    values = np.asarray(picture)
+    if not np.isfinite(values).all():
+        raise InvalidImageError(
+            "expected finite intensities, got NaN or infinity; replace them before sending"
+        )
+    intensities = percentile_window(values)
+    tags: Any = getattr(picture, "tag_v2", {})
+    if tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
+        return 1.0 - intensities
+    return intensities
+
+
+def _orientation(picture: pillow.Image) -> int:
+    """EXIF orientation 1..8; upright where the metadata are missing or cannot be read."""
+    try:
+        return int(picture.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # damaged metadata do not make the pixels wrong
+        return 1
+
+
+def _upright(array: npt.NDArray[np.float32], orientation: int) -> npt.NDArray[np.float32]:
+    """Undo the stated orientation: rows go down, columns to the right."""
+    if orientation in (5, 6, 7, 8):  # rows and columns are exchanged
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return array

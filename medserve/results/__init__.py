@@ -1,0 +1,1 @@
+"""What models find, measured and written down; numpy only, no torch."""

@@ -1,0 +1,1 @@
+"""Files made of a result: DICOM objects, overlays, heat maps, synthetic images."""

@@ -1,0 +1,31 @@
+"""The description of one model: what it reads, what it answers, how it is fed and served."""
+
+from medserve.spec.frames import FrameSpec
+from medserve.spec.generation import GenerationSpec
+from medserve.spec.model import (
+    EngineName,
+    EngineSpec,
+    InputKind,
+    InputSpec,
+    ModelSpec,
+    OutputSpec,
+    Precision,
+    ServingSpec,
+    Task,
+)
+from medserve.spec.volumes import VolumeSpec
+
+__all__ = [
+    "EngineName",
+    "EngineSpec",
+    "FrameSpec",
+    "GenerationSpec",
+    "InputKind",
+    "InputSpec",
+    "ModelSpec",
+    "OutputSpec",
+    "Precision",
+    "ServingSpec",
+    "Task",
+    "VolumeSpec",
+]
