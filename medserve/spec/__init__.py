@@ -12,6 +12,7 @@ from medserve.spec.model import (
     Precision,
     ServingSpec,
     Task,
+    schema,
 )
 from medserve.spec.volumes import VolumeSpec
 
@@ -28,4 +29,5 @@ __all__ = [
     "ServingSpec",
     "Task",
     "VolumeSpec",
+    "schema",
 ]
