@@ -34,6 +34,7 @@ _TRAVELLING = (
     "cores.py",
     "errors.py",
     "spec",
+    "tasks",
     "imaging",
     "results",
     "inference",
@@ -42,7 +43,7 @@ _WEIGHTS = ("model.onnx", "model.pt", "golden_output.npz", "metrics.json")
 # What a room may have beside them; its handler refuses to serve without what it needs.
 _FURTHER_WEIGHTS = ("fingerprints.npz",)
 # What a stock TorchServe has to install to run the archive.
-_REQUIREMENTS = ("numpy", "onnxruntime", "openvino", "pillow", "pydicom", "pyyaml")
+_REQUIREMENTS = ("msgspec", "numpy", "onnxruntime", "openvino", "pillow", "pydicom", "pyyaml")
 _VOLUME_REQUIREMENTS = ("highdicom", "nibabel", "scipy")
 _GENERATION_REQUIREMENTS = ("nibabel",)
 _RECORDED = ("torch", "torchserve", "torch-model-archiver")

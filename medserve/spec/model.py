@@ -216,6 +216,12 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
             )
         self._check_input()
 
+    @property
+    def classifier(self) -> OutputSpec:
+        """The section of a model that classifies."""
+        assert self.output is not None  # `__post_init__` saw to it
+        return self.output
+
     def _check_input(self) -> None:
         """Refuse an input that does not fit the task's section."""
         size, channels, labels = self.input.size, self.input.channels, len(self.labels)
