@@ -129,8 +129,7 @@ class Handler(ABC, Generic[Chosen]):
 
     def parse_params(self, params: Mapping[str, object]) -> Chosen:
         """Read what the caller asks for, as the task declares it and this model allows it."""
-        options = OPTIONS[self.spec.task].from_params(params)
-        return cast(Chosen, options.for_model(self.spec))
+        return cast(Chosen, OPTIONS[self.spec.task].from_params(params, self.spec))
 
     def _prove(self, folder: Path) -> None:
         """Reproduce the golden output, or stay unready."""

@@ -86,7 +86,7 @@ class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classif
 
     def encode(self, result: Classification, params: ClassificationOptions) -> bytes:
         """A JSON object with the members of `Classification.to_json`."""
-        assert params.top_k is not None  # `for_model` has filled it
+        assert params.top_k is not None  # `filled` saw to it
         return json.dumps(result.to_json(params.top_k), separators=(",", ":")).encode()
 
     # ---- with a heat map

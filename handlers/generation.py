@@ -70,7 +70,7 @@ class _Wanted:
 
     @classmethod
     def of(cls, options: GenerationOptions, spec: ModelSpec) -> _Wanted:
-        """Take what `GenerationOptions.for_model` has filled."""
+        """Take what `GenerationOptions.filled` has filled."""
         seed, steps, sampler = options.seed, options.steps, options.sampler
         size, guidance = options.size, options.guidance
         if None in (seed, steps, sampler, size, guidance):

@@ -138,7 +138,7 @@ class ServingSpec(msgspec.Struct, frozen=True, rename="camel"):
         ),
     ] = 1
     response_timeout: Annotated[
-        _Count, Meta(description="Seconds after which TorchServe kills a worker that is silent.")
+        int, Meta(ge=0, description="Seconds after which TorchServe kills a worker that is silent.")
     ] = 120
     startup_timeout: Annotated[_Count, Meta(description="Seconds that a worker may load.")] = 120
     job_queue_size: Annotated[_Count, Meta(description="Calls that may wait.")] = 100
@@ -147,13 +147,7 @@ class ServingSpec(msgspec.Struct, frozen=True, rename="camel"):
 class _Own(Section, frozen=True, kw_only=True):
     """The key `medserve` of a model configuration; each task has one section of its own."""
 
-    name: Annotated[
-        str,
-        Meta(
-            pattern="^[a-z][a-z0-9_]*$",
-            description="Name of the model: lower-case letters, digits and underscores.",
-        ),
-    ]
+    name: Annotated[str, Meta(description="Name of the model: letters, digits and underscores.")]
     version: Annotated[str, Meta(description='Version of the archive, quoted: "1.0".')]
     title: Annotated[str, Meta(description="What the model finds, in a few words.")]
     task: Annotated[Task, Meta(description="The kind of work.")]

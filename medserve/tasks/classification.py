@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 import msgspec
 from msgspec import Meta
 
-from medserve.errors import InvalidRequestError
 from medserve.spec import ModelSpec
 from medserve.tasks.options import Options
 
@@ -29,12 +29,12 @@ class ClassificationOptions(Options, frozen=True, kw_only=True):
         ),
     ] = False
 
-    def for_model(self, spec: ModelSpec) -> Self:
-        """Fill what the caller left out, and refuse what the model cannot do."""
-        largest = len(spec.labels)
-        top_k = min(spec.classifier.top_k, largest) if self.top_k is None else self.top_k
-        if not 1 <= top_k <= largest:
-            raise InvalidRequestError(
-                f"params: top_k: expected a whole number from 1 to {largest}, got something else"
-            )
+    @classmethod
+    def bounds(cls, spec: ModelSpec) -> Mapping[str, Mapping[str, Any]]:
+        """Let no more classes be asked for than the model has."""
+        return {"top_k": {"least": 1, "most": len(spec.labels)}}
+
+    def filled(self, spec: ModelSpec) -> Self:
+        """Fill the number of classes that the model shows."""
+        top_k = min(spec.classifier.top_k, len(spec.labels)) if self.top_k is None else self.top_k
         return msgspec.structs.replace(self, top_k=top_k)

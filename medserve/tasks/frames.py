@@ -171,7 +171,7 @@ class FrameOptions(Options, frozen=True, kw_only=True):
             )
         return _WANTED[self._wanted][1]
 
-    def for_model(self, spec: ModelSpec) -> Self:
+    def filled(self, spec: ModelSpec) -> Self:
         """Refuse what the model cannot do."""
         assert spec.frame is not None  # every model of this task has the section
         if self.part is FramePart.DICOM_SEG and not spec.frame.snomed:

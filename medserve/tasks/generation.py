@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import math
 import secrets
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 import msgspec
 from msgspec import Meta
@@ -69,7 +70,19 @@ class GenerationOptions(Options, frozen=True, kw_only=True):
         SampleFormat, Meta(description="Files beside the PNGs: none, npz, nifti or dicom.")
     ] = SampleFormat.PNG
 
-    def for_model(self, spec: ModelSpec) -> Self:
+    @classmethod
+    def bounds(cls, spec: ModelSpec) -> Mapping[str, Mapping[str, Any]]:
+        """Take limits and classes from the model's description."""
+        generation = spec.generation
+        assert generation is not None  # every model of this task has the section
+        narrower: dict[str, Mapping[str, Any]] = {
+            "count": {"most": generation.max_images},
+            "steps": {"most": generation.steps},
+            "guidance": {"least": 0, "most": generation.max_guidance},
+        }
+        return narrower | ({"label": {"choices": spec.labels}} if spec.labels else {})
+
+    def filled(self, spec: ModelSpec) -> Self:
         """Fill what the caller left out but the class, and refuse what the model cannot do."""
         generation = spec.generation
         assert generation is not None  # every model of this task has the section
@@ -82,8 +95,9 @@ class GenerationOptions(Options, frozen=True, kw_only=True):
             size=generation.sizes[0] if self.size is None else self.size,
             guidance=generation.default_guidance if self.guidance is None else self.guidance,
         )
-        filled._check_numbers(generation)
-        filled._check_class(spec)
+        filled._check_size(generation)
+        if not spec.labels:
+            filled._refuse_classes()
         filled._check_work(generation)
         if self.format is SampleFormat.NIFTI and spec.input.channels != 1:
             raise InvalidRequestError(
@@ -92,43 +106,24 @@ class GenerationOptions(Options, frozen=True, kw_only=True):
             )
         return filled
 
-    def _check_numbers(self, generation: GenerationSpec) -> None:
-        for key, value, most in (
-            ("n", self.count, generation.max_images),
-            ("steps", self.steps, generation.steps),
-        ):
-            if value is not None and value > most:
-                raise InvalidRequestError(
-                    f"params: {key}: expected a whole number from 1 to {most}, got more"
-                )
+    def _check_size(self, generation: GenerationSpec) -> None:
         if self.size not in generation.sizes:
             sizes = " or ".join(map(str, generation.sizes))
             raise InvalidRequestError(
                 f"params: size: expected {sizes}, which the weights were trained for, got "
                 "something else; enlarge the images afterwards"
             )
-        assert self.guidance is not None
-        if not 0 <= self.guidance <= generation.max_guidance:
-            came = "less" if self.guidance < 0 else "more"
-            raise InvalidRequestError(
-                f"params: guidance: expected a number from 0 to {generation.max_guidance:g}, "
-                f"got {came}"
-            )
 
-    def _check_class(self, spec: ModelSpec) -> None:
-        if not spec.labels and self.label is not None:
+    def _refuse_classes(self) -> None:
+        """Refuse what only a model that was trained with classes knows."""
+        if self.label is not None:
             raise InvalidRequestError(
                 "params: class: expected none, for this model was trained without classes; got one"
             )
-        if not spec.labels and self.guidance != 1:
+        if self.guidance != 1:
             raise InvalidRequestError(
                 "params: guidance: expected 1, for this model was trained without classes; got "
                 "another"
-            )
-        if self.label is not None and self.label not in spec.labels:
-            raise InvalidRequestError(
-                f"params: class: expected one of {', '.join(spec.labels)}, got another one; leave "
-                "it out for a class by chance"
             )
 
     def _check_work(self, generation: GenerationSpec) -> None:

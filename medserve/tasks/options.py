@@ -10,8 +10,8 @@ Errors never quote values: a caller may have put anything there.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Self, get_type_hints
 
@@ -32,24 +32,40 @@ class Options(
     """What a caller may ask of one task; a field that is left out is up to the model."""
 
     @classmethod
-    def from_params(cls, params: Mapping[str, object]) -> Self:
+    def from_params(cls, params: Mapping[str, object], spec: ModelSpec | None = None) -> Self:
         """Read the JSON object `params` of a call.
+
+        Args:
+            params: The object.
+            spec: The model, where it is known: what it cannot do is refused, and what the caller
+                left out and the model decides is filled.
 
         Raises:
             InvalidRequestError: a key is unknown (the known ones are named), or a value is not of
-                the type or within the bounds that its option declares.
+                the type or within the bounds that its option declares or the model has.
         """
-        options = declared(cls)
-        known = {option.key: option for option in options}
+        known = {option.key: option for option in cls.of_model(spec)}
         if set(params) - set(known):
             raise InvalidRequestError(
                 f"params: expected only known keys: {', '.join(sorted(known))}; got another one"
             )
-        return cls(**{known[key].name: known[key].read(value) for key, value in params.items()})
+        options = cls(**{known[key].name: known[key].read(each) for key, each in params.items()})
+        return options if spec is None else options.filled(spec)
 
-    def for_model(self, spec: ModelSpec) -> Self:
-        """Fill what the caller left out and the model decides, and refuse what it cannot do."""
-        raise NotImplementedError
+    @classmethod
+    def of_model(cls, spec: ModelSpec | None) -> tuple[Option, ...]:
+        """Return every option, with the bounds of one model where that is given."""
+        narrower = {} if spec is None else cls.bounds(spec)
+        return tuple(replace(each, **narrower.get(each.name, {})) for each in declared(cls))
+
+    @classmethod
+    def bounds(cls, spec: ModelSpec) -> Mapping[str, Mapping[str, Any]]:
+        """Name the members of `Option` that a model narrows, by the names of options."""
+        return {}
+
+    def filled(self, spec: ModelSpec) -> Self:
+        """Fill what the model decides, and refuse what it cannot do."""
+        return self
 
     def given(self, *names: str) -> dict[str, Any]:
         """Return those of the named fields that the caller did not leave out."""
@@ -94,18 +110,12 @@ class Option:
 
     def read(self, value: object) -> Any:
         """Convert a JSON value; InvalidRequestError says what the option takes."""
-        if value is None:
-            return self.default
         try:
             read = msgspec.convert(value, self.type)
         except msgspec.ValidationError:
-            raise InvalidRequestError(
-                f"params: {self.key}: expected {self.expected}, got {self._came(value)}"
-            ) from None
-        if any(isinstance(each, float) and not math.isfinite(each) for each in _all(read)):
-            raise InvalidRequestError(
-                f"params: {self.key}: expected {self.expected}, got something else"
-            )
+            raise self._refusal(value) from None
+        if not all(map(self._fits, read if isinstance(read, tuple) else (read,))):
+            raise self._refusal(value)
         return read
 
     def from_text(self, text: str) -> Any:
@@ -132,18 +142,32 @@ class Option:
     @property
     def _bounds(self) -> str:
         if self.above is not None:
-            return f" above {self.above}"
+            return f" above {_written(self.above)}"
         if self.least is None:
             return ""
-        return f" from {self.least}" + ("" if self.most is None else f" to {self.most}")
+        most = "" if self.most is None else f" to {_written(self.most)}"
+        return f" from {_written(self.least)}{most}"
 
-    def _came(self, value: object) -> str:
-        """Tell less from more where a number came, without quoting it."""
-        if self.count > 1 or isinstance(value, bool) or not isinstance(value, int | float):
-            return "something else"
-        if self.least is not None and value < self.least:
-            return "less"
-        return "more" if self.most is not None and value > self.most else "something else"
+    def _fits(self, value: Any) -> bool:
+        """Tell whether a value of the right type lies within the bounds of the model."""
+        if isinstance(value, str):
+            return not self.choices or value in self.choices
+        if value is None or isinstance(value, bool):
+            return True
+        least = -math.inf if self.least is None else self.least
+        most = math.inf if self.most is None else self.most
+        return math.isfinite(value) and least <= value <= most
+
+    def _refusal(self, value: object) -> InvalidRequestError:
+        """Tell what the option takes, and less from more where a number came."""
+        came = "something else"
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if is_whole or (isinstance(value, float) and self.kind is float):
+            if self.least is not None and value < self.least:  # type: ignore[operator]
+                came = "less"
+            elif self.most is not None and value > self.most:  # type: ignore[operator]
+                came = "more"
+        return InvalidRequestError(f"params: {self.key}: expected {self.expected}, got {came}")
 
 
 @cache
@@ -206,5 +230,5 @@ def _plain(kind: Any, text: str) -> Any:
     return kind(text.strip())
 
 
-def _all(value: Any) -> Iterable[Any]:
-    return value if isinstance(value, tuple) else (value,)
+def _written(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"

@@ -156,7 +156,7 @@ class VolumeOptions(Options, frozen=True, kw_only=True):
         """Whether the answer is a JSON object; that always holds mask and measurements."""
         return self._wanted in _IN_JSON
 
-    def for_model(self, spec: ModelSpec) -> Self:
+    def filled(self, spec: ModelSpec) -> Self:
         """Refuse what the model cannot do."""
         assert spec.volume is not None  # every model of this task has the section
         if VolumePart.DICOM_SEG in self.parts and not spec.volume.snomed:
