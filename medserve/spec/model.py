@@ -23,6 +23,7 @@ from medserve.spec.volumes import VolumeSpec
 __all__ = [
     "EngineName",
     "EngineSpec",
+    "Fit",
     "FrameSpec",
     "GenerationSpec",
     "InputKind",
@@ -53,6 +54,14 @@ class InputKind(enum.StrEnum):
     NPY = "npy"
 
 
+class Fit(enum.StrEnum):
+    """How an image is brought to the network's plane: proportions kept, black beside it."""
+
+    GREY = "grey"  # one channel, bilinear
+    COLOUR = "colour"  # red, green and blue, bilinear
+    LANCZOS = "lanczos"  # red, green and blue, by Lanczos, cut to [0, 1]
+
+
 class EngineName(enum.StrEnum):
     """What executes the artifact."""
 
@@ -75,6 +84,7 @@ class InputSpec:
     kinds: tuple[InputKind, ...]
     size: tuple[int, ...]  # pixels (H, W) or voxels (I, J, K) that the network sees
     channels: int = 1
+    fit: Fit = Fit.GREY  # of a classifier; training and serving both read it
     max_payload_bytes: int = 32 * 2**20
     max_pixels: int = 40_000_000  # per plane; above it a file is a decompression bomb
     min_side: int = 8  # pixels; below it nothing can be recognised
