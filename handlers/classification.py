@@ -1,4 +1,4 @@
-"""Classifiers of single images: everything but how a model wants its pixels.
+"""Classifiers of single images; how a model wants its pixels stands in its spec.
 
 Images share calls of the engine with all others of their batch. One whose class is to be explained
 takes its own: it is covered in many ways (`medserve.inference.occlusion`), after the plain images
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from handlers import torchserve
 from handlers.batched import BatchedHandler
@@ -29,7 +30,7 @@ from medserve.imaging import Image
 from medserve.imaging.codecs import sniff
 from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Outputs
-from medserve.inference.fit import Box, fitted_box
+from medserve.inference.fit import Box, fit_image, fitted_box
 from medserve.inference.occlusion import Occlusion, occlude
 from medserve.results.classification import Classification
 from medserve.results.explanation import Explanation
@@ -43,7 +44,7 @@ _SHARE_FOR_EXPLANATIONS = 0.5
 
 
 class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classification]):
-    """Image -> Classification; a model's own handler adds `preprocess`."""
+    """Image -> Classification; a model's own handler adds only its name."""
 
     def handle(self, data: Sequence[Inputs], context: torchserve.WorkerContext) -> list[bytes]:
         """Answer a gathered batch; its explanations share one span of time."""
@@ -68,6 +69,10 @@ class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classif
     def decode(self, payload: Payload) -> Image:
         """PNG, JPEG, TIFF or DICOM, by content -> the image in it."""
         return sniff.decode(payload, self.spec.input)
+
+    def preprocess(self, source: Image) -> npt.NDArray[np.float32]:
+        """Image -> plane (C, H, W) in [0, 1] by the `input.fit` of the spec, as in training."""
+        return fit_image(source, self.spec.input)
 
     def postprocess(self, outputs: Outputs) -> Classification:
         """Calibrated logits (K,) and novelty () -> probabilities, and the two flags."""

@@ -33,6 +33,7 @@ from medserve.inference.frame_pipeline import FramePipeline
 from medserve.inference.generation import DiffusionPipeline, SampleSettings, to_pixels
 from medserve.inference.volume_pipeline import VolumePipeline, VolumeSettings
 from medserve.spec import EngineName, ModelSpec, Precision, Task
+from scripts.card_files import with_table
 
 _REPOSITORY = Path(__file__).parent.parent
 _MAX_WEIGHTS_BYTES = 20_000_000
@@ -191,6 +192,11 @@ def test_the_digests_in_the_card_are_those_of_the_files(room: Path) -> None:
         for path in (room / "weights").iterdir()
     }
     assert stated == actual
+
+
+def test_the_table_of_files_in_the_card_is_what_the_command_writes(room: Path) -> None:
+    card = (room / "README.md").read_text(encoding="utf-8")
+    assert with_table(card, room / "weights") == card  # names, bytes and digests
 
 
 def test_the_onnx_file_is_complete_in_itself(room: Path) -> None:

@@ -5,6 +5,7 @@ from medserve.spec.generation import GenerationSpec
 from medserve.spec.model import (
     EngineName,
     EngineSpec,
+    Fit,
     InputKind,
     InputSpec,
     ModelSpec,
@@ -19,6 +20,7 @@ from medserve.spec.volumes import VolumeSpec
 __all__ = [
     "EngineName",
     "EngineSpec",
+    "Fit",
     "FrameSpec",
     "GenerationSpec",
     "InputKind",

@@ -23,6 +23,7 @@ from medserve.spec.volumes import VolumeSpec
 __all__ = [
     "EngineName",
     "EngineSpec",
+    "Fit",
     "InputKind",
     "InputSpec",
     "ModelSpec",
@@ -55,6 +56,14 @@ class InputKind(enum.StrEnum):
     DICOM = "dicom"
     NIFTI = "nifti"
     NPY = "npy"
+
+
+class Fit(enum.StrEnum):
+    """How an image is brought to the network's plane: proportions kept, black beside it."""
+
+    GREY = "grey"  # one channel, bilinear
+    COLOUR = "colour"  # red, green and blue, bilinear
+    LANCZOS = "lanczos"  # red, green and blue, by Lanczos, cut to [0, 1]
 
 
 class EngineName(enum.StrEnum):
@@ -90,6 +99,13 @@ class InputSpec(Section, frozen=True):
         ),
     ]
     channels: Annotated[_Count, Meta(description="Channels of the network's input.")] = 1
+    fit: Annotated[
+        Fit,
+        Meta(
+            description="How an image is brought to the network's plane, in training and serving; "
+            "of `classification` only."
+        ),
+    ] = Fit.GREY
     max_payload_bytes: Annotated[
         _Count, Meta(description="Bytes of one file; a larger one is refused.")
     ] = 32 * 2**20
