@@ -33,6 +33,7 @@ from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
 from medserve.results.segmentation import Segmentation
+from medserve.tasks.volumes import VolumeResult
 from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
 from tests.gateway.running import running_gateway, settings_for
@@ -260,7 +261,9 @@ def test_every_task_answers_over_http(web: httpx.Client) -> None:
     assert mask.headers["content-type"] == "application/gzip"
     assert (nifti.decode(mask.content).array == known_mask(volume)).all()
     measured = web.post(f"{segment}?output=json", files={"file": nifti.encode(volume)}).json()
-    assert (Segmentation.from_json(measured).mask == known_mask(volume)).all()
+    assert (
+        Segmentation.from_result(VolumeResult.from_json(measured)).mask == known_mask(volume)
+    ).all()
     refused = web.post(f"{segment}?format=dicom-seg", content=nifti.encode(volume), headers=octets)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "INVALID_REQUEST")
 
