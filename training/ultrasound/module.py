@@ -99,7 +99,7 @@ class FrameSegmenter(L.LightningModule):
         self.average.update_parameters(self.network)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """IoU of each frame on the network's pixels, empty masks by the rule of `iou_per_image`."""
+        """IoU of each frame on the network's pixels, every frame counted (`training.overlap`)."""
         images, masks = batch
         logits = self.average(images.contiguous(memory_format=torch.channels_last))
         self.iou.update(iou_per_image(logits, masks, self.threshold))
