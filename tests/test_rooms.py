@@ -31,7 +31,7 @@ from medserve.inference.engines import Engine, load_engine
 from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
 from medserve.inference.frame_pipeline import FramePipeline
 from medserve.inference.generation import DiffusionPipeline, SampleSettings, to_pixels
-from medserve.inference.volume_pipeline import SegmentOptions, VolumePipeline
+from medserve.inference.volume_pipeline import VolumePipeline, VolumeSettings
 from medserve.spec import EngineName, ModelSpec, Precision, Task
 from scripts.card_files import with_table
 
@@ -283,7 +283,7 @@ def test_every_engine_finds_the_same_mask_in_the_golden_volume(
     golden = next(room.glob("weights/golden_input.*")).read_bytes()
     volume = volume_file.decode(golden, pipeline.spec.input.kinds)
     prepared = pipeline.prepare(volume)
-    options = SegmentOptions()  # without mirror images, for time; they are the same network
+    options = VolumeSettings()  # without mirror images, for time; they are the same network
     masks = []
     for name in EngineName:
         engine = load_engine(name, room / "weights", precision=Precision.F32, threads=2)

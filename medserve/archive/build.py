@@ -35,6 +35,7 @@ _TRAVELLING = (
     "cores.py",
     "errors.py",
     "spec",
+    "tasks",
     "imaging",
     "results",
     "inference",

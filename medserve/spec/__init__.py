@@ -13,6 +13,7 @@ from medserve.spec.model import (
     Precision,
     ServingSpec,
     Task,
+    schema,
 )
 from medserve.spec.volumes import VolumeSpec
 
@@ -30,4 +31,5 @@ __all__ = [
     "ServingSpec",
     "Task",
     "VolumeSpec",
+    "schema",
 ]

@@ -16,7 +16,7 @@ SOURCES = {
     for package in ("handlers", "medserve")
     for path in (REPOSITORY / package).rglob("*.py")
 }
-OF_IMAGES = {"numpy", "onnxruntime", "openvino", "pillow", "pydicom", "pyyaml"}
+OF_IMAGES = {"msgspec", "numpy", "onnxruntime", "openvino", "pillow", "pydicom", "pyyaml"}
 OF_MASKS = OF_IMAGES | {"highdicom", "nibabel", "scipy"}
 
 
@@ -24,7 +24,8 @@ OF_MASKS = OF_IMAGES | {"highdicom", "nibabel", "scipy"}
 def test_a_room_requires_what_its_task_imports(name: str) -> None:
     expected = {
         Task.CLASSIFICATION: OF_IMAGES,
-        Task.SEGMENTATION: OF_MASKS,
+        Task.VOLUMES: OF_MASKS,
+        Task.FRAMES: OF_MASKS,
         Task.GENERATION: OF_IMAGES | {"nibabel"},  # NIfTI is one of its formats
     }[models.spec(name).task]
     assert set(required_distributions(f"handlers/{name}.py", SOURCES)) == expected

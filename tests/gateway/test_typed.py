@@ -39,7 +39,7 @@ from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
 _DETAILS = "grpc-status-details-bin"
 _MODELS = (
     model("kinds", labels=LABELS),
-    model("hippocampus", Task.SEGMENTATION, labels=LABELS),
+    model("hippocampus", Task.VOLUMES, labels=LABELS),
     model("sampler", Task.GENERATION, labels=()),
 )
 Stub = Any  # serves both kinds of channel, and its type only one

@@ -120,7 +120,7 @@ def test_metrics_are_about_this_artifact() -> None:
     digest = hashlib.sha256((WEIGHTS / "model.onnx").read_bytes()).hexdigest()
     assert metrics["artifact_sha256"] == digest
     assert metrics["labels"] == list(SPEC.labels)
-    assert metrics["review"]["below"] == SPEC.output.review_below
+    assert metrics["review"]["below"] == SPEC.classifier.review_below
     assert metrics["accuracy"] >= 0.99
     assert metrics["macro_f1"] >= 0.99
 
