@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ import models
 from medserve.cli.main import app
 from medserve.gateway.faces.page.limits import PageLimits
 from medserve.run_folder import RunFolder
-from scripts.docs_pages import card_pages, command_page
+from medserve.spec import schema
+from medserve.tasks import OPTIONS, declared
+from scripts.docs_pages import card_pages, command_page, configuration_page, options_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -60,6 +63,27 @@ def test_the_reference_of_the_command_line_has_every_command_and_option() -> Non
     assert "[dim]" not in text
 
 
+def test_the_reference_of_the_options_has_every_option_of_every_task() -> None:
+    text = options_page()
+    for task, options in OPTIONS.items():
+        section = text.partition(f"## {task.value.capitalize()}\n")[2].partition("\n## ")[0]
+        rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.*) \| (.+) \|$", section, re.MULTILINE)
+        assert [row[0] for row in rows] == [each.key for each in declared(options)]
+
+
+def test_the_reference_of_the_configuration_has_every_key_with_its_meaning() -> None:
+    content = schema()
+    text = configuration_page(content)
+    sections = [each for each in content["$defs"].values() if "properties" in each]
+    assert len(sections) > 8
+    assert text.count("|---|---|---|---|") == len(sections)
+    for section in sections:
+        for key in section["properties"]:
+            assert f"| `{key}` | " in text
+    anchors = set(re.findall(r"\{#(\w+)\}", text))
+    assert set(re.findall(r"\]\(#(\w+)\)", text)) <= anchors
+
+
 @pytest.mark.parametrize("page", ["use/page.md", "run/operations.md", "run/confidentiality.md"])
 def test_the_pages_agree_on_how_long_an_upload_is_kept_and_who_can_read_it(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -79,3 +103,13 @@ def test_the_pages_agree_on_how_long_an_upload_is_kept_and_who_can_read_it(
         assert "mode 700" in text
     if page != "run/operations.md":
         assert "operations.md#logs-and-privacy" in text
+
+
+def test_the_architecture_lists_the_layers_in_the_order_that_is_held() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    [contract] = [each for each in project["tool"]["importlinter"]["contracts"]
+                  if each["type"] == "layers"]  # fmt: skip
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    table = text.partition("| layer of `medserve` |")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table.splitlines()[2:]]
+    assert rows == [layer.split(" | ") for layer in contract["layers"]]
