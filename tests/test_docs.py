@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import stat
 import tomllib
@@ -17,6 +19,7 @@ from medserve.run_folder import RunFolder
 from medserve.spec import schema
 from medserve.tasks import OPTIONS, declared
 from scripts.docs_pages import card_pages, command_page, configuration_page, options_page
+from tests.pages import blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -28,6 +31,7 @@ _FILE = re.compile(
     r"(?<![\w/.-])((?:benchmarks|docker|docs|handlers|k8s|medserve|models|protos|scripts|tests|training)"
     r"/[\w/.-]+\.(?:json|md|proto|py|sh|ya?ml))\b"
 )
+_OWN = ("handlers", "medserve", "models", "training")
 _ROOM_OF_THE_READER = re.compile(r"<name>|/clinic/")  # what a reader is told to make
 
 
@@ -36,6 +40,16 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     named = set(_FILE.findall(page.read_text(encoding="utf-8")))
     named = {path for path in named if not _ROOM_OF_THE_READER.search(path)}
     assert [path for path in sorted(named) if not (ROOT / path).is_file()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_import_that_an_example_shows_works(page: Path) -> None:
+    for example in blocks(page, "python"):
+        for node in ast.walk(ast.parse(example)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(_OWN):
+                for name in (each.name for each in node.names):
+                    module = importlib.import_module(str(node.module))
+                    assert hasattr(module, name) or importlib.import_module(f"{node.module}.{name}")
 
 
 def test_every_room_and_variant_has_its_card_among_the_pages() -> None:
