@@ -64,7 +64,7 @@ class FrameSegmenter(L.LightningModule):
         super().__init__()
         self.config = config
         self.threshold = threshold
-        self.augmentation = augmentation or Augmentation(scale=config.zoom, mix=config.mix)
+        self.augmentation = augmentation or Augmentation(scale=config.zoom, cutmix=config.cutmix)
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(
             self.network, multi_avg_fn=warmed_average(config.ema_decay), use_buffers=True
