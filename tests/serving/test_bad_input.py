@@ -28,12 +28,6 @@ from tests.phantoms import dicom_dataset, disc, raster_bytes, saved, wedge
 from tests.tiny_room import LABELS, bright_tile
 
 
-@pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with Client(server.inference_address, management_address=server.management_address) as client:
-        yield client
-
-
 @pytest.fixture(autouse=True)
 def _next_good_request_works(client: Client) -> Iterator[None]:
     yield
@@ -110,8 +104,8 @@ def test_params_that_the_model_does_not_know_are_refused(
         client.predict("tiny", bright_tile(0), params)
 
 
-def test_unknown_input_key_is_refused_with_the_known_ones(server: Server) -> None:
-    with grpc.insecure_channel(server.inference_address) as channel:
+def test_unknown_input_key_is_refused_with_the_known_ones(torchserve: Server) -> None:
+    with grpc.insecure_channel(torchserve.inference_address) as channel:
         answer = inference_pb2_grpc.InferenceAPIsServiceStub(channel).Predictions(
             inference_pb2.PredictionsRequest(
                 model_name="tiny", input={"image": bright_tile(0), "transport": b"grpc"}
@@ -141,25 +135,25 @@ def test_dead_server_is_told() -> None:
         dead.classify("tiny", [bright_tile(0)])
 
 
-def test_http_port_is_recognised(server: Server) -> None:
+def test_http_port_is_recognised(torchserve: Server) -> None:
     with (
-        Client(f"127.0.0.1:{urlsplit(server.metrics_url).port}") as wrong,
+        Client(f"127.0.0.1:{urlsplit(torchserve.metrics_url).port}") as wrong,
         pytest.raises(ServerUnreachableError, match="not gRPC"),
     ):
         wrong.classify("tiny", [bright_tile(0)])
 
 
-def test_management_port_is_recognised(server: Server) -> None:
+def test_management_port_is_recognised(torchserve: Server) -> None:
     with (
-        Client(server.management_address) as wrong,
+        Client(torchserve.management_address) as wrong,
         pytest.raises(ServerUnreachableError, match="mixed up"),
     ):
         wrong.classify("tiny", [bright_tile(0)])
 
 
-def test_expired_deadline_is_told(server: Server) -> None:
+def test_expired_deadline_is_told(address: str) -> None:
     with (
-        Client(server.inference_address, timeout_s=0.001) as hasty,
+        Client(address, timeout_s=0.001) as hasty,
         pytest.raises(DeadlineError),
     ):
         hasty.classify_one("tiny", bright_tile(0))

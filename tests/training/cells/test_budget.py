@@ -61,6 +61,7 @@ def noted(seconds: float) -> Noting:
     return module
 
 
+@pytest.mark.cpu
 def test_a_training_ends_with_its_budget() -> None:
     module = noted(seconds=40.0)
     assert module.progress >= 1.0
@@ -68,6 +69,7 @@ def test_a_training_ends_with_its_budget() -> None:
     assert module.images_seen == 8 * len(module.rates)
 
 
+@pytest.mark.cpu
 def test_the_rate_follows_the_clock_up_and_down() -> None:
     rates = noted(seconds=60.0).rates
     peak = rates.index(max(rates))
