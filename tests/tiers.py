@@ -25,6 +25,8 @@ import grpc
 import grpc.aio
 import pytest
 
+from medserve.cores import available_cores
+
 __all__ = ["RESOURCES", "NoUnitTestError", "left_out"]
 
 TIERS = ("check", "test", "all")
@@ -135,7 +137,7 @@ _GUARD = _Guard()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--tier`."""
-    parser.addoption("--tier", choices=TIERS, default="all", help="which tests to run")
+    parser.addoption("--tier", choices=TIERS, help="which tests to run; without it, all")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -154,11 +156,14 @@ def resources(item: pytest.Item) -> list[str]:
     return [name for name in RESOURCES if name in marked]
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Do now what single tests would pay for by chance: late imports, and tidying up after all."""
+    workers = getattr(session.config, "workerinput", {}).get("workercount", 0)
     for name in _LATE:
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name)
+    if workers and (torch := sys.modules.get("torch")):
+        torch.set_num_threads(max(1, available_cores() // workers))
     gc.collect()
     gc.freeze()  # a million objects of imported modules stay; looking at each takes a second
 
@@ -179,7 +184,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Take the tests of the tier, the longest first."""
-    tier = TIERS.index(config.getoption("--tier"))
+    tier = TIERS.index(config.getoption("--tier") or "all")
     taken, left, counts = [], [], Counter[str]()
     for item in items:
         beyond = [name for name in resources(item) if TIERS.index(RESOURCES[name].tier) > tier]
@@ -251,7 +256,8 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Say in the last line what was not run."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if isinstance(reporter, pytest.TerminalReporter) and not hasattr(config, "workeroutput"):
-        line = left_out(config.stash.get(_COUNTS, Counter()), config.getoption("--tier"))
+    tier = config.getoption("--tier")
+    if tier and reporter and not hasattr(config, "workeroutput"):
+        line = left_out(config.stash.get(_COUNTS, Counter()), tier)
         skipped = len(reporter.stats.get("skipped", []))
         reporter.write_line(f"{line}; {skipped} skipped for the reasons above")

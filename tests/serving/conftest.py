@@ -37,6 +37,14 @@ def models(torchserve: Server) -> tuple[str, ...]:
     return tuple(sorted({model.name for model in torchserve.ready}))
 
 
+@pytest.fixture(scope="session")
+def classifiers(models: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of those of them that take packed images."""
+    return tuple(
+        name for name in ("blood_cell", "mednist", "tiny", "tiny_colour") if name in models
+    )
+
+
 @pytest.fixture
 def needs_mednist(models: tuple[str, ...]) -> None:
     """Skip where the trained weights of mednist are not in the checkout."""

@@ -62,9 +62,11 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_file_gets_one_typed_error(name: str, client: Client, models: tuple[str, ...]) -> None:
+def test_bad_file_gets_one_typed_error(
+    name: str, client: Client, classifiers: tuple[str, ...]
+) -> None:
     data, expected = BAD_FILES[name]
-    for model in models:
+    for model in classifiers:
         with pytest.raises(MedserveError) as alone:
             client.predict(model, data)
         assert type(alone.value) is expected
@@ -75,10 +77,10 @@ def test_bad_file_gets_one_typed_error(name: str, client: Client, models: tuple[
         assert after.classification is not None
 
 
-def test_sixteen_bit_tiff_is_answered(client: Client, models: tuple[str, ...]) -> None:
+def test_sixteen_bit_tiff_is_answered(client: Client, classifiers: tuple[str, ...]) -> None:
     tile = np.asarray(pillow.open(io.BytesIO(bright_tile(3))))
     data = raster_bytes(tile.astype(np.uint16) * 257, "TIFF")
-    for model in models:
+    for model in classifiers:
         assert client.classify_one(model, data).label
     assert client.classify_one("tiny", data).label == "bottom-left"
 
@@ -116,14 +118,22 @@ def test_unknown_input_key_is_refused_with_the_known_ones(torchserve: Server) ->
     assert b"data.0" in answer.prediction
 
 
-@pytest.mark.parametrize(("model", "version"), [("nosuch", None), ("tiny", "9.9")])
-def test_unknown_model_or_version_is_told(model: str, version: str | None, client: Client) -> None:
-    with pytest.raises(UnknownModelError, match="medserve models"):
+@pytest.mark.parametrize(
+    ("model", "version", "message"),
+    [
+        ("nosuch", None, "ask for the list of models"),
+        ("tiny", "9.9", "expected a version of tiny out of 1.0"),
+    ],
+)
+def test_unknown_model_or_version_is_told(
+    model: str, version: str | None, message: str, client: Client
+) -> None:
+    with pytest.raises(UnknownModelError, match=message):
         client.classify(model, [bright_tile(0)], version=version)
 
 
 def test_request_without_a_model_is_refused(client: Client) -> None:
-    with pytest.raises(InvalidRequestError, match="model_name"):
+    with pytest.raises(UnknownModelError, match="the name of a served model"):
         client.classify("", [bright_tile(0)])
 
 

@@ -46,6 +46,7 @@ def test_a_training_may_ask_for_the_memory_format_of_volumes(name: NetworkName) 
     assert all(each.grad is not None for each in network.parameters())
 
 
+@pytest.mark.cpu
 @every_network
 def test_gradients_reach_every_weight_from_the_smallest_volume(name: NetworkName) -> None:
     network = narrow(name)

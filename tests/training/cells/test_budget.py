@@ -80,6 +80,7 @@ def test_the_rate_follows_the_clock_up_and_down() -> None:
     assert rates[-1] < 0.1 * max(rates)
 
 
+@pytest.mark.cpu
 def test_a_network_from_random_weights_learns_whole() -> None:
     module = BudgetedClassifier(
         BloodCellNet(width=4, window=32, side=32), Budget(30.0, 1e-2), AUGMENT, clock=ticking()

@@ -112,6 +112,7 @@ def test_masks_are_compared_on_the_grid_of_their_file(tmp_path: Path, weights: P
         assert row["found_ml"] / ml == pytest.approx(round(row["found_ml"] / ml), abs=1e-2)
 
 
+@pytest.mark.cpu
 def test_the_rooms_flips_are_those_of_the_measurement(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
