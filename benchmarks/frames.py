@@ -128,9 +128,10 @@ def _handler(folder: Path) -> FrameHandler:
 
 def _in_process(handler: FrameHandler, payload: bytes) -> bytes:
     """The handler's verbs, nothing around them."""
-    params = handler.parse_params({}).of_call(packed=False)
-    stack = handler.decode(payload, params)
-    return bytes(handler.encode(handler.segment(stack, params), stack, params))
+    options = handler.parse_params({})
+    stack = handler.decode(payload, options)
+    found = handler.segment(stack, options, handler.settings(options, stack))
+    return bytes(handler.encode(found, stack, options, packed=False))
 
 
 def _compare(

@@ -45,7 +45,7 @@ from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
 from medserve.inference.engines import load_engine
-from medserve.inference.volume_pipeline import SegmentOptions, VolumePipeline
+from medserve.inference.volume_pipeline import VolumePipeline, VolumeSettings
 from medserve.spec import EngineName
 
 __all__ = ["Options", "Results", "large_volume", "main", "run"]
@@ -142,11 +142,12 @@ def _asking(client: Client, model: str) -> Callable[[bytes], bytes]:
 
 def _in_process(handler: VolumeHandler, payload: bytes) -> bytes:
     """The five verbs, nothing around them."""
-    params = handler.parse_params(_PARAMS)
-    volume = handler.decode(payload, params)
-    prepared = handler.preprocess(volume, params)
-    found = handler.infer(prepared, params)
-    return handler.encode(handler.postprocess(found, prepared, params), volume, params)
+    options = handler.parse_params(_PARAMS)
+    settings = handler.settings(options)
+    volume = handler.decode(payload, options)
+    prepared = handler.to_network(volume, settings)
+    found = handler.infer(prepared, settings)
+    return handler.encode(handler.from_network(found, prepared, settings), volume, options)
 
 
 def _compare_serving(
@@ -184,7 +185,7 @@ def _compare_windows(
     engine = load_engine(pipeline.spec.engine.name, folder, threads=available_cores())
 
     def ours() -> npt.NDArray[np.uint8]:
-        found = pipeline.segment(prepared, lambda x: engine.run(x)["logits"], SegmentOptions())
+        found = pipeline.segment(prepared, lambda x: engine.run(x)["logits"], VolumeSettings())
         return prepared.inverse.apply(found.segmentation.mask)
 
     def monai(predict: Callable[[Any], Any]) -> npt.NDArray[Any]:

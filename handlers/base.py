@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar, cast
 
 from handlers import request, torchserve
 from handlers.answer import Envelope
@@ -32,17 +32,18 @@ from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Engine, Outputs, choose, load_engine
 from medserve.results.classification import Provenance
 from medserve.spec import ModelSpec, Task
+from medserve.tasks import OPTIONS
 
 __all__ = ["Handler"]
 
-Params = TypeVar("Params")  # what a caller may ask for
+Chosen = TypeVar("Chosen")  # what a caller may ask for
 
 _MAX_RESPONSE_BYTES = 6_553_500  # TorchServe's own default for max_response_size
 
 logger = logging.getLogger(__name__)
 
 
-class Handler(ABC, Generic[Params]):
+class Handler(ABC, Generic[Chosen]):
     """Serves one model; a subclass per task says how a file becomes its answer."""
 
     max_items: ClassVar[int] = 64  # files on the line at a time; bounds memory
@@ -59,11 +60,7 @@ class Handler(ABC, Generic[Params]):
     # ---- what a task says
 
     @abstractmethod
-    def parse_params(self, params: Mapping[str, object]) -> Params:
-        """What the caller asked for; InvalidRequestError names the known keys."""
-
-    @abstractmethod
-    def answer(self, items: Sequence[Item[Params]]) -> None:
+    def answer(self, items: Sequence[Item[Chosen]]) -> None:
         """Take up to `max_items` files down the line; each ends with an outcome of its own."""
 
     @abstractmethod
@@ -130,6 +127,10 @@ class Handler(ABC, Generic[Params]):
 
     # ---- around the line
 
+    def parse_params(self, params: Mapping[str, object]) -> Chosen:
+        """Read what the caller asks for, as the task declares it and this model allows it."""
+        return cast(Chosen, OPTIONS[self.spec.task].from_params(params, self.spec))
+
     def _prove(self, folder: Path) -> None:
         """Reproduce the golden output, or stay unready."""
         golden = read_golden_pair(folder)
@@ -137,7 +138,7 @@ class Handler(ABC, Generic[Params]):
         self.check_outputs(outputs)
         golden.check(outputs)
 
-    def _job(self, inputs: Inputs, server_id: str) -> Job[Params]:
+    def _job(self, inputs: Inputs, server_id: str) -> Job[Chosen]:
         try:
             needs_data = self.spec.task is not Task.GENERATION
             parsed = request.parse(inputs, self.spec.input, needs_data=needs_data)
@@ -153,7 +154,7 @@ class Handler(ABC, Generic[Params]):
         items = [Item(payload, params, parsed, reference) for payload in payloads]
         return Job(items, parsed.packed)
 
-    def _answer(self, job: Job[Params]) -> bytes:
+    def _answer(self, job: Job[Chosen]) -> bytes:
         outcomes = job.outcomes
         if self.raises_errors and isinstance(outcomes[0], bytes):
             answer = outcomes[0]
@@ -190,7 +191,7 @@ def _silence_codecs() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
-def _raise_first(jobs: Sequence[Job[Params]]) -> None:
+def _raise_first(jobs: Sequence[Job[Chosen]]) -> None:
     for job in jobs:
         for outcome in job.outcomes:
             if isinstance(outcome, MedserveError):

@@ -23,11 +23,11 @@ from medserve.inference.engines import Outputs
 __all__ = ["BatchedHandler"]
 
 Source = TypeVar("Source")  # what is decoded: an image
-Params = TypeVar("Params")  # what a caller may ask for
+Chosen = TypeVar("Chosen")  # what a caller may ask for
 Result = TypeVar("Result")  # what is answered: a classification
 
 
-class BatchedHandler(Handler[Params], Generic[Source, Params, Result]):
+class BatchedHandler(Handler[Chosen], Generic[Source, Chosen, Result]):
     """Serves one model; a subclass per task says what the five verbs do."""
 
     @abstractmethod
@@ -47,10 +47,10 @@ class BatchedHandler(Handler[Params], Generic[Source, Params, Result]):
         """The network's outputs for one file -> its result."""
 
     @abstractmethod
-    def encode(self, result: Result, params: Params) -> bytes:
+    def encode(self, result: Result, params: Chosen) -> bytes:
         """A result -> the bytes of its answer, shaped as the caller asked."""
 
-    def answer(self, items: Sequence[Item[Params]]) -> None:
+    def answer(self, items: Sequence[Item[Chosen]]) -> None:
         """Up to `max_items` files at once; each ends with an answer or with its own error."""
         ready, tensors = [], []
         for item in items:

@@ -1,4 +1,4 @@
-"""Classifiers of single images: everything but how a model wants its pixels.
+"""Classifiers of single images; how a model wants its pixels stands in its spec.
 
 Images share calls of the engine with all others of their batch. One whose class is to be explained
 takes its own: it is covered in many ways (`medserve.inference.occlusion`), after the plain images
@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from handlers import torchserve
 from handlers.batched import BatchedHandler
 from handlers.deadline import Deadline
 from handlers.items import Item, errors_to, refuse_expired
-from handlers.params import flag, refuse_unknown
 from handlers.request import Inputs
 from medserve.errors import (
-    InvalidRequestError,
     ModelNotReadyError,
     PayloadTooLargeError,
     ServerBusyError,
@@ -31,39 +30,21 @@ from medserve.imaging import Image
 from medserve.imaging.codecs import sniff
 from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Outputs
-from medserve.inference.fit import Box, fitted_box
+from medserve.inference.fit import Box, fit_image, fitted_box
 from medserve.inference.occlusion import Occlusion, occlude
 from medserve.results.classification import Classification
-from medserve.results.explanation import EXPLAINED_PER_CALL, Explanation
+from medserve.results.explanation import Explanation
 from medserve.results.files import heatmap
+from medserve.tasks.classification import EXPLAINED_PER_CALL, ClassificationOptions
 
-__all__ = ["ClassificationHandler", "ClassifierParams"]
+__all__ = ["ClassificationHandler"]
 
 # Of the time after which TorchServe kills a worker; the other half is for the plain images.
 _SHARE_FOR_EXPLANATIONS = 0.5
 
 
-@dataclass(frozen=True)
-class ClassifierParams:
-    """What a caller may ask of a classifier."""
-
-    top_k: int  # labels in the answer's `top`, most probable first
-    explain: bool = False  # with a heat map of what the class rests on
-
-
-class ClassificationHandler(BatchedHandler[Image, ClassifierParams, Classification]):
-    """Image -> Classification; a model's own handler adds `preprocess`."""
-
-    def parse_params(self, params: Mapping[str, object]) -> ClassifierParams:
-        """Known keys: top_k, 1 to the number of labels; explain, true or false."""
-        refuse_unknown(params, ("top_k", "explain"))
-        largest = len(self.spec.labels)
-        top_k = params.get("top_k", min(self.spec.output.top_k, largest))
-        if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= largest:
-            raise InvalidRequestError(
-                f"params: top_k: expected a whole number from 1 to {largest}, got something else"
-            )
-        return ClassifierParams(top_k, explain=flag(params, "explain", False))
+class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classification]):
+    """Image -> Classification; a model's own handler adds only its name."""
 
     def handle(self, data: Sequence[Inputs], context: torchserve.WorkerContext) -> list[bytes]:
         """Answer a gathered batch; its explanations share one span of time."""
@@ -71,7 +52,7 @@ class ClassificationHandler(BatchedHandler[Image, ClassifierParams, Classificati
         self._explain_until = time.monotonic() + limit_s
         return super().handle(data, context)
 
-    def answer(self, items: Sequence[Item[ClassifierParams]]) -> None:
+    def answer(self, items: Sequence[Item[ClassificationOptions]]) -> None:
         """Plain images at once, then one by one those whose class is to be explained."""
         super().answer([item for item in items if not item.params.explain])
         for item in items:
@@ -89,6 +70,10 @@ class ClassificationHandler(BatchedHandler[Image, ClassifierParams, Classificati
         """PNG, JPEG, TIFF or DICOM, by content -> the image in it."""
         return sniff.decode(payload, self.spec.input)
 
+    def preprocess(self, source: Image) -> npt.NDArray[np.float32]:
+        """Image -> plane (C, H, W) in [0, 1] by the `input.fit` of the spec, as in training."""
+        return fit_image(source, self.spec.input)
+
     def postprocess(self, outputs: Outputs) -> Classification:
         """Calibrated logits (K,) and novelty () -> probabilities, and the two flags."""
         logits = outputs["logits"].astype(np.float64)
@@ -100,17 +85,18 @@ class ClassificationHandler(BatchedHandler[Image, ClassifierParams, Classificati
         return Classification(
             labels=self.spec.labels,
             probabilities=tuple(probabilities.tolist()),
-            review=bool(probabilities.max() < self.spec.output.review_below),
+            review=bool(probabilities.max() < self.spec.classifier.review_below),
             novelty=novelty,
         )
 
-    def encode(self, result: Classification, params: ClassifierParams) -> bytes:
+    def encode(self, result: Classification, params: ClassificationOptions) -> bytes:
         """A JSON object with the members of `Classification.to_json`."""
+        assert params.top_k is not None  # `filled` saw to it
         return json.dumps(result.to_json(params.top_k), separators=(",", ":")).encode()
 
     # ---- with a heat map
 
-    def explain(self, item: Item[ClassifierParams]) -> Classification:
+    def explain(self, item: Item[ClassificationOptions]) -> Classification:
         """One file -> its class and what that rests on, in many calls of the engine."""
         left_s = self._explain_until - time.monotonic()
         if left_s <= 0:
@@ -143,7 +129,7 @@ class ClassificationHandler(BatchedHandler[Image, ClassifierParams, Classificati
             )
 
 
-def _refuse_too_many(item: Item[ClassifierParams]) -> None:
+def _refuse_too_many(item: Item[ClassificationOptions]) -> None:
     files = len(item.request.payloads)
     if files > EXPLAINED_PER_CALL:
         raise PayloadTooLargeError(

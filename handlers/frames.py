@@ -22,7 +22,6 @@ import numpy.typing as npt
 
 from handlers.answer import Envelope, Outcome
 from handlers.base import Handler
-from handlers.frame_params import FrameParams, FramePart
 from handlers.items import Item, errors_to, refuse_expired
 from medserve.errors import (
     ConfigError,
@@ -35,16 +34,18 @@ from medserve.errors import (
 )
 from medserve.imaging.codecs import frame_file, sniff
 from medserve.imaging.codecs.dicom_frames import DicomFrames
+from medserve.imaging.codecs.frame_file import FrameReading
 from medserve.imaging.codecs.payload import Payload
-from medserve.imaging.frames import FrameLimits, FrameStack
+from medserve.imaging.frames import FrameLimits, FrameStack, GivenSpacing
 from medserve.imaging.image import Image
 from medserve.imaging.packed_masks import PackedMasks
 from medserve.imaging.ultrasound_check import looks_like_ultrasound
 from medserve.inference.engines import Outputs
-from medserve.inference.frame_pipeline import FoundFrame, FramePipeline
+from medserve.inference.frame_pipeline import FoundFrame, FramePipeline, FrameSettings
 from medserve.results.files import frame_overlay
 from medserve.results.frame_measure import measure_frame, measure_stack
 from medserve.results.frame_segmentation import FrameFinding, FrameSegmentation, mask_png
+from medserve.tasks.frames import FrameOptions, FramePart
 
 __all__ = ["BareFile", "FrameHandler"]
 
@@ -78,7 +79,7 @@ class _Seen:
     unlike_ultrasound: bool
 
 
-class FrameHandler(Handler[FrameParams]):
+class FrameHandler(Handler[FrameOptions]):
     """Frames -> masks on the frames' own pixels; a model's own handler adds only its name."""
 
     max_items: ClassVar[int] = 1  # one file on the line at a time: it may be a long loop
@@ -86,11 +87,12 @@ class FrameHandler(Handler[FrameParams]):
     pipeline: FramePipeline
     limits: FrameLimits
 
-    # ---- the five verbs; `preprocess` and what it undoes are the pipeline's
+    # ---- the five verbs; `segment` is to_network, infer and from_network, frame by frame
 
-    def decode(self, payload: Payload, params: FrameParams) -> FrameStack:
+    def decode(self, payload: Payload, params: FrameOptions) -> FrameStack:
         """PNG, JPEG, TIFF, DICOM or NIfTI, by content -> the frames in it."""
-        stack = frame_file.decode(payload, self.limits, params.reading)
+        reading = FrameReading(GivenSpacing(params.spacing_mm, params.step_mm), params.view)
+        stack = frame_file.decode(payload, self.limits, reading)
         height, width = stack.grid.size
         if max(height, width) > _MOST_ELONGATED * min(height, width):
             raise InvalidImageError(
@@ -107,8 +109,10 @@ class FrameHandler(Handler[FrameParams]):
             raise ServerFailedError("the network gave a number that is not finite for this frame")
         return logits
 
-    def segment(self, stack: FrameStack, params: FrameParams) -> FrameSegmentation:
-        """Every frame on its way to the network and back, batch by batch.
+    def segment(
+        self, stack: FrameStack, options: FrameOptions, settings: FrameSettings
+    ) -> FrameSegmentation:
+        """Bring every frame to the network and its mask back, batch by batch.
 
         Raises:
             InvalidImageError: no frame of the file can be used.
@@ -117,7 +121,7 @@ class FrameHandler(Handler[FrameParams]):
         seen: list[_Seen] = []
         masks = PackedMasks(stack.grid.size)
         images = _images(stack, findings, seen)
-        found = self.pipeline.segment(images, self.infer, params.options)
+        found = self.pipeline.segment(images, self.infer, settings)
         for place, each in enumerate(found):
             frame = seen[place]
             _fill(masks, frame.index)
@@ -126,44 +130,36 @@ class FrameHandler(Handler[FrameParams]):
         _fill(masks, stack.grid.count)
         _refuse_failure(findings, stack.grid.count)
         frames = tuple(findings[index] for index in range(stack.grid.count))
-        measured = measure_stack([each.measure for each in frames], stack.grid, params.length_mm)
+        measured = measure_stack([each.measure for each in frames], stack.grid, options.length_mm)
         return FrameSegmentation(masks, stack.grid, self.spec.labels, frames, measured)
 
-    def encode(self, found: FrameSegmentation, stack: FrameStack, params: FrameParams) -> bytes:
+    def encode(
+        self, found: FrameSegmentation, stack: FrameStack, options: FrameOptions, *, packed: bool
+    ) -> bytes:
         """The bare file, or a JSON object with mask, measurements and what else was asked for."""
-        if not params.as_json:
-            return BareFile(self._file(params.part, found, stack))
+        if not options.as_json(packed=packed):
+            return BareFile(self._file(options.part, found, stack))
         content: dict[str, Any] = found.to_json(stack)
-        if params.with_overlay:
+        if options.with_overlay:
             content["overlay_png"] = _base64(self._file(FramePart.OVERLAY, found, stack))
-        if params.part is FramePart.DICOM_SEG:
+        if options.part is FramePart.DICOM_SEG:
             content["dicom_seg"] = _base64(self._file(FramePart.DICOM_SEG, found, stack))
         return json.dumps(content, separators=(",", ":")).encode()
 
     # ---- what the base asks for
 
-    def parse_params(self, params: Mapping[str, object]) -> FrameParams:
-        """See `handlers.frame_params`."""
-        parsed = FrameParams.parse(params, self.pipeline.defaults)
-        if parsed.part is FramePart.DICOM_SEG and not self.pipeline.frame.snomed:
-            raise InvalidRequestError(
-                "params: format: expected one that this model has, got dicom-seg, for which its "
-                "configuration lacks codes; ask for nifti"
-            )
-        return parsed
-
-    def answer(self, items: Sequence[Item[FrameParams]]) -> None:
+    def answer(self, items: Sequence[Item[FrameOptions]]) -> None:
         """One file at a time; work stops between batches once nobody waits for it."""
         for item in items:
             with errors_to(item):
                 refuse_expired(item.request)
-                params = item.params.of_call(packed=item.request.packed)
-                stack = self.decode(item.payload, params)
-                ends = self._ends(item.request.expires_at)
-                options = replace(params.options, between=_until(ends, stack.grid.count))
-                found = self.segment(stack, replace(params, options=options))
+                options, packed = item.params, item.request.packed
+                options.as_json(packed=packed)  # refuses what an answer of this call cannot hold
+                stack = self.decode(item.payload, options)
+                settings = self.settings(options, stack, item.request.expires_at)
+                found = self.segment(stack, options, settings)
                 refuse_expired(item.request)
-                item.outcome = self.encode(found, stack, params)
+                item.outcome = self.encode(found, stack, options, packed=packed)
 
     def prepare(self) -> None:
         """Build the way of this model's frames, and import the codecs that it reads with."""
@@ -180,12 +176,13 @@ class FrameHandler(Handler[FrameParams]):
 
     def reproduce(self, payload: Payload) -> Outputs:
         """The logits of the first frame, and the whole way once with the largest batch."""
-        params = self.parse_params({}).of_call(packed=False)
-        stack = self.decode(payload, params)
+        options = self.parse_params({})
+        stack = self.decode(payload, options)
         plane = self.pipeline.prepare(stack.read(0)).plane[np.newaxis]
         outputs = self.engine.run(plane)
         self.check_outputs(outputs)
-        self.encode(self.segment(stack, params), stack, params)
+        found = self.segment(stack, options, self.settings(options, stack))
+        self.encode(found, stack, options, packed=False)
         if self.pipeline.frame.batch > 1:
             self.infer(np.repeat(plane, self.pipeline.frame.batch, axis=0))
         return outputs
@@ -202,10 +199,20 @@ class FrameHandler(Handler[FrameParams]):
 
     # ---- parts of the verbs
 
-    def _ends(self, expires_at: float | None) -> float:
-        """When the work is over: the caller's end, or before TorchServe kills the worker."""
+    def settings(
+        self, options: FrameOptions, stack: FrameStack, expires_at: float | None = None
+    ) -> FrameSettings:
+        """Tell the pipeline what to do, and when to stop.
+
+        The end is the caller's, or comes before TorchServe kills the worker.
+        """
         last = time.monotonic() + _SHARE_OF_TIMEOUT * self.spec.serving.response_timeout
-        return last if expires_at is None else min(last, expires_at)
+        ends = last if expires_at is None else min(last, expires_at)
+        return replace(
+            self.pipeline.defaults,
+            **options.given("flips", "largest_component", "fill_holes"),
+            between=_until(ends, stack.grid.count),
+        )
 
     def _refuse_part(self, part: FramePart, stack: FrameStack) -> None:
         """Before the work, what would be refused after it."""

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,12 +30,10 @@ import numpy.typing as npt
 from handlers import torchserve
 from handlers.base import Handler
 from handlers.deadline import Deadline
-from handlers.generation_params import GenerationParams, SampleFormat
 from handlers.items import Item, errors_to, refuse_expired
 from handlers.request import Inputs
 from medserve.errors import (
     ConfigError,
-    InvalidRequestError,
     MedserveError,
     ModelNotReadyError,
     ServerFailedError,
@@ -42,16 +41,46 @@ from medserve.errors import (
 from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Outputs
 from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
-from medserve.inference.generation import OUTPUT, DiffusionPipeline, to_pixels
+from medserve.inference.generation import OUTPUT, DiffusionPipeline, SampleSettings, to_pixels
 from medserve.results.files import synthetic
 from medserve.results.sample import Sample
+from medserve.spec import ModelSpec
+from medserve.tasks.generation import GenerationOptions, SampleFormat
 
 __all__ = ["GenerationHandler"]
 
 _SHARE_OF_TIMEOUT = 0.9  # the rest is for the answer
 
 
-class GenerationHandler(Handler[GenerationParams]):
+@dataclass(frozen=True)
+class _Wanted:
+    """The options of one call, all of them filled.
+
+    Attributes:
+        count: Images.
+        seed: Of the first image; the next ones count up.
+        label_id: The class; None draws one from each image's seed.
+        settings: How each image is drawn.
+    """
+
+    count: int
+    seed: int
+    label_id: int | None
+    settings: SampleSettings
+
+    @classmethod
+    def of(cls, options: GenerationOptions, spec: ModelSpec) -> _Wanted:
+        """Take what `GenerationOptions.filled` has filled."""
+        seed, steps, sampler = options.seed, options.steps, options.sampler
+        size, guidance = options.size, options.guidance
+        if None in (seed, steps, sampler, size, guidance):
+            raise ServerFailedError("options of generation reached the network unfilled")
+        label_id = None if options.label is None else spec.labels.index(options.label)
+        settings = SampleSettings(steps, sampler, guidance, size)  # type: ignore[arg-type]
+        return cls(options.count, seed, label_id, settings)  # type: ignore[arg-type]
+
+
+class GenerationHandler(Handler[GenerationOptions]):
     """Params -> synthetic images; a model's own handler adds nothing but its name."""
 
     raises_errors: ClassVar[bool] = True
@@ -61,16 +90,6 @@ class GenerationHandler(Handler[GenerationParams]):
     fingerprints: FingerprintIndex
 
     # ---- what the base asks for
-
-    def parse_params(self, params: Mapping[str, object]) -> GenerationParams:
-        """See `handlers.generation_params`."""
-        parsed = GenerationParams.parse(params, self.spec)
-        if parsed.form is SampleFormat.NIFTI and self.spec.input.channels != 1:
-            raise InvalidRequestError(
-                "params: format: expected one for colour images, got nifti; ask for png, npz or "
-                "dicom"
-            )
-        return parsed
 
     def prepare(self) -> None:
         """Read the fingerprints; without them a copy could not be told, so nothing is served."""
@@ -84,7 +103,7 @@ class GenerationHandler(Handler[GenerationParams]):
         self._context = context
         return super().handle(data, context)
 
-    def answer(self, items: Sequence[Item[GenerationParams]]) -> None:
+    def answer(self, items: Sequence[Item[GenerationOptions]]) -> None:
         """One call at a time; work stops between steps once nobody waits for it."""
         for item in items:
             with errors_to(item):
@@ -102,12 +121,12 @@ class GenerationHandler(Handler[GenerationParams]):
             raise ModelNotReadyError(
                 f"{self.spec.name}: expected golden params with a seed in JSON, got something else"
             )
-        params = self.parse_params(golden)
-        label_id = params.label_id
+        wanted = _Wanted.of(self.parse_params(golden), self.spec)
+        label_id = wanted.label_id
         if label_id is None:
-            label_id = self.pipeline.label_id(params.seed)
+            label_id = self.pipeline.label_id(wanted.seed)
         try:
-            outputs = self.pipeline.golden(params.seed, label_id, params.settings)
+            outputs = self.pipeline.golden(wanted.seed, label_id, wanted.settings)
         except MedserveError:
             raise
         except Exception as error:  # each engine has its own for inputs that do not fit
@@ -134,16 +153,17 @@ class GenerationHandler(Handler[GenerationParams]):
 
     # ---- the line
 
-    def _samples(self, item: Item[GenerationParams]) -> tuple[list[Sample], int]:
+    def _samples(self, item: Item[GenerationOptions]) -> tuple[list[Sample], int]:
         """The images of one call, and how many were withheld on the way."""
-        params, tell = item.params, self._tell if item.request.wants_stream else None
+        wanted = _Wanted.of(item.params, self.spec)
+        tell = self._tell if item.request.wants_stream else None
         limit_s = _SHARE_OF_TIMEOUT * self.spec.serving.response_timeout
         watch = Deadline(item.request, limit_s, tell)
-        first_spare = params.seed + params.count
+        first_spare = wanted.seed + wanted.count
         spare = iter(range(first_spare, first_spare + self.pipeline.generation.max_replacements))
         samples, withheld = [], 0
-        for place in range(params.count):
-            sample = self._sample(params, params.seed + place, place, watch)
+        for place in range(wanted.count):
+            sample = self._sample(wanted, wanted.seed + place, place, watch)
             while sample is None:
                 withheld += 1
                 if (seed := next(spare, None)) is None:
@@ -151,27 +171,25 @@ class GenerationHandler(Handler[GenerationParams]):
                         f"expected images unlike the training images, got {withheld} that were "
                         "too near to one and are withheld; try another seed"
                     )
-                sample = self._sample(params, seed, place, watch)
+                sample = self._sample(wanted, seed, place, watch)
             samples.append(sample)
         return samples, withheld
 
-    def _sample(
-        self, params: GenerationParams, seed: int, place: int, watch: Deadline
-    ) -> Sample | None:
+    def _sample(self, wanted: _Wanted, seed: int, place: int, watch: Deadline) -> Sample | None:
         """One image, or None where it is too near to a training image."""
-        label_id = params.label_id
+        label_id = wanted.label_id
         if label_id is None:
             label_id = self.pipeline.label_id(seed)
-        for state in self.pipeline.walk(seed, label_id, params.settings):
+        for state in self.pipeline.walk(seed, label_id, wanted.settings):
             watch.check()
             if watch.wants(state.done, state.total):
-                shown = self._unless_copy(state.clean, params, seed, label_id)
+                shown = self._unless_copy(state.clean, wanted, seed, label_id)
                 preview = None if shown is None else _base64(synthetic.encode_png(shown))
                 watch.report(place, state.done, state.total, preview)
-        return self._unless_copy(state.noisy, params, seed, label_id)
+        return self._unless_copy(state.noisy, wanted, seed, label_id)
 
     def _unless_copy(
-        self, image: npt.NDArray[np.float32], params: GenerationParams, seed: int, label_id: int
+        self, image: npt.NDArray[np.float32], wanted: _Wanted, seed: int, label_id: int
     ) -> Sample | None:
         """The image in [-1, 1] as a sample, or None where it is too near to a training image."""
         pixels = to_pixels(image)
@@ -183,16 +201,16 @@ class GenerationHandler(Handler[GenerationParams]):
             else np.ascontiguousarray(np.moveaxis(pixels, 0, 2)),
             seed=seed,
             label=self.spec.labels[label_id] if self.spec.labels else "",
-            steps=params.settings.steps,
-            sampler=params.settings.sampler.value,
-            guidance=params.settings.guidance,
+            steps=wanted.settings.steps,
+            sampler=wanted.settings.sampler.value,
+            guidance=wanted.settings.guidance,
             provenance=self.provenance,
         )
 
-    def _encode(self, samples: Sequence[Sample], withheld: int, params: GenerationParams) -> bytes:
+    def _encode(self, samples: Sequence[Sample], withheld: int, params: GenerationOptions) -> bytes:
         images = [each.to_json(synthetic.encode_png(each)) for each in samples]
         content: dict[str, Any] = {"images": images, "withheld": withheld}
-        match params.form:
+        match params.format:
             case SampleFormat.NPZ:
                 content["npz"] = _base64(synthetic.encode_npz(samples))
             case SampleFormat.NIFTI:

@@ -18,27 +18,27 @@ from medserve.imaging.codecs.payload import Payload
 
 __all__ = ["Item", "Job", "errors_to", "internal", "refuse_expired", "status"]
 
-Params = TypeVar("Params")  # what a caller may ask for
+Chosen = TypeVar("Chosen")  # what a caller may ask for
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class Item(Generic[Params]):
+class Item(Generic[Chosen]):
     """One file on its way down the line; a generator's item has no bytes."""
 
     payload: Payload
-    params: Params
+    params: Chosen
     request: Request
     reference: str
     outcome: Outcome | None = None
 
 
 @dataclass(eq=False)
-class Job(Generic[Params]):
+class Job(Generic[Chosen]):
     """One request of a gathered batch: its items, or why it failed as a whole."""
 
-    items: Sequence[Item[Params]] = ()
+    items: Sequence[Item[Chosen]] = ()
     packed: bool = False
     error: MedserveError | None = None
 

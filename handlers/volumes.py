@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from handlers.base import Handler
 from handlers.items import Item, errors_to, refuse_expired
-from handlers.segmentation_params import Part, SegmentationParams
 from medserve.errors import (
     ConfigError,
     InvalidRequestError,
@@ -31,25 +30,33 @@ from medserve.errors import (
 from medserve.imaging.codecs import nifti, volume_file
 from medserve.imaging.codecs.nifti import NiftiSpace, NiftiVolume
 from medserve.imaging.codecs.payload import Payload
+from medserve.imaging.codecs.volume_file import ReadOptions
 from medserve.imaging.volume import Volume
 from medserve.inference import volume_memory
 from medserve.inference.engines import Outputs
 from medserve.inference.sliding_window import until
-from medserve.inference.volume_pipeline import Found, Prepared, Segmented, VolumePipeline
+from medserve.inference.volume_pipeline import (
+    Found,
+    Prepared,
+    Segmented,
+    VolumePipeline,
+    VolumeSettings,
+)
 from medserve.results.files import overlay
+from medserve.tasks.volumes import VolumeOptions, VolumePart
 
 __all__ = ["VolumeHandler"]
 
 _SHARE_OF_TIMEOUT = 0.9  # the rest is for the way back and the answer
 _MEMBER = {  # of a JSON answer, in base64
-    Part.PROBABILITIES: "probabilities_nifti",
-    Part.UNCERTAINTY: "entropy_nifti",
-    Part.OVERLAY: "overlay_png",
-    Part.DICOM_SEG: "dicom_seg",
+    VolumePart.PROBABILITIES: "probabilities_nifti",
+    VolumePart.UNCERTAINTY: "entropy_nifti",
+    VolumePart.OVERLAY: "overlay_png",
+    VolumePart.DICOM_SEG: "dicom_seg",
 }
 
 
-class VolumeHandler(Handler[SegmentationParams]):
+class VolumeHandler(Handler[VolumeOptions]):
     """Volume -> mask on the volume's own grid; a model's own handler adds nothing but its name."""
 
     raises_errors: ClassVar[bool] = True
@@ -59,7 +66,7 @@ class VolumeHandler(Handler[SegmentationParams]):
 
     # ---- the five verbs
 
-    def decode(self, payload: Payload, params: SegmentationParams) -> Volume:
+    def decode(self, payload: Payload, params: VolumeOptions) -> Volume:
         """NIfTI, DICOM series or NPY, by content -> the volume in it."""
         if len(payload) > self.spec.input.max_payload_bytes:
             raise PayloadTooLargeError(
@@ -67,77 +74,67 @@ class VolumeHandler(Handler[SegmentationParams]):
                 f"{len(payload)}; compress or crop it"
             )
         limits = volume_memory.limits(self.spec)
-        volume = volume_file.decode(payload, self.spec.input.kinds, limits, params.read)
-        if Part.DICOM_SEG in params.parts:
+        volume = volume_file.decode(
+            payload,
+            self.spec.input.kinds,
+            limits,
+            ReadOptions(params.channel, params.spacing_mm, self.pipeline.volume.modalities),
+        )
+        if VolumePart.DICOM_SEG in params.parts:
             self._refuse_dicom_seg(volume)
         return volume
 
-    def preprocess(self, volume: Volume, params: SegmentationParams) -> Prepared:
-        """What the file shows -> what the network sees of it, and the way back."""
-        return self.pipeline.prepare(volume, params.options)
+    def to_network(self, volume: Volume, settings: VolumeSettings) -> Prepared:
+        """Bring a volume to the network's grid and intensities, with the inverse."""
+        return self.pipeline.prepare(volume, settings)
 
-    def infer(self, prepared: Prepared, params: SegmentationParams) -> Found:
-        """What the network sees -> labels or scores on its own grid, window by window."""
-        return self.pipeline.infer(prepared, self._logits, params.options)
+    def infer(self, prepared: Prepared, settings: VolumeSettings) -> Found:
+        """Run the network window by window: labels or scores on its own grid."""
+        return self.pipeline.infer(prepared, self._logits, settings)
 
-    def postprocess(
-        self, found: Found, prepared: Prepared, params: SegmentationParams
-    ) -> Segmented:
-        """Labels or scores -> the mask on the grid of the file."""
-        return self.pipeline.restore(found, prepared.inverse, params.options)
+    def from_network(self, found: Found, prepared: Prepared, settings: VolumeSettings) -> Segmented:
+        """Bring labels or scores back to the grid of the file."""
+        return self.pipeline.restore(found, prepared.inverse, settings)
 
-    def encode(self, result: Segmented, volume: Volume, params: SegmentationParams) -> bytes:
+    def encode(self, result: Segmented, volume: Volume, params: VolumeOptions) -> bytes:
         """The bare file, or a JSON object with mask, measurements and what else was asked for."""
         if not params.as_json:
             [part] = params.parts
             return self._file(part, result, volume)
         content: dict[str, Any] = result.segmentation.to_json(space=_space(volume))
-        for part in sorted(params.parts - {Part.MASK}):
+        for part in sorted(params.parts - {VolumePart.MASK}):
             file = self._file(part, result, volume)
             content[_MEMBER[part]] = base64.b64encode(file).decode("ascii")
         return self.envelope.single(json.dumps(content, separators=(",", ":")).encode())
 
     # ---- what the base asks for
 
-    def parse_params(self, params: Mapping[str, object]) -> SegmentationParams:
-        """See `handlers.segmentation_params`."""
-        parsed = SegmentationParams.parse(
-            params, self.pipeline.defaults(), self.pipeline.volume.modalities
-        )
-        if Part.DICOM_SEG in parsed.parts and not self._is_coded:
-            raise InvalidRequestError(
-                "params: format: expected one that this model has, got dicom-seg, for which its "
-                "configuration lacks codes; ask for nifti"
-            )
-        return parsed
-
-    def answer(self, items: Sequence[Item[SegmentationParams]]) -> None:
+    def answer(self, items: Sequence[Item[VolumeOptions]]) -> None:
         """One volume at a time; work stops between windows once nobody waits for it."""
         for item in items:
             with errors_to(item):
                 refuse_expired(item.request)
-                params = self._until(item.params, item.request.expires_at)
-                volume = self.decode(item.payload, params)
-                prepared = self.preprocess(volume, params)
-                found = self.infer(prepared, params)
-                result = self.postprocess(found, prepared, params)
+                settings = self.settings(item.params, item.request.expires_at)
+                volume = self.decode(item.payload, item.params)
+                prepared = self.to_network(volume, settings)
+                found = self.infer(prepared, settings)
+                result = self.from_network(found, prepared, settings)
                 del prepared, found  # not beside the answer
                 refuse_expired(item.request)
-                item.outcome = self.encode(result, volume, params)
+                item.outcome = self.encode(result, volume, item.params)
 
     def prepare(self) -> None:
         """Build the way of this model's volumes."""
         self.pipeline = VolumePipeline(self.spec)
         coded = set(self.pipeline.volume.snomed)
-        self._is_coded = coded == set(self.spec.labels[1:])
-        if coded and not self._is_coded:
-            missing = ", ".join(sorted(set(self.spec.labels[1:]) - coded))
+        if coded and (uncoded := set(self.spec.labels[1:]) - coded):
+            missing = ", ".join(sorted(uncoded))
             raise ConfigError(f"{self.spec.name}: snomed: expected a code for {missing}, got none")
 
     def reproduce(self, payload: Payload) -> Outputs:
         """The logits of the middle window, and the whole way once with its largest batch."""
-        params = self.parse_params({})
-        prepared = self.preprocess(self.decode(payload, params), params)
+        options = self.parse_params({})
+        prepared = self.to_network(self.decode(payload, options), self.settings(options))
         window = self.pipeline.golden_window(prepared)
         outputs = self.engine.run(window)
         self.check_outputs(outputs)
@@ -157,17 +154,25 @@ class VolumeHandler(Handler[SegmentationParams]):
 
     # ---- parts of the verbs
 
+    def settings(self, options: VolumeOptions, expires_at: float | None = None) -> VolumeSettings:
+        """Tell the pipeline what to do, and when to stop.
+
+        The end is the caller's, or comes before TorchServe kills the worker.
+        """
+        last = time.monotonic() + _SHARE_OF_TIMEOUT * self.spec.serving.response_timeout
+        return replace(
+            self.pipeline.defaults(),
+            **options.given("flips", "largest_component", "fill_holes"),
+            probabilities=VolumePart.PROBABILITIES in options.parts,
+            entropy=VolumePart.UNCERTAINTY in options.parts,
+            between=until(last if expires_at is None else min(last, expires_at)),
+        )
+
     def _logits(self, windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         logits = self.engine.run(windows)["logits"]
         if not np.isfinite(logits.sum(dtype=np.float64)):
             raise ServerFailedError("the network gave a number that is not finite for this volume")
         return logits
-
-    def _until(self, params: SegmentationParams, expires_at: float | None) -> SegmentationParams:
-        """The same wishes, with an end: the caller's, or before TorchServe kills the worker."""
-        last = time.monotonic() + _SHARE_OF_TIMEOUT * self.spec.serving.response_timeout
-        ends = last if expires_at is None else min(last, expires_at)
-        return replace(params, options=replace(params.options, between=until(ends)))
 
     def _refuse_dicom_seg(self, volume: Volume) -> None:
         """Before the work, what would be refused after it."""
@@ -179,20 +184,20 @@ class VolumeHandler(Handler[SegmentationParams]):
                 "ask for nifti"
             )
 
-    def _file(self, part: Part, result: Segmented, volume: Volume) -> bytes:
+    def _file(self, part: VolumePart, result: Segmented, volume: Volume) -> bytes:
         segmentation = result.segmentation
         match part:
-            case Part.MASK:
+            case VolumePart.MASK:
                 return segmentation.to_nifti(_space(volume))
-            case Part.PROBABILITIES:
+            case VolumePart.PROBABILITIES:
                 assert result.probabilities is not None  # the options asked for them
                 return nifti.encode_maps(result.probabilities, segmentation.labels, volume)
-            case Part.UNCERTAINTY:
+            case VolumePart.UNCERTAINTY:
                 assert result.entropy is not None
                 return nifti.encode(Volume(result.entropy, volume.geometry), _space(volume))
-            case Part.OVERLAY:
+            case VolumePart.OVERLAY:
                 return overlay.montage(volume, segmentation)
-            case Part.DICOM_SEG:
+            case VolumePart.DICOM_SEG:
                 from medserve.results.files import (
                     dicom_seg,  # highdicom: only who asks for it waits
                 )

@@ -1,4 +1,4 @@
-"""Take the pictures in docs/page.md of a page that `make serve` keeps running.
+"""Take the pictures in docs/use/page.md of a page that `make serve` keeps running.
 
     python scripts/page_pictures.py http://127.0.0.1:8000
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import medserve.archive
 from medserve.archive import build
+from medserve.archive.requirements import required_distributions
 from medserve.spec import ModelSpec
 from tests.gateway.sketcher_room import make_sketcher_checkout
 from tests.gateway.streaming_room import make_streaming_checkout
@@ -89,11 +90,13 @@ def _digest(name: str, root: Path, variant: str) -> str:
     """Return the digest of all that decides about the archive's bytes, its commit excepted."""
     room = root / "models" / name / (f"variants/{variant}" if variant else "")
     spec = ModelSpec.from_file(room / "model-config.yaml")
+    sources = build._sources(root, room, spec)
+    required = required_distributions(f"{spec.name}.py", sources)
     found = hashlib.sha256(platform.python_version().encode())
-    for package in (*build._required(spec), *build._RECORDED):
+    for package in (*required, *build._RECORDED):
         found.update(f"{package}=={build._installed(package)}\n".encode())
     builder = {path.name: path for path in Path(medserve.archive.__path__[0]).glob("*.py")}
-    for inside, source in (build._sources(root, room, spec) | builder).items():
+    for inside, source in (sources | builder).items():
         found.update(f"{inside}\n".encode())
         found.update(hashlib.sha256(source.read_bytes()).digest())
     return found.hexdigest()[:32]

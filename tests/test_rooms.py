@@ -30,8 +30,9 @@ from medserve.inference.engines import Engine, load_engine
 from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
 from medserve.inference.frame_pipeline import FramePipeline
 from medserve.inference.generation import DiffusionPipeline, SampleSettings, to_pixels
-from medserve.inference.volume_pipeline import SegmentOptions, VolumePipeline
+from medserve.inference.volume_pipeline import VolumePipeline, VolumeSettings
 from medserve.spec import EngineName, ModelSpec, Precision, Task
+from scripts.card_files import with_table
 from tests.archives import packaged
 
 _REPOSITORY = Path(__file__).parent.parent
@@ -193,6 +194,11 @@ def test_the_digests_in_the_card_are_those_of_the_files(room: Path) -> None:
     assert stated == actual
 
 
+def test_the_table_of_files_in_the_card_is_what_the_command_writes(room: Path) -> None:
+    card = (room / "README.md").read_text(encoding="utf-8")
+    assert with_table(card, room / "weights") == card  # names, bytes and digests
+
+
 def test_the_onnx_file_is_complete_in_itself(room: Path) -> None:
     model = onnx.load(room / "weights/model.onnx", load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
@@ -280,7 +286,7 @@ def test_every_engine_finds_the_same_mask_in_the_golden_volume(
     golden = next(room.glob("weights/golden_input.*")).read_bytes()
     volume = volume_file.decode(golden, pipeline.spec.input.kinds)
     prepared = pipeline.prepare(volume)
-    options = SegmentOptions()  # without mirror images, for time; they are the same network
+    options = VolumeSettings()  # without mirror images, for time; they are the same network
     masks = []
     for name in EngineName:
         engine = load_engine(name, room / "weights", precision=Precision.F32, threads=2)

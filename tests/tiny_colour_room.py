@@ -27,14 +27,10 @@ _GAIN = 20.0  # logit of a channel that is white all over
 _HANDLER = '''"""Which of red, green and blue is the strongest."""
 
 from handlers.classification import ClassificationHandler
-from medserve.inference.fit import fit_colour
 
 
 class TinyColourHandler(ClassificationHandler):
-    """Nothing but the size of the plane."""
-
-    def preprocess(self, source):
-        return fit_colour(source, (32, 32))
+    """Nothing but a name."""
 '''
 
 _CONFIG: Mapping[str, Any] = {
@@ -52,7 +48,7 @@ _CONFIG: Mapping[str, Any] = {
         "title": "The strongest of three colours",
         "task": "classification",
         "labels": list(COLOUR_LABELS),
-        "input": {"kinds": ["raster"], "size": [_SIDE, _SIDE], "channels": 3},
+        "input": {"kinds": ["raster"], "size": [_SIDE, _SIDE], "channels": 3, "fit": "colour"},
         "output": {"review_below": 0.5, "top_k": 2},
         "engine": {"name": "onnxruntime", "precision": "f32"},
     },

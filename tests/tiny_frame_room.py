@@ -47,7 +47,7 @@ FRAME_CONFIG: Mapping[str, Any] = {
         "name": "tiny_frame",
         "version": "1.0",
         "title": "What is bright",
-        "task": "segmentation",
+        "task": "frames",
         "labels": list(LABELS),
         "input": {
             "kinds": ["raster", "dicom", "nifti"],

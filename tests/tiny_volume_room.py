@@ -59,7 +59,7 @@ VOLUME_CONFIG: Mapping[str, Any] = {
         "name": "tiny_volume",
         "version": "1.0",
         "title": "Dim and bright",
-        "task": "segmentation",
+        "task": "volumes",
         "labels": list(LABELS),
         "input": {
             "kinds": ["nifti", "dicom", "npy"],

@@ -162,7 +162,7 @@ def _row(
         "artifact_sha256": sha256(weights / "model.onnx"),
         "artifact_bytes": (weights / "model.onnx").stat().st_size,
         "core_ms": {str(count): _core_ms(engine, held, count) for count in _TIMED},
-        "reviewed": int((probabilities.max(axis=1) < spec.output.review_below).sum()),
+        "reviewed": int((probabilities.max(axis=1) < spec.classifier.review_below).sum()),
         "unlike": int((novelty > 1.0).sum()),
         **measured.to_json(),
         "wrong": [
@@ -171,7 +171,7 @@ def _row(
                 "truth": spec.labels[held.label_ids[i]],
                 "answer": spec.labels[probabilities[i].argmax()],
                 "probability": round(float(probabilities[i].max()), 4),
-                "review": bool(probabilities[i].max() < spec.output.review_below),
+                "review": bool(probabilities[i].max() < spec.classifier.review_below),
             }
             for i in wrong
         ],

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from medserve.errors import ConfigError, InvalidImageError, PayloadTooLargeError
 from medserve.imaging.codecs import sniff
-from medserve.inference.fit import fit_cell, fit_grey
+from medserve.inference.fit import fit_image
 from medserve.spec import ModelSpec
 from training.config import require_folder
 
@@ -121,8 +121,6 @@ def decoded(
 
     What serving would refuse is logged and added to `skipped` instead.
     """
-    size = (spec.input.size[0], spec.input.size[1])
-    fit = fit_grey if spec.input.channels == 1 else fit_cell
     for path in paths:
         try:
             image = sniff.decode(path.read_bytes(), spec.input)
@@ -130,7 +128,7 @@ def decoded(
             _log.warning("skipped %s: %s", path, error)
             skipped.append(path)
             continue
-        yield path, fit(image, size)
+        yield path, fit_image(image, spec.input)
 
 
 def read_class_folders(

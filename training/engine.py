@@ -44,7 +44,7 @@ class Fitted:
 
     network: nn.Module  # in eval mode, on the CPU, weights averaged
     checkpoint: Path
-    epoch: int
+    epoch: int  # counted from 1; the one whose weights ship
     validation_score: float
 
 
@@ -185,8 +185,8 @@ def load_best(module: Classifier, checkpoint: Path) -> Fitted:
     network = loop.plain_network(module.average)
     savers = [state for name, state in content["callbacks"].items() if SCORE in name]
     score = min(float(each["best_model_score"]) for each in savers if "best_model_score" in each)
-    _log.info("best epoch %d, validation score %.4f", content["epoch"], score)
-    return Fitted(network, checkpoint, int(content["epoch"]), score)
+    _log.info("best epoch %d, validation score %.4f", loop.epoch_of(content), score)
+    return Fitted(network, checkpoint, loop.epoch_of(content), score)
 
 
 def _loader(

@@ -117,7 +117,7 @@ def evaluate_classifier(name: str, request: EvaluationRequest) -> dict[str, Any]
         "artifact_sha256": sha256(weights / "model.onnx"),
         **measured.to_json(),
         "skipped": answers.skipped,
-        "review": _review(answers, label_ids, spec.output.review_below),
+        "review": _review(answers, label_ids, spec.classifier.review_below),
         "novelty": {"flagged": answers.flagged, "foreign": _foreign(engine, spec, request)},
     }
     request.out_dir.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -14,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from medserve.errors import ConfigError
 
-__all__ = ["expected_remarks", "loggers", "plain_network", "resumed_from"]
+__all__ = ["epoch_of", "expected_remarks", "loggers", "plain_network", "resumed_from"]
 
 # Lightning's remarks on what is meant, and on its own inside.
 _EXPECTED = (
@@ -43,6 +44,11 @@ def resumed_from(folder: Path, resume: bool) -> str | None:
     if not last.is_file():
         raise ConfigError(f"expected {last} to resume from, found none; leave out --resume")
     return str(last)
+
+
+def epoch_of(checkpoint: Mapping[str, Any]) -> int:
+    """Return the epoch, counted from 1, at whose end a checkpoint of Lightning was written."""
+    return int(checkpoint["epoch"]) + 1  # Lightning counts from 0
 
 
 def loggers(out_dir: Path) -> list[Logger]:

@@ -86,7 +86,7 @@ def write(
         figures={name: data_uri(png) for name, png in figures.items()},
         gallery=gallery,
         unlike=int((findings.novelty > 1.0).sum()),
-        reviewed=int((findings.probabilities.max(axis=1) < spec.output.review_below).sum()),
+        reviewed=int((findings.probabilities.max(axis=1) < spec.classifier.review_below).sum()),
     )
     path = out_dir / "report.html"
     path.write_text(page, encoding="utf-8")

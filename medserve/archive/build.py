@@ -15,13 +15,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from medserve import __version__
 from medserve.archive.read import CARD, MANIFEST, TORCHSERVE_MANIFEST, verify_archive
+from medserve.archive.requirements import required_distributions
 from medserve.errors import ArchiveError, ConfigError, UnknownModelError
 from medserve.spec import ModelSpec
 
@@ -34,6 +35,7 @@ _TRAVELLING = (
     "cores.py",
     "errors.py",
     "spec",
+    "tasks",
     "imaging",
     "results",
     "inference",
@@ -41,10 +43,6 @@ _TRAVELLING = (
 _WEIGHTS = ("model.onnx", "model.pt", "golden_output.npz", "metrics.json")
 # What a room may have beside them; its handler refuses to serve without what it needs.
 _FURTHER_WEIGHTS = ("fingerprints.npz",)
-# What a stock TorchServe has to install to run the archive.
-_REQUIREMENTS = ("numpy", "onnxruntime", "openvino", "pillow", "pydicom", "pyyaml")
-_VOLUME_REQUIREMENTS = ("highdicom", "nibabel", "scipy")
-_GENERATION_REQUIREMENTS = ("nibabel",)
 _RECORDED = ("torch", "torchserve", "torch-model-archiver")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can name
 
@@ -100,13 +98,16 @@ def build_archive(name: str, store: Path, root: Path | None = None, variant: str
             f"and {spec.version!r}"
         )
     sources = _sources(root, room, spec)
+    required = required_distributions(f"{spec.name}.py", sources)
     store.mkdir(parents=True, exist_ok=True)
     target = archive_path(spec, store)
     with tempfile.TemporaryDirectory(prefix="medserve-package-") as folder:
         stage = Path(folder) / "stage"
         _stage(stage, sources)
-        (stage / "requirements.txt").write_text(_requirements(spec), encoding="utf-8")
-        manifest = _manifest(root, spec, sources.values(), stage)
+        versions = {package: _installed(package) for package in required}
+        pinned = "".join(f"{package}=={version}\n" for package, version in versions.items())
+        (stage / "requirements.txt").write_text(pinned, encoding="utf-8")
+        manifest = _manifest(root, spec, sources.values(), stage, versions)
         (stage / MANIFEST).write_text(_json(manifest), encoding="utf-8")
         built = _run_archiver(spec, stage, Path(folder))
         normalised = Path(folder) / "normalised.mar"
@@ -171,11 +172,15 @@ def _stage(stage: Path, sources: dict[str, Path]) -> None:
 
 
 def _manifest(
-    root: Path, spec: ModelSpec, sources: Iterable[Path], stage: Path
+    root: Path,
+    spec: ModelSpec,
+    sources: Iterable[Path],
+    stage: Path,
+    required: Mapping[str, str],
 ) -> dict[str, object]:
     """What the archive says about itself; `members` covers every file but the two manifests."""
-    versions = {"python": platform.python_version()}
-    versions |= {package: _installed(package) for package in (*_required(spec), *_RECORDED)}
+    versions = {"python": platform.python_version(), **required}
+    versions |= {package: _installed(package) for package in _RECORDED}
     staged = sorted(path for path in stage.rglob("*") if path.is_file())
     return {
         "format": 1,
@@ -191,16 +196,6 @@ def _manifest(
             for path in staged
         },
     }
-
-
-def _required(spec: ModelSpec) -> tuple[str, ...]:
-    """What the archive's code imports."""
-    of_pixels = _VOLUME_REQUIREMENTS if spec.volume or spec.frame else ()
-    return tuple(sorted((*_REQUIREMENTS, *of_pixels)))
-
-
-def _requirements(spec: ModelSpec) -> str:
-    return "".join(f"{package}=={_installed(package)}\n" for package in _required(spec))
 
 
 def _installed(package: str) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 
 from medserve.client import _answers
 from medserve.errors import MedserveError
-from medserve.imaging.frames import View
 from medserve.results.classification import Provenance
 from medserve.results.frame_measure import StackMeasure
 from medserve.results.frame_segmentation import FrameSegmentation
+from medserve.tasks.frames import View
 
 __all__ = ["FrameAnswer", "FrameOptions", "FrameResult", "View", "frame_answer", "frame_result"]
 

@@ -12,7 +12,7 @@ from typing import Any
 from medserve.client._connection import Limits
 from medserve.client._failures import Failure
 from medserve.errors import DeadlineError, InvalidRequestError, MedserveError, PayloadTooLargeError
-from medserve.results.explanation import EXPLAINED_PER_CALL
+from medserve.tasks.classification import EXPLAINED_PER_CALL
 from medserve.wire import inference_pb2
 
 __all__ = ["Chunk", "Job", "PackedJob", "Target", "for_explanations", "pack", "read"]

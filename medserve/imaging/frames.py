@@ -6,7 +6,6 @@ between two frames is a distance only where the file or the caller says so; othe
 
 from __future__ import annotations
 
-import enum
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,12 +17,13 @@ from medserve.errors import InvalidImageError, InvalidRequestError, PayloadTooLa
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.image import Image
 from medserve.imaging.packed_masks import PackedMasks
+from medserve.tasks.frames import View
 
 if TYPE_CHECKING:
     from medserve.imaging.codecs.nifti_space import NiftiSpace
     from medserve.spec import InputKind, InputSpec  # YAML, which clients do not need
 
-__all__ = ["FrameGrid", "FrameLimits", "FrameStack", "GivenSpacing", "SingleFrame", "View"]
+__all__ = ["FrameGrid", "FrameLimits", "FrameStack", "GivenSpacing", "SingleFrame"]
 
 _MM_BETWEEN = (1e-3, 1e3)  # of pixels, frames and diameters that anybody would send
 _UNSTATED_MM = 1.0  # stands in a NIfTI header where no distance is known
@@ -148,16 +148,6 @@ class FrameGrid:
             sform_code=0,
             srow=((0.0,) * 4,) * 3,
         )
-
-
-class View(enum.StrEnum):
-    """How a frame lies in a NIfTI array."""
-
-    STORED = "stored"  # columns along the first axis, rows along the second: what viewers assume
-    SWAPPED = "swapped"  # rows along the first axis: numpy arrays (rows, columns, frames)
-    AXIAL = "axial"  # the last three by the affine, as a radiologist looks at them
-    CORONAL = "coronal"
-    SAGITTAL = "sagittal"
 
 
 class FrameStack(ABC):

@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
+from medserve.errors import ConfigError
 from medserve.imaging import Image
+from medserve.spec import Fit, InputSpec
 
-__all__ = ["Box", "fit_cell", "fit_colour", "fit_grey", "fitted_box"]
+__all__ = ["Box", "fit_colour", "fit_grey", "fit_image", "fit_lanczos", "fitted_box"]
 
 _Plane = npt.NDArray[np.float32]
 _Filter = PillowImage.Resampling
@@ -34,6 +36,22 @@ def fitted_box(shape: tuple[int, int], size: tuple[int, int]) -> Box:
     return Box((size[0] - height) // 2, (size[1] - width) // 2, height, width)
 
 
+def fit_image(image: Image, spec: InputSpec) -> _Plane:
+    """Return the plane float32 (C, H, W) in [0, 1] that a classifier is trained on and served.
+
+    Raises:
+        ConfigError: the preprocessing gives another number of channels than the network reads.
+    """
+    height, width = spec.size
+    plane = _FITS[spec.fit](image, (height, width))
+    if plane.shape[0] != spec.channels:
+        raise ConfigError(
+            f"input.fit {spec.fit} gives {plane.shape[0]} channels, but input.channels is "
+            f"{spec.channels}; grey gives 1, colour and lanczos give 3"
+        )
+    return plane
+
+
 def fit_grey(image: Image, size: tuple[int, int]) -> _Plane:
     """Grey plane float32 (1, H, W) in [0, 1]: aspect ratio kept, black padding, centred.
 
@@ -50,8 +68,8 @@ def fit_colour(image: Image, size: tuple[int, int]) -> _Plane:
     return np.stack([_fit(image.array[..., channel], size) for channel in range(3)])
 
 
-def fit_cell(image: Image, size: tuple[int, int]) -> _Plane:
-    """Like `fit_colour`, but by Lanczos, as the pictures were shrunk that cells are learnt on.
+def fit_lanczos(image: Image, size: tuple[int, int]) -> _Plane:
+    """Like `fit_colour`, but by Lanczos, as the public pictures of blood cells were shrunk.
 
     It keeps more of the granules by which cells differ; where it overshoots, it is cut.
     """
@@ -60,6 +78,9 @@ def fit_cell(image: Image, size: tuple[int, int]) -> _Plane:
         return np.repeat(grey.clip(0.0, 1.0), 3, axis=0)
     planes = [_fit(image.array[..., channel], size, _Filter.LANCZOS) for channel in range(3)]
     return np.stack(planes).clip(0.0, 1.0)
+
+
+_FITS = {Fit.GREY: fit_grey, Fit.COLOUR: fit_colour, Fit.LANCZOS: fit_lanczos}
 
 
 def _fit(plane: _Plane, size: tuple[int, int], resampling: _Filter = _Filter.BILINEAR) -> _Plane:

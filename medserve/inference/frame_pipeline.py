@@ -32,8 +32,8 @@ __all__ = [
     "FoundFrame",
     "FrameBox",
     "FrameInverse",
-    "FrameOptions",
     "FramePipeline",
+    "FrameSettings",
     "PredictFrames",
     "PreparedFrame",
     "content_box",
@@ -104,7 +104,7 @@ class PreparedFrame:
 
 
 @dataclass(frozen=True)
-class FrameOptions:
+class FrameSettings:
     """What one call may decide; `FramePipeline.defaults` has the model's own choice.
 
     Attributes:
@@ -152,9 +152,9 @@ class FramePipeline:
         self._normalise = Normalisation.of(spec.frame.normalisation)
 
     @property
-    def defaults(self) -> FrameOptions:
+    def defaults(self) -> FrameSettings:
         """The model's own choice."""
-        return FrameOptions(
+        return FrameSettings(
             threshold=self.frame.threshold,
             flips=self.frame.flips,
             largest_component=self.frame.largest_component,
@@ -184,7 +184,7 @@ class FramePipeline:
         return plane
 
     def find(
-        self, logits: _Plane, inverse: FrameInverse, options: FrameOptions | None = None
+        self, logits: _Plane, inverse: FrameInverse, options: FrameSettings | None = None
     ) -> FoundFrame:
         """Logits (1, h, w) of one frame -> what they say about its own pixels."""
         chosen = options or self.defaults
@@ -218,7 +218,7 @@ class FramePipeline:
         self,
         images: Iterable[Image],
         predict: PredictFrames,
-        options: FrameOptions | None = None,
+        options: FrameSettings | None = None,
     ) -> Iterator[FoundFrame]:
         """One answer for each frame, in order; frames are taken and answered batch by batch."""
         chosen = options or self.defaults
@@ -231,7 +231,7 @@ class FramePipeline:
             done += len(batch)
 
     def _segment_batch(
-        self, images: Sequence[Image], predict: PredictFrames, options: FrameOptions
+        self, images: Sequence[Image], predict: PredictFrames, options: FrameSettings
     ) -> list[FoundFrame]:
         prepared = [self.prepare(image) for image in images]
         planes = np.stack([each.plane for each in prepared])

@@ -6,7 +6,6 @@ as it is, and give zeros for a constant image, which has no contrast to show.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,7 @@ _Mask = npt.NDArray[np.bool_]
 _TINY = float(np.finfo(np.float32).tiny)  # a contrast below it cannot be divided by
 
 
-@dataclass(frozen=True)
-class Normalisation(NormalisationSpec):
+class Normalisation(NormalisationSpec, frozen=True):
     """The choice that a model's configuration states, as a function of intensities."""
 
     @classmethod

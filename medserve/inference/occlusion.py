@@ -8,9 +8,9 @@ every two cells are visible together in a quarter of them, so that no cell's sha
 another's (Plackett and Burman, Biometrika 33, 1946), nor does what two cells do together.
 
 Covering one place at a time (Zeiler and Fergus, ECCV 2014, arXiv:1311.2901) needs less, and fails
-where evidence is redundant: the rest of the image still shows what it is. `docs/explanations.md`
-has the figures. Random halves (Petsiuk et al., BMVC 2018, arXiv:1806.07421) need several times as
-many copies for the same.
+where evidence is redundant: the rest of the image still shows what it is. The figures are in
+`docs/use/explanations.md`. Random halves (Petsiuk et al., BMVC 2018, arXiv:1806.07421) need
+several times as many copies for the same.
 
 It takes nothing but the network's outputs, so it works in every engine and for every classifier,
 differentiable or not. The odds are compared as logarithms: a network that is sure to four digits

@@ -39,7 +39,7 @@ from medserve.results.segmentation import Segmentation
 from medserve.spec import ModelSpec
 from medserve.spec.volumes import RoiKind, VolumeSpec
 
-__all__ = ["Found", "Inverse", "Prepared", "SegmentOptions", "Segmented", "VolumePipeline"]
+__all__ = ["Found", "Inverse", "Prepared", "Segmented", "VolumePipeline", "VolumeSettings"]
 
 _Scores = npt.NDArray[np.float32]
 _Mask = npt.NDArray[np.uint8]
@@ -94,7 +94,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class SegmentOptions:
+class VolumeSettings:
     """What one call may decide; `VolumePipeline.defaults` has the model's own choice.
 
     Attributes:
@@ -160,15 +160,15 @@ class VolumePipeline:
         volume_memory.check_limit(spec)
         self._normalise = Normalisation.of(self.volume.normalisation)
 
-    def defaults(self) -> SegmentOptions:
+    def defaults(self) -> VolumeSettings:
         """What the model's configuration says where a caller does not."""
-        return SegmentOptions(
+        return VolumeSettings(
             flips=self.volume.flips,
             largest_component=self.volume.largest_component,
             fill_holes=self.volume.fill_holes,
         )
 
-    def prepare(self, volume: Volume, options: SegmentOptions | None = None) -> Prepared:
+    def prepare(self, volume: Volume, options: VolumeSettings | None = None) -> Prepared:
         """Volume -> what the network sees of it.
 
         Raises:
@@ -193,7 +193,7 @@ class VolumePipeline:
         return resample_labels(part, inverse.region, self.volume.spacing_mm)[0]
 
     def segment(
-        self, prepared: Prepared, predict: Predict, options: SegmentOptions | None = None
+        self, prepared: Prepared, predict: Predict, options: VolumeSettings | None = None
     ) -> Segmented:
         """Run the network over the volume; the mask lies on the source's grid.
 
@@ -209,7 +209,7 @@ class VolumePipeline:
         return self.restore(self.infer(prepared, predict, options), prepared.inverse, options)
 
     def infer(
-        self, prepared: Prepared, predict: Predict, options: SegmentOptions | None = None
+        self, prepared: Prepared, predict: Predict, options: VolumeSettings | None = None
     ) -> Found:
         """The first half of `segment`: what the network says, on its own grid."""
         options = options or self.defaults()
@@ -223,7 +223,7 @@ class VolumePipeline:
         return Found(mask=mask)
 
     def restore(
-        self, found: Found, inverse: Inverse, options: SegmentOptions | None = None
+        self, found: Found, inverse: Inverse, options: VolumeSettings | None = None
     ) -> Segmented:
         """The second half: on the source's grid, tidied."""
         options = options or self.defaults()
@@ -241,7 +241,7 @@ class VolumePipeline:
         )
 
     def scores(
-        self, prepared: Prepared, predict: Predict, options: SegmentOptions | None = None
+        self, prepared: Prepared, predict: Predict, options: VolumeSettings | None = None
     ) -> _Scores:
         """Blended logits float32 (labels, i, j, k) on the network's grid."""
         options = options or self.defaults()
@@ -259,7 +259,7 @@ class VolumePipeline:
         window[0][:, *inside] = prepared.tensor[:, *outside]
         return window
 
-    def _tidied(self, mask: _Mask, inverse: Inverse, options: SegmentOptions) -> Segmentation:
+    def _tidied(self, mask: _Mask, inverse: Inverse, options: VolumeSettings) -> Segmentation:
         """A mask on the region's grid -> the source's grid."""
         full = inverse.undo(mask)
         if options.largest_component:
@@ -268,7 +268,7 @@ class VolumePipeline:
             full = components.fill_holes(full)
         return Segmentation(full, inverse.source, self.spec.labels)
 
-    def _predict(self, predict: Predict, options: SegmentOptions) -> Predict:
+    def _predict(self, predict: Predict, options: VolumeSettings) -> Predict:
         axes = self.volume.flip_axes
         return _mirrored(predict, axes) if options.flips and axes else predict
 

@@ -10,10 +10,7 @@ from typing import Any
 
 from medserve.errors import ServerFailedError
 
-__all__ = ["EXPLAINED_PER_CALL", "Explanation"]
-
-# Each costs as much as a large batch of plain images, so a call may not ask for many.
-EXPLAINED_PER_CALL = 8
+__all__ = ["Explanation"]
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from medserve.errors import MedserveError, ServerFailedError, error_from_code
-from medserve.imaging.frames import FrameGrid, View
+from medserve.imaging.frames import FrameGrid
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.packed_masks import PackedMasks
 from medserve.results.frame_measure import FrameMeasure, StackMeasure, measure_label
 from medserve.results.measure import measure
+from medserve.tasks.frames import View
 
 if TYPE_CHECKING:
     from medserve.imaging.frames import FrameStack

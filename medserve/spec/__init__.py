@@ -5,6 +5,7 @@ from medserve.spec.generation import GenerationSpec
 from medserve.spec.model import (
     EngineName,
     EngineSpec,
+    Fit,
     InputKind,
     InputSpec,
     ModelSpec,
@@ -12,12 +13,14 @@ from medserve.spec.model import (
     Precision,
     ServingSpec,
     Task,
+    schema,
 )
 from medserve.spec.volumes import VolumeSpec
 
 __all__ = [
     "EngineName",
     "EngineSpec",
+    "Fit",
     "FrameSpec",
     "GenerationSpec",
     "InputKind",
@@ -28,4 +31,5 @@ __all__ = [
     "ServingSpec",
     "Task",
     "VolumeSpec",
+    "schema",
 ]

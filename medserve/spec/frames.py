@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from medserve.errors import ConfigError
+from medserve.spec.section import Section
 from medserve.spec.volumes import NormalisationKind, NormalisationSpec, SegmentCoding
 
 __all__ = [
@@ -38,33 +42,45 @@ class Conduction(enum.StrEnum):
     RATIONAL = "rational"  # favours wide regions
 
 
-@dataclass(frozen=True)
-class FilterSpec:
-    """A filter and its parameters, on intensities in [0, 1] at the network's size.
+class FilterSpec(Section, frozen=True):
+    """A filter and its parameters, on intensities in [0, 1] at the network's size."""
 
-    Attributes:
-        kind: Which one; a parameter that it does not have is ignored.
-        iterations: Steps of a diffusion.
-        step: Time of one such step, up to 0.25.
-        conduction: Perona-Malik's function of the gradient.
-        contrast: Perona-Malik's K: a step in intensity well above it is an edge and stays.
-        dynamic_range_db: SRAD's: what the scanner compressed to [0, 1] by a logarithm. 0: the
-            intensities are not compressed.
-        speckle: SRAD's q0, the coefficient of variation of homogeneous tissue before the first
-            step. 0: estimated from the frame.
-        decay: SRAD's rho: q0 falls by the factor exp(-rho t) while speckle is smoothed away.
-        sigma: The Gaussian's standard deviation, in pixels.
-    """
-
-    kind: FilterKind = FilterKind.NONE
-    iterations: int = 10
-    step: float = 0.2
-    conduction: Conduction = Conduction.EXPONENTIAL
-    contrast: float = 0.1
-    dynamic_range_db: float = 50.0
-    speckle: float = 0.0
-    decay: float = 1.0 / 6.0
-    sigma: float = 1.0
+    kind: Annotated[
+        FilterKind, Meta(description="Which one; a parameter that it does not have is ignored.")
+    ] = FilterKind.NONE
+    iterations: Annotated[int, Meta(description="Steps of a diffusion.")] = 10
+    step: Annotated[float, Meta(description="Time of one such step, up to 0.25.")] = 0.2
+    conduction: Annotated[
+        Conduction, Meta(description="Perona-Malik's function of the gradient.")
+    ] = Conduction.EXPONENTIAL
+    contrast: Annotated[
+        float,
+        Meta(
+            description="Perona-Malik's K: a step in intensity well above it is an edge and stays."
+        ),
+    ] = 0.1
+    dynamic_range_db: Annotated[
+        float,
+        Meta(
+            description="SRAD's: what the scanner compressed to [0, 1] by a logarithm. 0: the "
+            "intensities are not compressed."
+        ),
+    ] = 50.0
+    speckle: Annotated[
+        float,
+        Meta(
+            description="SRAD's q0, the coefficient of variation of homogeneous tissue before the "
+            "first step. 0: estimated from the frame."
+        ),
+    ] = 0.0
+    decay: Annotated[
+        float,
+        Meta(
+            description="SRAD's rho: q0 falls by the factor exp(-rho t) while speckle is smoothed "
+            "away."
+        ),
+    ] = 1.0 / 6.0
+    sigma: Annotated[float, Meta(description="The Gaussian's standard deviation, in pixels.")] = 1.0
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
@@ -101,21 +117,22 @@ class CropKind(enum.StrEnum):
     BOX = "box"  # a box that is the same for every frame: one scanner, one layout
 
 
-@dataclass(frozen=True)
-class CropSpec:
-    """How the part that the network sees is found; outside of it everything is background.
+class CropSpec(Section, frozen=True):
+    """How the part that the network sees is found; outside of it everything is background."""
 
-    Attributes:
-        kind: How.
-        level: Mean intensity from which a small square counts as content.
-        margin: Kept around the content, as a share of its longer side.
-        box: Top, left, bottom, right of the fixed box, as shares of the frame's sides.
-    """
-
-    kind: CropKind = CropKind.NONE
-    level: float = 0.03
-    margin: float = 0.02
-    box: tuple[float, ...] = (0.0, 0.0, 1.0, 1.0)
+    kind: Annotated[CropKind, Meta(description="How.")] = CropKind.NONE
+    level: Annotated[
+        float, Meta(description="Mean intensity from which a small square counts as content.")
+    ] = 0.03
+    margin: Annotated[
+        float, Meta(description="Kept around the content, as a share of its longer side.")
+    ] = 0.02
+    box: Annotated[
+        tuple[float, ...],
+        Meta(
+            description="Top, left, bottom, right of the fixed box, as shares of the frame's sides."
+        ),
+    ] = (0.0, 0.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.level < 1.0 or not 0.0 <= self.margin < 1.0:
@@ -132,44 +149,53 @@ class CropSpec:
             )
 
 
-@dataclass(frozen=True)
-class FrameSpec:
+class FrameSpec(Section, frozen=True):
     """The way of a frame to the network and back; `input.size` is the network's (H, W).
 
     In this order: crop, resize with the aspect ratio kept, filter, intensities, centred padding
     by zeros. Masks are resized by the nearest pixel for training; on the way back the logits are
     interpolated (bilinear) and the threshold is applied on the frame's own grid.
-
-    Attributes:
-        crop: Which part of a frame the network sees.
-        interpolation: How it is resized.
-        filter: What is done about speckle, at the network's size.
-        normalisation: How intensities become what the network was trained on.
-        threshold: Probability from which a pixel belongs to the structure.
-        flips: Whether logits are averaged with those of the mirror image, unless a caller says
-            otherwise.
-        largest_component: Whether only the largest piece stays, by default.
-        fill_holes: Whether holes inside it are filled, by default.
-        batch: Frames in one call of the network.
-        max_frames: In one stack; longer ones are refused.
-        modalities: Values of DICOM's Modality that are accepted; all where it is empty.
-        snomed: For the structure its meaning; needed for DICOM-SEG.
     """
 
-    crop: CropSpec = field(default_factory=CropSpec)
-    interpolation: Interpolation = Interpolation.BILINEAR
-    filter: FilterSpec = field(default_factory=FilterSpec)
-    normalisation: NormalisationSpec = field(
-        default_factory=lambda: NormalisationSpec(NormalisationKind.WINDOW, 0.0, 1.0)
+    crop: Annotated[CropSpec, Meta(description="Which part of a frame the network sees.")] = (
+        CropSpec()
     )
-    threshold: float = 0.5
-    flips: bool = False
-    largest_component: bool = False
-    fill_holes: bool = False
-    batch: int = 4
-    max_frames: int = 512
-    modalities: tuple[str, ...] = ()
-    snomed: Mapping[str, SegmentCoding] = field(default_factory=dict, hash=False)
+    interpolation: Annotated[Interpolation, Meta(description="How it is resized.")] = (
+        Interpolation.BILINEAR
+    )
+    filter: Annotated[
+        FilterSpec, Meta(description="What is done about speckle, at the network's size.")
+    ] = FilterSpec()
+    normalisation: Annotated[
+        NormalisationSpec,
+        Meta(description="How intensities become what the network was trained on."),
+    ] = NormalisationSpec(NormalisationKind.WINDOW, 0.0, 1.0)
+    threshold: Annotated[
+        float, Meta(description="Probability from which a pixel belongs to the structure.")
+    ] = 0.5
+    flips: Annotated[
+        bool,
+        Meta(
+            description="Whether logits are averaged with those of the mirror image, unless a "
+            "caller says otherwise."
+        ),
+    ] = False
+    largest_component: Annotated[
+        bool, Meta(description="Whether only the largest piece stays, by default.")
+    ] = False
+    fill_holes: Annotated[
+        bool, Meta(description="Whether holes inside it are filled, by default.")
+    ] = False
+    batch: Annotated[int, Meta(description="Frames in one call of the network.")] = 4
+    max_frames: Annotated[int, Meta(description="In one stack; longer ones are refused.")] = 512
+    modalities: Annotated[
+        tuple[str, ...],
+        Meta(description="Values of DICOM's Modality that are accepted; all where it is empty."),
+    ] = ()
+    snomed: Annotated[
+        Mapping[str, SegmentCoding],
+        Meta(description="For the structure its meaning; needed for DICOM-SEG."),
+    ] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold < 1.0:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
 
 from medserve.errors import ConfigError
+from medserve.spec.section import Section
 
 __all__ = ["GenerationSpec", "Prediction", "SamplerKind", "ScheduleKind"]
 
@@ -32,46 +35,62 @@ class SamplerKind(enum.StrEnum):
     DPM_SOLVER = "dpm-solver++"
 
 
-@dataclass(frozen=True)
-class GenerationSpec:
+class GenerationSpec(Section, frozen=True):
     """The process that a network was trained on, and what callers may ask of it.
 
     The model's `labels` are the classes that the network was told, in order; there are none for
     one that was trained without classes. A conditional network knows one more class, whose number
     is that of the labels: "no class", which guidance needs.
-
-    Attributes:
-        schedule: How noise grows.
-        prediction: What the network says about a noisy image.
-        sizes: Sides of square images that the weights can draw; the first is the default.
-        steps: T of the process; no sampler may take more.
-        min_beta: Share of noise that the first step adds; of the linear schedule only.
-        max_beta: Share that the last step adds; of the linear schedule only.
-        default_sampler: Where a caller names none.
-        default_steps: Calls of the network an image, where a caller names none.
-        default_guidance: Weight of the class, where a caller names none; 1 is the class alone, 0
-            no class.
-        max_guidance: The largest that still draws images.
-        max_images: In one call.
-        max_work: In one call: images * steps * pixels over those of the default size, twice as
-            much with a guidance other than 0 and 1, which asks the network twice.
-        max_replacements: Further seeds that one call may try where images come too near to a
-            training image and are withheld.
     """
 
-    schedule: ScheduleKind
-    prediction: Prediction
-    sizes: tuple[int, ...]
-    steps: int = 1000
-    min_beta: float = 1e-4
-    max_beta: float = 0.02
-    default_sampler: SamplerKind = SamplerKind.DPM_SOLVER
-    default_steps: int = 20
-    default_guidance: float = 1.0
-    max_guidance: float = 8.0
-    max_images: int = 64
-    max_work: int = 4000
-    max_replacements: int = 16
+    schedule: Annotated[ScheduleKind, Meta(description="How noise grows.")]
+    prediction: Annotated[
+        Prediction, Meta(description="What the network says about a noisy image.")
+    ]
+    sizes: Annotated[
+        tuple[int, ...],
+        Meta(
+            description="Sides of square images that the weights can draw; the first is the "
+            "default."
+        ),
+    ]
+    steps: Annotated[int, Meta(description="T of the process; no sampler may take more.")] = 1000
+    min_beta: Annotated[
+        float,
+        Meta(description="Share of noise that the first step adds; of the linear schedule only."),
+    ] = 0.0001
+    max_beta: Annotated[
+        float, Meta(description="Share that the last step adds; of the linear schedule only.")
+    ] = 0.02
+    default_sampler: Annotated[SamplerKind, Meta(description="Where a caller names none.")] = (
+        SamplerKind.DPM_SOLVER
+    )
+    default_steps: Annotated[
+        int, Meta(description="Calls of the network an image, where a caller names none.")
+    ] = 20
+    default_guidance: Annotated[
+        float,
+        Meta(
+            description="Weight of the class, where a caller names none; 1 is the class alone, 0 "
+            "no class."
+        ),
+    ] = 1.0
+    max_guidance: Annotated[float, Meta(description="The largest that still draws images.")] = 8.0
+    max_images: Annotated[int, Meta(description="In one call.")] = 64
+    max_work: Annotated[
+        int,
+        Meta(
+            description="In one call: images * steps * pixels over those of the default size, "
+            "twice as much with a guidance other than 0 and 1, which asks the network twice."
+        ),
+    ] = 4000
+    max_replacements: Annotated[
+        int,
+        Meta(
+            description="Further seeds that one call may try where images come too near to a "
+            "training image and are withheld."
+        ),
+    ] = 16
 
     def __post_init__(self) -> None:
         if not self.sizes or not all(8 <= size <= 1024 for size in self.sizes):

@@ -6,25 +6,24 @@ the key `medserve`. Training, packaging, handler and client all read it through 
 
 from __future__ import annotations
 
-import dataclasses
 import enum
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from medserve.errors import ConfigError
 from medserve.spec.frames import FrameSpec
 from medserve.spec.generation import GenerationSpec
+from medserve.spec.section import Section, read_section
 from medserve.spec.volumes import VolumeSpec
 
 __all__ = [
     "EngineName",
     "EngineSpec",
-    "FrameSpec",
-    "GenerationSpec",
+    "Fit",
     "InputKind",
     "InputSpec",
     "ModelSpec",
@@ -32,16 +31,22 @@ __all__ = [
     "Precision",
     "ServingSpec",
     "Task",
-    "VolumeSpec",
+    "schema",
 ]
 
 
 class Task(enum.StrEnum):
-    """What a model does; decides the result type."""
+    """A kind of work; each has one module of options and results in `medserve.tasks`."""
 
-    CLASSIFICATION = "classification"
-    SEGMENTATION = "segmentation"
-    GENERATION = "generation"
+    CLASSIFICATION = "classification"  # one class for each image
+    VOLUMES = "volumes"  # a mask for each volume
+    FRAMES = "frames"  # a mask for each frame of a picture, a cine loop or a stack
+    GENERATION = "generation"  # synthetic images
+
+    @property
+    def segments(self) -> bool:
+        """Whether the answer is a mask."""
+        return self in (Task.VOLUMES, Task.FRAMES)
 
 
 class InputKind(enum.StrEnum):
@@ -53,8 +58,16 @@ class InputKind(enum.StrEnum):
     NPY = "npy"
 
 
+class Fit(enum.StrEnum):
+    """How an image is brought to the network's plane: proportions kept, black beside it."""
+
+    GREY = "grey"  # one channel, bilinear
+    COLOUR = "colour"  # red, green and blue, bilinear
+    LANCZOS = "lanczos"  # red, green and blue, by Lanczos, cut to [0, 1]
+
+
 class EngineName(enum.StrEnum):
-    """What executes the artifact."""
+    """The library that executes the artifact."""
 
     OPENVINO = "openvino"
     ONNXRUNTIME = "onnxruntime"
@@ -68,111 +81,180 @@ class Precision(enum.StrEnum):
     BF16 = "bf16"
 
 
-@dataclass(frozen=True)
-class InputSpec:
+_Count = Annotated[int, Meta(ge=1)]
+
+
+class InputSpec(Section, frozen=True):
     """What the model reads and how large it may be."""
 
-    kinds: tuple[InputKind, ...]
-    size: tuple[int, ...]  # pixels (H, W) or voxels (I, J, K) that the network sees
-    channels: int = 1
-    max_payload_bytes: int = 32 * 2**20
-    max_pixels: int = 40_000_000  # per plane; above it a file is a decompression bomb
-    min_side: int = 8  # pixels; below it nothing can be recognised
-    max_items: int = 512  # images packed into one call
+    kinds: Annotated[
+        tuple[InputKind, ...], Meta(description="Families of file formats that the model reads.")
+    ]
+    size: Annotated[
+        tuple[_Count, ...],
+        Meta(
+            min_length=2,
+            max_length=3,
+            description="Pixels (H, W) or voxels (I, J, K) that the network sees.",
+        ),
+    ]
+    channels: Annotated[_Count, Meta(description="Channels of the network's input.")] = 1
+    fit: Annotated[
+        Fit,
+        Meta(
+            description="How an image is brought to the network's plane, in training and serving; "
+            "of `classification` only."
+        ),
+    ] = Fit.GREY
+    max_payload_bytes: Annotated[
+        _Count, Meta(description="Bytes of one file; a larger one is refused.")
+    ] = 32 * 2**20
+    max_pixels: Annotated[
+        _Count, Meta(description="Pixels of one plane; above it a file is a decompression bomb.")
+    ] = 40_000_000
+    min_side: Annotated[
+        _Count,
+        Meta(description="Pixels of the shorter side; below it nothing can be recognised."),
+    ] = 8
+    max_items: Annotated[_Count, Meta(description="Files packed into one call.")] = 512
 
 
-@dataclass(frozen=True)
-class OutputSpec:
-    """How answers are shaped."""
+class OutputSpec(Section, frozen=True):
+    """How a classifier answers."""
 
-    review_below: float = 0.0  # probability under which a person should look
-    top_k: int = 3
-
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """Which engine runs the artifact, and how."""
-
-    name: EngineName = EngineName.OPENVINO
-    precision: Precision = Precision.F32
-    threads: int = 0  # 0: cores / workers
+    review_below: Annotated[
+        float,
+        Meta(ge=0, le=1, description="Probability below which a person should look."),
+    ] = 0.0
+    top_k: Annotated[_Count, Meta(description="Classes in `top`, most probable first.")] = 3
 
 
-@dataclass(frozen=True)
-class ServingSpec:
-    """TorchServe's own keys, under its own names in the file."""
+class EngineSpec(Section, frozen=True):
+    """The engine that runs the artifact, and how."""
 
-    min_workers: int
-    max_workers: int
-    batch_size: int = 1
-    max_batch_delay: int = 1  # ms; 0 makes TorchServe stop gathering after two requests
-    response_timeout: int = 120  # s; TorchServe kills the worker after it
-    startup_timeout: int = 120  # s
-    job_queue_size: int = 100
+    name: Annotated[EngineName, Meta(description="The library.")] = EngineName.OPENVINO
+    precision: Annotated[Precision, Meta(description="Arithmetic.")] = Precision.F32
+    threads: Annotated[
+        int, Meta(ge=0, description="Threads of a worker; 0 divides the cores by the workers.")
+    ] = 0
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """One model: its name, its task, its labels in order, and how it is fed and served."""
+class ServingSpec(msgspec.Struct, frozen=True, rename="camel"):
+    """TorchServe's own keys, under its own names; further ones are TorchServe's business."""
 
-    name: str
-    version: str
-    title: str
-    task: Task
-    labels: tuple[str, ...]
-    input: InputSpec
+    min_workers: Annotated[_Count, Meta(description="Workers that TorchServe starts.")]
+    max_workers: Annotated[_Count, Meta(description="Workers that may be asked for.")]
+    batch_size: Annotated[_Count, Meta(description="Calls gathered into one batch.")] = 1
+    max_batch_delay: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Milliseconds that a call waits for others; 0 makes TorchServe stop "
+            "gathering after two.",
+        ),
+    ] = 1
+    response_timeout: Annotated[
+        int, Meta(ge=0, description="Seconds after which TorchServe kills a worker that is silent.")
+    ] = 120
+    startup_timeout: Annotated[_Count, Meta(description="Seconds that a worker may load.")] = 120
+    job_queue_size: Annotated[_Count, Meta(description="Calls that may wait.")] = 100
+
+
+class _Own(Section, frozen=True, kw_only=True):
+    """The key `medserve` of a model configuration; each task has one section of its own."""
+
+    name: Annotated[str, Meta(description="Name of the model: letters, digits and underscores.")]
+    version: Annotated[str, Meta(description='Version of the archive, quoted: "1.0".')]
+    title: Annotated[str, Meta(description="What the model finds, in a few words.")]
+    task: Annotated[Task, Meta(description="The kind of work.")]
+    labels: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Names in the order of the network's outputs; the background's first where "
+            "the answer is a mask."
+        ),
+    ]
+    input: Annotated[InputSpec, Meta(description="What the model reads.")]
+    engine: Annotated[EngineSpec, Meta(description="What executes the artifact.")] = EngineSpec()
+    output: Annotated[
+        OutputSpec | None, Meta(description="How answers are shaped; of `classification` only.")
+    ] = None
+    volume: Annotated[
+        VolumeSpec | None, Meta(description="The way of a volume; of `volumes` only.")
+    ] = None
+    frame: Annotated[
+        FrameSpec | None, Meta(description="The way of a frame; of `frames` only.")
+    ] = None
+    generation: Annotated[
+        GenerationSpec | None, Meta(description="The diffusion process; of `generation` only.")
+    ] = None
+
+
+_SECTIONS = {
+    Task.CLASSIFICATION: "output",
+    Task.VOLUMES: "volume",
+    Task.FRAMES: "frame",
+    Task.GENERATION: "generation",
+}
+
+
+class ModelSpec(_Own, frozen=True, kw_only=True):
+    """One model: its name, its task, its labels in order, and how it is fed and served.
+
+    Exactly one of `output`, `volume`, `frame` and `generation` is there: the section of the task.
+    """
+
     serving: ServingSpec
-    output: OutputSpec = field(default_factory=OutputSpec)
-    engine: EngineSpec = field(default_factory=EngineSpec)
-    volume: VolumeSpec | None = None  # only for models of whole volumes
-    generation: GenerationSpec | None = None  # only for diffusion models
-    frame: FrameSpec | None = None  # only for models of frames and stacks of them
 
     def __post_init__(self) -> None:
-        self._check_volume()
-        self._check_generation()
-        self._check_frame()
+        if self.task is Task.CLASSIFICATION and self.output is None:  # all of it has defaults
+            msgspec.structs.force_setattr(self, "output", OutputSpec())
+        for task, section in _SECTIONS.items():
+            there = getattr(self, section) is not None
+            if there is not (task is self.task):
+                raise ConfigError(
+                    f"{self.name}: expected the section {_SECTIONS[self.task]!r} and none of "
+                    f"another task for the task {self.task}, got "
+                    + (f"a section {section!r}" if there else "none")
+                )
         if len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"{self.name}: labels must differ, got {list(self.labels)}")
-        if not 1 <= self.serving.min_workers <= self.serving.max_workers:
+        if self.serving.min_workers > self.serving.max_workers:
             raise ConfigError(
-                f"{self.name}: expected 1 <= minWorkers <= maxWorkers (TorchServe otherwise starts "
-                f"one worker per core), got {self.serving.min_workers} and "
-                f"{self.serving.max_workers}"
+                f"{self.name}: expected minWorkers <= maxWorkers, got {self.serving.min_workers} "
+                f"and {self.serving.max_workers}"
             )
+        self._check_input()
 
-    def _check_volume(self) -> None:
-        if self.volume is None:
-            return
-        if len(self.input.size) != 3 or self.input.channels != 1 or len(self.labels) < 2:
+    @property
+    def classifier(self) -> OutputSpec:
+        """The section of a model that classifies."""
+        assert self.output is not None  # `__post_init__` saw to it
+        return self.output
+
+    def _check_input(self) -> None:
+        """Refuse an input that does not fit the task's section."""
+        size, channels, labels = self.input.size, self.input.channels, len(self.labels)
+        if self.volume is not None and (len(size) != 3 or channels != 1 or labels < 2):
             raise ConfigError(
                 f"{self.name}: expected a window (I, J, K) of one channel and at least two labels, "
-                f"got {self.input.size}, {self.input.channels} and {len(self.labels)}"
+                f"got {size}, {channels} and {labels}"
             )
-        if unknown := sorted(set(self.volume.snomed) - set(self.labels[1:])):
-            raise ConfigError(f"{self.name}: snomed: {unknown[0]!r} is no label of a structure")
-
-    def _check_frame(self) -> None:
-        if self.frame is None:
-            return
-        if len(self.input.size) != 2 or self.input.channels != 1 or len(self.labels) != 2:
+        if self.frame is not None and (len(size) != 2 or channels != 1 or labels != 2):
             raise ConfigError(
                 f"{self.name}: expected a frame (H, W) of one channel and two labels, background "
-                f"and one structure (another target is another model), got {self.input.size}, "
-                f"{self.input.channels} and {len(self.labels)}"
+                f"and one structure (another target is another model), got {size}, {channels} and "
+                f"{labels}"
             )
-        if unknown := sorted(set(self.frame.snomed) - set(self.labels[1:])):
-            raise ConfigError(f"{self.name}: snomed: {unknown[0]!r} is no label of a structure")
-
-    def _check_generation(self) -> None:
-        if self.generation is None:
-            return
-        side = self.generation.sizes[0]
-        if self.task is not Task.GENERATION or self.input.size != (side, side):
+        if self.generation is not None and size != 2 * self.generation.sizes[:1]:
+            side = self.generation.sizes[0]
             raise ConfigError(
-                f"{self.name}: generation: expected the task generation and an input of size "
-                f"[{side}, {side}], its first size, got {self.task} and {list(self.input.size)}"
+                f"{self.name}: generation: expected an input of size [{side}, {side}], its first "
+                f"size, got {list(size)}"
             )
+        masked = self.volume or self.frame
+        if masked and (unknown := sorted(set(masked.snomed) - set(self.labels[1:]))):
+            raise ConfigError(f"{self.name}: snomed: {unknown[0]!r} is no label of a structure")
 
     @classmethod
     def from_file(cls, path: Path) -> ModelSpec:
@@ -191,63 +273,18 @@ class ModelSpec:
         if not isinstance(content, Mapping) or not isinstance(content.get("medserve"), Mapping):
             raise ConfigError(f"{source}: expected a mapping with the key 'medserve'")
         own = dict(content["medserve"])
-        own["serving"] = {
-            field.name: content[_camel(field.name)]
-            for field in dataclasses.fields(ServingSpec)
-            if _camel(field.name) in content
-        }
-        spec = _build(cls, own, f"{source}: medserve")
-        assert isinstance(spec, cls)
-        return spec
+        if own.get("task") == "segmentation":  # as archives of before the two tasks say
+            own["task"] = "frames" if "frame" in own else "volumes"
+        own["serving"] = {key: each for key, each in content.items() if key != "medserve"}
+        return read_section(cls, own, f"{source}: medserve")
 
 
-def _camel(name: str) -> str:
-    head, *tail = name.split("_")
-    return head + "".join(part.capitalize() for part in tail)
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a whole `model-config.yaml`, for editors and the reference page."""
 
+    class ModelConfig(ServingSpec, frozen=True, rename="camel", kw_only=True):
+        """A model configuration as TorchServe reads it, with medserve's own key."""
 
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """Convert parsed YAML into `kind`, refusing unknown keys, missing keys and wrong types."""
-    origin = typing.get_origin(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _build_dataclass(kind, value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"{where}: expected a list, got {value!r}")
-        item = typing.get_args(kind)[0]
-        return tuple(_build(item, each, f"{where}[{i}]") for i, each in enumerate(value))
-    if origin in (typing.Union, types.UnionType):  # of a kind and None
-        return None if value is None else _build(typing.get_args(kind)[0], value, where)
-    if origin is Mapping:
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise ConfigError(f"{where}: expected a mapping with names as keys, got {value!r}")
-        item = typing.get_args(kind)[1]
-        return {key: _build(item, each, f"{where}.{key}") for key, each in value.items()}
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        if value not in [member.value for member in kind]:
-            allowed = ", ".join(str(member.value) for member in kind)
-            raise ConfigError(f"{where}: expected one of {allowed}, got {value!r}")
-        return kind(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{where}: expected {kind.__name__}, got {value!r}")
-    return value
+        medserve: Annotated[_Own, Meta(description="Everything that is medserve's.")]
 
-
-def _build_dataclass(kind: type, value: Any, where: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: expected a mapping, got {value!r}")
-    hints = typing.get_type_hints(kind)
-    if unknown := sorted(set(value) - set(hints)):
-        known = ", ".join(sorted(hints))
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; known keys: {known}")
-    parts = {key: _build(hints[key], each, f"{where}.{key}") for key, each in value.items()}
-    required = [
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
-    if missing := [name for name in required if name not in parts]:
-        raise ConfigError(f"{where}: missing key {missing[0]!r}")
-    return kind(**parts)
+    return msgspec.json.schema(ModelConfig)

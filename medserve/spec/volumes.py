@@ -5,9 +5,13 @@ from __future__ import annotations
 import enum
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from medserve.errors import ConfigError
+from medserve.spec.section import Section
 
 __all__ = [
     "CodedTerm",
@@ -34,22 +38,24 @@ class NormalisationKind(enum.StrEnum):
     Z_SCORE = "z_score"  # mean and standard deviation of the volume itself
 
 
-@dataclass(frozen=True)
-class NormalisationSpec:
-    """How intensities become what the network was trained on.
+class NormalisationSpec(Section, frozen=True):
+    """How intensities become what the network was trained on."""
 
-    Attributes:
-        kind: What the scale is taken from.
-        low: Percentile (0 to 100) or value that becomes 0; unused by the z-score.
-        high: Percentile or value that becomes 1.
-        foreground_only: Take percentiles, mean and deviation from the voxels above the volume's
-            minimum: an image that was cut out of its surroundings is mostly padding.
-    """
-
-    kind: NormalisationKind = NormalisationKind.PERCENTILE
-    low: float = 0.5
-    high: float = 99.5
-    foreground_only: bool = False
+    kind: Annotated[NormalisationKind, Meta(description="What the scale is taken from.")] = (
+        NormalisationKind.PERCENTILE
+    )
+    low: Annotated[
+        float,
+        Meta(description="Percentile (0 to 100) or value that becomes 0; unused by the z-score."),
+    ] = 0.5
+    high: Annotated[float, Meta(description="Percentile or value that becomes 1.")] = 99.5
+    foreground_only: Annotated[
+        bool,
+        Meta(
+            description="Take percentiles, mean and deviation from the voxels above the volume's "
+            "minimum: an image that was cut out of its surroundings is mostly padding."
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         if self.kind is not NormalisationKind.Z_SCORE and not self.low < self.high:
@@ -68,18 +74,20 @@ class RoiKind(enum.StrEnum):
     THRESHOLD = "threshold"  # the box around what is brighter than a fixed value, as in CT
 
 
-@dataclass(frozen=True)
-class RoiSpec:
+class RoiSpec(Section, frozen=True):
     """The region of interest; outside of it everything is background."""
 
     kind: RoiKind = RoiKind.NONE
-    threshold: float = 0.0  # in the volume's own unit; only for the kind of that name
-    margin_mm: float = 8.0  # kept around the box
-    largest_only: bool = False  # look at the largest bright piece alone
+    threshold: Annotated[
+        float, Meta(description="In the volume's own unit; only for the kind of that name.")
+    ] = 0.0
+    margin_mm: Annotated[float, Meta(description="Kept around the box.")] = 8.0
+    largest_only: Annotated[bool, Meta(description="Look at the largest bright piece alone.")] = (
+        False
+    )
 
 
-@dataclass(frozen=True)
-class CodedTerm:
+class CodedTerm(Section, frozen=True):
     """A concept of a coding scheme (DICOM PS3.3 section 8.8): SNOMED CT is "SCT"."""
 
     value: str
@@ -87,56 +95,80 @@ class CodedTerm:
     scheme: str = "SCT"
 
 
-@dataclass(frozen=True)
-class SegmentCoding:
-    """What a label stands for, as DICOM Segmentation states it.
+class SegmentCoding(Section, frozen=True):
+    """What a label stands for, as DICOM Segmentation states it."""
 
-    Attributes:
-        kind: The structure itself, such as 5366008 "Hippocampus" of DICOM PS3.16 CID 7153.
-        modifier: Which part of it, such as 255549009 "Anterior" of CID 2.
-        category: Of CID 7150.
-    """
+    kind: Annotated[
+        CodedTerm,
+        Meta(
+            description='The structure itself, such as 5366008 "Hippocampus" of DICOM PS3.16 CID '
+            "7153."
+        ),
+    ]
+    modifier: Annotated[
+        CodedTerm | None,
+        Meta(description='Which part of it, such as 255549009 "Anterior" of CID 2.'),
+    ] = None
+    category: Annotated[CodedTerm, Meta(description="Of CID 7150.")] = CodedTerm(
+        "91723000", "Anatomical Structure"
+    )
 
-    kind: CodedTerm
-    modifier: CodedTerm | None = None
-    category: CodedTerm = CodedTerm("91723000", "Anatomical Structure")
 
+class VolumeSpec(Section, frozen=True):
+    """The way of a volume to the network and back; `input.size` is the sliding window."""
 
-@dataclass(frozen=True)
-class VolumeSpec:
-    """The way of a volume to the network and back; `input.size` is the sliding window.
-
-    Attributes:
-        spacing_mm: Voxels that the network sees, along the axes of `orientation`.
-        orientation: Axis codes in which the network sees every volume.
-        normalisation: How intensities become what the network was trained on.
-        roi: Which part of the volume the network sees.
-        overlap: Share of a window that its neighbour covers too.
-        window_batch: Windows in one call of the network.
-        flips: Whether scores are averaged over mirrored windows unless a caller says otherwise.
-        flip_axes: Axes of the network's grid that are mirrored then, in every combination.
-        largest_component: Whether only the largest piece of each label stays, by default.
-        fill_holes: Whether holes inside a label are filled, by default.
-        modalities: Values of DICOM's Modality that are accepted; all where it is empty.
-        max_memory_bytes: What one volume may take at its peak; larger ones are refused.
-        network_bytes: What the network itself takes for one batch of windows, as measured.
-        snomed: For each label but the background its meaning; needed for DICOM-SEG.
-    """
-
-    spacing_mm: tuple[float, ...]
-    orientation: str = "RAS"
-    normalisation: NormalisationSpec = field(default_factory=NormalisationSpec)
-    roi: RoiSpec = field(default_factory=RoiSpec)
-    overlap: float = 0.5
-    window_batch: int = 4
-    flips: bool = False
-    flip_axes: tuple[int, ...] = (0,)  # in RAS left and right, in which bodies are alike
-    largest_component: bool = False
-    fill_holes: bool = False
-    modalities: tuple[str, ...] = ()
-    max_memory_bytes: int = 1536 * 2**20
-    network_bytes: int = 256 * 2**20
-    snomed: Mapping[str, SegmentCoding] = field(default_factory=dict, hash=False)
+    spacing_mm: Annotated[
+        tuple[float, ...],
+        Meta(description="Voxels that the network sees, along the axes of `orientation`."),
+    ]
+    orientation: Annotated[
+        str, Meta(description="Axis codes in which the network sees every volume.")
+    ] = "RAS"
+    normalisation: Annotated[
+        NormalisationSpec,
+        Meta(description="How intensities become what the network was trained on."),
+    ] = NormalisationSpec()
+    roi: Annotated[RoiSpec, Meta(description="Which part of the volume the network sees.")] = (
+        RoiSpec()
+    )
+    overlap: Annotated[
+        float, Meta(description="Share of a window that its neighbour covers too.")
+    ] = 0.5
+    window_batch: Annotated[int, Meta(description="Windows in one call of the network.")] = 4
+    flips: Annotated[
+        bool,
+        Meta(
+            description="Whether scores are averaged over mirrored windows unless a caller says "
+            "otherwise."
+        ),
+    ] = False
+    flip_axes: Annotated[
+        tuple[int, ...],
+        Meta(
+            description="Axes of the network's grid that are mirrored then, in every combination."
+        ),
+    ] = (0,)  # in RAS left and right, in which bodies are alike
+    largest_component: Annotated[
+        bool, Meta(description="Whether only the largest piece of each label stays, by default.")
+    ] = False
+    fill_holes: Annotated[
+        bool, Meta(description="Whether holes inside a label are filled, by default.")
+    ] = False
+    modalities: Annotated[
+        tuple[str, ...],
+        Meta(description="Values of DICOM's Modality that are accepted; all where it is empty."),
+    ] = ()
+    max_memory_bytes: Annotated[
+        int, Meta(description="What one volume may take at its peak; larger ones are refused.")
+    ] = 1536 * 2**20
+    network_bytes: Annotated[
+        int,
+        Meta(description="What the network itself takes for one batch of windows, as measured."),
+    ] = 256 * 2**20
+    snomed: Annotated[
+        Mapping[str, SegmentCoding],
+        Meta(description="For each label but the background its meaning; needed for DICOM-SEG."),
+    ] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.spacing_mm) != 3 or not min(self.spacing_mm) > 0:

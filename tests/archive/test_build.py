@@ -117,6 +117,7 @@ def test_the_golden_input_can_be_taken_out_as_a_canary(archive: Path) -> None:
 def test_requirements_pin_what_a_stock_server_must_install(archive: Path) -> None:
     lines = members(archive)["requirements.txt"].decode().splitlines()
     assert [line.partition("==")[0] for line in lines] == [
+        "msgspec",
         "numpy",
         "onnxruntime",
         "openvino",

@@ -14,7 +14,7 @@ import pytest
 
 from medserve.wire import inference_pb2
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/run/scaling.md"
 
 
 def _named(name: bytes) -> grpc.GenericRpcHandler[Any, Any]:
@@ -73,7 +73,7 @@ def test_the_calls_of_one_channel_go_round_over_all_servers(addresses: list[str]
 def test_the_address_is_the_headless_service_of_the_manifests() -> None:
     found = re.search(r"dns:///([\w-]+)\.([\w-]+)\.svc\.cluster\.local:(\d+)", documented())
     assert found is not None
-    service = (PAGE.parents[1] / "k8s/base/service-headless.yaml").read_text(encoding="utf-8")
+    service = (PAGE.parents[2] / "k8s/base/service-headless.yaml").read_text(encoding="utf-8")
     assert f"name: {found[1]}\n" in service
     assert "clusterIP: None" in service
     assert f"port: {found[3]}" in service

@@ -171,9 +171,7 @@ def test_canaries_are_sent_as_often_as_asked(
     assert len(engine.asked) == asked
 
 
-@pytest.mark.parametrize(
-    ("task", "key"), [(Task.GENERATION, "params"), (Task.SEGMENTATION, "data")]
-)
+@pytest.mark.parametrize(("task", "key"), [(Task.GENERATION, "params"), (Task.VOLUMES, "data")])
 def test_a_canary_is_the_golden_input_under_the_key_that_the_task_reads(
     archive: Path, task: Task, key: str
 ) -> None:

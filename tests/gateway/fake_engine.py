@@ -9,13 +9,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from medserve.engine.interface import EngineModel
 from medserve.errors import UnknownModelError
 from medserve.gateway.core.calls import Health, ModelInfo
 from medserve.gateway.core.gateway import Gateway, Guards
 from medserve.gateway.core.served_models import ServedModels
-from medserve.spec import InputKind, InputSpec, ModelSpec, ServingSpec, Task
+from medserve.spec import (
+    FrameSpec,
+    GenerationSpec,
+    InputKind,
+    InputSpec,
+    ModelSpec,
+    ServingSpec,
+    Task,
+    VolumeSpec,
+)
+from medserve.spec.generation import Prediction, ScheduleKind
 
 __all__ = ["FakeEngine", "Request", "fake_gateway", "model"]
 
@@ -95,14 +106,24 @@ def model(
     version: str = "1.0",
 ) -> ModelInfo:
     """A model as its archive would describe it, serving."""
+    sections: dict[Task, dict[str, Any]] = {
+        Task.CLASSIFICATION: {},
+        Task.VOLUMES: {"volume": VolumeSpec((1.0, 1.0, 1.0))},
+        Task.FRAMES: {"frame": FrameSpec()},
+        Task.GENERATION: {
+            "generation": GenerationSpec(ScheduleKind.COSINE, Prediction.VELOCITY, (64,))
+        },
+    }
+    size = (16, 16, 16) if task is Task.VOLUMES else (64, 64)
     spec = ModelSpec(
         name=name,
         version=version,
         title=f"The model {name}",
         task=task,
         labels=labels,
-        input=InputSpec((InputKind.RASTER,), (64, 64)),
+        input=InputSpec((InputKind.RASTER,), size),
         serving=serving or ServingSpec(1, 1, batch_size=8),
+        **sections[task],
     )
     return ModelInfo(spec, "sha256:" + 64 * "0", True, Health(True), f"# {name}\n", {"accuracy": 1})
 

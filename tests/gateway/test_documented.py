@@ -25,7 +25,7 @@ CONTRACTS = (inference_pb2, imaging_pb2)  # importing them makes their services 
 
 def recorded(folder: Path) -> Iterator[tuple[str, str]]:
     """Method and body of each command of the page."""
-    script = "".join(blocks(ROOT / "docs" / "grpc.md", "bash"))
+    script = "".join(blocks(ROOT / "docs/call/grpc.md", "bash"))
     program, record = folder / "grpcurl", folder / "record.jsonl"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {RECORDER} "$@"\n', encoding="utf-8")
     program.chmod(0o755)
@@ -66,7 +66,7 @@ def test_every_body_for_grpcurl_is_one_that_its_method_reads(tmp_path: Path) -> 
 
 
 def test_the_reference_names_every_call_and_every_code() -> None:
-    text = (ROOT / "docs" / "grpc.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/call/grpc.md").read_text(encoding="utf-8")
     for method in imaging_pb2.DESCRIPTOR.services_by_name["ImagingService"].methods:
         assert f"`{method.name}`" in text
     local = ("ArchiveError", "ConfigError", "MedserveError")  # no server answers with them

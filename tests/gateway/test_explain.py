@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.faces.rest import app as rest
-from medserve.results.explanation import EXPLAINED_PER_CALL
+from medserve.tasks.classification import EXPLAINED_PER_CALL
 from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
 from tests.gateway.faces import LABELS, classified, compact, served

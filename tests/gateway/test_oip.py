@@ -43,7 +43,7 @@ pytestmark = pytest.mark.loopback
 
 _MODELS = (
     model("kinds", labels=LABELS),
-    model("hippocampus", Task.SEGMENTATION, labels=LABELS),
+    model("hippocampus", Task.VOLUMES, labels=LABELS),
     model("sampler", Task.GENERATION, labels=()),
 )
 Stub = Any  # grpc's own stub has no type of its own for asyncio

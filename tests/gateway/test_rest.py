@@ -27,7 +27,7 @@ from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
 
 _MODELS = (
     model("kinds", labels=LABELS),
-    model("hippocampus", Task.SEGMENTATION, labels=LABELS),
+    model("hippocampus", Task.VOLUMES, labels=LABELS),
     model("sampler", Task.GENERATION, labels=()),
 )
 _OCTETS = {"content-type": "application/octet-stream"}

@@ -76,7 +76,7 @@ def test_every_setting_is_a_flag_and_stands_in_the_documentation(name: str) -> N
     flag = f"--{name.replace('_', '-')}"
     shown = CliRunner().invoke(app, ["gateway", "--help"], env={"COLUMNS": "200"}).output
     assert flag in shown
-    documented = (_ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
+    documented = (_ROOT / "docs/run/gateway.md").read_text(encoding="utf-8")
     assert f"| `{flag}` | `{variable(name)}` |" in documented
 
 

@@ -307,7 +307,7 @@ def run(command: list[str], **environment: str) -> str:
 def test_the_python_example_of_the_typed_calls_works(
     as_documented: Callable[[str], str], tmp_path: Path
 ) -> None:
-    [example] = examples("grpc.md", "Typed calls", "python")
+    [example] = examples("call/grpc.md", "Typed calls", "python")
     printed = run([sys.executable, "-c", as_documented(example)])
     assert "Hand Hand" in printed
     assert "bright: " in printed
@@ -320,7 +320,7 @@ def test_the_python_example_of_the_open_inference_protocol_works(
 ) -> None:
     if importlib.util.find_spec("tritonclient") is None:
         pytest.skip("tritonclient is not installed; pip install -e '.[dev]'")
-    [example] = examples("grpc.md", "Open Inference Protocol", "python")
+    [example] = examples("call/grpc.md", "Open Inference Protocol", "python")
     printed = run([sys.executable, "-c", as_documented(example)])
     assert "Hand.png Hand" in printed
     assert "(6, 6)" in printed
@@ -340,7 +340,7 @@ def test_the_shell_example_of_the_typed_calls_works(
         program.write_text(f'#!/bin/sh\nexec {sys.executable} {stand_in} "$@"\n', encoding="utf-8")
         program.chmod(0o755)
         path = f"{program.parent}:{path}"
-    [example] = examples("grpc.md", "Typed calls", "bash")
+    [example] = examples("call/grpc.md", "Typed calls", "bash")
     script = "set -euo pipefail\n" + as_documented(example)
     printed = run(["bash", "-c", script], PATH=path, BUF=str(_BUF)).replace(" ", "")
     assert printed.count('"classification"') == 6
@@ -354,7 +354,7 @@ def test_every_curl_command_of_the_documentation_works(
     as_documented: Callable[[str], str], tmp_path: Path
 ) -> None:
     headings = ("Classify", "Segment", "Sample", "Models and health")
-    blocks = [block for heading in headings for block in examples("rest.md", heading, "bash")]
+    blocks = [block for heading in headings for block in examples("call/http.md", heading, "bash")]
     assert len(blocks) == 5
     script = "set -euo pipefail\n" + as_documented("".join(blocks))
     printed = run(["bash", "-c", script], NO_PROXY="127.0.0.1")

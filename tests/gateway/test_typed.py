@@ -41,7 +41,7 @@ pytestmark = pytest.mark.loopback
 _DETAILS = "grpc-status-details-bin"
 _MODELS = (
     model("kinds", labels=LABELS),
-    model("hippocampus", Task.SEGMENTATION, labels=LABELS),
+    model("hippocampus", Task.VOLUMES, labels=LABELS),
     model("sampler", Task.GENERATION, labels=()),
 )
 Stub = Any  # serves both kinds of channel, and its type only one

@@ -51,10 +51,9 @@ def report(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     shutil.copytree(Path(handlers.__file__).parent, folder / "handlers", ignore=skipped)
     shutil.copy(Path(handlers.__file__).parent / "mednist.py", folder)
     (folder / "medserve").mkdir()
-    specs = [path.name for path in (REPOSITORY / "medserve").glob("*spec.py")]
-    for file in ("__init__.py", "cores.py", "errors.py", *specs):
+    for file in ("__init__.py", "cores.py", "errors.py"):
         shutil.copy(REPOSITORY / "medserve" / file, folder / "medserve")
-    for package in ("imaging", "inference"):
+    for package in ("spec", "tasks", "imaging", "results", "inference"):
         source = REPOSITORY / "medserve" / package
         shutil.copytree(source, folder / "medserve" / package, ignore=skipped)
     (folder / "model-config.yaml").write_text(yaml.safe_dump(BRIGHTNESS_CONFIG))

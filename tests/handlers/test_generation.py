@@ -467,5 +467,5 @@ def test_golden_params_without_a_seed_prove_nothing(tmp_path: Path, golden: byte
 
 def test_a_model_without_the_section_generation_does_not_start(folder: Path) -> None:
     own = {key: value for key, value in DIFFUSION_CONFIG["medserve"].items() if key != "generation"}
-    with pytest.raises(ConfigError, match="expected a section generation"):
+    with pytest.raises(ConfigError, match="expected the section 'generation'"):
         ready(folder, {**DIFFUSION_CONFIG, "medserve": own})

@@ -16,9 +16,10 @@ from pydicom.uid import JPEGBaseline8Bit, RLELossless
 from medserve.errors import InvalidImageError, InvalidRequestError, PayloadTooLargeError
 from medserve.imaging.codecs import dicom, dicom_regions, frame_file, nifti
 from medserve.imaging.codecs.frame_file import FrameReading
-from medserve.imaging.frames import FrameGrid, FrameLimits, FrameStack, GivenSpacing, View
+from medserve.imaging.frames import FrameGrid, FrameLimits, FrameStack, GivenSpacing
 from medserve.imaging.packed_masks import PackedMasks
 from medserve.spec import InputKind, InputSpec
+from medserve.tasks.frames import View
 from tests.frame_phantoms import as_nifti, cine, region, saved, scan, ultrasound
 from tests.phantoms import raster_bytes
 

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import numpy.typing as npt
 import pytest
+from msgspec import structs
 
 from medserve.errors import ConfigError
 from medserve.inference import filters
@@ -82,8 +81,8 @@ def test_srad_gives_what_an_independent_program_gives() -> None:
 
 def test_the_time_that_passes_lowers_what_srad_takes_for_speckle() -> None:
     plane, spec = speckled(0.05, 0.4), FilterSpec(FilterKind.SRAD, 2, 0.2, speckle=0.5, decay=0.3)
-    one = dataclasses.replace(spec, iterations=1)
-    second = dataclasses.replace(one, speckle=0.5 * np.exp(-0.3 * 4 * 0.2))
+    one = structs.replace(spec, iterations=1)
+    second = structs.replace(one, speckle=0.5 * np.exp(-0.3 * 4 * 0.2))
     by_hand = filters.apply(filters.apply(plane, one), second)
     np.testing.assert_allclose(filters.apply(plane, spec), by_hand, atol=1e-5)
 

@@ -1,20 +1,20 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from msgspec import structs
 
 from medserve.errors import ConfigError
 from medserve.imaging.image import Image
 from medserve.inference import filters
 from medserve.inference.frame_pipeline import (
     FrameBox,
-    FrameOptions,
     FramePipeline,
+    FrameSettings,
     content_box,
 )
 from medserve.spec import InputKind, InputSpec, ModelSpec, ServingSpec, Task
@@ -36,7 +36,7 @@ def pipeline_of(size: tuple[int, int] = (64, 64), **frame: Any) -> FramePipeline
             name="frames",
             version="1.0",
             title="Bright pixels",
-            task=Task.SEGMENTATION,
+            task=Task.FRAMES,
             labels=("background", "bright"),
             input=InputSpec((InputKind.RASTER,), size),
             serving=ServingSpec(1, 1),
@@ -159,7 +159,7 @@ def test_a_mask_found_in_a_crop_lies_in_its_place() -> None:
     frame[100:260, 200:380] = 0.2
     frame[150:200, 230:300] = 1.0
     pipeline = pipeline_of((80, 80), crop=CropSpec(CropKind.CONTENT, margin=0.0))
-    options = FrameOptions(probabilities=True)
+    options = FrameSettings(probabilities=True)
     [found] = pipeline.segment([Image(frame)], half_is_the_outline, options)
     assert dice(found.mask.astype(bool), frame == 1.0) > 0.96
     assert found.probabilities is not None
@@ -189,7 +189,7 @@ def test_the_threshold_is_a_probability() -> None:
     inverse = pipeline.prepare(Image(np.zeros((16, 16), dtype=np.float32))).inverse
     logits = np.full((1, 16, 16), np.log(0.7 / 0.3), dtype=np.float32)
     for threshold, expected in ((0.69, 256), (0.71, 0)):
-        found = pipeline.find(logits, inverse, FrameOptions(threshold=threshold))
+        found = pipeline.find(logits, inverse, FrameSettings(threshold=threshold))
         assert found.mask.sum() == expected
 
 
@@ -202,7 +202,7 @@ def test_specks_go_and_holes_are_filled_where_that_is_asked() -> None:
     pipeline = pipeline_of((40, 50), largest_component=True, fill_holes=True)
     [found] = pipeline.segment([Image(frame)], half_is_the_outline)
     np.testing.assert_array_equal(found.mask, wanted)
-    [plain] = pipeline.segment([Image(frame)], half_is_the_outline, FrameOptions())
+    [plain] = pipeline.segment([Image(frame)], half_is_the_outline, FrameSettings())
     np.testing.assert_array_equal(plain.mask, frame)
 
 
@@ -236,21 +236,20 @@ def test_work_stops_between_batches_where_the_caller_says_so() -> None:
 
     frames = [Image(np.ones((20, 30), dtype=np.float32))] * 6
     found = pipeline_of((20, 30), batch=2).segment(
-        frames, half_is_the_outline, FrameOptions(between=stop)
+        frames, half_is_the_outline, FrameSettings(between=stop)
     )
     with pytest.raises(TimeoutError, match="2 frames"):
         list(found)
 
 
 def test_a_model_without_a_frame_section_has_no_frame_pipeline() -> None:
-    spec = dataclasses.replace(pipeline_of().spec, frame=None)
-    with pytest.raises(ConfigError, match="expected a section 'frame'"):
-        FramePipeline(spec)
+    with pytest.raises(ConfigError, match="expected the section 'frame'"):
+        structs.replace(pipeline_of().spec, frame=None)
 
 
 def test_gland_and_lesion_are_targets_of_two_models() -> None:
     with pytest.raises(ConfigError, match="another target is another model"):
-        dataclasses.replace(pipeline_of().spec, labels=("background", "prostate", "lesion"))
+        structs.replace(pipeline_of().spec, labels=("background", "prostate", "lesion"))
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,5 @@ def test_a_description_that_cannot_work_is_refused(changes: dict[str, Any], mess
 
 def test_a_model_of_another_task_makes_no_images() -> None:
     own = {key: value for key, value in DIFFUSION_CONFIG["medserve"].items() if key != "generation"}
-    spec = ModelSpec.from_mapping({**DIFFUSION_CONFIG, "medserve": own})
-    with pytest.raises(ConfigError, match="painter: expected a section generation"):
-        DiffusionPipeline(spec, run)
+    with pytest.raises(ConfigError, match="painter: expected the section 'generation'"):
+        ModelSpec.from_mapping({**DIFFUSION_CONFIG, "medserve": own})

@@ -10,12 +10,12 @@ import pytest
 
 from medserve.imaging.volume import Volume
 from medserve.inference import volume_memory
-from medserve.inference.volume_pipeline import SegmentOptions
+from medserve.inference.volume_pipeline import VolumeSettings
 from tests.inference.test_volume_pipeline import half, phantom, pipeline
 from tests.volume_phantoms import oblique
 
-PLAIN = SegmentOptions()
-ALL = SegmentOptions(
+PLAIN = VolumeSettings()
+ALL = VolumeSettings(
     largest_component=True, fill_holes=True, probabilities=True, entropy=True, flips=True
 )
 
@@ -26,7 +26,7 @@ ALL = SegmentOptions(
 @pytest.mark.parametrize("dtype", [np.int16, np.float64])
 def test_a_call_takes_no_more_than_was_foretold(
     spacing_mm: tuple[float, float, float],
-    options: SegmentOptions,
+    options: VolumeSettings,
     kind: str,
     dtype: npt.DTypeLike,
 ) -> None:

@@ -13,18 +13,19 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from medserve.errors import ConfigError, DeadlineError, InvalidImageError, PayloadTooLargeError
 from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
 from medserve.inference.sliding_window import until
-from medserve.inference.volume_pipeline import Prepared, SegmentOptions, VolumePipeline
+from medserve.inference.volume_pipeline import Prepared, VolumePipeline, VolumeSettings
 from medserve.spec import ModelSpec
 from tests.volume_phantoms import ball, centre_of_mass_mm, geometries, oblique
 
 _Image: Any = nibabel.Nifti1Image
-BOTH = SegmentOptions(probabilities=True, entropy=True)
+BOTH = VolumeSettings(probabilities=True, entropy=True)
 
 
 def pipeline(**volume: object) -> VolumePipeline:
@@ -33,7 +34,7 @@ def pipeline(**volume: object) -> VolumePipeline:
         "name": "balls",
         "version": "1.0",
         "title": "Balls",
-        "task": "segmentation",
+        "task": "volumes",
         "labels": ["background", "ball"],
         "input": {"kinds": ["nifti"], "size": [16, 16, 16]},
         "volume": {"spacing_mm": [1.0, 1.0, 1.0], **volume},
@@ -169,17 +170,17 @@ def test_mirrored_windows_are_averaged() -> None:
     geometry = oblique((16, 16, 16), (1.0, 1.0, 1.0))  # one window
     own = pipeline(flip_axes=[0])
     prepared = own.prepare(phantom(geometry))
-    once = own.scores(prepared, lopsided, SegmentOptions())
-    both = own.scores(prepared, lopsided, SegmentOptions(flips=True))
+    once = own.scores(prepared, lopsided, VolumeSettings())
+    both = own.scores(prepared, lopsided, VolumeSettings(flips=True))
     mirrored = Prepared(np.ascontiguousarray(prepared.tensor[:, ::-1]), prepared.inverse)
-    other = own.scores(mirrored, lopsided, SegmentOptions())[:, ::-1]
+    other = own.scores(mirrored, lopsided, VolumeSettings())[:, ::-1]
     np.testing.assert_allclose(both, (once + other) / 2, atol=1e-5)
     assert not np.allclose(both, once)
 
 
 def test_the_model_s_own_choices_hold_unless_a_call_makes_others() -> None:
     own = pipeline(flips=True, largest_component=True, fill_holes=True)
-    assert own.defaults() == SegmentOptions(flips=True, largest_component=True, fill_holes=True)
+    assert own.defaults() == VolumeSettings(flips=True, largest_component=True, fill_holes=True)
 
 
 def test_only_the_largest_piece_stays_and_its_holes_are_filled_on_request() -> None:
@@ -192,7 +193,7 @@ def test_only_the_largest_piece_stays_and_its_holes_are_filled_on_request() -> N
     prepared = own.prepare(Volume(array, geometry))
 
     def found(largest: bool, holes: bool) -> int:
-        options = SegmentOptions(largest_component=largest, fill_holes=holes)
+        options = VolumeSettings(largest_component=largest, fill_holes=holes)
         return int(np.count_nonzero(own.segment(prepared, half, options).segmentation.mask))
 
     assert found(False, False) == 8**3 - 8 + 8
@@ -218,7 +219,7 @@ def test_work_that_nobody_waits_for_ends_between_windows() -> None:
 
     late = until(1.0, clock=lambda: 2.0 * len(calls))  # time is up after the first batch
     with pytest.raises(DeadlineError, match="windows done"):
-        own.segment(prepared, slow, SegmentOptions(between=late))
+        own.segment(prepared, slow, VolumeSettings(between=late))
     assert len(calls) == 1
 
 
@@ -254,9 +255,8 @@ def test_a_speck_is_refused_as_no_volume() -> None:
 
 
 def test_a_model_without_the_section_has_no_pipeline() -> None:
-    spec = dataclasses.replace(pipeline().spec, volume=None)
-    with pytest.raises(ConfigError, match="volume"):
-        VolumePipeline(spec)
+    with pytest.raises(ConfigError, match="expected the section 'volume'"):
+        structs.replace(pipeline().spec, volume=None)
 
 
 def test_a_limit_below_one_window_is_a_mistake_of_the_configuration() -> None:

@@ -16,7 +16,7 @@ from PIL import Image as pillow
 from medserve.client import Client
 from medserve.engine.torchserve import Server
 from medserve.errors import DeadlineError, InvalidImageError, MedserveError
-from medserve.results.explanation import EXPLAINED_PER_CALL
+from medserve.tasks.classification import EXPLAINED_PER_CALL
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.phantoms import dicom_bytes, raster_bytes, wedge
 from tests.serving.test_bad_input import BAD_FILES

@@ -157,7 +157,7 @@ def test_the_trained_model_finds_its_golden_gland(client: Client, real: str) -> 
     assert client.segment_frame(real, golden).stack.frames_found >= 1
 
 
-_PAGE = Path(__file__).parents[2] / "docs" / "trus-serving.md"
+_PAGE = Path(__file__).parents[2] / "docs/use/frames.md"
 
 
 def _block(language: str) -> str:

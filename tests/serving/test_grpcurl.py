@@ -1,4 +1,4 @@
-"""docs/grpcurl.md and scripts/smoke_grpcurl.sh against the real servers, word for word."""
+"""docs/call/grpcurl.md and scripts/smoke_grpcurl.sh against the real servers, word for word."""
 
 from __future__ import annotations
 

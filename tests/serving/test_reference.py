@@ -19,7 +19,7 @@ BUF = Path(sys.executable).with_name("buf")  # speaks the same JSON as grpcurl
 
 def documented_call() -> tuple[str, str]:
     """Shell expression of the body, and the full name of the method."""
-    text = (ROOT / "docs" / "grpc.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/call/grpc.md").read_text(encoding="utf-8")
     call = re.search(r"^IMAGE=.*?^grpcurl .*?-d (?P<body>[^\n]+) \\\n  \S+ (?P<method>\S+)",
                      text, re.DOTALL | re.MULTILINE)  # fmt: skip
     assert call is not None

@@ -1,4 +1,4 @@
-"""docs/trus-walk.md, command for command: from raw frames to a mask that a server answered with."""
+"""docs/build/frames-walk.md, command for command: from raw frames to a mask of a server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from training.ultrasound.scores import compare_frame
 pytest.importorskip("segmentation_models_pytorch", reason="needs the extra `train`")
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "trus-walk.md"
+PAGE = ROOT / "docs/build/frames-walk.md"
 SERVE = "medserve serve"
 PORTS = (7070, 7071, 8082)
 

@@ -183,7 +183,7 @@ def test_a_zip_within_a_folder_is_a_case_of_its_own(client: Client, tmp_path: Pa
     np.testing.assert_array_equal(found.mask, known_mask(upright()))
 
 
-_PAGE = Path(__file__).parents[2] / "docs" / "volumes.md"
+_PAGE = Path(__file__).parents[2] / "docs/use/volumes.md"
 
 
 def _block(language: str) -> str:

@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from msgspec import structs
+
 from medserve.gateway.core.gateway import Gateway
 from medserve.spec import InputKind, Task
 from tests.client.framing import LABELS, by_frame_size
@@ -28,9 +30,9 @@ def frame_answer(request: Request) -> bytes:
 
 
 def frames() -> Gateway:
-    info = model("gland", Task.SEGMENTATION, labels=LABELS)
+    info = model("gland", Task.FRAMES, labels=LABELS)
     kinds = (InputKind.RASTER, InputKind.DICOM, InputKind.NIFTI)
-    spec = replace(info.spec, input=replace(info.spec.input, kinds=kinds))
+    spec = structs.replace(info.spec, input=structs.replace(info.spec.input, kinds=kinds))
     return gateway(FakeEngine(frame_answer), models=[replace(info, spec=spec)])
 
 

@@ -69,7 +69,7 @@ def test_an_older_version_can_be_looked_at() -> None:
 
 
 def test_nothing_that_an_archive_says_becomes_markup() -> None:
-    evil = model(EVIL, Task.SEGMENTATION, labels=("background", EVIL))
+    evil = model(EVIL, Task.VOLUMES, labels=("background", EVIL))
     evil = replace(evil, card=f"# {EVIL}\n\n{EVIL}", metrics={EVIL: 1.0})
 
     async def run() -> None:

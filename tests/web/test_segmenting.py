@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from medserve.errors import InvalidImageError, PayloadTooLargeError, ServerFailedError
 from medserve.gateway.core.gateway import Gateway, Limits
@@ -29,9 +30,9 @@ SLICES = [as_bytes(each) for each in dicom_slices(VOLUME)]
 
 def organs() -> Any:
     """A model that reads volumes of every kind."""
-    info = model("organs", Task.SEGMENTATION, labels=LABELS)
+    info = model("organs", Task.VOLUMES, labels=LABELS)
     kinds = (InputKind.NIFTI, InputKind.DICOM, InputKind.NPY)
-    spec = replace(info.spec, input=replace(info.spec.input, kinds=kinds, size=(16, 16, 16)))
+    spec = structs.replace(info.spec, input=structs.replace(info.spec.input, kinds=kinds))
     return replace(info, spec=spec)
 
 

@@ -94,7 +94,7 @@ def gateway(
     """A gateway to the three models."""
     served = models or (
         model("kinds", labels=LABELS),
-        model("organs", Task.SEGMENTATION, labels=LABELS),
+        model("organs", Task.VOLUMES, labels=LABELS),
         model("sampler", Task.GENERATION, labels=("t1", "t2")),
     )
     return fake_gateway(engine or FakeEngine(answers), *served, guards=Guards(**guards))

@@ -39,7 +39,7 @@ class Fitted:
     """The averaged weights of the epoch whose samples were nearest to real images."""
 
     network: nn.Module  # in eval mode, on the CPU
-    epoch: int
+    epoch: int  # counted from 1; the one whose weights ship
     distance: float  # Fréchet, to the validation images
 
 
@@ -111,7 +111,7 @@ def load_best(module: Diffusion, checkpoint: Path) -> Fitted:
     network = loop.plain_network(module.average)
     savers = [state for name, state in content["callbacks"].items() if SCORE in name]
     distance = min(float(each["best_model_score"]) for each in savers)
-    return Fitted(network, int(content["epoch"]), distance)
+    return Fitted(network, loop.epoch_of(content), distance)
 
 
 def _loader(images: LabelledImages, module: Diffusion) -> DataLoader[tuple[Tensor, ...]]:

@@ -83,7 +83,7 @@ def ship(fitted: Fitted, shipment: Shipment) -> dict[str, Any]:
     return {
         "train_images": len(shipment.train),
         "validation_images": len(shipment.validation),
-        "best_epoch": fitted.epoch + 1,
+        "best_epoch": fitted.epoch,
         "validation_frechet_distance": round(fitted.distance, 4),
         "parameters": sum(each.numel() for each in fitted.network.parameters()),
         "largest_export_difference": exported.largest_difference,

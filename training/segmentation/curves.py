@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class Run:
     Attributes:
         name: Of its folder.
         fold: The part that validated, None where no config says so.
-        loss: (epoch, mean training loss) of every logged epoch.
+        loss: (epoch, mean training loss) of every logged epoch, counted from 1.
         dice: (epoch, mean validation Dice).
         labels: label -> Dice, in the order of `dice`.
     """
@@ -79,6 +79,10 @@ def draw_runs(runs: Sequence[Run]) -> Figure:
     return figure
 
 
+def _epoch(row: Mapping[str, str]) -> int:
+    return int(float(row["epoch"])) + 1  # Lightning counts from 0
+
+
 def _read(folder: Path) -> Run:
     """All attempts of a training; where one was gone on with, the later rows count."""
     losses: dict[int, list[float]] = {}
@@ -87,10 +91,10 @@ def _read(folder: Path) -> Run:
     for path in sorted(folder.glob("logs/attempt_*/metrics.csv"), key=_attempt):
         with path.open(newline="", encoding="utf-8") as stream:
             rows = [row for row in csv.DictReader(stream) if row.get("epoch")]
-        again = {int(float(row["epoch"])) for row in rows}
+        again = {_epoch(row) for row in rows}
         losses = {epoch: values for epoch, values in losses.items() if epoch not in again}
         for row in rows:
-            epoch = int(float(row["epoch"]))
+            epoch = _epoch(row)
             if row.get(_LOSS):
                 losses.setdefault(epoch, []).append(float(row[_LOSS]))
             if row.get(_DICE):

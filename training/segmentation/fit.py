@@ -34,6 +34,7 @@ __all__ = [
     "fit_segmenter",
     "initialise_from",
     "is_fitted",
+    "load_best",
     "load_fitted",
 ]
 
@@ -48,7 +49,7 @@ class FittedSegmenter:
 
     network: nn.Module  # in eval mode, on the CPU, weights averaged
     checkpoint: Path
-    epoch: int
+    epoch: int  # counted from 1; the one whose weights ship
     validation_dice: float
 
 
@@ -97,7 +98,7 @@ def fit_segmenter(
             network = loop.plain_network(module.average)
             fitted = FittedSegmenter(network, last, trainer.current_epoch, float(measured[SCORE]))
         else:
-            fitted = _load_best(module, folder / "best.ckpt")
+            fitted = load_best(module, folder / "best.ckpt")
     _note(fitted, folder)
     return fitted
 
@@ -133,14 +134,14 @@ def _load(module: Segmenter, checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def _load_best(module: Segmenter, checkpoint: Path) -> FittedSegmenter:
+def load_best(module: Segmenter, checkpoint: Path) -> FittedSegmenter:
     """The averaged weights of a checkpoint, as a plain network ready for export."""
     content = _load(module, checkpoint)
     savers = [state for name, state in content["callbacks"].items() if SCORE in name]
     dice = max(float(each["best_model_score"]) for each in savers if "best_model_score" in each)
-    _log.info("best epoch %d, validation Dice %.4f", content["epoch"], dice)
+    _log.info("best epoch %d, validation Dice %.4f", loop.epoch_of(content), dice)
     return FittedSegmenter(
-        loop.plain_network(module.average), checkpoint, int(content["epoch"]), dice
+        loop.plain_network(module.average), checkpoint, loop.epoch_of(content), dice
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from msgspec import structs
 from torch import nn
 
 import models
@@ -23,7 +23,7 @@ from medserve.imaging.codecs import nifti
 from medserve.imaging.volume import Volume
 from medserve.inference.engines import load_engine
 from medserve.inference.sliding_window import Predict
-from medserve.inference.volume_pipeline import Prepared, SegmentOptions, VolumePipeline
+from medserve.inference.volume_pipeline import Prepared, VolumePipeline, VolumeSettings
 from medserve.spec import EngineName, Precision
 from training import export
 from training.segmentation.data import Case, LoadedCase
@@ -160,7 +160,7 @@ def agreement(
     threads: int = 0,
 ) -> list[Agreement]:
     """Masks of the cases by every engine against those of eager torch, without flips."""
-    options = SegmentOptions()
+    options = VolumeSettings()
     prepared = [Prepared(case.image.numpy(), case.inverse) for case in cases]
 
     def masks(predict: Predict) -> tuple[list[npt.NDArray[np.uint8]], float]:
@@ -202,8 +202,8 @@ def what_parts_add(
             spec.engine.name, artifact, precision=spec.engine.precision, threads=threads
         )
         for flips in (False, True):
-            volume = dataclasses.replace(spec.volume, flips=flips)
-            pipeline = VolumePipeline(dataclasses.replace(spec, volume=volume))
+            volume = structs.replace(spec.volume, flips=flips)
+            pipeline = VolumePipeline(structs.replace(spec, volume=volume))
             measured = measure_cases(pipeline, predict_by(engine), cases)
             dice = summarise([score for each in measured for score in each.scores]).means["dice"]
             rounded = {label: round(value, 5) for label, value in dice.items()}

@@ -35,7 +35,7 @@ class FittedFrames:
 
     network: nn.Module  # in eval mode, on the CPU, weights averaged
     checkpoint: Path
-    epoch: int
+    epoch: int  # counted from 1; the one whose weights ship
     validation_iou: float
 
 
@@ -81,8 +81,8 @@ def load_best(module: FrameSegmenter, checkpoint: Path) -> FittedFrames:
     module.load_state_dict(content["state_dict"])
     savers = [state for name, state in content["callbacks"].items() if SCORE in name]
     iou = max(float(each["best_model_score"]) for each in savers if "best_model_score" in each)
-    _log.info("best epoch %d, validation IoU %.4f", content["epoch"], iou)
-    return FittedFrames(loop.plain_network(module.average), checkpoint, int(content["epoch"]), iou)
+    _log.info("best epoch %d, validation IoU %.4f", loop.epoch_of(content), iou)
+    return FittedFrames(loop.plain_network(module.average), checkpoint, loop.epoch_of(content), iou)
 
 
 def _trainer(config: FrameConfig, out_dir: Path, callbacks: list[Callback]) -> L.Trainer:

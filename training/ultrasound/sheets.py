@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from msgspec import structs
 
 import models
 from medserve.errors import ConfigError
@@ -128,8 +129,8 @@ def _filtered(
     for kind in FilterKind:
         own = spec.frame.filter
         chosen = own if own.kind is kind else FilterSpec(kind)
-        frame = dataclasses.replace(spec.frame, filter=chosen)
-        pipeline = FramePipeline(dataclasses.replace(spec, frame=frame))
+        frame = structs.replace(spec.frame, filter=chosen)
+        pipeline = FramePipeline(structs.replace(spec, frame=frame))
         shown.append((chosen, load_frames(cases, pipeline)))
     return shown
 

@@ -111,7 +111,7 @@ def java_command(java: Java, folder: Path, max_message_bytes: int) -> list[str]:
     command = [str(java.path), f"-Xmx{heap_mib}m", "-Xms32m"]
     command += ["-XX:+UseSerialGC"]  # smallest; the threads are the workers', not Java's
     # The optimising compiler would take the workers' core for the first half minute and gain
-    # nothing after it; docs/performance.md has the figures.
+    # nothing after it; docs/run/performance.md has the figures.
     command += ["-XX:TieredStopAtLevel=1"]
     command += ["-XX:+ExitOnOutOfMemoryError"]  # half-dead is worse than restarted
     command += ["-XX:-UsePerfData"]  # no file in /tmp that other users can read

@@ -30,7 +30,7 @@ from medserve.errors import (
 from medserve.gateway.core.calls import EngineCall
 from medserve.gateway.core.requests import TaskRequest
 from medserve.results.classification import Classification, Provenance
-from medserve.results.explanation import EXPLAINED_PER_CALL
+from medserve.tasks.classification import EXPLAINED_PER_CALL
 
 __all__ = ["PACKING", "ImageFile", "Outcome", "Packing", "Predictor", "classify_each"]
 

@@ -18,7 +18,8 @@ __all__ = ["TaskRequest", "find_model", "find_served"]
 
 _VERBS = {
     Task.CLASSIFICATION: "classify",
-    Task.SEGMENTATION: "segment",
+    Task.VOLUMES: "segment",
+    Task.FRAMES: "segment",
     Task.GENERATION: "sample",
 }
 
@@ -75,14 +76,12 @@ class TaskRequest:
         return float("inf") if self.deadline is None else max(self.deadline - time.monotonic(), 0)
 
 
-def find_model(
-    models: Sequence[ModelInfo], order: TaskRequest, task: Task | None = None
-) -> ModelInfo:
+def find_model(models: Sequence[ModelInfo], order: TaskRequest, *tasks: Task) -> ModelInfo:
     """The model that the order names, among those that its caller may use.
 
     Raises:
         UnknownModelError: there is none.
-        InvalidRequestError: it does something else than `task`.
+        InvalidRequestError: its task is none of `tasks`, where some are given.
     """
     for info in models:
         wanted = info.version == order.version if order.version else info.default
@@ -92,22 +91,22 @@ def find_model(
         raise UnknownModelError(
             "expected the name and version of a served model, got others; ask for the list"
         )
-    if task is not None and info.task is not task:
+    if tasks and info.task not in tasks:
         raise InvalidRequestError(
-            f"{info.name} cannot {_VERBS[task]}, its task is {info.task}; "
+            f"{info.name} cannot {_VERBS[tasks[0]]}, its task is {info.task}; "
             f"use {_VERBS[info.task]} for it"
         )
     return info
 
 
-async def find_served(gateway: Gateway, order: TaskRequest, task: Task | None = None) -> ModelInfo:
+async def find_served(gateway: Gateway, order: TaskRequest, *tasks: Task) -> ModelInfo:
     """Like `find_model`, before any file of the order is taken in; a refusal is written down.
 
     Raises:
         MedserveError: the caller may not use it, there is none, or it does something else.
     """
     try:
-        return find_model(await gateway.models(order.caller), order, task)
+        return find_model(await gateway.models(order.caller), order, *tasks)
     except UnknownModelError:
         # Refused again, in the words of every face, with a line in the audit log.
         await gateway.predict(order.call({}))

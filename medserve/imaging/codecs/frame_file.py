@@ -13,9 +13,9 @@ from medserve.imaging.frames import (
     FrameStack,
     GivenSpacing,
     SingleFrame,
-    View,
 )
 from medserve.spec import InputKind
+from medserve.tasks.frames import View
 
 __all__ = ["FrameReading", "decode"]
 

@@ -10,13 +10,14 @@ import numpy.typing as npt
 from medserve.imaging.codecs import nifti
 from medserve.imaging.codecs.nifti_space import NiftiSpace
 from medserve.imaging.codecs.payload import Payload, check_size
-from medserve.imaging.frames import FrameGrid, FrameLimits, FrameStack, View
+from medserve.imaging.frames import FrameGrid, FrameLimits, FrameStack
 from medserve.imaging.geometry import AxisOrder, Geometry
 from medserve.imaging.image import Image
 from medserve.imaging.intensity import clipped, full_range
 from medserve.imaging.packed_masks import PackedMasks
 from medserve.imaging.volume import Volume, VolumeLimits
 from medserve.spec import InputKind
+from medserve.tasks.frames import View
 
 __all__ = ["NiftiFrames", "View", "decode", "frame_order"]
 

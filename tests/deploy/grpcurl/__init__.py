@@ -1,1 +1,1 @@
-"""The commands of docs/grpcurl.md and scripts/smoke_grpcurl.sh, against real servers."""
+"""The commands of docs/call/grpcurl.md and scripts/smoke_grpcurl.sh, against real servers."""

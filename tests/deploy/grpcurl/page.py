@@ -8,7 +8,7 @@ from pathlib import Path
 __all__ = ["PAGE", "ROOT", "blocks", "script"]
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGE = ROOT / "docs" / "grpcurl.md"
+PAGE = ROOT / "docs/call/grpcurl.md"
 _BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _NAME = re.compile(r"^(?:INFERENCE|MANAGEMENT|IMAGE)=\S+$", re.MULTILINE)
 

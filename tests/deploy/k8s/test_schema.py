@@ -10,7 +10,7 @@ import pytest
 from tests.deploy.k8s.conftest import VARIANTS
 from tests.deploy.k8s.rendering import Manifest, only
 
-# The oldest that the manifests ask for (docs/kubernetes.md), one between, the newest known.
+# The oldest that the manifests ask for (docs/run/kubernetes.md), one between, the newest known.
 RELEASES = ("1.31", "1.34", "1.37")
 # Kinds of extensions; their schemas come with the extension, not with Kubernetes.
 EXTENSIONS = {

@@ -17,7 +17,7 @@ import models
 from medserve.imaging import Image
 from medserve.imaging.codecs import sniff
 from medserve.inference.engines import Engine, load_engine
-from medserve.inference.fit import fit_cell
+from medserve.inference.fit import fit_lanczos
 from medserve.spec import EngineName, Precision
 from models.blood_cell.network import BloodCellNet
 from training import evaluate
@@ -68,7 +68,7 @@ def decoded(payload: bytes) -> Frame:
 
 def answers(engine: Engine, frames: list[Frame]) -> tuple[list[str], npt.NDArray[np.float32]]:
     """Label and novelty of each frame, by the way of serving."""
-    tensor = np.stack([fit_cell(Image(frame), (128, 128)) for frame in frames])
+    tensor = np.stack([fit_lanczos(Image(frame), (128, 128)) for frame in frames])
     labels: list[str] = []
     novelty = []
     for start in range(0, len(tensor), 50):
@@ -120,7 +120,7 @@ def test_metrics_are_about_this_artifact() -> None:
     digest = hashlib.sha256((WEIGHTS / "model.onnx").read_bytes()).hexdigest()
     assert metrics["artifact_sha256"] == digest
     assert metrics["labels"] == list(SPEC.labels)
-    assert metrics["review"]["below"] == SPEC.output.review_below
+    assert metrics["review"]["below"] == SPEC.classifier.review_below
     assert metrics["accuracy"] >= 0.99
     assert metrics["macro_f1"] >= 0.99
 
@@ -130,7 +130,7 @@ def test_every_engine_reproduces_the_golden_output(name: EngineName) -> None:
     golden = np.load(WEIGHTS / "golden_output.npz", allow_pickle=False)
     engine = load_engine(name, WEIGHTS, precision=Precision.F32, threads=1)
     frame = decoded((WEIGHTS / "golden_input.png").read_bytes())
-    outputs = engine.run(fit_cell(Image(frame), (128, 128))[np.newaxis])
+    outputs = engine.run(fit_lanczos(Image(frame), (128, 128))[np.newaxis])
     for key in ("logits", "novelty"):
         np.testing.assert_allclose(outputs[key], golden[key], rtol=0, atol=golden["tolerance"])
 
@@ -155,7 +155,7 @@ def test_padding_changes_no_answer(grey: float, engine: Engine, examples: dict[s
 def test_a_cell_turned_by_a_quarter_gets_the_very_answer(
     engine: Engine, examples: dict[str, Frame]
 ) -> None:
-    frames = np.stack([fit_cell(Image(each), (128, 128)) for each in examples.values()])
+    frames = np.stack([fit_lanczos(Image(each), (128, 128)) for each in examples.values()])
     turned = np.ascontiguousarray(np.rot90(frames, axes=(2, 3)))
     upright, lying = engine.run(frames)["logits"], engine.run(turned)["logits"]
     np.testing.assert_allclose(lying, upright, atol=1e-3)

@@ -13,7 +13,7 @@ from PIL import Image
 import models
 from medserve.imaging.codecs import sniff
 from medserve.inference.engines import load_engine
-from medserve.inference.fit import fit_cell
+from medserve.inference.fit import fit_lanczos
 from medserve.spec import EngineName, Precision
 from models.blood_cell.network import BloodCellNet
 from tests.training.cells.drawn import LABELS, cell_folders
@@ -69,7 +69,7 @@ def test_every_engine_reproduces_the_golden_answer_of_several_views(out_dir: Pat
     golden = np.load(folder / "golden_output.npz", allow_pickle=False)
     for name in EngineName:
         engine = load_engine(name, folder, precision=Precision.F32, threads=1)
-        outputs = engine.run(fit_cell(image, (128, 128))[np.newaxis])
+        outputs = engine.run(fit_lanczos(image, (128, 128))[np.newaxis])
         for key in ("logits", "novelty"):
             assert np.abs(outputs[key] - golden[key]).max() <= golden["tolerance"]
 

@@ -26,7 +26,7 @@ def tiny_spec(**volume: object) -> ModelSpec:
                 "name": "segmentation_3d",
                 "version": "1.0",
                 "title": "Two bodies",
-                "task": "segmentation",
+                "task": "volumes",
                 "labels": list(LABELS),
                 "input": {"kinds": ["nifti"], "size": [16, 24, 16], "min_side": 8},
                 "volume": {"spacing_mm": [1.0, 1.0, 1.0], "window_batch": 2, **volume},

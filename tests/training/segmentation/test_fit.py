@@ -91,6 +91,9 @@ def test_a_training_that_came_to_its_end_is_read_again(
         assert not is_fitted(tmp_path / name)
         fitted = fit(config, cases, tmp_path / name)
         assert is_fitted(tmp_path / name)
+        trained = last(tmp_path / name)["loops"]["fit_loop"]["epoch_progress"]["total"]["ready"]
+        assert 1 <= fitted.epoch <= trained
+        assert name == "epochs" or fitted.epoch == trained  # by minutes the last one ships
         again = load_fitted(segmenter(config), tmp_path / name)
         assert again.checkpoint == fitted.checkpoint
         assert (again.epoch, again.validation_dice) == (fitted.epoch, fitted.validation_dice)

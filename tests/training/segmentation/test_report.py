@@ -71,15 +71,15 @@ def test_a_training_that_was_gone_on_with_is_one_curve(tmp_path: Path) -> None:
     log(tmp_path, 0, "0,1,2.0,,,\n0,2,1.0,,,\n0,2,,0.5,0.4,0.6\n1,3,9.0,,,\n")
     log(tmp_path, 1, "1,3,0.8,,,\n1,3,,0.7,0.65,0.75\n")
     (run,) = read_runs(tmp_path)
-    assert run.loss == ((0, 1.5), (1, 0.8))  # epoch 1 was begun anew
-    assert run.dice == ((0, 0.5), (1, 0.7))
+    assert run.loss == ((1, 1.5), (2, 0.8))  # the second epoch was begun anew
+    assert run.dice == ((1, 0.5), (2, 0.7))
     assert run.labels == {"head": (0.4, 0.65), "tail": (0.6, 0.75)}
 
 
 def test_a_fold_is_its_best_validation(tmp_path: Path) -> None:
     log(tmp_path, 0, "0,1,,0.5,0.4,0.6\n3,2,,0.8,0.7,0.9\n6,3,,0.7,0.6,0.8\n", fold=4)
     fold = fold_of(read_runs(tmp_path)[0])
-    assert (fold.fold, fold.epoch, fold.dice) == (4, 3, 0.8)
+    assert (fold.fold, fold.epoch, fold.dice) == (4, 4, 0.8)  # the log counts from 0
     assert fold.labels == {"head": 0.7, "tail": 0.9}
 
 

@@ -22,7 +22,7 @@ def config(tmp_path: Path) -> CompareConfig:
         "minWorkers": 1,
         "maxWorkers": 1,
         "medserve": {
-            "name": "trus_prostate", "version": "1.0", "title": "Ellipses", "task": "segmentation",
+            "name": "trus_prostate", "version": "1.0", "title": "Ellipses", "task": "frames",
             "labels": ["background", "prostate"], "input": {"kinds": ["raster"], "size": [32, 64]},
             "frame": {},
         },

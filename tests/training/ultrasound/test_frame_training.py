@@ -35,7 +35,7 @@ _CONFIG = {
         "name": "trus_prostate",
         "version": "1.0",
         "title": "Ellipses",
-        "task": "segmentation",
+        "task": "frames",
         "labels": ["background", "prostate"],
         "input": {"kinds": ["raster"], "size": [64, 96]},
         "frame": {"filter": {"kind": "perona_malik", "iterations": 2}},

@@ -1,4 +1,4 @@
-"""The commands of docs/trus-data.md, word for word, and how commands fail."""
+"""The commands of docs/build/frames-data.md, word for word, and how commands fail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.pages import blocks
 from training.ultrasound.commands import COMMANDS, run_command
 from training.ultrasound.data import find_frames
 
-PAGE = Path(__file__).parents[3] / "docs" / "trus-data.md"
+PAGE = Path(__file__).parents[3] / "docs/build/frames-data.md"
 FIRST = ["python", "-m", "training.trus_prostate"]
 
 

@@ -36,7 +36,7 @@ def input_tensors(model: ModelInfo) -> tuple[_Described, ...]:
     match model.task:
         case Task.CLASSIFICATION:
             return (("data", "BYTES", (_ANY,)),)
-        case Task.SEGMENTATION:
+        case Task.VOLUMES | Task.FRAMES:
             return (("data", "BYTES", (1,)),)
         case Task.GENERATION:
             return ()
@@ -57,7 +57,7 @@ def output_tensors(model: ModelInfo) -> tuple[_Described, ...]:
                 ("status", "BYTES", (_ANY,)),
                 ("error", "BYTES", (_ANY,)),
             )
-        case Task.SEGMENTATION:
+        case Task.VOLUMES | Task.FRAMES:
             return (
                 ("mask", "UINT8", (_ANY, _ANY, _ANY)),
                 ("affine", "FP64", (4, 4)),

@@ -166,7 +166,7 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
                 ]
                 outcomes.sort(key=lambda outcome: outcome.index)
                 return oip_models.classes(outcomes, model.labels)
-            case Task.SEGMENTATION:
+            case Task.VOLUMES | Task.FRAMES:
                 answer = await self._gateway.predict(order.call({"data": (files or [b""])[0]}))
                 # in a thread: a volume takes a while to unpack, and others are to be served
                 return await asyncio.to_thread(_mask, answer)
@@ -182,7 +182,7 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
         if timeout_s is not None:
             order = order.sooner(time.monotonic() + timeout_s)
         model = await find_served(self._gateway, order)
-        if model.task is Task.SEGMENTATION:
+        if model.task.segments:
             order = order.with_params({"output": "json"})
         return order, model
 
@@ -217,7 +217,7 @@ def _check_inputs(
         )
     if known and not files:
         raise InvalidRequestError("expected at least one file in the input data, got none")
-    if model.task is Task.SEGMENTATION and files is not None and len(files) > 1:
+    if model.task.segments and files is not None and len(files) > 1:
         raise InvalidRequestError(f"expected one file in the input data, got {len(files)}")
 
 

@@ -49,7 +49,7 @@ async def thumbnail(request: Request) -> Response:
     job, visitor = site.job(request, Kind.CLASSIFY)
     item = job.item(request.path_params["number"])
     side = SIDES[1] if request.query_params.get("side") == "large" else SIDES[0]
-    model = await site.find(site.order(job.model, job.version, visitor.caller), TASKS[job.kind])
+    model = await site.find(site.order(job.model, job.version, visitor.caller), *TASKS[job.kind])
     content = await site.thumbnails.png(job, item, model.spec.input, side)
     headers = {"cache-control": "private, max-age=3600", "content-security-policy": "sandbox"}
     return Response(content, media_type="image/png", headers=headers)

@@ -24,7 +24,10 @@ from medserve.spec import Task
 
 __all__ = ["TASKS", "PageContext", "page_context", "read_json"]
 
-TASKS = {Kind.CLASSIFY: Task.CLASSIFICATION, Kind.SEGMENT: Task.SEGMENTATION}
+TASKS = {
+    Kind.CLASSIFY: (Task.CLASSIFICATION,),
+    Kind.SEGMENT: (Task.VOLUMES, Task.FRAMES),
+}
 _MAX_JSON_BYTES = 2**20
 
 
@@ -51,9 +54,11 @@ class PageContext:
         visitor = self.visitor(request)
         return self.jobs.get(request.path_params["job"], visitor.owner, kind), visitor
 
-    async def models(self, caller: Caller, task: Task | None = None) -> list[ModelInfo]:
+    async def models(self, caller: Caller, *tasks: Task) -> list[ModelInfo]:
         """The models that a caller may use, by name, the default version of each first."""
-        found = [each for each in await self.gateway.models(caller) if task in (None, each.task)]
+        found = [
+            each for each in await self.gateway.models(caller) if not tasks or each.task in tasks
+        ]
         return sorted(found, key=lambda each: (each.name, not each.default, each.version))
 
     def order(
@@ -65,9 +70,9 @@ class PageContext:
             model, version, caller, new_request_id(), Face.HTTP, deadline, dict(params or {})
         )
 
-    async def find(self, order: TaskRequest, task: Task) -> ModelInfo:
+    async def find(self, order: TaskRequest, *tasks: Task) -> ModelInfo:
         """The served model that an order names."""
-        return find_model(await self.gateway.models(order.caller), order, task)
+        return find_model(await self.gateway.models(order.caller), order, *tasks)
 
 
 def page_context(request: Request) -> PageContext:

@@ -26,7 +26,7 @@ async def begin(request: Request) -> Response:
     except ValueError:
         raise InvalidRequestError(f"kind: expected one of {', '.join(Kind)}") from None
     model, version = str(content.get("model", "")), str(content.get("version", ""))
-    found = await site.find(site.order(model, version, visitor.caller), TASKS[kind])
+    found = await site.find(site.order(model, version, visitor.caller), *TASKS[kind])
     response = JSONResponse(None, 201)
     owner = visitor.owner or site.sessions.begin(response, secure=request.url.scheme == "https")
     job = site.jobs.create(kind, owner, found.name, found.version, found.labels)

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from medserve.errors import AuthenticationError, InvalidRequestError, UnknownModelError
 from medserve.gateway.core.gateway import ModelInfo
 from medserve.gateway.faces.page import cards, languages
-from medserve.gateway.faces.page.context import PageContext, page_context
+from medserve.gateway.faces.page.context import TASKS, PageContext, page_context
 from medserve.gateway.faces.page.job_routes import summary
 from medserve.gateway.faces.page.jobs import Job, Kind
 from medserve.gateway.faces.page.problems import UnknownJobError
@@ -58,21 +58,20 @@ async def start(request: Request) -> Response:
     models = await site.models(visitor.caller)
     values = {
         "models": models,
-        "tasks": {task.value: [each for each in models if each.task is task] for task in Task},
         "jobs": [summary(site, job) for job in site.jobs.owned(visitor.owner)],
         "minutes": round(site.limits.retention_s / 60),
     }
     return site.pages.render(request, "start.html", values)
 
 
-def _work_page(template: str, task: Task, kind: Kind | None = None) -> Page:
+def _work_page(template: str, *tasks: Task, kind: Kind | None = None) -> Page:
     """A page where something is done: with the models for it, and a job where one is named."""
 
     @_for_visitors
     async def page(request: Request) -> Response:
         site = page_context(request)
         visitor = site.visitor(request)
-        models = await site.models(visitor.caller, task)
+        models = await site.models(visitor.caller, *tasks)
         job: Job | None = None
         if "job" in request.path_params:
             job = site.jobs.get(request.path_params["job"], visitor.owner, kind)
@@ -194,7 +193,7 @@ def _for_script(
                 "default": each.default,
                 "labels": list(each.labels),
                 "ready": each.ready,
-                "volumes": len(each.spec.input.size) == 3,
+                "volumes": each.task is Task.VOLUMES,
             }
             for each in models
         ],
@@ -223,8 +222,8 @@ def _inner(target: str) -> str:
     return target if inside and target.isprintable() else "/"
 
 
-_classify = _work_page("classify.html", Task.CLASSIFICATION, Kind.CLASSIFY)
-_segment = _work_page("segment.html", Task.SEGMENTATION, Kind.SEGMENT)
+_classify = _work_page("classify.html", *TASKS[Kind.CLASSIFY], kind=Kind.CLASSIFY)
+_segment = _work_page("segment.html", *TASKS[Kind.SEGMENT], kind=Kind.SEGMENT)
 
 routes = [
     Route("/", start),

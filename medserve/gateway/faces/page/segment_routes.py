@@ -49,7 +49,7 @@ async def volume(request: Request) -> Response:
     site = page_context(request)
     job, visitor = site.job(request, Kind.SEGMENT)
     order = site.order(job.model, job.version, visitor.caller)
-    model = await site.find(order, TASKS[job.kind])
+    model = await site.find(order, *TASKS[job.kind])
     async with site.turns.call(job):
         path = await asyncio.to_thread(segmenting.volume, job, model.spec)
     return FileResponse(path, media_type="application/octet-stream")

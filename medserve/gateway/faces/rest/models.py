@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from medserve.gateway.core.calls import ModelInfo
+from medserve.spec import Task
 
 __all__ = [
     "ClassifiedFiles",
@@ -202,7 +203,7 @@ class ModelDescription(BaseModel):
     name: str
     version: str
     default: bool = Field(description="answers when a request names no version")
-    task: Literal["classification", "segmentation", "generation"]
+    task: Task
     title: str
     labels: list[str]
     input_kinds: list[str]
@@ -232,7 +233,7 @@ def describe(info: ModelInfo) -> dict[str, Any]:
         name=info.name,
         version=info.version,
         default=info.default,
-        task=info.task.value,
+        task=info.task,
         title=info.title,
         labels=list(info.labels),
         input_kinds=[kind.value for kind in info.input_kinds],

@@ -142,7 +142,7 @@ def _add_segment(routes: APIRouter, gateway: Gateway, caller: Caller, limits: Re
         positions, and the mask as base64.
         """
         asked = order(incoming, model, query, query.params())
-        info = await find_served(gateway, asked, Task.SEGMENTATION)
+        info = await find_served(gateway, asked, Task.VOLUMES, Task.FRAMES)
         limit = min(info.spec.input.max_payload_bytes, gateway.limits.message_bytes)
         return await _predict_file(request, gateway, asked, limit, limits)
 

@@ -42,7 +42,8 @@ _UPLOAD_S = 600.0  # for one file, however steadily it drips in
 _MAX_ID_BYTES = 256
 _TASKS = {
     Task.CLASSIFICATION: pb.TASK_CLASSIFICATION,
-    Task.SEGMENTATION: pb.TASK_SEGMENTATION,
+    Task.VOLUMES: pb.TASK_SEGMENTATION,
+    Task.FRAMES: pb.TASK_SEGMENTATION,
     Task.GENERATION: pb.TASK_GENERATION,
 }
 
@@ -84,7 +85,7 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
             order = incoming.order(
                 settings.model_name, settings.model_version, Face.TYPED, segment_params(settings)
             )
-            model = await find_served(self._gateway, order, Task.SEGMENTATION)
+            model = await find_served(self._gateway, order, Task.VOLUMES, Task.FRAMES)
             limit = min(self._gateway.limits.message_bytes, model.spec.input.max_payload_bytes)
             _check_size(settings.content_bytes, limit)
             async with self._gateway.budget.reserve(settings.content_bytes or limit) as held:

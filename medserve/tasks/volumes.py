@@ -1,0 +1,180 @@
+"""Volumes: a mask for each volume, on the volume's own grid."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Self
+
+from msgspec import Meta
+
+from medserve.errors import InvalidRequestError
+from medserve.spec import ModelSpec
+from medserve.tasks.options import Options
+
+__all__ = ["VolumeFormat", "VolumeOptions", "VolumeOutput", "VolumePart"]
+
+Millimetres = Annotated[float, Meta(gt=0)]
+
+
+class VolumeOutput(enum.StrEnum):
+    """The main thing that an answer holds."""
+
+    MASK = "mask"
+    PROBABILITIES = "probabilities"
+    UNCERTAINTY = "uncertainty"
+    OVERLAY = "overlay"
+    JSON = "json"  # mask and measurements
+
+
+class VolumeFormat(enum.StrEnum):
+    """The form in which it is written."""
+
+    NIFTI = "nifti"
+    DICOM_SEG = "dicom-seg"
+    PNG = "png"
+    JSON = "json"
+
+
+class VolumePart(enum.StrEnum):
+    """One file that an answer may hold."""
+
+    MASK = "mask"  # .nii.gz
+    PROBABILITIES = "probabilities"  # .nii.gz, four-dimensional
+    UNCERTAINTY = "uncertainty"  # .nii.gz
+    OVERLAY = "overlay"  # PNG
+    DICOM_SEG = "dicom-seg"  # DICOM Segmentation
+
+
+_Wanted = tuple[VolumeOutput, VolumeFormat]
+_BARE: dict[_Wanted, VolumePart] = {
+    (VolumeOutput.MASK, VolumeFormat.NIFTI): VolumePart.MASK,
+    (VolumeOutput.MASK, VolumeFormat.DICOM_SEG): VolumePart.DICOM_SEG,
+    (VolumeOutput.PROBABILITIES, VolumeFormat.NIFTI): VolumePart.PROBABILITIES,
+    (VolumeOutput.UNCERTAINTY, VolumeFormat.NIFTI): VolumePart.UNCERTAINTY,
+    (VolumeOutput.OVERLAY, VolumeFormat.PNG): VolumePart.OVERLAY,
+}
+_IN_JSON: dict[_Wanted, VolumePart] = {
+    (VolumeOutput.JSON, VolumeFormat.JSON): VolumePart.MASK,
+    (VolumeOutput.JSON, VolumeFormat.DICOM_SEG): VolumePart.DICOM_SEG,
+    (VolumeOutput.MASK, VolumeFormat.JSON): VolumePart.MASK,
+    (VolumeOutput.PROBABILITIES, VolumeFormat.JSON): VolumePart.PROBABILITIES,
+    (VolumeOutput.UNCERTAINTY, VolumeFormat.JSON): VolumePart.UNCERTAINTY,
+    (VolumeOutput.OVERLAY, VolumeFormat.JSON): VolumePart.OVERLAY,
+}
+_FORMAT_OF = {
+    VolumeOutput.MASK: VolumeFormat.NIFTI,
+    VolumeOutput.PROBABILITIES: VolumeFormat.NIFTI,
+    VolumeOutput.UNCERTAINTY: VolumeFormat.NIFTI,
+    VolumeOutput.OVERLAY: VolumeFormat.PNG,
+    VolumeOutput.JSON: VolumeFormat.JSON,
+}
+_OUTPUT_OF = {
+    VolumeFormat.NIFTI: VolumeOutput.MASK,
+    VolumeFormat.DICOM_SEG: VolumeOutput.MASK,
+    VolumeFormat.PNG: VolumeOutput.OVERLAY,
+    VolumeFormat.JSON: VolumeOutput.JSON,
+}
+
+
+class VolumeOptions(Options, frozen=True, kw_only=True):
+    """What a caller may ask of a model that segments volumes.
+
+    Raises:
+        InvalidRequestError: output, format and extras do not go together.
+    """
+
+    output: Annotated[
+        VolumeOutput | None,
+        Meta(description="What the answer holds; a mask unless the format says otherwise."),
+    ] = None
+    format: Annotated[
+        VolumeFormat | None,
+        Meta(description="How it is written; what fits the output if left out."),
+    ] = None
+    channel: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="Which volume of a four-dimensional NIfTI file, from 0."),
+    ] = None
+    spacing_mm: Annotated[
+        tuple[Millimetres, Millimetres, Millimetres] | None,
+        Meta(description="Size of a voxel of an NPY array, which states none, in millimetres."),
+    ] = None
+    flips: Annotated[
+        bool | None,
+        Meta(
+            description="Average over mirror images: a little better, several times the work; the "
+            "model's own choice if left out."
+        ),
+    ] = None
+    largest_component: Annotated[
+        bool | None,
+        Meta(
+            description="Keep only the largest piece of each label; the model's own choice if left "
+            "out."
+        ),
+    ] = None
+    fill_holes: Annotated[
+        bool | None,
+        Meta(description="Fill what a label encloses; the model's own choice if left out."),
+    ] = None
+    overlay: Annotated[
+        bool, Meta(description="A JSON answer also carries a picture of the mask on the volume.")
+    ] = False
+    uncertainty: Annotated[
+        bool,
+        Meta(
+            description="A JSON answer also carries a map of where the model hesitates (entropy)."
+        ),
+    ] = False
+
+    def __post_init__(self) -> None:
+        if self._wanted not in _BARE | _IN_JSON:
+            output = self._wanted[0]
+            fitting = [each for of, each in (*_BARE, *_IN_JSON) if of is output]
+            raise InvalidRequestError(
+                f"params: format: expected {' or '.join(fitting)} for the output {output}, "
+                "got another one"
+            )
+        if not self.as_json and len(self.parts) > 1:
+            raise InvalidRequestError(
+                "params: expected overlay and uncertainty with the output json, got one with a "
+                "bare file; ask for json, or for that output alone"
+            )
+
+    @property
+    def parts(self) -> frozenset[VolumePart]:
+        """The files of the answer; exactly one where it is no JSON."""
+        parts = {(_BARE | _IN_JSON)[self._wanted]}
+        if self.overlay:
+            parts.add(VolumePart.OVERLAY)
+        if self.uncertainty:
+            parts.add(VolumePart.UNCERTAINTY)
+        return frozenset(parts)
+
+    @property
+    def as_json(self) -> bool:
+        """Whether the answer is a JSON object; that always holds mask and measurements."""
+        return self._wanted in _IN_JSON
+
+    def filled(self, spec: ModelSpec) -> Self:
+        """Refuse what the model cannot do."""
+        assert spec.volume is not None  # every model of this task has the section
+        if VolumePart.DICOM_SEG in self.parts and not spec.volume.snomed:
+            raise no_dicom_seg()
+        return self
+
+    @property
+    def _wanted(self) -> _Wanted:
+        """Output and format, each taken from the other where it is left out."""
+        output, form = self.output, self.format
+        if output is None:
+            output = VolumeOutput.MASK if form is None else _OUTPUT_OF[form]
+        return output, _FORMAT_OF[output] if form is None else form
+
+
+def no_dicom_seg() -> InvalidRequestError:
+    """Return the refusal of a DICOM-SEG for which the model's configuration lacks codes."""
+    return InvalidRequestError(
+        "params: format: expected one that this model has, got dicom-seg, for which its "
+        "configuration lacks codes; ask for nifti"
+    )

@@ -1,0 +1,81 @@
+"""The pages of the documentation agree with the tree and with the commands."""
+
+from __future__ import annotations
+
+import re
+import stat
+from pathlib import Path
+
+import pytest
+import typer
+
+import models
+from medserve.cli.main import app
+from medserve.gateway.faces.page.limits import PageLimits
+from medserve.run_folder import RunFolder
+from scripts.docs_pages import card_pages, command_page
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "models").rglob("README.md")),
+]
+_FILE = re.compile(
+    r"(?<![\w/.-])((?:benchmarks|docker|docs|handlers|k8s|medserve|models|protos|scripts|tests|training)"
+    r"/[\w/.-]+\.(?:json|md|proto|py|sh|ya?ml))\b"
+)
+_ROOM_OF_THE_READER = re.compile(r"<name>|/clinic/")  # what a reader is told to make
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    named = set(_FILE.findall(page.read_text(encoding="utf-8")))
+    named = {path for path in named if not _ROOM_OF_THE_READER.search(path)}
+    assert [path for path in sorted(named) if not (ROOT / path).is_file()] == []
+
+
+def test_every_room_and_variant_has_its_card_among_the_pages() -> None:
+    pages = card_pages()
+    for name in models.names():
+        for variant in ("", *models.variants(name)):
+            path = f"cards/{name}-{variant}.md" if variant else f"cards/{name}.md"
+            card = models.room(name, variant) / "README.md"
+            assert pages.pop(path) == card.read_text(encoding="utf-8")
+    assert pages == {}
+
+
+def test_the_reference_of_the_command_line_has_every_command_and_option() -> None:
+    text = command_page()
+    group = typer.main.get_command(app)
+    context = typer.Context(group)
+    assert isinstance(group, typer.core.TyperGroup)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        section = text.partition(f"## `medserve {name}`\n")[2].partition("\n## ")[0]
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert f"`{parameter.opts[0]}" in section, name
+    assert "[dim]" not in text
+
+
+@pytest.mark.parametrize("page", ["use/page.md", "run/operations.md", "run/confidentiality.md"])
+def test_the_pages_agree_on_how_long_an_upload_is_kept_and_who_can_read_it(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    minutes = PageLimits().retention_s / 60
+    assert re.findall(r"(\d+) minutes", text) == [f"{minutes:.0f}"]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = RunFolder.create()
+    try:
+        assert folder.path.parent == tmp_path  # TMPDIR
+        assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    finally:
+        folder.remove()
+    if page != "run/confidentiality.md":
+        assert "`TMPDIR`" in text
+        assert "mode 700" in text
+    if page != "run/operations.md":
+        assert "operations.md#logs-and-privacy" in text
