@@ -228,6 +228,7 @@ def test_a_sweep_with_known_steps_has_its_volume_by_both_ways(handler: FrameHand
     assert content["measures"][0]["volume_ml"] == pytest.approx(stack["volume_ml"])
 
 
+@pytest.mark.cpu
 def test_dicom_seg_refers_to_the_frames_it_was_made_of(handler: FrameHandler) -> None:
     frames = cine(11)
     source = ultrasound(frames)
