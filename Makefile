@@ -11,7 +11,10 @@ TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 STORE ?= model_store
 MODEL ?=
 
-.PHONY: help setup demo serve mar test test-unit test-serving lint format types protos docs image image-gpu smoke sbom test-docker \
+# Tests run in two processes; those that share a server stay together, the longest come first.
+SPREAD := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: help setup demo serve mar check test test-all lint format types protos docs image image-gpu smoke sbom \
 	scan manifests smoke-grpcurl bench bench-gateway bench-volumes bench-sampling bench-frames bench-explanations \
 	train clean
 
@@ -50,14 +53,14 @@ serve: mar .venv/web  ## serve models, gateway and page on 127.0.0.1 until Ctrl-
 mar: .venv/serve  ## build model_store/*.mar; one room only: make mar MODEL=mednist
 	$(BIN)/medserve package $(or $(MODEL),--all) --store $(STORE)
 
-test: .venv/web-dev  ## run every test: unit, training, real TorchServe, documentation
-	$(BIN)/pytest
+check: lint  ## check style and types, and run the unit tests: two minutes
+	$(BIN)/pytest --tier check --numprocesses 2 --dist worksteal
 
-test-unit: .venv/dev  ## run the tests that take seconds
-	$(BIN)/pytest -m 'not serving and not slow and not data'
+test: .venv/web-dev  ## run the tests of the code, real servers and the page in a browser included
+	$(BIN)/pytest --tier test $(SPREAD)
 
-test-serving: .venv/web-dev  ## run the tests that start the real TorchServe
-	$(BIN)/pytest -m serving
+test-all: .venv/web-dev  ## run every test: also trainings, Docker, a fresh clone, the public data
+	$(BIN)/pytest --tier all $(SPREAD)
 
 lint: .venv/dev  ## check style, types, import rules and protos
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -106,9 +109,6 @@ smoke: .venv/dev  ## start the images, ask every model, stop them while they wor
 
 sbom: .venv/dev  ## write the bills of materials of the images into build/sbom
 	$(BIN)/python scripts/sbom.py
-
-test-docker: .venv/web-dev  ## run the tests that need a Docker engine
-	$(BIN)/pytest -m docker
 
 scan: .venv/dev build/checkov/bin/checkov  ## let checkov look at the Kubernetes manifests
 	$(BIN)/pytest tests/deploy/k8s/test_scan.py

@@ -32,10 +32,13 @@ from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Outputs
 from medserve.inference.fit import Box, fit_image, fitted_box
 from medserve.inference.occlusion import Occlusion, occlude
-from medserve.results.classification import Classification
-from medserve.results.explanation import Explanation
 from medserve.results.files import heatmap
-from medserve.tasks.classification import EXPLAINED_PER_CALL, ClassificationOptions
+from medserve.tasks.classification import (
+    EXPLAINED_PER_CALL,
+    Classification,
+    ClassificationOptions,
+    Explanation,
+)
 
 __all__ = ["ClassificationHandler"]
 

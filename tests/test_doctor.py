@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from medserve.archive.build import build_archive
 from medserve.engine.torchserve.ports import Ports, choose_ports
-from tests.tiny_room import make_checkout
+from tests.archives import packaged_fixture
 
 pytest.importorskip("ts", reason="needs the serve extra")
 
@@ -20,7 +19,7 @@ pytest.importorskip("ts", reason="needs the serve extra")
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
-    build_archive("tiny", folder, make_checkout(tmp_path_factory.mktemp("checkout")))
+    packaged_fixture("tiny", folder)
     return folder
 
 
@@ -42,6 +41,7 @@ def test_a_machine_that_can_serve_has_nothing_to_fix(store: Path) -> None:
     assert "start one: medserve serve" in found.stdout
 
 
+@pytest.mark.process
 def test_an_empty_store_is_to_be_filled(tmp_path: Path) -> None:
     found = doctor(tmp_path)
     assert found.returncode == 1

@@ -13,8 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.serving
-@pytest.mark.slow
+@pytest.mark.clone
 @pytest.mark.timeout(1200)  # installs everything from nothing
 def test_a_fresh_clone_answers_after_one_command(tmp_path: Path) -> None:
     if shutil.which("git") is None or not (ROOT / ".git").exists():

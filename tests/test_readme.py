@@ -57,8 +57,7 @@ def served() -> Iterator[None]:
         time.sleep(0.2)
 
 
-@pytest.mark.serving
-@pytest.mark.slow
+@pytest.mark.walk
 def test_every_shell_line_of_the_readme_succeeds(served: None) -> None:
     lines = [line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines()]
     commands = [line for line in lines if line.strip() and line not in _NOT_HERE]
@@ -68,8 +67,7 @@ def test_every_shell_line_of_the_readme_succeeds(served: None) -> None:
         assert run.returncode == 0, f"{command}\n{run.stdout}\n{run.stderr}"
 
 
-@pytest.mark.serving
-@pytest.mark.slow
+@pytest.mark.walk
 def test_the_python_example_of_the_readme_prints_a_class_per_image(served: None) -> None:
     (example,) = blocks(ROOT / "README.md", "python")
     run = subprocess.run(
@@ -89,6 +87,7 @@ def test_every_make_target_that_a_page_names_exists(page: Path) -> None:
     assert named <= targets
 
 
+@pytest.mark.process
 def test_make_alone_prints_the_targets() -> None:
     run = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0

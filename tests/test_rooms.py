@@ -23,7 +23,6 @@ import torch
 from torch import nn
 
 import models
-from medserve.archive.build import build_archive
 from medserve.archive.read import verify_archive
 from medserve.imaging.codecs import frame_file, volume_file
 from medserve.imaging.frames import FrameLimits
@@ -34,6 +33,7 @@ from medserve.inference.generation import DiffusionPipeline, SampleSettings, to_
 from medserve.inference.volume_pipeline import VolumePipeline, VolumeSettings
 from medserve.spec import EngineName, ModelSpec, Precision, Task
 from scripts.card_files import with_table
+from tests.archives import packaged
 
 _REPOSITORY = Path(__file__).parent.parent
 _MAX_WEIGHTS_BYTES = 20_000_000
@@ -115,7 +115,7 @@ def spec(version: tuple[str, str]) -> ModelSpec:
 def archive(version: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("model_archiver", reason="needs the serve extra")
     name, variant = version
-    return build_archive(name, tmp_path_factory.mktemp("store"), _REPOSITORY, variant=variant)
+    return packaged(name, tmp_path_factory.mktemp("store"), variant=variant)
 
 
 def network_of(spec: ModelSpec) -> nn.Module:
@@ -221,6 +221,7 @@ def test_the_metrics_are_figures_of_an_evaluation_of_this_artifact(room: Path) -
     assert digest in json.dumps(metrics["artifact_sha256"])
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", models.names())
 def test_a_gradient_reaches_every_parameter_of_the_network(name: str) -> None:
     spec = models.spec(name)
@@ -247,6 +248,7 @@ def test_a_classifier_has_one_logit_for_each_label(name: str) -> None:
     assert logits.shape == (1, len(spec.labels))
 
 
+@pytest.mark.cpu
 def test_both_forms_of_the_artifact_agree_on_noise(
     version: tuple[str, str], room: Path, spec: ModelSpec
 ) -> None:
@@ -277,6 +279,7 @@ def test_a_model_of_volumes_has_a_coded_structure_for_each_label(pipeline: Volum
     assert set(pipeline.volume.snomed) == set(pipeline.spec.labels[1:])
 
 
+@pytest.mark.cpu
 def test_every_engine_finds_the_same_mask_in_the_golden_volume(
     room: Path, pipeline: VolumePipeline
 ) -> None:
@@ -295,6 +298,7 @@ def test_every_engine_finds_the_same_mask_in_the_golden_volume(
         assert np.mean(mask == masks[0]) >= _SAME_VOXELS
 
 
+@pytest.mark.cpu
 def test_every_engine_finds_the_same_mask_in_the_golden_frame(room: Path, spec: ModelSpec) -> None:
     if spec.frame is None:
         pytest.skip("answers no frames")
@@ -312,6 +316,7 @@ def test_every_engine_finds_the_same_mask_in_the_golden_frame(room: Path, spec: 
         assert np.mean(mask == masks[0]) >= _SAME_VOXELS
 
 
+@pytest.mark.cpu
 def test_every_engine_draws_the_same_image(room: Path, spec: ModelSpec) -> None:
     if spec.generation is None:
         pytest.skip("makes no images")

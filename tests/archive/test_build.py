@@ -81,6 +81,7 @@ def test_client_training_and_tools_stay_at_home(archive: Path) -> None:
     assert not [name for name in members(archive) if name.startswith((*strangers, "training"))]
 
 
+@pytest.mark.process
 def test_the_handler_of_another_room_stays_at_home(checkout: Path, tmp_path: Path) -> None:
     root = tmp_path / "checkout"
     shutil.copytree(checkout, root)
@@ -135,6 +136,7 @@ def test_versions_stand_side_by_side(archive: Path, tmp_path: Path) -> None:
     assert verify_archive(archive).version == "1.0"
 
 
+@pytest.mark.process
 def test_the_commit_is_the_last_one_that_touched_an_input(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from medserve.archive.read import inspect_archive
 from tests.archive.altered import repacked
 from tests.tiny_room import LABELS
@@ -18,6 +20,7 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.process
 def test_the_command_packages_every_room_and_prints_path_and_digest(
     checkout: Path, tmp_path: Path
 ) -> None:
@@ -27,6 +30,7 @@ def test_the_command_packages_every_room_and_prints_path_and_digest(
     assert inspect_archive(tmp_path / "tiny-1.0.mar").digest in done.stdout
 
 
+@pytest.mark.process
 def test_the_command_without_a_name_lists_the_rooms(checkout: Path) -> None:
     refused = run("package", folder=checkout)
     assert refused.returncode == 2
@@ -58,6 +62,7 @@ def test_a_card_cannot_paint_over_the_verdict(archive: Path, tmp_path: Path) -> 
     assert "altered: MODEL_CARD.md" in shown.stdout
 
 
+@pytest.mark.process
 def test_the_command_ends_with_2_and_one_line_for_what_is_no_archive(tmp_path: Path) -> None:
     refused = run("inspect", "none.mar", folder=tmp_path)
     assert refused.returncode == 2

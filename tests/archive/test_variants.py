@@ -76,12 +76,14 @@ def test_a_variant_whose_version_does_not_name_it_is_refused(
         build_archive("tiny", tmp_path / "store", root, "slim")
 
 
+@pytest.mark.process
 def test_the_command_packages_one_variant(with_variant: Path, tmp_path: Path) -> None:
     done = _package(with_variant, "tiny", "--variant", "lean", "--store", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.glob("*.mar")] == ["tiny-1.0-lean.mar"]
 
 
+@pytest.mark.process
 def test_the_command_wants_the_one_model_whose_variant_is_meant(with_variant: Path) -> None:
     done = _package(with_variant, "--all", "--variant", "lean")
     assert done.returncode == 2

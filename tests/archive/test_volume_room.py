@@ -11,6 +11,8 @@ from medserve.archive.build import build_archive
 from medserve.archive.read import verify_archive
 from tests.tiny_volume_room import make_volume_checkout
 
+pytestmark = pytest.mark.process
+
 
 def test_the_archive_names_what_its_volumes_need(tmp_path: Path) -> None:
     pytest.importorskip("model_archiver", reason="needs the serve extra")

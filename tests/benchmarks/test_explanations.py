@@ -14,10 +14,10 @@ from benchmarks.archives import unpack
 from benchmarks.explanations import Truth, chosen, cost, halves, squares, truth
 from benchmarks.work import load_handler
 from handlers.classification import ClassificationHandler
-from medserve.archive.build import build_archive
 from medserve.inference.engines import Outputs
 from medserve.inference.fit import Box
-from tests.tiny_room import bright_tile, make_checkout
+from tests.archives import packaged_fixture
+from tests.tiny_room import bright_tile
 
 IMAGES = [bright_tile(tile) for tile in range(6)]
 
@@ -25,7 +25,7 @@ IMAGES = [bright_tile(tile) for tile in range(6)]
 @pytest.fixture(scope="module")
 def handler(tmp_path_factory: pytest.TempPathFactory) -> ClassificationHandler:
     folder = tmp_path_factory.mktemp("explanations")
-    archive = build_archive("tiny", folder / "store", make_checkout(folder / "checkout"))
+    archive = packaged_fixture("tiny", folder / "store")
     return load_handler(unpack(archive, folder / "unpacked"))
 
 
@@ -64,6 +64,7 @@ def test_a_map_that_lies_is_told_from_a_true_one() -> None:
     assert (found.warmest, found.coolest, found.in_order) == (0.0, 1.0, 0.0)
 
 
+@pytest.mark.archive
 def test_one_square_at_a_time_finds_what_stands_alone(handler: ClassificationHandler) -> None:
     row = handler.preprocess(handler.decode(IMAGES[4]))
     values = squares(row, Box(0, 0, 64, 64), handler.infer)
@@ -72,6 +73,7 @@ def test_one_square_at_a_time_finds_what_stands_alone(handler: ClassificationHan
     assert truth(handler, IMAGES, squares).in_order == 1.0
 
 
+@pytest.mark.archive
 def test_an_explained_image_costs_more_than_a_plain_one(handler: ClassificationHandler) -> None:
     found = cost(handler, IMAGES, rounds=3)
     assert found.rows == 131

@@ -18,6 +18,7 @@ def test_the_loop_that_we_are_timed_against_computes_the_same() -> None:
     np.testing.assert_allclose(filters.apply(plane, spec), expected, atol=1e-5)
 
 
+@pytest.mark.process
 def test_the_benchmark_prints_and_writes_every_contender(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ def waves(count: int) -> npt.NDArray[np.uint8]:
     return np.rint(127.5 + 15 * planes).clip(0, 255).astype(np.uint8)[:, None]
 
 
+@pytest.mark.cpu
 def test_unchanged_images_are_known_and_turned_ones_are_not() -> None:
     shares = known_shares(waves(300))
     assert shares["unchanged"] == shares["mirrored"] == 1.0

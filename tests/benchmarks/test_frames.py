@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks.frames import main, speckled
-from medserve.archive.build import build_archive
 from medserve.imaging import Image
 from medserve.imaging.ultrasound_check import looks_like_ultrasound
+from tests.archives import packaged_fixture
 from tests.phantoms import raster_bytes
-from tests.tiny_frame_room import make_frame_checkout
 
 
 def test_the_frame_does_not_compress_better_than_a_scan() -> None:
@@ -23,15 +22,13 @@ def test_the_frame_does_not_compress_better_than_a_scan() -> None:
     np.testing.assert_array_equal(frame, speckled(256))
 
 
-@pytest.mark.serving
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_everything_is_measured_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MEDSERVE_ENGINE_THREADS", "1")  # it is set for good: restored hereby
     pytest.importorskip("model_archiver", reason="needs the serve extra")
-    checkout = make_frame_checkout(tmp_path / "checkout")
-    archive = build_archive("tiny_frame", tmp_path / "store", checkout)
+    archive = packaged_fixture("tiny_frame", tmp_path / "store")
     out = tmp_path / "frames.json"
     sizes = ["--rounds", "1", "--frames", "1", "--side", "96", "--loop", "7"]
     main(["--archive", str(archive), *sizes, "--out", str(out)])

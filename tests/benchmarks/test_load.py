@@ -85,6 +85,7 @@ def plan_for(address: str, payload: Path) -> LoadPlan:
     return LoadPlan("predictions", address, "mednist", payload, seconds=1.0, warmup_s=0.1)
 
 
+@pytest.mark.process
 def test_a_closed_loop_keeps_exactly_the_asked_calls_in_flight(payload: Path) -> None:
     counter = Counter(lambda request: b'{"label": "Hand"}')
     with served(counter) as address:
@@ -100,6 +101,7 @@ def test_a_closed_loop_keeps_exactly_the_asked_calls_in_flight(payload: Path) ->
     assert "Hand" in measured["sample"]
 
 
+@pytest.mark.process
 def test_packed_calls_count_by_image(payload: Path) -> None:
     counter = Counter(lambda request: b"%d" % sum(key != "transport" for key in request.input))
     with served(counter) as address:
@@ -110,6 +112,7 @@ def test_packed_calls_count_by_image(payload: Path) -> None:
     assert "16" in measured["sample"]
 
 
+@pytest.mark.process
 def test_error_answers_are_counted_and_are_no_images(payload: Path) -> None:
     turn = iter(range(10**9))
     counter = Counter(lambda request: b'{"error": {}}' if next(turn) % 2 else b"{}")
@@ -121,6 +124,7 @@ def test_error_answers_are_counted_and_are_no_images(payload: Path) -> None:
     assert measured["images"] > 0
 
 
+@pytest.mark.process
 def test_a_server_that_nobody_runs_ends_the_load_with_one_line(payload: Path) -> None:
     done = load(plan_for(f"127.0.0.1:{free_port()}", payload))
 

@@ -5,8 +5,11 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from benchmarks.processes import family, family_usage, free_port, hold, release, spawn
+
+pytestmark = pytest.mark.process
 
 # A parent with one child; both would run for a minute.
 FAMILY = (
@@ -73,5 +76,6 @@ def test_a_process_that_is_gone_has_no_family() -> None:
     assert family(process.pid) == []
 
 
+@pytest.mark.loopback
 def test_free_ports_differ() -> None:
     assert free_port() != free_port()

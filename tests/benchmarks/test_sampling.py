@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.sampling import main
-from medserve.archive.build import build_archive
-from tests.tiny_diffusion_room import make_diffusion_checkout
+from tests.archives import packaged_fixture
 
 
-@pytest.mark.serving
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_everything_is_measured_and_written(tmp_path: Path) -> None:
     pytest.importorskip("model_archiver", reason="needs the serve extra")
-    checkout = make_diffusion_checkout(tmp_path / "checkout")
-    archive = build_archive("painter", tmp_path / "store", checkout)
+    archive = packaged_fixture("painter", tmp_path / "store")
     out = tmp_path / "sampling.json"
     main(["--archive", str(archive), "--rounds", "1", "--images", "2", "--out", str(out)])
     results = json.loads(out.read_text())["results"]

@@ -11,9 +11,8 @@ import pytest
 import models
 from benchmarks.eager_network import eager_network
 from benchmarks.volumes import large_volume, main
-from medserve.archive.build import build_archive
 from medserve.imaging.codecs import nifti
-from tests.tiny_volume_room import make_volume_checkout
+from tests.archives import packaged_fixture
 
 
 def test_the_large_volume_does_not_compress_better_than_a_scan() -> None:
@@ -37,16 +36,14 @@ def test_the_eager_network_is_that_of_the_artifact() -> None:
     assert logits.shape == (1, len(spec.labels), *spec.input.size)
 
 
-@pytest.mark.serving
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_everything_is_measured_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MEDSERVE_ENGINE_THREADS", "1")  # it is set for good: restored hereby
     pytest.importorskip("model_archiver", reason="needs the serve extra")
     pytest.importorskip("monai", reason="needs the train extra")
-    checkout = make_volume_checkout(tmp_path / "checkout")
-    archive = build_archive("tiny_volume", tmp_path / "store", checkout)
+    archive = packaged_fixture("tiny_volume", tmp_path / "store")
     arguments = ["--archive", archive, "--rounds", 1, "--volumes", 1, "--shape", "24,20,18"]
     out = tmp_path / "volumes.json"
     main([*map(str, arguments), "--large", "40,36,32", "--out", str(out)])

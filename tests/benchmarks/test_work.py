@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from benchmarks.archives import unpack, with_batch_size
-from medserve.archive.build import build_archive
 from medserve.archive.read import verify_archive
-from tests.tiny_room import LABELS, bright_tile, make_checkout
+from tests.archives import packaged_fixture
+from tests.tiny_room import LABELS, bright_tile
 
 REPOSITORY = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "MEDSERVE_ENGINE": "onnxruntime", "MEDSERVE_ENGINE_THREADS": "1"}
@@ -24,8 +24,7 @@ ENVIRONMENT = {**os.environ, "MEDSERVE_ENGINE": "onnxruntime", "MEDSERVE_ENGINE_
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bench")
-    return build_archive("tiny", folder / "store", make_checkout(folder / "checkout"))
+    return packaged_fixture("tiny", tmp_path_factory.mktemp("bench"))
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +70,7 @@ def test_another_batch_size_leaves_an_intact_archive(archive: Path, tmp_path: Pa
     assert verify_archive(archive).spec.serving.batch_size == 8
 
 
-@pytest.mark.serving
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_a_short_run_measures_ratios_and_writes_them(archive: Path, tmp_path: Path) -> None:
     shutil.copy(archive, tmp_path)
     out = tmp_path / "bench.json"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.cli.conftest import Medserve
 from tests.client.fake_server import FakeServer
 
@@ -60,6 +62,7 @@ def test_ping_without_models_is_not_ready(medserve: Medserve, fake: FakeServer) 
     assert json.loads(run.out) == {"ready": False, "process": "Healthy", "models": []}
 
 
+@pytest.mark.loopback
 def test_ping_of_a_dead_server_is_one_line_and_exit_code_2(medserve: Medserve) -> None:
     run = medserve("ping", "--address", "127.0.0.1:9")
     assert run.code == 2

@@ -195,6 +195,7 @@ def test_wrong_usage_and_dead_server_give_exit_code_2(
     assert run.out == ""
 
 
+@pytest.mark.loopback
 def test_error_of_a_dead_server_is_one_line(medserve: Medserve, images: Path) -> None:
     run = medserve("predict", "mednist", images, "--address", "127.0.0.1:9")
     assert len(run.err.strip().splitlines()) == 1
@@ -229,6 +230,7 @@ def test_link_out_of_the_folder_is_not_followed(
     assert names == ["a.png", "c.png", "in.png", "z.png"]
 
 
+@pytest.mark.process
 def test_commands_start_without_engines_and_codecs() -> None:
     heavy = ["torch", "openvino", "onnxruntime", "PIL", "pydicom"]
     modules = "medserve.cli.predict, medserve.cli.sort, medserve.cli.models"

@@ -16,6 +16,8 @@ from tests.cli.conftest import Medserve
 from tests.client.drawing import DrawingServer, drawing, picture, progress, sample_answer
 from tests.client.fake_server import Status
 
+pytestmark = pytest.mark.loopback
+
 
 @pytest.fixture
 def server() -> Iterator[DrawingServer]:

@@ -264,6 +264,7 @@ def test_foreign_manifest_is_refused_and_kept(
     assert (out / "manifest.csv").read_text() == "name,age\nx,3\n"
 
 
+@pytest.mark.loopback
 def test_empty_folder_is_sorted_at_once(medserve: Medserve, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     run = medserve("sort", tmp_path / "in", "--out", tmp_path / "out", "--address", "127.0.0.1:9")

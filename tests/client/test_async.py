@@ -146,6 +146,7 @@ def test_models_ping_and_wait_work(fake: FakeServer) -> None:
     assert with_client(fake, use) == ("Healthy", ["mednist"])
 
 
+@pytest.mark.loopback
 def test_dead_server_is_told_with_its_address() -> None:
     async def use() -> None:
         async with AsyncClient("127.0.0.1:9", limits=Limits(attempts=1)) as client:

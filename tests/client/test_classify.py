@@ -215,6 +215,7 @@ def test_limits_below_one_are_refused() -> None:
         Limits(attempts=0)
 
 
+@pytest.mark.process
 def test_import_loads_no_engine_and_no_codec() -> None:
     heavy = ["torch", "openvino", "onnxruntime", "PIL", "pydicom", "nibabel", "yaml"]
     heavy += ["rich", "typer"]

@@ -176,6 +176,7 @@ def test_late_answer_is_a_deadline_error_and_the_next_request_works(fake: FakeSe
         assert client.classify_one("mednist", b"Hand").label == "Hand"
 
 
+@pytest.mark.loopback
 def test_request_over_the_limit_of_the_server_is_too_large() -> None:
     with serving(FakeServer(), max_message_bytes=50_000) as fake, Client(fake.address) as client:
         with pytest.raises(PayloadTooLargeError):
@@ -199,6 +200,7 @@ def test_wrong_token_is_told_without_repeating_it(fake: FakeServer) -> None:
     assert "wr0ng" not in str(caught.value)
 
 
+@pytest.mark.loopback
 def test_dead_server_is_told_with_its_address_and_what_to_do() -> None:
     with (
         Client(f"127.0.0.1:{free_port()}", limits=Limits(attempts=2)) as client,
@@ -207,6 +209,7 @@ def test_dead_server_is_told_with_its_address_and_what_to_do() -> None:
         client.classify("mednist", [b"Hand"])
 
 
+@pytest.mark.loopback
 def test_server_that_starts_a_moment_later_is_reached() -> None:
     fake = FakeServer()
     port = free_port()
@@ -217,6 +220,7 @@ def test_server_that_starts_a_moment_later_is_reached() -> None:
         start.join()
 
 
+@pytest.mark.loopback
 def test_http_port_is_recognised(http_port: int) -> None:
     with (
         Client(f"127.0.0.1:{http_port}") as client,
@@ -225,6 +229,7 @@ def test_http_port_is_recognised(http_port: int) -> None:
         client.classify("mednist", [b"Hand"])
 
 
+@pytest.mark.loopback
 def test_port_of_another_grpc_service_is_recognised() -> None:
     other = grpc.server(ThreadPoolExecutor(1))
     port = other.add_insecure_port("127.0.0.1:0")
@@ -245,6 +250,7 @@ def test_tls_against_plain_text_is_recognised(fake: FakeServer) -> None:
         client.classify("mednist", [b"Hand"])
 
 
+@pytest.mark.loopback
 def test_name_that_does_not_exist_is_told_at_once() -> None:
     with (
         Client("no.such.host.invalid:7070") as client,

@@ -73,6 +73,7 @@ def test_wait_ends_at_once_when_the_token_is_refused() -> None:
         Readiness([], 60).reached(AuthenticationError("no"))
 
 
+@pytest.mark.loopback
 def test_management_is_by_default_on_the_next_port() -> None:
     with Client("127.0.0.1:9", timeout_s=5) as client:
         with pytest.raises(ServerUnreachableError, match=r"127\.0\.0\.1:10\b"):

@@ -34,6 +34,8 @@ from tests.client.drawing import (
 )
 from tests.client.fake_server import DIGEST, Status
 
+pytestmark = pytest.mark.loopback
+
 PARTS = [progress(0, 1, picture(9)), progress(0, 2), sample_answer([5])]
 
 

@@ -12,7 +12,11 @@ from medserve.errors import ServerUnreachableError
 from tests.client.certificates import HAVE_OPENSSL, self_signed
 from tests.client.fake_server import FakeServer, serving
 
-pytestmark = pytest.mark.skipif(not HAVE_OPENSSL, reason="needs openssl")
+pytestmark = [
+    pytest.mark.loopback,
+    pytest.mark.process,
+    pytest.mark.skipif(not HAVE_OPENSSL, reason="needs openssl"),
+]
 
 
 def test_trusted_server_answers_over_tls(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def test_gateway_and_engine_find_each_other(containers: dict[str, Any]) -> None:
     assert drain_s < containers["gateway"]["stopTimeout"] < containers["torchserve"]["stopTimeout"]
 
 
+@pytest.mark.process
 def test_the_first_container_lays_out_what_the_others_read(
     containers: dict[str, Any], tmp_path: Path
 ) -> None:

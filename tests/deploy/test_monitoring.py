@@ -123,6 +123,7 @@ def test_every_alert_stays_quiet_at_a_quiet_server() -> None:
     assert not any(case.get("exp_alerts") for case in quiet)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(PROMTOOL is None, reason="needs promtool (Debian: apt-get install prometheus)")
 @pytest.mark.parametrize(
     "arguments",

@@ -54,6 +54,7 @@ def documented() -> str:
     return "\n".join(line.removeprefix(block[1]) for line in block[2].splitlines())
 
 
+@pytest.mark.loopback
 def test_the_calls_of_one_channel_go_round_over_all_servers(addresses: list[str]) -> None:
     code, changed = re.subn(r'"dns:///[^"]+"', f'"ipv4:{",".join(addresses)}"', documented())
     assert changed == 1

@@ -12,6 +12,8 @@ import pytest
 
 from medserve.log_line import LogLine
 
+pytestmark = pytest.mark.process
+
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "medserve.engine.torchserve.container", *arguments]

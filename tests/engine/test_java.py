@@ -9,6 +9,8 @@ import pytest
 from medserve.engine.torchserve.java import find_java
 from medserve.errors import ConfigError
 
+pytestmark = pytest.mark.process
+
 
 def java_home(folder: Path, version: str) -> Path:
     """A folder like JAVA_HOME whose java prints the version and nothing else."""

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from medserve.archive.build import build_archive
 from medserve.engine.torchserve import Server, ServerConfig
 from medserve.errors import ArchiveError, ConfigError
-from tests.tiny_room import make_checkout
+from tests.archives import packaged_fixture
 
 pytest.importorskip("model_archiver", reason="needs the serve extra")
 
@@ -20,7 +19,7 @@ pytest.importorskip("model_archiver", reason="needs the serve extra")
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
-    build_archive("tiny", folder, make_checkout(tmp_path_factory.mktemp("checkout")))
+    packaged_fixture("tiny", folder)
     return folder
 
 

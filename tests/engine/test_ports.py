@@ -17,17 +17,20 @@ from medserve.engine.torchserve.ports import (
 from medserve.errors import ConfigError
 
 
+@pytest.mark.loopback
 def test_zeros_become_four_different_free_ports() -> None:
     chosen = astuple(choose_ports("127.0.0.1", Ports()))
     assert len(set(chosen)) == 4
     assert all(port > 0 for port in chosen)
 
 
+@pytest.mark.loopback
 def test_a_free_port_that_was_asked_for_is_kept() -> None:
     free = choose_ports("127.0.0.1", Ports()).grpc
     assert choose_ports("127.0.0.1", Ports(grpc=free)).grpc == free
 
 
+@pytest.mark.loopback
 @pytest.mark.parametrize(("name", "option"), [("grpc", "--port"), ("metrics", "--metrics-port")])
 def test_a_taken_port_is_named_with_the_option_that_changes_it(name: str, option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -36,6 +39,7 @@ def test_a_taken_port_is_named_with_the_option_that_changes_it(name: str, option
             choose_ports("127.0.0.1", Ports(**{name: port}))
 
 
+@pytest.mark.loopback
 def test_one_port_for_two_purposes_is_refused() -> None:
     free = choose_ports("127.0.0.1", Ports()).grpc
     with pytest.raises(ConfigError, match="cannot be used for"):

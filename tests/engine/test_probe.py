@@ -13,14 +13,13 @@ import grpc
 import pytest
 from google.protobuf import message_factory
 
-from medserve.archive.build import build_archive
 from medserve.archive.read import golden_input, inspect_archive
 from medserve.engine.torchserve.canary import canary_inputs
 from medserve.engine.torchserve.probe import Proof, ProvenModel, main, probe
 from medserve.errors import ModelNotReadyError
 from medserve.spec import Task
 from medserve.wire import inference_pb2, management_pb2
-from tests.tiny_room import make_checkout
+from tests.archives import packaged_fixture
 
 
 @dataclass
@@ -46,8 +45,7 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    checkout = make_checkout(tmp_path_factory.mktemp("checkout") / "tiny")
-    return build_archive("tiny", tmp_path_factory.mktemp("store"), checkout)
+    return packaged_fixture("tiny", tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ def test_removing_takes_everything_and_can_be_repeated(folder: RunFolder) -> Non
     assert not folder.path.exists()
 
 
+@pytest.mark.process
 def test_the_folder_of_a_killed_server_is_taken_away_by_the_next(parent: Path) -> None:
     left = abandoned(parent)
     os.utime(left, _LONG_AGO)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from medserve.archive.build import build_archive
 from medserve.archive.store import default_versions, select_archives
 from medserve.errors import ArchiveError, ConfigError, UnknownModelError
+from tests.archives import packaged
 from tests.tiny_room import make_checkout
 
 pytest.importorskip("model_archiver", reason="needs the serve extra")
@@ -20,7 +20,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     for version in ("1.9", "1.10", "1.10-rc1"):
         checkout = make_checkout(tmp_path_factory.mktemp("checkout") / version, version=version)
-        build_archive("tiny", folder, checkout)
+        packaged("tiny", folder, checkout)
     return folder
 
 

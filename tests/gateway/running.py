@@ -37,11 +37,12 @@ def quick_settings(store: Path, **changes: Any) -> GatewaySettings:
 
 def settings_for(server: Server, **changes: Any) -> GatewaySettings:
     """The same for the gateway before a real TorchServe."""
-    addresses = {
+    settings = {
+        "store": server.config.store,
         "engine": server.inference_address,
         "engine_management": server.management_address,
     }
-    return quick_settings(server.config.store, **(addresses | changes))
+    return quick_settings(**(settings | changes))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ __all__ = ["STEPS", "make_sketcher_checkout", "square"]
 
 STEPS = 3
 _SIDE = 16
+_PROCESS = {"schedule": "cosine", "prediction": "noise", "sizes": [64]}  # asked of any sampler
 _HANDLER = '''"""Fills squares."""
 
 import base64
@@ -86,7 +87,8 @@ def make_sketcher_checkout(root: Path) -> Path:
     path = root / "models" / "sketcher" / "model-config.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     config |= {"batchSize": 1}
-    config["medserve"] |= {"task": "generation", "title": "Grey squares"}
+    config["medserve"] |= {"task": "generation", "title": "Grey squares", "generation": _PROCESS}
+    del config["medserve"]["output"]
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     weights = path.parent / "weights"
     (weights / "golden_input.png").unlink()

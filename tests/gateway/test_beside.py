@@ -29,9 +29,11 @@ _START_S = 120.0
 
 
 @pytest.fixture
-def served(engine_store: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def served(
+    engine_installed: None, tiny_store: Path, tmp_path: Path
+) -> Iterator[subprocess.Popen[str]]:
     """The command, with free ports and a folder of its own; killed if a test fails."""
-    command = [sys.executable, "-m", "medserve.cli.main", "serve", "--store", str(engine_store)]
+    command = [sys.executable, "-m", "medserve.cli.main", "serve", "--store", str(tiny_store)]
     command += ["--port=0", "--metrics-port=0", "--gateway", f"--ready-file={tmp_path}/ready.json"]
     process = subprocess.Popen(
         command,
@@ -57,7 +59,6 @@ def ready(process: subprocess.Popen[str], file: Path) -> dict[str, Any]:
     raise AssertionError(f"not ready: {process.communicate()[0]}")
 
 
-@pytest.mark.serving
 def test_one_command_serves_both_ways_and_the_page_and_leaves_nothing(
     served: subprocess.Popen[str], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from google.protobuf import descriptor_pool, json_format, message_factory
 
 from medserve import errors
@@ -48,6 +49,7 @@ def messages(body: str) -> Iterator[dict[str, Any]]:
         body = body[end:]
 
 
+@pytest.mark.process
 def test_every_body_for_grpcurl_is_one_that_its_method_reads(tmp_path: Path) -> None:
     seen = set()
     for symbol, body in recorded(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,8 +21,6 @@ from tests.gateway.streaming_room import CRASH, SLOW, TICKS
 from tests.tiny_room import LABELS, bright_tile
 
 _WAIT_S = 120  # a busy machine takes half a minute to start a worker again
-
-pytestmark = pytest.mark.serving
 
 
 def request(
@@ -130,8 +129,8 @@ def test_an_error_tells_programs_its_code(edge: grpc.Channel) -> None:
     assert (info.reason, info.domain) == ("UNKNOWN_MODEL", "medserve")
 
 
-def test_a_full_queue_tells_when_to_come_back(engine: Server) -> None:
-    settings = settings_for(engine, in_flight=1, queue=1)
+def test_a_full_queue_tells_when_to_come_back(torchserve: Server, tiny_store: Path) -> None:
+    settings = settings_for(torchserve, store=tiny_store, in_flight=1, queue=1)
     with (
         running_gateway(settings) as gateway,
         grpc.insecure_channel(gateway.addresses.grpc) as channel,
@@ -168,8 +167,8 @@ def test_the_request_id_comes_back(edge: grpc.Channel, place: str) -> None:
     assert returned == given if place != "nowhere" else uuid.UUID(returned)
 
 
-def test_a_message_over_the_limit_is_refused(engine: Server) -> None:
-    settings = settings_for(engine, max_message_mb=1)
+def test_a_message_over_the_limit_is_refused(torchserve: Server, tiny_store: Path) -> None:
+    settings = settings_for(torchserve, store=tiny_store, max_message_mb=1)
     with (
         running_gateway(settings) as gateway,
         grpc.insecure_channel(gateway.addresses.grpc) as channel,

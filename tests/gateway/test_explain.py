@@ -122,6 +122,7 @@ def test_explain_is_a_flag_and_nothing_else() -> None:
     assert not engine.requests
 
 
+@pytest.mark.loopback
 @pytest.mark.parametrize("explain", [True, False])
 def test_the_typed_call_carries_the_map_beside_the_class(explain: bool) -> None:
     to, engine = gateway()

@@ -23,8 +23,6 @@ from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.gateway.running import running_gateway, settings_for
 from tests.tiny_room import bright_tile
 
-pytestmark = pytest.mark.serving
-
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -44,10 +42,10 @@ def within(seconds: float, holds: Callable[[], bool]) -> bool:
     return True
 
 
-def worker_of(engine: Server, model: str) -> psutil.Process:
+def worker_of(torchserve: Server, model: str) -> psutil.Process:
     """The process that runs a model: its folder says which it is."""
-    assert engine.pid is not None
-    for process in psutil.Process(engine.pid).children(recursive=True):
+    assert torchserve.pid is not None
+    for process in psutil.Process(torchserve.pid).children(recursive=True):
         if any(part.startswith("--sock-name") for part in process.cmdline()):
             manifest = json.loads(Path(process.cwd(), "MAR-INF", "MANIFEST.json").read_text())
             if manifest["model"]["modelName"] == model:
@@ -76,8 +74,12 @@ def test_an_unknown_model_has_no_health(edge: grpc.Channel) -> None:
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-def test_nothing_serves_before_its_golden_input_was_answered(engine: Server) -> None:
-    settings = settings_for(engine, engine="127.0.0.1:1", engine_management="127.0.0.1:1")
+def test_nothing_serves_before_its_golden_input_was_answered(
+    torchserve: Server, tiny_store: Path
+) -> None:
+    settings = settings_for(
+        torchserve, store=tiny_store, engine="127.0.0.1:1", engine_management="127.0.0.1:1"
+    )
     with (
         running_gateway(settings, serving=False) as gateway,
         grpc.insecure_channel(gateway.addresses.grpc) as channel,
@@ -95,13 +97,13 @@ def test_nothing_serves_before_its_golden_input_was_answered(engine: Server) -> 
 
 
 def test_a_killed_worker_is_not_serving_and_then_serving_again(
-    engine: Server, edge: grpc.Channel
+    torchserve: Server, edge: grpc.Channel
 ) -> None:
     watch = health_pb2_grpc.HealthStub(edge).Watch(
         health_pb2.HealthCheckRequest(service="ticker"), timeout=60
     )
     assert next(watch).status == _SERVING
-    worker_of(engine, "ticker").send_signal(signal.SIGKILL)
+    worker_of(torchserve, "ticker").send_signal(signal.SIGKILL)
     assert next(watch).status == _NOT_SERVING
     assert check(edge, "tiny") == _SERVING
     assert check(edge) == _NOT_SERVING
@@ -111,17 +113,19 @@ def test_a_killed_worker_is_not_serving_and_then_serving_again(
 
 
 @pytest.fixture
-def stopped_ticker(engine: Server) -> Iterator[None]:
+def stopped_ticker(torchserve: Server) -> Iterator[None]:
     """A worker of `ticker` that is there, READY, and answers nobody."""
-    worker = worker_of(engine, "ticker")
+    worker = worker_of(torchserve, "ticker")
     worker.send_signal(signal.SIGSTOP)
     yield
     worker.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.usefixtures("stopped_ticker")
-def test_a_worker_that_is_ready_but_stuck_is_not_serving_within_seconds(engine: Server) -> None:
-    settings = settings_for(engine, canary_every_s=0.5, canary_timeout_s=1.0)
+def test_a_worker_that_is_ready_but_stuck_is_not_serving_within_seconds(
+    torchserve: Server, tiny_store: Path
+) -> None:
+    settings = settings_for(torchserve, store=tiny_store, canary_every_s=0.5, canary_timeout_s=1.0)
     with (
         running_gateway(settings, serving=False) as gateway,
         grpc.insecure_channel(gateway.addresses.grpc) as channel,
@@ -132,13 +136,15 @@ def test_a_worker_that_is_ready_but_stuck_is_not_serving_within_seconds(engine: 
         assert within(30, lambda: "golden input" in gateway.gateway.health("ticker").reason), health
 
 
-def test_a_model_that_serves_is_doubted_when_a_call_takes_far_too_long(engine: Server) -> None:
-    settings = settings_for(engine, canary_every_s=60, canary_timeout_s=0.5)
+def test_a_model_that_serves_is_doubted_when_a_call_takes_far_too_long(
+    torchserve: Server, tiny_store: Path
+) -> None:
+    settings = settings_for(torchserve, store=tiny_store, canary_every_s=60, canary_timeout_s=0.5)
     with (
         running_gateway(settings) as gateway,
         grpc.insecure_channel(gateway.addresses.grpc) as channel,
     ):
-        worker = worker_of(engine, "ticker")
+        worker = worker_of(torchserve, "ticker")
         worker.send_signal(signal.SIGSTOP)
         try:
             stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)

@@ -39,6 +39,8 @@ from tests.gateway.faces import (
 )
 from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
 
+pytestmark = pytest.mark.loopback
+
 _MODELS = (
     model("kinds", labels=LABELS),
     model("hippocampus", Task.VOLUMES, labels=LABELS),

@@ -34,13 +34,13 @@ from tests.client.certificates import HAVE_OPENSSL, self_signed
 from tests.gateway.fake_engine import FakeEngine, Request
 from tests.gateway.running import quick_settings, running_gateway
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.loopback
 needs_openssl = pytest.mark.skipif(not HAVE_OPENSSL, reason="makes certificates with openssl")
 
 
 @pytest.fixture(scope="module")
-def digests(engine_store: Path) -> dict[str, str]:
-    return {info.name: info.digest for info in map(inspect_archive, engine_store.glob("*.mar"))}
+def digests(tiny_store: Path) -> dict[str, str]:
+    return {info.name: info.digest for info in map(inspect_archive, tiny_store.glob("*.mar"))}
 
 
 @pytest.fixture
@@ -93,12 +93,12 @@ def give(file: Path, *models: str) -> str:
 
 
 def test_only_tokens_open_and_only_their_models(
-    engine_store: Path, fake: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_store: Path, fake: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens, "_LOOK_AGAIN_S", 0.0)
     file, log = tmp_path / "tokens.json", tmp_path / "audit.jsonl"
     everything, tiny = give(file), give(file, "tiny")
-    settings = quick_settings(engine_store, tokens_file=file, audit_log=log)
+    settings = quick_settings(tiny_store, tokens_file=file, audit_log=log)
     with running_gateway(settings, fake) as gateway, channel_to(gateway) as channel:
         assert predict(channel, everything, "ticker")
         assert predict(channel, tiny, "tiny")
@@ -114,11 +114,11 @@ def test_only_tokens_open_and_only_their_models(
 
 
 def test_a_refused_callers_request_is_not_even_read(
-    engine_store: Path, fake: FakeEngine, tmp_path: Path
+    tiny_store: Path, fake: FakeEngine, tmp_path: Path
 ) -> None:
     file = tmp_path / "tokens.json"
     give(file)
-    settings = quick_settings(engine_store, tokens_file=file)
+    settings = quick_settings(tiny_store, tokens_file=file)
     with running_gateway(settings, fake) as gateway, channel_to(gateway) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             predict(channel, "wrong", size=20 * 2**20)
@@ -130,10 +130,10 @@ def test_a_refused_callers_request_is_not_even_read(
 
 @needs_openssl
 def test_a_renewed_certificate_counts_for_the_next_connection(
-    engine_store: Path, fake: FakeEngine, tmp_path: Path
+    tiny_store: Path, fake: FakeEngine, tmp_path: Path
 ) -> None:
     chain, key = self_signed(tmp_path, "first")
-    settings = quick_settings(engine_store, tls_cert=chain, tls_key=key)
+    settings = quick_settings(tiny_store, tls_cert=chain, tls_key=key)
     with running_gateway(settings, fake) as gateway:
         first = chain.read_bytes()
         with channel_to(gateway, root_certificates=first) as channel:
@@ -153,13 +153,13 @@ def test_a_renewed_certificate_counts_for_the_next_connection(
 
 @needs_openssl
 def test_with_an_authority_for_clients_only_its_certificates_open(
-    engine_store: Path, fake: FakeEngine, tmp_path: Path
+    tiny_store: Path, fake: FakeEngine, tmp_path: Path
 ) -> None:
     chain, key = self_signed(tmp_path, "server")
     client, client_key = self_signed(tmp_path, "scanner-3")
     log = tmp_path / "audit.jsonl"
     settings = quick_settings(
-        engine_store, tls_cert=chain, tls_key=key, client_ca=client, audit_log=log
+        tiny_store, tls_cert=chain, tls_key=key, client_ca=client, audit_log=log
     )
     with running_gateway(settings, fake) as gateway:
         trusted = {"root_certificates": chain.read_bytes()}
@@ -174,19 +174,19 @@ def test_with_an_authority_for_clients_only_its_certificates_open(
     assert json.loads(log.read_text().splitlines()[0])["who"] == "scanner-3"
 
 
-def test_a_second_gateway_on_the_same_port_is_told(engine_store: Path, fake: FakeEngine) -> None:
-    with running_gateway(quick_settings(engine_store), fake) as gateway:
+def test_a_second_gateway_on_the_same_port_is_told(tiny_store: Path, fake: FakeEngine) -> None:
+    with running_gateway(quick_settings(tiny_store), fake) as gateway:
         port = int(gateway.addresses.grpc.rpartition(":")[2])
         with (
             pytest.raises(ConfigError, match=str(port)),
-            running_gateway(quick_settings(engine_store, grpc_port=port), fake),
+            running_gateway(quick_settings(tiny_store, grpc_port=port), fake),
         ):
             pytest.fail("two gateways share a port")
 
 
-def test_running_calls_finish_while_health_says_no(engine_store: Path, fake: FakeEngine) -> None:
+def test_running_calls_finish_while_health_says_no(tiny_store: Path, fake: FakeEngine) -> None:
     with contextlib.ExitStack() as stack, contextlib.ExitStack() as channels:
-        gateway = stack.enter_context(running_gateway(quick_settings(engine_store), fake))
+        gateway = stack.enter_context(running_gateway(quick_settings(tiny_store), fake))
         channel = channels.enter_context(channel_to(gateway))
         watch = health_pb2_grpc.HealthStub(channel).Watch(
             health_pb2.HealthCheckRequest(), timeout=60
@@ -211,8 +211,8 @@ def test_running_calls_finish_while_health_says_no(engine_store: Path, fake: Fak
     assert fake.closed
 
 
-def test_an_upload_that_takes_for_ever_is_ended(engine_store: Path, fake: FakeEngine) -> None:
-    settings = quick_settings(engine_store, upload_timeout_s=0.5)
+def test_an_upload_that_takes_for_ever_is_ended(tiny_store: Path, fake: FakeEngine) -> None:
+    settings = quick_settings(tiny_store, upload_timeout_s=0.5)
     with running_gateway(settings, fake) as gateway, channel_to(gateway) as channel:
 
         def trickle() -> Iterator[bytes]:
@@ -231,14 +231,14 @@ def test_an_upload_that_takes_for_ever_is_ended(engine_store: Path, fake: FakeEn
 
 
 def test_one_slow_caller_does_not_keep_the_others_from_sending(
-    engine_store: Path, fake: FakeEngine, tmp_path: Path
+    tiny_store: Path, fake: FakeEngine, tmp_path: Path
 ) -> None:
     file = tmp_path / "tokens.json"
     slow, other = new_token("slow"), new_token("other")
     for _, entry in (slow, other):
         add_token(file, entry)
     settings = quick_settings(
-        engine_store, tokens_file=file, memory_mb=8, max_message_mb=2, upload_timeout_s=60
+        tiny_store, tokens_file=file, memory_mb=8, max_message_mb=2, upload_timeout_s=60
     )
     over = threading.Event()
 
@@ -263,10 +263,10 @@ def test_one_slow_caller_does_not_keep_the_others_from_sending(
 
 
 def test_many_large_uploads_need_no_more_memory_than_a_few(
-    engine_store: Path, tmp_path: Path
+    tiny_store: Path, tmp_path: Path
 ) -> None:
     ready = tmp_path / "ready.json"
-    command = [sys.executable, "-m", "tests.gateway.upload_target", str(engine_store), str(ready)]
+    command = [sys.executable, "-m", "tests.gateway.upload_target", str(tiny_store), str(ready)]
     process = subprocess.Popen(command, cwd=Path(__file__).parent.parent.parent)
     try:
         while not ready.exists():
@@ -294,11 +294,9 @@ def test_many_large_uploads_need_no_more_memory_than_a_few(
 
 
 @pytest.mark.parametrize("answer", [b"", b"{no json", b'{"status":"ok","archive_digest":"other"}'])
-def test_a_golden_input_with_a_wrong_answer_proves_nothing(
-    engine_store: Path, answer: bytes
-) -> None:
+def test_a_golden_input_with_a_wrong_answer_proves_nothing(tiny_store: Path, answer: bytes) -> None:
     engine = FakeEngine(lambda _: answer, known=("tiny", "ticker"))
-    with running_gateway(quick_settings(engine_store), engine, serving=False) as gateway:
+    with running_gateway(quick_settings(tiny_store), engine, serving=False) as gateway:
         while not engine.finished:
             time.sleep(0.01)
         with channel_to(gateway) as channel:

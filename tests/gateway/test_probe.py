@@ -31,6 +31,7 @@ def test_a_gateway_without_a_model_is_not_ready() -> None:
         probe.served(_page())
 
 
+@pytest.mark.loopback
 def test_a_gateway_that_does_not_run_is_not_ready(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

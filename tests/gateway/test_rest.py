@@ -22,6 +22,7 @@ from medserve.gateway.faces.rest import app as rest
 from medserve.gateway.faces.rest.body import FormFile, RestLimits, files
 from medserve.results.segmentation import Segmentation
 from medserve.spec import Task
+from medserve.tasks.volumes import VolumeResult
 from tests.gateway.faces import DIGEST, LABELS, SEGMENTATION, classified, compact, drawn, segmented
 from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
 
@@ -162,7 +163,7 @@ def test_parameters_of_a_classifier_reach_it() -> None:
 def test_a_mask_comes_as_json_with_its_measurements() -> None:
     response = ask(gateway(), "POST", f"{_SEGMENT}?output=json", content=b"volume", headers=_OCTETS)
     assert response.headers["content-type"] == "application/json"
-    found = Segmentation.from_json(response.json())
+    found = Segmentation.from_result(VolumeResult.from_json(response.json()))
     assert (found.mask == SEGMENTATION.mask).all()
     assert (found.geometry.affine == SEGMENTATION.geometry.affine).all()
 

@@ -1,12 +1,11 @@
 """Each face over a real TorchServe: a stock tritonclient, the typed calls, and plain HTTP.
 
-Their servers hold four models whose right answers are known: `tiny`, `tiny_volume`, `sketcher`,
-and `mednist` where its trained weights are in the checkout.
+Of the shared models they call `tiny`, `tiny_volume`, `sketcher`, and `mednist` where its trained
+weights are in the checkout.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import importlib.util
 import io
@@ -25,72 +24,41 @@ import httpx
 import numpy as np
 import pytest
 
-from medserve.archive.build import build_archive
-from medserve.engine.torchserve import Server, ServerConfig
-from medserve.errors import ArchiveError
 from medserve.gateway.server import GatewayServer
 from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
 from medserve.results.segmentation import Segmentation
+from medserve.tasks.volumes import VolumeResult
 from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
-from tests.gateway.running import running_gateway, settings_for
-from tests.gateway.sketcher_room import STEPS, make_sketcher_checkout, square
+from tests.gateway.sketcher_room import STEPS, square
 from tests.tiny_room import LABELS, REPOSITORY, bright_tile
-from tests.tiny_volume_room import known_mask, make_volume_checkout, phantom
+from tests.tiny_volume_room import known_mask, phantom
 
-pytestmark = [pytest.mark.serving, pytest.mark.slow]
-
-_ROOMS = {
-    "tiny_volume": make_volume_checkout,
-    "sketcher": make_sketcher_checkout,
-}
+_ROOMS = ("tiny_volume", "sketcher")
 _NO_IMAGE = b"this is no image"
 _BUF = Path(sys.executable).with_name("buf")
 _PAGES = REPOSITORY / "docs"
 
 
-@pytest.fixture(scope="module")
-def store(engine_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the four models; `engine_store` skips where TorchServe is missing."""
-    folder = tmp_path_factory.mktemp("faces") / "store"
-    folder.mkdir()
-    shutil.copy(engine_store / "tiny-1.0.mar", folder)
-    for name, make in _ROOMS.items():
-        build_archive(name, folder, make(tmp_path_factory.mktemp(name) / "checkout"))
-    with contextlib.suppress(ArchiveError):  # not trained in this checkout
-        build_archive("mednist", folder, REPOSITORY)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def faces(store: Path) -> Iterator[GatewayServer]:
-    """A gateway with its page, before a TorchServe of its own."""
-    with (
-        Server(ServerConfig(store=store, start_timeout_s=400)) as engine,  # four models at once
-        running_gateway(settings_for(engine, page=True, canary_timeout_s=30.0)) as running,
-    ):
-        yield running
-
-
 @pytest.fixture
-def stub(faces: GatewayServer) -> Iterator[pb_grpc.ImagingServiceStub]:
+def stub(served: GatewayServer) -> Iterator[pb_grpc.ImagingServiceStub]:
     """The typed calls over an open channel, with gRPC's own limits."""
-    with grpc.insecure_channel(faces.addresses.grpc) as channel:
+    with grpc.insecure_channel(served.addresses.grpc) as channel:
         yield pb_grpc.ImagingServiceStub(channel)
 
 
 @pytest.fixture
-def web(faces: GatewayServer) -> Iterator[httpx.Client]:
+def web(served: GatewayServer) -> Iterator[httpx.Client]:
     """An HTTP client at the page's address."""
-    assert faces.addresses.page_url is not None
-    with httpx.Client(base_url=faces.addresses.page_url, timeout=120, trust_env=False) as client:
+    assert served.addresses.page_url is not None
+    with httpx.Client(base_url=served.addresses.page_url, timeout=120, trust_env=False) as client:
         yield client
 
 
 def test_a_stock_tritonclient_infers_with_every_model(
-    faces: GatewayServer, store: Path, tmp_path: Path
+    served: GatewayServer, served_store: Path, tmp_path: Path
 ) -> None:
     if importlib.util.find_spec("tritonclient") is None:
         pytest.skip("tritonclient is not installed; pip install -e '.[dev]'")
@@ -98,12 +66,12 @@ def test_a_stock_tritonclient_infers_with_every_model(
     (tmp_path / "volume.nii").write_bytes(nifti.encode(volume))
     put(tmp_path / "tiny", [bright_tile(n % 6) for n in range(20)])
     examples = sorted((REPOSITORY / "models" / "mednist" / "examples").glob("*.png"))
-    trained = any(path.name.startswith("mednist") for path in store.iterdir())
+    trained = any(path.name.startswith("mednist") for path in served_store.iterdir())
     if trained:
         put(tmp_path / "mednist", [path.read_bytes() for path in examples])
     command = [sys.executable, "-m", "tests.gateway.triton_client"]
     run = subprocess.run(
-        [*command, faces.addresses.grpc, str(tmp_path)],
+        [*command, served.addresses.grpc, str(tmp_path)],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
@@ -260,7 +228,9 @@ def test_every_task_answers_over_http(web: httpx.Client) -> None:
     assert mask.headers["content-type"] == "application/gzip"
     assert (nifti.decode(mask.content).array == known_mask(volume)).all()
     measured = web.post(f"{segment}?output=json", files={"file": nifti.encode(volume)}).json()
-    assert (Segmentation.from_json(measured).mask == known_mask(volume)).all()
+    assert (
+        Segmentation.from_result(VolumeResult.from_json(measured)).mask == known_mask(volume)
+    ).all()
     refused = web.post(f"{segment}?format=dicom-seg", content=nifti.encode(volume), headers=octets)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "INVALID_REQUEST")
 
@@ -295,15 +265,17 @@ def test_metadata_of_the_protocol_is_the_same_over_http(web: httpx.Client) -> No
 
 
 @pytest.fixture
-def as_documented(faces: GatewayServer, store: Path, tmp_path: Path) -> Callable[[str], str]:
+def as_documented(
+    served: GatewayServer, served_store: Path, tmp_path: Path
+) -> Callable[[str], str]:
     """An example for the servers of these tests: two models stand for larger ones."""
-    if not any(path.name.startswith("mednist") for path in store.iterdir()):
+    if not any(path.name.startswith("mednist") for path in served_store.iterdir()):
         pytest.skip("models/mednist/weights is not complete; python -m training.mednist")
     volume = tmp_path / "volume.nii.gz"
     volume.write_bytes(nifti.encode(phantom()))
     places = {
-        "127.0.0.1:8001": faces.addresses.grpc,
-        "http://127.0.0.1:8000": str(faces.addresses.page_url).rstrip("/"),
+        "127.0.0.1:8001": served.addresses.grpc,
+        "http://127.0.0.1:8000": str(served.addresses.page_url).rstrip("/"),
         "models/segmentation_3d/examples/average.nii.gz": str(volume),
         "segmentation_3d": "tiny_volume",
         "diffusion_sampler": "sketcher",

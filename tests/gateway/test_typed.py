@@ -36,6 +36,8 @@ from tests.gateway.faces import (
 )
 from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
 
+pytestmark = pytest.mark.loopback
+
 _DETAILS = "grpc-status-details-bin"
 _MODELS = (
     model("kinds", labels=LABELS),

@@ -40,6 +40,9 @@ print(json.dumps({
 """
 
 
+pytestmark = pytest.mark.process
+
+
 @pytest.fixture(scope="module")
 def report(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     folder = tmp_path_factory.mktemp("unpacked")

@@ -249,6 +249,7 @@ def test_damaged_headers_leave_no_trace_in_log_or_on_the_terminal(
     assert "pydicom" not in seen
 
 
+@pytest.mark.cpu
 @settings(max_examples=150, deadline=None)
 @given(
     st.dictionaries(

@@ -81,7 +81,6 @@ def pictures(archive: Path, part: str, every: int) -> Iterator[Image]:
 
 
 @pytest.mark.data
-@pytest.mark.slow
 def test_real_ultrasound_is_hardly_ever_flagged(data: Path) -> None:
     frames = list(pictures(data / "US_BUSI_standin.tar.gz", "/images/", 1))
     flagged = np.mean([not looks_like_ultrasound(frame) for frame in frames])
@@ -90,7 +89,6 @@ def test_real_ultrasound_is_hardly_ever_flagged(data: Path) -> None:
 
 
 @pytest.mark.data
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("archive", "part", "every", "least"),
     [

@@ -96,6 +96,7 @@ def test_random_bytes_are_only_ever_refused(payload: bytes) -> None:
         sniff.decode(payload, SPEC)
 
 
+@pytest.mark.cpu
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.sampled_from(SEEDS),

@@ -54,6 +54,7 @@ def test_a_network_that_changes_nothing_gives_back_its_input(
     np.testing.assert_allclose(blended, image, atol=1e-5)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("shape", [(40, 33, 21), (10, 40, 12), (7, 5, 6), (16, 12, 8)])
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.6])
 def test_scores_are_those_of_monais_sliding_window(

@@ -105,7 +105,7 @@ def test_the_embedding_is_the_published_sinusoid() -> None:
     torch.testing.assert_close(embedded, torch.tensor(expected))
 
 
-@pytest.mark.slow
+@pytest.mark.cpu
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch in torch
 def test_the_exported_network_answers_as_eager_does(tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, attention=True)

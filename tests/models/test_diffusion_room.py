@@ -56,6 +56,7 @@ def test_the_index_knows_every_training_image_and_no_held_out_one() -> None:
     assert set(held_out.values()) == set(SPLITS[1:])
 
 
+@pytest.mark.cpu
 def test_drawn_slices_are_bright_in_the_middle_and_dark_at_the_rim(
     pipeline: DiffusionPipeline,
 ) -> None:

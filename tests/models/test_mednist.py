@@ -99,7 +99,6 @@ def test_metrics_are_about_this_artifact() -> None:
 
 
 @pytest.mark.data
-@pytest.mark.slow
 def test_a_sample_of_the_archive_is_recognised(medserve_data: Path, tmp_path: Path) -> None:
     _unpack_sample(medserve_data / "MedNIST.tar.gz", tmp_path / "sample")
     flags = ("--data-dir", str(tmp_path / "sample"), "--out", str(tmp_path / "out"))
@@ -112,7 +111,6 @@ def test_a_sample_of_the_archive_is_recognised(medserve_data: Path, tmp_path: Pa
 
 
 @pytest.mark.data
-@pytest.mark.slow
 def test_no_example_is_an_image_of_the_archive(medserve_data: Path) -> None:
     examples = [read(path)[0] for path in sorted((ROOM / "examples").glob("*.png"))]
     least = np.full(len(examples), np.inf)

@@ -52,6 +52,7 @@ def test_the_artifact_stays_below_10_mb() -> None:
     assert (WEIGHTS / "model.onnx").stat().st_size < 10_000_000
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", list(EngineName))
 def test_every_engine_reproduces_the_golden_output(name: EngineName) -> None:
     golden = np.load(WEIGHTS / "golden_output.npz", allow_pickle=False)

@@ -42,7 +42,7 @@ def test_a_network_answers_at_the_size_of_the_frame_and_learns_everywhere(
     assert without == []
 
 
-@pytest.mark.slow
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", list(NetworkName))
 def test_both_exported_forms_agree_with_the_network(name: NetworkName, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -59,6 +59,7 @@ def test_the_light_networks_fit_into_20_mb_and_the_one_asked_for_is_there() -> N
     assert 60e6 < parameters(asked) < 61e6
 
 
+@pytest.mark.cpu
 def test_a_wider_decoder_is_wider() -> None:
     for name in NetworkName:
         compact, light, published = (parameters(build(name, size=size)) for size in NetworkSize)

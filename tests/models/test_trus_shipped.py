@@ -42,6 +42,7 @@ def test_the_card_says_on_its_first_line_what_the_weights_are_not() -> None:
     assert "not clinical" in first
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(("noise_db", "least"), [(0.0, 0.95), (15.0, 0.95)])
 def test_glands_of_unseen_simulated_patients_are_found(noise_db: float, least: float) -> None:
     spec = models.spec(NAME)

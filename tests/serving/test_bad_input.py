@@ -28,12 +28,6 @@ from tests.phantoms import dicom_dataset, disc, raster_bytes, saved, wedge
 from tests.tiny_room import LABELS, bright_tile
 
 
-@pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with Client(server.inference_address, management_address=server.management_address) as client:
-        yield client
-
-
 @pytest.fixture(autouse=True)
 def _next_good_request_works(client: Client) -> Iterator[None]:
     yield
@@ -68,9 +62,11 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_file_gets_one_typed_error(name: str, client: Client, models: tuple[str, ...]) -> None:
+def test_bad_file_gets_one_typed_error(
+    name: str, client: Client, classifiers: tuple[str, ...]
+) -> None:
     data, expected = BAD_FILES[name]
-    for model in models:
+    for model in classifiers:
         with pytest.raises(MedserveError) as alone:
             client.predict(model, data)
         assert type(alone.value) is expected
@@ -81,10 +77,10 @@ def test_bad_file_gets_one_typed_error(name: str, client: Client, models: tuple[
         assert after.classification is not None
 
 
-def test_sixteen_bit_tiff_is_answered(client: Client, models: tuple[str, ...]) -> None:
+def test_sixteen_bit_tiff_is_answered(client: Client, classifiers: tuple[str, ...]) -> None:
     tile = np.asarray(pillow.open(io.BytesIO(bright_tile(3))))
     data = raster_bytes(tile.astype(np.uint16) * 257, "TIFF")
-    for model in models:
+    for model in classifiers:
         assert client.classify_one(model, data).label
     assert client.classify_one("tiny", data).label == "bottom-left"
 
@@ -110,8 +106,8 @@ def test_params_that_the_model_does_not_know_are_refused(
         client.predict("tiny", bright_tile(0), params)
 
 
-def test_unknown_input_key_is_refused_with_the_known_ones(server: Server) -> None:
-    with grpc.insecure_channel(server.inference_address) as channel:
+def test_unknown_input_key_is_refused_with_the_known_ones(torchserve: Server) -> None:
+    with grpc.insecure_channel(torchserve.inference_address) as channel:
         answer = inference_pb2_grpc.InferenceAPIsServiceStub(channel).Predictions(
             inference_pb2.PredictionsRequest(
                 model_name="tiny", input={"image": bright_tile(0), "transport": b"grpc"}
@@ -122,14 +118,22 @@ def test_unknown_input_key_is_refused_with_the_known_ones(server: Server) -> Non
     assert b"data.0" in answer.prediction
 
 
-@pytest.mark.parametrize(("model", "version"), [("nosuch", None), ("tiny", "9.9")])
-def test_unknown_model_or_version_is_told(model: str, version: str | None, client: Client) -> None:
-    with pytest.raises(UnknownModelError, match="medserve models"):
+@pytest.mark.parametrize(
+    ("model", "version", "message"),
+    [
+        ("nosuch", None, "ask for the list of models"),
+        ("tiny", "9.9", "expected a version of tiny out of 1.0"),
+    ],
+)
+def test_unknown_model_or_version_is_told(
+    model: str, version: str | None, message: str, client: Client
+) -> None:
+    with pytest.raises(UnknownModelError, match=message):
         client.classify(model, [bright_tile(0)], version=version)
 
 
 def test_request_without_a_model_is_refused(client: Client) -> None:
-    with pytest.raises(InvalidRequestError, match="model_name"):
+    with pytest.raises(UnknownModelError, match="the name of a served model"):
         client.classify("", [bright_tile(0)])
 
 
@@ -141,25 +145,25 @@ def test_dead_server_is_told() -> None:
         dead.classify("tiny", [bright_tile(0)])
 
 
-def test_http_port_is_recognised(server: Server) -> None:
+def test_http_port_is_recognised(torchserve: Server) -> None:
     with (
-        Client(f"127.0.0.1:{urlsplit(server.metrics_url).port}") as wrong,
+        Client(f"127.0.0.1:{urlsplit(torchserve.metrics_url).port}") as wrong,
         pytest.raises(ServerUnreachableError, match="not gRPC"),
     ):
         wrong.classify("tiny", [bright_tile(0)])
 
 
-def test_management_port_is_recognised(server: Server) -> None:
+def test_management_port_is_recognised(torchserve: Server) -> None:
     with (
-        Client(server.management_address) as wrong,
+        Client(torchserve.management_address) as wrong,
         pytest.raises(ServerUnreachableError, match="mixed up"),
     ):
         wrong.classify("tiny", [bright_tile(0)])
 
 
-def test_expired_deadline_is_told(server: Server) -> None:
+def test_expired_deadline_is_told(address: str) -> None:
     with (
-        Client(server.inference_address, timeout_s=0.001) as hasty,
+        Client(address, timeout_s=0.001) as hasty,
         pytest.raises(DeadlineError),
     ):
         hasty.classify_one("tiny", bright_tile(0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,6 @@ from tests.tiny_room import LABELS, bright_tile
 
 REPOSITORY = Path(__file__).parents[2]
 GREY = wedge(128, 128)
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with Client(
-        server.inference_address, management_address=server.management_address, timeout_s=120
-    ) as client:
-        yield client
 
 
 @pytest.fixture(params=["tiny_colour", "blood_cell"])
@@ -128,10 +119,10 @@ def test_trained_classifiers_lose_most_where_their_maps_are_warmest(
         assert answer.explanation.without_warmest <= answer.explanation.without_coolest
 
 
-def ask(server: Server, count: int, params: dict[str, object]) -> Any:
+def ask(torchserve: Server, count: int, params: dict[str, object]) -> Any:
     """One packed call of that size, as any client of TorchServe sends it."""
     images = {f"data.{place}": bright_tile(place % 6) for place in range(count)}
-    with grpc.insecure_channel(server.inference_address) as channel:
+    with grpc.insecure_channel(torchserve.inference_address) as channel:
         answer = inference_pb2_grpc.InferenceAPIsServiceStub(channel).Predictions(
             inference_pb2.PredictionsRequest(
                 model_name="tiny",
@@ -142,8 +133,8 @@ def ask(server: Server, count: int, params: dict[str, object]) -> Any:
     return json.loads(answer.prediction)
 
 
-def test_more_images_than_a_call_may_explain_are_refused(server: Server) -> None:
-    items = ask(server, EXPLAINED_PER_CALL + 1, {"explain": True})["items"]
+def test_more_images_than_a_call_may_explain_are_refused(torchserve: Server) -> None:
+    items = ask(torchserve, EXPLAINED_PER_CALL + 1, {"explain": True})["items"]
     assert {item["error"]["code"] for item in items} == {"PAYLOAD_TOO_LARGE"}
 
 
@@ -156,9 +147,9 @@ def test_the_client_explains_any_number(client: Client) -> None:
     ]
 
 
-def test_an_explanation_that_nobody_waits_for_is_not_made(server: Server, client: Client) -> None:
+def test_an_explanation_that_nobody_waits_for_is_not_made(address: str, client: Client) -> None:
     with (
-        Client(server.inference_address, timeout_s=0.005) as hasty,
+        Client(address, timeout_s=0.005) as hasty,
         pytest.raises(DeadlineError),
     ):
         hasty.classify_one("tiny", bright_tile(0), explain=True)

@@ -1,4 +1,4 @@
-"""The command line against the real TorchServe, in processes of its own."""
+"""The command line against real servers, in processes of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from medserve.engine.torchserve import Server
 from tests.tiny_room import LABELS, bright_tile, make_checkout
 
 
@@ -27,13 +26,13 @@ def images(tmp_path: Path) -> Path:
 
 
 def medserve(
-    *arguments: object, server: Server | None = None, folder: Path | None = None
+    *arguments: object, address: str = "", folder: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user would; `server` is found through the environment."""
+    """Run the command as a user would; the server is found through the environment."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDSERVE_")}
-    if server is not None:
-        environment["MEDSERVE_ADDRESS"] = server.inference_address
-        environment["MEDSERVE_MANAGEMENT_ADDRESS"] = server.management_address
+    if address:
+        environment["MEDSERVE_ADDRESS"] = address
+        environment["MEDSERVE_MANAGEMENT_ADDRESS"] = address
     return subprocess.run(
         [sys.executable, "-m", "medserve.cli.main", *map(str, arguments)],
         cwd=folder,
@@ -45,8 +44,8 @@ def medserve(
     )
 
 
-def test_300_images_are_classified_by_one_call(server: Server, images: Path) -> None:
-    run = medserve("predict", "tiny", images, "--json", server=server)
+def test_300_images_are_classified_by_one_call(address: str, images: Path) -> None:
+    run = medserve("predict", "tiny", images, "--json", address=address)
     assert run.returncode == 1, run.stderr  # three are broken
     answers = [json.loads(line) for line in run.stdout.splitlines()]
     assert [Path(each["path"]).name for each in answers] == [f"{n:03}.png" for n in range(300)]
@@ -58,24 +57,24 @@ def test_300_images_are_classified_by_one_call(server: Server, images: Path) -> 
             assert answer["archive_digest"].startswith("sha256:")
 
 
-def test_images_are_sorted_into_folders(server: Server, images: Path, tmp_path: Path) -> None:
+def test_images_are_sorted_into_folders(address: str, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("sort", images, "--out", out, "--model", "tiny")
-    run = medserve(*arguments, server=server)
+    run = medserve(*arguments, address=address)
     assert run.returncode == 1, run.stderr
     assert len(list((out / "_errors").iterdir())) == 3
     assert sum(len(list((out / label).iterdir())) for label in LABELS) == 297
     with (out / "manifest.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 300
-    again = medserve(*arguments, server=server)
+    again = medserve(*arguments, address=address)
     assert "sorted before" in again.stdout
     assert len(list(out.rglob("*.png"))) == 300
 
 
-def test_models_and_ping_tell_what_is_ready(server: Server, models: tuple[str, ...]) -> None:
-    listed = medserve("models", "--json", server=server)
+def test_models_and_ping_tell_what_is_ready(address: str, models: tuple[str, ...]) -> None:
+    listed = medserve("models", "--json", address=address)
     assert sorted(each["name"] for each in json.loads(listed.stdout)) == list(models)
-    ping = medserve("ping", server=server)
+    ping = medserve("ping", address=address)
     assert ping.returncode == 0
     assert ping.stdout.splitlines()[-1] == "ready"
 

@@ -20,12 +20,6 @@ from tests.serving.conftest import TinyArchive
 from tests.tiny_room import LABELS, bright_tile
 
 
-@pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with Client(server.inference_address, management_address=server.management_address) as client:
-        yield client
-
-
 @pytest.fixture(scope="module")
 def guarded(
     tiny_archive: TinyArchive, tmp_path_factory: pytest.TempPathFactory
@@ -66,19 +60,19 @@ def open_client(
     )
 
 
-def test_every_image_gets_its_class_and_its_archive(client: Client, server: Server) -> None:
+def test_every_image_gets_its_class_and_its_archive(client: Client, torchserve: Server) -> None:
     results = client.classify("tiny", [bright_tile(place % 6) for place in range(100)])
     assert [r.unwrap().label for r in results] == [LABELS[place % 6] for place in range(100)]
     [digest] = {result.provenance.archive_digest for result in results}
-    assert digest in {model.digest for model in server.ready}
+    assert digest in {model.digest for model in torchserve.ready}
     assert {result.provenance.version for result in results} == {"1.0"}
 
 
-def test_both_clients_give_the_same_answers(client: Client, server: Server) -> None:
+def test_both_clients_give_the_same_answers(client: Client, address: str) -> None:
     images = [bright_tile(place % 6) for place in range(70)] + [b"broken"]
 
     async def ask() -> list[str]:
-        async with AsyncClient(server.inference_address) as client:
+        async with AsyncClient(address) as client:
             return [str(r.outcome) for r in await client.classify("tiny", images)]
 
     assert asyncio.run(ask()) == [str(r.outcome) for r in client.classify("tiny", images)]

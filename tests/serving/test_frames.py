@@ -29,23 +29,23 @@ _Image: Any = nibabel.Nifti1Image
 
 
 @pytest.fixture
-def real(frame_server: Server) -> str:
+def real(torchserve: Server) -> str:
     """The trained model, where the checkout has it."""
-    if "trus_prostate" not in {model.name for model in frame_server.ready}:
+    if "trus_prostate" not in {model.name for model in torchserve.ready}:
         pytest.skip("models/trus_prostate is not complete")
     return "trus_prostate"
 
 
-def test_the_bare_answer_is_the_mask_as_png(frame_client: Client) -> None:
-    answer = frame_client.predict("tiny_frame", raster_bytes(scan()))
+def test_the_bare_answer_is_the_mask_as_png(client: Client) -> None:
+    answer = client.predict("tiny_frame", raster_bytes(scan()))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(answer))), 255 * ellipse())
 
 
-def test_a_loop_is_answered_in_json_nifti_and_dicom(frame_client: Client) -> None:
+def test_a_loop_is_answered_in_json_nifti_and_dicom(client: Client) -> None:
     frames = cine(8)
     source = ultrasound(frames, SequenceOfUltrasoundRegions=[region()])
     options = FrameOptions(step_mm=5.0, overlay=True, dicom_seg=True)
-    answer = frame_client.segment_frame("tiny_frame", saved(source), options=options)
+    answer = client.segment_frame("tiny_frame", saved(source), options=options)
     known = frames > 127
     np.testing.assert_array_equal(answer.segmentation.mask, known)
     assert answer.stack.volume_ml == pytest.approx(known.sum() * 0.2 * 0.3 * 5.0 / 1000)
@@ -57,16 +57,16 @@ def test_a_loop_is_answered_in_json_nifti_and_dicom(frame_client: Client) -> Non
     assert answer.provenance.archive_digest.startswith("sha256:")
 
 
-def test_a_nifti_stack_is_answered_on_its_own_grid(frame_client: Client) -> None:
+def test_a_nifti_stack_is_answered_on_its_own_grid(client: Client) -> None:
     affine = np.array([[0, 0.3, 0, 5], [-0.2, 0, 0, -7], [0, 0, 2, 1], [0, 0, 0, 1.0]])
     payload = as_nifti(cine(7).transpose(2, 1, 0), affine)
-    answer = _Image.from_bytes(gzip.decompress(frame_client.predict("tiny_frame", payload)))
+    answer = _Image.from_bytes(gzip.decompress(client.predict("tiny_frame", payload)))
     np.testing.assert_array_equal(answer.affine, _Image.from_bytes(payload).affine)
     np.testing.assert_array_equal(np.asarray(answer.dataobj), cine(7).transpose(2, 1, 0) > 127)
 
 
 def test_many_frames_travel_in_one_call_and_a_bad_one_costs_no_other(
-    frame_server: Server,
+    torchserve: Server,
 ) -> None:
     import grpc
 
@@ -75,7 +75,7 @@ def test_many_frames_travel_in_one_call_and_a_bad_one_costs_no_other(
     request = inference_pb2.PredictionsRequest(
         model_name="tiny_frame", input={**inputs, "transport": b"grpc"}
     )
-    with grpc.insecure_channel(frame_server.inference_address) as channel:
+    with grpc.insecure_channel(torchserve.inference_address) as channel:
         stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
         items = json.loads(stub.Predictions(request, timeout=120).prediction)["items"]
     assert [item["status"] for item in items] == ["ok", "error", "error"] * 10
@@ -83,10 +83,10 @@ def test_many_frames_travel_in_one_call_and_a_bad_one_costs_no_other(
     assert "same grey" in items[2]["error"]["message"]
 
 
-def test_the_client_gives_one_result_a_file(frame_client: Client, tmp_path: Path) -> None:
+def test_the_client_gives_one_result_a_file(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "sweep.dcm"
     path.write_bytes(saved(ultrasound(cine(4))))
-    results = list(frame_client.segment_frames("tiny_frame", [raster_bytes(scan()), b"no", path]))
+    results = list(client.segment_frames("tiny_frame", [raster_bytes(scan()), b"no", path]))
     assert [each.error is None for each in results] == [True, False, True]
     assert results[2].unwrap().segmentation.grid.count == 4
 
@@ -106,28 +106,28 @@ def test_what_cannot_be_answered_is_the_caller_s_error(
     payload: bytes,
     options: FrameOptions | None,
     error: type[Exception],
-    frame_client: Client,
+    client: Client,
 ) -> None:
     with pytest.raises(error):
-        frame_client.segment_frame("tiny_frame", payload, options=options)
-    assert frame_client.segment_frame("tiny_frame", raster_bytes(scan())).stack.frames_found == 1
+        client.segment_frame("tiny_frame", payload, options=options)
+    assert client.segment_frame("tiny_frame", raster_bytes(scan())).stack.frames_found == 1
 
 
-def test_a_deadline_that_is_over_ends_the_work(frame_server: Server) -> None:
+def test_a_deadline_that_is_over_ends_the_work(address: str) -> None:
     with (
-        Client(frame_server.inference_address, timeout_s=0.002) as hasty,
+        Client(address, timeout_s=0.002) as hasty,
         pytest.raises(DeadlineError),
     ):
         hasty.segment_frame("tiny_frame", saved(ultrasound(cine(40))))
 
 
-def test_both_clients_agree(frame_server: Server, frame_client: Client) -> None:
+def test_both_clients_agree(address: str, client: Client) -> None:
     async def ask() -> FrameAnswer:
-        async with AsyncClient(frame_server.inference_address, timeout_s=120) as other:
+        async with AsyncClient(address, timeout_s=120) as other:
             return await other.segment_frame("tiny_frame", raster_bytes(scan()))
 
     mine, other = (
-        frame_client.segment_frame("tiny_frame", raster_bytes(scan())),
+        client.segment_frame("tiny_frame", raster_bytes(scan())),
         asyncio.run(ask()),
     )
     assert mine.stack == other.stack
@@ -135,13 +135,13 @@ def test_both_clients_agree(frame_server: Server, frame_client: Client) -> None:
 
 
 def test_the_command_line_writes_masks_and_tables(
-    frame_server: Server, medserve: Any, tmp_path: Path
+    address: str, medserve: Any, tmp_path: Path
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     (folder / "frame.png").write_bytes(raster_bytes(scan(96, 128)))
     (folder / "sweep.dcm").write_bytes(saved(ultrasound(cine(5))))
-    address = ("--address", frame_server.inference_address)
+    address = ("--address", address)
     run = medserve("predict", "tiny_frame", folder, "--out", out, *address)
     assert (run.code, run.err) == (0, "")
     assert sorted(path.name for path in out.iterdir()) == [
@@ -152,9 +152,9 @@ def test_the_command_line_writes_masks_and_tables(
     np.testing.assert_array_equal(mask.shape, (96, 128))
 
 
-def test_the_trained_model_finds_its_golden_gland(frame_client: Client, real: str) -> None:
+def test_the_trained_model_finds_its_golden_gland(client: Client, real: str) -> None:
     [golden] = models.room(real).glob("weights/golden_input.*")
-    assert frame_client.segment_frame(real, golden).stack.frames_found >= 1
+    assert client.segment_frame(real, golden).stack.frames_found >= 1
 
 
 _PAGE = Path(__file__).parents[2] / "docs/use/frames.md"
@@ -176,20 +176,18 @@ def lying_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_command_of_the_page_works(
-    frame_server: Server, medserve: Any, lying_around: Path
-) -> None:
+def test_the_command_of_the_page_works(address: str, medserve: Any, lying_around: Path) -> None:
     _, *arguments = _block("bash").split()
-    run = medserve(*arguments, "--address", frame_server.inference_address)
+    run = medserve(*arguments, "--address", address)
     assert run.code == 0, run.err
     written = {path.name for path in (lying_around / "outputs" / "masks").iterdir()}
     assert written >= {"FRAME_mask.png", "SWEEP_mask.nii.gz", "STACK_mask.nii.gz", "frames.csv"}
 
 
 def test_the_program_of_the_page_works(
-    frame_server: Server, lying_around: Path, capsys: pytest.CaptureFixture[str]
+    address: str, lying_around: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    address = repr(frame_server.inference_address)
+    address = repr(address)
     exec(_block("python").replace("Client(timeout_s", f"Client({address}, timeout_s"), {})
     first, *_, last = capsys.readouterr().out.splitlines()
     assert [float(volume) > 0 for volume in first.split()] == [True, True]

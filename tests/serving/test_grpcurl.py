@@ -48,10 +48,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory, protoset: Path) -> dic
 
 @pytest.fixture(scope="module")
 def gateway(
-    server: Server, store: Path, tmp_path_factory: pytest.TempPathFactory
+    torchserve: Server, served_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningGateway]:
     """A gateway in front of the server, all of whose models serve."""
-    with running_gateway(server, store, tmp_path_factory.mktemp("gateway")) as running:
+    with running_gateway(torchserve, served_store, tmp_path_factory.mktemp("gateway")) as running:
         yield running
 
 
@@ -75,7 +75,7 @@ def smoke(where: str, names: tuple[str, ...] = ()) -> str:
 
 @pytest.mark.usefixtures("needs_mednist")
 def test_the_commands_of_the_page_are_answered(
-    server: Server, protoset: Path, environment: dict[str, str]
+    torchserve: Server, protoset: Path, environment: dict[str, str]
 ) -> None:
     text = script(
         "Is it up, and what does it serve?",
@@ -86,8 +86,8 @@ def test_the_commands_of_the_page_are_answered(
     )
     text = text.replace("build/medserve.protoset", str(protoset))
     text = text.replace(".venv/bin/python", sys.executable)
-    text = text.replace("127.0.0.1:7070", server.inference_address)
-    printed = run(text.replace("127.0.0.1:7071", server.management_address), environment)
+    text = text.replace("127.0.0.1:7070", torchserve.inference_address)
+    printed = run(text.replace("127.0.0.1:7071", torchserve.management_address), environment)
     assert printed.count("Healthy") == 2
     assert printed.count("READY") >= 2
     # One image, with params, from standard input, as a stream; and in a packed call.
@@ -112,7 +112,7 @@ def test_the_gateway_answers_without_a_protoset(
 @pytest.mark.skipif(not HAVE_OPENSSL, reason="needs openssl")
 @pytest.mark.usefixtures("needs_mednist")
 def test_a_token_opens_what_is_closed_without_one(
-    server: Server, store: Path, environment: dict[str, str], tmp_path: Path
+    torchserve: Server, served_store: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     chain, key = self_signed(tmp_path, "gateway")
     tokens = tmp_path / "tokens.json"
@@ -120,7 +120,7 @@ def test_a_token_opens_what_is_closed_without_one(
     add_token(tokens, entry)
     flags = [f"--tls-cert={chain}", f"--tls-key={key}", f"--tokens-file={tokens}"]
     text = script("With a token and TLS").replace("medserve.example.org", "localhost")
-    with running_gateway(server, store, tmp_path, *flags) as running:
+    with running_gateway(torchserve, served_store, tmp_path, *flags) as running:
         text = text.replace("127.0.0.1:8001", running.grpc)
         trusting = environment | {"MEDSERVE_CA_FILE": str(chain)}
         printed = run(text, trusting | {"MEDSERVE_TOKEN": token})
@@ -137,12 +137,12 @@ def test_a_token_opens_what_is_closed_without_one(
 
 
 def test_the_smoke_script_calls_every_model(
-    server: Server, models: tuple[str, ...], environment: dict[str, str]
+    torchserve: Server, models: tuple[str, ...], environment: dict[str, str]
 ) -> None:
     known = tuple(name for name in models if (ROOT / "models" / name / "examples").is_dir())
     if not known:
         pytest.skip("no room with examples is served")
-    where = f"--management {server.management_address} {server.inference_address}"
+    where = f"--management {torchserve.management_address} {torchserve.inference_address}"
     printed = run(smoke(where, known), environment)
     assert "FAILED" not in printed
     for name in known:
@@ -162,7 +162,7 @@ def test_the_smoke_script_finds_the_models_of_a_gateway_by_itself(
 
 
 def test_the_smoke_script_fails_where_a_model_does_not_answer(
-    server: Server, environment: dict[str, str]
+    torchserve: Server, environment: dict[str, str]
 ) -> None:
-    where = f"--management {server.management_address} {server.inference_address}"
+    where = f"--management {torchserve.management_address} {torchserve.inference_address}"
     assert "FAILED  Predictions nobody" in run(smoke(where, ("nobody",)), environment, code=1)

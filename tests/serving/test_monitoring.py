@@ -21,10 +21,10 @@ from tests.tiny_room import bright_tile
 
 @pytest.fixture(scope="module")
 def gateway(
-    server: Server, store: Path, tmp_path_factory: pytest.TempPathFactory
+    torchserve: Server, served_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningGateway]:
     """A gateway that has answered good calls and bad ones."""
-    with running_gateway(server, store, tmp_path_factory.mktemp("gateway")) as running:
+    with running_gateway(torchserve, served_store, tmp_path_factory.mktemp("gateway")) as running:
         with grpc.insecure_channel(running.grpc) as channel:
             stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
             for content in (bright_tile(0), b"no image"):
@@ -46,7 +46,7 @@ def series(url: str) -> dict[str, set[str]]:
 
 
 def test_everything_that_rules_and_dashboard_ask_for_is_really_there(
-    server: Server, gateway: RunningGateway
+    torchserve: Server, gateway: RunningGateway
 ) -> None:
     wanted = {
         title: asked(text) for title, text in expressions() if not asked(text).metrics & recorded()
@@ -54,7 +54,7 @@ def test_everything_that_rules_and_dashboard_ask_for_is_really_there(
     missing: dict[str, set[str]] = {"not asked yet": set()}
     end = time.monotonic() + 60  # the engine's counters follow its log lines
     while missing and time.monotonic() < end:
-        exported = series(gateway.metrics_url) | series(server.metrics_url)
+        exported = series(gateway.metrics_url) | series(torchserve.metrics_url)
         missing = {}
         for title, each in wanted.items():
             names = each.metrics - OF_OTHERS

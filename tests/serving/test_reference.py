@@ -13,8 +13,6 @@ import pytest
 
 from medserve.engine.torchserve import Server
 
-pytestmark = pytest.mark.serving
-
 ROOT = Path(__file__).resolve().parents[2]
 BUF = Path(sys.executable).with_name("buf")  # speaks the same JSON as grpcurl
 
@@ -30,7 +28,7 @@ def documented_call() -> tuple[str, str]:
 
 @pytest.mark.skipif(not BUF.is_file(), reason="needs buf (the dev extra)")
 def test_the_documented_call_is_answered(
-    server: Server, needs_mednist: None, tmp_path: Path
+    torchserve: Server, needs_mednist: None, tmp_path: Path
 ) -> None:
     body, method = documented_call()
     script = f"IMAGE=models/mednist/examples/Hand.png; printf %s {body}"
@@ -40,7 +38,7 @@ def test_the_documented_call_is_answered(
     protoset = tmp_path / "medserve.protoset"
     command = [sys.executable, "scripts/protos.py", str(tmp_path), "--protoset", str(protoset)]
     subprocess.run(command, cwd=ROOT, check=True)
-    url = f"http://{server.inference_address}/{method}"
+    url = f"http://{torchserve.inference_address}/{method}"
     command = [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge"]
     command += ["--schema", f"{protoset}#format=binpb", "-d", written.stdout, url]
     run = subprocess.run(command, capture_output=True, text=True)

@@ -16,69 +16,24 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from medserve.archive.build import build_archive
 from medserve.client import Client, SampleOptions, SampleProgress, SampleSet
-from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve import Server
 from medserve.errors import DeadlineError, InvalidRequestError
-from medserve.gateway.server import GatewayServer
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
 from medserve.spec import ModelSpec
 from medserve.spec.generation import SamplerKind
 from medserve.wire.v1 import imaging_pb2, imaging_pb2_grpc
-from tests.gateway.running import running_gateway, settings_for
-from tests.tiny_diffusion_room import DIFFUSION_CONFIG, LABELS, SIDE, make_diffusion_checkout, run
+from tests.painter_room import SLOW
+from tests.tiny_diffusion_room import DIFFUSION_CONFIG, LABELS, SIDE, run
 
-_SLOW = 7.5  # the guidance at which the handler below takes a second a step
-_HANDLER = f'''"""Paints bars, and slowly where the guidance is {_SLOW}."""
-
-import time
-
-from handlers.generation import GenerationHandler
-
-
-class PainterHandler(GenerationHandler):
-    """A second a step."""
-
-    def _sample(self, params, seed, place, watch):
-        run = self.pipeline._run
-        if params.settings.guidance == {_SLOW}:
-            self.pipeline._run = lambda inputs: (time.sleep(1), run(inputs))[1]
-        try:
-            return super()._sample(params, seed, place, watch)
-        finally:
-            self.pipeline._run = run
-'''
 # 300 s of work: who gets an answer while it would go on knows that it was stopped.
-_ENDLESS = SampleOptions(count=1, steps=200, guidance=_SLOW)
-
-
-@pytest.fixture(scope="module")
-def painter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("painter")
-    checkout = make_diffusion_checkout(folder / "checkout")
-    (checkout / "handlers" / "painter.py").write_text(_HANDLER, encoding="utf-8")
-    config = checkout / "models" / "painter" / "model-config.yaml"
-    text = config.read_text(encoding="utf-8")
-    config.write_text(text.replace("responseTimeout: 60", "responseTimeout: 600"), "utf-8")
-    build_archive("painter", folder / "store", checkout)
-    with Server(ServerConfig(store=folder / "store", start_timeout_s=400)) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def front(painter: Server) -> Iterator[GatewayServer]:
-    settings = settings_for(painter, cancelled_dir=painter.cancelled_dir)
-    with running_gateway(settings) as running:
-        yield running
+_ENDLESS = SampleOptions(count=1, steps=200, guidance=SLOW)
 
 
 @pytest.fixture(scope="module", params=["torchserve", "gateway"])
-def client(request: pytest.FixtureRequest, painter: Server) -> Iterator[Client]:
-    if request.param == "torchserve":
-        address = painter.inference_address
-    else:
-        address = request.getfixturevalue("front").addresses.grpc
-    with Client(address, timeout_s=120) as connected:
+def client(request: pytest.FixtureRequest, torchserve: Server, address: str) -> Iterator[Client]:
+    where = torchserve.inference_address if request.param == "torchserve" else address
+    with Client(where, timeout_s=120) as connected:
         yield connected
 
 
@@ -130,26 +85,26 @@ def test_a_refused_stream_says_why_and_leaves_the_worker_well(client: Client) ->
     assert client.sample_all("painter").images
 
 
-def test_work_ends_when_the_callers_time_is_over(painter: Server, client: Client) -> None:
-    with Client(painter.inference_address, timeout_s=4) as hasty, pytest.raises(DeadlineError):
+def test_work_ends_when_the_callers_time_is_over(torchserve: Server, client: Client) -> None:
+    with Client(torchserve.inference_address, timeout_s=4) as hasty, pytest.raises(DeadlineError):
         list(hasty.sample("painter", _ENDLESS))
     assert client.sample_all("painter").images  # well before the 300 s of that work
 
 
-def test_work_ends_when_its_caller_goes(front: GatewayServer, painter: Server) -> None:
-    assert painter.cancelled_dir is not None
-    with Client(front.addresses.grpc, timeout_s=250) as client:
+def test_work_ends_when_its_caller_goes(address: str, torchserve: Server) -> None:
+    assert torchserve.cancelled_dir is not None
+    with Client(address, timeout_s=250) as client:
         drawing = client.sample("painter", _ENDLESS)
         assert isinstance(next(drawing), SampleProgress)
         drawing.close()
-        with Client(front.addresses.grpc, timeout_s=100) as other:
+        with Client(address, timeout_s=100) as other:
             assert other.sample_all("painter").images
-    while list(painter.cancelled_dir.iterdir()):  # the mark goes with the work
+    while list(torchserve.cancelled_dir.iterdir()):  # the mark goes with the work
         time.sleep(0.05)
 
 
-def test_the_typed_contract_draws_the_same_images(front: GatewayServer) -> None:
-    with grpc.insecure_channel(front.addresses.grpc) as channel:
+def test_the_typed_contract_draws_the_same_images(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
         stub = imaging_pb2_grpc.ImagingServiceStub(channel)
         request = imaging_pb2.SampleRequest(
             model_name="painter", image_count=2, class_name="left", seed=50, steps=4
@@ -161,11 +116,11 @@ def test_the_typed_contract_draws_the_same_images(front: GatewayServer) -> None:
     assert len(parts) == 2 * 4 + 2
 
 
-def test_the_command_draws_a_contact_sheet(painter: Server, tmp_path: Path) -> None:
+def test_the_command_draws_a_contact_sheet(torchserve: Server, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDSERVE_")}
     command = [sys.executable, "-m", "medserve.cli.main", "sample", "5", "--model", "painter"]
     command += ["--seed", "60", "--class", "right", "--out", str(tmp_path / "out"), "--json"]
-    command += ["--address", painter.inference_address]
+    command += ["--address", torchserve.inference_address]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     records = [json.loads(line) for line in ran.stdout.splitlines()]

@@ -49,7 +49,9 @@ class TinyHandler(ClassificationHandler):
 '''
 
 
-def predict(address: str, version: str = "", request_id: str = "") -> dict[str, object]:
+def predict(
+    address: str, version: str = "", request_id: str = "", model: str = "tiny"
+) -> dict[str, object]:
     """One request for the tile at the top left."""
     content = {"data": bright_tile(0), "transport": b"grpc"}
     if request_id:
@@ -57,18 +59,18 @@ def predict(address: str, version: str = "", request_id: str = "") -> dict[str, 
     with grpc.insecure_channel(address) as channel:
         stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
         request = inference_pb2.PredictionsRequest(
-            model_name="tiny", model_version=version, input=content
+            model_name=model, model_version=version, input=content
         )
         answer = json.loads(stub.Predictions(request, timeout=30).prediction)
     assert isinstance(answer, dict)
     return answer
 
 
-def workers(server: Server) -> list[dict[str, object]]:
-    """TorchServe's own view of the workers of `tiny`."""
+def workers(server: Server, model: str = "tiny") -> list[dict[str, object]]:
+    """TorchServe's own view of the workers of a model."""
     with grpc.insecure_channel(server.management_address) as channel:
         stub = management_pb2_grpc.ManagementAPIsServiceStub(channel)
-        request = management_pb2.DescribeModelRequest(model_name="tiny")
+        request = management_pb2.DescribeModelRequest(model_name=model)
         described = json.loads(stub.DescribeModel(request, timeout=10).msg)
     found = described[0]["workers"]
     assert isinstance(found, list)
@@ -157,37 +159,37 @@ def slow(tiny_archive: TinyArchive, tmp_path: Path) -> Iterator[Served]:
     served.process.communicate()
 
 
-def test_every_ready_model_answers_rightly_through_grpc(server: Server) -> None:
-    answer = predict(server.inference_address)
+def test_every_ready_model_answers_rightly_through_grpc(torchserve: Server) -> None:
+    answer = predict(torchserve.inference_address)
     assert (answer["status"], answer["label"]) == ("ok", LABELS[0])
 
 
-def test_an_answer_names_the_archive_that_gave_it(server: Server, store: Path) -> None:
-    answer = predict(server.inference_address)
-    assert answer["archive_digest"] == inspect_archive(store / "tiny-1.0.mar").digest
+def test_an_answer_names_the_archive_that_gave_it(torchserve: Server, served_store: Path) -> None:
+    answer = predict(torchserve.inference_address)
+    assert answer["archive_digest"] == inspect_archive(served_store / "tiny-1.0.mar").digest
 
 
-def test_only_the_inference_port_would_leave_the_machine(server: Server) -> None:
-    assert server.pid is not None
+def test_only_the_inference_port_would_leave_the_machine(torchserve: Server) -> None:
+    assert torchserve.pid is not None
     listening = {
         each.laddr.ip
-        for each in psutil.Process(server.pid).net_connections(kind="tcp")
+        for each in psutil.Process(torchserve.pid).net_connections(kind="tcp")
         if each.status == psutil.CONN_LISTEN
     }
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
 
 
-def test_the_private_folder_is_closed_to_other_users(server: Server) -> None:
-    assert server.run_dir is not None
-    assert server.run_dir.stat().st_mode & 0o077 == 0
+def test_the_private_folder_is_closed_to_other_users(torchserve: Server) -> None:
+    assert torchserve.run_dir is not None
+    assert torchserve.run_dir.stat().st_mode & 0o077 == 0
 
 
-def test_metrics_hold_the_request_time_and_the_items_after_a_request(server: Server) -> None:
-    predict(server.inference_address)
+def test_metrics_hold_the_request_time_and_the_items_after_a_request(torchserve: Server) -> None:
+    predict(torchserve.inference_address)
     end = time.monotonic() + 10
     page = ""
     while "MedserveRequestSeconds_bucket" not in page and time.monotonic() < end:
-        with urllib.request.urlopen(server.metrics_url, timeout=5) as answer:
+        with urllib.request.urlopen(torchserve.metrics_url, timeout=5) as answer:
             page = answer.read().decode()
         time.sleep(0.1)
     lines = [line for line in page.splitlines() if 'ModelName="tiny"' in line]
@@ -195,22 +197,24 @@ def test_metrics_hold_the_request_time_and_the_items_after_a_request(server: Ser
     assert any(line.startswith("MedserveItems{") and 'Status="ok"' in line for line in lines)
 
 
-def test_a_killed_worker_comes_back(server: Server) -> None:
-    victim = workers(server)[0]["pid"]
+def test_a_killed_worker_comes_back(torchserve: Server) -> None:
+    victim = workers(torchserve, "ticker")[0]["pid"]
     assert isinstance(victim, int)
     os.kill(victim, signal.SIGKILL)
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        now = workers(server)
+        now = workers(torchserve, "ticker")
         if now and now[0]["status"] == "READY" and now[0]["pid"] != victim:
             break
         time.sleep(0.2)
-    assert predict(server.inference_address)["label"] == LABELS[0]
+    assert predict(torchserve.inference_address, model="ticker")["label"] == LABELS[0]
 
 
-def test_a_second_start_on_used_ports_says_so_in_one_line(server: Server, store: Path) -> None:
-    port = int(server.inference_address.rpartition(":")[2])
-    second = Server(ServerConfig(store=store, ports=Ports(grpc=port)))
+def test_a_second_start_on_used_ports_says_so_in_one_line(
+    torchserve: Server, tiny_store: Path
+) -> None:
+    port = int(torchserve.inference_address.rpartition(":")[2])
+    second = Server(ServerConfig(store=tiny_store, ports=Ports(grpc=port)))
     with pytest.raises(ConfigError, match=f"port {port} on 127.0.0.1 cannot be used") as error:
         second.start()
     assert "\n" not in str(error.value)
@@ -219,7 +223,7 @@ def test_a_second_start_on_used_ports_says_so_in_one_line(server: Server, store:
 
 @pytest.mark.parametrize("name", ["grpc", "management", "metrics"])
 def test_a_port_that_is_taken_while_java_starts_is_named_too(
-    store: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tiny_store: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     free = choose_ports("127.0.0.1", Ports())
     with socket.create_server(("127.0.0.1", getattr(free, name))):
@@ -229,7 +233,7 @@ def test_a_port_that_is_taken_while_java_starts_is_named_too(
             lambda *given: next(answers, None) or choose_ports(*given),
         )
         with pytest.raises(ConfigError, match=f"port {getattr(free, name)} .* for {name}"):
-            Server(ServerConfig(store=store, models=("tiny",))).__enter__()
+            Server(ServerConfig(store=tiny_store, models=("tiny",))).__enter__()
 
 
 def test_an_altered_golden_output_keeps_the_model_from_serving(
@@ -263,8 +267,8 @@ def test_the_default_version_can_be_an_older_one_and_workers_can_be_more(
         assert [worker["status"] for worker in workers(server)] == ["READY", "READY"]
 
 
-def test_a_token_is_asked_for_where_it_is_wanted(store: Path) -> None:
-    config = ServerConfig(store=store, models=("tiny",), token_auth=True)
+def test_a_token_is_asked_for_where_it_is_wanted(tiny_store: Path) -> None:
+    config = ServerConfig(store=tiny_store, models=("tiny",), token_auth=True)
     with Server(config) as server:  # proven with its own key
         assert server.key_file is not None
         assert server.key_file.stat().st_mode & 0o077 == 0
@@ -273,7 +277,7 @@ def test_a_token_is_asked_for_where_it_is_wanted(store: Path) -> None:
     assert "PERMISSION_DENIED" in str(refusal.value)
 
 
-def test_a_server_with_tls_is_proven_over_tls(store: Path, tmp_path: Path) -> None:
+def test_a_server_with_tls_is_proven_over_tls(tiny_store: Path, tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subject = ["-subj", "/CN=models.example", "-addext", "subjectAltName=DNS:models.example"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
@@ -282,7 +286,9 @@ def test_a_server_with_tls_is_proven_over_tls(store: Path, tmp_path: Path) -> No
     subprocess.run(
         [*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True
     )
-    config = ServerConfig(store=store, models=("tiny",), certificate=certificate, private_key=key)
+    config = ServerConfig(
+        store=tiny_store, models=("tiny",), certificate=certificate, private_key=key
+    )
     with Server(config) as server, pytest.raises(grpc.RpcError):
         predict(server.inference_address)  # without TLS
 

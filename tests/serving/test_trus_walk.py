@@ -82,7 +82,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             server.wait(timeout=60)
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_the_walk_ends_with_a_mask_and_an_overlay_for_every_loop(walked: Path) -> None:
     loops = sorted((walked / "work" / "raw" / "raw").iterdir())
     assert len(loops) == 16
@@ -95,7 +95,7 @@ def test_the_walk_ends_with_a_mask_and_an_overlay_for_every_loop(walked: Path) -
     assert not any(row["error"] for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_what_was_trained_on_the_way_finds_the_gland(walked: Path) -> None:
     """Most pixels of a loop's middle frame, of patients that the network was trained on or not."""
     import nibabel
@@ -112,7 +112,7 @@ def test_what_was_trained_on_the_way_finds_the_gland(walked: Path) -> None:
     assert float(np.median(dices)) > 0.7
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_the_archive_is_the_variant_and_carries_its_card(walked: Path) -> None:
     [archive] = (walked / "work" / "store").glob("*.mar")
     assert archive.name == "trus_prostate-0.1-clinic.mar"

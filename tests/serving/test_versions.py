@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 import models
-from medserve.archive.build import build_archive
 from medserve.client import Client
 from medserve.engine.torchserve import Server, ServerConfig
 from medserve.errors import ArchiveError, UnknownModelError
-from tests.tiny_room import REPOSITORY
+from tests.archives import packaged
 
 OWN = models.spec("mednist")
 EXAMPLES = sorted((models.room("mednist") / "examples").glob("*.png"))
@@ -24,7 +23,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     store = tmp_path_factory.mktemp("versions") / "store"
     try:
         for variant in ("", "svm"):
-            build_archive("mednist", store, REPOSITORY, variant)
+            packaged("mednist", store, variant=variant)
     except ArchiveError as error:
         pytest.skip(str(error))
     with (

@@ -48,18 +48,18 @@ def upright() -> Volume:
 
 
 @pytest.fixture
-def real(volume_server: Server) -> str:
+def real(torchserve: Server) -> str:
     """The trained model, where the checkout has it."""
-    if "segmentation_3d" not in {model.name for model in volume_server.ready}:
+    if "segmentation_3d" not in {model.name for model in torchserve.ready}:
         pytest.skip("models/segmentation_3d/weights is not complete")
     return "segmentation_3d"
 
 
-def test_a_nifti_file_is_answered_on_its_own_grid(volume_client: Client) -> None:
+def test_a_nifti_file_is_answered_on_its_own_grid(client: Client) -> None:
     volume = phantom()
     source = _Image(volume.array, volume.geometry.affine)
     source.header.set_xyzt_units("mm")
-    answer = volume_client.segment("tiny_volume", source.to_bytes())
+    answer = client.segment("tiny_volume", source.to_bytes())
     written = _Image.from_bytes(gzip.decompress(answer.mask_nifti))
     np.testing.assert_array_equal(written.affine, _Image.from_bytes(source.to_bytes()).affine)
     np.testing.assert_array_equal(np.asarray(written.dataobj), known_mask(volume))
@@ -67,15 +67,15 @@ def test_a_nifti_file_is_answered_on_its_own_grid(volume_client: Client) -> None
     assert answer.provenance.archive_digest.startswith("sha256:")
 
 
-def test_the_bare_answer_is_the_mask_as_a_file(volume_client: Client) -> None:
+def test_the_bare_answer_is_the_mask_as_a_file(client: Client) -> None:
     volume = phantom()
-    answer = volume_client.predict("tiny_volume", nifti.encode(volume))
+    answer = client.predict("tiny_volume", nifti.encode(volume))
     np.testing.assert_array_equal(nifti.decode(answer).array, known_mask(volume))
 
 
 @pytest.mark.parametrize("kind", ["zip", "multi-frame", "folder"])
 def test_a_dicom_series_is_answered_in_nifti_and_dicom(
-    kind: str, volume_client: Client, tmp_path: Path
+    kind: str, client: Client, tmp_path: Path
 ) -> None:
     volume = upright()
     files = [as_bytes(each) for each in dicom_slices(volume)]
@@ -87,9 +87,7 @@ def test_a_dicom_series_is_answered_in_nifti_and_dicom(
         payload = tmp_path
         for place, content in enumerate(files):
             (tmp_path / f"{99 - place}.dcm").write_bytes(content)
-    answer = volume_client.segment(
-        "tiny_volume", payload, options=SegmentationOptions(dicom_seg=True)
-    )
+    answer = client.segment("tiny_volume", payload, options=SegmentationOptions(dicom_seg=True))
     np.testing.assert_array_equal(answer.segmentation.mask, known_mask(volume))
     assert answer.segmentation.geometry.matches(volume.geometry)
     assert answer.dicom_seg is not None
@@ -97,28 +95,28 @@ def test_a_dicom_series_is_answered_in_nifti_and_dicom(
     assert found.segmented_property_types[0].value == "5366008"
 
 
-def test_an_npy_array_is_answered_with_the_stated_spacing(volume_client: Client) -> None:
+def test_an_npy_array_is_answered_with_the_stated_spacing(client: Client) -> None:
     volume = phantom(Geometry.from_spacing((20, 18, 16), (1.0, 2.0, 1.5)))
     options = SegmentationOptions(spacing_mm=(1.0, 2.0, 1.5))
-    answer = volume_client.segment("tiny_volume", npy.encode(volume.array), options=options)
+    answer = client.segment("tiny_volume", npy.encode(volume.array), options=options)
     assert answer.segmentation.geometry == volume.geometry
 
 
-def test_picture_and_uncertainty_come_with_the_mask(volume_client: Client) -> None:
+def test_picture_and_uncertainty_come_with_the_mask(client: Client) -> None:
     payload = nifti.encode(phantom())
     options = SegmentationOptions(overlay=True, uncertainty=True, flips=True)
-    answer = volume_client.segment("tiny_volume", payload, options=options)
+    answer = client.segment("tiny_volume", payload, options=options)
     assert answer.overlay_png is not None
     assert Image.open(io.BytesIO(answer.overlay_png)).format == "PNG"
     assert answer.entropy_nifti is not None
     assert nifti.decode(answer.entropy_nifti).array.max() <= 1.0
 
 
-def test_the_asynchronous_client_gives_the_same(volume_server: Server) -> None:
+def test_the_asynchronous_client_gives_the_same(address: str) -> None:
     payload = nifti.encode(phantom())
 
     async def ask() -> list[npt.NDArray[np.uint8]]:
-        async with AsyncClient(volume_server.inference_address, timeout_s=120) as client:
+        async with AsyncClient(address, timeout_s=120) as client:
             stream = client.segment_each("tiny_volume", [payload] * 4)
             return [result.unwrap().segmentation.mask async for result in stream]
 
@@ -126,25 +124,25 @@ def test_the_asynchronous_client_gives_the_same(volume_server: Server) -> None:
         np.testing.assert_array_equal(mask, known_mask(phantom()))
 
 
-def test_work_ends_when_the_caller_s_time_is_up(volume_server: Server) -> None:
+def test_work_ends_when_the_caller_s_time_is_up(address: str) -> None:
     large = phantom(oblique((200, 200, 160), (1.0, 1.0, 1.0)))
     with (
-        Client(volume_server.inference_address, timeout_s=0.1) as hasty,
+        Client(address, timeout_s=0.1) as hasty,
         pytest.raises(DeadlineError),
     ):
         hasty.segment("tiny_volume", nifti.encode(large))
     # The worker noticed by itself: it is free for the next call.
-    with Client(volume_server.inference_address, timeout_s=120) as patient:
+    with Client(address, timeout_s=120) as patient:
         assert patient.segment("tiny_volume", nifti.encode(phantom())).volumes_ml["bright"] > 0
 
 
 @pytest.mark.parametrize("name", list(EngineName))
 def test_the_served_mask_is_that_of_every_engine_without_a_server(
-    name: EngineName, volume_client: Client, volume_server: Server, real: str
+    name: EngineName, client: Client, torchserve: Server, real: str
 ) -> None:
-    path = next(Path(volume_server.config.store).glob(f"{real}-*.mar"))
+    path = next(Path(torchserve.config.store).glob(f"{real}-*.mar"))
     payload = golden_input(path)
-    served = volume_client.segment(real, payload).segmentation.mask
+    served = client.segment(real, payload).segmentation.mask
     pipeline = VolumePipeline(models.spec(real))
     engine = load_engine(name, models.room(real) / "weights", threads=2)
     volume = volume_file.decode(payload, pipeline.spec.input.kinds)
@@ -156,7 +154,7 @@ def test_the_served_mask_is_that_of_every_engine_without_a_server(
 
 
 def test_the_command_writes_masks_beside_each_other(
-    volume_server: Server, tmp_path: Path, medserve: Any
+    address: str, tmp_path: Path, medserve: Any
 ) -> None:
     (tmp_path / "one.nii.gz").write_bytes(nifti.encode(phantom()))
     (tmp_path / "series").mkdir()
@@ -165,7 +163,7 @@ def test_the_command_writes_masks_beside_each_other(
     out = tmp_path / "out"
     run = medserve(
         *("predict", "tiny_volume", tmp_path / "one.nii.gz", tmp_path / "series"),
-        *("--out", out, "--address", volume_server.inference_address),
+        *("--out", out, "--address", address),
     )
     assert run.code == 0, run.err
     assert sorted(path.name for path in out.iterdir()) == [
@@ -177,11 +175,11 @@ def test_the_command_writes_masks_beside_each_other(
     assert "bright ml" in run.out
 
 
-def test_a_zip_within_a_folder_is_a_case_of_its_own(volume_client: Client, tmp_path: Path) -> None:
+def test_a_zip_within_a_folder_is_a_case_of_its_own(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "series.zip"
     path.write_bytes(zipped([as_bytes(each) for each in dicom_slices(upright())]))
     assert zipfile.is_zipfile(path)
-    found = volume_client.segment("tiny_volume", path).segmentation
+    found = client.segment("tiny_volume", path).segmentation
     np.testing.assert_array_equal(found.mask, known_mask(upright()))
 
 
@@ -193,21 +191,19 @@ def _block(language: str) -> str:
 
 
 def test_the_command_of_the_page_works(
-    volume_server: Server, real: str, tmp_path: Path, medserve: Any
+    address: str, real: str, tmp_path: Path, medserve: Any
 ) -> None:
     _, *arguments = _block("bash").split()
     arguments[arguments.index("outputs/masks")] = str(tmp_path)
     arguments[arguments.index(f"models/{real}/examples")] = str(models.room(real) / "examples")
-    run = medserve(*arguments, "--address", volume_server.inference_address)
+    run = medserve(*arguments, "--address", address)
     assert run.code == 0, run.err
     assert list(tmp_path.glob("*_mask.nii.gz"))
     assert "anterior ml" in run.out
 
 
-def test_the_program_of_the_page_works(volume_server: Server, real: str, tmp_path: Path) -> None:
-    program = _block("python").replace(
-        "Client(timeout_s", f"Client({volume_server.inference_address!r}, timeout_s"
-    )
+def test_the_program_of_the_page_works(address: str, real: str, tmp_path: Path) -> None:
+    program = _block("python").replace("Client(timeout_s", f"Client({address!r}, timeout_s")
     example = f"models/{real}/examples"
     run = subprocess.run(
         [sys.executable, "-c", program.replace(example, str(models.room(real) / "examples"))],

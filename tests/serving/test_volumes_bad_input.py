@@ -39,18 +39,18 @@ def _workers(server: Server) -> set[int]:
 
 
 @pytest.fixture(scope="module")
-def workers(volume_server: Server) -> set[int]:
-    return _workers(volume_server)
+def workers(torchserve: Server) -> set[int]:
+    return _workers(torchserve)
 
 
 @pytest.fixture(autouse=True)
 def _the_same_worker_answers_the_next_good_request(
-    volume_client: Client, volume_server: Server, workers: set[int]
+    client: Client, torchserve: Server, workers: set[int]
 ) -> Iterator[None]:
     yield
-    answer = volume_client.segment(MODEL, nifti.encode(phantom()))
+    answer = client.segment(MODEL, nifti.encode(phantom()))
     np.testing.assert_array_equal(answer.segmentation.mask, known_mask(phantom()))
-    assert _workers(volume_server) == workers
+    assert _workers(torchserve) == workers
 
 
 def written(array: Any, **fields: object) -> bytes:
@@ -257,10 +257,10 @@ def _object_array() -> bytes:
 
 
 @pytest.mark.parametrize("case", BAD_VOLUMES)
-def test_a_volume_that_is_none_gets_its_error(case: str, volume_client: Client) -> None:
+def test_a_volume_that_is_none_gets_its_error(case: str, client: Client) -> None:
     make, error, message = BAD_VOLUMES[case]
     with pytest.raises(error, match=message) as refusal:
-        volume_client.segment(MODEL, make())
+        client.segment(MODEL, make())
     assert type(refusal.value) is error
     assert "\n" not in refusal.value.message  # nothing of TorchServe's
     for secret in ("Secret", "Doe", "passwd", "S1"):
@@ -279,18 +279,18 @@ def test_a_volume_that_is_none_gets_its_error(case: str, volume_client: Client) 
     ],
 )
 def test_params_that_cannot_be_followed_are_refused(
-    params: dict[str, object], volume_client: Client
+    params: dict[str, object], client: Client
 ) -> None:
     with pytest.raises(InvalidRequestError):
-        volume_client.predict(MODEL, whole(), params)
+        client.predict(MODEL, whole(), params)
 
 
-def test_volumes_packed_into_one_call_are_refused(volume_client: Client) -> None:
+def test_volumes_packed_into_one_call_are_refused(client: Client) -> None:
     with pytest.raises(InvalidRequestError, match="one file a call"):
-        volume_client.classify(MODEL, [whole(), whole()])
+        client.classify(MODEL, [whole(), whole()])
 
 
-def test_a_volume_that_would_not_fit_is_told_what_would(volume_client: Client) -> None:
+def test_a_volume_that_would_not_fit_is_told_what_would(client: Client) -> None:
     fine = phantom(oblique((180, 170, 160), (2.0, 2.0, 2.0)))
     with pytest.raises(PayloadTooLargeError, match=r"\d+ x \d+ x \d+ voxels would fit"):
-        volume_client.segment(MODEL, nifti.encode(Volume(fine.array, fine.geometry)))
+        client.segment(MODEL, nifti.encode(Volume(fine.array, fine.geometry)))

@@ -15,7 +15,7 @@ from training.ini import parse_with_file
 _EXAMPLE = Path(__file__).parents[2] / "training" / "diffusion" / "config.ini"
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_every_variant_becomes_a_row_with_its_distance(tmp_path: Path) -> None:
     data_dir = drawn_folder(tmp_path / "data", count=40)
     main(

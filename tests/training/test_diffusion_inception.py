@@ -11,7 +11,7 @@ from training.diffusion.extractor import DomainExtractor, features
 from training.diffusion.inception import load_inception
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_torchvisions_weights_give_2048_features_of_grey_images(tmp_path: Path) -> None:
     from torchvision.models import inception_v3
 

@@ -68,7 +68,7 @@ def test_a_perfect_velocity_costs_nothing() -> None:
     assert float(loss) == pytest.approx(0.0, abs=1e-8)
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_training_ends_with_its_best_average_and_goes_on_where_it_stopped(
     tmp_path: Path,
 ) -> None:

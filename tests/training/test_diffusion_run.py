@@ -61,7 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> DiffusionConfig:
     return config
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_run_leaves_everything_that_a_room_ships(finished: DiffusionConfig) -> None:
     folder = finished.out_dir / "artifact"
     assert {path.name for path in folder.iterdir()} == {*ARTIFACT_FILES, "model-config.yaml"}
@@ -74,7 +74,7 @@ def test_a_run_leaves_everything_that_a_room_ships(finished: DiffusionConfig) ->
     assert not {"data_dir", "out_dir"} & set(settings)  # of the machine that trained
 
 
-@pytest.mark.slow
+@pytest.mark.training
 @pytest.mark.parametrize("engine", list(EngineName))
 def test_every_engine_reproduces_the_golden_answer(
     finished: DiffusionConfig, engine: EngineName
@@ -94,7 +94,7 @@ def test_every_engine_reproduces_the_golden_answer(
             np.testing.assert_allclose(array, golden[name], atol=float(golden["tolerance"]))
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_images_on_disk_say_that_they_are_synthetic(finished: DiffusionConfig) -> None:
     paths = sorted((finished.out_dir / "samples").iterdir())
     assert len(paths) == finished.samples
@@ -105,7 +105,7 @@ def test_images_on_disk_say_that_they_are_synthetic(finished: DiffusionConfig) -
         assert (finished.out_dir / f"{name}.png").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_the_metrics_put_real_images_beside_synthetic_ones(finished: DiffusionConfig) -> None:
     text = (finished.out_dir / "artifact" / "metrics.json").read_text(encoding="utf-8")
     metrics = json.loads(text)
@@ -121,7 +121,7 @@ def test_the_metrics_put_real_images_beside_synthetic_ones(finished: DiffusionCo
     assert "http" not in page.partition("<style>")[2]  # it carries all it shows
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_training_images_are_known_by_their_fingerprints(finished: DiffusionConfig) -> None:
     index = FingerprintIndex.load(finished.out_dir / "artifact" / "fingerprints.npz")
     split = (finished.out_dir / "split.csv").read_text(encoding="utf-8")
@@ -131,7 +131,7 @@ def test_training_images_are_known_by_their_fingerprints(finished: DiffusionConf
     assert len(index.codes) == trained.sum() == 96
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_stopped_run_is_finished_from_its_best_checkpoint(
     finished: DiffusionConfig, tmp_path: Path
 ) -> None:
@@ -141,14 +141,14 @@ def test_a_stopped_run_is_finished_from_its_best_checkpoint(
     assert (restored.data_dir, restored.finish) == (tmp_path, True)
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_the_artifact_becomes_a_room(finished: DiffusionConfig, tmp_path: Path) -> None:
     install(finished, tmp_path)
     assert {path.name for path in (tmp_path / "weights").iterdir()} == set(ARTIFACT_FILES)
     assert ModelSpec.from_file(tmp_path / "model-config.yaml").labels == ("large", "small")
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_samplers_are_compared_from_equal_noise(finished: DiffusionConfig, tmp_path: Path) -> None:
     asked = ComparisonConfig(
         data_dir=finished.data_dir, weights=finished.out_dir / "artifact", out=tmp_path,
@@ -164,7 +164,7 @@ def test_samplers_are_compared_from_equal_noise(finished: DiffusionConfig, tmp_p
     assert (tmp_path / "samplers.md").read_text(encoding="utf-8").count("\n") == 5
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_unseen_images_of_other_classes_are_refused(
     finished: DiffusionConfig, tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def test_the_report_shows_each_error(out: Path, metrics: dict[str, Any]) -> None
     assert len(list((out / "errors").glob("*.png"))) == metrics["errors"]
 
 
+@pytest.mark.cpu
 def test_a_file_that_serving_would_refuse_is_skipped_and_counted(
     drawn: Path, weights: Path, tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_file_that_serving_would_refuse_is_skipped_and_counted(
     assert (content["n"], content["skipped"]) == (23, 1)
 
 
+@pytest.mark.cpu
 def test_one_part_of_a_split_is_evaluated(
     drawn: Path, weights: Path, drawn_images: LabelledImages, tmp_path: Path
 ) -> None:
@@ -107,6 +109,7 @@ def test_one_part_of_a_split_is_evaluated(
     assert evaluate_classifier("mednist", request)["n"] == 5
 
 
+@pytest.mark.cpu
 def test_foreign_images_are_counted_by_kind(drawn: Path, weights: Path, tmp_path: Path) -> None:
     for kind in ("bars", "more_bars"):
         shutil.copytree(drawn / "CXR", tmp_path / "foreign" / kind)

@@ -64,6 +64,7 @@ def test_logits_are_divided_by_the_temperature(
     torch.testing.assert_close(logits, expected)
 
 
+@pytest.mark.cpu
 def test_an_export_that_differs_from_eager_is_refused(
     artifact: export.ClassifierArtifact,
     drawn_images: LabelledImages,
@@ -103,6 +104,7 @@ class Kernels(torch.nn.Module):
         return maps
 
 
+@pytest.mark.cpu
 def test_kernels_in_16_bits_halve_both_files_and_every_engine_computes_with_the_same(
     tmp_path: Path,
 ) -> None:

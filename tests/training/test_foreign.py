@@ -35,6 +35,7 @@ def test_a_blank_has_one_grey_level_and_noise_has_many(folder: Path) -> None:
         assert len(np.unique(np.asarray(Image.open(path)))) > 50
 
 
+@pytest.mark.cpu
 def test_the_same_seed_writes_the_same_pictures(folder: Path, tmp_path: Path) -> None:
     flags = ["--out-dir", str(tmp_path), "--crops", "1", "--computed", "6"]
     run(foreign.main, foreign.ForeignConfig, flags)

@@ -89,7 +89,7 @@ def test_training_ends_by_the_ratio_and_goes_on_where_it_was(
     assert [epoch["epochs_apart"] for epoch in second.history] == [1, 2, 3]  # not 9 epochs
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_training_leaves_an_artifact_of_the_variant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from training.config import TrainPrecision, run
 from training.data import LabelledImages
 from training.mednist import TrainConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.training
 
 
 def flags(data_dir: Path, out_dir: Path, *more: str) -> list[str]:

@@ -60,6 +60,7 @@ def test_the_grid_is_linear_and_rbf_at_four_costs_and_two_widths() -> None:
     assert sorted(points) == sorted(wanted)
 
 
+@pytest.mark.loopback  # of scikit-learn's progress
 def test_components_never_see_the_images_that_a_fold_is_scored_on(
     images: LabelledImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +121,7 @@ def test_a_near_defeat_leaves_more_doubt_than_a_clear_one() -> None:
     assert near[0] < clear[0]
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_skl2onnx_torchscript_and_torch_give_one_answer(
     images: LabelledImages, tmp_path: Path
 ) -> None:
@@ -139,7 +140,7 @@ def test_skl2onnx_torchscript_and_torch_give_one_answer(
     assert float(served(blank)[1]) > 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_run_leaves_the_search_and_an_artifact_of_the_variant(tmp_path: Path) -> None:
     folders = class_folders(tmp_path / "drawn", count=20)
     flags = ["--data-dir", str(folders), "--out-dir", str(tmp_path / "run"), "--factor", "8"]

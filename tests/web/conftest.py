@@ -1,7 +1,7 @@
 """The page in a real browser, in front of a real TorchServe; what tests marked `browser` use.
 
-- `page_url`: a gateway with its page on a free port, before a TorchServe that serves `mednist`
-  (its weights are committed), `tiny_volume` and `sketcher`;
+- `page_url`: a gateway with its page on a free port, before three models of the shared TorchServe:
+  `mednist` (its weights are committed), `tiny_volume` and `sketcher`;
 - `tab`: a new browser tab; a test fails where its console has an error or a dialog pops up;
 - `new_tab`: more of them, with options such as `viewport`, `locale`, `color_scheme`;
 - `look_for_obstacles`: what axe-core finds on a tab's page.
@@ -18,15 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from medserve.archive.build import build_archive
-from medserve.engine.torchserve import Server, ServerConfig
-from medserve.engine.torchserve.java import find_java
-from medserve.errors import ConfigError
 from medserve.gateway.faces.page.rendering import Templates
-from tests.gateway.running import running_gateway, settings_for
-from tests.gateway.sketcher_room import make_sketcher_checkout
+from tests.archives import packaged, packaged_fixture
+from tests.servers import Servers
 from tests.tiny_room import REPOSITORY
-from tests.tiny_volume_room import make_volume_checkout
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
@@ -43,26 +38,16 @@ _FLAGS = (  # WebGL on the processor, for machines without a graphics card
 )
 
 
-@pytest.fixture(scope="package")
-def page_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of the page; skips where TorchServe or Java is missing."""
-    for module in ("ts", "model_archiver", "onnxruntime", "openvino"):
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed; pip install -e '.[serve]'")
-    try:
-        find_java()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("page")
-    build_archive("mednist", folder / "store", REPOSITORY)
-    build_archive("sketcher", folder / "store", make_sketcher_checkout(folder / "sketcher"))
-    build_archive("tiny_volume", folder / "store", make_volume_checkout(folder / "volume"))
-    with (
-        Server(ServerConfig(store=folder / "store", start_timeout_s=400)) as server,
-        running_gateway(settings_for(server, page=True, canary_timeout_s=30.0)) as gateway,
-    ):
-        assert gateway.addresses.page_url is not None
-        yield gateway.addresses.page_url.rstrip("/")
+@pytest.fixture(scope="session")
+def page_url(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Address of the page."""
+    store = tmp_path_factory.mktemp("page") / "store"
+    packaged("mednist", store)
+    for name in ("sketcher", "tiny_volume"):
+        packaged_fixture(name, store)
+    gateway = servers.gateway(store=store, page=True, canary_timeout_s=30.0)
+    assert gateway.addresses.page_url is not None
+    return gateway.addresses.page_url.rstrip("/")
 
 
 @pytest.fixture(scope="module")

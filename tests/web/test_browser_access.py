@@ -12,8 +12,6 @@ from tests.web.conftest import NewTab, Obstacles
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = [pytest.mark.browser, pytest.mark.serving, pytest.mark.slow]
-
 PAGES = ("/", "/classify", "/segment", "/generate", "/models", "/models/mednist", "/login")
 TITLES = {"en-GB": "Classify", "fr-FR": "Classer", "ru-RU": "Классификация"}
 

@@ -9,14 +9,10 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.web.conftest import NewTab
 
 if TYPE_CHECKING:
     from playwright.sync_api import FilePayload, Page, Route
-
-pytestmark = [pytest.mark.browser, pytest.mark.serving, pytest.mark.slow]
 
 EVIL = "<img src=x onerror=alert(1)>.jpeg"
 BROKEN = {

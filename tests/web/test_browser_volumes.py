@@ -20,8 +20,6 @@ from tests.web.conftest import NewTab
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = [pytest.mark.browser, pytest.mark.serving, pytest.mark.slow]
-
 VOLUME = phantom(Geometry((32, 28, 24), np.diag([-1.0, 1.0, 1.0, 1.0])))
 ORANGE, BLUE = (0xE6, 0x9F, 0x00), (0x56, 0xB4, 0xE9)
 

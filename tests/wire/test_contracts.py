@@ -17,6 +17,8 @@ from google.protobuf.descriptor_pb2 import (
     MethodDescriptorProto,
 )
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 BUF = Path(sys.executable).with_name("buf")
 WIRE = ROOT / "medserve" / "wire"

@@ -24,6 +24,9 @@ VALUED = {"-d", "-protoset", "-proto", "-import-path", "-max-msg-sz", "-H", "-ca
 ALONE = {"-plaintext", "-expand-headers"}
 
 
+pytestmark = pytest.mark.process
+
+
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     """What the page's commands ask of grpcurl, in their order."""

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 import docker
-from medserve.archive.build import build_archive, room_names
+from medserve.archive.build import room_names
 from medserve.errors import ArchiveError
 from scripts import images
 from scripts.stack import Stack
+from tests.archives import packaged
 from tests.deploy.images.engine import EngineMissing, base_image, running_engine, torch_index
 from tests.tiny_room import make_checkout
 
@@ -65,10 +66,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             code = handler.read_text(encoding="utf-8")
             slow = "        __import__('time').sleep(0.02)\n        return"
             handler.write_text(code.replace("        return", slow), encoding="utf-8")
-        build_archive(name, folder, checkout)
+        packaged(name, folder, checkout)
     for name in room_names(images.ROOT):
         with contextlib.suppress(ArchiveError):  # not trained in this checkout
-            build_archive(name, folder, images.ROOT)
+            packaged(name, folder)
     folder.chmod(0o755)
     for path in folder.iterdir():
         path.chmod(0o644)  # read by the user of the container

@@ -19,7 +19,7 @@ from scripts.stack import Stack
 from tests.client.certificates import HAVE_OPENSSL, self_signed
 from tests.tiny_room import bright_tile
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 
 Project = Callable[..., Stack]
 

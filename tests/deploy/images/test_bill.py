@@ -51,7 +51,6 @@ def test_what_is_listed_twice_is_there_once() -> None:
 
 @pytest.mark.docker
 @pytest.mark.timeout(1800)
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "named", "missing"),
     [

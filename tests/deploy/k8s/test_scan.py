@@ -27,7 +27,7 @@ OF_JOBS = {
 
 
 @pytest.mark.skipif(CHECKOV is None, reason="needs checkov (make scan)")
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["local", "production", "gateway-api", "jobs"])
 def test_a_scanner_finds_nothing_that_is_not_explained(
     name: str, rendered: dict[str, list[Manifest]], tmp_path: Path

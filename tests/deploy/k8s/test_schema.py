@@ -21,6 +21,7 @@ EXTENSIONS = {
 }
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("release", RELEASES)
 def test_the_release_accepts_every_field(release: str, rendered: dict[str, list[Manifest]]) -> None:
     seen: list[Manifest] = []

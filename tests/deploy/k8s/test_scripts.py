@@ -13,6 +13,8 @@ import yaml
 
 from tests.deploy.k8s.rendering import K8S, Manifest, only
 
+pytestmark = pytest.mark.process
+
 # Writes down which files it was given, refuses those named "broken", and ends with `$CODE` if set.
 PREDICT = """\
 #!{python}

@@ -185,7 +185,6 @@ def test_noise_is_unlike_the_training_data(engine: Engine) -> None:
 
 
 @pytest.mark.data
-@pytest.mark.slow
 def test_originals_are_answered_right_in_their_own_size(
     engine: Engine, originals: list[tuple[str, Frame]]
 ) -> None:
@@ -196,7 +195,6 @@ def test_originals_are_answered_right_in_their_own_size(
 
 
 @pytest.mark.data
-@pytest.mark.slow
 def test_neither_tint_nor_padding_gives_a_label_away(
     engine: Engine, originals: list[tuple[str, Frame]]
 ) -> None:
@@ -209,7 +207,6 @@ def test_neither_tint_nor_padding_gives_a_label_away(
 
 
 @pytest.mark.data
-@pytest.mark.slow
 def test_the_evaluation_command_reads_the_folders_of_the_archive(
     medserve_data: Path, tmp_path: Path
 ) -> None:

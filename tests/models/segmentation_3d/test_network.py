@@ -38,6 +38,7 @@ def image(*sides: int, channels: int = 1, batch: int = 1) -> Tensor:
     return torch.rand(batch, channels, *sides, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.cpu
 @every_network
 def test_a_training_may_ask_for_the_memory_format_of_volumes(name: NetworkName) -> None:
     network = narrow(name).to(memory_format=torch.channels_last_3d)
@@ -45,6 +46,7 @@ def test_a_training_may_ask_for_the_memory_format_of_volumes(name: NetworkName) 
     assert all(each.grad is not None for each in network.parameters())
 
 
+@pytest.mark.cpu
 @every_network
 def test_gradients_reach_every_weight_from_the_smallest_volume(name: NetworkName) -> None:
     network = narrow(name)
@@ -97,6 +99,7 @@ def test_the_published_one_has_the_size_of_its_paper(name: NetworkName, millions
     assert count / 1e6 == pytest.approx(millions, abs=0.3)
 
 
+@pytest.mark.cpu
 @every_network
 def test_dropout_acts_in_training_and_not_in_use(name: NetworkName) -> None:
     network = narrow(name, dropout=0.5)
@@ -122,6 +125,7 @@ def test_the_head_is_the_only_layer_that_knows_the_classes(name: NetworkName) ->
     assert isinstance(three.head, nn.Module)
 
 
+@pytest.mark.cpu
 @every_network
 def test_gradients_in_bf16_are_finite_whatever_the_memory_held(name: NetworkName) -> None:
     network = narrow(name).to(memory_format=torch.channels_last_3d)
@@ -155,7 +159,7 @@ def exported(
     return network, folder
 
 
-@pytest.mark.slow
+@pytest.mark.cpu
 @pytest.mark.parametrize("engine_name", list(EngineName))
 def test_an_artifact_answers_as_the_network(
     exported: tuple[VolumeNetwork, Path], engine_name: EngineName
@@ -170,7 +174,7 @@ def test_an_artifact_answers_as_the_network(
         assert difference <= TOLERANCE[engine_name] * max(1.0, np.abs(expected).max())
 
 
-@pytest.mark.slow
+@pytest.mark.cpu
 def test_the_exported_graph_resizes_nothing_by_interpolation(
     exported: tuple[VolumeNetwork, Path],
 ) -> None:

@@ -61,6 +61,7 @@ def noted(seconds: float) -> Noting:
     return module
 
 
+@pytest.mark.cpu
 def test_a_training_ends_with_its_budget() -> None:
     module = noted(seconds=40.0)
     assert module.progress >= 1.0
@@ -68,6 +69,7 @@ def test_a_training_ends_with_its_budget() -> None:
     assert module.images_seen == 8 * len(module.rates)
 
 
+@pytest.mark.cpu
 def test_the_rate_follows_the_clock_up_and_down() -> None:
     rates = noted(seconds=60.0).rates
     peak = rates.index(max(rates))
@@ -78,6 +80,7 @@ def test_the_rate_follows_the_clock_up_and_down() -> None:
     assert rates[-1] < 0.1 * max(rates)
 
 
+@pytest.mark.cpu
 def test_a_network_from_random_weights_learns_whole() -> None:
     module = BudgetedClassifier(
         BloodCellNet(width=4, window=32, side=32), Budget(30.0, 1e-2), AUGMENT, clock=ticking()

@@ -52,7 +52,7 @@ def row(name: str, errors: int) -> Row:
     return Row(name, "random", measured, probabilities, label_ids, 1.0, 1000, 0.004, 2.0)
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_every_network_has_a_row(content: dict[str, Any]) -> None:
     assert [each["name"] for each in content["rows"]] == ["blood_cell", "mobilenet_v3_small"]
     for each in content["rows"]:
@@ -61,7 +61,7 @@ def test_every_network_has_a_row(content: dict[str, Any]) -> None:
         assert each["image_ms"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_the_best_two_are_tested_against_each_other(content: dict[str, Any]) -> None:
     assert {content["mcnemar"]["first"], content["mcnemar"]["second"]} == {
         "blood_cell",
@@ -70,12 +70,12 @@ def test_the_best_two_are_tested_against_each_other(content: dict[str, Any]) -> 
     assert 0.0 < content["mcnemar"]["p_value"] <= 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_the_table_can_be_made_again_from_the_file(out_dir: Path, content: dict[str, Any]) -> None:
     assert (out_dir / "comparison.md").read_text(encoding="utf-8") == markdown(content)
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_the_page_carries_its_figures_inside(out_dir: Path) -> None:
     page = (out_dir / "comparison.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 4

@@ -35,7 +35,7 @@ def test_smaller_pictures_are_refused() -> None:
         small.shrunk(labelled(1, side=20))
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_training_at_28_pixels_leaves_its_metrics(tmp_path: Path) -> None:
     arrays: dict[str, Any] = {}
     for part, count in (("train", 6), ("val", 2), ("test", 2)):

@@ -43,7 +43,7 @@ def out_dir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_training_leaves_everything_that_a_room_ships(out_dir: Path) -> None:
     missing = [n for n in shipping.ARTIFACT_FILES if not (out_dir / "artifact" / n).is_file()]
     assert missing == []
@@ -52,7 +52,7 @@ def test_a_training_leaves_everything_that_a_room_ships(out_dir: Path) -> None:
     assert np.asarray(Image.open(examples[0])).shape == (128, 128, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_metrics_are_those_of_the_held_out_part_under_the_real_names(out_dir: Path) -> None:
     metrics = json.loads((out_dir / "artifact" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["labels"] == list(LABELS)
@@ -61,7 +61,7 @@ def test_metrics_are_those_of_the_held_out_part_under_the_real_names(out_dir: Pa
     assert (out_dir / "report" / "report.html").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_every_engine_reproduces_the_golden_answer_of_several_views(out_dir: Path) -> None:
     folder = out_dir / "artifact"
     spec = models.spec("blood_cell")
@@ -74,7 +74,7 @@ def test_every_engine_reproduces_the_golden_answer_of_several_views(out_dir: Pat
             assert np.abs(outputs[key] - golden[key]).max() <= golden["tolerance"]
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_the_artifact_is_evaluated_on_folders_of_the_archive(
     data_dir: Path, out_dir: Path, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from training.config import TrainPrecision
 from training.segmentation import compare
 from training.segmentation.compare import CompareConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.training
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ def evaluate(data: Path, out: Path, weights: Path, **options: Any) -> dict[str, 
     return evaluate_segmentation("segmentation_3d", request)
 
 
+@pytest.mark.cpu
 def test_every_figure_is_written_with_what_it_was_measured_on(
     tmp_path: Path, weights: Path
 ) -> None:
@@ -79,6 +80,7 @@ def test_every_figure_is_written_with_what_it_was_measured_on(
     assert mean == pytest.approx(written["dice"]["head"], abs=1e-5)
 
 
+@pytest.mark.cpu
 def test_the_report_carries_everything_it_shows(tmp_path: Path, weights: Path) -> None:
     evaluate(write_folder(tmp_path / "data", 3), tmp_path / "out", weights)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -88,6 +90,7 @@ def test_the_report_carries_everything_it_shows(tmp_path: Path, weights: Path) -
         assert f"<th>{label}</th>" in page
 
 
+@pytest.mark.cpu
 def test_the_worst_case_leads_the_gallery(tmp_path: Path, weights: Path) -> None:
     content = evaluate(write_folder(tmp_path / "data", 4), tmp_path / "out", weights)
     dice: dict[str, list[float]] = {}
@@ -98,6 +101,7 @@ def test_the_worst_case_leads_the_gallery(tmp_path: Path, weights: Path) -> None
     assert page.index(f"Contours of {worst}") == page.index("Contours of ")
 
 
+@pytest.mark.cpu
 def test_masks_are_compared_on_the_grid_of_their_file(tmp_path: Path, weights: Path) -> None:
     spacing = (0.7, 1.2, 0.9)
     data = write_folder(tmp_path / "data", 2, spacing_mm=spacing)
@@ -108,6 +112,7 @@ def test_masks_are_compared_on_the_grid_of_their_file(tmp_path: Path, weights: P
         assert row["found_ml"] / ml == pytest.approx(round(row["found_ml"] / ml), abs=1e-2)
 
 
+@pytest.mark.cpu
 def test_the_rooms_flips_are_those_of_the_measurement(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +121,7 @@ def test_the_rooms_flips_are_those_of_the_measurement(
     assert content["settings"]["flips"] is True
 
 
+@pytest.mark.cpu
 def test_one_part_of_a_split_can_be_measured(tmp_path: Path, weights: Path) -> None:
     data = write_folder(tmp_path / "data", 4)
     split = tmp_path / "split.csv"
@@ -127,6 +133,7 @@ def test_one_part_of_a_split_can_be_measured(tmp_path: Path, weights: Path) -> N
         assert content["settings"]["part"] == part
 
 
+@pytest.mark.cpu
 def test_remarks_about_the_folder_are_in_the_metrics_and_on_the_page(
     tmp_path: Path, weights: Path
 ) -> None:

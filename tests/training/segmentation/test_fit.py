@@ -29,7 +29,7 @@ from training.segmentation.fit import (
 )
 from training.segmentation.module import Segmenter, freeze_body
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.training
 
 QUICK = SegmentationConfig(
     epochs=2, batch_size=2, learning_rate=5e-3, precision=TrainPrecision.F32, width=8,

@@ -87,6 +87,7 @@ def test_a_folder_without_logs_has_no_curves(tmp_path: Path) -> None:
     assert read_runs(tmp_path) == []
 
 
+@pytest.mark.cpu
 def test_the_report_has_the_table_of_the_folds(tmp_path: Path) -> None:
     for n, dice in enumerate((0.80, 0.90)):
         log(tmp_path / f"member_{n}", 0, f"0,1,1.0,{dice},{dice - 0.1},{dice + 0.1}\n", fold=n)
@@ -121,6 +122,7 @@ def test_equal_figures_are_equal_bytes() -> None:
     assert first == second
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("label", LABELS[1:])
 def test_the_gallery_says_what_each_case_scored(tmp_path: Path, label: str) -> None:
     shown = picture()

@@ -123,7 +123,7 @@ def out_dir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_training_leaves_everything_that_a_room_ships(out_dir: Path) -> None:
     installed = {path.name for path in (out_dir / "room" / "weights").iterdir()}
     assert installed == {
@@ -135,7 +135,7 @@ def test_a_training_leaves_everything_that_a_room_ships(out_dir: Path) -> None:
     assert nifti.decode(example).geometry.spacing_mm == (1.0, 1.0, 1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_no_artifact_names_a_folder_of_the_machine_that_trained(out_dir: Path) -> None:
     here = str(Path(segmentation_3d.__file__).parent.parent).encode()
     for path in (out_dir / "artifact").iterdir():
@@ -148,7 +148,7 @@ def test_no_artifact_names_a_folder_of_the_machine_that_trained(out_dir: Path) -
         assert str(out_dir).encode() not in content, path.name
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_members_are_trained_on_different_folds_and_never_on_the_test_part(out_dir: Path) -> None:
     configs = json.loads((out_dir / "artifact/config.json").read_text())["members"]
     assert [(each["fold"], each["seed"]) for each in configs] == [(0, 0), (1, 1)]
@@ -158,7 +158,7 @@ def test_members_are_trained_on_different_folds_and_never_on_the_test_part(out_d
     assert all(row["fold"] == "" for row in rows if row["part"] == "test")
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_metrics_are_of_the_test_part_and_say_what_members_and_flips_add(out_dir: Path) -> None:
     metrics = json.loads((out_dir / "artifact/metrics.json").read_text())
     assert metrics["n"] == 3
@@ -172,7 +172,7 @@ def test_metrics_are_of_the_test_part_and_say_what_members_and_flips_add(out_dir
     assert all(row["agreement"] >= ship.LEAST_AGREEMENT for row in agreeing)
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_the_golden_input_gives_the_golden_output_in_every_engine(out_dir: Path) -> None:
     folder = out_dir / "artifact"
     pipeline = VolumePipeline(tiny_spec())
@@ -185,7 +185,7 @@ def test_the_golden_input_gives_the_golden_output_in_every_engine(out_dir: Path)
         assert difference <= golden["tolerance"]
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_finished_training_ships_again_without_training(
     data_dir: Path, out_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +196,7 @@ def test_a_finished_training_ships_again_without_training(
     assert len(list((out_dir / "member_0/logs").iterdir())) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_finished_members_of_other_widths_ship_as_one_graph_of_half_the_size(
     data_dir: Path, out_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,7 +214,7 @@ def test_finished_members_of_other_widths_ship_as_one_graph_of_half_the_size(
         assert 2.0 * (narrow + wide) < size < 2.6 * (narrow + wide), name
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_an_artifact_that_says_something_else_is_refused(data_dir: Path, out_dir: Path) -> None:
     pipeline = VolumePipeline(tiny_spec())
     cases = load_cases(find_cases(data_dir)[:2], pipeline)
@@ -225,7 +225,7 @@ def test_an_artifact_that_says_something_else_is_refused(data_dir: Path, out_dir
     assert first.voxels == sum(each.mask.numel() for each in cases)
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_the_command_for_evaluation_measures_a_training_artifact(
     data_dir: Path, out_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,7 @@ def content(config: TuneConfig) -> Any:
     return json.loads((config.out_dir / "tuning.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_trial_is_a_real_training(config: TuneConfig) -> None:
     tuning.main(dataclasses.replace(config, trials=1, most_epochs=1))
     result = content(config)
@@ -72,6 +72,7 @@ def test_a_trial_is_a_real_training(config: TuneConfig) -> None:
     assert (config.out_dir / "trial_000" / "member_0" / "checkpoints" / "best.ckpt").is_file()
 
 
+@pytest.mark.cpu
 def test_the_first_trial_has_the_defaults(config: TuneConfig, trained: list[TrainConfig]) -> None:
     tuning.main(dataclasses.replace(config, trials=1))
     default = TrainConfig()
@@ -81,6 +82,7 @@ def test_the_first_trial_has_the_defaults(config: TuneConfig, trained: list[Trai
     assert content(config)["default_validation_dice"] == content(config)["best_validation_dice"]
 
 
+@pytest.mark.cpu
 def test_every_setting_is_drawn_within_its_bounds(
     config: TuneConfig, trained: list[TrainConfig]
 ) -> None:
@@ -92,6 +94,7 @@ def test_every_setting_is_drawn_within_its_bounds(
     assert set(content(config)["best"]) == SETTINGS
 
 
+@pytest.mark.cpu
 def test_a_study_goes_on_where_it_ended(config: TuneConfig, trained: list[TrainConfig]) -> None:
     tuning.main(dataclasses.replace(config, trials=3))
     tuning.main(dataclasses.replace(config, trials=5))
@@ -102,6 +105,7 @@ def test_a_study_goes_on_where_it_ended(config: TuneConfig, trained: list[TrainC
     assert len(trained) == 5
 
 
+@pytest.mark.cpu
 def test_a_trial_that_was_interrupted_is_made_again(
     config: TuneConfig, trained: list[TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +125,7 @@ def test_a_trial_that_was_interrupted_is_made_again(
     assert content(config)["trials"] == 3
 
 
+@pytest.mark.cpu
 def test_a_trial_whose_process_was_killed_is_made_again(
     config: TuneConfig, trained: list[TrainConfig]
 ) -> None:
@@ -131,6 +136,7 @@ def test_a_trial_whose_process_was_killed_is_made_again(
     assert content(config)["trials"] == 2
 
 
+@pytest.mark.cpu
 def test_what_mattered_is_what_the_score_depends_on(
     config: TuneConfig, trained: list[TrainConfig]
 ) -> None:
@@ -142,6 +148,7 @@ def test_what_mattered_is_what_the_score_depends_on(
     assert content(config)["best"]["learning_rate"] == best.learning_rate
 
 
+@pytest.mark.cpu
 def test_the_command_of_the_report_trains_with_the_best(
     config: TuneConfig, trained: list[TrainConfig]
 ) -> None:
@@ -153,6 +160,7 @@ def test_the_command_of_the_report_trains_with_the_best(
         assert getattr(settings, name) == pytest.approx(value, rel=1e-3)
 
 
+@pytest.mark.cpu
 def test_the_report_is_there_for_machines_and_for_eyes(
     config: TuneConfig, trained: list[TrainConfig]
 ) -> None:

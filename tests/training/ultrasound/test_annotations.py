@@ -88,6 +88,7 @@ def test_masks_come_back_pixel_by_pixel(form: ExportFormat, walked: Path, tmp_pa
     assert found > 1000
 
 
+@pytest.mark.cpu
 def test_pictures_that_lost_their_names_are_known_by_their_speckle(
     walked: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ def _swapped(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for each, original in zip(images, originals, strict=True)]  # fmt: skip
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(("lists", "expected"), [
     ({"annotations": _moved_out}, "1 x polygon outside its picture"),
     ({"annotations": _of_nothing}, "1 x annotation of a picture that is not listed"),

@@ -46,7 +46,7 @@ def test_a_comparison_without_unseen_patients_is_refused(config: CompareConfig) 
         compare(dataclasses.replace(config, test_share=0.0))
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_networks_are_trained_scored_and_timed_and_none_twice(config: CompareConfig) -> None:
     compare(config)
     rows = json.loads((config.out_dir / "comparison.json").read_text(encoding="utf-8"))

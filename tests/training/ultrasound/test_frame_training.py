@@ -175,6 +175,7 @@ def test_more_members_than_folds_are_refused(
         trus.main(config)
 
 
+@pytest.mark.cpu
 def test_sheets_show_every_filter_and_every_change(
     data: Path, model_config: Path, tmp_path: Path
 ) -> None:
@@ -184,7 +185,7 @@ def test_sheets_show_every_filter_and_every_change(
     assert len(dataclasses.fields(Augmentation)) == 11  # a new change needs a look at its sheet
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_k_fold_training_writes_what_a_room_ships(trained: Path, data: Path) -> None:
     artifact = trained / "artifact"
     expected = {
@@ -208,7 +209,7 @@ def test_a_k_fold_training_writes_what_a_room_ships(trained: Path, data: Path) -
     )
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_a_finished_training_that_is_resumed_ships_the_same_network(
     trained: Path, data: Path, model_config: Path, tmp_path: Path
 ) -> None:
@@ -223,7 +224,7 @@ def test_a_finished_training_that_is_resumed_ships_the_same_network(
     assert after["training"]["members"] == [best]
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_an_artifact_is_evaluated_under_its_own_configuration(
     trained: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def test_fits_of_tools_are_taken_back(name: str, cine: list[SimulatedFrame]) -> 
     assert dice(mask, cine[2].gland) > (0.999 if name == "same" else 0.985)
 
 
+@pytest.mark.cpu
 def test_turned_picture_is_placed_by_an_estimate(cine: list[SimulatedFrame]) -> None:
     mask, exact = brought(cine[2], turned)
     assert not exact
@@ -87,6 +88,7 @@ def test_changed_brightness_does_not_matter(cine: list[SimulatedFrame]) -> None:
     assert dice(mask, cine[2].gland) > 0.98
 
 
+@pytest.mark.cpu
 def test_another_frame_of_the_loop_is_turned_away(cine: list[SimulatedFrame]) -> None:
     picture = exported(cine[3].image, FITS["stretched"])
     assert place((256, 256), picture, cine[2].image) is None

@@ -141,6 +141,7 @@ def test_frames_can_be_thinned_and_kept_at_full_size(raw: Path, tmp_path: Path) 
     assert shapes == {(160, 208)}
 
 
+@pytest.mark.cpu
 def test_patient_of_a_picture_is_read_by_the_given_pattern(raw: Path, tmp_path: Path) -> None:
     folder = tmp_path / "raw"
     folder.mkdir()

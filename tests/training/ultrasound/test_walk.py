@@ -23,6 +23,7 @@ def first_block() -> list[list[str]]:
     return [line[3:] for line in lines]
 
 
+@pytest.mark.cpu
 def test_documented_way_leads_from_raw_files_to_masks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,8 @@ from typing import Any
 from medserve.errors import MedserveError
 from medserve.gateway.faces.page.limits import PageLimits
 from medserve.gateway.faces.page.problems import QuotaError, UnknownJobError
-from medserve.results.classification import Classification, Provenance
+from medserve.tasks.classification import Classification
+from medserve.tasks.result import Provenance
 
 __all__ = ["Item", "Job", "Jobs", "Kind", "Status"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from medserve.errors import InvalidRequestError
 from medserve.gateway.core.masks import MaskAnswer
-from medserve.results.classification import Provenance
-from medserve.results.measure import LabelMeasure
+from medserve.tasks.result import Provenance
+from medserve.tasks.volumes import LabelMeasure
 from medserve.wire.v1 import imaging_pb2 as pb
 
 __all__ = ["chunks", "provenance_message", "segment_params", "segment_result"]

@@ -30,8 +30,8 @@ from medserve.gateway.faces.v1.masks import (
     segment_params,
     segment_result,
 )
-from medserve.results.explanation import Explanation
 from medserve.spec import Task
+from medserve.tasks.classification import Explanation
 from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
 
