@@ -27,8 +27,11 @@ from medserve.spec import (
     VolumeSpec,
 )
 from medserve.spec.generation import Prediction, ScheduleKind
+from medserve.spec.volumes import CodedTerm, SegmentCoding
 
 __all__ = ["FakeEngine", "Request", "fake_gateway", "model"]
+
+_CODING = SegmentCoding(CodedTerm("5366008", "Hippocampus"))
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,11 @@ def model(
     version: str = "1.0",
 ) -> ModelInfo:
     """A model as its archive would describe it, serving."""
+    coded = {label: _CODING for label in labels[1:]} if task.segments else {}
     sections: dict[Task, dict[str, Any]] = {
         Task.CLASSIFICATION: {},
-        Task.VOLUMES: {"volume": VolumeSpec((1.0, 1.0, 1.0))},
-        Task.FRAMES: {"frame": FrameSpec()},
+        Task.VOLUMES: {"volume": VolumeSpec((1.0, 1.0, 1.0), snomed=coded)},
+        Task.FRAMES: {"frame": FrameSpec(snomed=coded)},
         Task.GENERATION: {
             "generation": GenerationSpec(ScheduleKind.COSINE, Prediction.VELOCITY, (64,))
         },
