@@ -1,6 +1,6 @@
 """Models that segment ultrasound frames: one picture, a cine loop, the planes of a stack.
 
-    bytes ─decode→ frames ─preprocess→ plane ─infer→ logits ─postprocess→ mask ─encode→ bytes
+    bytes ─decode→ frames ─to_network→ plane ─infer→ logits ─from_network→ mask ─encode→ bytes
 
 Frames pass one batch at a time, so that a long loop takes the memory of a few frames and one bit a
 pixel for its masks. A frame that cannot be used costs no other. How the network sees a frame

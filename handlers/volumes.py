@@ -1,6 +1,6 @@
 """Models that segment volumes: everything, for any set of labels.
 
-    bytes ─decode→ volume ─preprocess→ tensor ─infer→ labels or scores ─postprocess→ mask ─encode→
+    bytes ─decode→ volume ─to_network→ tensor ─infer→ labels or scores ─from_network→ mask ─encode→
 
 How the network sees a volume stands in the section `volume` of the model's configuration and
 happens in `medserve.inference.volume_pipeline`, as in training.

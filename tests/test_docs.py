@@ -42,6 +42,7 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     assert [path for path in sorted(named) if not (ROOT / path).is_file()] == []
 
 
+@pytest.mark.cpu  # imports torch and Lightning
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_import_that_an_example_shows_works(page: Path) -> None:
     for example in blocks(page, "python"):

@@ -28,7 +28,7 @@ EXPLAIN = b'{"explain": true}'
 class Tiles(ClassificationHandler):
     """As the handler of that room."""
 
-    def preprocess(self, source: Image) -> npt.NDArray[np.float32]:
+    def to_network(self, source: Image) -> npt.NDArray[np.float32]:
         """Grey, between bars where it is wide."""
         return fit_grey(source, (64, 64))
 

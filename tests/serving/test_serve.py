@@ -39,7 +39,7 @@ from medserve.inference.fit import fit_grey
 class TinyHandler(ClassificationHandler):
     """Slow once it is proven."""
 
-    def preprocess(self, source):
+    def to_network(self, source):
         return fit_grey(source, (64, 64))
 
     def handle(self, data, context):
