@@ -242,7 +242,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Hand the counts from a worker of pytest-xdist to the process that prints them."""
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
-        output[_NOT_RUN] = dict(session.config.stash.get(_COUNTS, Counter[str]()))
+        output[_NOT_RUN] = dict(session.config.stash.get(_COUNTS, None) or {})
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -258,6 +258,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     tier = config.getoption("--tier")
     if tier and reporter and not hasattr(config, "workeroutput"):
-        line = left_out(config.stash.get(_COUNTS, Counter[str]()), tier)
+        counts: Counter[str] = config.stash.get(_COUNTS, Counter())
+        line = left_out(counts, tier)
         skipped = len(reporter.stats.get("skipped", []))
         reporter.write_line(f"{line}; {skipped} skipped for the reasons above")

@@ -141,8 +141,8 @@ def test_the_command_line_writes_masks_and_tables(
     folder.mkdir()
     (folder / "frame.png").write_bytes(raster_bytes(scan(96, 128)))
     (folder / "sweep.dcm").write_bytes(saved(ultrasound(cine(5))))
-    address = ("--address", address)
-    run = medserve("predict", "tiny_frame", folder, "--out", out, *address)
+    reached = ("--address", address)
+    run = medserve("predict", "tiny_frame", folder, "--out", out, *reached)
     assert (run.code, run.err) == (0, "")
     assert sorted(path.name for path in out.iterdir()) == [
         *("files.csv", "frame_mask.png", "frame_overlay.png", "frames.csv"),

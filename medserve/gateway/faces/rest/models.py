@@ -168,7 +168,9 @@ def _field(by_task: Mapping[Task, Option]) -> tuple[Any, Any]:
     kind: Any = Literal[choices] if choices else first.kind
     if first.count > 1:
         kind, described = str, f"{described} Numbers with commas between them."
-    limits = {"ge": first.least, "le": first.most, "gt": first.above} if kind is not str else {}
+    limits: dict[str, Any] = {}
+    if kind is not str:
+        limits = {"ge": first.least, "le": first.most, "gt": first.above}
     default = getattr(first.default, "value", first.default)
     return (
         kind if default is not None else kind | None,

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -30,6 +30,7 @@ from medserve.gateway.faces.rest.body import (
 from medserve.gateway.faces.rest.models import (
     ClassifiedFiles,
     ClassifyQuery,
+    OptionsQuery,
     SampleBody,
     SegmentQuery,
 )
@@ -111,7 +112,7 @@ def _add_classify(routes: APIRouter, gateway: Gateway, caller: Caller, limits: R
         """
         asked = order(incoming, model, query)
         info = await find_served(gateway, asked, Task.CLASSIFICATION)
-        asked = asked.with_params(read_options(info, query.params()))
+        asked = asked.with_params(read_options(info, cast(OptionsQuery, query).params()))
         limit = min(info.spec.input.max_payload_bytes, gateway.limits.message_bytes)
         if not is_form(request):
             return await _predict_file(request, gateway, asked, limit, limits)
@@ -144,7 +145,7 @@ def _add_segment(routes: APIRouter, gateway: Gateway, caller: Caller, limits: Re
         """
         asked = order(incoming, model, query)
         info = await find_served(gateway, asked, Task.VOLUMES, Task.FRAMES)
-        asked = asked.with_params(read_options(info, query.params()))
+        asked = asked.with_params(read_options(info, cast(OptionsQuery, query).params()))
         limit = min(info.spec.input.max_payload_bytes, gateway.limits.message_bytes)
         return await _predict_file(request, gateway, asked, limit, limits)
 
