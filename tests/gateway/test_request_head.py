@@ -75,12 +75,14 @@ _ENTRIES = st.lists(
 _MESSAGES = st.lists(st.one_of(_ENTRIES, _GROUPS), max_size=8).map(b"".join)
 
 
+@pytest.mark.cpu
 @settings(max_examples=400)
 @given(_MESSAGES)
 def test_fields_in_any_order_are_read_as_protobuf_reads_them(message: bytes) -> None:
     assert head(message) == parsed(message)
 
 
+@pytest.mark.cpu
 @settings(max_examples=400)
 @given(_MESSAGES, st.data())
 def test_a_damaged_message_is_refused_where_protobuf_refuses_it(
