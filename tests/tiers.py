@@ -253,6 +253,17 @@ def pytest_testnodedown(node: Any, error: object) -> None:
         node.config.stash[_COUNTS] = Counter(counts)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name a parameter of unprintable bytes by its argument.
+
+    Compressed bytes hold the second in which they were made, and two processes must collect the
+    same names.
+    """
+    if isinstance(val, bytes) and not (val.isascii() and val.decode("ascii").isprintable()):
+        return argname
+    return None
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Say in the last line what was not run."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
