@@ -76,7 +76,7 @@ class Job:
     items: dict[int, Item] = field(default_factory=dict)
     size_bytes: int = 0
     answers: dict[str, Any] = field(default_factory=dict)  # of a segmentation
-    options: dict[str, bool] = field(default_factory=dict)  # that it was made with
+    options: dict[str, Any] = field(default_factory=dict)  # that it was made with
     users: int = 0  # uploads and calls under way: while there are any, it is not swept
 
     def path(self, item: Item) -> Path:
