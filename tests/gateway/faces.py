@@ -21,6 +21,7 @@ from medserve.gateway.faces.oip import service as oip
 from medserve.gateway.faces.v1 import service as typed
 from medserve.imaging.geometry import Geometry
 from medserve.results.segmentation import Segmentation
+from medserve.tasks.generation import GenerationResult, SampleImage
 from tests.gateway.fake_engine import Request
 
 __all__ = [
@@ -111,17 +112,22 @@ def segmented(request: Request) -> bytes:
 def drawn(request: Request) -> Sequence[bytes]:
     """As a model that draws answers: progress of two steps, then the images."""
     params = json.loads(request.inputs.get("params", b"{}"))
-    seed = params.get("seed", 7)
+    seed, wanted = params.get("seed", 7), params.get("format")
     preview = base64.b64encode(b"preview").decode()
     progress: list[dict[str, Any]] = [
         {"event": "progress", "step": step, "of": 2, "image": 0, "preview_png": preview}
         for step in (1, 2)
     ]
-    images = [
-        {"png": base64.b64encode(b"image %d" % n).decode(), "seed": seed + n, "class": "t1"}
+    images = tuple(
+        SampleImage(
+            png=b"image %d" % n, seed=seed + n, label="t1", steps=2, sampler="ddim", guidance=1.0,
+            size=64, synthetic=True, dicom=b"dicom %d" % n if wanted == "dicom" else None,
+        )
         for n in range(params.get("n", 1))
-    ]
-    answer = {"model": request.model, **_HEAD, "status": "ok", "images": images}
+    )  # fmt: skip
+    files = {wanted: wanted.encode()} if wanted in ("npz", "nifti") else {}
+    answer = GenerationResult(images=images, withheld=0, **files).to_json()
+    answer |= {"model": request.model, **_HEAD, "status": "ok"}
     return [compact(each) for each in (*progress, answer)]
 
 

@@ -56,8 +56,15 @@ class SketcherHandler(Handler):
     def answer(self, items):
         for item in items:
             seeds = [item.params.get("seed", 0) + n for n in range(item.params.get("n", 1))]
-            images = [{"png": square(seed), "seed": seed, "steps": STEPS} for seed in seeds]
-            item.outcome = self.envelope.single(json.dumps({"images": images}).encode())
+            images = [
+                {
+                    "png": square(seed), "seed": seed, "class": "", "steps": STEPS,
+                    "sampler": "ddim", "guidance": 1.0, "size": 16, "synthetic": True,
+                }
+                for seed in seeds
+            ]
+            content = {"images": images, "withheld": 0}
+            item.outcome = self.envelope.single(json.dumps(content).encode())
 
     def reproduce(self, payload):
         return self.engine.run(np.full((1, 1, 64, 64), 0.5, np.float32))

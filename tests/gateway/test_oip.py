@@ -178,6 +178,34 @@ def test_a_mask_comes_as_voxels_on_their_grid() -> None:
     assert (nifti.decode(file).array == SEGMENTATION.mask).all()
 
 
+def test_a_file_that_an_option_asks_for_is_one_more_output() -> None:
+    response = infer(request([b"volume"], "hippocampus", overlay=True))
+    assert texts(response, "overlay_png") == [b"overlay"]
+    wanted = request([b"volume"], "hippocampus", uncertainty=True)
+    wanted.outputs.add(name="entropy_nifti")
+    assert texts(infer(wanted), "entropy_nifti") == [b"uncertainty"]
+    drawn_as = pb.ModelInferRequest(model_name="sampler")
+    drawn_as.parameters["format"].string_param = "dicom"
+    drawn_as.parameters["n"].int64_param = 2
+    assert texts(infer(drawn_as), "dicom") == [b"dicom 0", b"dicom 1"]
+
+
+def test_a_file_that_no_option_asks_for_is_refused_as_an_output() -> None:
+    wanted = request([b"volume"], "hippocampus")
+    wanted.outputs.add(name="overlay_png")
+    assert refusal(lambda: infer(wanted)) == "INVALID_REQUEST"
+
+
+def test_several_numbers_come_as_one_text() -> None:
+    engine = FakeEngine(answers)
+    infer(request([b"volume"], "hippocampus", spacing_mm="1,1,2.5"), engine)
+    params = json.loads(engine.requests[0].inputs["params"])
+    assert params == {"spacing_mm": [1, 1, 2.5], "output": "json"}
+    for wrong in ("1,1", "1,1,x", "1,1,-2"):
+        volume = request([b"volume"], "hippocampus", spacing_mm=wrong)
+        assert refusal(lambda volume=volume: infer(volume)) == "INVALID_REQUEST"  # type: ignore[misc]
+
+
 def test_images_are_drawn_by_parameters_alone() -> None:
     engine = FakeEngine(answers)
     wanted = pb.ModelInferRequest(model_name="sampler")

@@ -22,6 +22,7 @@ from medserve.errors import (
 from medserve.gateway.core.gateway import Caller, Gateway, Guards, Limits
 from medserve.imaging.codecs import nifti
 from medserve.spec import Task
+from medserve.tasks import GenerationOptions, declared
 from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
 from tests.gateway.faces import (
@@ -450,3 +451,59 @@ def test_invalid_parameters_concern_the_whole_stream() -> None:
     with pytest.raises(grpc.RpcError) as caught:
         classify(gateway(refusing), images([b"dark"] * 3))
     assert reason(status_of(caught.value)) == "INVALID_REQUEST"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "role", "contents"),
+    [
+        ("npz", pb.FILE_ROLE_IMAGES_NPZ, {0: b"npz"}),
+        ("nifti", pb.FILE_ROLE_IMAGES_NIFTI, {0: b"nifti"}),
+        ("dicom", pb.FILE_ROLE_IMAGE_DICOM, {0: b"dicom 0", 1: b"dicom 1"}),
+        ("", pb.FILE_ROLE_UNSPECIFIED, {}),
+    ],
+)
+def test_files_that_the_format_asks_for_follow_the_images(
+    wanted: str, role: pb.FileRole.ValueType, contents: dict[int, bytes]
+) -> None:
+    async def conversation(stub: Stub) -> list[pb.SampleResponse]:
+        request = pb.SampleRequest(model_name="sampler", image_count=2, format=wanted)
+        return [each async for each in stub.Sample(request)]
+
+    responses = talk(gateway(drawn), conversation)
+    kinds = [each.WhichOneof("part") for each in responses]
+    assert kinds == ["progress"] * 2 + ["image"] * 2 + ["chunk"] * len(contents)
+    chunks = [each.chunk for each in responses if each.WhichOneof("part") == "chunk"]
+    assert {chunk.image_index: chunk.content for chunk in chunks} == contents
+    assert all(chunk.role == role for chunk in chunks)
+
+
+def test_a_classifier_lists_as_many_classes_as_it_is_asked_for() -> None:
+    settings = pb.ClassifySettings(model_name="kinds", top_k=1)
+    requests = [pb.ClassifyRequest(settings=settings), *list(images([b"dark"]))[1:]]
+    [response] = classify(gateway(), requests)
+    assert [(each.label, each.probability) for each in response.classification.top] == [
+        ("dark", 0.75)
+    ]
+
+
+def test_a_model_lists_its_options_with_their_bounds() -> None:
+    async def conversation(stub: Stub) -> Any:
+        return (await stub.ListModels(pb.ListModelsRequest(model_name="sampler"))).models
+
+    [found] = talk(gateway(), conversation)
+    assert found.task == pb.TASK_GENERATION
+    options = {option.name: option for option in found.options}
+    assert set(options) == {option.key for option in declared(GenerationOptions)}
+    guidance, wanted = options["guidance"], options["format"]
+    assert (guidance.type, guidance.least, guidance.most) == (pb.OPTION_TYPE_FLOAT, 0, 8)
+    assert list(wanted.choices) == ["png", "npz", "nifti", "dicom"]
+    assert json.loads(wanted.default_json) == "png"
+    assert guidance.default_json == ""
+    assert guidance.help
+
+
+def test_a_field_of_another_task_is_refused_by_the_name_of_its_option() -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        segment(gateway(segmented), pb.SegmentSettings(model_name="hippocampus", view="axial"))
+    assert reason(status_of(caught.value)) == "INVALID_REQUEST"
+    assert "view is no option of hippocampus" in (caught.value.details() or "")

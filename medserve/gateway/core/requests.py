@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from medserve.errors import InvalidRequestError, UnknownModelError
+from medserve.errors import InvalidRequestError, ServerFailedError, UnknownModelError
 from medserve.gateway.core.calls import Caller, EngineCall, Face, ModelInfo
 from medserve.gateway.core.gateway import Gateway
 from medserve.spec import Task
+from medserve.tasks.generation import GenerationResult, SampleProgress, read_part
 
-__all__ = ["TaskRequest", "find_model", "find_served"]
+__all__ = ["TaskRequest", "draw_samples", "find_model", "find_served"]
 
 _VERBS = {
     Task.CLASSIFICATION: "classify",
@@ -101,6 +103,23 @@ async def find_served(gateway: Gateway, request: TaskRequest, *tasks: Task) -> M
         MedserveError: the caller may not use it, there is none, or its task is another.
     """
     return _of_task(gateway.find(request.call({})), tasks)
+
+
+async def draw_samples(
+    gateway: Gateway, request: TaskRequest
+) -> AsyncGenerator[SampleProgress | GenerationResult, None]:
+    """Yield the progress of images while they form, then all of them.
+
+    Raises:
+        MedserveError: whatever went wrong, also after some progress.
+    """
+    part: SampleProgress | GenerationResult | None = None
+    async with aclosing(gateway.stream(request.call({}))) as parts:
+        async for content in parts:
+            part = read_part(content)
+            yield part
+    if not isinstance(part, GenerationResult):
+        raise ServerFailedError("the model showed progress and no images")
 
 
 def _of_task(info: ModelInfo, tasks: Sequence[Task]) -> ModelInfo:

@@ -5,6 +5,8 @@
 | classification | `data` BYTES [-1]: encoded files | one row per file |
 | segmentation | `data` BYTES [1]: one encoded file | the mask: voxels, file, measurements |
 | generation | none; parameters say what to draw | `images` BYTES [-1]: PNG |
+
+Files that an option asks for, such as an overlay, come as further outputs.
 """
 
 from __future__ import annotations
@@ -16,16 +18,30 @@ import numpy as np
 
 from medserve.errors import MedserveError, ServerFailedError
 from medserve.gateway.core.calls import ModelInfo
-from medserve.gateway.core.drawing import Drawn
-from medserve.gateway.core.masks import MaskAnswer
 from medserve.gateway.core.packing import Outcome
 from medserve.gateway.faces.oip.tensors import Tensor
 from medserve.imaging.codecs import nifti
 from medserve.spec import Task
 from medserve.tasks.classification import Classification
+from medserve.tasks.frames import FrameResult
+from medserve.tasks.generation import GenerationResult
+from medserve.tasks.result import Result
+from medserve.tasks.volumes import VolumeResult
 from medserve.wire import open_inference_pb2 as pb
 
-__all__ = ["classes", "images", "input_tensors", "mask", "output_tensors"]
+__all__ = [
+    "ONLY_ON_REQUEST",
+    "classes",
+    "describe",
+    "files_on_request",
+    "images",
+    "input_tensors",
+    "mask",
+    "output_tensors",
+]
+
+ONLY_ON_REQUEST = ("mask_png",)  # every answer to a single frame holds it
+_MASK_FILES = ("mask_png", "overlay_png", "entropy_nifti", "probabilities_nifti", "dicom_seg")
 
 _Described = tuple[str, str, tuple[int, ...]]  # name, datatype, shape
 _ANY = -1  # a size that differs from call to call
@@ -97,29 +113,42 @@ def classes(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[Tensor]:
     ]
 
 
-def mask(answer: MaskAnswer) -> list[Tensor]:
-    """The voxels of a mask, where they lie, and how much each label takes."""
-    voxels = nifti.decode(answer.mask).array.astype(np.uint8, copy=False)
+def mask(answer: bytes, task: Task) -> list[Tensor]:
+    """Return the voxels of a mask, where they lie, how much each label takes, and the files."""
+    kind = FrameResult if task is Task.FRAMES else VolumeResult
+    found: FrameResult | VolumeResult = kind.decode(answer)
+    voxels = nifti.decode(found.mask_nifti).array.astype(np.uint8, copy=False)
     # Frames whose lengths nobody states have no volume.
-    volumes = [measure.volume_ml for measure in answer.measures] or [np.nan] * (
-        len(answer.labels) - 1
+    volumes = [measure.volume_ml for measure in found.measures] or [np.nan] * (
+        len(found.labels) - 1
     )
     return [
-        Tensor("mask", "UINT8", voxels.reshape(answer.shape)),
-        Tensor("affine", "FP64", np.array(answer.affine, dtype=np.float64)),
-        Tensor("spacing_mm", "FP64", np.array(answer.spacing_mm, dtype=np.float64)),
-        Tensor("labels", "BYTES", [label.encode() for label in answer.labels]),
+        Tensor("mask", "UINT8", voxels.reshape(found.shape)),
+        Tensor("affine", "FP64", np.array(found.affine, dtype=np.float64)),
+        Tensor("spacing_mm", "FP64", np.array(found.spacing_mm, dtype=np.float64)),
+        Tensor("labels", "BYTES", [label.encode() for label in found.labels]),
         Tensor("volumes_ml", "FP64", np.array(volumes, dtype=np.float64)),
-        Tensor("mask_nifti", "BYTES", [answer.mask]),
+        Tensor("mask_nifti", "BYTES", [found.mask_nifti]),
+        *_files(found, _MASK_FILES),
     ]
 
 
-def images(drawn: Sequence[Drawn]) -> list[Tensor]:
-    """Finished images with the seeds that draw them again."""
+def images(result: GenerationResult) -> list[Tensor]:
+    """Return finished images with the seeds that draw them again, and the files."""
+    dicom = [image.dicom for image in result.images if image.dicom is not None]
     return [
-        Tensor("images", "BYTES", [each.png for each in drawn]),
-        Tensor("seeds", "INT64", np.array([each.seed for each in drawn], dtype=np.int64)),
+        Tensor("images", "BYTES", [image.png for image in result.images]),
+        Tensor("seeds", "INT64", np.array([image.seed for image in result.images], dtype=np.int64)),
+        *_files(result, ("npz", "nifti")),
+        *([Tensor("dicom", "BYTES", dicom)] if dicom else []),
     ]
+
+
+def files_on_request(model: ModelInfo) -> tuple[str, ...]:
+    """Name the outputs, all of them files, that only some answers of a model carry."""
+    if model.task is Task.GENERATION:
+        return ("npz", "nifti", "dicom")
+    return _MASK_FILES if model.task.segments else ()
 
 
 def describe(model: ModelInfo, versions: Sequence[str]) -> pb.ModelMetadataResponse:
@@ -140,3 +169,9 @@ def _checked(found: Classification, labels: Sequence[str]) -> Classification:
     if found.labels != tuple(labels):
         raise ServerFailedError("the model answers for other labels than its archive names")
     return found
+
+
+def _files(result: Result, names: Sequence[str]) -> list[Tensor]:
+    """Return those files that the answer holds."""
+    found = ((name, getattr(result, name, None)) for name in names)
+    return [Tensor(name, "BYTES", [content]) for name, content in found if content is not None]

@@ -19,15 +19,14 @@ from medserve import __version__
 from medserve.errors import InvalidRequestError, MedserveError, UnknownModelError
 from medserve.gateway.core.call_context import CallContext, Context, answering
 from medserve.gateway.core.calls import Caller, Face, ModelInfo
-from medserve.gateway.core.drawing import Drawn, Progress, read_drawn, sample
 from medserve.gateway.core.gateway import Gateway
-from medserve.gateway.core.masks import MaskAnswer, read_object
 from medserve.gateway.core.packing import PACKING, ImageFile, classify_each
-from medserve.gateway.core.requests import TaskRequest, find_served
+from medserve.gateway.core.requests import TaskRequest, draw_samples, find_served
 from medserve.gateway.faces.oip import models as oip_models
 from medserve.gateway.faces.oip.tensors import Tensor, bytes_elements, write_tensors
 from medserve.gateway.faces.options import read_options, within_json
 from medserve.spec import Task
+from medserve.tasks.generation import GenerationResult, SampleProgress
 from medserve.wire import open_inference_pb2 as pb
 from medserve.wire import open_inference_pb2_grpc as pb_grpc
 
@@ -147,16 +146,14 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
             return
         _check_inputs(request, model, bytes_elements(request, "data"))
         _check_outputs(request, model)
-        drawn: list[Drawn] = []
-        async with aclosing(sample(self._gateway, order)) as parts:
+        async with aclosing(draw_samples(self._gateway, order)) as parts:
             async for part in parts:
-                if isinstance(part, Drawn):
-                    drawn.append(part)
-                else:
+                if isinstance(part, SampleProgress):
                     yield _progress(request, model, part)
-        final = _response(request, model, oip_models.images(drawn))
-        final.parameters[_FINAL].bool_param = True
-        yield final
+                    continue
+                final = _response(request, model, oip_models.images(part))
+                final.parameters[_FINAL].bool_param = True
+                yield final
 
     async def _infer(
         self, request: pb.ModelInferRequest, order: TaskRequest, model: ModelInfo
@@ -175,10 +172,10 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
             case Task.VOLUMES | Task.FRAMES:
                 answer = await self._gateway.predict(order.call({"data": (files or [b""])[0]}))
                 # in a thread: a volume takes a while to unpack, and others are to be served
-                return await asyncio.to_thread(_mask, answer)
+                return await asyncio.to_thread(oip_models.mask, answer, model.task)
             case Task.GENERATION:
                 answer = await self._gateway.predict(order.call({}))
-                return oip_models.images(read_drawn(read_object(answer)))
+                return oip_models.images(GenerationResult.decode(answer))
 
     async def _order(
         self, request: pb.ModelInferRequest, incoming: CallContext
@@ -266,6 +263,7 @@ def _check_inputs(
 def _check_outputs(request: pb.ModelInferRequest, model: ModelInfo) -> None:
     """Refuse to be asked for outputs that the model does not have."""
     known = [name for name, _, _ in oip_models.output_tensors(model)]
+    known += oip_models.files_on_request(model)
     if any(output.name not in known for output in request.outputs):
         raise InvalidRequestError(f"expected outputs out of {', '.join(known)}; got another one")
     if any(output.parameters for output in request.outputs):
@@ -273,10 +271,6 @@ def _check_outputs(request: pb.ModelInferRequest, model: ModelInfo) -> None:
             "expected no parameters of an output; classification counts and shared memory are "
             "not offered"
         )
-
-
-def _mask(answer: bytes) -> list[Tensor]:
-    return oip_models.mask(MaskAnswer.from_json(answer))
 
 
 async def _images(files: Iterable[bytes]) -> AsyncGenerator[ImageFile, None]:
@@ -293,7 +287,13 @@ def _response(
     )
     response.parameters["archive_digest"].string_param = model.digest
     by_name = {tensor.name: tensor for tensor in tensors}
-    wanted = [output.name for output in request.outputs] or list(by_name)
+    wanted = [output.name for output in request.outputs] or [
+        name for name in by_name if name not in oip_models.ONLY_ON_REQUEST
+    ]
+    if missing := [name for name in wanted if name not in by_name]:
+        raise InvalidRequestError(
+            f"The answer holds no {missing[0]}; ask for it by an option of the model."
+        )
     # Who sent numbers in lists reads lists; who sent bytes, or nothing, reads bytes.
     raw = bool(request.raw_input_contents) or not request.inputs
     write_tensors(response, [by_name[name] for name in wanted], raw=raw)
@@ -301,7 +301,7 @@ def _response(
 
 
 def _progress(
-    request: pb.ModelInferRequest, model: ModelInfo, part: Progress
+    request: pb.ModelInferRequest, model: ModelInfo, part: SampleProgress
 ) -> pb.ModelInferResponse:
     response = pb.ModelInferResponse(
         model_name=model.name, model_version=model.version, id=request.id
@@ -309,5 +309,5 @@ def _progress(
     for name, number in (("image", part.image), ("step", part.step), ("steps", part.steps)):
         response.parameters[name].int64_param = number
     response.parameters[_FINAL].bool_param = False
-    write_tensors(response, [Tensor("preview_png", "BYTES", [part.preview_png])], raw=True)
+    write_tensors(response, [Tensor("preview_png", "BYTES", [part.preview_png or b""])], raw=True)
     return response

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from medserve.gateway.core.masks import MaskAnswer
-from medserve.tasks.result import Provenance
-from medserve.tasks.volumes import LabelMeasure
+from medserve.errors import InvalidRequestError
+from medserve.gateway.core.status import rpc_status
+from medserve.spec import Task
+from medserve.tasks.frames import FailedFrame, FrameResult, MeasuredFrame
+from medserve.tasks.generation import GenerationResult
+from medserve.tasks.result import Provenance, error_of
+from medserve.tasks.volumes import VolumeResult
 from medserve.wire.v1 import imaging_pb2 as pb
 
-__all__ = ["chunks", "message_params", "provenance_message", "segment_result"]
+__all__ = ["chunks", "message_params", "provenance_message", "sample_files", "segment_result"]
 
 _CHUNK_BYTES = 512 * 2**10  # well below the 4 MB that a gRPC client takes by default
 _OWN = ("model_name", "model_version", "content_bytes")  # what of a request is no option
 _KEYS = {"image_count": "n", "class_name": "class", "size_px": "size", "mask_format": "format"}
-_NIFTI = "application/gzip"
+_NIFTI, _PNG, _DICOM = "application/gzip", "image/png", "application/dicom"
+_Message = TypeVar("_Message", bound=Message)
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of a result."""
+    """One file of a result; `image_index` counts where there is one file an image."""
 
     role: pb.FileRole.ValueType
     media_type: str
     content: bytes
+    image_index: int = 0
 
 
 def message_params(message: Message) -> dict[str, Any]:
@@ -43,35 +49,66 @@ def message_params(message: Message) -> dict[str, Any]:
     return params
 
 
-def segment_result(answer: bytes) -> tuple[pb.SegmentResult, list[File]]:
-    """The description of the model's answer, and the files behind it."""
-    mask = MaskAnswer.from_json(answer)
-    files = _files(mask)
+def segment_result(
+    answer: bytes, task: Task, mask_format: str | None = None
+) -> tuple[pb.SegmentResult, list[File]]:
+    """Return the description of a model's answer, and the files behind it.
+
+    Raises:
+        InvalidRequestError: a PNG is asked for, and the file is a stack of frames.
+    """
+    kind = FrameResult if task is Task.FRAMES else VolumeResult
+    found: FrameResult | VolumeResult = kind.decode(answer)
+    files = _files(found, mask_format)
     result = pb.SegmentResult(
-        provenance=provenance_message(mask.provenance),
-        labels=mask.labels,
-        shape=mask.shape,
-        affine=[value for row in mask.affine for value in row],
-        spacing_mm=mask.spacing_mm,
-        measures=[_measure(each) for each in mask.measures],
+        provenance=provenance_message(found.provenance),
+        labels=found.labels,
+        shape=found.shape,
+        affine=[value for row in found.affine for value in row],
+        spacing_mm=found.spacing_mm,
+        measures=[_same(pb.LabelMeasure, each) for each in found.measures],
         files=[
             pb.ResultFile(role=file.role, media_type=file.media_type, size_bytes=len(file.content))
             for file in files
         ],
     )
+    if isinstance(found, FrameResult):
+        result.view = found.view
+        result.grid.CopyFrom(_same(pb.StackGrid, found.grid))
+        result.stack.CopyFrom(_same(pb.StackMeasure, found.stack))
+        result.frames.extend(map(_frame, found.frames))
     return result, files
 
 
+def sample_files(result: GenerationResult) -> list[File]:
+    """Return the files that an answer holds beside its images."""
+    every = [
+        (pb.FILE_ROLE_IMAGES_NPZ, "application/zip", result.npz, 0),
+        (pb.FILE_ROLE_IMAGES_NIFTI, _NIFTI, result.nifti, 0),
+        *(
+            (pb.FILE_ROLE_IMAGE_DICOM, _DICOM, image.dicom, index)
+            for index, image in enumerate(result.images)
+        ),
+    ]
+    return [
+        File(role, media_type, content, index)
+        for role, media_type, content, index in every
+        if content is not None
+    ]
+
+
 def chunks(files: list[File]) -> Iterator[pb.FileChunk]:
-    """The files in pieces that every client takes."""
+    """Yield the files in pieces that every client takes."""
     for file in files:
         for offset in range(0, len(file.content), _CHUNK_BYTES):
             piece = file.content[offset : offset + _CHUNK_BYTES]
-            yield pb.FileChunk(role=file.role, offset_bytes=offset, content=piece)
+            yield pb.FileChunk(
+                role=file.role, offset_bytes=offset, content=piece, image_index=file.image_index
+            )
 
 
 def provenance_message(provenance: Provenance) -> pb.Provenance:
-    """Which archive answered."""
+    """Return the message that names the archive."""
     return pb.Provenance(
         model_name=provenance.model,
         model_version=provenance.version,
@@ -88,26 +125,41 @@ def _plain(field: FieldDescriptor, value: Any) -> Any:
     return list(value) if field.is_repeated else value
 
 
-def _files(answer: MaskAnswer) -> list[File]:
-    if answer.dicom_seg is None:
-        files = [File(pb.FILE_ROLE_MASK, _NIFTI, answer.mask)]
-    else:
-        files = [File(pb.FILE_ROLE_MASK, "application/dicom", answer.dicom_seg)]
-    if answer.overlay is not None:
-        files.append(File(pb.FILE_ROLE_OVERLAY, "image/png", answer.overlay))
-    if answer.entropy is not None:
-        files.append(File(pb.FILE_ROLE_ENTROPY, _NIFTI, answer.entropy))
+def _files(found: VolumeResult | FrameResult, mask_format: str | None) -> list[File]:
+    files = [_mask(found, mask_format)]
+    if found.overlay_png is not None:
+        files.append(File(pb.FILE_ROLE_OVERLAY, _PNG, found.overlay_png))
+    if isinstance(found, VolumeResult):
+        if found.entropy_nifti is not None:
+            files.append(File(pb.FILE_ROLE_ENTROPY, _NIFTI, found.entropy_nifti))
+        if found.probabilities_nifti is not None:
+            files.append(File(pb.FILE_ROLE_PROBABILITIES, _NIFTI, found.probabilities_nifti))
     return files
 
 
-def _measure(measure: LabelMeasure) -> pb.LabelMeasure:
-    return pb.LabelMeasure(
-        label=measure.label,
-        label_id=measure.label_id,
-        voxels=measure.voxels,
-        volume_ml=measure.volume_ml,
-        centroid_mm=measure.centroid_mm or (),
-        box_start=measure.box_start or (),
-        box_stop=measure.box_stop or (),
-        touches_border=measure.touches_border,
+def _mask(found: VolumeResult | FrameResult, mask_format: str | None) -> File:
+    if found.dicom_seg is not None:  # it is there where it was asked for
+        return File(pb.FILE_ROLE_MASK, _DICOM, found.dicom_seg)
+    if mask_format == "png" and isinstance(found, FrameResult):
+        if found.mask_png is None:
+            raise InvalidRequestError(
+                "A PNG holds the mask of a single frame, and this file is a stack; ask for NIfTI."
+            )
+        return File(pb.FILE_ROLE_MASK, _PNG, found.mask_png)
+    return File(pb.FILE_ROLE_MASK, _NIFTI, found.mask_nifti)
+
+
+def _frame(frame: MeasuredFrame | FailedFrame) -> pb.FrameOutcome:
+    if isinstance(frame, FailedFrame):
+        return pb.FrameOutcome(index=frame.index, error=rpc_status(error_of(frame.error)))
+    return pb.FrameOutcome(
+        index=frame.index,
+        measure=_same(pb.FrameMeasure, frame),
+        unlike_ultrasound=frame.unlike_ultrasound,
     )
+
+
+def _same(kind: type[_Message], value: object) -> _Message:
+    """Return the message whose fields have the names and values of a value's members."""
+    names = kind.DESCRIPTOR.fields_by_name
+    return kind(**{name: getattr(value, name) for name in names})

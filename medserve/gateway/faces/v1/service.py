@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -20,21 +20,22 @@ from medserve.errors import (
 )
 from medserve.gateway.core.call_context import Context, answering
 from medserve.gateway.core.calls import Face, ModelInfo
-from medserve.gateway.core.drawing import Drawn, Progress, sample
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.packing import PACKING, ImageFile, Outcome, classify_each
-from medserve.gateway.core.requests import find_served
+from medserve.gateway.core.requests import draw_samples, find_served
 from medserve.gateway.core.status import rpc_status
 from medserve.gateway.faces.options import describe_option, options_of, read_options, within_json
 from medserve.gateway.faces.v1.messages import (
     chunks,
     message_params,
     provenance_message,
+    sample_files,
     segment_result,
 )
 from medserve.spec import Task
 from medserve.tasks import Option
 from medserve.tasks.classification import Explanation
+from medserve.tasks.generation import GenerationResult, SampleProgress
 from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
 
@@ -103,7 +104,9 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
                 held.shrink(len(content))
                 yield _progress(pb.SEGMENT_STAGE_RUNNING, len(content))
                 answer = await self._gateway.predict(order.call({"data": content}))
-            result, files = await asyncio.to_thread(segment_result, answer)
+            result, files = await asyncio.to_thread(
+                segment_result, answer, model.task, asked.get("format")
+            )
             yield pb.SegmentResponse(result=result)
             for chunk in chunks(files):
                 yield pb.SegmentResponse(chunk=chunk)
@@ -115,9 +118,10 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
             order = incoming.order(request.model_name, request.model_version, Face.TYPED)
             model = await find_served(self._gateway, order, Task.GENERATION)
             order = order.with_params(read_options(model, message_params(request)))
-            async with aclosing(sample(self._gateway, order)) as parts:
+            async with aclosing(draw_samples(self._gateway, order)) as parts:
                 async for part in parts:
-                    yield _sample_response(part)
+                    for response in _sample_responses(part):
+                        yield response
 
     async def ListModels(  # noqa: D102
         self, request: pb.ListModelsRequest, context: Context
@@ -242,25 +246,30 @@ def _explanation(found: Explanation) -> pb.Explanation:
     )
 
 
-def _sample_response(part: Progress | Drawn) -> pb.SampleResponse:
-    if isinstance(part, Progress):
-        return pb.SampleResponse(
-            progress=pb.SampleProgress(
-                image_index=part.image,
-                step=part.step,
-                steps=part.steps,
-                preview_png=part.preview_png,
-            )
+def _sample_responses(part: SampleProgress | GenerationResult) -> Iterator[pb.SampleResponse]:
+    if isinstance(part, SampleProgress):
+        progress = pb.SampleProgress(
+            image_index=part.image,
+            step=part.step,
+            steps=part.steps,
+            preview_png=part.preview_png,
         )
-    return pb.SampleResponse(
-        image=pb.SampledImage(
-            index=part.index,
-            png=part.png,
-            seed=part.seed,
-            details=_struct(part.details),
+        yield pb.SampleResponse(progress=progress)
+        return
+    for index, image in enumerate(part.images):
+        details = image.to_json()
+        for name in ("png", "seed", "dicom"):  # in places of their own
+            details.pop(name, None)
+        sampled = pb.SampledImage(
+            index=index,
+            png=image.png,
+            seed=image.seed,
+            details=_struct(details),
             provenance=provenance_message(part.provenance),
         )
-    )
+        yield pb.SampleResponse(image=sampled)
+    for chunk in chunks(sample_files(part)):
+        yield pb.SampleResponse(chunk=chunk)
 
 
 def _model(info: ModelInfo) -> pb.Model:
