@@ -30,7 +30,7 @@ from medserve.client import (
     SegmentationOptions,
     SegmentationResult,
 )
-from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.errors import ConfigError, MedserveError, UnknownModelError
 from medserve.settings import Settings
 from medserve.spec import InputKind, ModelSpec, Task

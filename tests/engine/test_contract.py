@@ -22,9 +22,9 @@ from medserve.archive.build import build_archive
 from medserve.archive.read import ArchiveInfo, verify_archive
 from medserve.engine.golden import GoldenInput
 from medserve.engine.interface import Engine, EngineRequest
-from medserve.engine.torchserve import Server, ServerConfig
 from medserve.engine.torchserve.calls import TorchServeEngine
 from medserve.engine.torchserve.java import find_java
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.errors import (
     ConfigError,
     DeadlineError,

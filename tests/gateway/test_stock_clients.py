@@ -349,7 +349,7 @@ def test_the_shell_example_of_the_typed_calls_works(
     assert printed.count('"classification"') == 6
     assert '"role":"FILE_ROLE_OVERLAY"' in printed
     assert printed.count('"png":') == 2
-    assert "TASK_SEGMENTATION" in printed
+    assert "TASK_VOLUMES" in printed
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")

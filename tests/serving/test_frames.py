@@ -17,7 +17,7 @@ from PIL import Image
 
 import models
 from medserve.client import AsyncClient, Client, FrameAnswer, FrameOptions
-from medserve.engine.torchserve import Server
+from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import DeadlineError, InvalidImageError, InvalidRequestError
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.cli.conftest import medserve as medserve

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from medserve.archive.read import inspect_archive
-from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.engine.torchserve.ports import Ports, choose_ports
 from medserve.errors import ConfigError, ModelNotReadyError
 from medserve.wire import inference_pb2, inference_pb2_grpc, management_pb2, management_pb2_grpc

@@ -283,7 +283,7 @@ def _open(access: EngineAccess, address: Address) -> grpc.aio.Channel:
         ("grpc.enable_retries", 0),  # gRPC would repeat what must not be repeated
         ("grpc.enable_http_proxy", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 2000),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
     if access.ca_file is None:
