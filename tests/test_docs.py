@@ -14,7 +14,7 @@ import typer
 
 import models
 from medserve.cli.main import app
-from medserve.gateway.faces.page.limits import PageLimits
+from medserve.gateway.faces.page import PageLimits
 from medserve.run_folder import RunFolder
 from medserve.spec import schema
 from medserve.tasks import OPTIONS, declared

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from medserve.gateway.faces.page import PageLimits
-from medserve.gateway.faces.page.jobs import Jobs, Kind
-from medserve.gateway.faces.page.problems import QuotaError, UnknownJobError
+from medserve.gateway.faces.page.jobs import Jobs, Kind, QuotaError, UnknownJobError
 from tests.web.visiting import PACK, begin, gateway, pack, send, visiting
 
 LABELS = ("dark", "bright")

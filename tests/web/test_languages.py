@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from medserve.gateway.faces.page import languages, pages
+from medserve.gateway.faces.page import pages, rendering
 from tests.web.visiting import Visitor, gateway, visit, visiting
 
 WEB = Path(pages.__file__).parent
-TEXTS = {code: languages.load(code).by_key for code in languages.LANGUAGES}
+TEXTS = {code: rendering.texts_in(code).by_key for code in rendering.LANGUAGES}
 PAGES = (
     "/",
     "/classify",

@@ -115,7 +115,7 @@ async def visiting(
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         clients = [Visitor(transport=transport, base_url=HOST) for _ in range(visitors)]
         try:
-            yield inner.state.site, clients
+            yield inner.state.context, clients
         finally:
             for client in clients:
                 await client.aclose()

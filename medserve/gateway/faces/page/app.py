@@ -21,15 +21,14 @@ from medserve.errors import MedserveError, ServerBusyError
 from medserve.gateway.core.gateway import Gateway, new_request_id
 from medserve.gateway.core.status import bug
 from medserve.gateway.faces.page import (
-    classify_routes,
-    generate_routes,
+    classify,
+    generate,
     job_routes,
     pages,
-    segment_routes,
+    segment,
 )
 from medserve.gateway.faces.page.context import PageContext, page_context
-from medserve.gateway.faces.page.jobs import Jobs
-from medserve.gateway.faces.page.limits import PageLimits
+from medserve.gateway.faces.page.jobs import Jobs, PageLimits, Slots
 from medserve.gateway.faces.page.protection import (
     ANSWERED,
     LOOPBACK_HOSTS,
@@ -38,7 +37,6 @@ from medserve.gateway.faces.page.protection import (
 )
 from medserve.gateway.faces.page.rendering import Templates
 from medserve.gateway.faces.page.sessions import Sessions
-from medserve.gateway.faces.page.slots import Slots
 from medserve.gateway.faces.page.thumbnails import Thumbnails
 from medserve.gateway.faces.rest import app as rest
 from medserve.gateway.settings import GatewaySettings
@@ -72,7 +70,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         folder = RunFolder.create()
         jobs = Jobs(folder.path, limits)
-        app.state.site = PageContext(
+        app.state.context = PageContext(
             gateway, limits, jobs, Sessions(gateway), rendered, Thumbnails(), Slots(limits)
         )
         sweeper = asyncio.create_task(_sweep(jobs))
@@ -95,7 +93,7 @@ def create_app(
         },
     )
     app.include_router(rest.router(gateway, settings))
-    for module in (job_routes, classify_routes, segment_routes, generate_routes, pages):
+    for module in (job_routes, classify, segment, generate, pages):
         app.router.routes.extend(module.routes)
     app.router.routes.append(_static(rendered))
     return Protection(app, _hosts(settings))
@@ -139,7 +137,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 async def _answer_missing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404 and "text/html" in request.headers.get("accept", ""):
-        return page_context(request).pages.render(request, "missing.html", status=404)
+        return page_context(request).templates.render(request, "missing.html", status=404)
     content = {"error": {"code": f"HTTP_{error.status_code}", "message": error.detail}}
     return JSONResponse(content, error.status_code, error.headers)
 

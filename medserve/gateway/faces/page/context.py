@@ -14,11 +14,9 @@ from medserve.errors import InvalidRequestError, PayloadTooLargeError
 from medserve.gateway.core.calls import Face
 from medserve.gateway.core.gateway import Caller, Gateway, ModelInfo, new_request_id
 from medserve.gateway.core.requests import TaskRequest, find_model
-from medserve.gateway.faces.page.jobs import Job, Jobs, Kind
-from medserve.gateway.faces.page.limits import PageLimits
+from medserve.gateway.faces.page.jobs import Job, Jobs, Kind, PageLimits, Slots
 from medserve.gateway.faces.page.rendering import Templates
 from medserve.gateway.faces.page.sessions import Sessions, Visitor
-from medserve.gateway.faces.page.slots import Slots
 from medserve.gateway.faces.page.thumbnails import Thumbnails
 from medserve.spec import Task
 
@@ -39,9 +37,9 @@ class PageContext:
     limits: PageLimits
     jobs: Jobs
     sessions: Sessions
-    pages: Templates
+    templates: Templates
     thumbnails: Thumbnails
-    turns: Slots
+    slots: Slots
 
     def visitor(self, request: Request) -> Visitor:
         """Who sent the request; AuthenticationError where they have to log in first."""
@@ -76,9 +74,9 @@ class PageContext:
 
 
 def page_context(request: Request) -> PageContext:
-    """The site that a request came to."""
-    site: PageContext = request.app.state.site
-    return site
+    """Return what the routes of this page share."""
+    context: PageContext = request.app.state.context
+    return context
 
 
 async def read_json(request: Request) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from medserve.gateway.faces.page.classifying import described, status
 from medserve.gateway.faces.page.jobs import Item, Job, Status
 from medserve.results.sorted_folders import ERRORS, REVIEW, csv_cell, csv_path, folder_name
 from medserve.tasks.classification import Classification
@@ -59,7 +58,7 @@ def to_json(job: Job) -> bytes:
         "version": job.version,
         "labels": list(job.labels),
         "files": [
-            described(item)
+            item.described()
             | {
                 "stored": stored.get(item.number),
                 "sha256": item.sha256,
@@ -139,7 +138,7 @@ def _row(job: Job, item: Item, stored: str) -> dict[str, Any]:
         "class": chosen,
         "class_id": job.labels.index(chosen) if chosen in job.labels else None,
         "probability": answer and f"{answer.probability:.6f}",
-        "status": status(item),
+        "status": item.status,
         "predicted_class": answer and answer.label,
         "predicted_class_id": answer and answer.label_id,
         "corrected": "yes" if item.correction else "no",
@@ -156,7 +155,7 @@ def _folder(item: Item) -> str | None:
     """The folder of a file; None for one that the service has not answered."""
     if item.correction is not None:
         return folder_name(item.correction)
-    match status(item):
+    match item.status:
         case Status.OK:
             assert isinstance(item.outcome, Classification)
             return folder_name(item.outcome.label)

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from medserve.errors import InvalidRequestError
-from medserve.gateway.faces.page.classifying import described
+from medserve.gateway.faces.options import read_options, within_json
 from medserve.gateway.faces.page.context import TASKS, PageContext, page_context, read_json
 from medserve.gateway.faces.page.jobs import Job, Kind
 
@@ -18,40 +18,45 @@ __all__ = ["routes", "summary"]
 
 async def begin(request: Request) -> Response:
     """A new job for a model; starts the visitor's session where there is none."""
-    site = page_context(request)
-    visitor = site.visitor(request)
+    context = page_context(request)
+    visitor = context.visitor(request)
     content = await read_json(request)
     try:
         kind = Kind(content.get("kind", ""))
     except ValueError:
         raise InvalidRequestError(f"kind: expected one of {', '.join(Kind)}") from None
     model, version = str(content.get("model", "")), str(content.get("version", ""))
-    found = await site.find(site.order(model, version, visitor.caller), *TASKS[kind])
+    found = await context.find(context.order(model, version, visitor.caller), *TASKS[kind])
+    options = content.get("options", {})
+    if not isinstance(options, dict):
+        raise InvalidRequestError("options: expected a JSON object, got something else")
+    options = read_options(found, within_json(found, options)) if options else {}
     response = JSONResponse(None, 201)
-    owner = visitor.owner or site.sessions.begin(response, secure=request.url.scheme == "https")
-    job = site.jobs.create(kind, owner, found.name, found.version, found.labels)
-    response.body = response.render(summary(site, job))
+    owner = visitor.owner or context.sessions.begin(response, secure=request.url.scheme == "https")
+    job = context.jobs.create(kind, owner, found.name, found.version, found.labels)
+    job.options = options
+    response.body = response.render(summary(context, job))
     response.headers["content-length"] = str(len(response.body))
     return response
 
 
 async def look(request: Request) -> Response:
     """All that is known of a job."""
-    site = page_context(request)
-    job, _ = site.job(request)
-    items = [described(job.items[number]) for number in sorted(job.items)]
-    return JSONResponse(summary(site, job) | {"files": items, "answer": job.answers or None})
+    context = page_context(request)
+    job, _ = context.job(request)
+    items = [job.items[number].described() for number in sorted(job.items)]
+    return JSONResponse(summary(context, job) | {"files": items, "answer": job.answers or None})
 
 
 async def delete(request: Request) -> Response:
     """Remove a job with everything that was sent for it."""
-    site = page_context(request)
-    job, _ = site.job(request)
-    site.jobs.delete(job)
+    context = page_context(request)
+    job, _ = context.job(request)
+    context.jobs.delete(job)
     return Response(status_code=204)
 
 
-def summary(site: PageContext, job: Job) -> dict[str, Any]:
+def summary(context: PageContext, job: Job) -> dict[str, Any]:
     """A job without its files."""
     return {
         "id": job.id,
@@ -59,7 +64,8 @@ def summary(site: PageContext, job: Job) -> dict[str, Any]:
         "model": job.model,
         "version": job.version,
         "labels": list(job.labels),
-        "left_s": round(site.jobs.left_s(job)),
+        "options": job.options,
+        "left_s": round(context.jobs.left_s(job)),
     }
 
 

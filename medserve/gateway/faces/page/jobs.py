@@ -8,26 +8,85 @@ jobs, and folders of a killed process are taken away by the next one.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import enum
 import logging
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medserve.errors import MedserveError
-from medserve.gateway.faces.page.limits import PageLimits
-from medserve.gateway.faces.page.problems import QuotaError, UnknownJobError
+from medserve.errors import (
+    ConfigError,
+    InvalidRequestError,
+    MedserveError,
+    PayloadTooLargeError,
+    ServerBusyError,
+)
 from medserve.tasks.classification import Classification
 from medserve.tasks.result import Provenance
 
-__all__ = ["Item", "Job", "Jobs", "Kind", "Status"]
+__all__ = [
+    "Item",
+    "Job",
+    "Jobs",
+    "Kind",
+    "PageLimits",
+    "QuotaError",
+    "Slots",
+    "Status",
+    "UnknownJobError",
+]
+
+# The file itself is at fault; any other error says nothing about the file.
+_OF_THE_FILE = (InvalidRequestError, PayloadTooLargeError)
 
 logger = logging.getLogger(__name__)
+
+
+class UnknownJobError(MedserveError):
+    """No such job, or none of this visitor: the two cannot be told apart from outside."""
+
+    code = "UNKNOWN_JOB"
+    grpc_status = "NOT_FOUND"
+    http_status = 404
+
+
+class QuotaError(MedserveError):
+    """The visitor, or all of them together, stored as much as the page takes."""
+
+    code = "QUOTA"
+    grpc_status = "RESOURCE_EXHAUSTED"
+    http_status = 429
+
+
+@dataclass(frozen=True)
+class PageLimits:
+    """Sizes and times; what a visitor sends stays on disk no longer than `retention_s`."""
+
+    retention_s: float = 3600.0  # after the last time that its owner touched a job
+    upload_bytes: int = 63 * 2**20  # at once; below the largest message of the gateway
+    pack_files: int = 64  # files in one upload of a classification
+    series_files: int = 4000  # slices of one DICOM series
+    job_files: int = 10_000
+    job_bytes: int = 2 * 2**30
+    visitor_bytes: int = 4 * 2**30
+    total_bytes: int = 16 * 2**30
+    visitor_jobs: int = 100
+    upload_s: float = 600.0  # one upload from its first to its last byte
+    silence_s: float = 30.0  # between two pieces of an upload
+    answer_s: float = 300.0  # one call of a model
+    calls_in_flight: int = 4  # of the whole page: each holds its files in memory
+    uploads_in_flight: int = 32
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ConfigError(f"PageLimits.{name}: expected more than 0, got {value}")
 
 
 class Kind(enum.StrEnum):
@@ -59,6 +118,42 @@ class Item:
     outcome: Classification | MedserveError | None = None
     provenance: Provenance | None = None
     correction: str | None = None  # the class that a person chose instead
+
+    @property
+    def status(self) -> Status:
+        """What became of the file, whatever a person made of it."""
+        outcome = self.outcome
+        if outcome is None:
+            return Status.WAITING
+        if isinstance(outcome, _OF_THE_FILE):
+            return Status.ERROR
+        if isinstance(outcome, MedserveError):
+            return Status.FAILED
+        if outcome.unlike_training:
+            return Status.UNLIKE
+        return Status.REVIEW if outcome.review else Status.OK
+
+    def described(self) -> dict[str, Any]:
+        """Return the file as the page shows it."""
+        outcome = self.outcome
+        content: dict[str, Any] = {
+            "number": self.number,
+            "name": self.name,
+            "size": self.size_bytes,
+            "status": self.status,
+            "correction": self.correction,
+        }
+        if isinstance(outcome, Classification):
+            content |= {
+                "label": outcome.label,
+                "label_id": outcome.label_id,
+                "probability": outcome.probability,
+                "probabilities": list(outcome.probabilities),
+                "novelty": outcome.novelty,
+            }
+        elif isinstance(outcome, MedserveError):
+            content["error"] = {"code": outcome.code, "message": outcome.message}
+        return content
 
 
 @dataclass
@@ -184,3 +279,34 @@ class Jobs:
         if over:
             logger.info("deleted %d jobs after their retention time", len(over))
         return len(over)
+
+
+class Slots:
+    """Places for uploads and for calls of models, of all visitors together."""
+
+    def __init__(self, limits: PageLimits) -> None:
+        self._free_uploads = limits.uploads_in_flight
+        self._calls = asyncio.Semaphore(limits.calls_in_flight)
+
+    @contextlib.asynccontextmanager
+    async def upload(self, job: Job) -> AsyncIterator[None]:
+        """A place for an upload; ServerBusyError where all are taken: a slow sender holds one."""
+        if self._free_uploads <= 0:
+            raise ServerBusyError("too many uploads at a time; send it again in a moment")
+        self._free_uploads -= 1
+        job.users += 1
+        try:
+            yield
+        finally:
+            self._free_uploads += 1
+            job.users -= 1
+
+    @contextlib.asynccontextmanager
+    async def call(self, job: Job) -> AsyncIterator[None]:
+        """A place for a call, which holds its files in memory; waits for one."""
+        job.users += 1
+        try:
+            async with self._calls:
+                yield
+        finally:
+            job.users -= 1

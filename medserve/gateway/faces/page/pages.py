@@ -14,17 +14,20 @@ from starlette.routing import Route
 
 from medserve.errors import AuthenticationError, InvalidRequestError, UnknownModelError
 from medserve.gateway.core.gateway import ModelInfo
-from medserve.gateway.faces.page import cards, languages
+from medserve.gateway.faces.options import describe_option, options_of
+from medserve.gateway.faces.page import cards
 from medserve.gateway.faces.page.context import TASKS, PageContext, page_context
 from medserve.gateway.faces.page.job_routes import summary
-from medserve.gateway.faces.page.jobs import Job, Kind
-from medserve.gateway.faces.page.problems import UnknownJobError
+from medserve.gateway.faces.page.jobs import Job, Kind, UnknownJobError
+from medserve.gateway.faces.page.rendering import Texts, chosen_language, texts_in
 from medserve.spec import InputKind, Task
 
 __all__ = ["routes"]
 
 _REFUSAL_S = 0.5  # what a wrong token costs: guessing is slow
 _MAX_FORM_BYTES = 8192
+_FOR_SCRIPTS = ("common.", "classify.", "segment.", "generate.", "options.", "error.")
+_OF_THE_PAGE = ("output", "format", "overlay")  # it always asks for mask, measurements, picture
 _SUFFIXES = {
     InputKind.RASTER: "PNG, JPEG, TIFF",
     InputKind.DICOM: "DICOM",
@@ -45,7 +48,7 @@ def _for_visitors(page: Page) -> Page:
         except AuthenticationError:
             return RedirectResponse(f"/login?next={quote(request.url.path)}", 303)
         except (UnknownJobError, UnknownModelError):
-            return page_context(request).pages.render(request, "missing.html", status=404)
+            return page_context(request).templates.render(request, "missing.html", status=404)
 
     return guarded
 
@@ -53,15 +56,15 @@ def _for_visitors(page: Page) -> Page:
 @_for_visitors
 async def start(request: Request) -> Response:
     """What this is, what it offers, and what happens to the visitor's files."""
-    site = page_context(request)
-    visitor = site.visitor(request)
-    models = await site.models(visitor.caller)
+    context = page_context(request)
+    visitor = context.visitor(request)
+    models = await context.models(visitor.caller)
     values = {
         "models": models,
-        "jobs": [summary(site, job) for job in site.jobs.owned(visitor.owner)],
-        "minutes": round(site.limits.retention_s / 60),
+        "jobs": [summary(context, job) for job in context.jobs.owned(visitor.owner)],
+        "minutes": round(context.limits.retention_s / 60),
     }
-    return site.pages.render(request, "start.html", values)
+    return context.templates.render(request, "start.html", values)
 
 
 def _work_page(template: str, *tasks: Task, kind: Kind | None = None) -> Page:
@@ -69,19 +72,19 @@ def _work_page(template: str, *tasks: Task, kind: Kind | None = None) -> Page:
 
     @_for_visitors
     async def page(request: Request) -> Response:
-        site = page_context(request)
-        visitor = site.visitor(request)
-        models = await site.models(visitor.caller, *tasks)
+        context = page_context(request)
+        visitor = context.visitor(request)
+        models = await context.models(visitor.caller, *tasks)
         job: Job | None = None
         if "job" in request.path_params:
-            job = site.jobs.get(request.path_params["job"], visitor.owner, kind)
+            job = context.jobs.get(request.path_params["job"], visitor.owner, kind)
         values = {
             "models": models,
             "formats": {each.name: formats(each) for each in models},
-            "page": _for_script(site, request, models, job),
-            "minutes": round(site.limits.retention_s / 60),
+            "page": _for_script(context, request, models, job),
+            "minutes": round(context.limits.retention_s / 60),
         }
-        return site.pages.render(request, template, values)
+        return context.templates.render(request, template, values)
 
     return page
 
@@ -89,21 +92,21 @@ def _work_page(template: str, *tasks: Task, kind: Kind | None = None) -> Page:
 @_for_visitors
 async def models(request: Request) -> Response:
     """All models with their state."""
-    site = page_context(request)
-    found = await site.models(site.visitor(request).caller)
+    context = page_context(request)
+    found = await context.models(context.visitor(request).caller)
     values = {
         "models": found,
         "formats": {each.name: formats(each) for each in found},
         "page": {"texts": _texts(request, "models.", "state.", "error.")},
     }
-    return site.pages.render(request, "models.html", values)
+    return context.templates.render(request, "models.html", values)
 
 
 @_for_visitors
 async def model(request: Request) -> Response:
     """One model: its card, its figures, its versions."""
-    site = page_context(request)
-    found = await site.models(site.visitor(request).caller)
+    context = page_context(request)
+    found = await context.models(context.visitor(request).caller)
     versions = [each for each in found if each.name == request.path_params["name"]]
     if not versions:
         raise UnknownModelError("no such model")
@@ -119,13 +122,13 @@ async def model(request: Request) -> Response:
         "figures": cards.figures(shown.metrics),
         "page": {"texts": _texts(request, "models.", "state.", "error.")},
     }
-    return site.pages.render(request, "model.html", values)
+    return context.templates.render(request, "model.html", values)
 
 
 async def health(request: Request) -> Response:
     """The state of each model, for pages that stay open."""
-    site = page_context(request)
-    found = await site.models(site.visitor(request).caller)
+    context = page_context(request)
+    found = await context.models(context.visitor(request).caller)
     states = [
         {
             "name": each.name,
@@ -140,8 +143,8 @@ async def health(request: Request) -> Response:
 
 async def login_form(request: Request) -> Response:
     """Where the token is asked for."""
-    site = page_context(request)
-    return site.pages.render(
+    context = page_context(request)
+    return context.templates.render(
         request,
         "login.html",
         {"next": _inner(request.query_params.get("next", "")), "wrong": False},
@@ -150,26 +153,26 @@ async def login_form(request: Request) -> Response:
 
 async def log_in(request: Request) -> Response:
     """Take the token, keep it on this side, give a session for it."""
-    site = page_context(request)
-    fields = await _form(request)
+    context = page_context(request)
+    fields = await _fields(request)
     target = _inner(fields.get("next", ""))
     response = RedirectResponse(target, 303)
     secure = request.url.scheme == "https"
     try:
-        site.sessions.log_in(fields.get("token", "").strip(), response, secure=secure)
+        context.sessions.log_in(fields.get("token", "").strip(), response, secure=secure)
     except AuthenticationError:
         await asyncio.sleep(_REFUSAL_S)
-        return site.pages.render(request, "login.html", {"next": target, "wrong": True}, 401)
+        return context.templates.render(request, "login.html", {"next": target, "wrong": True}, 401)
     return response
 
 
 async def log_out(request: Request) -> Response:
     """Forget the session and delete what was sent in it."""
-    site = page_context(request)
+    context = page_context(request)
     response = RedirectResponse("/login", 303)
-    owner = site.sessions.log_out(request, response)
-    for job in site.jobs.owned(owner):
-        site.jobs.delete(job)
+    owner = context.sessions.log_out(request, response)
+    for job in context.jobs.owned(owner):
+        context.jobs.delete(job)
     return response
 
 
@@ -179,13 +182,14 @@ def formats(model: ModelInfo) -> str:
 
 
 def _for_script(
-    site: PageContext, request: Request, models: Sequence[ModelInfo], job: Job | None
+    context: PageContext, request: Request, models: Sequence[ModelInfo], job: Job | None
 ) -> dict[str, Any]:
-    """What the script of a page starts from."""
+    """Return what the script of a page starts from."""
+    texts = texts_in(chosen_language(request))
     return {
-        "texts": _texts(request, "common.", "classify.", "segment.", "generate.", "error."),
-        "language": languages.chosen(request),
-        "viewer": site.pages.viewer,
+        "texts": texts.under(*_FOR_SCRIPTS),
+        "language": chosen_language(request),
+        "viewer": context.templates.viewer,
         "models": [
             {
                 "name": each.name,
@@ -193,20 +197,35 @@ def _for_script(
                 "default": each.default,
                 "labels": list(each.labels),
                 "ready": each.ready,
-                "volumes": each.task is Task.VOLUMES,
+                "task": each.task,
+                "options": _form(each, texts),
             }
             for each in models
         ],
-        "job": summary(site, job) if job else None,
-        "limits": {"files": site.limits.pack_files, "bytes": site.limits.upload_bytes},
+        "job": summary(context, job) if job else None,
+        "limits": {"files": context.limits.pack_files, "bytes": context.limits.upload_bytes},
     }
 
 
+def _form(model: ModelInfo, texts: Texts) -> list[dict[str, Any]]:
+    """Return the options of a model that a visitor chooses, in the visitor's language."""
+    own = _OF_THE_PAGE if model.task.segments else ()
+    return [
+        describe_option(option)
+        | {
+            "label": texts.by_key.get(f"option.{option.key}", option.key.replace("_", " ")),
+            "help": texts.by_key.get(f"help.{model.task}.{option.key}", option.help),
+        }
+        for option in options_of(model)
+        if option.key not in own
+    ]
+
+
 def _texts(request: Request, *prefixes: str) -> dict[str, str]:
-    return languages.load(languages.chosen(request)).under(*prefixes)
+    return texts_in(chosen_language(request)).under(*prefixes)
 
 
-async def _form(request: Request) -> dict[str, str]:
+async def _fields(request: Request) -> dict[str, str]:
     body = b""
     async for piece in request.stream():
         body += piece

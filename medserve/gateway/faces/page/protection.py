@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from medserve.errors import MedserveError
 from medserve.gateway.core.calls import new_request_id
 from medserve.gateway.core.status import bug
-from medserve.gateway.faces.page.problems import ForeignSiteError
 
 __all__ = ["ANSWERED", "LOOPBACK_HOSTS", "Protection", "error_content"]
 
@@ -50,6 +49,14 @@ _FIXED = {
     "x-frame-options": "DENY",
     "cache-control": "no-store",  # what a visitor sees is not kept on a shared machine
 }
+
+
+class ForeignSiteError(MedserveError):
+    """The request came from another site, or to a host name that is not ours."""
+
+    code = "FOREIGN_SITE"
+    grpc_status = "PERMISSION_DENIED"
+    http_status = 403
 
 
 def error_content(error: MedserveError) -> dict[str, dict[str, str]]:

@@ -1,9 +1,14 @@
-"""Pages from templates: every value is escaped, and the static files have unchanging addresses."""
+"""Pages from templates, in the visitor's language; the static files have unchanging addresses.
+
+The texts of a language are one JSON file in `texts/`, with the same keys as the others.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -14,13 +19,47 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from medserve import __version__
-from medserve.gateway.faces.page import languages
 
-__all__ = ["Templates"]
+__all__ = ["LANGUAGES", "Templates", "Texts", "chosen_language", "texts_in"]
+
+LANGUAGES: Mapping[str, str] = {"en": "English", "fr": "Français", "ru": "Русский"}
+_DEFAULT_LANGUAGE = "en"
+_LANGUAGE_COOKIE = "medserve_language"
 
 _THEMES = ("light", "dark")
 _THEME_COOKIE = "medserve_theme"
 _YEAR_S = 365 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of one language."""
+
+    language: str
+    by_key: Mapping[str, str]
+
+    def __call__(self, key: str, **values: object) -> str:
+        """The text of a key, with `{name}` replaced."""
+        return self.by_key[key].format(**values) if values else self.by_key[key]
+
+    def under(self, *prefixes: str) -> dict[str, str]:
+        """The texts whose keys start with one of these: what a script needs."""
+        return {key: text for key, text in self.by_key.items() if key.startswith(prefixes)}
+
+
+@cache
+def texts_in(language: str) -> Texts:
+    """The texts of a known language."""
+    raw = (files(__package__) / "texts" / f"{language}.json").read_text(encoding="utf-8")
+    return Texts(language, json.loads(raw))
+
+
+def chosen_language(request: Request) -> str:
+    """What the visitor asked for, now or before; else the best that their browser accepts."""
+    for wish in (request.query_params.get("lang"), request.cookies.get(_LANGUAGE_COOKIE)):
+        if wish is not None and wish in LANGUAGES:
+            return wish
+    return _accepted(request.headers.get("accept-language", "")) or _DEFAULT_LANGUAGE
 
 
 class Templates:
@@ -50,12 +89,12 @@ class Templates:
         status: int = 200,
     ) -> HTMLResponse:
         """A page in the visitor's language and colours."""
-        language = languages.chosen(request)
+        language = chosen_language(request)
         theme = request.cookies.get(_THEME_COOKIE)
         html = self._environment.get_template(template).render(
-            t=languages.load(language),
+            t=texts_in(language),
             language=language,
-            languages=languages.LANGUAGES,
+            languages=LANGUAGES,
             theme=theme if theme in _THEMES else "",
             path=request.url.path,
             static=f"/static/{self.digest}",
@@ -66,7 +105,7 @@ class Templates:
         response = HTMLResponse(html, status)
         response.headers["vary"] = "accept-language, cookie"
         if request.query_params.get("lang") == language:
-            response.set_cookie(languages.COOKIE, language, max_age=_YEAR_S, samesite="lax")
+            response.set_cookie(_LANGUAGE_COOKIE, language, max_age=_YEAR_S, samesite="lax")
         return response
 
 
@@ -90,3 +129,25 @@ def _digest(folder: Path) -> str:
             digest.update(path.relative_to(folder).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _accepted(header: str) -> str | None:
+    """The known language with the highest weight in an Accept-Language header."""
+    best: tuple[float, str | None] = (0.0, None)
+    for part in header[:1000].split(","):
+        name, _, parameter = part.strip().partition(";")
+        language = name.strip().lower().partition("-")[0]
+        weight = _weight(parameter)
+        if language in LANGUAGES and weight > best[0]:
+            best = (weight, language)
+    return best[1]
+
+
+def _weight(parameter: str) -> float:
+    if not parameter.strip():
+        return 1.0
+    name, _, value = parameter.partition("=")
+    try:
+        return float(value) if name.strip() == "q" else 1.0
+    except ValueError:
+        return 0.0

@@ -21,16 +21,29 @@ from pathlib import Path
 
 from starlette.requests import ClientDisconnect, Request
 
-from medserve.errors import InvalidRequestError, PayloadTooLargeError
-from medserve.gateway.faces.page.jobs import Item, Job, Jobs
-from medserve.gateway.faces.page.limits import PageLimits
-from medserve.gateway.faces.page.problems import QuotaError, SlowUploadError, UnknownJobError
+from medserve.errors import InvalidRequestError, MedserveError, PayloadTooLargeError
+from medserve.gateway.faces.page.jobs import (
+    Item,
+    Job,
+    Jobs,
+    PageLimits,
+    QuotaError,
+    UnknownJobError,
+)
 
 __all__ = ["CONTENT_TYPE", "Allowance", "receive"]
 
 CONTENT_TYPE = "application/vnd.medserve.pack"
 _HEADER_BYTES = 2**20
 _NAME_LETTERS = 1024
+
+
+class SlowUploadError(MedserveError):
+    """An upload went silent or took too long."""
+
+    code = "SLOW_UPLOAD"
+    grpc_status = "DEADLINE_EXCEEDED"
+    http_status = 408
 
 
 @dataclass(frozen=True)

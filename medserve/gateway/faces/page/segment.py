@@ -1,0 +1,197 @@
+"""Segmentation: a volume or frames in, masks and measurements out.
+
+One file goes to the model as it is; several are the slices of one DICOM series and travel as a
+zip, which is made here and never unpacked here. The model's answer is one JSON object; its parts
+are kept in the job's folder and given out as files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from medserve.errors import InvalidRequestError
+from medserve.gateway.core.gateway import Gateway
+from medserve.gateway.core.requests import TaskRequest
+from medserve.gateway.faces.options import read_options, within_json
+from medserve.gateway.faces.page.context import TASKS, page_context, read_json
+from medserve.gateway.faces.page.jobs import Job, Kind
+from medserve.gateway.faces.page.uploads import Allowance, receive
+from medserve.imaging.codecs import dicom_series, sniff
+from medserve.results.files.overlay import COLOURS
+from medserve.spec import InputKind, ModelSpec, Task
+from medserve.tasks.frames import FrameResult
+from medserve.tasks.volumes import VolumeResult
+
+__all__ = ["routes"]
+
+_NIFTI, _PNG, _DICOM = "application/gzip", "image/png", "application/dicom"
+_MASK, _SEG, _VOLUME, _SOURCE = "mask.nii.gz", "mask.dcm", "volume.nii.gz", "source"
+_PARTS = {  # member of an answer: name and media type of its file
+    "mask_png": ("mask.png", _PNG),
+    "mask_nifti": (_MASK, _NIFTI),
+    "overlay_png": ("overlay.png", _PNG),
+    "probabilities_nifti": ("probabilities.nii.gz", _NIFTI),
+    "entropy_nifti": ("entropy.nii.gz", _NIFTI),
+    "dicom_seg": (_SEG, _DICOM),
+}
+
+
+async def add(request: Request) -> Response:
+    """Store a volume: one file, or the slices of a DICOM series."""
+    context = page_context(request)
+    job, _ = context.job(request, Kind.SEGMENT)
+    async with context.slots.upload(job):
+        allowance = Allowance(context.limits.series_files, context.limits.upload_bytes)
+        items = await receive(request, job, context.jobs, context.limits, allowance)
+    return JSONResponse({"files": len(items)})
+
+
+async def run(request: Request) -> Response:
+    """Segment what was stored."""
+    context = page_context(request)
+    job, visitor = context.job(request, Kind.SEGMENT)
+    named = context.order(job.model, job.version, visitor.caller)
+    model = await context.find(named, *TASKS[job.kind])
+    asked = within_json(model, await read_json(request))
+    params = read_options(model, {"overlay": True} | asked)
+    async with context.slots.call(job):
+        order = context.order(job.model, job.version, visitor.caller, params)
+        answer = await _segment(context.gateway, job, order, model.task)
+    job.options = params
+    return JSONResponse(answer)
+
+
+async def volume(request: Request) -> Response:
+    """The source as NIfTI, for the viewer."""
+    context = page_context(request)
+    job, visitor = context.job(request, Kind.SEGMENT)
+    order = context.order(job.model, job.version, visitor.caller)
+    model = await context.find(order, *TASKS[job.kind])
+    async with context.slots.call(job):
+        path = await asyncio.to_thread(_volume, job, model.spec)
+    return FileResponse(path, media_type="application/octet-stream")
+
+
+async def part(request: Request) -> Response:
+    """A file of the answer."""
+    context = page_context(request)
+    job, visitor = context.job(request, Kind.SEGMENT)
+    name = request.path_params["part"]
+    if name == "mask.dcm":
+        alone = {"output": "mask", "format": "dicom-seg", "overlay": None, "uncertainty": None}
+        params = {key: each for key, each in (job.options | alone).items() if each is not None}
+        async with context.slots.call(job):
+            order = context.order(job.model, job.version, visitor.caller, params)
+            path = await _dicom_seg(context.gateway, job, order)
+        return FileResponse(path, media_type=_DICOM, filename=name)
+    media_types = dict(_PARTS.values())
+    if name not in media_types:
+        raise InvalidRequestError(f"expected one of {', '.join(media_types)}")
+    saved = name if "download" in request.query_params else None
+    return FileResponse(_part(job, name), media_type=media_types[name], filename=saved)
+
+
+async def _segment(gateway: Gateway, job: Job, order: TaskRequest, task: Task) -> dict[str, Any]:
+    """Ask the model; what the page shows of its answer.
+
+    Raises:
+        MedserveError: what the model or the gateway says against it.
+    """
+    data = await asyncio.to_thread(_source(job).read_bytes)
+    answer = await gateway.predict(order.call({"data": data}))
+    job.answers = await asyncio.to_thread(_kept, job, answer, task)
+    job.answers["dicom"] = dicom_series.recognises(data)
+    # Frames other than those of a NIfTI stack are shown as the picture that the model drew.
+    is_stack = sniff.kind(data).input_kind is InputKind.NIFTI
+    job.answers["flat"] = "frames" in job.answers and not is_stack
+    return job.answers
+
+
+async def _dicom_seg(gateway: Gateway, job: Job, order: TaskRequest) -> Path:
+    """The mask as DICOM Segmentation, asked for when it is wanted and kept."""
+    path = job.folder / _SEG
+    if not path.exists():
+        data = await asyncio.to_thread(_source(job).read_bytes)
+        path.write_bytes(await gateway.predict(order.call({"data": data})))
+    return path
+
+
+def _source(job: Job) -> Path:
+    """The one file that the model gets; several files become a zip."""
+    items = [job.items[number] for number in sorted(job.items)]
+    if not items:
+        raise InvalidRequestError("expected an uploaded file, there is none; send it again")
+    if len(items) == 1:
+        return job.path(items[0])
+    path = job.folder / _SOURCE
+    if not path.exists():
+        part = path.with_suffix(".part")
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+            for place, item in enumerate(items):
+                archive.write(job.path(item), f"{place:06d}.dcm")
+        part.rename(path)
+    return path
+
+
+def _volume(job: Job, spec: ModelSpec) -> Path:
+    """The source as a NIfTI file that the viewer reads, on the same grid as the mask.
+
+    A NIfTI is given back as it came. Anything else is decoded by the codec of the models, with
+    its guards, and only after the model has taken the same bytes.
+    """
+    from medserve.imaging.codecs import nifti, volume_file  # nibabel takes a while to import
+
+    given = _source(job)
+    path = job.folder / _VOLUME
+    if not path.exists():
+        payload = given.read_bytes()
+        if nifti.recognises(payload):
+            return given
+        if not (job.folder / _MASK).exists():
+            raise InvalidRequestError("expected a segmented volume, got one that is not; run it")
+        found = volume_file.decode(payload, spec.input.kinds)
+        path.write_bytes(nifti.encode(found))
+    return path
+
+
+def _part(job: Job, name: str) -> Path:
+    """A file of the answer; InvalidRequestError where it has no such part."""
+    path = job.folder / name
+    if not path.exists():
+        raise InvalidRequestError("the answer has no such part")
+    return path
+
+
+def _kept(job: Job, answer: bytes, task: Task) -> dict[str, Any]:
+    """Keep the files of an answer, and return what the page shows of it."""
+    for name, _ in _PARTS.values():  # of an earlier run
+        (job.folder / name).unlink(missing_ok=True)
+    kind = FrameResult if task is Task.FRAMES else VolumeResult
+    found: FrameResult | VolumeResult = kind.decode(answer)
+    parts = []
+    for member, (name, _) in _PARTS.items():
+        if (content := getattr(found, member, None)) is not None:
+            (job.folder / name).write_bytes(content)
+            parts.append(name)
+    colours = ["#000000", *(_hex(place) for place in range(len(found.labels) - 1))]
+    shown = found.without_files() | found.provenance.to_json()
+    return shown | {"task": task, "parts": parts, "colours": colours}
+
+
+def _hex(place: int) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*COLOURS[place % len(COLOURS)])
+
+
+routes = [
+    Route("/jobs/{job}/volume", add, methods=["POST"]),
+    Route("/jobs/{job}/segmentation", run, methods=["POST"]),
+    Route("/jobs/{job}/volume", volume),
+    Route("/jobs/{job}/{part}", part),
+]
