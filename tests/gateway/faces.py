@@ -18,6 +18,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.guard import RequestGuard
 from medserve.gateway.faces.oip import service as oip
+from medserve.gateway.faces.torchserve import inference
 from medserve.gateway.faces.v1 import service as typed
 from medserve.imaging.geometry import Geometry
 from medserve.results.segmentation import Segmentation
@@ -48,13 +49,14 @@ SEGMENTATION = Segmentation(
 
 @asynccontextmanager
 async def served(gateway: Gateway, idle_s: float = 30.0) -> AsyncIterator[str]:
-    """Both faces behind the intake, on a free port of loopback; gives its address."""
+    """All gRPC faces behind the intake, on a free port of loopback; gives its address."""
     server = grpc.aio.server(
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 2**20)]
     )
     intake: Any = RequestGuard(server, gateway, upload_timeout_s=30)  # stands for the server
     typed.register(gateway, intake, idle_s)
     oip.register(gateway, intake)
+    inference.register(gateway, intake)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.faces.v1.messages import _KEYS
 from medserve.spec import Task
 from medserve.tasks import OPTIONS, Option, declared
+from medserve.wire import inference_pb2, inference_pb2_grpc
 from medserve.wire import open_inference_pb2 as oip
 from medserve.wire import open_inference_pb2_grpc as oip_grpc
 from medserve.wire.v1 import imaging_pb2 as pb
@@ -38,7 +40,7 @@ _WORDS = {"class": "t2", "sampler": "ddim", "view": "axial"}
 _NUMBERS = {"n": 2, "top_k": 2, "size": 64, "guidance": 0.5}
 # What an extra file of a JSON answer needs beside it.
 _BESIDE = {"overlay": {"output": "json"}, "uncertainty": {"output": "json"}}
-# The page always asks for JSON with an overlay, and a classifier for all that it says.
+# The form of the page has no control for these: it always asks for JSON with an overlay.
 _OF_THE_PAGE = ("output", "format", "overlay")
 
 
@@ -137,22 +139,57 @@ def test_an_option_reaches_the_engine_over_the_typed_contract(task: Task, option
 
 @pytest.mark.parametrize(("task", "option"), _EVERY_OPTION)
 def test_an_option_reaches_the_engine_from_the_page(task: Task, option: Option) -> None:
-    if task is Task.CLASSIFICATION or (task.segments and option.key in _OF_THE_PAGE):
-        pytest.skip("the page decides it: it shows all classes, and asks for a JSON answer")
     engine = FakeEngine(refuses)
-    value = sample(task, option)
+    name, value = _NAMES[task], sample(task, option)
+    wanted = {option.key: value}
 
     async def visit() -> None:
         async with visiting(gateway(engine)) as (_, [client]):
             if task is Task.GENERATION:
-                await client.post("/samples", json={"model": "sampler", option.key: value})
-                return
-            job = await begin(client, "segment", _NAMES[task])
-            await client.post(f"{job}/volume", content=pack({"a": b"file"}), headers=PACK)
-            await client.post(f"{job}/segmentation", json={option.key: value})
+                await client.post("/samples", json={"model": name, **wanted})
+            elif task is Task.CLASSIFICATION:
+                job = await begin(client, "classify", name, options=wanted)
+                await client.post(f"{job}/files", content=pack({"a": b"file"}), headers=PACK)
+            else:
+                job = await begin(client, "segment", name)
+                await client.post(f"{job}/volume", content=pack({"a": b"file"}), headers=PACK)
+                await client.post(f"{job}/segmentation", json=wanted)
 
     asyncio.run(visit())
     assert reached(engine, option.key) == value
+
+
+@pytest.mark.parametrize("task", [Task.VOLUMES, Task.FRAMES, Task.GENERATION])
+def test_the_form_of_the_page_offers_every_option_but_what_the_page_decides(task: Task) -> None:
+    pages = {Task.GENERATION: "/generate"}
+
+    async def visit() -> str:
+        async with visiting(gateway(FakeEngine(refuses))) as (_, [client]):
+            return (await client.get(pages.get(task, "/segment"))).text
+
+    found = re.search(r'id="page">(.*?)</script>', asyncio.run(visit()), re.DOTALL)
+    assert found is not None
+    [offered] = [each for each in json.loads(found[1])["models"] if each["task"] == task]
+    own = _OF_THE_PAGE if task.segments else ()
+    keys = [option.key for option in declared(OPTIONS[task]) if option.key not in own]
+    assert [each["name"] for each in offered["options"]] == keys
+    assert all(each["label"] and each["help"] for each in offered["options"])
+
+
+@pytest.mark.parametrize(("task", "option"), _EVERY_OPTION)
+def test_an_option_reaches_the_engine_over_the_contract_of_torchserve(
+    task: Task, option: Option
+) -> None:
+    engine = FakeEngine(refuses)
+    value = sample(task, option)
+    wanted = {option.key: value, **_BESIDE.get(option.key, {})}
+    inputs = {"params": json.dumps(wanted).encode()}
+    if task is not Task.GENERATION:
+        inputs["data"] = b"file"
+    message = inference_pb2.PredictionsRequest(model_name=_NAMES[task], input=inputs)
+    _grpc(gateway(engine), inference_pb2_grpc.InferenceAPIsServiceStub, message)
+    assert reached(engine, option.key) == value
+    OPTIONS[task].from_params(wanted)  # as the handler reads them
 
 
 def _text(value: Any) -> str:
@@ -183,6 +220,8 @@ def _grpc(to: Gateway, stub_of: Any, message: Any) -> None:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 if isinstance(message, oip.ModelInferRequest):
                     await stub.ModelInfer(message)
+                elif isinstance(message, inference_pb2.PredictionsRequest):
+                    await stub.Predictions(message)
                 elif isinstance(message, pb.SampleRequest):
                     [each async for each in stub.Sample(message)]
                 elif isinstance(message, pb.ClassifySettings):

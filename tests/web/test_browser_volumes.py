@@ -109,8 +109,8 @@ def test_what_is_no_volume_is_refused_in_words(tab: Page) -> None:
 
 def test_pictures_appear_while_they_form(tab: Page) -> None:
     tab.goto("/generate")
-    tab.locator("#n").fill("3")
-    tab.locator("#seed").fill("200")
+    tab.get_by_label("Number of images").fill("3")
+    tab.get_by_label("Seed").fill("200")
     tab.locator("#draw").click()
     tab.locator(".gallery img:not([hidden])").first.wait_for()
     tab.get_by_text("Done. Images: 3").wait_for()
@@ -122,3 +122,37 @@ def test_pictures_appear_while_they_form(tab: Page) -> None:
         tab.locator("#sheet").click()
     with Image.open(waiting.value.path()) as sheet:
         assert sheet.width > 400
+
+
+def test_the_forms_offer_the_options_that_each_task_declares(tab: Page) -> None:
+    tab.goto("/segment")
+    tab.get_by_text("Options", exact=True).click()
+    names = "els => els.map(each => each.name)"
+    assert tab.locator("#options [name]").evaluate_all(names) == [
+        "channel", "spacing_mm", "flips", "largest_component", "fill_holes", "uncertainty",
+    ]  # fmt: skip
+    assert not tab.locator("#rerun").is_visible()  # there is nothing to segment again
+    tab.goto("/generate")
+    assert tab.locator("#options [name]").evaluate_all(names) == [
+        "n", "class", "seed", "steps", "sampler", "size", "guidance", "format",
+    ]  # fmt: skip
+    assert tab.get_by_label("Files").input_value() == "png"
+
+
+def test_chosen_options_count_for_the_next_run_and_stay_after_a_reload(tab: Page) -> None:
+    tab.goto("/segment")
+    tab.get_by_text("Options", exact=True).click()
+    tab.get_by_label("Fill holes").select_option("no")
+    tab.get_by_label("Map of uncertainty").check()
+    tab.locator("#files").set_input_files(
+        {"name": "a.nii.gz", "mimeType": "application/gzip", "buffer": nifti.encode(VOLUME)}
+    )
+    tab.get_by_text("Done. Structures found: 2").wait_for()
+    assert tab.get_by_role("link", name="Uncertainty, NIfTI").is_visible()
+    tab.reload()
+    tab.get_by_text("Done. Structures found: 2").wait_for()
+    tab.get_by_text("Options", exact=True).click()
+    assert tab.get_by_label("Fill holes").input_value() == "false"
+    tab.get_by_label("Map of uncertainty").uncheck()
+    tab.get_by_role("button", name="Segment again").click()
+    tab.get_by_role("link", name="Uncertainty, NIfTI").wait_for(state="hidden")

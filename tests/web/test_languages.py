@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from medserve.gateway.faces.page import pages, rendering
+from medserve.spec import Task
+from medserve.tasks import OPTIONS, declared
 from tests.web.visiting import Visitor, gateway, visit, visiting
 
 WEB = Path(pages.__file__).parent
 TEXTS = {code: rendering.texts_in(code).by_key for code in rendering.LANGUAGES}
+OWN = ("output", "format", "overlay")  # of segmentation: what the page decides
 PAGES = (
     "/",
     "/classify",
@@ -29,16 +32,33 @@ PAGES = (
 
 @pytest.mark.parametrize("code", sorted(TEXTS))
 def test_every_language_has_the_same_texts_with_the_same_places(code: str) -> None:
-    assert list(TEXTS[code]) == list(TEXTS["en"])
-    for key, text in TEXTS[code].items():
+    own = {key: text for key, text in TEXTS[code].items() if not key.startswith("help.")}
+    assert list(own) == list(TEXTS["en"])
+    for key, text in own.items():
         assert text.strip(), key
         assert _places(text) == _places(TEXTS["en"][key]), key
+
+
+def test_the_help_of_every_option_that_the_page_offers_is_translated() -> None:
+    """The English one is the declaration's."""
+    helps = {
+        f"help.{task}.{option.key}"
+        for task, options in OPTIONS.items()
+        for option in declared(options)
+        if task is not Task.CLASSIFICATION and not (task.segments and option.key in OWN)
+    }
+    for code in ("fr", "ru"):
+        assert {key for key in TEXTS[code] if key.startswith("help.")} == helps
+    offered = {key.rpartition(".")[2] for key in helps}
+    assert {key for key in TEXTS["en"] if key.startswith("option.")} == {
+        f"option.{key}" for key in offered
+    }
 
 
 @pytest.mark.parametrize("code", ["fr", "ru"])
 def test_texts_are_translated(code: str) -> None:
     """A few words are the same in both languages; sentences never are."""
-    same = [key for key, text in TEXTS[code].items() if text == TEXTS["en"][key]]
+    same = [key for key, text in TEXTS[code].items() if text == TEXTS["en"].get(key)]
     assert not [key for key in same if TEXTS["en"][key].count(" ") > 1]
     assert len(same) < 30
 
@@ -52,11 +72,25 @@ def test_every_text_that_a_script_or_template_names_exists() -> None:
     assert named <= set(TEXTS["en"])
 
 
+def test_volumes_and_frames_have_the_same_texts_in_words_of_their_own() -> None:
+    texts = TEXTS["en"]
+    names = [
+        {key.removeprefix(prefix) for key in texts if key.startswith(prefix)}
+        for prefix in ("segment.volumes.", "segment.frames.")
+    ]
+    assert names[0] == names[1]
+    script = (WEB / "static/js/segment.js").read_text("utf-8")
+    for name in names[0]:
+        assert name.partition(".")[0] in script, name
+    framed = [text for key, text in texts.items() if key.startswith("segment.frames.")]
+    assert not [text for text in framed if re.search(r"volume|voxel", text, re.IGNORECASE)]
+
+
 def test_no_text_is_left_over() -> None:
     sources = [*WEB.glob("static/js/*.js"), *WEB.glob("templates/*.html")]
     code = "\n".join(path.read_text("utf-8") for path in sources)
-    made = ("common.drop.", "classify.status.", "segment.view.", "segment.axis.", "error.",
-            "models.task.", "frame.", "start.")  # fmt: skip
+    made = ("classify.status.", "segment.view.", "segment.volumes.", "segment.frames.", "error.",
+            "models.task.", "frame.", "start.", "option.")  # fmt: skip
     left = [key for key in TEXTS["en"] if key not in code and not key.startswith(made)]
     assert left == []
 

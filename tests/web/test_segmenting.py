@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import zipfile
@@ -112,6 +113,17 @@ def test_chosen_options_reach_the_model_and_others_are_left_to_it() -> None:
 
 
 @visit(volumes)
+async def test_an_earlier_run_leaves_no_file_that_a_later_one_does_not_have(
+    client: Visitor,
+) -> None:
+    job = await segmented_job(client, {"a.nii.gz": NIFTI}, uncertainty=True)
+    assert (await client.get(f"{job}/entropy.nii.gz")).content == b"uncertainty"
+    again = await client.post(f"{job}/segmentation", json={})
+    assert "entropy.nii.gz" not in again.json()["parts"]
+    assert (await client.get(f"{job}/entropy.nii.gz")).status_code == 400
+
+
+@visit(volumes)
 async def test_what_is_not_there_yet_is_refused_with_its_reason(client: Visitor) -> None:
     job = await begin(client, "segment", "organs")
     for answer in (
@@ -164,6 +176,32 @@ async def test_pictures_come_line_by_line_while_they_form(client: Visitor) -> No
     assert [line["step"] for line in lines[:2]] == [1, 2]
     assert [line["seed"] for line in lines[2:]] == [5, 6]
     assert all(line["png"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "files"),
+    [
+        ("dicom", [("dcm", 0, b"dicom 0"), ("dcm", 1, b"dicom 1")]),
+        ("npz", [("npz", None, b"npz")]),
+        ("nifti", [("nii.gz", None, b"nifti")]),
+        ("png", []),
+    ],
+)
+def test_files_that_were_asked_for_come_as_lines_of_their_own(
+    wanted: str, files: list[tuple[str, int | None, bytes]]
+) -> None:
+    async def run() -> None:
+        async with visiting(gateway()) as (_, [client]):
+            wish = {"model": "sampler", "n": 2, "format": wanted}
+            answer = await client.post("/samples", json=wish)
+            lines = [json.loads(line) for line in answer.text.splitlines()]
+            found = [line for line in lines if line["event"] == "file"]
+            assert [
+                (line["suffix"], line["image"], base64.b64decode(line["content"])) for line in found
+            ] == files
+            assert not any("dicom" in line.get("details", {}) for line in lines)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(

@@ -150,9 +150,15 @@ def pack(files: Mapping[str, bytes], first: int = 0) -> bytes:
     return json.dumps(listed).encode() + b"\n" + b"".join(files.values())
 
 
-async def begin(client: Visitor, kind: str = "classify", name: str = "kinds") -> str:
+async def begin(
+    client: Visitor,
+    kind: str = "classify",
+    name: str = "kinds",
+    options: Mapping[str, Any] | None = None,
+) -> str:
     """A new job; its path."""
-    response = await client.post("/jobs", json={"kind": kind, "model": name})
+    asked = {"kind": kind, "model": name, "options": dict(options or {})}
+    response = await client.post("/jobs", json=asked)
     assert response.status_code == 201, response.text
     return f"/jobs/{response.json()['id']}"
 

@@ -59,12 +59,12 @@ def _of_part(part: Part) -> Iterator[bytes]:
     """Yield the lines for a part of the answer: one an image or a file, so that none is long."""
     if isinstance(part, SampleProgress):
         shown = {"image": part.image, "step": part.step, "of": part.steps}
-        yield _line("progress", shown | {"png": _base64(part.preview_png)})
+        yield _line("progress", {**shown, "png": _base64(part.preview_png)})
         return
     for place, image in enumerate(part.images):
-        shown = {"image": place, "png": _base64(image.png), "seed": image.seed}
+        made = {"image": place, "png": _base64(image.png), "seed": image.seed}
         origin = {"model": part.model, "version": part.version, "details": _details(image)}
-        yield _line("image", shown | origin)
+        yield _line("image", {**made, **origin})
         if image.dicom is not None:
             yield _file("dcm", image.dicom, image=place)
     if part.npz is not None:

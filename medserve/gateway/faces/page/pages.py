@@ -80,6 +80,7 @@ def _work_page(template: str, *tasks: Task, kind: Kind | None = None) -> Page:
             job = context.jobs.get(request.path_params["job"], visitor.owner, kind)
         values = {
             "models": models,
+            "task": _task_shown(models, job),
             "formats": {each.name: formats(each) for each in models},
             "page": _for_script(context, request, models, job),
             "minutes": round(context.limits.retention_s / 60),
@@ -174,6 +175,12 @@ async def log_out(request: Request) -> Response:
     for job in context.jobs.owned(owner):
         context.jobs.delete(job)
     return response
+
+
+def _task_shown(models: Sequence[ModelInfo], job: Job | None) -> str:
+    """Return the task whose words a page starts with: of the job's model, else of the first."""
+    own = [each for each in models if job and (each.name, each.version) == (job.model, job.version)]
+    return next((each.task for each in (*own, *models)), "")
 
 
 def formats(model: ModelInfo) -> str:

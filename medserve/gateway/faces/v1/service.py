@@ -252,7 +252,7 @@ def _sample_responses(part: SampleProgress | GenerationResult) -> Iterator[pb.Sa
             image_index=part.image,
             step=part.step,
             steps=part.steps,
-            preview_png=part.preview_png,
+            preview_png=part.preview_png or b"",
         )
         yield pb.SampleResponse(progress=progress)
         return

@@ -2,8 +2,11 @@
 
 import { contactSheet } from "./contact_sheet.js";
 import { $, h, save } from "./dom.js";
-import { count, explain, page, t } from "./page.js";
+import { chosenOptions, modelOf, offerOptions } from "./options.js";
+import { count, explain, t } from "./page.js";
 import { request, ServerError } from "./server.js";
+
+const FIRST = { n: 8 }; // a gallery to begin with
 
 const state = { stopping: null, tiles: [], settings: null, made: [] };
 
@@ -11,7 +14,8 @@ const state = { stopping: null, tiles: [], settings: null, made: [] };
 
 async function draw(settings) {
   state.stopping = new AbortController();
-  Object.assign(state, { settings, made: [], tiles: Array.from({ length: settings.n }, makeTile) });
+  Object.assign(state, { settings, made: [], tiles: Array.from({ length: settings.n ?? 1 }, makeTile) });
+  $("files").replaceChildren();
   $("gallery").replaceChildren(...state.tiles.map(({ element }) => element));
   running(true);
   fail(null);
@@ -41,6 +45,7 @@ async function* lines(stream) {
 
 function hear(event) {
   if (event.event === "error") throw new ServerError(500, event.error.code, event.error.message);
+  if (event.event === "file") return keep(event);
   const tile = state.tiles[event.image];
   if (!tile) return;
   if (event.png) {
@@ -60,6 +65,17 @@ function hear(event) {
   $("progress").value = parts.reduce((sum, part) => sum + part, 0) / parts.length;
   const ready = state.made.filter(Boolean).length;
   say(t("generate.running", { done: count(ready), all: count(state.tiles.length) }));
+}
+
+/** Offer a file of all images beside them, or of one image below it. */
+function keep({ image, suffix, content }) {
+  const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+  const number = image === null ? "" : `-${state.made[image].seed}`;
+  const name = `medserve-synthetic${number}.${suffix}`;
+  const label = image === null ? name : t("generate.file_of", { n: count(image + 1), suffix });
+  const offer = h("button", { type: "button", "aria-label": label, onclick: () => save(new Blob([bytes]), name) }, suffix);
+  if (image === null) $("files").append(offer);
+  else state.tiles[image].caption.after(offer);
 }
 
 function makeTile(_, place) {
@@ -92,29 +108,27 @@ function fail(error) {
 
 // ---- what the visitor does
 
-function offerClasses() {
-  const { labels } = chosenModel();
-  $("class").replaceChildren(h("option", { value: "" }, t("generate.any")), ...labels.map((label) => h("option", { value: label }, label)));
-}
-
 function chosenModel() {
-  return page.models.find(({ name, version }) => `${name}@${version}` === $("model").value);
+  return modelOf(...$("model").value.split("@"));
 }
 
-const dice = () => ($("seed").value = crypto.getRandomValues(new Uint32Array(1))[0]);
+function offer() {
+  offerOptions($("options"), chosenModel().options, FIRST);
+  const seed = $("option-seed");
+  const dice = () => (seed.value = crypto.getRandomValues(new Uint32Array(1))[0]);
+  const row = h("span", { className: "row" });
+  seed.replaceWith(row);
+  row.append(seed, h("button", { type: "button", id: "dice", onclick: dice }, t("generate.dice")));
+  dice();
+}
 
-$("model").addEventListener("change", offerClasses);
-offerClasses();
-dice();
-$("dice").addEventListener("click", dice);
+$("model").addEventListener("change", offer);
+offer();
 $("stop").addEventListener("click", () => state.stopping.abort());
 $("settings").addEventListener("submit", (event) => {
   event.preventDefault();
-  const { name: model, version } = chosenModel();
-  const settings = { model, version };
-  for (const name of ["n", "seed", "steps"]) if ($(name).value) settings[name] = Number($(name).value);
-  for (const name of ["class", "sampler"]) if ($(name).value) settings[name] = $(name).value;
-  draw(settings);
+  const { name: model, version, options } = chosenModel();
+  draw({ model, version, ...chosenOptions($("options"), options) });
 });
 $("sheet").addEventListener("click", async () => {
   const title = [state.settings.model, state.settings.version, state.settings.class, state.settings.steps && t("generate.steps_of", { steps: state.settings.steps })];

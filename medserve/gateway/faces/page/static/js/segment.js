@@ -1,16 +1,22 @@
-// The page that segments a volume: files in, a viewer with the mask, measures, downloads.
+// The page that segments volumes and frames: files in, a viewer with the mask, measures, downloads.
 
 import { $, agreed, h, save } from "./dom.js";
 import { onFiles } from "./dropping.js";
+import { chosenOptions, modelOf, offerOptions } from "./options.js";
 import { bytes, count, decimal, explain, page, t } from "./page.js";
 import { request, sendPack, ServerError } from "./server.js";
 import { Viewer } from "./viewer.js";
 
 const AXES = ["x", "y", "z"];
+const FRAME_COLUMNS = ["index", "status", "pixels", "area_cm2", "width_mm", "height_mm", "touches_border", "unlike_ultrasound"];
 const NIFTI = /\.nii(\.gz)?$/i;
 
-const state = { job: page.job, labels: [], answer: null, stopping: null, volume: null };
+const state = { job: page.job, model: null, labels: [], answer: null, stopping: null, volume: null };
 const viewer = new Viewer($("viewer"), moved);
+
+/** The text of a key in the words of the model's task: a frame is no volume, its pixels no voxels. */
+const wording = (key, values) => t(`segment.${state.model.task}.${key}`, values);
+const isSingle = ({ grid }) => grid?.frames === 1;
 
 // ---- from files to an answer
 
@@ -28,28 +34,29 @@ async function take(found) {
     const entries = found.map(({ name, file }, number) => ({ number, name, file }));
     run(t("segment.sending", { size: bytes(size) }), 0);
     await sendPack(`/jobs/${state.job.id}/volume`, entries, { progress: (part) => ($("progress").value = part), signal });
-    await ask({}, signal);
+    await ask(signal);
   } catch (error) {
     if (stopping === state.stopping) fail(error);
   }
 }
 
-/** Each volume is a job of its own. */
+/** Each file or series is a job of its own. */
 async function begin() {
-  const [model, version] = $("model").value.split("@");
+  const { name: model, version } = state.model;
   const response = await request("/jobs", { method: "POST", json: { kind: "segment", model, version } });
   state.job = await response.json();
   history.replaceState(null, "", `/segment/${state.job.id}`);
 }
 
-async function ask(options, signal) {
+async function ask(signal) {
+  const json = chosenOptions($("options"), state.model.options);
   const begun = performance.now();
   const tick = () => run(t("segment.working", { seconds: count(Math.round((performance.now() - begun) / 1000)) }), null);
   tick();
   const timer = setInterval(tick, 1000);
   let response;
   try {
-    response = await request(`/jobs/${state.job.id}/segmentation`, { method: "POST", json: options, signal });
+    response = await request(`/jobs/${state.job.id}/segmentation`, { method: "POST", json, signal });
   } finally {
     clearInterval(timer);
   }
@@ -60,6 +67,7 @@ function run(text, value) {
   $("running").hidden = false;
   $("stop").hidden = false;
   $("drop").classList.add("small");
+  $("rerun").hidden = false;
   if (value === null) $("progress").removeAttribute("value");
   else $("progress").value = value;
   if ($("said").textContent !== text) $("said").textContent = text;
@@ -74,17 +82,19 @@ function fail(error) {
 
 // ---- what is seen
 
-/** Of frames whose lengths nobody states there are pixels, and no millilitres. */
-function measured({ measures, frames, labels }) {
-  if (measures.length || !frames) return measures;
+/** One row a structure: of a volume its voxels, of frames the pixels of all that were measured. */
+function measured({ task, measures, frames, labels, stack }) {
+  if (task === "volumes") return measures.map((each) => ({ ...each, amount: each.voxels, size: each.volume_ml }));
   const good = frames.filter(({ status }) => status === "ok");
-  const voxels = good.reduce((sum, { pixels }) => sum + pixels, 0);
+  const amount = good.reduce((sum, { pixels }) => sum + pixels, 0);
+  const size = isSingle(state.answer) ? stack.area_cm2 : stack.volume_ml;
   const touches_border = good.some((frame) => frame.touches_border);
-  return [{ label: labels[1], label_id: 1, voxels, volume_ml: null, centroid_mm: null, touches_border }];
+  return [{ label: labels[1], label_id: 1, amount, size, centroid_mm: measures[0]?.centroid_mm ?? null, touches_border }];
 }
 
 async function show(answer) {
-  state.answer = { ...answer, measures: measured(answer) };
+  state.answer = answer;
+  state.answer.measures = measured(answer);
   state.labels = answer.labels.map((name, place) => ({ name, colour: answer.colours[place], shown: true }));
   $("work").hidden = false;
   drawMeasures();
@@ -94,7 +104,7 @@ async function show(answer) {
   else showPicture();
   $("stop").hidden = true;
   $("progress").hidden = true;
-  $("said").textContent = t("segment.done", { found: count(state.answer.measures.filter(({ voxels }) => voxels).length) });
+  $("said").textContent = t("segment.done", { found: count(state.answer.measures.filter(({ amount }) => amount).length) });
 }
 
 async function showVolume() {
@@ -107,7 +117,7 @@ async function showVolume() {
   await viewer.show(volume);
   await viewer.lay(mask, state.labels, $("opacity").value / 100);
   viewer.view = document.querySelector("[name=view]:checked").value;
-  const largest = [...state.answer.measures].filter(({ centroid_mm }) => centroid_mm).sort((a, b) => b.voxels - a.voxels)[0];
+  const largest = [...state.answer.measures].filter(({ centroid_mm }) => centroid_mm).sort((a, b) => b.amount - a.amount)[0];
   if (largest) viewer.go(largest.centroid_mm);
   $("viewer").dataset.ready = "yes";
 }
@@ -123,6 +133,8 @@ function showPicture() {
 }
 
 function drawMeasures() {
+  $("size-heading").textContent = t(isSingle(state.answer) ? "segment.area" : "segment.volume");
+  $("amount-heading").textContent = wording("amount");
   $("measures").replaceChildren(...state.answer.measures.map((measure) => {
     const label = state.labels[measure.label_id];
     const repaint = (change) => {
@@ -135,14 +147,14 @@ function drawMeasures() {
         h("input", { type: "checkbox", checked: true, "aria-label": t("segment.show_label", named), onchange: (event) => repaint({ shown: event.target.checked }) }),
         h("input", { type: "color", value: label.colour, "aria-label": t("segment.colour_of", named), oninput: (event) => repaint({ colour: event.target.value }) }))),
       h("td", {}, measure.label),
-      h("td", { className: "number" }, millilitres(measure.volume_ml)),
-      h("td", { className: "number" }, count(measure.voxels)));
+      h("td", { className: "number" }, sized(measure.size)),
+      h("td", { className: "number" }, count(measure.amount)));
   }));
   const cut = state.answer.measures.filter(({ touches_border }) => touches_border).map(({ label }) => label);
   const unlike = (state.answer.frames ?? []).filter(({ unlike_ultrasound }) => unlike_ultrasound).length;
   const failed = (state.answer.frames ?? []).filter(({ status }) => status !== "ok").length;
   const said = [
-    cut.length && t("segment.at_border", { labels: cut.join(", ") }),
+    cut.length && wording("at_border", { labels: cut.join(", ") }),
     unlike && t("segment.unlike", { frames: count(unlike) }),
     failed && t("segment.failed_frames", { frames: count(failed) }),
   ].filter(Boolean);
@@ -150,29 +162,36 @@ function drawMeasures() {
   $("warnings").textContent = said.join(" ");
 }
 
-function millilitres(volume) {
-  return volume === null ? "–" : decimal(volume, volume < 10 ? 3 : 1);
+function sized(number) {
+  return number === null ? "–" : decimal(number, number < 10 ? 3 : 1);
 }
+
+const sides = (lengths, digits) => `${lengths.map((mm) => (mm === null ? "–" : decimal(mm, digits))).join(" × ")} mm`;
 
 /** What was measured of frames: nothing stands where nobody states the lengths. */
 function frameFacts({ stack, grid }) {
-  if (!stack) return [];
-  const sides = [stack.width_mm, stack.height_mm, stack.length_mm];
-  const facts = [[t("segment.frames_found"), `${count(stack.frames_found)} / ${count(grid.frames)}`]];
-  if (stack.area_cm2 !== null) facts.push([t("segment.area"), `${decimal(stack.area_cm2, 2)} cm²`]);
-  if (stack.width_mm !== null) facts.push([t("segment.diameters"), `${sides.map((mm) => (mm === null ? "–" : decimal(mm, 1))).join(" × ")} mm`]);
-  if (stack.ellipsoid_ml !== null) facts.push([t("segment.ellipsoid"), `${millilitres(stack.ellipsoid_ml)} ml`]);
+  const facts = [[t("segment.frames.shape"), `${grid.columns} × ${grid.rows}`]];
+  if (grid.spacing_mm) facts.push([t("segment.frames.spacing"), sides(grid.spacing_mm, 3)]);
+  if (grid.step_mm) facts.push([t("segment.step"), `${decimal(grid.step_mm, 2)} mm`]);
+  if (grid.frames > 1) {
+    facts.push([t("segment.frames_found"), `${count(stack.frames_found)} / ${count(grid.frames)}`]);
+    if (stack.area_cm2 !== null) facts.push([t("segment.largest_area"), `${decimal(stack.area_cm2, 2)} cm²`]);
+  }
+  const lengths = [stack.width_mm, stack.height_mm, stack.length_mm];
+  if (stack.width_mm !== null) facts.push([t("segment.diameters"), sides(lengths, 1)]);
+  if (stack.ellipsoid_ml !== null) facts.push([t("segment.ellipsoid"), `${sized(stack.ellipsoid_ml)} ml`]);
   return facts;
 }
 
+function volumeFacts({ shape, spacing_mm }) {
+  return [[t("segment.volumes.shape"), shape.join(" × ")], [t("segment.volumes.spacing"), sides(spacing_mm, 2)]];
+}
+
 function drawFacts() {
-  const { model, version, archive_digest, shape, grid } = state.answer;
-  const spacing_mm = grid && !grid.spacing_mm ? null : state.answer.spacing_mm;
+  const { model, version, archive_digest, task } = state.answer;
   const facts = [
     [t("common.model"), `${model} ${version}`],
-    [t("segment.shape"), shape ? shape.join(" × ") : "–"],
-    [t("segment.spacing"), spacing_mm ? `${spacing_mm.map((x) => decimal(x, 2)).join(" × ")} mm` : "–"],
-    ...frameFacts(state.answer),
+    ...(task === "frames" ? frameFacts : volumeFacts)(state.answer),
     [t("segment.digest"), h("code", {}, archive_digest)],
   ];
   $("facts").replaceChildren(...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
@@ -185,21 +204,42 @@ function drawDownloads() {
     $(element).hidden = !there;
     $(element).href = `/jobs/${id}/${part}?download`;
   };
-  offer("get-nifti", "mask.nii.gz", parts.includes("mask.nii.gz"));
-  offer("get-overlay", "overlay.png", parts.includes("overlay.png"));
+  const files = { "get-png": "mask.png", "get-nifti": "mask.nii.gz", "get-overlay": "overlay.png", "get-entropy": "entropy.nii.gz" };
+  for (const [element, part] of Object.entries(files)) offer(element, part, parts.includes(part));
+  const single = parts.includes("mask.png"); // what most programs open comes first
+  $("get-png").classList.toggle("primary", single);
+  $("get-nifti").classList.toggle("primary", !single);
   offer("get-seg", "mask.dcm", state.answer.dicom);
 }
 
-function moved({ mm, value, label }) {
+function moved({ mm, vox, value, label }) {
   const at = viewer.position;
   AXES.forEach((axis, place) => ($(`cross-${axis}`).value = Math.round(at[place] * 1000)));
-  const values = { place: mm.map((x) => decimal(x, 1)).join(" / "), value: value === undefined ? "–" : decimal(value, 1) };
-  $("place").textContent = t("segment.place", values) + (label ? ` · ${label}` : "");
+  const place = state.model.task === "frames" ? vox.map(count) : mm.map((x) => decimal(x, 1));
+  const values = { place: place.join(" / "), value: value === undefined ? "–" : decimal(value, 1) };
+  $("place").textContent = wording("place", values) + (label ? ` · ${label}` : "");
+}
+
+/** Name things as the task of the chosen model does, and offer its options. */
+function choose() {
+  state.model = modelOf(...$("model").value.split("@"));
+  $("lead").textContent = wording("lead");
+  $("drop-title").textContent = wording("drop");
+  $("formats").textContent = wording("formats");
+  $("choose-folder").hidden = state.model.task === "frames"; // its files are whole stacks
+  $("viewer").setAttribute("aria-label", wording("canvas"));
+  for (const axis of AXES) $(`axis-${axis}`).textContent = wording(`axis.${axis}`);
+  offerOptions($("options"), state.model.options, state.job?.options);
 }
 
 // ---- what the visitor does
 
-$("formats").textContent = t("segment.formats");
+if (state.job && modelOf(state.job.model, state.job.version)) $("model").value = `${state.job.model}@${state.job.version}`;
+choose();
+$("model").addEventListener("change", () => {
+  choose();
+  $("rerun").hidden = true; // the files belong to a job of the other model
+});
 onFiles(take);
 $("stop").addEventListener("click", () => state.stopping?.abort());
 $("opacity").addEventListener("input", (event) => (viewer.opacity = event.target.value / 100));
@@ -210,16 +250,18 @@ for (const axis of AXES) {
   $(`cross-${axis}`).addEventListener("input", () => (viewer.position = AXES.map((each) => $(`cross-${each}`).value / 1000)));
 }
 $("get-csv").addEventListener("click", () => {
-  const rows = state.answer.measures.map(({ label, label_id, voxels, volume_ml }) => [label, label_id, voxels, volume_ml].join(","));
-  save(new Blob([["label,label_id,voxels,volume_ml", ...rows, ""].join("\r\n")], { type: "text/csv" }), "medserve-measures.csv");
+  const { task, frames, measures } = state.answer;
+  const [columns, rows] = task === "frames" ? [FRAME_COLUMNS, frames] : [["label", "label_id", "voxels", "volume_ml"], measures];
+  const lines = rows.map((row) => columns.map((name) => row[name] ?? "").join(","));
+  save(new Blob([[columns.join(","), ...lines, ""].join("\r\n")], { type: "text/csv" }), "medserve-measures.csv");
 });
-$("options").addEventListener("submit", (event) => {
+$("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  const chosen = Object.fromEntries([...event.target.elements].filter(({ name }) => name).map(({ name, checked }) => [name, checked]));
+  if ($("rerun").hidden) return; // there is nothing yet; the options count for the next file
   state.stopping = new AbortController();
   fail(null);
   $("progress").hidden = false;
-  ask(chosen, state.stopping.signal).catch(fail);
+  ask(state.stopping.signal).catch(fail);
 });
 $("delete").addEventListener("click", async () => {
   if (!(await agreed($("confirm")))) return;
@@ -228,10 +270,12 @@ $("delete").addEventListener("click", async () => {
 });
 
 if (state.job) {
-  $("model").value = `${state.job.model}@${state.job.version}`;
   $("drop").classList.add("small");
   request(`/jobs/${state.job.id}`)
     .then((response) => response.json())
-    .then(({ answer }) => answer && show(answer))
+    .then(({ answer, files }) => {
+      $("rerun").hidden = files.length === 0;
+      return answer && show(answer);
+    })
     .catch(fail);
 }
