@@ -24,6 +24,9 @@ def test_no_page_has_an_obstacle_that_axe_knows(
     for path in PAGES:
         tab.goto(path)
         assert look_for_obstacles(tab) == [], path
+    tab.goto("/segment")
+    tab.get_by_text("Options", exact=True).click()
+    assert look_for_obstacles(tab) == []
     tab.goto("/classify")
     tab.locator("#files").set_input_files([str(path) for path in medical_images[::10]])
     tab.get_by_text("Done. Files: 30").wait_for()

@@ -99,6 +99,7 @@ def test_three_hundred_images_are_sorted_corrected_and_taken_home(
     assert counts(tab)[after] == whole[after] + 1
     tab.keyboard.press("Control+z")
     tab.locator("tr.corrected").first.wait_for(state="detached")
+    tab.wait_for_timeout(200)  # the folders are drawn with the next frame
     assert counts(tab) == whole
     tab.locator("#redo").click()
     tab.locator("tr.corrected").first.wait_for()
