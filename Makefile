@@ -12,7 +12,7 @@ STORE ?= model_store
 MODEL ?=
 
 # Tests run in two processes; those that share a server stay together, the longest come first.
-SPREAD := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+SPREAD := --numprocesses 2 --dist loadgroup
 
 .PHONY: help setup demo serve mar check test test-all lint format types protos docs image image-gpu smoke sbom \
 	scan manifests smoke-grpcurl bench bench-gateway bench-volumes bench-sampling bench-frames bench-explanations \

@@ -37,7 +37,7 @@ def quick_settings(store: Path, **changes: Any) -> GatewaySettings:
 
 def settings_for(server: Server, **changes: Any) -> GatewaySettings:
     """The same for the gateway before a real TorchServe."""
-    settings = {
+    settings: dict[str, Any] = {
         "store": server.config.store,
         "engine": server.inference_address,
         "engine_management": server.management_address,

@@ -30,17 +30,22 @@ _START_S = 120.0
 
 @pytest.fixture
 def served(
-    engine_installed: None, tiny_store: Path, tmp_path: Path
+    engine_installed: None, tiny_store: Path, short_path: Path
 ) -> Iterator[subprocess.Popen[str]]:
     """The command, with free ports and a folder of its own; killed if a test fails."""
     command = [sys.executable, "-m", "medserve.cli.main", "serve", "--store", str(tiny_store)]
-    command += ["--port=0", "--metrics-port=0", "--gateway", f"--ready-file={tmp_path}/ready.json"]
+    command += [
+        "--port=0",
+        "--metrics-port=0",
+        "--gateway",
+        f"--ready-file={short_path}/ready.json",
+    ]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
+        env=os.environ | {"TMPDIR": str(short_path)},
     )
     yield process
     if process.poll() is None:
@@ -60,9 +65,9 @@ def ready(process: subprocess.Popen[str], file: Path) -> dict[str, Any]:
 
 
 def test_one_command_serves_both_ways_and_the_page_and_leaves_nothing(
-    served: subprocess.Popen[str], tmp_path: Path
+    served: subprocess.Popen[str], short_path: Path
 ) -> None:
-    addresses = ready(served, tmp_path / "ready.json")
+    addresses = ready(served, short_path / "ready.json")
     front = addresses["gateway"]
     for inference, management in (
         (addresses["inference_address"], addresses["management_address"]),
@@ -90,8 +95,8 @@ def test_one_command_serves_both_ways_and_the_page_and_leaves_nothing(
     output = served.communicate(timeout=60)[0]
     assert served.returncode == 0, output
     assert "page http://127.0.0.1:" in output
-    assert list(tmp_path.glob("medserve-*")) == []
-    assert not (tmp_path / "ready.json").exists()
+    assert list(short_path.glob("medserve-*")) == []
+    assert not (short_path / "ready.json").exists()
 
 
 def test_the_end_of_torchserve_ends_the_wait_with_its_reason() -> None:

@@ -141,8 +141,7 @@ def test_the_command_line_writes_masks_and_tables(
     folder.mkdir()
     (folder / "frame.png").write_bytes(raster_bytes(scan(96, 128)))
     (folder / "sweep.dcm").write_bytes(saved(ultrasound(cine(5))))
-    address = ("--address", address)
-    run = medserve("predict", "tiny_frame", folder, "--out", out, *address)
+    run = medserve("predict", "tiny_frame", folder, "--out", out, "--address", address)
     assert (run.code, run.err) == (0, "")
     assert sorted(path.name for path in out.iterdir()) == [
         *("files.csv", "frame_mask.png", "frame_overlay.png", "frames.csv"),
@@ -187,8 +186,7 @@ def test_the_command_of_the_page_works(address: str, medserve: Any, lying_around
 def test_the_program_of_the_page_works(
     address: str, lying_around: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    address = repr(address)
-    exec(_block("python").replace("Client(timeout_s", f"Client({address}, timeout_s"), {})
+    exec(_block("python").replace("Client(timeout_s", f"Client({address!r}, timeout_s"), {})
     first, *_, last = capsys.readouterr().out.splitlines()
     assert [float(volume) > 0 for volume in first.split()] == [True, True]
     assert last == "None"  # a PNG states no lengths

@@ -148,11 +148,11 @@ def two_versions(tiny_archive: TinyArchive, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def slow(tiny_archive: TinyArchive, tmp_path: Path) -> Iterator[Served]:
+def slow(tiny_archive: TinyArchive, tmp_path: Path, short_path: Path) -> Iterator[Served]:
     """`medserve serve` over a model that takes its time; killed if a test fails."""
     store = tmp_path / "store"
     tiny_archive(store, change=make_slow)
-    served = Served(store, tmp_path)
+    served = Served(store, short_path)
     yield served
     if served.process.poll() is None:
         served.process.kill()
@@ -294,7 +294,7 @@ def test_a_server_with_tls_is_proven_over_tls(tiny_store: Path, tmp_path: Path) 
 
 
 def test_sigterm_lets_a_running_request_finish_and_leaves_nothing(
-    slow: Served, tmp_path: Path
+    slow: Served, short_path: Path
 ) -> None:
     address = str(slow.await_ready()["inference_address"])
     pids = family(slow.process.pid)
@@ -310,20 +310,22 @@ def test_sigterm_lets_a_running_request_finish_and_leaves_nothing(
     assert [answer["label"] for answer in answers] == [LABELS[0]], output
     assert slow.process.returncode == 0
     assert gone(pids)
-    assert not list(tmp_path.glob("medserve-serve-*"))
+    assert not list(short_path.glob("medserve-serve-*"))
     assert not slow.ready_file.exists()
 
 
-def test_sigterm_while_starting_leaves_nothing_either(slow: Served, tmp_path: Path) -> None:
+def test_sigterm_while_starting_leaves_nothing_either(slow: Served, short_path: Path) -> None:
     end = time.monotonic() + 30
-    while not list(tmp_path.glob("medserve-serve-*/config.properties")) and time.monotonic() < end:
+    while (
+        not list(short_path.glob("medserve-serve-*/config.properties")) and time.monotonic() < end
+    ):
         time.sleep(0.01)
     pids = family(slow.process.pid)
     slow.process.send_signal(signal.SIGTERM)
     slow.process.communicate(timeout=40)
     assert slow.process.returncode == 130
     assert gone(pids)
-    assert not list(tmp_path.glob("medserve-serve-*"))
+    assert not list(short_path.glob("medserve-serve-*"))
 
 
 def test_a_killed_parent_takes_java_and_the_workers_along(slow: Served) -> None:
