@@ -39,7 +39,7 @@ from handlers.frames import FrameHandler
 from medserve.archive.read import inspect_archive
 from medserve.client import Client, Limits
 from medserve.cores import available_cores
-from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.imaging.codecs import nifti
 from medserve.imaging.frames import FrameGrid
 

@@ -34,7 +34,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.processes import end_family
 from benchmarks.ratios import Spread
 from benchmarks.serve import MeasurementError
-from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.wire import inference_pb2, inference_pb2_grpc
 
 __all__ = ["Options", "main"]

@@ -13,7 +13,7 @@ from benchmarks.contenders import Contender, Running, Setting
 from benchmarks.peers.launch import bare_grpc, litserve, triton, triton_onnxruntime
 from benchmarks.stock import stock_torchserve
 from medserve.client import Limits
-from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 
 __all__ = ["CONTENDERS"]
 

@@ -27,7 +27,6 @@ from benchmarks.ratios import percentile
 __all__ = ["LoadPlan", "Measurement", "read_payload", "run_load"]
 
 _MAX_WARMUP_S = 120.0
-_START_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)

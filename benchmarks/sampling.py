@@ -36,13 +36,13 @@ from benchmarks.ratios import Spread
 from medserve.archive.read import inspect_archive
 from medserve.client import Client, SampleOptions
 from medserve.cores import available_cores
-from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.inference.engines import Engine, load_engine
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
-from medserve.results.classification import Provenance
 from medserve.results.files.synthetic import encode_png
 from medserve.results.sample import Sample
 from medserve.spec import ModelSpec
+from medserve.tasks.result import Provenance
 
 __all__ = ["Options", "Results", "main", "run"]
 

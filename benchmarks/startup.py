@@ -25,7 +25,7 @@ from benchmarks.archives import build_or_take
 from benchmarks.machine import describe_machine
 from benchmarks.processes import family
 from benchmarks.ratios import Spread
-from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 
 __all__ = ["Start", "import_seconds", "start_once"]
 

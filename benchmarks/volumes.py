@@ -40,7 +40,7 @@ from handlers.volumes import VolumeHandler
 from medserve.archive.read import golden_input, inspect_archive
 from medserve.client import Client, Limits
 from medserve.cores import available_cores
-from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume

@@ -42,11 +42,11 @@ def load_work(archive_dir: Path) -> Work:
     params = handler.parse_params({})
 
     def work(images: Sequence[bytes]) -> list[bytes]:
-        rows = np.stack([handler.preprocess(handler.decode(image)) for image in images])
+        rows = np.stack([handler.to_network(handler.decode(image)) for image in images])
         outputs = handler.infer(rows)
         return [
             handler.encode(
-                handler.postprocess({name: array[row] for name, array in outputs.items()}), params
+                handler.from_network({name: array[row] for name, array in outputs.items()}), params
             )
             for row in range(len(images))
         ]
@@ -57,7 +57,7 @@ def load_work(archive_dir: Path) -> Work:
 def decode_and_fit(image: bytes) -> npt.NDArray[np.float32]:
     """The first two verbs alone, for a server that brings its own engine."""
     handler = _bare_handler()
-    return handler.preprocess(handler.decode(image))
+    return handler.to_network(handler.decode(image))
 
 
 @functools.cache

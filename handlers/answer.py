@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from medserve.errors import MedserveError
-from medserve.results.classification import Provenance
+from medserve.tasks.result import Provenance
 
 __all__ = ["Envelope", "Outcome"]
 

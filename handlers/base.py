@@ -30,9 +30,9 @@ from medserve.errors import (
 )
 from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Engine, Outputs, choose, load_engine
-from medserve.results.classification import Provenance
 from medserve.spec import ModelSpec, Task
 from medserve.tasks import OPTIONS
+from medserve.tasks.result import Provenance
 
 __all__ = ["Handler"]
 

@@ -1,6 +1,6 @@
 """The line of models whose inputs are rows of one size, so that many files share an engine call.
 
-    bytes ─decode→ image ─preprocess→ row ─infer→ outputs ─postprocess→ result ─encode→ bytes
+    bytes ─decode→ image ─to_network→ row ─infer→ outputs ─from_network→ result ─encode→ bytes
 
 The five verbs are five methods with one input and one output each; a model's handler says what
 they do.
@@ -35,7 +35,7 @@ class BatchedHandler(Handler[Chosen], Generic[Source, Chosen, Result]):
         """The bytes of a file -> what it shows; MedserveError where it cannot be used."""
 
     @abstractmethod
-    def preprocess(self, source: Source) -> npt.NDArray[np.float32]:
+    def to_network(self, source: Source) -> npt.NDArray[np.float32]:
         """What a file shows -> one row (C, ...) of the network's input, as in training."""
 
     def infer(self, tensors: npt.NDArray[np.float32]) -> Outputs:
@@ -43,7 +43,7 @@ class BatchedHandler(Handler[Chosen], Generic[Source, Chosen, Result]):
         return self.engine.run(tensors)
 
     @abstractmethod
-    def postprocess(self, outputs: Outputs) -> Result:
+    def from_network(self, outputs: Outputs) -> Result:
         """The network's outputs for one file -> its result."""
 
     @abstractmethod
@@ -56,7 +56,7 @@ class BatchedHandler(Handler[Chosen], Generic[Source, Chosen, Result]):
         for item in items:
             with errors_to(item):
                 refuse_expired(item.request)
-                tensors.append(self.preprocess(self.decode(item.payload)))
+                tensors.append(self.to_network(self.decode(item.payload)))
                 ready.append(item)
         if not ready:
             return
@@ -65,11 +65,11 @@ class BatchedHandler(Handler[Chosen], Generic[Source, Chosen, Result]):
             for row, item in enumerate(ready):
                 with errors_to(item):
                     own = {name: array[row] for name, array in outputs.items()}
-                    item.outcome = self.encode(self.postprocess(own), item.params)
+                    item.outcome = self.encode(self.from_network(own), item.params)
 
     def reproduce(self, payload: Payload) -> Outputs:
         """The outputs for one file; afterwards the batch sizes that will come most are run."""
-        row = self.preprocess(self.decode(payload))[np.newaxis]
+        row = self.to_network(self.decode(payload))[np.newaxis]
         outputs = self.infer(row)
         for rows in {min(self.spec.serving.batch_size, self.max_items), self.max_items} - {1}:
             self.infer(np.repeat(row, rows, axis=0))

@@ -32,10 +32,13 @@ from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Outputs
 from medserve.inference.fit import Box, fit_image, fitted_box
 from medserve.inference.occlusion import Occlusion, occlude
-from medserve.results.classification import Classification
-from medserve.results.explanation import Explanation
 from medserve.results.files import heatmap
-from medserve.tasks.classification import EXPLAINED_PER_CALL, ClassificationOptions
+from medserve.tasks.classification import (
+    EXPLAINED_PER_CALL,
+    Classification,
+    ClassificationOptions,
+    Explanation,
+)
 
 __all__ = ["ClassificationHandler"]
 
@@ -70,11 +73,11 @@ class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classif
         """PNG, JPEG, TIFF or DICOM, by content -> the image in it."""
         return sniff.decode(payload, self.spec.input)
 
-    def preprocess(self, source: Image) -> npt.NDArray[np.float32]:
+    def to_network(self, source: Image) -> npt.NDArray[np.float32]:
         """Image -> plane (C, H, W) in [0, 1] by the `input.fit` of the spec, as in training."""
         return fit_image(source, self.spec.input)
 
-    def postprocess(self, outputs: Outputs) -> Classification:
+    def from_network(self, outputs: Outputs) -> Classification:
         """Calibrated logits (K,) and novelty () -> probabilities, and the two flags."""
         logits = outputs["logits"].astype(np.float64)
         novelty = float(outputs["novelty"])
@@ -107,14 +110,14 @@ class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classif
         watch = Deadline(item.request, left_s, tell=None)
         source = self.decode(item.payload)
         shape = (source.height, source.width)
-        row = self.preprocess(source)
+        row = self.to_network(source)
         del source  # not beside the copies of its row
         found = occlude(row, self.place(shape), self.infer, watch.check)
-        result = self.postprocess({name: array[0] for name, array in found.outputs.items()})
+        result = self.from_network({name: array[0] for name, array in found.outputs.items()})
         return replace(result, explanation=_explanation(result, found, shape))
 
     def place(self, shape: tuple[int, int]) -> Box:
-        """Where an image of that shape lies on the network's plane; as `preprocess` puts it."""
+        """Where an image of that shape lies on the network's plane; as `to_network` puts it."""
         height, width = self.spec.input.size
         return fitted_box(shape, (height, width))
 

@@ -7,14 +7,16 @@ that variable a request is only bounded by its time.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from handlers.request import Request
 from medserve.errors import DeadlineError
+from medserve.tasks.generation import SampleProgress
 
 __all__ = ["Deadline"]
 
@@ -69,10 +71,7 @@ class Deadline:
         """Whether this step is one to report: about 20 of them, and the last."""
         return self._tell is not None and (step % -(-steps // _PARTS) == 0 or step == steps)
 
-    def report(self, image: int, step: int, steps: int, preview_png: str | None) -> None:
-        """Tell how far one image is, with a picture in base64 where there is one to show."""
+    def report(self, progress: SampleProgress) -> None:
+        """Tell how far one image is."""
         assert self._tell is not None  # `wants` said so
-        event: dict[str, object] = {"event": "progress", "image": image, "step": step, "of": steps}
-        if preview_png is not None:
-            event["preview_png"] = preview_png
-        self._tell(json.dumps(event, separators=(",", ":")).encode())
+        self._tell(msgspec.json.encode(progress))

@@ -1,6 +1,6 @@
 """Models that segment ultrasound frames: one picture, a cine loop, the planes of a stack.
 
-    bytes ─decode→ frames ─preprocess→ plane ─infer→ logits ─postprocess→ mask ─encode→ bytes
+    bytes ─decode→ frames ─to_network→ plane ─infer→ logits ─from_network→ mask ─encode→ bytes
 
 Frames pass one batch at a time, so that a long loop takes the memory of a few frames and one bit a
 pixel for its masks. A frame that cannot be used costs no other. How the network sees a frame
@@ -10,15 +10,14 @@ stands in the section `frame` of the model's configuration and happens in
 
 from __future__ import annotations
 
-import base64
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from handlers.answer import Envelope, Outcome
 from handlers.base import Handler
@@ -139,12 +138,12 @@ class FrameHandler(Handler[FrameOptions]):
         """The bare file, or a JSON object with mask, measurements and what else was asked for."""
         if not options.as_json(packed=packed):
             return BareFile(self._file(options.part, found, stack))
-        content: dict[str, Any] = found.to_json(stack)
+        files = {}
         if options.with_overlay:
-            content["overlay_png"] = _base64(self._file(FramePart.OVERLAY, found, stack))
+            files["overlay_png"] = self._file(FramePart.OVERLAY, found, stack)
         if options.part is FramePart.DICOM_SEG:
-            content["dicom_seg"] = _base64(self._file(FramePart.DICOM_SEG, found, stack))
-        return json.dumps(content, separators=(",", ":")).encode()
+            files["dicom_seg"] = self._file(FramePart.DICOM_SEG, found, stack)
+        return structs.replace(found.to_result(stack), **files).encode()
 
     # ---- what the base asks for
 
@@ -309,7 +308,3 @@ def _until(ends: float, count: int) -> Callable[[int], None]:
             )
 
     return check
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")

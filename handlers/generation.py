@@ -18,11 +18,10 @@ and at its end what any other caller gets:
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +44,12 @@ from medserve.inference.generation import OUTPUT, DiffusionPipeline, SampleSetti
 from medserve.results.files import synthetic
 from medserve.results.sample import Sample
 from medserve.spec import ModelSpec
-from medserve.tasks.generation import GenerationOptions, SampleFormat
+from medserve.tasks.generation import (
+    GenerationOptions,
+    GenerationResult,
+    SampleFormat,
+    SampleProgress,
+)
 
 __all__ = ["GenerationHandler"]
 
@@ -184,8 +188,8 @@ class GenerationHandler(Handler[GenerationOptions]):
             watch.check()
             if watch.wants(state.done, state.total):
                 shown = self._unless_copy(state.clean, wanted, seed, label_id)
-                preview = None if shown is None else _base64(synthetic.encode_png(shown))
-                watch.report(place, state.done, state.total, preview)
+                preview = None if shown is None else synthetic.encode_png(shown)
+                watch.report(SampleProgress(place, state.done, state.total, preview))
         return self._unless_copy(state.noisy, wanted, seed, label_id)
 
     def _unless_copy(
@@ -208,21 +212,20 @@ class GenerationHandler(Handler[GenerationOptions]):
         )
 
     def _encode(self, samples: Sequence[Sample], withheld: int, params: GenerationOptions) -> bytes:
-        images = [each.to_json(synthetic.encode_png(each)) for each in samples]
-        content: dict[str, Any] = {"images": images, "withheld": withheld}
-        match params.format:
-            case SampleFormat.NPZ:
-                content["npz"] = _base64(synthetic.encode_npz(samples))
-            case SampleFormat.NIFTI:
-                content["nifti"] = _base64(synthetic.encode_nifti(samples))
-            case SampleFormat.DICOM:
-                for image, sample in zip(images, samples, strict=True):
-                    image["dicom"] = _base64(synthetic.encode_dicom(sample))
-        return json.dumps(content, separators=(",", ":")).encode()
+        form = params.format
+        images = tuple(
+            each.to_image(
+                synthetic.encode_png(each),
+                synthetic.encode_dicom(each) if form is SampleFormat.DICOM else None,
+            )
+            for each in samples
+        )
+        return GenerationResult(
+            images=images,
+            withheld=withheld,
+            npz=synthetic.encode_npz(samples) if form is SampleFormat.NPZ else None,
+            nifti=synthetic.encode_nifti(samples) if form is SampleFormat.NIFTI else None,
+        ).encode()
 
     def _tell(self, part: bytes) -> None:
         torchserve.send_chunk(self._context, [part])
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")

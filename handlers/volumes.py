@@ -1,6 +1,6 @@
 """Models that segment volumes: everything, for any set of labels.
 
-    bytes ─decode→ volume ─preprocess→ tensor ─infer→ labels or scores ─postprocess→ mask ─encode→
+    bytes ─decode→ volume ─to_network→ tensor ─infer→ labels or scores ─from_network→ mask ─encode→
 
 How the network sees a volume stands in the section `volume` of the model's configuration and
 happens in `medserve.inference.volume_pipeline`, as in training.
@@ -8,15 +8,14 @@ happens in `medserve.inference.volume_pipeline`, as in training.
 
 from __future__ import annotations
 
-import base64
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from handlers.base import Handler
 from handlers.items import Item, errors_to, refuse_expired
@@ -48,7 +47,7 @@ from medserve.tasks.volumes import VolumeOptions, VolumePart
 __all__ = ["VolumeHandler"]
 
 _SHARE_OF_TIMEOUT = 0.9  # the rest is for the way back and the answer
-_MEMBER = {  # of a JSON answer, in base64
+_MEMBER = {  # of `VolumeResult`
     VolumePart.PROBABILITIES: "probabilities_nifti",
     VolumePart.UNCERTAINTY: "entropy_nifti",
     VolumePart.OVERLAY: "overlay_png",
@@ -66,7 +65,7 @@ class VolumeHandler(Handler[VolumeOptions]):
 
     # ---- the five verbs
 
-    def decode(self, payload: Payload, params: VolumeOptions) -> Volume:
+    def decode(self, payload: Payload, options: VolumeOptions) -> Volume:
         """NIfTI, DICOM series or NPY, by content -> the volume in it."""
         if len(payload) > self.spec.input.max_payload_bytes:
             raise PayloadTooLargeError(
@@ -78,9 +77,9 @@ class VolumeHandler(Handler[VolumeOptions]):
             payload,
             self.spec.input.kinds,
             limits,
-            ReadOptions(params.channel, params.spacing_mm, self.pipeline.volume.modalities),
+            ReadOptions(options.channel, options.spacing_mm, self.pipeline.volume.modalities),
         )
-        if VolumePart.DICOM_SEG in params.parts:
+        if VolumePart.DICOM_SEG in options.parts:
             self._refuse_dicom_seg(volume)
         return volume
 
@@ -96,16 +95,17 @@ class VolumeHandler(Handler[VolumeOptions]):
         """Bring labels or scores back to the grid of the file."""
         return self.pipeline.restore(found, prepared.inverse, settings)
 
-    def encode(self, result: Segmented, volume: Volume, params: VolumeOptions) -> bytes:
+    def encode(self, result: Segmented, volume: Volume, options: VolumeOptions) -> bytes:
         """The bare file, or a JSON object with mask, measurements and what else was asked for."""
-        if not params.as_json:
-            [part] = params.parts
+        if not options.as_json:
+            [part] = options.parts
             return self._file(part, result, volume)
-        content: dict[str, Any] = result.segmentation.to_json(space=_space(volume))
-        for part in sorted(params.parts - {VolumePart.MASK}):
-            file = self._file(part, result, volume)
-            content[_MEMBER[part]] = base64.b64encode(file).decode("ascii")
-        return self.envelope.single(json.dumps(content, separators=(",", ":")).encode())
+        files = {
+            _MEMBER[part]: self._file(part, result, volume)
+            for part in options.parts - {VolumePart.MASK}
+        }
+        members = structs.replace(result.segmentation.to_result(_space(volume)), **files)
+        return self.envelope.single(members.encode())
 
     # ---- what the base asks for
 

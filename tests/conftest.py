@@ -13,6 +13,6 @@ pytest_plugins = ("tests.tiers", "tests.spread", "tests.servers")
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A new folder with a short name: TMPDIR of a TorchServe, whose sockets take few bytes."""
-    with tempfile.TemporaryDirectory(prefix="ms-") as folder:
+    """Give a folder for a server's own files: a worker's socket lies in it, whose path is short."""
+    with tempfile.TemporaryDirectory(prefix="m-") as folder:
         yield Path(folder)

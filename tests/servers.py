@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 
 from medserve.archive.build import room_names
-from medserve.engine.torchserve import Server, ServerConfig
 from medserve.engine.torchserve.java import find_java
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.errors import ArchiveError, ConfigError
 from medserve.gateway.server import GatewayServer
 from tests.archives import FIXTURE_ROOMS, packaged, packaged_fixture

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import stat
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,10 @@ import models
 from medserve.cli.main import app
 from medserve.gateway.faces.page.limits import PageLimits
 from medserve.run_folder import RunFolder
-from scripts.docs_pages import card_pages, command_page
+from medserve.spec import schema
+from medserve.tasks import OPTIONS, declared
+from scripts.docs_pages import card_pages, command_page, configuration_page, options_page
+from tests.pages import blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -25,6 +31,7 @@ _FILE = re.compile(
     r"(?<![\w/.-])((?:benchmarks|docker|docs|handlers|k8s|medserve|models|protos|scripts|tests|training)"
     r"/[\w/.-]+\.(?:json|md|proto|py|sh|ya?ml))\b"
 )
+_OWN = ("handlers", "medserve", "models", "training")
 _ROOM_OF_THE_READER = re.compile(r"<name>|/clinic/")  # what a reader is told to make
 
 
@@ -33,6 +40,17 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     named = set(_FILE.findall(page.read_text(encoding="utf-8")))
     named = {path for path in named if not _ROOM_OF_THE_READER.search(path)}
     assert [path for path in sorted(named) if not (ROOT / path).is_file()] == []
+
+
+@pytest.mark.cpu  # imports torch and Lightning
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_import_that_an_example_shows_works(page: Path) -> None:
+    for example in blocks(page, "python"):
+        for node in ast.walk(ast.parse(example)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(_OWN):
+                for name in (each.name for each in node.names):
+                    module = importlib.import_module(str(node.module))
+                    assert hasattr(module, name) or importlib.import_module(f"{node.module}.{name}")
 
 
 def test_every_room_and_variant_has_its_card_among_the_pages() -> None:
@@ -60,6 +78,27 @@ def test_the_reference_of_the_command_line_has_every_command_and_option() -> Non
     assert "[dim]" not in text
 
 
+def test_the_reference_of_the_options_has_every_option_of_every_task() -> None:
+    text = options_page()
+    for task, options in OPTIONS.items():
+        section = text.partition(f"## {task.value.capitalize()}\n")[2].partition("\n## ")[0]
+        rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.*) \| (.+) \|$", section, re.MULTILINE)
+        assert [row[0] for row in rows] == [each.key for each in declared(options)]
+
+
+def test_the_reference_of_the_configuration_has_every_key_with_its_meaning() -> None:
+    content = schema()
+    text = configuration_page(content)
+    sections = [each for each in content["$defs"].values() if "properties" in each]
+    assert len(sections) > 8
+    assert text.count("|---|---|---|---|") == len(sections)
+    for section in sections:
+        for key in section["properties"]:
+            assert f"| `{key}` | " in text
+    anchors = set(re.findall(r"\{#(\w+)\}", text))
+    assert set(re.findall(r"\]\(#(\w+)\)", text)) <= anchors
+
+
 @pytest.mark.parametrize("page", ["use/page.md", "run/operations.md", "run/confidentiality.md"])
 def test_the_pages_agree_on_how_long_an_upload_is_kept_and_who_can_read_it(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -79,3 +118,13 @@ def test_the_pages_agree_on_how_long_an_upload_is_kept_and_who_can_read_it(
         assert "mode 700" in text
     if page != "run/operations.md":
         assert "operations.md#logs-and-privacy" in text
+
+
+def test_the_architecture_lists_the_layers_in_the_order_that_is_held() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    [contract] = [each for each in project["tool"]["importlinter"]["contracts"]
+                  if each["type"] == "layers"]  # fmt: skip
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    table = text.partition("| layer of `medserve` |")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table.splitlines()[2:]]
+    assert rows == [layer.split(" | ") for layer in contract["layers"]]

@@ -242,11 +242,23 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     return result
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name a parameter of unprintable bytes by its argument.
+
+    Compressed bytes hold the second in which they were made, and two processes must collect the
+    same names.
+    """
+    if isinstance(val, bytes) and not (val.isascii() and val.decode("ascii").isprintable()):
+        return argname
+    return None
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Say in the last line what was not run."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     tier = config.getoption("--tier")
     if tier and reporter and not hasattr(config, "workeroutput"):
-        line = left_out(config.stash.get(COUNTS, {}), tier)
+        counts: dict[str, int] = config.stash.get(COUNTS, {})
+        line = left_out(counts, tier)
         skipped = len(reporter.stats.get("skipped", []))
         reporter.write_line(f"{line}; {skipped} skipped for the reasons above")

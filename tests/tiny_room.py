@@ -36,7 +36,7 @@ from medserve.inference.fit import fit_grey
 class TinyHandler(ClassificationHandler):
     """Nothing but the size of the plane."""
 
-    def preprocess(self, source):
+    def to_network(self, source):
         return fit_grey(source, (64, 64))
 '''
 

@@ -20,7 +20,7 @@ from training.config import require_folder, run, write
 from training.diffusion import extractor
 from training.diffusion.evaluation import DiffusionEvaluation, evaluate_diffusion
 from training.diffusion.finish import finish, stored
-from training.diffusion.fit import Fitted, Judge, fit, load_best
+from training.diffusion.fit import Fitted, ImageMetric, fit, load_best
 from training.diffusion.images import FolderRequest, read_folder
 from training.diffusion.module import Diffusion
 from training.diffusion.networks import build
@@ -34,7 +34,7 @@ EVALUATION = DiffusionEvaluation
 
 
 def main(config: DiffusionConfig) -> None:
-    """Read, split, train the extractor that judges, then the network; export and judge it."""
+    """Read, split, train the extractor of features, then the network; export and measure it."""
     if config.finish:
         config = stored(config)
     images = read_folder(
@@ -57,16 +57,16 @@ def train_network(
     config: DiffusionConfig, train: data.LabelledImages, validation: data.LabelledImages
 ) -> Fitted:
     """The network of the configuration, trained on these images."""
-    judge_path = config.out_dir / "extractor.pt"
-    if not judge_path.is_file():
-        torch.save(extractor.train_extractor(train, seed=config.seed).state_dict(), judge_path)
-    eyes = extractor.load_extractor(judge_path, config.channels, len(train.labels))
-    judge = Judge(validation, eyes, config.out_dir, config.mirror)
-    return fit(_module(config, train), train, judge, config.out_dir)
+    extractor_path = config.out_dir / "extractor.pt"
+    if not extractor_path.is_file():
+        torch.save(extractor.train_extractor(train, seed=config.seed).state_dict(), extractor_path)
+    feature_network = extractor.load_extractor(extractor_path, config.channels, len(train.labels))
+    metric = ImageMetric(validation, feature_network, config.out_dir, config.mirror)
+    return fit(_module(config, train), train, metric, config.out_dir)
 
 
 def evaluate(config: DiffusionEvaluation) -> None:
-    """Judge the shipped artifact (or another) on images that no training saw."""
+    """ImageMetric the shipped artifact (or another) on images that no training saw."""
     evaluate_diffusion(config)
 
 

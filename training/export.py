@@ -30,7 +30,7 @@ __all__ = [
     "export_classifier",
     "export_network",
     "sha256",
-    "stored_in_half",
+    "stored_in_fp16",
     "write_golden",
 ]
 
@@ -72,7 +72,7 @@ class _Widened(nn.Module):
         return stored.float()
 
 
-def stored_in_half(network: nn.Module) -> nn.Module:
+def stored_in_fp16(network: nn.Module) -> nn.Module:
     """A copy whose kernels are stored in 16 bits and widened to 32 on their way: half the file.
 
     Arithmetic, biases and norms stay float32. Rounding moves a kernel by 0.05 % at most (11 bits),

@@ -186,7 +186,8 @@ def fit(
     module.load_state_dict(content["state_dict"])
     network = module.network.cpu().to(memory_format=torch.contiguous_format).eval()
     assert best.best_model_score is not None  # one epoch at least was validated
-    return Fitted(network, folder / "best.ckpt", content["epoch"], float(best.best_model_score))
+    score = float(best.best_model_score)
+    return Fitted(network, folder / "best.ckpt", loop.epoch_of(content), score)
 
 
 def _loader(

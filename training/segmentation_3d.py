@@ -63,7 +63,7 @@ class TrainConfig(SegmentationConfig):
     width: Annotated[
         int, Setting("channels at full resolution; three of 16 stay below 5 M", minimum=0)
     ] = 16
-    half: Annotated[
+    fp16_weights: Annotated[
         bool, Setting("store kernels in 16 bits, for half the file; arithmetic keeps 32")
     ] = False
     install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
@@ -81,7 +81,9 @@ def main(config: TrainConfig) -> None:
     members = [
         train_member(config, member, pipeline, split, loaded) for member in range(config.members)
     ]
-    shipment = Shipment(pipeline, members, list(loaded.values()), config.out_dir, config.half)
+    shipment = Shipment(
+        pipeline, members, list(loaded.values()), config.out_dir, config.fp16_weights
+    )
     folder = ship(shipment, config.threads)
     held_out = [case for case in cases if case.name in split.test]
     if held_out:

@@ -67,7 +67,7 @@ class TrainConfig(FrameConfig):
     ] = None
     members: Annotated[int, Setting("networks, each validated on its fold", minimum=1)] = 1
     ensemble: Annotated[bool, Setting("export the members' average, not the best one")] = True
-    half: Annotated[
+    fp16_weights: Annotated[
         bool, Setting("store kernels in 16 bits, for half the file; arithmetic keeps 32")
     ] = False
     install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
@@ -108,7 +108,7 @@ def main(config: TrainConfig) -> None:
     if not config.ensemble:
         members = [max(members, key=lambda each: each.validation_iou)]
     shipment = Shipment(
-        pipeline, members, list(loaded.values()), model_config, config.out_dir, config.half
+        pipeline, members, list(loaded.values()), model_config, config.out_dir, config.fp16_weights
     )
     folder = ship(shipment, config.threads)
     _report(config, pipeline.spec, folder, split)

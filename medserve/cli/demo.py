@@ -30,7 +30,7 @@ from medserve.client import (
     SegmentationOptions,
     SegmentationResult,
 )
-from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.errors import ConfigError, MedserveError, UnknownModelError
 from medserve.settings import Settings
 from medserve.spec import InputKind, ModelSpec, Task
@@ -119,7 +119,7 @@ class _Answer:
             case Classification():
                 return content | replace(self.outcome, explanation=None).to_json()
             case SegmentationResult():
-                return content | self.outcome.segmentation.to_json(include_mask=False)
+                return content | self.outcome.segmentation.to_result().without_files()
             case FrameAnswer():
                 return content | {"stack": self.outcome.stack.to_json()}
             case SampleSet():

@@ -20,8 +20,8 @@ from medserve.cli.progress import counted
 from medserve.cli.records import console_for_people
 from medserve.client import Client, FrameAnswer, FrameOptions, FrameResult, FrameSegmentation
 from medserve.errors import ConfigError
-from medserve.results.frame_measure import StackMeasure
 from medserve.results.sorted_folders import csv_cell, csv_path
+from medserve.tasks.frames import StackMeasure
 
 __all__ = ["FrameOutput", "segment_frames"]
 
@@ -168,7 +168,7 @@ def _record(case: Case, answer: FrameResult, files: Sequence[Path]) -> dict[str,
         content |= {
             "labels": list(found.labels),
             "stack": found.stack.to_json(),
-            "frames": [each.to_json(index) for index, each in enumerate(found.frames)],
+            "frames": [each.entry(index).to_json() for index, each in enumerate(found.frames)],
         }
     return content | {
         "files": [str(path) for path in files],
@@ -206,7 +206,7 @@ def _frame_rows(case: Case, answer: FrameResult) -> Iterator[dict[str, Any]]:
     if answer.result is None:
         return
     for index, each in enumerate(answer.result.segmentation.frames):
-        row = each.to_json(index)
+        row = each.entry(index).to_json()
         error = f"{each.error.code}: {each.error.message}" if each.error is not None else None
         yield row | {"path": str(case.path), "frame": index, "error": error}
 

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from medserve.cli.inputs import shown
 from medserve.client import ItemResult
-from medserve.results.explanation import Explanation
 from medserve.results.sorted_folders import csv_cell, csv_path
+from medserve.tasks.classification import Explanation
 
 __all__ = ["CSV_FIELDS", "Record", "console_for_people", "table"]
 

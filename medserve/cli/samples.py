@@ -30,6 +30,6 @@ def contact_sheet(images: Sequence[SampledImage], path: Path) -> None:
 
 def sample_record(image: SampledImage) -> dict[str, Any]:
     """What draws the image again, and which archive did; no pixels."""
-    content = image.sample.to_json(image.png)
+    content = image.sample.to_image(b"").to_json()
     del content["png"]
     return content | image.sample.provenance.to_json()

@@ -27,7 +27,7 @@ from medserve.errors import ConfigError
 from medserve.settings import Settings
 
 if TYPE_CHECKING:
-    from medserve.engine.torchserve import Server, ServerConfig
+    from medserve.engine.torchserve.lifecycle import Server, ServerConfig
     from medserve.engine.torchserve.ports import Ports
     from medserve.gateway.server import GatewayServer
 
@@ -95,7 +95,7 @@ def serve(  # one parameter an option: the command line is the interface
 
     Every other setting of the gateway is read from MEDSERVE_GATEWAY_*; see medserve gateway --help.
     """
-    from medserve.engine.torchserve import ServerConfig
+    from medserve.engine.torchserve.lifecycle import ServerConfig
 
     configure_logging(log_level)
     settings = Settings.from_environment()
@@ -156,7 +156,7 @@ def _ports(
 
 def _run(config: ServerConfig, ready_file: Path | None, gateway: dict[str, Any] | None) -> None:
     """Start, announce, wait; leaving the stack drains and cleans up, whatever ended the wait."""
-    from medserve.engine.torchserve import Server
+    from medserve.engine.torchserve.lifecycle import Server
 
     console = Console(highlight=False, soft_wrap=True)
     with contextlib.ExitStack() as stack:

@@ -20,8 +20,8 @@ from medserve.cli.progress import counted
 from medserve.cli.records import console_for_people
 from medserve.client import Client, Provenance, SegmentationOptions, VolumeResult
 from medserve.errors import ConfigError, MedserveError
-from medserve.results.measure import LabelMeasure
 from medserve.results.sorted_folders import csv_cell, csv_path
+from medserve.tasks.volumes import LabelMeasure
 
 __all__ = ["VolumeOutput", "segment_volumes"]
 
@@ -96,7 +96,7 @@ def _record(case: Case, answer: VolumeResult, files: Sequence[Path]) -> dict[str
     content: dict[str, Any] = {"path": str(case.path), "status": "error" if error else "ok"}
     if result is not None:
         content |= result.provenance.to_json()
-        content |= result.segmentation.to_json(include_mask=False)
+        content |= result.segmentation.to_result().without_files()
     return content | {
         "files": [str(path) for path in files],
         "error": error and {"code": error.code, "message": error.message},

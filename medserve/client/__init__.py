@@ -28,11 +28,11 @@ from medserve.client._results import (
 from medserve.client._sampling import SampledImage, SampleOptions, SampleProgress, SampleSet
 from medserve.client._sync import Client
 from medserve.engine.torchserve.keys import Tokens
-from medserve.results.classification import Classification, Provenance
-from medserve.results.explanation import Explanation
 from medserve.results.frame_segmentation import FrameSegmentation
 from medserve.results.sample import Sample
 from medserve.results.segmentation import Segmentation
+from medserve.tasks.classification import Classification, Explanation
+from medserve.tasks.result import Provenance
 
 __all__ = [
     "AsyncClient",

@@ -25,8 +25,10 @@ from medserve.errors import (
     UnknownModelError,
     error_from_code,
 )
-from medserve.results.classification import Classification, Provenance
 from medserve.results.segmentation import Segmentation
+from medserve.tasks import volumes
+from medserve.tasks.classification import Classification
+from medserve.tasks.result import Provenance
 
 __all__ = [
     "content_of",
@@ -100,15 +102,14 @@ def failed(chunk: Chunk, error: MedserveError, model: str) -> list[ItemResult]:
 
 def segmentation(prediction: bytes) -> SegmentationResult:
     """The answer to one volume; raises where it is an error in JSON or something else."""
-    content = content_of(prediction, "segment volumes")
-    found = Segmentation.from_json(content)
+    result = volumes.VolumeResult.decode(prediction)
     return SegmentationResult(
-        segmentation=found,
-        provenance=Provenance.from_json(content),
-        mask_nifti=file_in(content, "mask_nifti") or b"",
-        overlay_png=file_in(content, "overlay_png"),
-        entropy_nifti=file_in(content, "entropy_nifti"),
-        dicom_seg=file_in(content, "dicom_seg"),
+        segmentation=Segmentation.from_result(result),
+        provenance=result.provenance,
+        mask_nifti=result.mask_nifti,
+        overlay_png=result.overlay_png,
+        entropy_nifti=result.entropy_nifti,
+        dicom_seg=result.dicom_seg,
     )
 
 

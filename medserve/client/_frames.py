@@ -7,10 +7,10 @@ from typing import Any
 
 from medserve.client import _answers
 from medserve.errors import MedserveError
-from medserve.results.classification import Provenance
-from medserve.results.frame_measure import StackMeasure
 from medserve.results.frame_segmentation import FrameSegmentation
-from medserve.tasks.frames import View
+from medserve.tasks import frames
+from medserve.tasks.frames import StackMeasure, View
+from medserve.tasks.result import Provenance
 
 __all__ = ["FrameAnswer", "FrameOptions", "FrameResult", "View", "frame_answer", "frame_result"]
 
@@ -113,14 +113,14 @@ class FrameResult:
 
 def frame_answer(prediction: bytes) -> FrameAnswer:
     """The answer to one file; raises where it is an error in JSON or something else."""
-    content = _answers.content_of(prediction, "segment frames")
+    result = frames.FrameResult.decode(prediction)
     return FrameAnswer(
-        segmentation=FrameSegmentation.from_json(content),
-        provenance=Provenance.from_json(content),
-        mask_nifti=_answers.file_in(content, "mask_nifti") or b"",
-        mask_png=_answers.file_in(content, "mask_png"),
-        overlay_png=_answers.file_in(content, "overlay_png"),
-        dicom_seg=_answers.file_in(content, "dicom_seg"),
+        segmentation=FrameSegmentation.from_result(result),
+        provenance=result.provenance,
+        mask_nifti=result.mask_nifti,
+        mask_png=result.mask_png,
+        overlay_png=result.overlay_png,
+        dicom_seg=result.dicom_seg,
     )
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medserve.errors import MedserveError
-from medserve.results.classification import Classification, Provenance
 from medserve.results.segmentation import Segmentation
+from medserve.tasks.classification import Classification
+from medserve.tasks.result import Provenance
 
 __all__ = [
     "ItemResult",

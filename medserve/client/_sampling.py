@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from medserve.client import _answers
 from medserve.client._requests import Job, Target
-from medserve.errors import ServerFailedError
-from medserve.results.classification import Provenance
 from medserve.results.sample import Sample
+from medserve.tasks import generation
+from medserve.tasks.result import Provenance
 
 __all__ = [
     "SampleOptions",
@@ -22,8 +20,6 @@ __all__ = [
     "read_set",
     "sample_job",
 ]
-
-_ABILITY = "make images"
 
 
 @dataclass(frozen=True)
@@ -124,42 +120,25 @@ def sample_job(target: Target, options: SampleOptions | None, *, stream: bool) -
 
 def read_part(part: bytes) -> SampleProgress | SampleSet:
     """One part of a streamed answer; raises where it is an error in JSON or something else."""
-    content = _answers.content_of(part, _ABILITY)
-    return _progress(content) if content.get("event") == "progress" else _set(content)
+    read = generation.read_part(part)
+    if isinstance(read, generation.SampleProgress):
+        return SampleProgress(read.image, read.step, read.steps, read.preview_png)
+    return _set(read)
 
 
 def read_set(prediction: bytes) -> SampleSet:
     """A whole answer; raises where it is an error in JSON or something else."""
-    return _set(_answers.content_of(prediction, _ABILITY))
+    return _set(generation.GenerationResult.decode(prediction))
 
 
-def _progress(content: Mapping[str, Any]) -> SampleProgress:
-    try:
-        return SampleProgress(
-            image=int(content["image"]),
-            step=int(content["step"]),
-            steps=int(content["of"]),
-            preview_png=_answers.file_in(content, "preview_png"),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ServerFailedError("expected the progress of an image from the server") from error
-
-
-def _set(content: Mapping[str, Any]) -> SampleSet:
-    images = content.get("images")
-    if not isinstance(images, list) or not all(isinstance(each, Mapping) for each in images):
-        raise ServerFailedError(
-            f"expected synthetic images in the answer, got members {sorted(content)}; does this "
-            "model make images?"
-        )
-    provenance = Provenance.from_json(content)
+def _set(result: generation.GenerationResult) -> SampleSet:
     return SampleSet(
         images=tuple(
-            SampledImage(*Sample.from_json(each, provenance), _answers.file_in(each, "dicom"))
-            for each in images
+            SampledImage(Sample.from_image(each, result.provenance), each.png, each.dicom)
+            for each in result.images
         ),
-        withheld=int(content.get("withheld", 0)),
-        provenance=provenance,
-        npz=_answers.file_in(content, "npz"),
-        nifti=_answers.file_in(content, "nifti"),
+        withheld=result.withheld,
+        provenance=result.provenance,
+        npz=result.npz,
+        nifti=result.nifti,
     )

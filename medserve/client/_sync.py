@@ -35,7 +35,7 @@ from medserve.client._results import (
 )
 from medserve.client._sample_calls import SampleCalls
 from medserve.errors import MedserveError, PayloadTooLargeError
-from medserve.results.classification import Classification
+from medserve.tasks.classification import Classification
 from medserve.wire import inference_pb2
 
 __all__ = ["Client"]

@@ -19,7 +19,17 @@ _LOOK_AT_CERTIFICATES_S = 5.0
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without signal handlers: the gateway has its own."""
+    """uvicorn that leaves signals to the gateway and says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, and say so unless the application refuses to start."""
+        await super().startup(sockets)
+        if self.started:
+            self.listening.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -38,6 +48,8 @@ class HttpServer:
         drain_timeout_s: float,
     ) -> None:
         self._certificates = certificates
+        self._task: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
         config = uvicorn.Config(
             application,
             log_config=None,
@@ -61,25 +73,32 @@ class HttpServer:
                 f"port {address[1]} cannot be used for the gateway's page ({error.strerror}); is "
                 "one running already? Choose another with --http-port, or 0 for a free one"
             ) from None
+        self.port: int = self._socket.getsockname()[1]
 
-    async def start(self) -> int:
-        """Serve; the port."""
-        port: int = self._socket.getsockname()[1]
-        self.task = asyncio.create_task(self._server.serve([self._socket]))
-        while not self._server.started:
-            if self.task.done():
-                raise ServerFailedError("the page did not start") from self.task.exception()
-            await asyncio.sleep(0.01)
+    async def start(self) -> asyncio.Task[None]:
+        """Serve; return once the port listens, with the task that serves until `stop`.
+
+        Raises:
+            ServerFailedError: the application does not start.
+        """
+        self._task = task = asyncio.create_task(self._server.serve([self._socket]))
+        listening = asyncio.create_task(self._server.listening.wait())
+        await asyncio.wait({task, listening}, return_when=asyncio.FIRST_COMPLETED)
+        listening.cancel()
+        if task.done():
+            raise ServerFailedError("the page did not start") from task.exception()
         if self._certificates is not None:
             self._reloading = asyncio.create_task(self._reload(self._certificates))
-        return port
+        return task
 
     async def stop(self) -> None:
-        """Take nothing new, and wait for what runs."""
-        if self._certificates is not None:
+        """Take nothing new, and wait for what runs; a server that never started only closes."""
+        if self._reloading is not None:
             self._reloading.cancel()
         self._server.should_exit = True
-        await self.task
+        if self._task is not None:
+            await self._task
+        self._socket.close()
 
     async def _reload(self, files: CertificateFiles) -> None:
         """Show a renewed certificate to the next connection."""

@@ -23,6 +23,7 @@ import grpc.aio
 from prometheus_client import start_http_server
 
 from medserve.archive.store import default_versions, select_archives
+from medserve.engine.golden import GoldenInput
 from medserve.engine.interface import Engine
 from medserve.engine.torchserve.calls import TorchServeEngine
 from medserve.engine.torchserve.ports import reachable_host, resolve
@@ -80,10 +81,10 @@ class GatewayServer:
         store = settings.store or Path("model_store")
         archives = select_archives(store, settings.model_names)
         defaults = default_versions(archives, {})
-        self._fleet = ServedModels(
+        self._served = ServedModels(
             describe(each, defaults[each.name] == each.version) for each in archives
         )
-        self._canaries = {(each.name, each.version): each for each in archives}
+        self._golden = [GoldenInput.of(each) for each in archives]
         self._tokens = TokenFile(settings.tokens_file) if settings.tokens_file else None
         self._certificates = settings.certificates
         self._tasks: dict[str, asyncio.Task[Any]] = {}
@@ -136,11 +137,11 @@ class GatewayServer:
         engine = self._connect()
         self.gateway = Gateway(
             engine,
-            self._fleet,
+            self._served,
             Guards(settings.limits, self._tokens, audit, CancelledCalls(settings.cancelled_dir)),
         )
         stack.push_async_callback(self.gateway.close)
-        monitor = Monitor(self.gateway, engine, self._fleet, self._canaries, settings.timing)
+        monitor = Monitor(self.gateway, engine, self._served, self._golden, settings.timing)
         metrics_port = await self._start_metrics()
         stack.push_async_callback(self._stop_ports)
         http = await self._start_http() if settings.page else None
@@ -191,10 +192,9 @@ class GatewayServer:
             self._certificates,
             self.settings.drain_timeout_s,
         )
-        port = await http.start()
-        self._tasks["HTTP server"] = http.task
         self._stops.append(http.stop)
-        return port
+        self._tasks["HTTP server"] = await http.start()
+        return http.port
 
     async def _start_grpc(self) -> int:
         """Open the gRPC port; it answers from now on, if only that no model serves yet."""
@@ -212,7 +212,7 @@ class GatewayServer:
             ],
             maximum_concurrent_rpcs=settings.max_calls,
         )
-        health = register_services(server, self.gateway, self._fleet, settings.upload_timeout_s)
+        health = register_services(server, self.gateway, self._served, settings.upload_timeout_s)
         await health.publish()
         address = str(Address(self._host, settings.grpc_port))
         try:

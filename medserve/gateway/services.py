@@ -13,29 +13,33 @@ from medserve.gateway.core.guard import Registrar, RequestGuard
 from medserve.gateway.core.health import HealthFace
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.faces.oip import service as oip
-from medserve.gateway.faces.torchserve import inference as edge
-from medserve.gateway.faces.torchserve import management
+from medserve.gateway.faces.torchserve import inference, management
 from medserve.gateway.faces.v1 import service as typed
 
 __all__ = ["register_services"]
 
-_FACES: tuple[Any, ...] = (edge, management, oip, typed)  # each has `register(gateway, server)`
+_FACES: tuple[Any, ...] = (
+    inference,
+    management,
+    oip,
+    typed,
+)  # each has `register(gateway, server)`
 
 
 def register_services(
-    server: grpc.aio.Server, gateway: Gateway, fleet: ServedModels, upload_timeout_s: float
+    server: grpc.aio.Server, gateway: Gateway, served: ServedModels, upload_timeout_s: float
 ) -> HealthFace:
-    """Register the faces behind the intake, and health and reflection, which are open to all.
+    """Register the faces behind the guard, and health and reflection, which are open to all.
 
     Reflection lists every service, so that a client needs no protocol files.
     """
-    intake = RequestGuard(server, gateway, upload_timeout_s)
+    guard = RequestGuard(server, gateway, upload_timeout_s)
     for face in _FACES:
-        face.register(gateway, intake)
-    door = Registrar(server)
-    health = HealthFace(gateway, fleet, intake.services)
-    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, door)
-    names = [*intake.services, *door.services, reflection.SERVICE_NAME]
+        face.register(gateway, guard)
+    unguarded = Registrar(server)
+    health = HealthFace(gateway, served, guard.services)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, unguarded)
+    names = [*guard.services, *unguarded.services, reflection.SERVICE_NAME]
     servicer = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, door)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, unguarded)
     return health

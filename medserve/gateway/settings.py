@@ -20,8 +20,8 @@ from medserve.errors import ConfigError
 from medserve.settings import Address, Settings
 
 if TYPE_CHECKING:  # the command line reads this module to show its help
-    from medserve.engine.torchserve import Server
     from medserve.engine.torchserve.calls import EngineAccess
+    from medserve.engine.torchserve.lifecycle import Server
     from medserve.gateway.core.tls import CertificateFiles
 
 __all__ = ["PREFIX", "GatewaySettings", "Limits", "Timing", "variable"]

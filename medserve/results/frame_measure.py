@@ -8,126 +8,27 @@ prostates are measured by hand. Lengths that nobody stated are None, and so is w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from medserve.errors import ServerFailedError
 from medserve.imaging.frames import FrameGrid
 from medserve.imaging.geometry import Geometry
-from medserve.results.measure import LabelMeasure
+from medserve.tasks.frames import FrameMeasure, StackMeasure
+from medserve.tasks.volumes import LabelMeasure
 
 __all__ = [
-    "FrameMeasure",
-    "StackMeasure",
     "ellipsoid_ml",
     "measure_frame",
     "measure_label",
     "measure_stack",
 ]
 
-_Pair = tuple[int, int]
-
 
 def ellipsoid_ml(width_mm: float, height_mm: float, length_mm: float) -> float:
     """Volume of an ellipsoid with these three diameters."""
     return math.pi / 6.0 * width_mm * height_mm * length_mm / 1000.0
-
-
-@dataclass(frozen=True)
-class FrameMeasure:
-    """The structure in one frame.
-
-    Attributes:
-        pixels: How many belong to it.
-        area_cm2: None where the spacing is unknown.
-        width_mm: Extent along the rows, from edge to edge; None where unknown or absent.
-        height_mm: Extent along the columns.
-        centroid: Mean row and column; None where it is absent.
-        box_start: First row and column, with `box_stop`, which lies behind the last.
-        box_stop: None with `box_start` where it is absent.
-        touches_border: Whether it reaches the edge of what the model saw: a part may be missing.
-    """
-
-    pixels: int
-    area_cm2: float | None = None
-    width_mm: float | None = None
-    height_mm: float | None = None
-    centroid: tuple[float, float] | None = None
-    box_start: _Pair | None = None
-    box_stop: _Pair | None = None
-    touches_border: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """The members of a JSON answer for one frame."""
-        return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> FrameMeasure:
-        """Read it back; ServerFailedError where it is none."""
-        try:
-            start, stop, centroid = (
-                content[name] for name in ("box_start", "box_stop", "centroid")
-            )
-            return cls(
-                pixels=int(content["pixels"]),
-                area_cm2=_number(content["area_cm2"]),
-                width_mm=_number(content["width_mm"]),
-                height_mm=_number(content["height_mm"]),
-                centroid=None if centroid is None else (float(centroid[0]), float(centroid[1])),
-                box_start=None if start is None else (int(start[0]), int(start[1])),
-                box_stop=None if stop is None else (int(stop[0]), int(stop[1])),
-                touches_border=bool(content["touches_border"]),
-            )
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ServerFailedError(
-                "expected the measurements of a frame from the server, got something else"
-            ) from error
-
-
-@dataclass(frozen=True)
-class StackMeasure:
-    """The structure in all frames together.
-
-    Attributes:
-        frames_found: In how many frames it is.
-        largest_frame: The one with its largest area; None where it is in none.
-        area_cm2: That area.
-        width_mm: Diameters in that frame: along the rows, and with `height_mm` along the columns.
-        height_mm: See there.
-        length_mm: From the first to the last frame that shows it, or what the caller stated.
-        volume_ml: Areas times step; None where a length is unknown or a frame in between failed.
-        ellipsoid_ml: By the three diameters.
-    """
-
-    frames_found: int
-    largest_frame: int | None = None
-    area_cm2: float | None = None
-    width_mm: float | None = None
-    height_mm: float | None = None
-    length_mm: float | None = None
-    volume_ml: float | None = None
-    ellipsoid_ml: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The member `stack` of a JSON answer."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> StackMeasure:
-        """Read it back; ServerFailedError where it is none."""
-        try:
-            largest = content["largest_frame"]
-            lengths = [_number(content[each.name]) for each in fields(cls)[2:]]
-            found = int(content["frames_found"])
-            return cls(found, None if largest is None else int(largest), *lengths)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ServerFailedError(
-                "expected the measurements of a stack from the server, got something else"
-            ) from error
 
 
 def measure_frame(
@@ -142,7 +43,8 @@ def measure_frame(
     """
     pixels = int(np.count_nonzero(mask))
     if pixels == 0:
-        return FrameMeasure(0, None if grid.pixel_cm2 is None else 0.0)
+        area = None if grid.pixel_cm2 is None else 0.0
+        return FrameMeasure(0, area, None, None, None, None, None, touches_border=False)
     down = np.count_nonzero(mask, axis=1).astype(np.int64)  # counts hold all that is needed
     across = np.count_nonzero(mask, axis=0).astype(np.int64)
     rows, columns = np.flatnonzero(down), np.flatnonzero(across)
@@ -183,7 +85,7 @@ def measure_stack(
     """
     found = [(n, each) for n, each in enumerate(frames) if each is not None and each.pixels]
     if not found:
-        return StackMeasure(0, volume_ml=_volume(frames, grid))
+        return StackMeasure(0, None, None, None, None, None, _volume(frames, grid), None)
     largest, widest = max(found, key=lambda pair: pair[1].pixels)
     if length_mm is None and grid.step_mm is not None:
         length_mm = (found[-1][0] - found[0][0] + 1) * grid.step_mm
@@ -244,11 +146,3 @@ def _volume(frames: Sequence[FrameMeasure | None], grid: FrameGrid) -> float | N
 def _all(values: Iterable[float | None]) -> tuple[float, float, float]:
     width, height, length = (each for each in values if each is not None)
     return width, height, length
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

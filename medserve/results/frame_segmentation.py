@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
-from medserve.errors import MedserveError, ServerFailedError, error_from_code
+from medserve.errors import MedserveError, ServerFailedError
 from medserve.imaging.frames import FrameGrid
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.packed_masks import PackedMasks
-from medserve.results.frame_measure import FrameMeasure, StackMeasure, measure_label
+from medserve.results.frame_measure import measure_label
 from medserve.results.measure import measure
-from medserve.tasks.frames import View
+from medserve.tasks.frames import (
+    FailedFrame,
+    FrameMeasure,
+    FrameResult,
+    MeasuredFrame,
+    StackGrid,
+    StackMeasure,
+    View,
+)
+from medserve.tasks.result import error_of
+from medserve.tasks.volumes import LabelMeasure
 
 if TYPE_CHECKING:
     from medserve.imaging.frames import FrameStack
@@ -51,23 +59,21 @@ class FrameFinding:
         """Why the frame failed, or None where it did not."""
         return self.outcome if isinstance(self.outcome, MedserveError) else None
 
-    def to_json(self, index: int) -> dict[str, Any]:
-        """One entry of the member `frames`."""
+    def entry(self, index: int) -> MeasuredFrame | FailedFrame:
+        """Return the frame as one of a result."""
         if isinstance(self.outcome, MedserveError):
             error = {"code": self.outcome.code, "message": self.outcome.message}
-            return {"index": index, "status": "error", "error": error}
-        flag = {"unlike_ultrasound": self.unlike_ultrasound}
-        return {"index": index, "status": "ok", **self.outcome.to_json(), **flag}
+            return FailedFrame(index=index, error=error)
+        return MeasuredFrame(
+            **structs.asdict(self.outcome), index=index, unlike_ultrasound=self.unlike_ultrasound
+        )
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> FrameFinding:
-        """Read it back; ServerFailedError where it is none."""
-        if content.get("status") == "ok":
-            return cls(FrameMeasure.from_json(content), bool(content.get("unlike_ultrasound")))
-        error = content.get("error")
-        if not isinstance(error, Mapping):
-            raise ServerFailedError("expected the status of a frame from the server, got none")
-        return cls(error_from_code(str(error.get("code")), str(error.get("message"))))
+    def from_entry(cls, entry: MeasuredFrame | FailedFrame) -> FrameFinding:
+        """Read it back."""
+        if isinstance(entry, FailedFrame):
+            return cls(error_of(entry.error))
+        return cls(entry.measure, entry.unlike_ultrasound)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,69 +119,59 @@ class FrameSegmentation:
         """How many frames do not look like ultrasound."""
         return sum(each.unlike_ultrasound for each in self.frames)
 
-    def to_json(self, source: FrameStack) -> dict[str, Any]:
-        """The members of a JSON answer.
+    def to_result(self, source: FrameStack) -> FrameResult:
+        """Return the result of a call.
 
-        The mask travels as a .nii.gz with the header of its source, and as PNG where that is a
-        single frame. `labels`, `shape`, `affine`, `spacing_mm`, `measures` and `mask_nifti` mean
-        what they mean for volumes; lengths count only where `grid` states them.
+        The masks travel as a .nii.gz with the header of their source, and as PNG where that is a
+        single frame.
         """
         geometry = source.geometry
-        content: dict[str, Any] = {
-            "labels": list(self.labels),
-            "shape": list(geometry.shape),
-            "affine": geometry.affine.tolist(),
-            "spacing_mm": list(geometry.spacing_mm),
-            "measures": self._measures(geometry, source),
-            "view": source.view,
-            "grid": {
-                "rows": self.grid.size[0],
-                "columns": self.grid.size[1],
-                "frames": self.grid.count,
-                "spacing_mm": self.grid.spacing_mm and list(self.grid.spacing_mm),
-                "step_mm": self.grid.step_mm,
-            },
-            "stack": self.stack.to_json(),
-            "frames": [each.to_json(index) for index, each in enumerate(self.frames)],
-            "mask_nifti": _base64(source.nifti_mask(self.masks)),
-        }
-        if not source.is_stack:
-            content["mask_png"] = _base64(mask_png(self.masks[0]))
-        return content
+        rows: Any = tuple(map(tuple, geometry.affine.tolist()))
+        return FrameResult(
+            labels=self.labels,
+            shape=geometry.shape,
+            affine=rows,
+            spacing_mm=geometry.spacing_mm,
+            measures=self._measures(geometry, source),
+            view=source.view,
+            grid=StackGrid(
+                *self.grid.size, self.grid.count, self.grid.spacing_mm, self.grid.step_mm
+            ),
+            stack=self.stack,
+            frames=tuple(each.entry(index) for index, each in enumerate(self.frames)),
+            mask_nifti=source.nifti_mask(self.masks),
+            mask_png=None if source.is_stack else mask_png(self.masks[0]),
+        )
 
-    def _measures(self, geometry: Geometry, source: FrameStack) -> list[dict[str, Any]]:
+    def _measures(self, geometry: Geometry, source: FrameStack) -> tuple[LabelMeasure, ...]:
         """As of a volume, where the stack is one: where every length is known."""
         if self.stack.volume_ml is None:
-            return []
+            return ()
         if source.view is View.STORED:  # the planes need not stand side by side in memory
             frames = [each.measure for each in self.frames]
-            return [measure_label(frames, geometry, self.labels[1]).to_json()]
+            return (measure_label(frames, geometry, self.labels[1]),)
         array = source.on_grid(self.masks)
-        return [each.to_json() for each in measure(array, geometry, self.labels)]
+        return measure(array, geometry, self.labels)
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> FrameSegmentation:
-        """Read an answer back; ServerFailedError where it is no such answer with its masks."""
+    def from_result(cls, result: FrameResult) -> FrameSegmentation:
+        """Read the masks of a result; ServerFailedError where they do not fit its description."""
         from medserve.imaging.codecs import nifti
 
+        grid = result.grid
         try:
-            grid = _grid(content["grid"])
-            volume = nifti.decode(base64.b64decode(content["mask_nifti"], validate=True))
-            masks = _masks(volume, View(content["view"]))
+            masks = _masks(nifti.decode(result.mask_nifti), result.view)
             return cls(
                 masks,
-                grid,
-                tuple(str(label) for label in content["labels"]),
-                tuple(FrameFinding.from_json(each) for each in content["frames"]),
-                StackMeasure.from_json(content["stack"]),
+                FrameGrid((grid.rows, grid.columns), grid.frames, grid.spacing_mm, grid.step_mm),
+                result.labels,
+                tuple(map(FrameFinding.from_entry, result.frames)),
+                result.stack,
             )
-        except (
-            *(AttributeError, KeyError, IndexError, TypeError, ValueError),
-            *(binascii.Error, MedserveError),
-        ) as error:
+        except (IndexError, TypeError, ValueError, MedserveError) as error:
             raise ServerFailedError(
-                "expected the masks of frames from the server, "
-                f"got members {sorted(map(str, content))}"
+                "expected the masks of frames from the server, got masks that do not fit their "
+                "description"
             ) from error
 
 
@@ -194,17 +190,3 @@ def _masks(volume: Any, view: View) -> PackedMasks:
 
     planes = frame_order(volume, view).apply(volume.array)  # (H, W, K)
     return PackedMasks(planes.shape[:2], (planes[..., k] for k in range(planes.shape[2])))
-
-
-def _grid(content: Mapping[str, Any]) -> FrameGrid:
-    spacing, step = content["spacing_mm"], content["step_mm"]
-    return FrameGrid(
-        (int(content["rows"]), int(content["columns"])),
-        int(content["frames"]),
-        None if spacing is None else (float(spacing[0]), float(spacing[1])),
-        None if step is None else float(step),
-    )
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medserve.errors import ServerFailedError
-from medserve.results.classification import Provenance
+from medserve.tasks.generation import SampleImage
+from medserve.tasks.result import Provenance
 
 __all__ = ["Sample"]
 
@@ -48,37 +45,37 @@ class Sample:
             f"guidance {self.guidance:g}, {self.image.shape[1]} x {self.image.shape[0]} pixels"
         )
 
-    def to_json(self, png: bytes) -> dict[str, Any]:
-        """The members of a JSON answer for one image; `png` is its file."""
-        return {
-            "png": base64.b64encode(png).decode("ascii"),
-            "synthetic": True,
-            "seed": self.seed,
-            "class": self.label,
-            "steps": self.steps,
-            "sampler": self.sampler,
-            "guidance": self.guidance,
-            "size": self.image.shape[0],
-        }
+    def to_image(self, png: bytes, dicom: bytes | None = None) -> SampleImage:
+        """Return the image as one of a result; `png` and `dicom` are its files."""
+        return SampleImage(
+            png=png,
+            synthetic=True,
+            seed=self.seed,
+            label=self.label,
+            steps=self.steps,
+            sampler=self.sampler,
+            guidance=self.guidance,
+            size=self.image.shape[0],
+            dicom=dicom,
+        )
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any], provenance: Provenance) -> tuple[Sample, bytes]:
-        """Read it and its PNG back; ServerFailedError where it is something else."""
+    def from_image(cls, image: SampleImage, provenance: Provenance) -> Sample:
+        """Read it back; ServerFailedError where its PNG cannot be read."""
         from medserve.results.files import synthetic  # Pillow: only who has an image waits for it
 
         try:
-            png = base64.b64decode(content["png"], validate=True)
-            sample = cls(
-                image=synthetic.pixels_of_png(png),
-                seed=int(content["seed"]),
-                label=str(content.get("class", "")),
-                steps=int(content["steps"]),
-                sampler=str(content.get("sampler", "")),
-                guidance=float(content.get("guidance", 1.0)),
-                provenance=provenance,
-            )
-        except (KeyError, TypeError, ValueError, OSError, binascii.Error) as error:
+            pixels = synthetic.pixels_of_png(image.png)
+        except (ValueError, OSError) as error:
             raise ServerFailedError(
-                f"expected a synthetic image from the server, got members {sorted(content)}"
+                "expected a synthetic image from the server, got a PNG that cannot be read"
             ) from error
-        return sample, png
+        return cls(
+            image=pixels,
+            seed=image.seed,
+            label=image.label,
+            steps=image.steps,
+            sampler=image.sampler,
+            guidance=image.guidance,
+            provenance=provenance,
+        )

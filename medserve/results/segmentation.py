@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,7 +12,8 @@ import numpy.typing as npt
 from medserve.errors import MedserveError, ServerFailedError
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
-from medserve.results.measure import LabelMeasure, measure
+from medserve.results.measure import measure
+from medserve.tasks.volumes import LabelMeasure, VolumeResult
 
 if TYPE_CHECKING:
     from medserve.imaging.codecs.nifti_space import NiftiSpace
@@ -67,42 +65,36 @@ class Segmentation:
 
         return nifti.encode(Volume(self.mask, self.geometry), space)
 
-    def to_json(
-        self, *, include_mask: bool = True, space: NiftiSpace | None = None
-    ) -> dict[str, Any]:
-        """The members of a JSON answer; the mask travels as the base64 of a .nii.gz.
-
-        With the space of its source that file has exactly the source's header.
-        """
-        content: dict[str, Any] = {
-            "labels": list(self.labels),
-            "shape": list(self.geometry.shape),
-            "affine": self.geometry.affine.tolist(),
-            "spacing_mm": list(self.geometry.spacing_mm),
-            "volumes_ml": self.volumes_ml,
-            "measures": [each.to_json() for each in self.measures],
-        }
-        if include_mask:
-            content["mask_nifti"] = base64.b64encode(self.to_nifti(space)).decode("ascii")
-        return content
+    def to_result(self, space: NiftiSpace | None = None) -> VolumeResult:
+        """Return the result of a call; with the space of its source on its header's grid."""
+        rows: Any = tuple(map(tuple, self.geometry.affine.tolist()))
+        return VolumeResult(
+            labels=self.labels,
+            shape=self.geometry.shape,
+            affine=rows,
+            spacing_mm=self.geometry.spacing_mm,
+            volumes_ml=self.volumes_ml,
+            measures=self.measures,
+            mask_nifti=self.to_nifti(space),
+        )
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Segmentation:
-        """Read an answer back; ServerFailedError where it is no segmentation with its mask.
+    def from_result(cls, result: VolumeResult) -> Segmentation:
+        """Read the mask of a result; ServerFailedError where it does not fit its description.
 
-        Shape and affine come from the JSON members, which keep float64; NIfTI-1 rounds an affine
-        to float32.
+        Shape and affine are those of the result, which keeps float64; NIfTI-1 rounds an affine to
+        float32.
         """
         from medserve.imaging.codecs import nifti
 
         try:
-            i, j, k = (int(n) for n in content["shape"])
-            geometry = Geometry((i, j, k), np.array(content["affine"], dtype=np.float64))
-            volume = nifti.decode(base64.b64decode(content["mask_nifti"], validate=True))
-            labels = tuple(str(label) for label in content["labels"])
-            return cls(volume.array, geometry, labels)
-        except (KeyError, TypeError, ValueError, binascii.Error, MedserveError) as error:
+            geometry = Geometry(result.shape, np.array(result.affine, dtype=np.float64))
+            volume = nifti.decode(result.mask_nifti)
+            found = cls(volume.array, geometry, result.labels)
+        except (TypeError, ValueError, MedserveError) as error:
             raise ServerFailedError(
-                "expected a segmentation with its mask from the server, "
-                f"got members {sorted(map(str, content))}"
+                "expected a segmentation with its mask from the server, got a mask that does not "
+                "fit its description"
             ) from error
+        found.__dict__["measures"] = result.measures  # as the model measured, not once more
+        return found

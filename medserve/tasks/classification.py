@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 from msgspec import Meta
 
+from medserve.errors import MedserveError, ServerFailedError
 from medserve.spec import ModelSpec
 from medserve.tasks.options import Options
+from medserve.tasks.result import Provenance, Value, error_of, read_answer
 
-__all__ = ["EXPLAINED_PER_CALL", "ClassificationOptions"]
+__all__ = [
+    "EXPLAINED_PER_CALL",
+    "Classification",
+    "ClassificationOptions",
+    "Explanation",
+    "Packed",
+    "read_packed",
+]
 
 # Each costs as much as a large batch of plain images, so a call may not ask for many.
 EXPLAINED_PER_CALL = 8
@@ -38,3 +48,154 @@ class ClassificationOptions(Options, frozen=True, kw_only=True):
         """Fill the number of classes that the model shows."""
         top_k = min(spec.classifier.top_k, len(spec.labels)) if self.top_k is None else self.top_k
         return msgspec.structs.replace(self, top_k=top_k)
+
+
+class Explanation(Value, frozen=True):
+    """How much each place of an image speaks for one class.
+
+    Attributes:
+        label: The class that is explained.
+        without_warmest: Its probability with the quarter of the image covered that speaks most
+            for it.
+        without_coolest: The same with the quarter that speaks least. Where the two are alike the
+            map tells nothing.
+        full_colour: What a pixel of full colour adds to its log-odds, in nats.
+        heatmap_png: Picture of the input's own size, clear where nothing speaks; see
+            `medserve.results.files.heatmap`.
+        method: How it was found.
+    """
+
+    spoken: ClassVar[str] = "an explanation"
+
+    label: str
+    without_warmest: float
+    without_coolest: float
+    full_colour: float
+    heatmap_png: bytes
+    method: str = "occlusion"
+
+    def __repr__(self) -> str:
+        return f"Explanation({self.label!r})"  # pixels belong into no log line
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One image's class, with calibrated probabilities in label order.
+
+    Attributes:
+        labels: Class names; the index is the label id.
+        probabilities: One per label, in [0, 1], summing to 1.
+        review: Probability below the limit that the model card states: let a person look.
+        novelty: Distance to the training data over its limit; above 1 the image is unlike it.
+        explanation: What the class rests on, where it was asked for.
+    """
+
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    review: bool
+    novelty: float
+    explanation: Explanation | None = None
+
+    @property
+    def label_id(self) -> int:
+        """Index of the most probable label."""
+        return max(range(len(self.labels)), key=self.probabilities.__getitem__)
+
+    @property
+    def label(self) -> str:
+        """Name of the most probable label."""
+        return self.labels[self.label_id]
+
+    @property
+    def probability(self) -> float:
+        """Probability of the most probable label."""
+        return self.probabilities[self.label_id]
+
+    @property
+    def unlike_training(self) -> bool:
+        """Whether the image is unlike the training data, so that its class means little."""
+        return self.novelty > 1.0
+
+    def top(self, k: int) -> list[tuple[str, float]]:
+        """The k most probable labels with their probabilities, most probable first."""
+        order = sorted(range(len(self.labels)), key=lambda i: -self.probabilities[i])
+        return [(self.labels[i], self.probabilities[i]) for i in order[:k]]
+
+    def to_json(self, top_k: int = 3) -> dict[str, Any]:
+        """The members of a JSON answer for one image; `explanation` only where there is one."""
+        explained = {} if self.explanation is None else {"explanation": self.explanation.to_json()}
+        return {
+            "label": self.label,
+            "label_id": self.label_id,
+            "probability": self.probability,
+            "probabilities": dict(zip(self.labels, self.probabilities, strict=True)),
+            "top": [{"label": label, "probability": p} for label, p in self.top(top_k)],
+            "review": self.review,
+            "novelty": self.novelty,
+            "unlike_training": self.unlike_training,
+            **explained,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Classification:
+        """Read an answer back; ServerFailedError where it is not a classification."""
+        try:
+            probabilities: Mapping[str, float] = content["probabilities"]
+            explained = content.get("explanation")
+            return cls(
+                labels=tuple(probabilities),
+                probabilities=tuple(float(p) for p in probabilities.values()),
+                review=bool(content["review"]),
+                novelty=float(content["novelty"]),
+                explanation=None if explained is None else Explanation.from_json(explained),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServerFailedError(
+                f"expected a classification from the server, got members {sorted(content)}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The answer to a call with several images.
+
+    Attributes:
+        provenance: The archive that answered.
+        outcomes: The members of each image's answer in the order of the call, or its error.
+    """
+
+    provenance: Provenance
+    outcomes: tuple[dict[str, Any] | MedserveError, ...]
+
+
+def read_packed(answer: bytes, count: int) -> Packed:
+    """Read the JSON answer to a call with `count` images.
+
+    Raises:
+        MedserveError: the error that the answer holds, which concerns the whole call.
+        ServerFailedError: the answer is no list of items.
+    """
+    content = read_answer(answer, dict[str, Any])
+    if "error" in content:
+        raise error_of(content["error"])
+    items = content.get("items")
+    if not isinstance(items, list) or not all(isinstance(each, Mapping) for each in items):
+        raise ServerFailedError(
+            f"expected a list of items in the answer, got members {sorted(content)}; does this "
+            "model classify?"
+        )
+    by_place = {each.get("index"): each for each in items}
+    outcomes = tuple(_outcome(by_place.get(place)) for place in range(count))
+    return Packed(Provenance.from_json(_provenance(content)), outcomes)
+
+
+def _outcome(item: Mapping[str, Any] | None) -> dict[str, Any] | MedserveError:
+    if item is None:
+        return ServerFailedError("the model's answer leaves this image out")
+    if item.get("status") != "ok":
+        return error_of(item.get("error"))
+    return {key: value for key, value in item.items() if key not in ("index", "status")}
+
+
+def _provenance(content: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(content.get(name, "")) for name in Provenance.__struct_fields__}

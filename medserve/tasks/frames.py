@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from msgspec import Meta
 
 from medserve.errors import InvalidRequestError
 from medserve.spec import ModelSpec
 from medserve.tasks.options import Options
-from medserve.tasks.volumes import Millimetres, no_dicom_seg
+from medserve.tasks.result import Result, Value
+from medserve.tasks.volumes import LabelMeasure, Millimetres, Row, no_dicom_seg
 
-__all__ = ["FrameFormat", "FrameOptions", "FrameOutput", "FramePart", "View"]
+__all__ = [
+    "FailedFrame",
+    "FrameFormat",
+    "FrameMeasure",
+    "FrameOptions",
+    "FrameOutput",
+    "FramePart",
+    "FrameResult",
+    "MeasuredFrame",
+    "StackGrid",
+    "StackMeasure",
+    "View",
+]
 
 
 class View(enum.StrEnum):
@@ -187,3 +200,130 @@ class FrameOptions(Options, frozen=True, kw_only=True):
             return None
         is_json = self.format is FrameFormat.JSON
         return FrameOutput.JSON if is_json else FrameOutput.MASK, self.format
+
+
+class FrameMeasure(Value, frozen=True):
+    """The structure in one frame, measured.
+
+    Attributes:
+        pixels: How many belong to it.
+        area_cm2: None where the spacing is unknown.
+        width_mm: Extent along the rows, from edge to edge; None where unknown or absent.
+        height_mm: Extent along the columns.
+        centroid: Mean row and column; None where it is absent.
+        box_start: First row and column, with `box_stop`, which lies behind the last.
+        box_stop: None with `box_start` where it is absent.
+        touches_border: Whether it reaches the edge of what the model saw: a part may be missing.
+    """
+
+    spoken: ClassVar[str] = "the measurements of a frame"
+
+    pixels: int
+    area_cm2: float | None
+    width_mm: float | None
+    height_mm: float | None
+    centroid: tuple[float, float] | None
+    box_start: tuple[int, int] | None
+    box_stop: tuple[int, int] | None
+    touches_border: bool
+
+
+class StackMeasure(Value, frozen=True):
+    """The structure in all frames together, measured.
+
+    Attributes:
+        frames_found: In how many frames it is.
+        largest_frame: The one with its largest area; None where it is in none.
+        area_cm2: That area.
+        width_mm: Diameters in that frame: along the rows, and with `height_mm` along the columns.
+        height_mm: See there.
+        length_mm: From the first to the last frame that shows it, or what the caller stated.
+        volume_ml: Areas times step; None where a length is unknown or a frame in between failed.
+        ellipsoid_ml: By the three diameters.
+    """
+
+    spoken: ClassVar[str] = "the measurements of a stack"
+
+    frames_found: int
+    largest_frame: int | None
+    area_cm2: float | None
+    width_mm: float | None
+    height_mm: float | None
+    length_mm: float | None
+    volume_ml: float | None
+    ellipsoid_ml: float | None
+
+
+class StackGrid(Value, frozen=True):
+    """Size, number and distances of the frames; a distance that nobody stated is None."""
+
+    spoken: ClassVar[str] = "the grid of a stack"
+
+    rows: int
+    columns: int
+    frames: int
+    spacing_mm: tuple[float, float] | None = None
+    step_mm: float | None = None
+
+
+class MeasuredFrame(FrameMeasure, frozen=True, kw_only=True, tag_field="status", tag="ok"):
+    """A frame with its mask.
+
+    Attributes:
+        index: Its place in the stack.
+        unlike_ultrasound: Whether it does not look like B-mode ultrasound, so that its mask means
+            little.
+    """
+
+    spoken: ClassVar[str] = "a frame"
+
+    index: int
+    unlike_ultrasound: bool = False
+
+    @property
+    def measure(self) -> FrameMeasure:
+        """The measurements alone."""
+        return FrameMeasure(*(getattr(self, name) for name in FrameMeasure.__struct_fields__))
+
+
+class FailedFrame(Value, frozen=True, kw_only=True, tag_field="status", tag="error"):
+    """A frame without a mask; `error` has its code and its message."""
+
+    spoken: ClassVar[str] = "a frame"
+
+    index: int
+    error: dict[str, str]
+
+
+class FrameResult(Result, frozen=True, kw_only=True):
+    """The masks of frames, each on the pixels of its own frame.
+
+    `labels`, `shape`, `affine`, `spacing_mm`, `measures` and `mask_nifti` mean what they mean for
+    volumes; lengths count only where `grid` states them.
+
+    Attributes:
+        view: How the frames lie in the array of `mask_nifti`.
+        grid: Size, number and distances of the frames.
+        stack: The structure in all frames together.
+        frames: Every frame, in order.
+        mask_png: The mask of a file with a single frame, white on black.
+        overlay_png: The mask drawn on the frame, or on up to twelve frames of a stack, where it
+            was asked for.
+        dicom_seg: The masks as DICOM Segmentation, where it was asked for.
+    """
+
+    spoken: ClassVar[str] = "the masks of frames"
+
+    labels: tuple[str, ...]
+    shape: tuple[int, int, int]
+    affine: tuple[Row, Row, Row, Row]
+    spacing_mm: tuple[float, float, float]
+    measures: tuple[LabelMeasure, ...]
+    view: View
+    grid: StackGrid
+    stack: StackMeasure
+    frames: tuple[MeasuredFrame | FailedFrame, ...]
+    mask_nifti: bytes
+    mask_png: bytes | None = None
+    overlay_png: bytes | None = None
+    dicom_seg: bytes | None = None

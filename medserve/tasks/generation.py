@@ -6,7 +6,7 @@ import enum
 import math
 import secrets
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 from msgspec import Meta
@@ -15,8 +15,16 @@ from medserve.errors import InvalidRequestError
 from medserve.spec import GenerationSpec, ModelSpec
 from medserve.spec.generation import SamplerKind
 from medserve.tasks.options import Options
+from medserve.tasks.result import Result, Value, read_answer
 
-__all__ = ["GenerationOptions", "SampleFormat"]
+__all__ = [
+    "GenerationOptions",
+    "GenerationResult",
+    "SampleFormat",
+    "SampleImage",
+    "SampleProgress",
+    "read_part",
+]
 
 _MAX_SEED = 2**32 - 1  # a browser's numbers are exact far beyond it
 
@@ -138,3 +146,81 @@ class GenerationOptions(Options, frozen=True, kw_only=True):
                 f"more with guidance or a larger size), got {work}; ask for fewer images or steps "
                 "in one call"
             )
+
+
+class SampleImage(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A synthetic image and how it came about; it shows nobody.
+
+    Attributes:
+        png: The image as a file that says SYNTHETIC.
+        seed: Draws it again, with the same archive and the same settings.
+        label: The class it was drawn for; "" for a model without classes.
+        steps: Calls of the network.
+        sampler: The way from noise to the image.
+        guidance: Weight of the class; 1 is the class alone.
+        size: Height and width in pixels.
+        synthetic: True.
+        dicom: The same as DICOM, where it was asked for.
+    """
+
+    spoken: ClassVar[str] = "a synthetic image"
+
+    png: bytes
+    seed: int
+    label: str = msgspec.field(name="class")
+    steps: int
+    sampler: str
+    guidance: float
+    size: int
+    synthetic: bool
+    dicom: bytes | None = None
+
+
+class GenerationResult(Result, frozen=True, kw_only=True):
+    """Synthetic images, as the end of a stream or as the whole answer.
+
+    Attributes:
+        images: In the order of their places.
+        withheld: How many were drawn besides, came too near to a training image and were replaced.
+        npz: All images as NumPy arrays, where it was asked for.
+        nifti: All images as the slices of a stack (.nii.gz), where it was asked for.
+    """
+
+    spoken: ClassVar[str] = "synthetic images"
+
+    images: tuple[SampleImage, ...]
+    withheld: int
+    npz: bytes | None = None
+    nifti: bytes | None = None
+
+
+class SampleProgress(Value, frozen=True, tag_field="event", tag="progress", omit_defaults=True):
+    """How far one image is.
+
+    Attributes:
+        image: Its place among those asked for, from 0.
+        step: Steps that are done; falls back to the first where an image was withheld because it
+            came too near to a training image, and another one takes its place.
+        steps: All steps.
+        preview_png: What the network now takes the finished image for, where there is one to show.
+    """
+
+    spoken: ClassVar[str] = "the progress of an image"
+
+    image: int
+    step: int
+    steps: int = msgspec.field(name="of")
+    preview_png: bytes | None = None
+
+
+def read_part(part: bytes) -> SampleProgress | GenerationResult:
+    """Read one part of a streamed answer.
+
+    Raises:
+        MedserveError: the error that the part holds.
+        ServerFailedError: the part is something else.
+    """
+    content = read_answer(part, dict[str, Any])
+    if content.get("event") == "progress":
+        return SampleProgress.from_json(content)
+    return GenerationResult.decode(part)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
+import msgspec
 from msgspec import Meta
 
 from medserve.errors import InvalidRequestError
 from medserve.spec import ModelSpec
 from medserve.tasks.options import Options
+from medserve.tasks.result import Result, Value
 
-__all__ = ["VolumeFormat", "VolumeOptions", "VolumeOutput", "VolumePart"]
+__all__ = [
+    "LabelMeasure",
+    "VolumeFormat",
+    "VolumeOptions",
+    "VolumeOutput",
+    "VolumePart",
+    "VolumeResult",
+]
 
 Millimetres = Annotated[float, Meta(gt=0)]
 
@@ -178,3 +187,64 @@ def no_dicom_seg() -> InvalidRequestError:
         "params: format: expected one that this model has, got dicom-seg, for which its "
         "configuration lacks codes; ask for nifti"
     )
+
+
+class LabelMeasure(Value, frozen=True):
+    """One label of a mask, measured.
+
+    Attributes:
+        label: Its name.
+        label_id: Its number in the mask.
+        voxels: How many carry it.
+        volume_ml: Voxels times the volume of one.
+        centroid_mm: Mean position in the world (RAS+), None where the label is absent.
+        box_start: First voxel of the bounding box, with `box_stop`, which lies behind the last.
+        box_stop: None with `box_start` where the label is absent.
+        touches_border: Whether it reaches the edge of the grid, so that a part may be missing.
+    """
+
+    spoken: ClassVar[str] = "the measurements of a label"
+
+    label: str
+    label_id: int
+    voxels: int
+    volume_ml: float
+    centroid_mm: tuple[float, float, float] | None
+    box_start: tuple[int, int, int] | None
+    box_stop: tuple[int, int, int] | None
+    touches_border: bool
+
+
+Row = tuple[float, float, float, float]
+
+
+class VolumeResult(Result, frozen=True, kw_only=True):
+    """A segmentation with its mask on the grid of the volume that was sent.
+
+    Attributes:
+        labels: Names by number in the mask, the background's first.
+        shape: Voxels along each axis (I, J, K): those of the input.
+        affine: 4 x 4, voxel index to world, RAS+ in millimetres.
+        spacing_mm: Size of a voxel along each axis.
+        measures: Every label but the background.
+        mask_nifti: The mask as .nii.gz, with the header of the file that was sent if it had one.
+        volumes_ml: Volume of every label but the background.
+        probabilities_nifti: Probabilities of each label as .nii.gz, where they were asked for.
+        entropy_nifti: Where the model hesitates as .nii.gz, where it was asked for.
+        overlay_png: The mask drawn on the volume, where it was asked for.
+        dicom_seg: The mask as DICOM Segmentation, where it was asked for.
+    """
+
+    spoken: ClassVar[str] = "a segmentation with its mask"
+
+    labels: tuple[str, ...]
+    shape: tuple[int, int, int]
+    affine: tuple[Row, Row, Row, Row]
+    spacing_mm: tuple[float, float, float]
+    measures: tuple[LabelMeasure, ...]
+    mask_nifti: bytes
+    volumes_ml: dict[str, float] = msgspec.field(default_factory=dict)
+    probabilities_nifti: bytes | None = None
+    entropy_nifti: bytes | None = None
+    overlay_png: bytes | None = None
+    dicom_seg: bytes | None = None

@@ -36,7 +36,7 @@ class Corner:
         """Any bytes are an image."""
         return SimpleNamespace(height=32, width=32)
 
-    def preprocess(self, image: Any) -> npt.NDArray[np.float32]:
+    def to_network(self, image: Any) -> npt.NDArray[np.float32]:
         """Black but for the corner."""
         row = np.zeros((1, 32, 32), np.float32)
         row[:, :16, :16] = 1.0
@@ -66,7 +66,7 @@ def test_a_map_that_lies_is_told_from_a_true_one() -> None:
 
 @pytest.mark.archive
 def test_one_square_at_a_time_finds_what_stands_alone(handler: ClassificationHandler) -> None:
-    row = handler.preprocess(handler.decode(IMAGES[4]))
+    row = handler.to_network(handler.decode(IMAGES[4]))
     values = squares(row, Box(0, 0, 64, 64), handler.infer)
     assert values.shape == (64, 64)
     assert values[40:60, 25:38].mean() > values[:24].mean()

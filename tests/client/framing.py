@@ -60,7 +60,7 @@ def _answer(source: FrameStack, masks: list[np.ndarray | None]) -> dict[str, Any
     )
     return {
         "status": "ok",
-        **found.to_json(source),
+        **found.to_result(source).to_json(),
         "overlay_png": base64.b64encode(b"PNG").decode(),
         "dicom_seg": base64.b64encode(b"DICM").decode(),
     }

@@ -29,7 +29,7 @@ def by_size(payload: bytes) -> dict[str, Any]:
     found = Segmentation(mask, GEOMETRY, LABELS)
     return {
         "status": "ok",
-        **found.to_json(),
+        **found.to_result().to_json(),
         "overlay_png": base64.b64encode(b"PNG").decode(),
         "entropy_nifti": base64.b64encode(b"ENTROPY").decode(),
         "dicom_seg": base64.b64encode(b"DICM").decode(),

@@ -9,8 +9,7 @@ import pytest
 
 from medserve.client import AsyncClient, Client, Limits
 from medserve.errors import InvalidImageError, ServerFailedError
-from medserve.results.explanation import Explanation
-from medserve.tasks.classification import EXPLAINED_PER_CALL
+from medserve.tasks.classification import EXPLAINED_PER_CALL, Explanation
 from medserve.wire.inference_pb2 import PredictionsRequest
 from tests.client.fake_server import LABELS, FakeServer, classification, refuse
 

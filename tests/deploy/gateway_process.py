@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from medserve.engine.torchserve import Server
+from medserve.engine.torchserve.lifecycle import Server
 
 __all__ = ["RunningGateway", "running_gateway"]
 

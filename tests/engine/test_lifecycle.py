@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.errors import ArchiveError, ConfigError
 from tests.archives import packaged_fixture
 

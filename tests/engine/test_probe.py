@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import pytest
 from google.protobuf import message_factory
 
 from medserve.archive.read import golden_input, inspect_archive
-from medserve.engine.torchserve.canary import canary_inputs
-from medserve.engine.torchserve.probe import Proof, ProvenModel, main, probe
+from medserve.engine.golden import GoldenInput
+from medserve.engine.torchserve.probe import ProofFile, main, probe
 from medserve.errors import ModelNotReadyError
 from medserve.spec import Task
 from medserve.wire import inference_pb2, management_pb2
@@ -33,7 +33,13 @@ class Engine:
     def DescribeModel(self, request: Any, context: grpc.ServicerContext) -> Any:
         """The workers that the test wants."""
         states = [{"id": str(i), "status": state} for i, state in enumerate(self.workers)]
-        return management_pb2.ManagementResponse(msg=json.dumps([{"workers": states}]))
+        content = {
+            "modelName": request.model_name,
+            "modelVersion": "1.0",
+            "minWorkers": len(states),
+            "workers": states,
+        }
+        return management_pb2.ManagementResponse(msg=json.dumps([content]))
 
     def Predictions(self, request: Any, context: grpc.ServicerContext) -> Any:
         """The answer that the test wants; none at all for b"hang"."""
@@ -49,13 +55,12 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def model(archive: Path) -> ProvenModel:
-    info = inspect_archive(archive)
-    return ProvenModel(info.name, info.version, str(archive), info.digest, info.spec.task)
+def model(archive: Path) -> GoldenInput:
+    return GoldenInput.of(inspect_archive(archive))
 
 
 @pytest.fixture
-def engine(model: ProvenModel) -> Engine:
+def engine(model: GoldenInput) -> Engine:
     good = {"status": "ok", "archive_digest": model.digest}
     return Engine(answer=json.dumps(good).encode())
 
@@ -70,7 +75,7 @@ def _handler(call: Callable[..., Any], service: Any, name: str) -> Any:
 
 
 @pytest.fixture
-def proof(engine: Engine, model: ProvenModel) -> Iterator[Proof]:
+def proof(engine: Engine, model: GoldenInput) -> Iterator[ProofFile]:
     server = grpc.server(futures.ThreadPoolExecutor(4))
     services = {
         inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"]: ["Predictions"],
@@ -83,16 +88,16 @@ def proof(engine: Engine, model: ProvenModel) -> Iterator[Proof]:
         )
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
-    yield Proof(address, address, 2**22, (model,))
+    yield ProofFile(address, address, 2**22, (model,))
     server.stop(None).wait()
 
 
-def test_a_model_that_answers_its_golden_input_is_ready(proof: Proof, engine: Engine) -> None:
+def test_a_model_that_answers_its_golden_input_is_ready(proof: ProofFile, engine: Engine) -> None:
     probe(proof, proof.models, timeout_s=30)
-    assert engine.asked == [golden_input(Path(proof.models[0].archive))]
+    assert engine.asked == [golden_input(proof.models[0].archive)]
 
 
-def test_one_worker_of_several_is_enough(proof: Proof, engine: Engine) -> None:
+def test_one_worker_of_several_is_enough(proof: ProofFile, engine: Engine) -> None:
     engine.workers = ["UNLOADING", "READY"]
     probe(proof, (), timeout_s=30)
 
@@ -128,7 +133,7 @@ def _refusing(engine: Engine) -> None:
     ],
 )
 def test_what_is_wrong_with_a_model_is_said(
-    proof: Proof, engine: Engine, spoil: Callable[[Engine], None], message: str
+    proof: ProofFile, engine: Engine, spoil: Callable[[Engine], None], message: str
 ) -> None:
     spoil(engine)
     with pytest.raises(ModelNotReadyError) as caught:
@@ -138,7 +143,7 @@ def test_what_is_wrong_with_a_model_is_said(
 
 
 def test_the_exit_code_is_what_docker_and_kubernetes_read(
-    proof: Proof, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    proof: ProofFile, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "proof.json"
     flags = ["--proof-file", str(path)]
@@ -154,16 +159,16 @@ def test_the_exit_code_is_what_docker_and_kubernetes_read(
     assert capsys.readouterr().out.startswith("not ready: tiny 1.0: ")
 
 
-def test_a_server_that_is_gone_is_not_ready(model: ProvenModel, tmp_path: Path) -> None:
+def test_a_server_that_is_gone_is_not_ready(model: GoldenInput, tmp_path: Path) -> None:
     path = tmp_path / "proof.json"
     nobody = "127.0.0.1:1"
-    Proof(nobody, nobody, 2**22, (model,)).write(path)
+    ProofFile(nobody, nobody, 2**22, (model,)).write(path)
     assert main(["--proof-file", str(path), "--timeout-s=0.5"]) == 1
 
 
 @pytest.mark.parametrize(("which", "asked"), [("next", 1), ("all", 1), ("none", 0)])
 def test_canaries_are_sent_as_often_as_asked(
-    proof: Proof, engine: Engine, tmp_path: Path, which: str, asked: int
+    proof: ProofFile, engine: Engine, tmp_path: Path, which: str, asked: int
 ) -> None:
     path = tmp_path / "proof.json"
     proof.write(path)
@@ -175,5 +180,12 @@ def test_canaries_are_sent_as_often_as_asked(
 def test_a_canary_is_the_golden_input_under_the_key_that_the_task_reads(
     archive: Path, task: Task, key: str
 ) -> None:
-    inputs = canary_inputs(archive, task)
-    assert inputs == {key: golden_input(archive), "transport": b"grpc"}
+    golden = replace(GoldenInput.of(inspect_archive(archive)), task=task)
+    assert golden.request().inputs == {key: golden_input(archive)}
+
+
+def test_the_file_of_a_proven_server_is_read_as_it_was_written(
+    proof: ProofFile, tmp_path: Path
+) -> None:
+    proof.write(tmp_path / "proof.json")
+    assert ProofFile.read(tmp_path / "proof.json") == proof

@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from medserve.engine.torchserve import Server
+from medserve.engine.torchserve.lifecycle import Server
 from medserve.gateway.server import GatewayServer
 from tests.gateway.running import running_gateway, settings_for
 

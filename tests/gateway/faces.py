@@ -98,7 +98,8 @@ def _item(content: bytes) -> dict[str, Any]:
 def segmented(request: Request) -> bytes:
     """As a model that segments answers: a fixed mask, and what `params` ask for."""
     params = json.loads(request.inputs.get("params", b"{}"))
-    content = {"model": request.model, **_HEAD, "status": "ok", **SEGMENTATION.to_json()}
+    content = {"model": request.model, **_HEAD, "status": "ok"}
+    content |= SEGMENTATION.to_result().to_json()
     for name, member in (("overlay", "overlay_png"), ("uncertainty", "entropy_nifti")):
         if params.get(name):
             content[member] = base64.b64encode(name.encode()).decode()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medserve.engine.interface import Engine
-from medserve.engine.torchserve import Server
+from medserve.engine.torchserve.lifecycle import Server
 from medserve.gateway.server import GatewayServer
 from medserve.gateway.settings import GatewaySettings
 

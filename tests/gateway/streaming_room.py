@@ -31,7 +31,7 @@ from medserve.inference.fit import fit_grey
 class TickerHandler(ClassificationHandler):
     """Streams where it is asked to."""
 
-    def preprocess(self, source):
+    def to_network(self, source):
         return fit_grey(source, (64, 64))
 
     def handle(self, data, context):

@@ -122,8 +122,8 @@ def test_a_call_leaves_one_line_without_anything_of_its_input(path: Path) -> Non
                 name,
                 "",
                 {"data": b"Smith^John", "params": b'{"note":"Smith^John"}'},
-                Caller("ward-7"),
                 new_request_id(),
+                caller=Caller("ward-7"),
             )
             await asyncio.gather(gateway.predict(wanted), return_exceptions=True)
 
@@ -146,7 +146,7 @@ def test_an_answer_that_cannot_be_logged_is_not_given(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    wanted = EngineCall("tiny", "", {"data": b"x"}, Caller(), new_request_id())
+    wanted = EngineCall("tiny", "", {"data": b"x"}, new_request_id(), caller=Caller())
     with pytest.raises(MedserveError) as caught:
         asyncio.run(gateway.predict(wanted))
     assert isinstance(caught.value, ServerFailedError)

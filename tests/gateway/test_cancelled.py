@@ -14,7 +14,7 @@ from tests.gateway.fake_engine import FakeEngine, fake_gateway
 
 def call(deadline_s: float | None = None) -> EngineCall:
     deadline = None if deadline_s is None else time.monotonic() + deadline_s
-    return EngineCall("tiny", "", {"data": b"x"}, Caller(), new_request_id(), deadline)
+    return EngineCall("tiny", "", {"data": b"x"}, new_request_id(), deadline, caller=Caller())
 
 
 def marks(folder: Path) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from medserve.engine.interface import EngineRequest
 from medserve.errors import (
     AuthenticationError,
     DeadlineError,
@@ -67,19 +68,14 @@ async def parts(gateway: Gateway, wanted: EngineCall) -> list[bytes]:
     return [part async for part in gateway.stream(wanted)]
 
 
-def test_the_engine_gets_the_inputs_and_the_markers_of_a_unary_call() -> None:
+def test_the_engine_gets_the_inputs_and_what_it_may_log_and_give_up_by() -> None:
     engine = answering()
-    wanted = call(inputs={"data": b"pixels", "params": b"{}"}, deadline=time.monotonic() + 5)
+    deadline = time.monotonic() + 5
+    wanted = call(inputs={"data": b"pixels", "params": b"{}"}, deadline=deadline)
     assert run(fake_gateway(engine).predict(wanted)) == _OK
-    sent = engine.requests[0].inputs
-    assert 0 < int(sent.pop("deadline_ms")) <= 5000
-    assert sent == {
-        "data": b"pixels",
-        "params": b"{}",
-        "transport": b"grpc",
-        "stream": b"0",
-        "request_id": wanted.request_id.encode(),
-    }
+    (sent,) = engine.requests
+    assert sent.inputs == {"data": b"pixels", "params": b"{}"}
+    assert (sent.request_id, sent.deadline) == (wanted.request_id, deadline)
 
 
 def test_a_unary_call_never_asks_for_a_stream_whatever_its_caller_wrote() -> None:
@@ -89,33 +85,32 @@ def test_a_unary_call_never_asks_for_a_stream_whatever_its_caller_wrote() -> Non
     )
     for wanted in (
         call(inputs=dict(request.input)),
-        call(message=request.SerializeToString(), face=Face.TORCHSERVE),
+        call(wire=request.SerializeToString(), face=Face.TORCHSERVE),
     ):
         run(fake_gateway(engine).predict(wanted))
-    assert [request.inputs["stream"] for request in engine.requests] == [b"0", b"0"]
-    assert [request.inputs["transport"] for request in engine.requests] == [b"grpc", b"grpc"]
+    assert [request.stream for request in engine.requests] == [False, False]
 
 
-def test_a_request_from_the_wire_keeps_fields_that_nobody_here_knows() -> None:
+def test_a_request_from_the_wire_reaches_the_engine_as_it_came() -> None:
     seen = []
     engine = answering()
-    predict = engine.predict
+    answer = engine.call
 
-    async def keep(message: bytes, timeout_s: float) -> bytes:
-        seen.append(message)
-        return await predict(message, timeout_s)
+    async def keep(request: EngineRequest, timeout_s: float) -> bytes:
+        seen.append(request.wire)
+        return await answer(request, timeout_s)
 
-    engine.predict = keep  # type: ignore[method-assign]
+    engine.call = keep  # type: ignore[method-assign]
     known = inference_pb2.PredictionsRequest(model_name="tiny", input={"data": b"pixels"})
     message = known.SerializeToString() + b"\xa2\x06\x03abc"  # field 100, three bytes
-    run(fake_gateway(engine).predict(call(message=message, face=Face.TORCHSERVE)))
-    assert seen[0].startswith(message)
+    run(fake_gateway(engine).predict(call(wire=message, face=Face.TORCHSERVE)))
+    assert seen == [message]
 
 
 def test_a_stream_gives_each_chunk_and_asks_for_a_stream() -> None:
     engine = FakeEngine(lambda _: [b"one", b"two", _OK])
     assert run(parts(fake_gateway(engine), call())) == [b"one", b"two", _OK]
-    assert engine.requests[0].inputs["stream"] == b"1"
+    assert engine.requests[0].stream
 
 
 def test_a_model_outside_the_callers_scopes_is_forbidden_whether_it_exists_or_not() -> None:
@@ -255,7 +250,7 @@ def test_a_bug_leaves_as_an_internal_error_with_a_reference_and_without_its_text
 
 def test_an_error_after_some_chunks_reaches_the_caller_behind_them() -> None:
     class Stumbling(FakeEngine):
-        async def stream(self, message: bytes, timeout_s: float) -> Any:
+        async def stream(self, request: EngineRequest, timeout_s: float) -> Any:
             yield b"one"
             raise ServerFailedError("the worker died")
 

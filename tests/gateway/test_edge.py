@@ -13,7 +13,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from medserve.client import Client
-from medserve.engine.torchserve import Server
+from medserve.engine.torchserve.lifecycle import Server
 from medserve.gateway.server import GatewayServer
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.gateway.running import running_gateway, settings_for

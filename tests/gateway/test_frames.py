@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from medserve.gateway.faces.v1.masks import segment_result
+from medserve.gateway.faces.v1.messages import segment_result
 from medserve.imaging.codecs import nifti
 from medserve.wire.v1 import imaging_pb2 as pb
 from tests.client.framing import LABELS, by_frame_size

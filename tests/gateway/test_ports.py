@@ -208,7 +208,7 @@ def test_running_calls_finish_while_health_says_no(tiny_store: Path, fake: FakeE
         assert all(json.loads(call.result().prediction)["status"] == "ok" for call in calls)
         draining.join()
         assert refusal(channel) is grpc.StatusCode.UNAVAILABLE
-    assert fake.closed
+    assert fake.drained
 
 
 def test_an_upload_that_takes_for_ever_is_ended(tiny_store: Path, fake: FakeEngine) -> None:

@@ -22,13 +22,15 @@ from medserve.gateway.faces.rest import app as rest
 from medserve.gateway.faces.rest.body import FormFile, RestLimits, files
 from medserve.results.segmentation import Segmentation
 from medserve.spec import Task
+from medserve.tasks import FrameOptions, GenerationOptions, VolumeOptions, declared
+from medserve.tasks.volumes import VolumeResult
 from tests.gateway.faces import DIGEST, LABELS, SEGMENTATION, classified, compact, drawn, segmented
 from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
 
 _MODELS = (
     model("kinds", labels=LABELS),
     model("hippocampus", Task.VOLUMES, labels=LABELS),
-    model("sampler", Task.GENERATION, labels=()),
+    model("sampler", Task.GENERATION, labels=("T1", "T2")),
 )
 _OCTETS = {"content-type": "application/octet-stream"}
 _CLASSIFY = "/v1/models/kinds/classify"
@@ -162,7 +164,7 @@ def test_parameters_of_a_classifier_reach_it() -> None:
 def test_a_mask_comes_as_json_with_its_measurements() -> None:
     response = ask(gateway(), "POST", f"{_SEGMENT}?output=json", content=b"volume", headers=_OCTETS)
     assert response.headers["content-type"] == "application/json"
-    found = Segmentation.from_json(response.json())
+    found = Segmentation.from_result(VolumeResult.from_json(response.json()))
     assert (found.mask == SEGMENTATION.mask).all()
     assert (found.geometry.affine == SEGMENTATION.geometry.affine).all()
 
@@ -201,7 +203,7 @@ def test_images_are_drawn_from_a_json_order() -> None:
     response = ask(gateway(engine), "POST", _SAMPLE, json={"n": 2, "class": "T1", "seed": 5})
     assert json.loads(engine.requests[0].inputs["params"]) == {"n": 2, "class": "T1", "seed": 5}
     assert [image["seed"] for image in response.json()["images"]] == [5, 6]
-    assert engine.requests[0].inputs["stream"] == b"0"
+    assert not engine.requests[0].stream
 
 
 @pytest.mark.parametrize(
@@ -495,7 +497,7 @@ def test_the_request_id_goes_to_the_engine_and_back() -> None:
     headers = _OCTETS | {"x-request-id": given}
     response = ask(gateway(engine), "POST", _SEGMENT, content=b"volume", headers=headers)
     assert response.headers["x-request-id"] == given
-    assert engine.requests[0].inputs["request_id"] == given.encode()
+    assert engine.requests[0].request_id == given
 
 
 def test_openapi_describes_every_call_with_its_errors_and_examples() -> None:
@@ -531,3 +533,57 @@ def test_answers_are_what_openapi_says() -> None:
     many = ask(gateway(), "POST", _CLASSIFY, files=form([b"dark", b"broken"]))
     check("/v1/models/{model}/classify", "post", many)
     check("/readyz", "get", ask(gateway(), "GET", "/readyz"))
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [("view=axial", "view"), ("step_mm=5", "step_mm"), ("length_mm=40", "length_mm")],
+)
+def test_an_option_of_another_task_is_refused_by_name_before_the_file_is_read(
+    query: str, named: str
+) -> None:
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("a piece was read")
+        yield b""
+
+    engine = FakeEngine(answers)
+    path = f"{_SEGMENT}?{query}"
+    response = ask(gateway(engine), "POST", path, content=unread(), headers=_OCTETS)
+    assert (response.status_code, code(response)) == (400, "INVALID_REQUEST")
+    message = response.json()["error"]["message"]
+    assert message.startswith(f"{named} is no option of hippocampus")
+    assert "fill_holes" in message
+    assert not engine.requests
+
+
+def test_guidance_and_files_of_a_sampler_can_be_asked_for() -> None:
+    engine = FakeEngine(answers)
+    ask(gateway(engine), "POST", _SAMPLE, json={"guidance": 2.5, "format": "dicom"})
+    assert json.loads(engine.requests[0].inputs["params"]) == {"guidance": 2.5, "format": "dicom"}
+
+
+def test_openapi_shows_type_bounds_words_default_and_help_of_every_option() -> None:
+    paths = APP().openapi()["paths"]
+    sample = paths["/v1/models/{model}/sample"]["post"]["requestBody"]["content"]
+    body = sample["application/json"]["schema"]["properties"]
+    assert set(body) == {option.key for option in declared(GenerationOptions)}
+    assert body["format"]["enum"] == ["png", "npz", "nifti", "dicom"]
+    assert (body["format"]["default"], body["n"]["minimum"]) == ("png", 1)
+    segment = paths["/v1/models/{model}/segment"]["post"]["parameters"]
+    query = {each["name"]: each for each in segment if each["in"] == "query"}
+    for option in (*declared(VolumeOptions), *declared(FrameOptions)):
+        assert option.help in query[option.key]["description"]
+        shown = query[option.key]["schema"]
+        words: dict[str, Any] = next(
+            (each for each in (shown, *shown.get("anyOf", ())) if "enum" in each), {}
+        )
+        assert set(option.choices) <= set(words.get("enum", ()))
+    assert query["overlay"]["schema"]["default"] is False
+
+
+def test_a_model_tells_its_options_with_its_own_bounds() -> None:
+    options = ask(gateway(), "GET", "/v1/models/sampler").json()["options"]
+    by_name = {each["name"]: each for each in options}
+    assert by_name["class"]["choices"] == ["T1", "T2"]
+    assert (by_name["guidance"]["least"], by_name["guidance"]["most"]) == (0, 8)
+    assert by_name["format"]["default"] == "png"

@@ -29,6 +29,7 @@ from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
 from medserve.results.segmentation import Segmentation
+from medserve.tasks.volumes import VolumeResult
 from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
 from tests.gateway.sketcher_room import STEPS, square
@@ -192,7 +193,7 @@ def test_a_sampler_that_refuses_says_why(stub: pb_grpc.ImagingServiceStub) -> No
         list(stub.Sample(pb.SampleRequest(model_name="sketcher", image_count=99), timeout=60))
     error: Any = caught.value
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "n (1 to 8)" in error.details()
+    assert "n: expected a whole number from 1 to" in error.details()
 
 
 def test_models_are_listed_as_their_archives_describe_them(
@@ -227,7 +228,9 @@ def test_every_task_answers_over_http(web: httpx.Client) -> None:
     assert mask.headers["content-type"] == "application/gzip"
     assert (nifti.decode(mask.content).array == known_mask(volume)).all()
     measured = web.post(f"{segment}?output=json", files={"file": nifti.encode(volume)}).json()
-    assert (Segmentation.from_json(measured).mask == known_mask(volume)).all()
+    assert (
+        Segmentation.from_result(VolumeResult.from_json(measured)).mask == known_mask(volume)
+    ).all()
     refused = web.post(f"{segment}?format=dicom-seg", content=nifti.encode(volume), headers=octets)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "INVALID_REQUEST")
 
@@ -345,8 +348,8 @@ def test_the_shell_example_of_the_typed_calls_works(
     printed = run(["bash", "-c", script], PATH=path, BUF=str(_BUF)).replace(" ", "")
     assert printed.count('"classification"') == 6
     assert '"role":"FILE_ROLE_OVERLAY"' in printed
-    assert printed.count('"png"') == 2
-    assert "TASK_SEGMENTATION" in printed
+    assert printed.count('"png":') == 2
+    assert "TASK_VOLUMES" in printed
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")

@@ -289,7 +289,7 @@ def test_the_request_id_goes_to_the_engine_and_back() -> None:
 
     answered = talk(fake_gateway(engine, _MODELS[0]), conversation)
     assert answered["x-request-id"] == given
-    assert engine.requests[0].inputs["request_id"] == given.encode()
+    assert engine.requests[0].request_id == given
 
 
 def test_a_silent_client_is_sent_away() -> None:

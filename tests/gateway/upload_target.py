@@ -11,8 +11,9 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+from medserve.archive.read import ArchiveInfo
 from medserve.cli.gateway import run_gateway
-from medserve.engine.interface import EngineModel
+from medserve.engine.interface import EngineModel, EngineRequest
 from medserve.gateway.server import GatewayServer
 from tests.gateway.running import quick_settings
 
@@ -22,21 +23,27 @@ _ANSWER_S = 0.05
 class Forgetful:
     """Answers every request with the same bytes, after a moment."""
 
-    async def predict(self, message: bytes, timeout_s: float) -> bytes:
+    async def load(self, archive: ArchiveInfo, *, workers: int = 0, default: bool = False) -> None:
+        """Nothing to load."""
+
+    async def unload(self, model: str, version: str) -> None:
+        """Nothing to unload."""
+
+    async def call(self, request: EngineRequest, timeout_s: float) -> bytes:
         """The same for everybody."""
         await asyncio.sleep(_ANSWER_S)
         return b"answer"
 
-    async def stream(self, message: bytes, timeout_s: float) -> AsyncIterator[bytes]:
+    async def stream(self, request: EngineRequest, timeout_s: float) -> AsyncIterator[bytes]:
         """The same in one part."""
-        yield await self.predict(message, timeout_s)
+        yield await self.call(request, timeout_s)
 
-    async def describe(self, model: str) -> Sequence[EngineModel]:
+    async def describe(self, model: str = "") -> Sequence[EngineModel]:
         """One worker, ready."""
         return [EngineModel(model, "1.0", default=True, workers=1, workers_ready=1)]
 
-    async def close(self) -> None:
-        """Nothing to close."""
+    async def drain(self, timeout_s: float = 0.0) -> None:
+        """Nothing to wait for."""
 
 
 async def main(store: Path, ready_file: Path, memory_mb: int) -> None:

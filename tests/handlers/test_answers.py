@@ -9,7 +9,7 @@ import pytest
 
 from handlers.mednist import MednistHandler
 from medserve.inference.engines import Outputs
-from medserve.results.classification import Classification
+from medserve.tasks.classification import Classification
 from tests.handlers.worker import answer, answers, picture, ready
 from tests.phantoms import dicom_bytes, disc
 

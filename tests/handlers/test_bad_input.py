@@ -193,7 +193,7 @@ class Faulty:
         return result
 
 
-@pytest.mark.parametrize("verb", ["preprocess", "postprocess"])
+@pytest.mark.parametrize("verb", ["to_network", "from_network"])
 def test_a_bug_costs_its_own_file_and_tells_the_log_where_not_what(
     handler: MednistHandler,
     monkeypatch: pytest.MonkeyPatch,

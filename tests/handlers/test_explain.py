@@ -17,8 +17,7 @@ from medserve.imaging import Image
 from medserve.inference.engines import Outputs
 from medserve.inference.fit import fit_grey
 from medserve.inference.occlusion import ROWS
-from medserve.results.classification import Classification
-from medserve.tasks.classification import EXPLAINED_PER_CALL
+from medserve.tasks.classification import EXPLAINED_PER_CALL, Classification
 from tests.handlers.worker import answer, answers, context
 from tests.phantoms import raster_bytes
 from tests.tiny_room import LABELS, bright_tile, make_checkout
@@ -29,7 +28,7 @@ EXPLAIN = b'{"explain": true}'
 class Tiles(ClassificationHandler):
     """As the handler of that room."""
 
-    def preprocess(self, source: Image) -> npt.NDArray[np.float32]:
+    def to_network(self, source: Image) -> npt.NDArray[np.float32]:
         """Grey, between bars where it is wide."""
         return fit_grey(source, (64, 64))
 

@@ -31,6 +31,7 @@ from medserve.errors import (
     PayloadTooLargeError,
 )
 from medserve.results.frame_segmentation import FrameSegmentation
+from medserve.tasks.frames import FrameResult
 from tests.frame_phantoms import as_nifti, cine, ellipse, region, saved, scan, ultrasound
 from tests.handlers.frame_worker import ask, ask_json, ask_packed, changed, ready_for_frames
 from tests.phantoms import raster_bytes
@@ -164,7 +165,9 @@ def test_the_mask_of_a_picture_comes_as_nifti_where_that_is_asked_for(
 
 
 def test_the_client_reads_what_the_handler_built(handler: FrameHandler) -> None:
-    found = FrameSegmentation.from_json(ask_json(handler, raster_bytes(scan())))
+    found = FrameSegmentation.from_result(
+        FrameResult.from_json(ask_json(handler, raster_bytes(scan())))
+    )
     np.testing.assert_array_equal(found.mask, ellipse()[np.newaxis])
     assert found.labels == ("background", "bright")
     assert found.frames[0].measure is not None
@@ -193,7 +196,9 @@ def test_a_cine_loop_gets_a_mask_for_each_frame(handler: FrameHandler) -> None:
     assert [each["status"] for each in content["frames"]] == ["ok"] * 8
     known = frames > 127
     assert [each["pixels"] for each in content["frames"]] == known.sum(axis=(1, 2)).tolist()
-    np.testing.assert_array_equal(FrameSegmentation.from_json(content).mask, known)
+    np.testing.assert_array_equal(
+        FrameSegmentation.from_result(FrameResult.from_json(content)).mask, known
+    )
     answer = volume(ask(handler, saved(ultrasound(frames))))
     np.testing.assert_array_equal(np.asarray(answer.dataobj).transpose(2, 1, 0), known)
 
@@ -258,7 +263,7 @@ def test_a_damaged_frame_of_a_loop_costs_no_other(handler: FrameHandler) -> None
     content = ask_json(handler, saved(dataset), {"step_mm": 1.0})
     assert [each["status"] for each in content["frames"]] == [*["ok"] * 3, "error", "ok", "ok"]
     assert content["frames"][3]["error"]["code"] == "INVALID_IMAGE"
-    found = FrameSegmentation.from_json(content)
+    found = FrameSegmentation.from_result(FrameResult.from_json(content))
     known = cine(6) > 127
     known[3] = False
     np.testing.assert_array_equal(found.mask, known)
@@ -320,7 +325,9 @@ def test_an_array_of_rows_columns_frames_is_read_by_its_view(handler: FrameHandl
     payload = as_nifti(frames.transpose(1, 2, 0))
     content = ask_json(handler, payload, {"view": "swapped"})
     assert (content["grid"]["rows"], content["grid"]["columns"]) == (48, 64)
-    np.testing.assert_array_equal(FrameSegmentation.from_json(content).mask, frames > 127)
+    np.testing.assert_array_equal(
+        FrameSegmentation.from_result(FrameResult.from_json(content)).mask, frames > 127
+    )
     mask = volume(decoded(content, "mask_nifti"))
     np.testing.assert_array_equal(np.asarray(mask.dataobj).transpose(2, 0, 1), frames > 127)
 
@@ -343,7 +350,9 @@ def test_a_view_by_the_affine_does_not_depend_on_how_the_file_was_stored(
             ornt.ornt_transform(ornt.io_orientation(upright), ornt.axcodes2ornt(tuple(stored)))
         )
         content = ask_json(handler, turned.to_bytes(), {"view": view})
-        np.testing.assert_array_equal(FrameSegmentation.from_json(content).mask, frames > 127)
+        np.testing.assert_array_equal(
+            FrameSegmentation.from_result(FrameResult.from_json(content)).mask, frames > 127
+        )
         mask = volume(decoded(content, "mask_nifti"))
         assert mask.shape == turned.shape
         np.testing.assert_array_equal(np.asarray(mask.dataobj), turned.get_fdata() > 127)

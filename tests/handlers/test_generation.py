@@ -31,6 +31,7 @@ from medserve.errors import (
 )
 from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
 from medserve.results.sample import Sample
+from medserve.tasks.generation import SampleImage
 from tests.handlers.worker import FakeContext
 from tests.tiny_diffusion_room import (
     DIFFUSION_CONFIG,
@@ -160,9 +161,10 @@ def test_an_answer_names_its_archive_and_reads_back_as_the_same_samples(
     answer = ask(handler, {"n": 2, "seed": 8, "guidance": 2.0})
     assert (answer["model"], answer["version"]) == ("painter", "1.0")
     for image in answer["images"]:
-        sample, png = Sample.from_json(image, handler.provenance)
+        read = SampleImage.from_json(image)
+        sample = Sample.from_image(read, handler.provenance)
         np.testing.assert_array_equal(sample.image, pixels(image))
-        assert sample.to_json(png) == image
+        assert sample.to_image(read.png).to_json() == image
 
 
 # ---- files, each marked as synthetic

@@ -25,7 +25,7 @@ def assert_same_pixels(handler: ClassificationHandler, spec: ModelSpec, file: Pa
     """Compare what training reads from the file with what the handler makes of it."""
     [(_, trained)] = decoded([file], spec, skipped=[])
     handler.spec = spec
-    served = handler.preprocess(handler.decode(file.read_bytes()))
+    served = handler.to_network(handler.decode(file.read_bytes()))
     assert served.shape == (spec.input.channels, *spec.input.size)
     np.testing.assert_array_equal(trained, served)
 

@@ -35,6 +35,7 @@ from medserve.imaging.volume import Volume
 from medserve.inference.engines import Outputs
 from medserve.inference.sliding_window import until
 from medserve.results.segmentation import Segmentation
+from medserve.tasks.volumes import VolumeResult
 from tests.handlers.volume_worker import ask, ask_json, changed, ready_for_volumes
 from tests.tiny_volume_room import LABELS, known_mask, phantom, write_volume_artifact
 from tests.volume_phantoms import (
@@ -147,7 +148,7 @@ def test_json_holds_mask_measurements_and_provenance(
         expected = np.count_nonzero(known == label) / 1000
         assert content["volumes_ml"][name] == pytest.approx(expected, rel=1e-6)
     assert base64.b64decode(content["mask_nifti"]) == ask(handler, payload)
-    returned = Segmentation.from_json(content)
+    returned = Segmentation.from_result(VolumeResult.from_json(content))
     np.testing.assert_array_equal(returned.mask, known)
     centre = content["measures"][1]["centroid_mm"]
     np.testing.assert_allclose(centre, centre_of_mass_mm(known == 2, volume.geometry), atol=1e-3)

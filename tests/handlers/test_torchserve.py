@@ -49,11 +49,11 @@ class VolumeLike(BatchedHandler[bytes, None, bytes]):
             raise InvalidImageError("expected a volume, got zeros")
         return bytes(payload)
 
-    def preprocess(self, source: bytes) -> npt.NDArray[np.float32]:
+    def to_network(self, source: bytes) -> npt.NDArray[np.float32]:
         """An even plane as bright as the first byte."""
         return np.full((1, 64, 64), source[0] / 255, np.float32)
 
-    def postprocess(self, outputs: Outputs) -> bytes:
+    def from_network(self, outputs: Outputs) -> bytes:
         """The bare logits."""
         return outputs["logits"].tobytes()
 

@@ -11,10 +11,10 @@ from medserve.errors import InvalidImageError, InvalidRequestError
 from medserve.imaging.codecs import dicom_series
 from medserve.imaging.codecs.dicom_series import DicomVolume
 from medserve.imaging.geometry import Geometry
-from medserve.results.classification import Provenance
 from medserve.results.files import dicom_seg
 from medserve.results.segmentation import Segmentation
 from medserve.spec.volumes import CodedTerm, SegmentCoding
+from medserve.tasks.result import Provenance
 from tests.volume_phantoms import (
     as_bytes,
     dicom_slices,

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from msgspec.structs import replace
 
 from medserve.errors import ServerFailedError
 from medserve.imaging.frames import FrameGrid
 from medserve.imaging.geometry import Geometry
-from medserve.results.frame_measure import (
-    FrameMeasure,
-    StackMeasure,
-    ellipsoid_ml,
-    measure_frame,
-    measure_label,
-    measure_stack,
-)
+from medserve.results.frame_measure import ellipsoid_ml, measure_frame, measure_label, measure_stack
 from medserve.results.measure import measure
+from medserve.tasks.frames import FrameMeasure, StackMeasure
 
 GRID = FrameGrid((120, 160), 40, (0.5, 0.4), 1.5)
 SEMI_MM = (20.0, 15.0, 22.0)  # along columns, rows, frames: a prostate of 27.6 ml

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 
 from medserve.errors import ServerFailedError
 from medserve.imaging.geometry import Geometry
-from medserve.results.measure import LabelMeasure, measure
+from medserve.results.measure import measure
+from medserve.tasks.volumes import LabelMeasure
 from tests.volume_phantoms import SHAPE, ball, centre_of_mass_mm, geometries, oblique
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 from typing import Any
 
 import nibabel
@@ -13,6 +12,7 @@ from medserve.errors import ServerFailedError
 from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.results.segmentation import Segmentation
+from medserve.tasks.volumes import VolumeResult
 from tests.volume_phantoms import SHAPE, geometries, oblique, ramp
 
 LABELS = ("background", "anterior", "posterior")
@@ -30,7 +30,7 @@ def _segmentation(geometry: Geometry) -> Segmentation:
 @given(geometries())
 def test_json_brings_back_mask_and_grid_to_the_last_bit(geometry: Geometry) -> None:
     segmentation = _segmentation(geometry)
-    back = Segmentation.from_json(json.loads(json.dumps(segmentation.to_json())))
+    back = Segmentation.from_result(VolumeResult.decode(segmentation.to_result().encode()))
     assert back.geometry == geometry
     assert back.labels == LABELS
     assert back.measures == segmentation.measures
@@ -55,10 +55,11 @@ def test_the_mask_file_repeats_the_header_of_its_source() -> None:
 
 
 def test_measurements_can_travel_without_the_mask() -> None:
-    content = _segmentation(oblique()).to_json(include_mask=False)
+    content = _segmentation(oblique()).to_result().without_files()
     assert "mask_nifti" not in content
+    assert len(content["measures"]) == 2
     with pytest.raises(ServerFailedError, match="with its mask"):
-        Segmentation.from_json(content)
+        VolumeResult.from_json(content)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +74,9 @@ def test_measurements_can_travel_without_the_mask() -> None:
     ],
 )
 def test_an_answer_that_is_no_segmentation_is_the_servers_fault(change: dict[str, Any]) -> None:
-    with pytest.raises(ServerFailedError, match="expected a segmentation"):
-        Segmentation.from_json(_segmentation(oblique()).to_json() | change)
+    content = _segmentation(oblique()).to_result().to_json() | change
+    with pytest.raises(ServerFailedError, match="a segmentation with its mask"):
+        Segmentation.from_result(VolumeResult.from_json(content))
 
 
 @pytest.mark.parametrize(

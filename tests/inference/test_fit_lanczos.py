@@ -86,6 +86,6 @@ def test_the_handler_fits_frames_to_the_network() -> None:
     handler = BloodCellHandler()
     handler.spec = spec
     image = Image(smear(363, 360).astype(np.float32) / np.float32(255))
-    row = handler.preprocess(image)
+    row = handler.to_network(image)
     assert row.shape == (3, 128, 128)
     np.testing.assert_array_equal(row, fit_lanczos(image, (128, 128)))

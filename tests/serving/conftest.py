@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from medserve.client import Client
-from medserve.engine.torchserve import Server
+from medserve.engine.torchserve.lifecycle import Server
 from tests.archives import packaged
 from tests.tiny_room import make_checkout
 

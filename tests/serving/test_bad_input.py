@@ -13,7 +13,7 @@ import pytest
 from PIL import Image as pillow
 
 from medserve.client import Client, Limits
-from medserve.engine.torchserve import Server
+from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import (
     DeadlineError,
     InvalidImageError,

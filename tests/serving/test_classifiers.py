@@ -14,7 +14,7 @@ import pytest
 from PIL import Image as pillow
 
 from medserve.client import Client
-from medserve.engine.torchserve import Server
+from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import DeadlineError, InvalidImageError, MedserveError
 from medserve.tasks.classification import EXPLAINED_PER_CALL
 from medserve.wire import inference_pb2, inference_pb2_grpc

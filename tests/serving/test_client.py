@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from medserve.client import AsyncClient, Client, Limits, TlsConfig, Tokens
-from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.errors import AuthenticationError, PayloadTooLargeError, ServerUnreachableError
 from tests.client.certificates import HAVE_OPENSSL, self_signed
 from tests.phantoms import raster_bytes

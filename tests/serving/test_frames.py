@@ -17,7 +17,7 @@ from PIL import Image
 
 import models
 from medserve.client import AsyncClient, Client, FrameAnswer, FrameOptions
-from medserve.engine.torchserve import Server
+from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import DeadlineError, InvalidImageError, InvalidRequestError
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.cli.conftest import medserve as medserve
@@ -141,7 +141,8 @@ def test_the_command_line_writes_masks_and_tables(
     folder.mkdir()
     (folder / "frame.png").write_bytes(raster_bytes(scan(96, 128)))
     (folder / "sweep.dcm").write_bytes(saved(ultrasound(cine(5))))
-    run = medserve("predict", "tiny_frame", folder, "--out", out, "--address", address)
+    reached = ("--address", address)
+    run = medserve("predict", "tiny_frame", folder, "--out", out, *reached)
     assert (run.code, run.err) == (0, "")
     assert sorted(path.name for path in out.iterdir()) == [
         *("files.csv", "frame_mask.png", "frame_overlay.png", "frames.csv"),
@@ -186,7 +187,8 @@ def test_the_command_of_the_page_works(address: str, medserve: Any, lying_around
 def test_the_program_of_the_page_works(
     address: str, lying_around: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exec(_block("python").replace("Client(timeout_s", f"Client({address!r}, timeout_s"), {})
+    address = repr(address)
+    exec(_block("python").replace("Client(timeout_s", f"Client({address}, timeout_s"), {})
     first, *_, last = capsys.readouterr().out.splitlines()
     assert [float(volume) > 0 for volume in first.split()] == [True, True]
     assert last == "None"  # a PNG states no lengths

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medserve.engine.torchserve import Server
+from medserve.engine.torchserve.lifecycle import Server
 from medserve.gateway.core.tokens import add_token, new_token
 from tests.client.certificates import HAVE_OPENSSL, self_signed
 from tests.deploy.gateway_process import RunningGateway, running_gateway

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from medserve.engine.torchserve import Server
+from medserve.engine.torchserve.lifecycle import Server
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.deploy.gateway_process import RunningGateway, running_gateway
 from tests.deploy.promql import asked

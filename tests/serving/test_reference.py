@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medserve.engine.torchserve import Server
+from medserve.engine.torchserve.lifecycle import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 BUF = Path(sys.executable).with_name("buf")  # speaks the same JSON as grpcurl

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 
 from medserve.client import Client, SampleOptions, SampleProgress, SampleSet
-from medserve.engine.torchserve import Server
+from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import DeadlineError, InvalidRequestError
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
 from medserve.spec import ModelSpec

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from medserve.archive.read import inspect_archive
-from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.engine.torchserve.ports import Ports, choose_ports
 from medserve.errors import ConfigError, ModelNotReadyError
 from medserve.wire import inference_pb2, inference_pb2_grpc, management_pb2, management_pb2_grpc
@@ -39,7 +39,7 @@ from medserve.inference.fit import fit_grey
 class TinyHandler(ClassificationHandler):
     """Slow once it is proven."""
 
-    def preprocess(self, source):
+    def to_network(self, source):
         return fit_grey(source, (64, 64))
 
     def handle(self, data, context):
@@ -140,17 +140,17 @@ class Served:
 
 
 @pytest.fixture
-def two_versions(tiny_archive: TinyArchive, tmp_path: Path) -> Path:
-    store = tmp_path / "store"
+def two_versions(tiny_archive: TinyArchive, short_path: Path) -> Path:
+    store = short_path / "store"
     tiny_archive(store, "1.0")
     tiny_archive(store, "1.1")
     return store
 
 
 @pytest.fixture
-def slow(tiny_archive: TinyArchive, tmp_path: Path, short_path: Path) -> Iterator[Served]:
+def slow(tiny_archive: TinyArchive, short_path: Path) -> Iterator[Served]:
     """`medserve serve` over a model that takes its time; killed if a test fails."""
-    store = tmp_path / "store"
+    store = short_path / "store"
     tiny_archive(store, change=make_slow)
     served = Served(store, short_path)
     yield served
@@ -237,10 +237,10 @@ def test_a_port_that_is_taken_while_java_starts_is_named_too(
 
 
 def test_an_altered_golden_output_keeps_the_model_from_serving(
-    tiny_archive: TinyArchive, tmp_path: Path
+    tiny_archive: TinyArchive, short_path: Path
 ) -> None:
-    tiny_archive(tmp_path / "store", change=spoil_golden_output)
-    server = Server(ServerConfig(store=tmp_path / "store"))
+    tiny_archive(short_path / "store", change=spoil_golden_output)
+    server = Server(ServerConfig(store=short_path / "store"))
     started = time.monotonic()
     with pytest.raises(ModelNotReadyError, match=r"tiny 1\.0: its worker died") as error:
         server.__enter__()
@@ -277,8 +277,8 @@ def test_a_token_is_asked_for_where_it_is_wanted(tiny_store: Path) -> None:
     assert "PERMISSION_DENIED" in str(refusal.value)
 
 
-def test_a_server_with_tls_is_proven_over_tls(tiny_store: Path, tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+def test_a_server_with_tls_is_proven_over_tls(tiny_store: Path, short_path: Path) -> None:
+    key, certificate = short_path / "key.pem", short_path / "certificate.pem"
     subject = ["-subj", "/CN=models.example", "-addext", "subjectAltName=DNS:models.example"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
     if shutil.which("openssl") is None:

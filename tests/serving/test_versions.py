@@ -9,7 +9,7 @@ import pytest
 
 import models
 from medserve.client import Client
-from medserve.engine.torchserve import Server, ServerConfig
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.errors import ArchiveError, UnknownModelError
 from tests.archives import packaged
 

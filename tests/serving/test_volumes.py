@@ -23,7 +23,7 @@ from pydicom import dcmread
 import models
 from medserve.archive.read import golden_input
 from medserve.client import AsyncClient, Client, SegmentationOptions
-from medserve.engine.torchserve import Server
+from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import DeadlineError
 from medserve.imaging.codecs import nifti, npy, volume_file
 from medserve.imaging.geometry import Geometry

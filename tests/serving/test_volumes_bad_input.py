@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from medserve.client import Client
-from medserve.engine.torchserve import Server
+from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import (
     InvalidImageError,
     InvalidRequestError,

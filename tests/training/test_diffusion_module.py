@@ -15,7 +15,7 @@ from tests.phantoms import disc
 from training.config import TrainPrecision
 from training.data import LabelledImages
 from training.diffusion.extractor import DomainExtractor
-from training.diffusion.fit import Judge, fit
+from training.diffusion.fit import ImageMetric, fit
 from training.diffusion.images import FolderRequest, read_folder
 from training.diffusion.module import Diffusion, Sampling, loss_weights, sample
 from training.diffusion.pictures import sheet, write_png
@@ -73,21 +73,21 @@ def test_a_training_ends_with_its_best_average_and_goes_on_where_it_stopped(
     tmp_path: Path,
 ) -> None:
     images = slices()
-    judge = Judge(images, DomainExtractor(1, 2).eval(), tmp_path)
-    fitted = fit(module(), images, judge, tmp_path)
+    metric = ImageMetric(images, DomainExtractor(1, 2).eval(), tmp_path)
+    fitted = fit(module(), images, metric, tmp_path)
     assert np.isfinite(fitted.distance)
     assert (tmp_path / "pictures" / "epoch_0002.png").is_file()
     longer = dataclasses.replace(CONFIG, epochs=3, resume=True)
-    fit(module(longer), images, judge, tmp_path)
+    fit(module(longer), images, metric, tmp_path)
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["epoch"] == 2
     assert last["global_step"] == 9
 
 
 def test_resuming_from_nothing_says_what_is_missing(tmp_path: Path) -> None:
-    judge = Judge(slices(), DomainExtractor(1, 2).eval(), tmp_path)
+    metric = ImageMetric(slices(), DomainExtractor(1, 2).eval(), tmp_path)
     with pytest.raises(ConfigError, match="to resume from, found none"):
-        fit(module(dataclasses.replace(CONFIG, resume=True)), slices(), judge, tmp_path)
+        fit(module(dataclasses.replace(CONFIG, resume=True)), slices(), metric, tmp_path)
 
 
 def test_samples_depend_on_the_seed_alone_and_have_the_size_and_type_of_images() -> None:

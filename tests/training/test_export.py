@@ -111,7 +111,7 @@ def test_kernels_in_16_bits_halve_both_files_and_every_engine_computes_with_the_
     torch.manual_seed(0)
     image = torch.rand(2, 1, 16, 24)
     whole = Kernels().eval()
-    half = export.stored_in_half(whole)
+    half = export.stored_in_fp16(whole)
     sizes = {}
     for name, network in (("whole", whole), ("half", half)):
         export.export_network(network, tmp_path / name, image, ("maps",))  # compares the engines
@@ -134,4 +134,4 @@ def test_a_kernel_that_16_bits_cannot_hold_is_refused() -> None:
     with torch.no_grad():
         network.second.weight[0, 0, 0, 0] = 1e6
     with pytest.raises(ArchiveError, match="fit 16 bits, got second"):
-        export.stored_in_half(network)
+        export.stored_in_fp16(network)

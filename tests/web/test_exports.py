@@ -14,7 +14,8 @@ import pytest
 from medserve.errors import InvalidImageError
 from medserve.gateway.faces.page import exports
 from medserve.gateway.faces.page.jobs import Item, Job, Kind
-from medserve.results.classification import Classification, Provenance
+from medserve.tasks.classification import Classification
+from medserve.tasks.result import Provenance
 from tests.web.visiting import Visitor, begin, send, visit
 
 LABELS = ("dark", "bright")

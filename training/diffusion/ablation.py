@@ -120,11 +120,11 @@ def main(config: AblationConfig) -> None:
     parts = data.split(images, seed=0)
     train, validation = images.take(parts["train"]), images.take(parts["validation"])
     write(config, config.out / "config.json")
-    eyes = extractor.train_extractor(train)
+    feature_network = extractor.train_extractor(train)
     rows = []
     for name, what in chosen.items():
         trained = [
-            _train(_settings(config, what, seed), train, validation, eyes)
+            _train(_settings(config, what, seed), train, validation, feature_network)
             for seed in range(config.seeds)
         ]
         rows.append(_row(name, trained))
@@ -163,7 +163,10 @@ def _settings(config: AblationConfig, what: dict[str, Any], seed: int) -> Diffus
 
 
 def _train(
-    config: DiffusionConfig, train: LabelledImages, validation: LabelledImages, eyes: nn.Module
+    config: DiffusionConfig,
+    train: LabelledImages,
+    validation: LabelledImages,
+    feature_network: nn.Module,
 ) -> _Trained:
     """A bare loop: what is compared is the network, not what surrounds a long training."""
     lightning.seed_everything(config.seed, verbose=False)
@@ -190,8 +193,8 @@ def _train(
         validation.label_ids, config.judge_images
     )
     made = sample(module, chosen_labels, _SAMPLING_STEPS, config.seed)
-    real = extractor.features(eyes, validation.images)
-    found = extractor.features(eyes, made)
+    real = extractor.features(feature_network, validation.images)
+    found = extractor.features(feature_network, made)
     return _Trained(
         parameters=sum(each.numel() for each in network.parameters()),
         loss=_validation_loss(module, validation),

@@ -1,4 +1,4 @@
-"""Judge a diffusion model's artifact on images that no training saw, and write the report.
+"""Measure a diffusion model's artifact on images that no training saw, and write the report.
 
     python -m training.evaluate diffusion_sampler --data-dir BrainMRI --out outputs/diffusion
 
@@ -31,31 +31,38 @@ from training.data import LabelledImages
 from training.diffusion import extractor, report
 from training.diffusion.images import FolderRequest, read_folder
 from training.diffusion.inception import load_inception
-from training.diffusion.measures import Eyes, Judged, Subjects, judge
+from training.diffusion.measures import ImageSets, Measured, SetFeatures, measure
 from training.diffusion.synthesis import draw, spec_beside
-from training.diffusion.utility import Taught, teach_and_test
+from training.diffusion.train_on_synthetic import RealScore, train_and_test
 from training.evaluate import EvaluateConfig
 from training.export import sha256
 
-__all__ = ["DiffusionEvaluation", "RealImages", "evaluate_diffusion", "look", "open_artifact",
-           "real_images", "seeing_network"]  # fmt: skip
+__all__ = [
+    "DiffusionEvaluation",
+    "RealImages",
+    "evaluate_diffusion",
+    "features_of",
+    "open_artifact",
+    "real_images",
+    "seeing_network",
+]
 
 _log = logging.getLogger(__name__)
 
 EXTRACTOR_FILE = "extractor.pt"
-_FIRST_TAUGHT_SEED = 1_000_000  # images that teach are not those that are judged
+_FIRST_TRAINING_SEED = 1_000_000  # trained on are not the images that are measured
 
 
 @dataclass(frozen=True)
 class DiffusionEvaluation(EvaluateConfig):
-    """Judge a diffusion model: distances, diversity, copies, and what its images teach."""
+    """Measure a diffusion model: distances, diversity, copies, and training on its images."""
 
     model: Annotated[str, Setting("name of the room", positional=True)] = "diffusion_sampler"
     data_dir: Annotated[Path, Setting("folder that it was trained on")] = Path("data/BrainMRI")
     unseen_dir: Annotated[
         Path | None, Setting("real images to compare with, if not a part of --data-dir")
     ] = None
-    images: Annotated[int, Setting("synthetic images to judge", minimum=8)] = 512
+    images: Annotated[int, Setting("synthetic images to measure", minimum=8)] = 512
     seed: Annotated[int, Setting("of the first image", minimum=0)] = 0
     steps: Annotated[int, Setting("calls of the network an image; 0: the room's", minimum=0)] = 0
     sampler: Annotated[SamplerKind | None, Setting("way from noise, if not the room's")] = None
@@ -64,7 +71,7 @@ class DiffusionEvaluation(EvaluateConfig):
         float | None, Setting("weight of the class, if not the room's", minimum=0.0)
     ] = None
     taught: Annotated[
-        int, Setting("images to teach a classifier with; 0 leaves it out", minimum=0)
+        int, Setting("images to train a classifier on; 0 leaves it out", minimum=0)
     ] = 512
     extractor: Annotated[
         Path | None, Setting("weights of torchvision's inception_v3 to see by, if not our own")
@@ -73,7 +80,7 @@ class DiffusionEvaluation(EvaluateConfig):
 
 @dataclass(frozen=True, eq=False)
 class RealImages:
-    """The real images of a judgement.
+    """The real images of an evaluation.
 
     Attributes:
         training: What the network learned from.
@@ -108,21 +115,21 @@ def evaluate_diffusion(config: DiffusionEvaluation) -> dict[str, Any]:
     started = time.perf_counter()
     synthetic = draw(pipeline, label_ids, settings, config.seed)
     seconds = (time.perf_counter() - started) / count
-    subjects = Subjects(
+    image_sets = ImageSets(
         synthetic, real.unseen, _spread(real.validation, config.seed), real.training,
         FingerprintIndex.load(weights / FINGERPRINTS_FILE),
     )  # fmt: skip
-    eyes = look(subjects, seeing_network(weights, config, real), real.mirrored)
-    judged = judge(subjects, eyes, config.seed)
-    taught = _teach(pipeline, settings, real, config)
+    features = features_of(image_sets, seeing_network(weights, config, real), real.mirrored)
+    measured = measure(image_sets, features, config.seed)
+    taught = _train_on_synthetic(pipeline, settings, real, config)
     content = {
         "model": pipeline.spec.name,
         "version": pipeline.spec.version,
         "engine": str(config.engine or pipeline.spec.engine.name),
         "precision": str(config.precision or pipeline.spec.engine.precision),
         "artifact_sha256": sha256(weights / "model.onnx"),
-        "extractor": eyes.name,
-        **judged.to_json(),
+        "extractor": features.name,
+        **measured.to_json(),
         "taught": taught,
         "settings": _described(settings, config, real),
         "seconds_per_image": round(seconds, 4),
@@ -130,8 +137,8 @@ def evaluate_diffusion(config: DiffusionEvaluation) -> dict[str, Any]:
     config.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2)
     (config.out / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    page = report.write(config.out, pipeline.spec, content, subjects, judged)
-    _summarise(judged, page)
+    page = report.write(config.out, pipeline.spec, content, image_sets, measured)
+    _summarise(measured, page)
     return content
 
 
@@ -174,11 +181,15 @@ def real_images(weights: Path, config: DiffusionEvaluation, spec: ModelSpec) -> 
     return RealImages(training, validation, unseen, bool(trained["mirror"]))
 
 
-def look(subjects: Subjects, network: tuple[str, nn.Module], mirrored: bool) -> Eyes:
-    """The features of all images."""
-    name, eyes = network
-    sets = (subjects.synthetic, subjects.unseen, subjects.reference, subjects.training)
-    return Eyes(name, *(extractor.features(eyes, each.images, mirrored) for each in sets))
+def features_of(
+    image_sets: ImageSets, network: tuple[str, nn.Module], mirrored: bool
+) -> SetFeatures:
+    """Return the features of all images."""
+    name, feature_network = network
+    sets = (image_sets.synthetic, image_sets.unseen, image_sets.reference, image_sets.training)
+    return SetFeatures(
+        name, *(extractor.features(feature_network, each.images, mirrored) for each in sets)
+    )
 
 
 def _elsewhere(request: FolderRequest, folder: Path) -> FolderRequest:
@@ -225,32 +236,32 @@ def _spread(images: LabelledImages, seed: int) -> LabelledImages:
     return images.take(np.random.default_rng(seed).permutation(len(images)))
 
 
-def _teach(
+def _train_on_synthetic(
     pipeline: DiffusionPipeline,
     settings: SampleSettings,
     real: RealImages,
     config: DiffusionEvaluation,
 ) -> dict[str, Any] | None:
-    """Scores of a classifier taught by synthetic and by as many real images."""
+    """Scores of a classifier trained on synthetic and on as many real images."""
     if not config.taught or len(pipeline.spec.labels) < 2:
         return None
     as_many = _spread(real.training, config.seed)
     count = min(config.taught, len(as_many))
     as_many = as_many.take(np.arange(count))
-    synthetic = draw(pipeline, as_many.label_ids, settings, config.seed + _FIRST_TAUGHT_SEED)
+    synthetic = draw(pipeline, as_many.label_ids, settings, config.seed + _FIRST_TRAINING_SEED)
     scores = {
-        "synthetic": teach_and_test(synthetic, real.unseen, seed=config.seed),
-        "real": teach_and_test(as_many, real.unseen, seed=config.seed),
+        "synthetic": train_and_test(synthetic, real.unseen, seed=config.seed),
+        "real": train_and_test(as_many, real.unseen, seed=config.seed),
     }
     return {"n": count, "commonest_class": _commonest(real.unseen.label_ids)} | {
         name: _scores(score) for name, score in scores.items()
     }
 
 
-def _scores(taught: Taught) -> dict[str, float]:
+def _scores(reached: RealScore) -> dict[str, float]:
     return {
-        "accuracy": round(taught.accuracy, 4),
-        "balanced_accuracy": round(taught.balanced_accuracy, 4),
+        "accuracy": round(reached.accuracy, 4),
+        "balanced_accuracy": round(reached.balanced_accuracy, 4),
     }
 
 
@@ -275,11 +286,11 @@ def _described(
     }
 
 
-def _summarise(judged: Judged, page: Path) -> None:
+def _summarise(measured: Measured, page: Path) -> None:
     _log.info(
         "Fréchet distance %.4f, of as many real images %.4f; copies %.2f %%; %s",
-        judged.synthetic.frechet,
-        judged.reference.frechet,
-        100 * judged.copy_rate,
+        measured.synthetic.frechet,
+        measured.reference.frechet,
+        100 * measured.copy_rate,
         page,
     )

@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
-from medserve.results.classification import Provenance
 from medserve.results.files.synthetic import encode_png
 from medserve.results.sample import Sample
+from medserve.tasks.result import Provenance
 from training.config import parse_value
 from training.data import LabelledImages
 from training.diffusion.evaluation import DiffusionEvaluation, evaluate_diffusion, open_artifact

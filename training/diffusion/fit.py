@@ -30,7 +30,7 @@ __all__ = ["Fitted", "fit", "load_best"]
 _log = logging.getLogger(__name__)
 
 SCORE = "frechet_distance"
-_JUDGE_STEPS = 15  # of DPM-Solver++; more say little about which epoch is better
+_METRIC_STEPS = 15  # of DPM-Solver++; more say little about which epoch is better
 _SHOWN = 36
 
 
@@ -43,7 +43,7 @@ class Fitted:
     distance: float  # Fréchet, to the validation images
 
 
-class Judge(Callback):
+class ImageMetric(Callback):
     """Every few epochs: samples, their Fréchet distance to the validation images, a picture."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Judge(Callback):
         label_ids = draws.choice(self._label_ids, config.judge_images)  # classes as they occur
         if not module.classes:
             label_ids = np.zeros_like(label_ids)
-        images = sample(module, label_ids, _JUDGE_STEPS, config.seed)
+        images = sample(module, label_ids, _METRIC_STEPS, config.seed)
         found = extractor.features(self._network, images, self._mirrored)
         distance = frechet_distance(found, self._real)
         module.log(SCORE, distance, prog_bar=True)
@@ -80,7 +80,7 @@ class Judge(Callback):
 def fit(
     module: Diffusion,
     train: LabelledImages,
-    judge: Judge,
+    metric: ImageMetric,
     out_dir: Path,
 ) -> Fitted:
     """Train; writes `checkpoints/{best,last}.ckpt`, `logs/` and, with debug, `pictures/`."""
@@ -94,7 +94,7 @@ def fit(
     every = ModelCheckpoint(
         folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
     )
-    trainer = _trainer(module, out_dir, [judge, best, every])
+    trainer = _trainer(module, out_dir, [metric, best, every])
     if config.threads:
         torch.set_num_threads(config.threads)
     with loop.expected_remarks(

@@ -14,7 +14,7 @@ from training.diffusion.copies import CopyCheck, check_copies, nearest, nearest_
 from training.diffusion.distances import Coverage, coverage, frechet_distance, kernel_distance
 from training.diffusion.diversity import mean_similarity
 
-__all__ = ["Distances", "Eyes", "Judged", "Subjects", "judge"]
+__all__ = ["Distances", "ImageSets", "Measured", "SetFeatures", "measure"]
 
 Features = npt.NDArray[np.float64]
 
@@ -23,8 +23,8 @@ _GRAIN = 5.0  # grey levels of noise on training images that the fingerprints mu
 
 
 @dataclass(frozen=True, eq=False)
-class Subjects:
-    """Who is judged, by whom.
+class ImageSets:
+    """Who is measured, by whom.
 
     Attributes:
         synthetic: n images.
@@ -42,7 +42,7 @@ class Subjects:
 
 
 @dataclass(frozen=True, eq=False)
-class Eyes:
+class SetFeatures:
     """The features of every set of images, and the name of the network that they come from."""
 
     name: str
@@ -77,7 +77,7 @@ class Distances:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class Measured:
     """All figures.
 
     Attributes:
@@ -152,34 +152,39 @@ class Judged:
         }
 
 
-def judge(subjects: Subjects, eyes: Eyes, seed: int = 0) -> Judged:
+def measure(image_sets: ImageSets, features: SetFeatures, seed: int = 0) -> Measured:
     """Measure; minutes for 512 images against 4,000."""
-    n = len(subjects.synthetic)
+    n = len(image_sets.synthetic)
     draws = np.random.default_rng(seed)
     seen = [
         frechet_distance(
-            eyes.training[draws.choice(len(eyes.training), min(n, len(eyes.training)), False)],
-            eyes.unseen,
+            features.training[
+                draws.choice(len(features.training), min(n, len(features.training)), False)
+            ],
+            features.unseen,
         )
         for _ in range(_SEEN_DRAWS)
     ]
-    known = subjects.training.images
+    known = image_sets.training.images
     pixels = [
         nearest_pixels(each.images, known)
-        for each in (subjects.synthetic, subjects.reference, subjects.unseen)
+        for each in (image_sets.synthetic, image_sets.reference, image_sets.unseen)
     ]
-    found = [nearest(each, eyes.training) for each in (eyes.synthetic, eyes.reference, eyes.unseen)]
-    index = subjects.fingerprints
-    return Judged(
+    found = [
+        nearest(each, features.training)
+        for each in (features.synthetic, features.reference, features.unseen)
+    ]
+    index = image_sets.fingerprints
+    return Measured(
         n=n,
-        synthetic=_distances(eyes.synthetic, eyes.unseen),
-        reference=_distances(eyes.reference[:n], eyes.unseen),
+        synthetic=_distances(features.synthetic, features.unseen),
+        reference=_distances(features.reference[:n], features.unseen),
         training=float(np.mean(seen)),
-        similarity=(_similarity(subjects.synthetic), _similarity(subjects.unseen)),
+        similarity=(_similarity(image_sets.synthetic), _similarity(image_sets.unseen)),
         pixels=check_copies(pixels[0], pixels[1][0], pixels[2][0]),
         features=check_copies(found[0], found[1][0], found[2][0]),
-        withheld=index.is_copy(subjects.synthetic.images),
-        withheld_unseen=float(index.is_copy(subjects.unseen.images).mean()),
+        withheld=index.is_copy(image_sets.synthetic.images),
+        withheld_unseen=float(index.is_copy(image_sets.unseen.images).mean()),
         withheld_training=float(index.is_copy(_grainy(known, seed)).mean()),
     )
 

@@ -16,7 +16,7 @@ from PIL import Image as PillowImage
 from medserve.spec import ModelSpec
 from training.data import LabelledImages
 from training.diffusion.copies import CopyCheck
-from training.diffusion.measures import Judged, Subjects
+from training.diffusion.measures import ImageSets, Measured
 from training.diffusion.pictures import sheet, write_png
 from training.segmentation.page import data_uri, write_page
 
@@ -33,14 +33,14 @@ def write(
     out_dir: Path,
     spec: ModelSpec,
     content: Mapping[str, Any],
-    subjects: Subjects,
-    judged: Judged,
+    image_sets: ImageSets,
+    measured: Measured,
 ) -> Path:
     """Write `report.html`, and each sheet and figure as a PNG."""
     sheets = {
-        "synthetic": sheet(subjects.synthetic.images[:_SHOWN]),
-        "real": sheet(_like(subjects.unseen, subjects.synthetic)[:_SHOWN]),
-        "neighbours": _neighbours(subjects, judged),
+        "synthetic": sheet(image_sets.synthetic.images[:_SHOWN]),
+        "real": sheet(_like(image_sets.unseen, image_sets.synthetic)[:_SHOWN]),
+        "neighbours": _neighbours(image_sets, measured),
     }
     for name, picture in sheets.items():
         write_png(out_dir / f"{name}.png", picture, _ZOOM)
@@ -53,7 +53,7 @@ def write(
             "sheets": {name: data_uri(_png(picture)) for name, picture in sheets.items()},
             "nearest": _NEAREST,
         },
-        {"distances": lambda: _histograms(judged)},
+        {"distances": lambda: _histograms(measured)},
     )
 
 
@@ -68,22 +68,22 @@ def _like(real: LabelledImages, synthetic: LabelledImages) -> Images:
     return real.images[np.array(chosen, dtype=np.intp)] if chosen else real.images[:_SHOWN]
 
 
-def _neighbours(subjects: Subjects, judged: Judged) -> Images:
+def _neighbours(image_sets: ImageSets, measured: Measured) -> Images:
     """Columns of three: a synthetic image, its nearest by grey levels, its nearest by features."""
-    order = np.argsort(judged.pixels.synthetic / judged.pixels.threshold)[:_NEAREST]
+    order = np.argsort(measured.pixels.synthetic / measured.pixels.threshold)[:_NEAREST]
     columns = [
-        subjects.synthetic.images[order],
-        subjects.training.images[judged.pixels.neighbours[order]],
-        subjects.training.images[judged.features.neighbours[order]],
+        image_sets.synthetic.images[order],
+        image_sets.training.images[measured.pixels.neighbours[order]],
+        image_sets.training.images[measured.features.neighbours[order]],
     ]
     return sheet(np.concatenate(columns), columns=len(order))
 
 
-def _histograms(judged: Judged) -> Figure:
+def _histograms(measured: Measured) -> Figure:
     figure = Figure(figsize=(9.2, 3.2), layout="constrained")
     for axes, check, unit in zip(
         figure.subplots(1, 2),
-        (judged.pixels, judged.features),
+        (measured.pixels, measured.features),
         ("RMS difference in grey levels", "distance of features"),
         strict=True,
     ):

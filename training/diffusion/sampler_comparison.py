@@ -90,8 +90,8 @@ def main(config: ComparisonConfig) -> None:
     weights = config.weights or models.room(config.model) / "weights"
     pipeline = open_artifact(weights, config)
     real = real_images(weights, config, pipeline.spec)
-    _, eyes = seeing_network(weights, config, real)
-    unseen = extractor.features(eyes, real.unseen.images, real.mirrored)
+    _, feature_network = seeing_network(weights, config, real)
+    unseen = extractor.features(feature_network, real.unseen.images, real.mirrored)
     chosen = np.random.default_rng(config.seed).permutation(len(real.unseen))
     label_ids = np.resize(real.unseen.label_ids[chosen], config.images)
     rows: list[Row] = []
@@ -101,7 +101,7 @@ def main(config: ComparisonConfig) -> None:
         started = time.perf_counter()
         sets.append(draw(pipeline, label_ids, settings, config.seed))
         seconds = (time.perf_counter() - started) / len(label_ids)
-        found = extractor.features(eyes, sets[-1].images, real.mirrored)
+        found = extractor.features(feature_network, sets[-1].images, real.mirrored)
         rows.append(_row((kind, calls), found, unseen, sets, rows[:1], seconds))
         _log.info("%s", rows[-1])
         _write(config.out, rows, sets)  # after each: the first way may take an hour

@@ -27,20 +27,20 @@ class Placement:
     """Turning, scaling, bending and mirroring; each on its share of the patches.
 
     Attributes:
-        turned: Share that is turned about all three axes and scaled.
+        rotate: Share that is rotated about all three axes and scaled.
         angle: Largest turn about one axis, radians.
         scale: Largest factor by which something grows; shrinks by as much.
-        bent: Share that is bent.
+        elastic: Share that is deformed elastically.
         bend: Standard deviation of the shift of a control point, voxels.
         control: Voxels between two control points.
         shift: Largest shift of the patch from where it would be cut, voxels.
         mirrored: Share that is mirrored, for each axis of the network's grid.
     """
 
-    turned: float = 0.4
+    rotate: float = 0.4
     angle: float = math.radians(18.0)
     scale: float = 1.2
-    bent: float = 0.25
+    elastic: float = 0.25
     bend: float = 1.2
     control: int = 10
     shift: float = 4.0
@@ -144,7 +144,7 @@ class Augmentation:
         room = ((shape_t - patch_t) / 2).clamp(min=0.0) + chosen.shift
         centre = (shape_t - 1) / 2 + room * _uniform(draws, 3)
         matrix = torch.eye(3)
-        if _happens(draws, chosen.turned):
+        if _happens(draws, chosen.rotate):
             turn = _rotation(chosen.angle * _uniform(draws, 3))
             factors = torch.exp(math.log(chosen.scale) * _uniform(draws, 4))
             # One factor for all axes and a smaller one for each: bodies differ in size first.
@@ -155,7 +155,7 @@ class Augmentation:
         signs = [-1.0 if _happens(draws, share) else 1.0 for share in chosen.mirrored]
         matrix = matrix @ torch.diag(torch.tensor(signs))
         shifts = None
-        if _happens(draws, chosen.bent):
+        if _happens(draws, chosen.elastic):
             points = [max(2, 1 + round(side / chosen.control)) for side in patch]
             shifts = chosen.bend * torch.randn(3, *points, generator=draws)
         return Warp(matrix, centre, shifts)

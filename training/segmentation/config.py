@@ -30,12 +30,12 @@ class SegmentationConfig(FitConfig):
         float, Setting("share of channels that a step drops", minimum=0.0, maximum=0.9)
     ] = 0.0
     dice_weight: Annotated[float, Setting("of Dice against cross-entropy", minimum=0.0)] = 1.0
-    turned: Annotated[
-        float, Setting("share of patches that are turned and scaled", minimum=0.0, maximum=1.0)
+    rotate: Annotated[
+        float, Setting("share of patches that are rotated and scaled", minimum=0.0, maximum=1.0)
     ] = 0.4
-    bent: Annotated[float, Setting("share of patches that are bent", minimum=0.0, maximum=1.0)] = (
-        0.25
-    )
+    elastic: Annotated[
+        float, Setting("share of patches that are deformed", minimum=0.0, maximum=1.0)
+    ] = 0.25
     mirror: Annotated[
         float,
         Setting("share of patches mirrored left to right; less for one-sided sets",

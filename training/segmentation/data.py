@@ -22,16 +22,15 @@ from medserve.inference.volume_pipeline import Inverse, VolumePipeline
 from medserve.spec import InputKind
 
 __all__ = [
-    "IMAGES",
-    "MASKS",
-    "SUFFIXES",
     "Case",
     "LoadedCase",
     "case_name",
     "find_cases",
     "load_cases",
+    "paired_files",
     "read_mask",
     "read_subjects",
+    "some_names",
 ]
 
 _log = logging.getLogger(__name__)
@@ -39,6 +38,7 @@ _log = logging.getLogger(__name__)
 SUFFIXES = (".nii.gz", ".nii", ".npy")
 IMAGES = ("imagesTr", "images")
 MASKS = ("labelsTr", "labels", "masks")
+_NAMED = 5  # files that a message lists
 _KINDS = (InputKind.NIFTI, InputKind.NPY)
 
 
@@ -85,7 +85,7 @@ def find_cases(data_dir: Path) -> list[Case]:
     Raises:
         ConfigError: another layout, or an image or a mask without its other half.
     """
-    pairs = _listed(data_dir) if (data_dir / "dataset.json").is_file() else _paired(data_dir)
+    pairs = _listed(data_dir) if (data_dir / "dataset.json").is_file() else paired_files(data_dir)
     if not pairs:
         raise ConfigError(f"expected volumes with masks in {data_dir}, found none")
     subjects = read_subjects(data_dir / "subjects.csv")
@@ -162,26 +162,45 @@ def _listed(data_dir: Path) -> dict[str, tuple[Path, Path]]:
     return pairs
 
 
-def _paired(data_dir: Path) -> dict[str, tuple[Path, Path]]:
-    folders = []
-    for role, names in (("images", IMAGES), ("masks", MASKS)):
-        found = next((data_dir / name for name in names if (data_dir / name).is_dir()), None)
-        if found is None:
-            raise ConfigError(
-                f"expected {data_dir} to hold a dataset.json, or a folder of {role} named "
-                f"{' or '.join(names)}"
-            )
-        folders.append(
-            {case_name(path): path for path in sorted(found.iterdir()) if _is_volume(path)}
-        )
-    images, masks = folders
+def paired_files(data_dir: Path) -> dict[str, tuple[Path, Path]]:
+    """Return image and mask of every case of a pair of folders, by the name that both files have.
+
+    Raises:
+        ConfigError: a folder is not there, half a pair is missing, or a volume is there twice.
+    """
+    images, masks = _files(data_dir, IMAGES, "images"), _files(data_dir, MASKS, "masks")
     for role, there, here in (("mask", images, masks), ("image", masks, images)):
         if alone := sorted(set(there) - set(here)):
             raise ConfigError(
-                f"{data_dir}: {len(alone)} volume(s) without {role}, the first is "
-                f"{there[alone[0]].name}; both halves of a pair have the same name"
+                f"{data_dir}: {len(alone)} volume(s) without {role}: {some_names(alone)}; both "
+                "files of a pair have the same name, add what is missing or remove the other"
             )
-    return {name: (images[name], masks[name]) for name in images}
+    return {name: (images[name], masks[name]) for name in sorted(images)}
+
+
+def _files(data_dir: Path, names: Sequence[str], role: str) -> dict[str, Path]:
+    folder = next((data_dir / name for name in names if (data_dir / name).is_dir()), None)
+    if folder is None:
+        inside = sorted(path.parent.name for path in data_dir.glob(f"*/{names[0]}"))
+        hint = f"; did you mean {data_dir / inside[0]}?" if inside else ""
+        raise ConfigError(
+            f"{data_dir} holds no folder of {role} named {' or '.join(names)}, and no "
+            f"dataset.json that lists them{hint}"
+        )
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.name.endswith(SUFFIXES) or not path.is_file():
+            continue
+        name = case_name(path)
+        if name in files:
+            raise ConfigError(f"{folder}: {name} is there twice, as {files[name].name} and {path}")
+        files[name] = path
+    return files
+
+
+def some_names(names: Sequence[str]) -> str:
+    """Return the first few names for a message."""
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
 
 
 def read_subjects(path: Path) -> dict[str, str]:
@@ -197,10 +216,6 @@ def read_subjects(path: Path) -> dict[str, str]:
             return {row["name"]: row["subject"] for row in csv.DictReader(stream)}
         except KeyError as error:
             raise ConfigError(f"{path}: expected columns name,subject, found no {error}") from error
-
-
-def _is_volume(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name.endswith(SUFFIXES)
 
 
 def case_name(path: Path) -> str:

@@ -4,7 +4,7 @@ Rules, for each label but the background:
 
 | | neither mask has the label | one of the two has it |
 |---|---|---|
-| Dice, surface Dice | 1 | 0 |
+| Dice (`training.overlap`), surface Dice | 1 | 0 |
 | HD95 | 0 mm | the diagonal of the grid, the worst that could be |
 | volume error | 0 ml, 0 % | its volume; no percentage where the reference has none |
 
@@ -25,6 +25,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from medserve.imaging.geometry import Geometry
+from training.overlap import EmptyReference, dice
 
 __all__ = [
     "HIGHER_IS_BETTER",
@@ -119,9 +120,10 @@ class Summary:
     intervals: Mapping[str, Mapping[str, tuple[float, float]]]
 
     def to_json(self) -> dict[str, Any]:
-        """`n`, each measure by label, and `intervals`."""
+        """`n`, the rule for empty references, each measure by label, and `intervals`."""
         return {
             "n": self.n,
+            "empty_references": EmptyReference.COUNTED.value,
             **{name: _rounded(values) for name, values in self.means.items()},
             "intervals": {
                 name: {label: [_round(low), _round(high)] for label, (low, high) in each.items()}
@@ -160,18 +162,19 @@ def _compare(
 ) -> LabelScore:
     voxels, true_voxels = int(found.sum()), int(wanted.sum())
     spacing = geometry.spacing_mm
+    common = int((found & wanted).sum())
     if voxels and true_voxels:
-        common = int((found & wanted).sum())
-        dice = 2.0 * common / (voxels + true_voxels)
         hd95, surface_dice = _surface_scores(*_surface_distances(found, wanted, spacing))
     elif voxels or true_voxels:
-        dice = surface_dice = 0.0
+        surface_dice = 0.0
         hd95 = math.hypot(*(n * mm for n, mm in zip(geometry.shape, spacing, strict=True)))
     else:
-        dice = surface_dice = 1.0
+        surface_dice = 1.0
         hd95 = 0.0
     ml = geometry.voxel_volume_ml
-    return LabelScore(*case, label, dice, hd95, surface_dice, true_voxels * ml, voxels * ml)
+    volumes_ml = (true_voxels * ml, voxels * ml)
+    overlap = dice(common, voxels, true_voxels)
+    return LabelScore(*case, label, overlap, hd95, surface_dice, *volumes_ml)
 
 
 def _surface_distances(

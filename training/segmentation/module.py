@@ -66,7 +66,7 @@ class Segmenter(L.LightningModule):
         self.window = window
         self.labels = tuple(labels)
         placement = Placement(
-            turned=config.turned, bent=config.bent, mirrored=(config.mirror, 0.0, 0.0)
+            rotate=config.rotate, elastic=config.elastic, mirrored=(config.mirror, 0.0, 0.0)
         )
         self.augmentation = augmentation or Augmentation(placement)
         self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

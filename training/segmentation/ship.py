@@ -56,19 +56,19 @@ class Shipment:
         members: Trained networks, averaged in this order.
         train: Cases that any of them was trained on or validated with; none of the test part.
         out_dir: Has `config.json` and `split.csv`; receives `artifact/` and `examples/`.
-        half: Whether kernels are stored in 16 bits.
+        fp16_weights: Whether kernels are stored in 16 bits.
     """
 
     pipeline: VolumePipeline
     members: Sequence[FittedSegmenter]
     train: Sequence[LoadedCase]
     out_dir: Path
-    half: bool = False
+    fp16_weights: bool = False
 
     def as_shipped(self, members: Sequence[FittedSegmenter]) -> nn.Module:
         """The network of these members whose every form is exported, compared and measured."""
         network = Ensemble([each.network for each in members]).eval()
-        return export.stored_in_half(network) if self.half else network
+        return export.stored_in_fp16(network) if self.fp16_weights else network
 
 
 @dataclass(frozen=True)

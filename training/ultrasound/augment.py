@@ -31,7 +31,7 @@ class Augmentation:
         speckle: Deviation of noise that multiplies.
         blur: Probability of a blur by a 3 x 3 binomial.
         shadow: Probability of a dark sector from top to bottom, as below a stone or gas.
-        mix: Probability that a rectangle comes from another frame of the batch, with its mask
+        cutmix: Probability that a rectangle comes from another frame of the batch, with its mask
             (CutMix, Yun et al., ICCV 2019, arXiv:1905.04899): what lies around a structure must
             not tell where it is. For small sets; a gland has one place, a lesion has not.
     """
@@ -46,7 +46,7 @@ class Augmentation:
     speckle: float = 0.15
     blur: float = 0.3
     shadow: float = 0.2
-    mix: float = 0.0
+    cutmix: float = 0.0
 
     def __call__(
         self, images: Tensor, masks: Tensor, generator: torch.Generator
@@ -55,8 +55,8 @@ class Augmentation:
         images, masks = move(images, masks, self._motions(images, generator))
         # What is black is outside of the scan or padding, and stays so.
         images = self._intensities(images, generator) * (images > 0)
-        if self.mix:
-            images, masks = _mixed(images, masks, self.mix, generator)
+        if self.cutmix:
+            images, masks = _mixed(images, masks, self.cutmix, generator)
         return images, masks
 
     def _motions(self, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -45,7 +45,7 @@ class FrameConfig(FitConfig):
     zoom: Annotated[
         float, Setting("frames grow and shrink by a factor of up to 1 + this", minimum=0.0)
     ] = 0.25
-    mix: Annotated[
+    cutmix: Annotated[
         float,
         Setting("share of frames that get a part of another, for small sets", minimum=0, maximum=1),
     ] = 0.0

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.overlap import iou
+
 __all__ = ["dice_and_bce", "iou_per_image"]
 
 _SMOOTH = 1.0  # pixel: an empty mask that is answered by nothing then has no loss
@@ -33,14 +35,8 @@ def dice_and_bce(
 
 
 def iou_per_image(logits: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
-    """Intersection over union of each frame (N,), and 1 where both are empty.
-
-    The rule for empty masks: nothing found where nothing is counts as right (1), something found
-    where nothing is, and nothing where something is, as wrong (0).
-    """
+    """Intersection over union of each frame float32 (N,), with the rule of `training.overlap`."""
     found = torch.sigmoid(logits.float()).flatten(1) >= threshold
     wanted = masks.flatten(1) > 0
-    common = (found & wanted).sum(dim=1)
-    either = (found | wanted).sum(dim=1)
-    return torch.where(either == 0, torch.ones_like(common, dtype=torch.float32),
-                       common / either.clamp(min=1))  # fmt: skip
+    counts = torch.stack([each.sum(dim=1) for each in (found & wanted, found, wanted)], dim=1)
+    return torch.tensor([iou(*each) for each in counts.tolist()], device=logits.device)

@@ -64,7 +64,7 @@ class FrameSegmenter(L.LightningModule):
         super().__init__()
         self.config = config
         self.threshold = threshold
-        self.augmentation = augmentation or Augmentation(scale=config.zoom, mix=config.mix)
+        self.augmentation = augmentation or Augmentation(scale=config.zoom, cutmix=config.cutmix)
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(
             self.network, multi_avg_fn=warmed_average(config.ema_decay), use_buffers=True
@@ -99,7 +99,7 @@ class FrameSegmenter(L.LightningModule):
         self.average.update_parameters(self.network)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """IoU of each frame on the network's pixels, empty masks by the rule of `iou_per_image`."""
+        """IoU of each frame on the network's pixels, every frame counted (`training.overlap`)."""
         images, masks = batch
         logits = self.average(images.contiguous(memory_format=torch.channels_last))
         self.iou.update(iou_per_image(logits, masks, self.threshold))

@@ -1,8 +1,8 @@
 """How well masks agree with their references, frame by frame and over all of them.
 
-The rule for empty masks: frames whose reference is empty have no Dice; what they count for is the
-false-positive rate, the share of them in which anything was found. A structure that was not found
-at all has Dice and IoU 0 and counts.
+Dice and IoU follow `training.overlap`. Frames whose reference is empty are left out of their means
+(`EmptyReference.LEFT_OUT`) unless a caller says otherwise; they count for the false-positive rate,
+the share of them in which anything was found.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from training import overlap
+from training.overlap import EmptyReference, is_averaged
 from training.segmentation.metrics import bootstrap_interval
 
 __all__ = ["FrameScore", "Summary", "compare_frame", "summarise"]
@@ -42,14 +44,12 @@ class FrameScore:
     @property
     def dice(self) -> float:
         """Twice the common part over both; 1 where both are empty."""
-        both = self.found + self.reference
-        return 2.0 * self.common / both if both else 1.0
+        return overlap.dice(self.common, self.found, self.reference)
 
     @property
     def iou(self) -> float:
         """Intersection over union; 1 where both are empty."""
-        either = self.found + self.reference - self.common
-        return self.common / either if either else 1.0
+        return overlap.iou(self.common, self.found, self.reference)
 
     def to_json(self) -> dict[str, Any]:
         """A row of `metrics.json`."""
@@ -68,18 +68,20 @@ class Summary:
     """Means over frames, with 95 % intervals by bootstrap over patients.
 
     Attributes:
-        n: Frames whose reference has the structure.
+        n: Frames that the means are taken over.
         n_empty: Frames whose reference is empty.
+        empty_references: Whether these are among the `n`.
         dice: Mean over the `n`, None where there is none.
         iou: Likewise.
         median_dice: Likewise.
-        missed: Share of the `n` with no pixel in common.
+        missed: Share of the `n` whose IoU is 0.
         false_positive_rate: Share of the `n_empty` in which anything was found.
         intervals: Of `dice`, `iou` and `false_positive_rate`.
     """
 
     n: int
     n_empty: int
+    empty_references: EmptyReference
     dice: float | None
     iou: float | None
     median_dice: float | None
@@ -97,7 +99,13 @@ class Summary:
             name: None if each is None else [round(each[0], 5), round(each[1], 5)]
             for name, each in self.intervals.items()
         }
-        return {"n": self.n, "n_empty": self.n_empty, **values, "intervals": intervals}
+        return {
+            "n": self.n,
+            "n_empty": self.n_empty,
+            "empty_references": self.empty_references.value,
+            **values,
+            "intervals": intervals,
+        }
 
 
 def compare_frame(name: str, patient: str, found: _Mask, reference: _Mask) -> FrameScore:
@@ -111,16 +119,21 @@ def compare_frame(name: str, patient: str, found: _Mask, reference: _Mask) -> Fr
     )
 
 
-def summarise(scores: Sequence[FrameScore], seed: int = 0) -> Summary:
+def summarise(
+    scores: Sequence[FrameScore],
+    seed: int = 0,
+    empty_references: EmptyReference = EmptyReference.LEFT_OUT,
+) -> Summary:
     """Means and intervals of some frames."""
-    shown = [each for each in scores if each.reference]
+    shown = [each for each in scores if is_averaged(each.reference, empty_references)]
     empty = [each for each in scores if not each.reference]
     dice, iou = _column(shown, "dice"), _column(shown, "iou")
     alarms = np.array([each.found > 0 for each in empty], dtype=np.float64)
-    missed = np.array([each.common == 0 for each in shown], dtype=np.float64)
+    missed = np.array([each.iou == 0.0 for each in shown], dtype=np.float64)
     return Summary(
         len(shown),
         len(empty),
+        empty_references,
         _mean(dice),
         _mean(iou),
         float(np.median(dice)) if shown else None,

@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 _DRAWS = 3  # of each augmentation
 _CHANGES = tuple(each.name for each in dataclasses.fields(Augmentation))
-_CERTAIN = ("flip", "blur", "shadow", "mix")  # probabilities: on the sheet they always happen
+_CERTAIN = ("flip", "blur", "shadow", "cutmix")  # probabilities: on the sheet they always happen
 
 
 @dataclass(frozen=True)

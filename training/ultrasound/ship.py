@@ -57,7 +57,7 @@ class Shipment:
         frames: Of the training, on which engines are compared; none of the test part.
         model_config: The file that describes the model.
         out_dir: Has `config.json` and `split.csv`; receives `artifact/` and `examples/`.
-        half: Whether kernels are stored in 16 bits.
+        fp16_weights: Whether kernels are stored in 16 bits.
     """
 
     pipeline: FramePipeline
@@ -65,7 +65,7 @@ class Shipment:
     frames: Sequence[LoadedFrame]
     model_config: Path
     out_dir: Path
-    half: bool = False
+    fp16_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def ship(shipment: Shipment, threads: int = 0) -> Path:
     """
     folder, pipeline = shipment.out_dir / "artifact", shipment.pipeline
     network: nn.Module = FrameEnsemble([each.network for each in shipment.members]).eval()
-    if shipment.half:
-        network = export.stored_in_half(network)
+    if shipment.fp16_weights:
+        network = export.stored_in_fp16(network)
     golden = _write_example(shipment)
     planes = np.concatenate([golden, golden[..., ::-1]])
     exported = export.export_network(

@@ -1,9 +1,11 @@
-"""TorchServe behind the gateway, over gRPC and in the event loop of the gateway."""
+"""TorchServe as an `Engine`: all that is said to it over gRPC, and how its answers are read."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,27 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from medserve.engine.interface import EngineModel
+from medserve.archive.read import ArchiveInfo
+from medserve.engine.interface import EngineModel, EngineRequest
 from medserve.engine.torchserve.failures import engine_failure
 from medserve.engine.torchserve.keys import Tokens, read_tokens
-from medserve.errors import ServerFailedError, UnknownModelError
+from medserve.errors import (
+    ConfigError,
+    InvalidRequestError,
+    MedserveError,
+    ModelNotReadyError,
+    ServerFailedError,
+    ServerUnreachableError,
+)
 from medserve.settings import Address
 from medserve.wire import inference_pb2, management_pb2, management_pb2_grpc
 
-__all__ = ["EngineAccess", "TorchServeEngine"]
+__all__ = ["EngineAccess", "TorchServeEngine", "archive_file_name", "prediction_message"]
 
 _INFERENCE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService"
-_DESCRIBE_TIMEOUT_S = 5.0
+_MANAGEMENT_TIMEOUT_S = 5.0
+_PAGE = 100  # models that ListModels gives at a time
+_RELOAD_S = 5.0  # added to what an archive allows for the start of its workers
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,8 @@ class EngineAccess:
         ca_file: PEM certificates to trust, where it speaks TLS.
         server_name: Name in its certificate, where that is not its address.
         message_bytes: The largest answer.
+        store: Folder in which TorchServe looks for archives that are loaded while it runs; None
+            where nothing is loaded.
     """
 
     inference: Address
@@ -41,6 +55,7 @@ class EngineAccess:
     ca_file: Path | None = None
     server_name: str | None = None
     message_bytes: int = 64 * 2**20
+    store: Path | None = None
 
 
 class TorchServeEngine:
@@ -48,6 +63,8 @@ class TorchServeEngine:
 
     def __init__(self, access: EngineAccess) -> None:
         tokens = read_tokens(access.key_file) if access.key_file else None
+        self._access = access
+        self._drained = False
         self._inference_metadata = _bearer(tokens, "inference")
         self._management_metadata = _bearer(tokens, "management")
         self._channels = (_open(access, access.inference), _open(access, access.management))
@@ -64,8 +81,12 @@ class TorchServeEngine:
         )
         self._management = management_pb2_grpc.ManagementAPIsServiceStub(self._channels[1])
 
-    async def predict(self, message: bytes, timeout_s: float) -> bytes:
-        """One answer, the bytes that the handler returned."""
+    # ---- requests
+
+    async def call(self, request: EngineRequest, timeout_s: float) -> bytes:
+        """Return one answer, the bytes that the handler returned."""
+        self._require_open()
+        message = prediction_message(request, stream=False)
         try:
             answer = await self._predict(
                 message, timeout=timeout_s, metadata=self._inference_metadata
@@ -75,8 +96,10 @@ class TorchServeEngine:
         prediction: bytes = answer.prediction
         return prediction
 
-    async def stream(self, message: bytes, timeout_s: float) -> AsyncIterator[bytes]:
-        """The chunks of a streamed answer, each as soon as it exists."""
+    async def stream(self, request: EngineRequest, timeout_s: float) -> AsyncGenerator[bytes, None]:
+        """Yield the parts of an answer as soon as they exist."""
+        self._require_open()
+        message = prediction_message(request, stream=True)
         call = self._stream(message, timeout=timeout_s, metadata=self._inference_metadata)
         try:
             async for answer in call:
@@ -84,36 +107,157 @@ class TorchServeEngine:
         except grpc.RpcError as error:
             raise engine_failure(error) from error
 
-    async def describe(self, model: str) -> Sequence[EngineModel]:
-        """Every version of the model; UnknownModelError where there is none."""
-        default = await self._description(model, "")
-        if not default:
-            raise UnknownModelError("the engine has no such model")
-        every = await self._description(model, "all")
-        return [_engine_model(each, default[0]["modelVersion"]) for each in every]
-
-    async def close(self) -> None:
-        """End the connections."""
+    async def drain(self, timeout_s: float = 0.0) -> None:
+        """Take no new requests, let running ones end within `timeout_s`, and disconnect."""
+        self._drained = True
         for channel in self._channels:
-            await channel.close(None)
+            await channel.close(timeout_s)
 
-    async def _description(self, model: str, version: str) -> list[dict[str, Any]]:
-        request = management_pb2.DescribeModelRequest(model_name=model, model_version=version)
+    # ---- models
+
+    async def describe(self, model: str = "") -> Sequence[EngineModel]:
+        """Return every loaded version of `model`, or of all models where no name is given."""
+        if not model:
+            names = await self._names()
+            return [version for name in names for version in await self.describe(name)]
+        (default,) = await self._described(model, "") or ({},)
+        every = await self._described(model, "all")
+        return [_engine_model(each, default.get("modelVersion")) for each in every]
+
+    async def load(self, archive: ArchiveInfo, *, workers: int = 0, default: bool = False) -> None:
+        """Load an archive; this needs a TorchServe that was started with `allow_loading`."""
+        file = self._loadable(archive.name, archive.version)
+        if file.exists():
+            raise InvalidRequestError(f"{archive.name} {archive.version} is loaded already")
+        file.symlink_to(archive.path.resolve())
+        serving = archive.spec.serving
+        request = management_pb2.RegisterModelRequest(
+            url=file.name,
+            model_name=archive.name,
+            synchronous=True,  # answers when the workers that the archive asks for are ready
+        )
+        start_s = serving.startup_timeout + _RELOAD_S
+        name, version = archive.name, archive.version
         try:
-            answer = await self._management.DescribeModel(
-                request, timeout=_DESCRIBE_TIMEOUT_S, metadata=self._management_metadata
+            await self._manage("RegisterModel", request, start_s)
+            if workers not in (0, serving.min_workers):
+                most = max(workers, serving.max_workers)
+                await self.scale(name, version, workers, most, wait_s=start_s)
+            if default:
+                await self.set_default(name, version)
+        except MedserveError as error:
+            with suppress(MedserveError):  # a version whose workers do not start stays registered
+                await self._unregister(name, version)
+            file.unlink()
+            raise ModelNotReadyError(
+                f"{name} {version} cannot be loaded: {error.message}"
+            ) from error
+
+    async def unload(self, model: str, version: str) -> None:
+        """Take one version away; the default version only with the model."""
+        file = self._loadable(model, version)
+        versions = await self.describe(model)
+        if len(versions) > 1 and any(each.version == version and each.default for each in versions):
+            raise InvalidRequestError(
+                f"{version} is the default version of {model}; make another version the default "
+                "before you unload it"
             )
-            parsed = json.loads(answer.msg)
+        await self._unregister(model, version)
+        file.unlink(missing_ok=True)
+
+    def _loadable(self, model: str, version: str) -> Path:
+        """Return the file that stands for a version in TorchServe's store while it is loaded."""
+        if self._access.store is None:
+            raise ConfigError(
+                "this TorchServe serves the archives that it was started with; start it with "
+                "allow_loading to change them"
+            )
+        return self._access.store / archive_file_name(model, version)
+
+    async def scale(
+        self, model: str, version: str, workers: int, most: int, *, wait_s: float = 0.0
+    ) -> None:
+        """Change how many workers a version has; they start later unless `wait_s` allows time."""
+        request = management_pb2.ScaleWorkerRequest(
+            model_name=model,
+            model_version=version,
+            min_worker=workers,
+            max_worker=most,
+            synchronous=wait_s > 0,
+        )
+        await self._manage("ScaleWorker", request, wait_s or _MANAGEMENT_TIMEOUT_S)
+
+    async def set_default(self, model: str, version: str) -> None:
+        """Let this version answer requests that name none."""
+        request = management_pb2.SetDefaultRequest(model_name=model, model_version=version)
+        await self._manage("SetDefault", request)
+
+    async def _unregister(self, model: str, version: str) -> None:
+        request = management_pb2.UnregisterModelRequest(model_name=model, model_version=version)
+        await self._manage("UnregisterModel", request)
+
+    async def _names(self) -> list[str]:
+        names: list[str] = []
+        while True:
+            request = management_pb2.ListModelsRequest(limit=_PAGE, next_page_token=len(names))
+            content = _json(await self._manage("ListModels", request))
+            names += [str(each["modelName"]) for each in content["models"]]
+            if "nextPageToken" not in content:
+                return names
+
+    async def _described(self, model: str, version: str) -> list[dict[str, Any]]:
+        request = management_pb2.DescribeModelRequest(model_name=model, model_version=version)
+        described: list[dict[str, Any]] = _json(await self._manage("DescribeModel", request))
+        return described
+
+    async def _manage(
+        self, method: str, request: Any, timeout_s: float = _MANAGEMENT_TIMEOUT_S
+    ) -> str:
+        """Return the text that every call of TorchServe's management API answers."""
+        self._require_open()
+        try:
+            answer = await getattr(self._management, method)(
+                request, timeout=timeout_s, metadata=self._management_metadata
+            )
         except grpc.RpcError as error:
-            if "not found" in (error.details() or "").lower():
-                raise UnknownModelError("the engine has no such model") from error
             raise engine_failure(error) from error
-        except ValueError as error:
-            raise ServerFailedError("expected a JSON description from the engine") from error
-        return parsed if isinstance(parsed, list) else []
+        return str(answer.msg)
+
+    def _require_open(self) -> None:
+        if self._drained:
+            raise ServerUnreachableError("the engine takes no more requests; it is shutting down")
 
 
-def _engine_model(described: dict[str, Any], default: str) -> EngineModel:
+def prediction_message(request: EngineRequest, *, stream: bool) -> bytes:
+    """Return the serialized `PredictionsRequest` with the markers that only this adapter sets.
+
+    A protobuf message may be extended by appending to its bytes: the parser merges, and a later
+    entry of a map replaces an earlier one of the same key. So `request.wire` stays as it came.
+
+    `stream` belongs to the kind of call: a model that streamed into a unary call would lose its
+    worker for ever.
+    """
+    markers = {"transport": b"grpc", "stream": b"1" if stream else b"0"}
+    if request.request_id:
+        markers["request_id"] = request.request_id.encode()
+    if request.deadline is not None:
+        left_ms = max(0, int(1000 * (request.deadline - time.monotonic())))
+        markers["deadline_ms"] = b"%d" % left_ms
+    if request.wire is not None:
+        return request.wire + inference_pb2.PredictionsRequest(input=markers).SerializeToString()
+    return inference_pb2.PredictionsRequest(
+        model_name=request.model,
+        model_version=request.version,
+        input={**request.inputs, **markers},
+    ).SerializeToString()
+
+
+def archive_file_name(model: str, version: str) -> str:
+    """Return the name under which TorchServe finds an archive in its store."""
+    return f"{model}-{version}.mar"
+
+
+def _engine_model(described: dict[str, Any], default: object) -> EngineModel:
     workers = described.get("workers") or []
     return EngineModel(
         name=str(described["modelName"]),
@@ -125,6 +269,13 @@ def _engine_model(described: dict[str, Any], default: str) -> EngineModel:
     )
 
 
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ServerFailedError("expected a JSON description from the engine") from error
+
+
 def _open(access: EngineAccess, address: Address) -> grpc.aio.Channel:
     options: list[tuple[str, str | int]] = [
         ("grpc.max_send_message_length", -1),  # the gateway has its own limit
@@ -132,7 +283,7 @@ def _open(access: EngineAccess, address: Address) -> grpc.aio.Channel:
         ("grpc.enable_retries", 0),  # gRPC would repeat what must not be repeated
         ("grpc.enable_http_proxy", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 2000),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
     if access.ca_file is None:

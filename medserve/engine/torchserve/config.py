@@ -85,6 +85,7 @@ class EngineSettings:
     private_key: Path | None = None
     log_level: str = "warn"
     metrics_host: str = "127.0.0.1"
+    allow_loading: bool = False
 
 
 def write_run_dir(folder: Path, settings: EngineSettings) -> None:
@@ -176,7 +177,7 @@ def _properties(folder: Path, settings: EngineSettings) -> dict[str, str]:
         "workflow_store": str(folder / "workflows"),
         "load_models": ",".join(settings.archives),
         "allowed_urls": "nothing",  # a pattern that no URL matches; the default is any URL
-        "enable_model_api": "false",
+        "enable_model_api": str(settings.allow_loading).lower(),
         "enable_envvars_config": "false",
         "disable_token_authorization": str(not settings.token_auth).lower(),
         "token_expiration_min": str(10 * 365 * 24 * 60),  # keys live as long as this server

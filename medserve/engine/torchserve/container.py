@@ -11,6 +11,7 @@ looks.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import signal
 import sys
@@ -18,9 +19,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from medserve.engine.golden import GoldenInput
 from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.engine.torchserve.ports import Ports
-from medserve.engine.torchserve.probe import PROOF_FILE, Proof, ProvenModel
+from medserve.engine.torchserve.probe import PROOF_FILE, ProofFile
 from medserve.errors import ConfigError, MedserveError
 from medserve.log_line import LogLine
 from medserve.settings import Settings
@@ -123,16 +125,14 @@ def _config(options: argparse.Namespace) -> ServerConfig:
     )
 
 
-def _proof(server: Server) -> Proof:
-    """What the probe needs to ask this server again."""
-    return Proof(
+def _proof(server: Server) -> ProofFile:
+    """Return what the probe needs to ask this server again."""
+    return ProofFile(
         inference_address=server.inference_address,
         management_address=server.management_address,
         max_message_bytes=server.config.max_message_bytes,
         models=tuple(
-            ProvenModel(
-                info.name, info.version, str(info.path.resolve()), info.digest, info.spec.task
-            )
+            dataclasses.replace(GoldenInput.of(info), archive=info.path.resolve())
             for info in server.archives
         ),
         key_file=str(server.key_file) if server.key_file else None,

@@ -4,6 +4,7 @@
 |---|---|---|
 | any | `CODE: message` of medserve's handlers | the error of that code |
 | INTERNAL | Model not found, Model version … does not exist | UnknownModelError |
+| NOT_FOUND | of the management API, the same texts | UnknownModelError |
 | INTERNAL | BadRequestException | InvalidRequestError |
 | INTERNAL | has no worker (queue full, or all workers are gone) | ServerBusyError |
 | INTERNAL | Worker died (crash, time limit) | ServerFailedError |
@@ -21,6 +22,7 @@ What a caller of the gateway reads names neither an address nor a class of Torch
 from __future__ import annotations
 
 import grpc
+import grpc.aio
 
 from medserve.errors import (
     DeadlineError,
@@ -34,7 +36,7 @@ from medserve.errors import (
     error_from_text,
 )
 
-__all__ = ["engine_failure"]
+__all__ = ["engine_failure", "own_words"]
 
 _HANDLER_FAILED = ("Prediction failed", "model predict output", "batch response mismatched")
 
@@ -53,6 +55,8 @@ def engine_failure(error: grpc.RpcError) -> MedserveError:
             return ServerUnreachableError("the engine behind the gateway does not answer")
         case grpc.StatusCode.INTERNAL:
             return _internal(text)
+        case grpc.StatusCode.NOT_FOUND:
+            return UnknownModelError("the engine has no such model or version")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             if "message larger than max" in text:
                 return PayloadTooLargeError("the model's answer is over the gateway's limit")
@@ -62,6 +66,14 @@ def engine_failure(error: grpc.RpcError) -> MedserveError:
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineError("the engine gave no answer in time")
     return ServerFailedError(f"the engine failed with {code.name}")
+
+
+def own_words(error: MedserveError) -> str:
+    """Return what TorchServe itself said, for its operator; no caller of the gateway reads it."""
+    cause = error.__cause__
+    if isinstance(cause, grpc.aio.AioRpcError):
+        return f"{cause.code().name} {cause.details()}"
+    return error.message
 
 
 def _internal(text: str) -> MedserveError:

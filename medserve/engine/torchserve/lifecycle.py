@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from medserve.archive.read import ArchiveInfo
 from medserve.archive.store import default_versions, select_archives
 from medserve.cores import available_cores
+from medserve.engine.torchserve.calls import (
+    EngineAccess,
+    TorchServeEngine,
+    archive_file_name,
+)
 from medserve.engine.torchserve.config import (
     CANCELLED,
     EngineSettings,
@@ -25,7 +34,7 @@ from medserve.engine.torchserve.config import (
     write_run_dir,
 )
 from medserve.engine.torchserve.java import Java, find_java
-from medserve.engine.torchserve.keys import certificate_name, read_tokens
+from medserve.engine.torchserve.keys import certificate_name
 from medserve.engine.torchserve.log import EngineLog
 from medserve.engine.torchserve.ports import (
     Ports,
@@ -34,8 +43,7 @@ from medserve.engine.torchserve.ports import (
     reachable_host,
     resolve,
 )
-from medserve.engine.torchserve.process import kill_group, launch
-from medserve.engine.torchserve.readiness import Endpoint, ReadyModel, Target, prove
+from medserve.engine.torchserve.readiness import Proving, ReadyModel, Target
 from medserve.errors import (
     ConfigError,
     MedserveError,
@@ -48,6 +56,15 @@ from medserve.settings import Address
 __all__ = ["Server", "ServerConfig"]
 
 logger = logging.getLogger(__name__)
+
+# Java gets SIGTERM when the process that started it dies, whatever killed that one. Done by a
+# first program that then becomes Java: code between fork and exec is unsafe beside threads.
+_DIES_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]): sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,7 @@ class ServerConfig:
     start_timeout_s: float = 120.0
     drain_timeout_s: float = 30.0  # how long running requests may take after SIGTERM
     log_level: str = "warn"  # of TorchServe itself
+    allow_loading: bool = False  # of archives beside those that it is started with
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -150,6 +168,24 @@ class Server:
         return self._folder.path / "key_file.json"
 
     @property
+    def access(self) -> EngineAccess:
+        """The way to a server that runs, with keys and certificate as configured."""
+        certificate, management = self.config.certificate, self._ports.management
+        return EngineAccess(
+            Address.parse(self.inference_address),
+            Address.parse(self.management_address),
+            key_file=self.key_file,
+            ca_file=certificate,
+            server_name=(
+                certificate_name("127.0.0.1", management, certificate) if certificate else None
+            ),
+            message_bytes=self.config.max_message_bytes,
+            store=self._folder.path / "store"
+            if self._folder and self.config.allow_loading
+            else None,
+        )
+
+    @property
     def pid(self) -> int | None:
         """Process id of Java while it runs."""
         return self._process.pid if self._process else None
@@ -206,7 +242,7 @@ class Server:
         ]
         deadline = time.monotonic() + self.config.start_timeout_s
         self._await_port(deadline)
-        self.ready = prove(targets, self._endpoints(), self._log, self._check_alive, deadline)
+        self.ready = asyncio.run(self._prove(targets, deadline))
         return self.ready
 
     def serve_forever(self) -> None:
@@ -228,7 +264,7 @@ class Server:
             )
         finally:  # also when a second Ctrl-C cuts the wait short
             if process is not None:
-                kill_group(process)
+                _kill_group(process)
             if self._log is not None:
                 self._log.join(timeout_s=2.0)
             if self._folder is not None:
@@ -240,12 +276,22 @@ class Server:
         folder = run.path
         write_run_dir(folder, self._engine_settings())
         for info in self.archives:
-            (folder / "store" / _file_name(info)).symlink_to(info.path.resolve())
+            (folder / "store" / archive_file_name(info.name, info.version)).symlink_to(
+                info.path.resolve()
+            )
         command = java_command(java, folder, self.config.max_message_bytes)
         environment = engine_environment(
             os.environ, folder, self.engine_threads, self.config.max_message_bytes
         )
-        return launch(command, folder, environment, run.lock_fd)
+        return _launch(command, folder, environment, run.lock_fd)
+
+    async def _prove(self, targets: Sequence[Target], deadline: float) -> tuple[ReadyModel, ...]:
+        assert self._log is not None
+        engine = TorchServeEngine(self.access)
+        try:
+            return await Proving(engine, self._log, self._check_alive, deadline).prove(targets)
+        finally:
+            await engine.drain()
 
     def _workers(self, info: ArchiveInfo) -> int:
         return self.config.workers or info.spec.serving.min_workers
@@ -254,30 +300,14 @@ class Server:
         return EngineSettings(
             host=self.host,
             ports=self._ports,
-            archives=[_file_name(info) for info in self.archives],
+            archives=[archive_file_name(info.name, info.version) for info in self.archives],
             max_message_bytes=self.config.max_message_bytes,
             token_auth=self.token_auth,
             certificate=self.config.certificate,
             private_key=self.config.private_key,
             log_level=self.config.log_level,
             metrics_host=resolve(self.config.metrics_host),
-        )
-
-    def _endpoints(self) -> tuple[Endpoint, Endpoint]:
-        """Management and inference API, with keys and certificate as configured."""
-        tls: dict[str, Any] = {}
-        if (path := self.config.certificate) is not None:
-            name = certificate_name("127.0.0.1", self._ports.management, path)
-            tls = {"certificate": path.read_bytes(), "certificate_name": name}
-        tokens = read_tokens(self.key_file) if self.key_file else None
-        return (
-            Endpoint(self.management_address, tokens.management if tokens else None, **tls),
-            Endpoint(
-                self.inference_address,
-                tokens.inference if tokens else None,
-                max_message_bytes=self.config.max_message_bytes,
-                **tls,
-            ),
+            allow_loading=self.config.allow_loading,
         )
 
     def _await_port(self, deadline: float) -> None:
@@ -309,5 +339,36 @@ class Server:
         return ServerFailedError(f"TorchServe ended by itself (exit code {code}): {reason}")
 
 
-def _file_name(info: ArchiveInfo) -> str:
-    return f"{info.name}-{info.version}.mar"
+def _launch(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], lock_fd: int
+) -> subprocess.Popen[str]:
+    """Start Java in its folder, in a session of its own, with its output in a pipe.
+
+    Of its own, because Ctrl-C must not reach the workers: they have requests to finish.
+    """
+    # The kernel watches the thread that starts Java, so only one that lasts will do.
+    if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
+        guard = [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid())]
+        command = [*guard, *command]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        pass_fds=(lock_fd,),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    """End what is left of Java and its workers; they share one process group."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        process.wait()

@@ -7,68 +7,24 @@ sent like any request, comes back as a good answer of this very archive.
 
 from __future__ import annotations
 
-import json
+import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import grpc
 
 from medserve.archive.read import ArchiveInfo
-from medserve.engine.torchserve.canary import canary_inputs
+from medserve.engine.golden import GoldenInput
+from medserve.engine.interface import Engine, EngineModel
+from medserve.engine.torchserve.calls import TorchServeEngine
+from medserve.engine.torchserve.failures import own_words
 from medserve.engine.torchserve.log import EngineLog
-from medserve.errors import ModelNotReadyError
-from medserve.wire import inference_pb2, inference_pb2_grpc, management_pb2, management_pb2_grpc
+from medserve.errors import MedserveError, ModelNotReadyError, UnknownModelError
 
-__all__ = ["Endpoint", "ReadyModel", "Target", "check_answer", "prove"]
+__all__ = ["Proving", "ReadyModel", "Target", "prove_answer"]
 
 _POLL_S = 0.1
-_CALL_TIMEOUT_S = 5.0
 _SETTLE_S = 0.2  # for the rest of a traceback to arrive
 _TIMES_TO_DIE = 2  # without a reason: killed once may be chance, twice is not
-_RECONNECT = [
-    ("grpc.initial_reconnect_backoff_ms", 100),  # the port opens seconds after the start
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 200),
-]
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """How to reach one API of the server from this machine."""
-
-    address: str
-    token: str | None = None
-    certificate: bytes | None = None  # PEM; None without TLS
-    certificate_name: str | None = None  # the name that the certificate was issued for
-    max_message_bytes: int = 4 * 2**20
-
-    @contextmanager
-    def channel(self) -> Iterator[grpc.Channel]:
-        """An open channel, closed at the end."""
-        limit = self.max_message_bytes
-        options: list[tuple[str, str | int]] = [
-            *_RECONNECT,
-            ("grpc.max_send_message_length", limit),
-            ("grpc.max_receive_message_length", limit),
-            ("grpc.enable_http_proxy", 0),  # this machine talks to itself
-        ]
-        if self.certificate is None:
-            channel = grpc.insecure_channel(self.address, options)
-        else:
-            if self.certificate_name:
-                options.append(("grpc.ssl_target_name_override", self.certificate_name))
-            credentials = grpc.ssl_channel_credentials(self.certificate)
-            channel = grpc.secure_channel(self.address, credentials, options)
-        with channel:
-            yield channel
-
-    @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """The header that carries the token."""
-        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
 
 @dataclass(frozen=True)
@@ -96,204 +52,136 @@ class ReadyModel:
     canary_ms: float
 
 
-@dataclass
-class _Proof:
-    """The state of one proof: who is asked, who is watched, and until when."""
+@dataclass(frozen=True)
+class Proving:
+    """The proving of a server that has just been started.
 
-    management: management_pb2_grpc.ManagementAPIsServiceStub
-    inference: inference_pb2_grpc.InferenceAPIsServiceStub
-    endpoints: tuple[Endpoint, Endpoint]  # of the same two
+    Attributes:
+        engine: Who is asked.
+        log: The engine's output, which tells why a worker died.
+        check_alive: Raises when the engine itself has ended.
+        deadline: `time.monotonic()` at which all must be ready.
+    """
+
+    engine: TorchServeEngine
     log: EngineLog
     check_alive: Callable[[], None]
     deadline: float
 
+    async def prove(self, targets: Sequence[Target]) -> tuple[ReadyModel, ...]:
+        """Wait until every target is proven; scale workers and set the default versions.
 
-def prove(
-    targets: Sequence[Target],
-    endpoints: tuple[Endpoint, Endpoint],
-    log: EngineLog,
-    check_alive: Callable[[], None],
-    deadline: float,
-) -> tuple[ReadyModel, ...]:
-    """Wait until every target is proven; scales workers and sets the default versions.
-
-    Args:
-        targets: what must be ready.
-        endpoints: management and inference API.
-        log: the engine's output, which tells why a worker died.
-        check_alive: raises when the engine itself has ended.
-        deadline: `time.monotonic()` at which all must be ready.
-
-    Raises:
-        ModelNotReadyError: a worker dies while loading, or the time is over.
-    """
-    management, inference = endpoints
-    with management.channel() as manager, inference.channel() as caller:
-        proof = _Proof(
-            management_pb2_grpc.ManagementAPIsServiceStub(manager),
-            inference_pb2_grpc.InferenceAPIsServiceStub(caller),
-            endpoints,
-            log,
-            check_alive,
-            deadline,
-        )
+        Raises:
+            ModelNotReadyError: a worker dies while loading, or the time is over.
+        """
         for target in targets:
-            _await_loaded(proof, target)
+            await self._await_loaded(target)
         for target in targets:
-            _await_workers(proof, target)
+            await self._await_workers(target)
         for target in targets:
             if target.default:
-                _set_default(proof, target)
-        return tuple(_ready(proof, target) for target in targets)
+                await self._set_default(target)
+        return tuple([await self._answer(target) for target in targets])
 
-
-def _await_loaded(proof: _Proof, target: Target) -> None:
-    """Wait until TorchServe knows the model, then ask for its workers."""
-    while (description := _describe(proof, target)) is None:
-        _pause(proof, target, "TorchServe has not loaded it")
-    if description["minWorkers"] == target.workers:
-        return
-    request = management_pb2.ScaleWorkerRequest(
-        model_name=target.archive.name,
-        model_version=target.archive.version,
-        min_worker=target.workers,
-        max_worker=max(target.workers, description["maxWorkers"]),
-    )
-    try:
-        proof.management.ScaleWorker(
-            request,
-            metadata=proof.endpoints[0].metadata,
-            timeout=_CALL_TIMEOUT_S,
-            wait_for_ready=True,
-        )
-    except grpc.RpcError as error:
-        raise ModelNotReadyError(
-            f"{target}: cannot be scaled to {target.workers} workers: {_details(error)}"
-        ) from error
-
-
-def _await_workers(proof: _Proof, target: Target) -> None:
-    while True:
-        workers = (_describe(proof, target) or {}).get("workers", [])
-        ready = sum(worker.get("status") == "READY" for worker in workers)
-        if ready >= target.workers:
+    async def _await_loaded(self, target: Target) -> None:
+        """Wait until TorchServe knows the model, then ask for its workers."""
+        while (found := await self._describe(target)) is None:
+            await self._pause(target, "TorchServe has not loaded it")
+        if found.workers == target.workers:
             return
-        _pause(proof, target, f"{ready} of {target.workers} workers are ready")
+        archive = target.archive
+        most = max(target.workers, archive.spec.serving.max_workers)
+        try:
+            await self.engine.scale(archive.name, archive.version, target.workers, most)
+        except MedserveError as error:
+            raise ModelNotReadyError(
+                f"{target}: cannot be scaled to {target.workers} workers: {own_words(error)}"
+            ) from error
 
+    async def _await_workers(self, target: Target) -> None:
+        while True:
+            found = await self._describe(target)
+            ready = found.workers_ready if found else 0
+            if ready >= target.workers:
+                return
+            await self._pause(target, f"{ready} of {target.workers} workers are ready")
 
-def _describe(proof: _Proof, target: Target) -> dict[str, Any] | None:
-    """TorchServe's view of the model, None while nobody answers."""
-    request = management_pb2.DescribeModelRequest(
-        model_name=target.archive.name, model_version=target.archive.version
-    )
-    try:
-        answer = proof.management.DescribeModel(
-            request, metadata=proof.endpoints[0].metadata, timeout=_CALL_TIMEOUT_S
+    async def _set_default(self, target: Target) -> None:
+        try:
+            await self.engine.set_default(target.archive.name, target.archive.version)
+        except MedserveError as error:
+            raise ModelNotReadyError(
+                f"{target}: cannot become the default version: {own_words(error)}"
+            ) from error
+
+    async def _answer(self, target: Target) -> ReadyModel:
+        """Send the golden input; a default version is asked without naming the version."""
+        archive = target.archive
+        timeout_s = max(1.0, self.deadline - time.monotonic())
+        golden = GoldenInput.of(archive)
+        took_s = await prove_answer(self.engine, golden, timeout_s, by_default=target.default)
+        return ReadyModel(
+            name=archive.name,
+            version=archive.version,
+            title=archive.spec.title,
+            workers=target.workers,
+            default=target.default,
+            digest=archive.digest,
+            canary_ms=1000 * took_s,
         )
-    except grpc.RpcError as error:
-        if "not found" not in _details(error).lower():
+
+    async def _describe(self, target: Target) -> EngineModel | None:
+        """Return TorchServe's view of the model, None while nobody answers."""
+        name, version = target.archive.name, target.archive.version
+        why = f"it has no version {version}"
+        try:
+            for model in await self.engine.describe(name):
+                if model.version == version:
+                    return model
+        except UnknownModelError as error:
+            why = own_words(error)
+        except MedserveError:
             return None
         # Archives are registered before the ports open: this one will never come.
-        reason = proof.log.tail(r"(?i)failed to load model|invalid|exception") or _details(error)
-        raise ModelNotReadyError(f"{target}: TorchServe cannot load it: {reason}") from error
-    descriptions = json.loads(answer.msg)
-    return descriptions[0] if descriptions else None
+        reason = self.log.tail(r"(?i)failed to load model|invalid|exception") or why
+        raise ModelNotReadyError(f"{target}: TorchServe cannot load it: {reason}")
+
+    async def _pause(self, target: Target, state: str) -> None:
+        """Wait a moment; raise where waiting longer cannot help."""
+        self.check_alive()
+        name, version = target.archive.name, target.archive.version
+        death = self.log.death(name, version)
+        if death and death.reason:  # it raised while loading, and would raise again
+            await asyncio.sleep(_SETTLE_S)
+            death = self.log.death(name, version) or death
+            raise ModelNotReadyError(f"{target}: its worker died while loading: {death.reason}")
+        if death and death.count >= _TIMES_TO_DIE:
+            raise ModelNotReadyError(
+                f"{target}: its worker died {death.count} times without a reason in its log; it "
+                f"may have been killed for using too much memory"
+            )
+        if time.monotonic() > self.deadline:
+            raise ModelNotReadyError(f"{target}: not ready in time: {state}")
+        await asyncio.sleep(_POLL_S)
 
 
-def _pause(proof: _Proof, target: Target, state: str) -> None:
-    """Wait a moment; raise where waiting longer cannot help."""
-    proof.check_alive()
-    death = proof.log.death(target.archive.name, target.archive.version)
-    if death and death.reason:  # it raised while loading, and would raise again
-        time.sleep(_SETTLE_S)
-        death = proof.log.death(target.archive.name, target.archive.version) or death
-        raise ModelNotReadyError(f"{target}: its worker died while loading: {death.reason}")
-    if death and death.count >= _TIMES_TO_DIE:
-        raise ModelNotReadyError(
-            f"{target}: its worker died {death.count} times without a reason in its log; it may "
-            f"have been killed for using too much memory"
-        )
-    if time.monotonic() > proof.deadline:
-        raise ModelNotReadyError(f"{target}: not ready in time: {state}")
-    time.sleep(_POLL_S)
-
-
-def _set_default(proof: _Proof, target: Target) -> None:
-    request = management_pb2.SetDefaultRequest(
-        model_name=target.archive.name, model_version=target.archive.version
-    )
-    try:
-        proof.management.SetDefault(
-            request, metadata=proof.endpoints[0].metadata, timeout=_CALL_TIMEOUT_S
-        )
-    except grpc.RpcError as error:
-        raise ModelNotReadyError(
-            f"{target}: cannot become the default version: {_details(error)}"
-        ) from error
-
-
-def _ready(proof: _Proof, target: Target) -> ReadyModel:
-    """Send the canary; a default version is asked without naming the version."""
-    archive = target.archive
-    request = inference_pb2.PredictionsRequest(
-        model_name=archive.name,
-        model_version="" if target.default else archive.version,
-        input=canary_inputs(archive.path, archive.spec.task),
-    )
-    started = time.perf_counter()
-    try:
-        answer = proof.inference.Predictions(
-            request,
-            metadata=proof.endpoints[1].metadata,
-            timeout=max(1.0, proof.deadline - time.monotonic()),
-        )
-    except grpc.RpcError as error:
-        raise ModelNotReadyError(
-            f"{target}: its golden input was not answered: {_details(error)}"
-        ) from error
-    canary_ms = 1000 * (time.perf_counter() - started)
-    check_answer(str(target), archive.digest, answer.prediction)
-    return ReadyModel(
-        name=archive.name,
-        version=archive.version,
-        title=archive.spec.title,
-        workers=target.workers,
-        default=target.default,
-        digest=archive.digest,
-        canary_ms=canary_ms,
-    )
-
-
-def check_answer(target: str, digest: str, prediction: bytes) -> None:
-    """A JSON answer must be good and come from this archive; other forms cannot be told.
-
-    Args:
-        target: name and version of the model, for the message.
-        digest: `archive_digest` that the answer must name.
-        prediction: what the golden input got.
+async def prove_answer(
+    engine: Engine, golden: GoldenInput, timeout_s: float, *, by_default: bool = False
+) -> float:
+    """Send a golden input and return the seconds that its answer took.
 
     Raises:
-        ModelNotReadyError: it is no good answer of this archive.
+        ModelNotReadyError: there is no good answer in time; the message names the model.
     """
-    if not prediction:
-        raise ModelNotReadyError(f"{target}: its golden input got an empty answer")
-    if not prediction.startswith(b"{"):
-        return
-    answer = json.loads(prediction)
-    if answer.get("status") != "ok":
-        error = answer.get("error") or {}
+    started = time.perf_counter()
+    try:
+        answer = await engine.call(golden.request(by_default=by_default), timeout_s)
+        took_s = time.perf_counter() - started
+        golden.check(answer)
+    except ModelNotReadyError as error:
+        raise ModelNotReadyError(f"{golden}: {error.message}") from error
+    except MedserveError as error:
         raise ModelNotReadyError(
-            f"{target}: its golden input was refused: {error.get('message', answer)}"
-        )
-    if answer.get("archive_digest") != digest:
-        raise ModelNotReadyError(
-            f"{target}: expected an answer of the archive {digest}, got one of "
-            f"{answer.get('archive_digest')!r}"
-        )
-
-
-def _details(error: grpc.RpcError) -> str:
-    """Code and text of a failed call."""
-    if isinstance(error, grpc.Call):
-        return f"{error.code().name} {error.details()}"
-    return str(error)
+            f"{golden}: its golden input was not answered: {own_words(error)}"
+        ) from error
+    return took_s

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from medserve.errors import DeadlineError, MedserveError, ServerFailedError
 from medserve.gateway.core.audit import AuditLog, AuditRecord
 from medserve.gateway.core.calls import EngineCall, ModelInfo, error_in
 from medserve.gateway.core.metrics import GatewayMetrics
+from medserve.gateway.core.status import bug
 
 __all__ = ["AccountEntry", "Accounting"]
 
 _UNKNOWN = "unknown"  # stands for a name that nobody serves: labels must stay few
-
-logger = logging.getLogger(__name__)
 
 
 class AccountEntry:
@@ -61,8 +57,7 @@ class Accounting:
             raise
         except Exception as error:
             entry.status = ServerFailedError.code
-            logger.error("internal error, reference %s: %s", call.request_id, _place(error))
-            raise ServerFailedError(f"internal error, reference {call.request_id}") from error
+            raise bug(error, call.request_id) from error
         finally:
             self._close(entry, time.monotonic() - started)
 
@@ -89,9 +84,3 @@ class Accounting:
                     took_ms=round(1000 * took_s, 3),
                 )
             )
-
-
-def _place(error: Exception) -> str:
-    """Where it went wrong, without its text, which may quote the request."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno} in {frame.name}"

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
-import traceback
 from collections.abc import AsyncIterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
 
-from medserve.errors import MedserveError, ServerFailedError
-from medserve.gateway.core.calls import Caller, Face
-from medserve.gateway.core.gateway import Gateway, new_request_id
+from medserve.errors import MedserveError
+from medserve.gateway.core.calls import Caller, Face, new_request_id
+from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.requests import TaskRequest
-from medserve.gateway.core.status import abort
+from medserve.gateway.core.status import abort, bug
 
-__all__ = [
-    "REQUEST_ID",
-    "CallContext",
-    "Context",
-    "answering",
-    "bearer_token",
-    "bug",
-    "certificate_name",
-]
+__all__ = ["REQUEST_ID", "CallContext", "Context", "answering", "identified", "identify"]
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 REQUEST_ID = "x-request-id"  # metadata and HTTP header, in and out
 _SCHEME = "bearer "
-
-logger = logging.getLogger(__name__)
+_identified: ContextVar[CallContext | None] = ContextVar("identified", default=None)
 
 
 @dataclass(frozen=True)
@@ -44,11 +33,12 @@ class CallContext:
     caller: Caller
     request_id: str
     deadline: float | None  # time.monotonic()
+    chose_id: bool = False  # the caller gave the id in the metadata
 
     def order(
         self, model: str, version: str, face: Face, params: Mapping[str, Any] | None = None
     ) -> TaskRequest:
-        """What this call asks of a model."""
+        """Return what this call asks of a model."""
         return TaskRequest(
             model=model,
             version=version,
@@ -60,47 +50,62 @@ class CallContext:
         )
 
 
+def identify(context: Context, gateway: Gateway) -> CallContext:
+    """Authenticate the caller of a gRPC call, for all that the task of this call does.
+
+    Raises:
+        AuthenticationError: tokens are in use, and the call has none that counts.
+    """
+    metadata = dict(context.invocation_metadata() or ())
+    token = _bearer_token(_text(metadata.get("authorization")))
+    left_s = context.time_remaining()
+    given_id = _text(metadata.get(REQUEST_ID))
+    known = CallContext(
+        gateway.authenticate(token, _certificate_name(context)),
+        new_request_id(given_id),
+        None if left_s is None else time.monotonic() + left_s,
+        bool(given_id),
+    )
+    _identified.set(known)
+    return known
+
+
+def identified() -> CallContext:
+    """Return who calls, as the guard of this call has found out."""
+    known = _identified.get()
+    assert known is not None
+    return known
+
+
 @contextlib.asynccontextmanager
 async def answering(context: Context, gateway: Gateway) -> AsyncIterator[CallContext]:
     """Let an authenticated caller in; an error inside the block ends the call with its status."""
-    metadata = dict(context.invocation_metadata() or ())
-    request_id = new_request_id(_text(metadata.get(REQUEST_ID)))
+    request_id = ""
     try:
+        incoming = _identified.get() or identify(context, gateway)
+        request_id = incoming.request_id
         await context.send_initial_metadata(((REQUEST_ID, request_id),))
-        caller = gateway.authenticate(
-            bearer_token(_text(metadata.get("authorization"))), certificate_name(context)
-        )
-        left_s = context.time_remaining()
-        deadline = None if left_s is None else time.monotonic() + left_s
-        yield CallContext(caller, request_id, deadline)
+        yield incoming
     except MedserveError as error:
         await abort(context, error)
     except grpc.aio.AbortError:
         raise
     except Exception as error:
-        await abort(context, bug(error, request_id))
+        await abort(context, bug(error, request_id or new_request_id()))
 
 
-def bearer_token(header: str) -> str | None:
-    """The token in an `authorization` header."""
+def _bearer_token(header: str) -> str | None:
+    """Return the token in an `authorization` header."""
     if header[: len(_SCHEME)].lower() != _SCHEME:
         return None
     return header[len(_SCHEME) :].strip() or None
-
-
-def bug(error: Exception, request_id: str) -> ServerFailedError:
-    """A bug: the caller gets a reference, the log the place. Its text may quote the input."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
-    logger.error("internal error, request %s: %s at %s", request_id, type(error).__name__, place)
-    return ServerFailedError(f"internal error, reference {request_id}")
 
 
 def _text(value: str | bytes | None) -> str:
     return value if isinstance(value, str) else ""
 
 
-def certificate_name(context: Context) -> str:
-    """Whom the client's certificate names, "" without one."""
+def _certificate_name(context: Context) -> str:
+    """Return whom the client's certificate names, "" without one."""
     names = (context.auth_context() or {}).get("x509_common_name") or ()
     return next((bytes(name).decode("utf-8", "replace") for name in names), "")

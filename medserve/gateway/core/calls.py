@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from medserve.engine.interface import EngineRequest, Health
 from medserve.errors import MedserveError, error_from_code
 from medserve.spec import InputKind, ModelSpec, Task
 
@@ -62,45 +63,23 @@ class Caller:
 
 
 @dataclass(frozen=True)
-class EngineCall:
-    """One prediction.
+class EngineCall(EngineRequest):
+    """One prediction: a request to the engine, and who asks for it.
 
     Attributes:
-        model: Name of the model.
-        version: "" asks the default version.
-        inputs: As TorchServe takes them: `data` or `data.0` … `data.N`, and `params`. The gateway
-            sets `transport`, `stream`, `deadline_ms` and `request_id` itself.
         caller: From `Gateway.authenticate`.
-        request_id: Hexadecimal digits and hyphens; see `new_request_id`.
-        deadline: `time.monotonic()` at which the caller stops waiting; None: never.
-        face: Where the call came in.
-        message: The request as it lay on TorchServe's wire, forwarded unchanged in the place of
-            `inputs`; only the TorchServe face has one.
+        face: Where the call came in; `wire` is set by the TorchServe face alone.
     """
 
-    model: str
-    version: str
-    inputs: Mapping[str, bytes]
-    caller: Caller
-    request_id: str
-    deadline: float | None = None
+    caller: Caller = field(kw_only=True)
     face: Face = Face.HTTP
-    message: bytes | None = field(default=None, repr=False)
 
     @property
     def size_bytes(self) -> int:
-        """How much the call carries."""
-        if self.message is not None:
-            return len(self.message)
+        """Return how much the call carries."""
+        if self.wire is not None:
+            return len(self.wire)
         return sum(map(len, self.inputs.values()))
-
-
-@dataclass(frozen=True)
-class Health:
-    """Whether something serves, and the reason where it does not."""
-
-    serving: bool
-    reason: str = ""
 
 
 @dataclass(frozen=True)

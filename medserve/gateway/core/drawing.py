@@ -11,7 +11,7 @@ from medserve.errors import ServerFailedError
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.masks import member_bytes, read_object
 from medserve.gateway.core.requests import TaskRequest
-from medserve.results.classification import Provenance
+from medserve.tasks.result import Provenance
 
 __all__ = ["Drawn", "Progress", "read_drawn", "sample"]
 

@@ -1,12 +1,12 @@
 """The one way to the models: every face builds a `EngineCall` and hands it to the `Gateway`.
 
     caller = gateway.authenticate(token)
-    call = EngineCall(model, version, {"data": png}, caller, new_request_id())
+    call = EngineCall(model, version, {"data": png}, new_request_id(), caller=caller)
     answer = await gateway.predict(call)
     async for chunk in gateway.stream(call): ...
 
 Whatever the face, the same happens inside: scope, unknown names, places and queue of the model,
-deadline, markers for TorchServe, errors as `MedserveError`, metrics and one line in the audit log.
+deadline, errors as `MedserveError`, metrics and one line in the audit log.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from medserve.engine.interface import Engine, EngineModel
+from medserve.engine.interface import Engine, EngineModel, Health
 from medserve.errors import (
     AuthenticationError,
     DeadlineError,
     ForbiddenError,
+    MedserveError,
     PayloadTooLargeError,
 )
 from medserve.gateway.core.accounting import AccountEntry, Accounting
@@ -33,13 +34,11 @@ from medserve.gateway.core.calls import (
     Caller,
     EngineCall,
     Face,
-    Health,
     ModelInfo,
     error_in,
     new_request_id,
 )
 from medserve.gateway.core.cancelled import CancelledCalls
-from medserve.gateway.core.messages import engine_message
 from medserve.gateway.core.metrics import GatewayMetrics
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.settings import Limits
@@ -89,15 +88,15 @@ class Gateway:
         metrics: What Prometheus reads.
     """
 
-    def __init__(self, engine: Engine, fleet: ServedModels, guards: Guards | None = None) -> None:
+    def __init__(self, engine: Engine, served: ServedModels, guards: Guards | None = None) -> None:
         self._engine = engine
-        self._fleet = fleet
+        self._served = served
         self._guards = guards or Guards()
         self._gates: dict[tuple[str, str], Gate] = {}
         self._left_behind: set[asyncio.Task[Any]] = set()
         self.metrics = GatewayMetrics()
         self.budget = ByteBudget(self.limits.memory_bytes)
-        self._ledger = Accounting(self.metrics, self._guards.audit)
+        self._accounting = Accounting(self.metrics, self._guards.audit)
         self.metrics.watch_budget(self.budget)
 
     @property
@@ -128,7 +127,7 @@ class Gateway:
 
     async def models(self, caller: Caller) -> tuple[ModelInfo, ...]:
         """Every version of the models that the caller may use, by name and version."""
-        return self._fleet.visible_to(caller)
+        return self._served.visible_to(caller)
 
     def health(self, model: str = "", version: str = "") -> Health:
         """Whether a model serves (its default version, if none is given); "": whether all do.
@@ -136,7 +135,7 @@ class Gateway:
         Raises:
             UnknownModelError: there is no such model or version.
         """
-        return self._fleet.find(model, version).health if model else self._fleet.health()
+        return self._served.find(model, version).health if model else self._served.health()
 
     async def workers(self, model: str) -> Sequence[EngineModel]:
         """What the engine says of the versions of a model, and of their workers."""
@@ -151,9 +150,9 @@ class Gateway:
         Raises:
             MedserveError: whatever went wrong.
         """
-        with self._ledger.entry(call) as entry:
-            place, message = await self._admit(call, entry, stream=False)
-            answer = await self._answer(call, place, message)
+        with self._accounting.entry(call) as entry:
+            place, model = await self._admit(call, entry)
+            answer = await self._answer(call, place, model)
             entry.answered(answer)
             if call.face is not Face.TORCHSERVE and (error := error_in(answer)) is not None:
                 raise error
@@ -165,14 +164,27 @@ class Gateway:
         Raises:
             MedserveError: whatever went wrong, also after some parts.
         """
-        with self._ledger.entry(call) as entry:
-            place, message = await self._admit(call, entry, stream=True)
-            async with contextlib.aclosing(self._parts(call, place, message)) as parts:
+        with self._accounting.entry(call) as entry:
+            place, model = await self._admit(call, entry)
+            async with contextlib.aclosing(self._parts(call, place, model)) as parts:
                 async for part in parts:
                     entry.answered(part)
                     if call.face is not Face.TORCHSERVE and (error := error_in(part)) is not None:
                         raise error
                     yield part
+
+    def find(self, call: EngineCall) -> ModelInfo:
+        """Return the model that a call would reach; a refusal is accounted like that of a call.
+
+        Raises:
+            ForbiddenError: the caller may not use it.
+            UnknownModelError: there is no such model or version.
+        """
+        try:
+            return self._find(call)
+        except MedserveError:
+            with self._accounting.entry(call):
+                raise
 
     def gate(self, model: ModelInfo) -> Gate:
         """The places at one version of a model."""
@@ -190,17 +202,13 @@ class Gateway:
         for task in self._left_behind:
             task.cancel()
         await asyncio.gather(*self._left_behind, return_exceptions=True)
-        await self._engine.close()
+        await self._engine.drain()
 
     # ---- before the engine
 
-    async def _admit(
-        self, call: EngineCall, entry: AccountEntry, stream: bool
-    ) -> tuple[Place, bytes]:
-        """A place at the model, and what to send it once the place is there."""
-        if not call.caller.may(call.model):  # before anything tells whether there is such a model
-            raise ForbiddenError("this token is not for that model")
-        model = entry.model = self._fleet.find(call.model, call.version)
+    async def _admit(self, call: EngineCall, entry: AccountEntry) -> tuple[Place, ModelInfo]:
+        """Wait for a place at the model that the call names."""
+        model = entry.model = self._find(call)
         if call.size_bytes > self.limits.message_bytes:
             raise PayloadTooLargeError(
                 f"expected a request of at most {self.limits.message_bytes} bytes, got "
@@ -210,11 +218,12 @@ class Gateway:
         arrived = time.monotonic()
         place = await gate.enter(call.deadline)
         self.metrics.queue_seconds.labels(model.name).observe(time.monotonic() - arrived)
-        try:
-            return place, engine_message(call, stream=stream)
-        except BaseException:
-            place.give_back(well=False)
-            raise
+        return place, model
+
+    def _find(self, call: EngineCall) -> ModelInfo:
+        if not call.caller.may(call.model):  # before anything tells whether there is such a model
+            raise ForbiddenError("this token is not for that model")
+        return self._served.find(call.model, call.version)
 
     def _patience_s(self, model: ModelInfo) -> float:
         """How long the engine may take before its place is given to another.
@@ -227,10 +236,9 @@ class Gateway:
 
     # ---- in the engine
 
-    async def _answer(self, call: EngineCall, place: Place, message: bytes) -> bytes:
+    async def _answer(self, call: EngineCall, place: Place, model: ModelInfo) -> bytes:
         """The engine's answer; the place is kept until the engine gives it, whoever waits."""
-        model = self._fleet.find(call.model, call.version)
-        task = asyncio.ensure_future(self._engine.predict(message, self._patience_s(model)))
+        task = asyncio.ensure_future(self._engine.call(call, self._patience_s(model)))
         task.add_done_callback(lambda done: self._returned(model, place, done))
         try:
             async with asyncio.timeout(_left_s(call)):
@@ -242,11 +250,10 @@ class Gateway:
                 self._leave_behind(task, call.request_id)
 
     async def _parts(
-        self, call: EngineCall, place: Place, message: bytes
+        self, call: EngineCall, place: Place, model: ModelInfo
     ) -> AsyncGenerator[bytes, None]:
         """The parts of a streamed answer; read to their end even if the caller goes away."""
-        model = self._fleet.find(call.model, call.version)
-        stream = _Stream(self._engine.stream(message, self._patience_s(model)))
+        stream = _Stream(self._engine.stream(call, self._patience_s(model)))
         task = asyncio.ensure_future(stream.pump())
         task.add_done_callback(lambda done: self._returned(model, place, done))
         try:

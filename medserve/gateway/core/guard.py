@@ -19,7 +19,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from medserve.errors import DeadlineError, InvalidRequestError, MedserveError
-from medserve.gateway.core.call_context import Context, bearer_token, certificate_name
+from medserve.gateway.core.call_context import Context, identify
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.status import abort
 
@@ -108,9 +108,7 @@ class RequestGuard(Registrar):
     ) -> AsyncIterator[Any]:
         """The parsed request; its memory is taken for the time of the block."""
         try:
-            metadata = dict(context.invocation_metadata() or ())
-            token = bearer_token(str(metadata.get("authorization", "")))
-            caller = self._gateway.authenticate(token, certificate_name(context))
+            caller = identify(context, self._gateway).caller
             owner = caller.name or context.peer().rpartition(":")[0]  # without the port
             budget, most = self._gateway.budget, self._gateway.limits.message_bytes
             async with contextlib.AsyncExitStack() as stack:

@@ -1,6 +1,6 @@
 """Whether each model answers, found out rather than believed.
 
-TorchServe says READY for a worker whose thread is dead, and healthy for a server without a model.
+An engine may call a worker ready that answers nobody: TorchServe does, when its thread has died.
 So a model serves when the engine shows a worker *and* an answer was seen of late: of a real call,
 or of a canary, the archive's golden input. While calls are in flight they are the canary: one that
 takes far too long puts the model in doubt. While nobody calls, a canary is sent now and then.
@@ -15,25 +15,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from grpc_health.v1 import health, health_pb2
 
-from medserve.archive.read import ArchiveInfo
-from medserve.engine.interface import Engine, EngineModel
-from medserve.engine.torchserve.canary import canary_inputs
-from medserve.engine.torchserve.readiness import check_answer
+from medserve.engine.golden import GoldenInput
+from medserve.engine.interface import Engine, EngineModel, Health
 from medserve.errors import MedserveError, ModelNotReadyError
-from medserve.gateway.core.calls import Health, ModelInfo
+from medserve.gateway.core.calls import ModelInfo
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.settings import Timing
-from medserve.wire import inference_pb2
 
-__all__ = ["Canaries", "HealthFace", "Monitor"]
-
-Canaries = Mapping[tuple[str, str], ArchiveInfo]  # by name and version
+__all__ = ["HealthFace", "Monitor"]
 
 _LAST_WORD_S = 0.1  # for a watcher to hear the last status
 
@@ -47,16 +42,16 @@ class Monitor:
         self,
         gateway: Gateway,
         engine: Engine,
-        fleet: ServedModels,
-        canaries: Canaries,
+        served: ServedModels,
+        golden: Iterable[GoldenInput],
         timing: Timing,
     ) -> None:
-        self._fleet = fleet
+        self._served = served
         self._engine = engine
         self._timing = timing
         self._watches = [
-            _Watch(gateway, engine, model, canaries[model.name, model.version], timing)
-            for model in fleet
+            _Watch(gateway, engine, served.find(each.name, each.version), each, timing)
+            for each in golden
         ]
 
     async def run(self) -> None:
@@ -82,14 +77,14 @@ class Monitor:
         except MedserveError as error:
             reason = error.message
         for version in [each.version for each in described.values() if each.default]:
-            self._fleet.set_default(name, version)
+            self._served.set_default(name, version)
         for watch in self._watches:
             if watch.model.name == name:
                 health = await watch.look(described.get(watch.model.version), reason)
                 self._note(watch.model, health)
 
     def _note(self, model: ModelInfo, health: Health) -> None:
-        before = self._fleet.find(model.name, model.version).health
+        before = self._served.find(model.name, model.version).health
         if before.serving != health.serving:
             state = "serves" if health.serving else f"does not serve: {health.reason}"
             logger.log(
@@ -99,7 +94,7 @@ class Monitor:
                 model.version,
                 state,
             )
-        self._fleet.set_health(model.name, model.version, health)
+        self._served.set_health(model.name, model.version, health)
 
 
 class _Watch:
@@ -110,29 +105,26 @@ class _Watch:
         gateway: Gateway,
         engine: Engine,
         model: ModelInfo,
-        archive: ArchiveInfo,
+        golden: GoldenInput,
         timing: Timing,
     ) -> None:
         self.model = model
         self._engine = engine
-        self._archive = archive
+        self._golden = golden
+        self._request = golden.request()
         self._timing = timing
         self._gate = gateway.gate(model)
         self._seconds = gateway.metrics.canary_seconds.labels(model.name, model.version)
-        self._message = inference_pb2.PredictionsRequest(
-            model_name=model.name,
-            model_version=model.version,
-            input=canary_inputs(archive.path, model.task),
-        ).SerializeToString()
         self._canary: asyncio.Task[None] | None = None
         self._proven_at = 0.0  # `time.monotonic()` of the last good canary; 0: never
         self._refusal = ""  # why the last canary was no good
 
     async def look(self, found: EngineModel | None, reason: str) -> Health:
         """The health of now; takes at most the canary's time."""
-        if found is None or not found.workers_ready:
+        believed = found.health if found else Health(False, reason or "the engine has lost it")
+        if not believed.serving:
             self._proven_at = 0.0  # what comes back has to prove itself
-            return Health(False, reason or "no worker is ready")
+            return believed
         if self._proven_at and not self._in_doubt():
             return Health(True)
         if self._canary is None or self._canary.done():
@@ -160,7 +152,7 @@ class _Watch:
     @property
     def _patience_s(self) -> float:
         """How long a call may take before the model is in doubt."""
-        longest = self.model.spec.serving.response_timeout  # TorchServe ends a worker after it
+        longest = self.model.spec.serving.response_timeout  # the engine ends a worker after it
         usual = max(longest / 4, 5 * self._gate.job_s, self._timing.canary_timeout_s)
         return min(usual, longest + self._timing.canary_timeout_s)
 
@@ -170,9 +162,7 @@ class _Watch:
         try:
             # Longer than anybody waits for it here: a canary given up is one more in the queue.
             timeout_s = self.model.spec.serving.response_timeout + self._timing.canary_timeout_s
-            answer = await self._engine.predict(self._message, timeout_s)
-            title = f"{self.model.name} {self.model.version}"
-            check_answer(title, self._archive.digest, answer)
+            self._golden.check(await self._engine.call(self._request, timeout_s))
         except ModelNotReadyError as error:
             self._refusal = error.message
         except MedserveError as error:
@@ -210,15 +200,15 @@ class HealthFace:
     The full name of each gRPC service is known too, with the health of everything.
     """
 
-    def __init__(self, gateway: Gateway, fleet: ServedModels, services: list[str]) -> None:
+    def __init__(self, gateway: Gateway, served: ServedModels, services: list[str]) -> None:
         self.servicer = _Servicer()
         self._gateway = gateway
-        self._fleet = fleet
+        self._served = served
         self._services = services
         self._changed = asyncio.Event()
-        for model in fleet:
+        for model in served:
             self._on_change(model)
-        fleet.on_change(self._on_change)
+        served.on_change(self._on_change)
 
     async def run(self) -> None:
         """Publish every change; until cancelled."""
@@ -232,7 +222,7 @@ class HealthFace:
         overall = _status(self._gateway.health())
         for name in ["", *self._services]:
             await self.servicer.set(name, overall)
-        for model in self._fleet:
+        for model in self._served:
             status = _status(model.health)
             await self.servicer.set(f"{model.name}/{model.version}", status)
             if model.default:

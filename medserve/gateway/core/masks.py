@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from medserve.errors import MedserveError, ServerFailedError
-from medserve.results.classification import Provenance
-from medserve.results.measure import LabelMeasure
+from medserve.tasks.result import Provenance
+from medserve.tasks.volumes import LabelMeasure
 
 __all__ = ["MaskAnswer", "member_bytes", "read_object"]
 

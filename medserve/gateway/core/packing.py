@@ -29,8 +29,8 @@ from medserve.errors import (
 )
 from medserve.gateway.core.calls import EngineCall
 from medserve.gateway.core.requests import TaskRequest
-from medserve.results.classification import Classification, Provenance
-from medserve.tasks.classification import EXPLAINED_PER_CALL
+from medserve.tasks.classification import EXPLAINED_PER_CALL, Classification
+from medserve.tasks.result import Provenance
 
 __all__ = ["PACKING", "ImageFile", "Outcome", "Packing", "Predictor", "classify_each"]
 

@@ -55,18 +55,18 @@ class TaskRequest:
             model=self.model,
             version=self.version,
             inputs=inputs,
-            caller=self.caller,
             request_id=self.request_id,
             deadline=self.deadline,
+            caller=self.caller,
             face=self.face,
         )
 
     def with_params(self, params: Mapping[str, Any]) -> TaskRequest:
-        """The same order with these parameters too; they win over those of the same name."""
+        """The same request with these parameters too; they win over those of the same name."""
         return dataclasses.replace(self, params={**self.params, **params})
 
     def sooner(self, deadline: float) -> TaskRequest:
-        """The same order, to be answered by `deadline` at the latest."""
+        """The same request, to be answered by `deadline` at the latest."""
         earliest = deadline if self.deadline is None else min(deadline, self.deadline)
         return dataclasses.replace(self, deadline=earliest)
 
@@ -76,38 +76,37 @@ class TaskRequest:
         return float("inf") if self.deadline is None else max(self.deadline - time.monotonic(), 0)
 
 
-def find_model(models: Sequence[ModelInfo], order: TaskRequest, *tasks: Task) -> ModelInfo:
-    """The model that the order names, among those that its caller may use.
+def find_model(models: Sequence[ModelInfo], request: TaskRequest, *tasks: Task) -> ModelInfo:
+    """Return the model that the request names, among those that its caller may use.
 
     Raises:
         UnknownModelError: there is none.
         InvalidRequestError: its task is none of `tasks`, where some are given.
     """
     for info in models:
-        wanted = info.version == order.version if order.version else info.default
-        if info.name == order.model and wanted:
-            break
-    else:
-        raise UnknownModelError(
-            "expected the name and version of a served model, got others; ask for the list"
-        )
+        wanted = info.version == request.version if request.version else info.default
+        if info.name == request.model and wanted:
+            return _of_task(info, tasks)
+    raise UnknownModelError(
+        "expected the name and version of a served model, got others; ask for the list"
+    )
+
+
+async def find_served(gateway: Gateway, request: TaskRequest, *tasks: Task) -> ModelInfo:
+    """Return the model that the request names, before any file of the request is taken in.
+
+    A caller who may not use it, or who names one that is not served, is accounted.
+
+    Raises:
+        MedserveError: the caller may not use it, there is none, or its task is another.
+    """
+    return _of_task(gateway.find(request.call({})), tasks)
+
+
+def _of_task(info: ModelInfo, tasks: Sequence[Task]) -> ModelInfo:
     if tasks and info.task not in tasks:
         raise InvalidRequestError(
             f"{info.name} cannot {_VERBS[tasks[0]]}, its task is {info.task}; "
             f"use {_VERBS[info.task]} for it"
         )
     return info
-
-
-async def find_served(gateway: Gateway, order: TaskRequest, *tasks: Task) -> ModelInfo:
-    """Like `find_model`, before any file of the order is taken in; a refusal is written down.
-
-    Raises:
-        MedserveError: the caller may not use it, there is none, or it does something else.
-    """
-    try:
-        return find_model(await gateway.models(order.caller), order, *tasks)
-    except UnknownModelError:
-        # Refused again, in the words of every face, with a line in the audit log.
-        await gateway.predict(order.call({}))
-        raise

@@ -31,6 +31,10 @@ class ServedModels:
 
     def __init__(self, models: Iterable[ModelInfo]) -> None:
         self._models = {(model.name, model.version): model for model in models}
+        self._defaults: dict[str, str] = {}  # name -> version
+        for model in self:
+            if model.default:
+                self._defaults.setdefault(model.name, model.version)
         self._listeners: list[Callable[[ModelInfo], None]] = []
 
     def __iter__(self) -> Iterator[ModelInfo]:
@@ -42,10 +46,7 @@ class ServedModels:
         Raises:
             UnknownModelError: there is none.
         """
-        if version:
-            found = self._models.get((name, version))
-        else:
-            found = next((each for each in self if each.name == name and each.default), None)
+        found = self._models.get((name, version or self._defaults.get(name, "")))
         if found is None:
             raise UnknownModelError(_unknown(name, version, self))
         return found
@@ -72,6 +73,7 @@ class ServedModels:
 
     def set_default(self, name: str, version: str) -> None:
         """Note which version answers when a call names none."""
+        self._defaults[name] = version
         for key, model in self._models.items():
             if model.name == name and model.default != (model.version == version):
                 self._models[key] = dataclasses.replace(model, default=model.version == version)
@@ -81,8 +83,8 @@ class ServedModels:
         self._listeners.append(listener)
 
 
-def _unknown(name: str, version: str, fleet: ServedModels) -> str:
-    versions = [model.version for model in fleet if model.name == name]
+def _unknown(name: str, version: str, served: ServedModels) -> str:
+    versions = [model.version for model in served if model.name == name]
     if versions:
         return f"expected a version of {name} out of {', '.join(versions)}, got another one"
     return "expected the name of a served model, got another one; ask for the list of models"

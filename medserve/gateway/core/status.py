@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
@@ -10,14 +13,16 @@ import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from medserve.errors import MedserveError, ServerBusyError
+from medserve.errors import MedserveError, ServerBusyError, ServerFailedError
 from medserve.gateway.core.admission import QueueFullError
 
-__all__ = ["DOMAIN", "RETRY_AFTER_S", "abort", "grpc_code", "retry_after_s", "rpc_status"]
+__all__ = ["DOMAIN", "RETRY_AFTER_S", "abort", "bug", "grpc_code", "retry_after_s", "rpc_status"]
 
 DOMAIN = "medserve"  # of the codes in google.rpc.ErrorInfo
 RETRY_AFTER_S = 1  # what a busy server asks a caller to wait
 _DETAILS = "grpc-status-details-bin"  # where gRPC carries a google.rpc.Status
+
+logger = logging.getLogger(__name__)
 
 
 def grpc_code(error: MedserveError) -> grpc.StatusCode:
@@ -42,6 +47,17 @@ def rpc_status(error: MedserveError) -> status_pb2.Status:
 def retry_after_s(error: ServerBusyError) -> int:
     """What the caller should wait before the next attempt, in seconds."""
     return error.retry_after_s if isinstance(error, QueueFullError) else RETRY_AFTER_S
+
+
+def bug(error: Exception, request_id: str) -> ServerFailedError:
+    """Log the place of a bug, and return what its caller gets: a reference into the log.
+
+    The text of the exception is neither logged nor told; it may quote the input.
+    """
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
+    logger.error("internal error, reference %s: %s at %s", request_id, type(error).__name__, place)
+    return ServerFailedError(f"internal error, reference {request_id}")
 
 
 async def abort(

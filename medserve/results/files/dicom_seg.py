@@ -19,9 +19,9 @@ from medserve.errors import InvalidImageError, InvalidRequestError
 from medserve.imaging.codecs.dicom_series import DicomVolume
 from medserve.imaging.codecs.payload import quietly
 from medserve.imaging.volume import Volume
-from medserve.results.classification import Provenance
 from medserve.results.segmentation import Segmentation
 from medserve.spec.volumes import CodedTerm, SegmentCoding
+from medserve.tasks.result import Provenance
 
 __all__ = ["MANUFACTURER", "describe_segment", "encode", "incomplete"]
 

@@ -23,9 +23,9 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, UltrasoundImageStorage, gen
 from medserve.imaging.codecs.dicom_frames import DicomFrames
 from medserve.imaging.codecs.payload import quietly
 from medserve.imaging.packed_masks import PackedMasks
-from medserve.results.classification import Provenance
 from medserve.results.files.dicom_seg import MANUFACTURER, describe_segment, incomplete
 from medserve.spec.volumes import SegmentCoding
+from medserve.tasks.result import Provenance
 
 __all__ = ["encode"]
 

@@ -21,6 +21,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class _Task:
@@ -33,10 +38,16 @@ class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType],
     """Stands for a task that this contract does not know."""
     TASK_CLASSIFICATION: _Task.ValueType  # 1
     """Tells what an image shows: Classify."""
-    TASK_SEGMENTATION: _Task.ValueType  # 2
-    """Marks what lies where: Segment."""
+    @_builtins.property
+    @_deprecated("""This enum value has been marked as deprecated using proto enum value options.""")
+    def TASK_SEGMENTATION(self) -> _Task.ValueType:   # 2
+        """Stands for TASK_VOLUMES and TASK_FRAMES in servers before them; no longer sent."""
     TASK_GENERATION: _Task.ValueType  # 3
     """Draws synthetic images: Sample."""
+    TASK_FRAMES: _Task.ValueType  # 4
+    """Marks what lies where in single frames, cine loops and stacks of frames: Segment."""
+    TASK_VOLUMES: _Task.ValueType  # 5
+    """Marks what lies where in volumes: Segment."""
 
 class Task(_Task, metaclass=_TaskEnumTypeWrapper):
     """Names what a model does."""
@@ -46,10 +57,46 @@ TASK_UNSPECIFIED: Task.ValueType  # 0
 TASK_CLASSIFICATION: Task.ValueType  # 1
 """Tells what an image shows: Classify."""
 TASK_SEGMENTATION: Task.ValueType  # 2
-"""Marks what lies where: Segment."""
+"""Stands for TASK_VOLUMES and TASK_FRAMES in servers before them; no longer sent."""
 TASK_GENERATION: Task.ValueType  # 3
 """Draws synthetic images: Sample."""
+TASK_FRAMES: Task.ValueType  # 4
+"""Marks what lies where in single frames, cine loops and stacks of frames: Segment."""
+TASK_VOLUMES: Task.ValueType  # 5
+"""Marks what lies where in volumes: Segment."""
 Global___Task: _TypeAlias = Task  # noqa: Y015
+
+class _OptionType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OptionTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OptionType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OPTION_TYPE_UNSPECIFIED: _OptionType.ValueType  # 0
+    """Stands for a type that this contract does not know."""
+    OPTION_TYPE_BOOL: _OptionType.ValueType  # 1
+    """Stands for true or false."""
+    OPTION_TYPE_INT: _OptionType.ValueType  # 2
+    """Stands for a whole number."""
+    OPTION_TYPE_FLOAT: _OptionType.ValueType  # 3
+    """Stands for a number."""
+    OPTION_TYPE_STR: _OptionType.ValueType  # 4
+    """Stands for a text."""
+
+class OptionType(_OptionType, metaclass=_OptionTypeEnumTypeWrapper):
+    """Names the type of a value."""
+
+OPTION_TYPE_UNSPECIFIED: OptionType.ValueType  # 0
+"""Stands for a type that this contract does not know."""
+OPTION_TYPE_BOOL: OptionType.ValueType  # 1
+"""Stands for true or false."""
+OPTION_TYPE_INT: OptionType.ValueType  # 2
+"""Stands for a whole number."""
+OPTION_TYPE_FLOAT: OptionType.ValueType  # 3
+"""Stands for a number."""
+OPTION_TYPE_STR: OptionType.ValueType  # 4
+"""Stands for a text."""
+Global___OptionType: _TypeAlias = OptionType  # noqa: Y015
 
 class _MaskFormat:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -58,24 +105,32 @@ class _MaskFormat:
 class _MaskFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MaskFormat.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MASK_FORMAT_UNSPECIFIED: _MaskFormat.ValueType  # 0
-    """Leaves the choice to the model."""
+    """Stands for NIfTI."""
     MASK_FORMAT_NIFTI: _MaskFormat.ValueType  # 1
     """Asks for a NIfTI-1 file, gzip-compressed, on the grid of the input."""
     MASK_FORMAT_DICOM_SEG: _MaskFormat.ValueType  # 2
     """Asks for a DICOM Segmentation object that refers to the series of the input, which has to be
     DICOM.
     """
+    MASK_FORMAT_PNG: _MaskFormat.ValueType  # 3
+    """Asks for a PNG file, white where the structure is, of a single frame. Of a volume it asks for the
+    overlay, the only picture of one, and the mask comes as NIfTI.
+    """
 
 class MaskFormat(_MaskFormat, metaclass=_MaskFormatEnumTypeWrapper):
     """Names the format of a mask."""
 
 MASK_FORMAT_UNSPECIFIED: MaskFormat.ValueType  # 0
-"""Leaves the choice to the model."""
+"""Stands for NIfTI."""
 MASK_FORMAT_NIFTI: MaskFormat.ValueType  # 1
 """Asks for a NIfTI-1 file, gzip-compressed, on the grid of the input."""
 MASK_FORMAT_DICOM_SEG: MaskFormat.ValueType  # 2
 """Asks for a DICOM Segmentation object that refers to the series of the input, which has to be
 DICOM.
+"""
+MASK_FORMAT_PNG: MaskFormat.ValueType  # 3
+"""Asks for a PNG file, white where the structure is, of a single frame. Of a volume it asks for the
+overlay, the only picture of one, and the mask comes as NIfTI.
 """
 Global___MaskFormat: _TypeAlias = MaskFormat  # noqa: Y015
 
@@ -117,6 +172,14 @@ class _FileRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FileRole.Val
     """Stands for the picture with the mask drawn on it (PNG)."""
     FILE_ROLE_ENTROPY: _FileRole.ValueType  # 3
     """Stands for the entropy of each voxel (NIfTI)."""
+    FILE_ROLE_PROBABILITIES: _FileRole.ValueType  # 4
+    """Stands for the probabilities of each label (four-dimensional NIfTI)."""
+    FILE_ROLE_IMAGES_NPZ: _FileRole.ValueType  # 5
+    """Stands for all synthetic images as NumPy arrays (NPZ)."""
+    FILE_ROLE_IMAGES_NIFTI: _FileRole.ValueType  # 6
+    """Stands for all synthetic images as the slices of a stack (NIfTI)."""
+    FILE_ROLE_IMAGE_DICOM: _FileRole.ValueType  # 7
+    """Stands for one synthetic image as DICOM."""
 
 class FileRole(_FileRole, metaclass=_FileRoleEnumTypeWrapper):
     """Names what a file of a result is."""
@@ -129,6 +192,14 @@ FILE_ROLE_OVERLAY: FileRole.ValueType  # 2
 """Stands for the picture with the mask drawn on it (PNG)."""
 FILE_ROLE_ENTROPY: FileRole.ValueType  # 3
 """Stands for the entropy of each voxel (NIfTI)."""
+FILE_ROLE_PROBABILITIES: FileRole.ValueType  # 4
+"""Stands for the probabilities of each label (four-dimensional NIfTI)."""
+FILE_ROLE_IMAGES_NPZ: FileRole.ValueType  # 5
+"""Stands for all synthetic images as NumPy arrays (NPZ)."""
+FILE_ROLE_IMAGES_NIFTI: FileRole.ValueType  # 6
+"""Stands for all synthetic images as the slices of a stack (NIfTI)."""
+FILE_ROLE_IMAGE_DICOM: FileRole.ValueType  # 7
+"""Stands for one synthetic image as DICOM."""
 Global___FileRole: _TypeAlias = FileRole  # noqa: Y015
 
 @_typing.final
@@ -293,6 +364,8 @@ class SampleRequest(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     SAMPLER_FIELD_NUMBER: _builtins.int
     SIZE_PX_FIELD_NUMBER: _builtins.int
+    GUIDANCE_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """Names the model. Required."""
     model_version: _builtins.str
@@ -311,6 +384,14 @@ class SampleRequest(_message.Message):
     """Names the sampler; empty leaves it to the model."""
     size_px: _builtins.int
     """Gives height and width of an image, in pixels; absent leaves them to the model."""
+    guidance: _builtins.float
+    """Weighs the class: 1 is the class alone, above it there is more of the class and less variety.
+    Absent leaves it to the model.
+    """
+    format: _builtins.str
+    """Names the files that follow the images: "npz" (all images as NumPy arrays), "nifti" (all as the
+    slices of a stack) or "dicom" (one file an image); empty or "png" asks for none.
+    """
     def __init__(
         self,
         *,
@@ -322,11 +403,15 @@ class SampleRequest(_message.Message):
         steps: _builtins.int | None = ...,
         sampler: _builtins.str = ...,
         size_px: _builtins.int | None = ...,
+        guidance: _builtins.float | None = ...,
+        format: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_image_count", b"_image_count", "_seed", b"_seed", "_size_px", b"_size_px", "_steps", b"_steps", "image_count", b"image_count", "seed", b"seed", "size_px", b"size_px", "steps", b"steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance", b"_guidance", "_image_count", b"_image_count", "_seed", b"_seed", "_size_px", b"_size_px", "_steps", b"_steps", "guidance", b"guidance", "image_count", b"image_count", "seed", b"seed", "size_px", b"size_px", "steps", b"steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_image_count", b"_image_count", "_seed", b"_seed", "_size_px", b"_size_px", "_steps", b"_steps", "class_name", b"class_name", "image_count", b"image_count", "model_name", b"model_name", "model_version", b"model_version", "sampler", b"sampler", "seed", b"seed", "size_px", b"size_px", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance", b"_guidance", "_image_count", b"_image_count", "_seed", b"_seed", "_size_px", b"_size_px", "_steps", b"_steps", "class_name", b"class_name", "format", b"format", "guidance", b"guidance", "image_count", b"image_count", "model_name", b"model_name", "model_version", b"model_version", "sampler", b"sampler", "seed", b"seed", "size_px", b"size_px", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__guidance: _TypeAlias = _typing.Literal["guidance"]  # noqa: Y015
+    _WhichOneofArgType__guidance: _TypeAlias = _typing.Literal["_guidance", b"_guidance"]  # noqa: Y015
     _WhichOneofReturnType__image_count: _TypeAlias = _typing.Literal["image_count"]  # noqa: Y015
     _WhichOneofArgType__image_count: _TypeAlias = _typing.Literal["_image_count", b"_image_count"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -335,6 +420,8 @@ class SampleRequest(_message.Message):
     _WhichOneofArgType__size_px: _TypeAlias = _typing.Literal["_size_px", b"_size_px"]  # noqa: Y015
     _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
     _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance) -> _WhichOneofReturnType__guidance | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__image_count) -> _WhichOneofReturnType__image_count | None: ...
     @_typing.overload
@@ -348,12 +435,15 @@ Global___SampleRequest: _TypeAlias = SampleRequest  # noqa: Y015
 
 @_typing.final
 class SampleResponse(_message.Message):
-    """Carries progress, or one finished image."""
+    """Carries one part of the answer: progress, then the finished images, then the files that were asked
+    for.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PROGRESS_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def progress(self) -> Global___SampleProgress:
         """Shows how far an image is."""
@@ -362,17 +452,22 @@ class SampleResponse(_message.Message):
     def image(self) -> Global___SampledImage:
         """Carries one finished image."""
 
+    @_builtins.property
+    def chunk(self) -> Global___FileChunk:
+        """Carries the next bytes of a file that the format asks for."""
+
     def __init__(
         self,
         *,
         progress: Global___SampleProgress | None = ...,
         image: Global___SampledImage | None = ...,
+        chunk: Global___FileChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "image", b"image", "part", b"part", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "image", b"image", "part", b"part", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["progress", "image"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["progress", "image", "chunk"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -433,24 +528,30 @@ class ClassifySettings(_message.Message):
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """Names the model. Required."""
     model_version: _builtins.str
     """Chooses a version; empty means the default version."""
     explain: _builtins.bool
     """Asks for what each class rests on; that takes 131 rows of the network for an image, not one."""
+    top_k: _builtins.int
+    """Gives the number of classes in Classification.top; absent asks for none."""
     def __init__(
         self,
         *,
         model_name: _builtins.str = ...,
         model_version: _builtins.str = ...,
         explain: _builtins.bool = ...,
+        top_k: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explain", b"explain", "model_name", b"model_name", "model_version", b"model_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "explain", b"explain", "model_name", b"model_name", "model_version", b"model_version", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
+    _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
 
 Global___ClassifySettings: _TypeAlias = ClassifySettings  # noqa: Y015
 
@@ -493,6 +594,7 @@ class Classification(_message.Message):
     REVIEW_FIELD_NUMBER: _builtins.int
     NOVELTY_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
     label: _builtins.str
     """Names the most probable class."""
     label_id: _builtins.int
@@ -511,6 +613,10 @@ class Classification(_message.Message):
     def explanation(self) -> Global___Explanation:
         """Tells what the class rests on; absent where it was not asked for."""
 
+    @_builtins.property
+    def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassProbability]:
+        """Gives the most probable classes, the most probable first, where top_k asks for them."""
+
     def __init__(
         self,
         *,
@@ -521,10 +627,11 @@ class Classification(_message.Message):
         review: _builtins.bool = ...,
         novelty: _builtins.float = ...,
         explanation: Global___Explanation | None = ...,
+        top: _abc.Iterable[Global___ClassProbability] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "label", b"label", "label_id", b"label_id", "novelty", b"novelty", "probabilities", b"probabilities", "probability", b"probability", "review", b"review"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "label", b"label", "label_id", b"label_id", "novelty", b"novelty", "probabilities", b"probabilities", "probability", b"probability", "review", b"review", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -651,12 +758,16 @@ class SegmentSettings(_message.Message):
     CHANNEL_FIELD_NUMBER: _builtins.int
     SPACING_MM_FIELD_NUMBER: _builtins.int
     CONTENT_BYTES_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    STEP_MM_FIELD_NUMBER: _builtins.int
+    LENGTH_MM_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """Names the model. Required."""
     model_version: _builtins.str
     """Chooses a version; empty means the default version."""
     mask_format: Global___MaskFormat.ValueType
-    """Chooses the format of the mask; unspecified leaves it to the model."""
+    """Chooses the format of the mask; unspecified means NIfTI."""
     overlay: _builtins.bool
     """Asks for an overlay: a picture of the image with the mask drawn on it (PNG)."""
     uncertainty: _builtins.bool
@@ -673,10 +784,26 @@ class SegmentSettings(_message.Message):
     """Announces the size of the file in bytes, so that one over the limit is refused before it is
     sent. 0 announces nothing.
     """
+    output: _builtins.str
+    """Asks for one more file beside mask and measurements: "probabilities" or "uncertainty" of a
+    volume, "overlay". Empty, "mask" and "json" ask for none.
+    """
+    view: _builtins.str
+    """Names how frames lie in the array of the mask's NIfTI file: "stored", "swapped", "axial",
+    "coronal" or "sagittal". Empty leaves it to the model. Of frames only.
+    """
+    step_mm: _builtins.float
+    """Gives the distance from one frame of a stack to the next in millimetres, where the file does not
+    say it. Of frames only.
+    """
+    length_mm: _builtins.float
+    """Gives the third diameter for the ellipsoid's volume in millimetres, measured elsewhere. Of frames
+    only.
+    """
     @_builtins.property
     def spacing_mm(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Gives the size of a voxel along each axis in millimetres, where the file does not say it:
-        three numbers, or none.
+        """Gives distances in millimetres where the file does not say them: of a volume the size of a voxel
+        along each axis (three numbers), of frames the distance between rows and between columns (two).
         """
 
     def __init__(
@@ -693,10 +820,14 @@ class SegmentSettings(_message.Message):
         channel: _builtins.int | None = ...,
         spacing_mm: _abc.Iterable[_builtins.float] | None = ...,
         content_bytes: _builtins.int = ...,
+        output: _builtins.str = ...,
+        view: _builtins.str = ...,
+        step_mm: _builtins.float | None = ...,
+        length_mm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_channel", b"_channel", "_fill_holes", b"_fill_holes", "_flips", b"_flips", "_largest_component", b"_largest_component", "channel", b"channel", "fill_holes", b"fill_holes", "flips", b"flips", "largest_component", b"largest_component"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_channel", b"_channel", "_fill_holes", b"_fill_holes", "_flips", b"_flips", "_largest_component", b"_largest_component", "_length_mm", b"_length_mm", "_step_mm", b"_step_mm", "channel", b"channel", "fill_holes", b"fill_holes", "flips", b"flips", "largest_component", b"largest_component", "length_mm", b"length_mm", "step_mm", b"step_mm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channel", b"_channel", "_fill_holes", b"_fill_holes", "_flips", b"_flips", "_largest_component", b"_largest_component", "channel", b"channel", "content_bytes", b"content_bytes", "fill_holes", b"fill_holes", "flips", b"flips", "largest_component", b"largest_component", "mask_format", b"mask_format", "model_name", b"model_name", "model_version", b"model_version", "overlay", b"overlay", "spacing_mm", b"spacing_mm", "uncertainty", b"uncertainty"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channel", b"_channel", "_fill_holes", b"_fill_holes", "_flips", b"_flips", "_largest_component", b"_largest_component", "_length_mm", b"_length_mm", "_step_mm", b"_step_mm", "channel", b"channel", "content_bytes", b"content_bytes", "fill_holes", b"fill_holes", "flips", b"flips", "largest_component", b"largest_component", "length_mm", b"length_mm", "mask_format", b"mask_format", "model_name", b"model_name", "model_version", b"model_version", "output", b"output", "overlay", b"overlay", "spacing_mm", b"spacing_mm", "step_mm", b"step_mm", "uncertainty", b"uncertainty", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__channel: _TypeAlias = _typing.Literal["channel"]  # noqa: Y015
     _WhichOneofArgType__channel: _TypeAlias = _typing.Literal["_channel", b"_channel"]  # noqa: Y015
@@ -706,6 +837,10 @@ class SegmentSettings(_message.Message):
     _WhichOneofArgType__flips: _TypeAlias = _typing.Literal["_flips", b"_flips"]  # noqa: Y015
     _WhichOneofReturnType__largest_component: _TypeAlias = _typing.Literal["largest_component"]  # noqa: Y015
     _WhichOneofArgType__largest_component: _TypeAlias = _typing.Literal["_largest_component", b"_largest_component"]  # noqa: Y015
+    _WhichOneofReturnType__length_mm: _TypeAlias = _typing.Literal["length_mm"]  # noqa: Y015
+    _WhichOneofArgType__length_mm: _TypeAlias = _typing.Literal["_length_mm", b"_length_mm"]  # noqa: Y015
+    _WhichOneofReturnType__step_mm: _TypeAlias = _typing.Literal["step_mm"]  # noqa: Y015
+    _WhichOneofArgType__step_mm: _TypeAlias = _typing.Literal["_step_mm", b"_step_mm"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__channel) -> _WhichOneofReturnType__channel | None: ...
     @_typing.overload
@@ -714,6 +849,10 @@ class SegmentSettings(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__flips) -> _WhichOneofReturnType__flips | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__largest_component) -> _WhichOneofReturnType__largest_component | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length_mm) -> _WhichOneofReturnType__length_mm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step_mm) -> _WhichOneofReturnType__step_mm | None: ...
 
 Global___SegmentSettings: _TypeAlias = SegmentSettings  # noqa: Y015
 
@@ -756,6 +895,12 @@ class SegmentResult(_message.Message):
     SPACING_MM_FIELD_NUMBER: _builtins.int
     MEASURES_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    GRID_FIELD_NUMBER: _builtins.int
+    STACK_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
+    view: _builtins.str
+    """Names how the frames lie in the array of the mask. Of frames only, as all that follows."""
     @_builtins.property
     def provenance(self) -> Global___Provenance:
         """Names the archive that answered."""
@@ -784,6 +929,18 @@ class SegmentResult(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResultFile]:
         """Names the files in the order in which their chunks follow; the mask is the first."""
 
+    @_builtins.property
+    def grid(self) -> Global___StackGrid:
+        """Gives size, number and distances of the frames."""
+
+    @_builtins.property
+    def stack(self) -> Global___StackMeasure:
+        """Measures the structure in all frames together."""
+
+    @_builtins.property
+    def frames(self) -> _containers.RepeatedCompositeFieldContainer[Global___FrameOutcome]:
+        """Tells what became of each frame, in order."""
+
     def __init__(
         self,
         *,
@@ -794,14 +951,250 @@ class SegmentResult(_message.Message):
         spacing_mm: _abc.Iterable[_builtins.float] | None = ...,
         measures: _abc.Iterable[Global___LabelMeasure] | None = ...,
         files: _abc.Iterable[Global___ResultFile] | None = ...,
+        view: _builtins.str = ...,
+        grid: Global___StackGrid | None = ...,
+        stack: Global___StackMeasure | None = ...,
+        frames: _abc.Iterable[Global___FrameOutcome] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "provenance", b"provenance", "stack", b"stack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affine", b"affine", "files", b"files", "labels", b"labels", "measures", b"measures", "provenance", b"provenance", "shape", b"shape", "spacing_mm", b"spacing_mm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affine", b"affine", "files", b"files", "frames", b"frames", "grid", b"grid", "labels", b"labels", "measures", b"measures", "provenance", b"provenance", "shape", b"shape", "spacing_mm", b"spacing_mm", "stack", b"stack", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SegmentResult: _TypeAlias = SegmentResult  # noqa: Y015
+
+@_typing.final
+class StackGrid(_message.Message):
+    """Gives size, number and distances of frames."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
+    SPACING_MM_FIELD_NUMBER: _builtins.int
+    STEP_MM_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """Gives the rows of a frame, in pixels."""
+    columns: _builtins.int
+    """Gives the columns of a frame, in pixels."""
+    frames: _builtins.int
+    """Counts the frames."""
+    step_mm: _builtins.float
+    """Gives the distance from one frame to the next, in millimetres; absent where nobody states it."""
+    @_builtins.property
+    def spacing_mm(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Gives the distance between rows and between columns, in millimetres; empty where nobody states
+        it.
+        """
+
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+        columns: _builtins.int = ...,
+        frames: _builtins.int = ...,
+        spacing_mm: _abc.Iterable[_builtins.float] | None = ...,
+        step_mm: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step_mm", b"_step_mm", "step_mm", b"step_mm"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step_mm", b"_step_mm", "columns", b"columns", "frames", b"frames", "rows", b"rows", "spacing_mm", b"spacing_mm", "step_mm", b"step_mm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__step_mm: _TypeAlias = _typing.Literal["step_mm"]  # noqa: Y015
+    _WhichOneofArgType__step_mm: _TypeAlias = _typing.Literal["_step_mm", b"_step_mm"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step_mm) -> _WhichOneofReturnType__step_mm | None: ...
+
+Global___StackGrid: _TypeAlias = StackGrid  # noqa: Y015
+
+@_typing.final
+class StackMeasure(_message.Message):
+    """Measures the structure in all frames together; a length that nobody states is absent, and so is
+    what needs it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAMES_FOUND_FIELD_NUMBER: _builtins.int
+    LARGEST_FRAME_FIELD_NUMBER: _builtins.int
+    AREA_CM2_FIELD_NUMBER: _builtins.int
+    WIDTH_MM_FIELD_NUMBER: _builtins.int
+    HEIGHT_MM_FIELD_NUMBER: _builtins.int
+    LENGTH_MM_FIELD_NUMBER: _builtins.int
+    VOLUME_ML_FIELD_NUMBER: _builtins.int
+    ELLIPSOID_ML_FIELD_NUMBER: _builtins.int
+    frames_found: _builtins.int
+    """Counts the frames that show it."""
+    largest_frame: _builtins.int
+    """Gives the place of the frame with its largest area, from 0; absent where no frame shows it."""
+    area_cm2: _builtins.float
+    """Gives that area, in square centimetres."""
+    width_mm: _builtins.float
+    """Gives its extent along the rows of that frame, in millimetres."""
+    height_mm: _builtins.float
+    """Gives its extent along the columns of that frame, in millimetres."""
+    length_mm: _builtins.float
+    """Gives its extent from the first to the last frame that shows it, or what the caller stated, in
+    millimetres.
+    """
+    volume_ml: _builtins.float
+    """Gives the sum of all areas times the step, in millilitres."""
+    ellipsoid_ml: _builtins.float
+    """Gives the volume of the ellipsoid of the three diameters, in millilitres."""
+    def __init__(
+        self,
+        *,
+        frames_found: _builtins.int = ...,
+        largest_frame: _builtins.int | None = ...,
+        area_cm2: _builtins.float | None = ...,
+        width_mm: _builtins.float | None = ...,
+        height_mm: _builtins.float | None = ...,
+        length_mm: _builtins.float | None = ...,
+        volume_ml: _builtins.float | None = ...,
+        ellipsoid_ml: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_area_cm2", b"_area_cm2", "_ellipsoid_ml", b"_ellipsoid_ml", "_height_mm", b"_height_mm", "_largest_frame", b"_largest_frame", "_length_mm", b"_length_mm", "_volume_ml", b"_volume_ml", "_width_mm", b"_width_mm", "area_cm2", b"area_cm2", "ellipsoid_ml", b"ellipsoid_ml", "height_mm", b"height_mm", "largest_frame", b"largest_frame", "length_mm", b"length_mm", "volume_ml", b"volume_ml", "width_mm", b"width_mm"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_area_cm2", b"_area_cm2", "_ellipsoid_ml", b"_ellipsoid_ml", "_height_mm", b"_height_mm", "_largest_frame", b"_largest_frame", "_length_mm", b"_length_mm", "_volume_ml", b"_volume_ml", "_width_mm", b"_width_mm", "area_cm2", b"area_cm2", "ellipsoid_ml", b"ellipsoid_ml", "frames_found", b"frames_found", "height_mm", b"height_mm", "largest_frame", b"largest_frame", "length_mm", b"length_mm", "volume_ml", b"volume_ml", "width_mm", b"width_mm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__area_cm2: _TypeAlias = _typing.Literal["area_cm2"]  # noqa: Y015
+    _WhichOneofArgType__area_cm2: _TypeAlias = _typing.Literal["_area_cm2", b"_area_cm2"]  # noqa: Y015
+    _WhichOneofReturnType__ellipsoid_ml: _TypeAlias = _typing.Literal["ellipsoid_ml"]  # noqa: Y015
+    _WhichOneofArgType__ellipsoid_ml: _TypeAlias = _typing.Literal["_ellipsoid_ml", b"_ellipsoid_ml"]  # noqa: Y015
+    _WhichOneofReturnType__height_mm: _TypeAlias = _typing.Literal["height_mm"]  # noqa: Y015
+    _WhichOneofArgType__height_mm: _TypeAlias = _typing.Literal["_height_mm", b"_height_mm"]  # noqa: Y015
+    _WhichOneofReturnType__largest_frame: _TypeAlias = _typing.Literal["largest_frame"]  # noqa: Y015
+    _WhichOneofArgType__largest_frame: _TypeAlias = _typing.Literal["_largest_frame", b"_largest_frame"]  # noqa: Y015
+    _WhichOneofReturnType__length_mm: _TypeAlias = _typing.Literal["length_mm"]  # noqa: Y015
+    _WhichOneofArgType__length_mm: _TypeAlias = _typing.Literal["_length_mm", b"_length_mm"]  # noqa: Y015
+    _WhichOneofReturnType__volume_ml: _TypeAlias = _typing.Literal["volume_ml"]  # noqa: Y015
+    _WhichOneofArgType__volume_ml: _TypeAlias = _typing.Literal["_volume_ml", b"_volume_ml"]  # noqa: Y015
+    _WhichOneofReturnType__width_mm: _TypeAlias = _typing.Literal["width_mm"]  # noqa: Y015
+    _WhichOneofArgType__width_mm: _TypeAlias = _typing.Literal["_width_mm", b"_width_mm"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__area_cm2) -> _WhichOneofReturnType__area_cm2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ellipsoid_ml) -> _WhichOneofReturnType__ellipsoid_ml | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__height_mm) -> _WhichOneofReturnType__height_mm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__largest_frame) -> _WhichOneofReturnType__largest_frame | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length_mm) -> _WhichOneofReturnType__length_mm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__volume_ml) -> _WhichOneofReturnType__volume_ml | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__width_mm) -> _WhichOneofReturnType__width_mm | None: ...
+
+Global___StackMeasure: _TypeAlias = StackMeasure  # noqa: Y015
+
+@_typing.final
+class FrameOutcome(_message.Message):
+    """Tells what became of one frame."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    MEASURE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    UNLIKE_ULTRASOUND_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Gives its place in the stack, from 0."""
+    unlike_ultrasound: _builtins.bool
+    """Holds true where the frame does not look like B-mode ultrasound, so that its mask means little."""
+    @_builtins.property
+    def measure(self) -> Global___FrameMeasure:
+        """Measures the structure in this frame."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Tells why this frame has no mask; the details are those of a failed call."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        measure: Global___FrameMeasure | None = ...,
+        error: _status_pb2.Status | None = ...,
+        unlike_ultrasound: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "measure", b"measure", "outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "index", b"index", "measure", b"measure", "outcome", b"outcome", "unlike_ultrasound", b"unlike_ultrasound"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["measure", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___FrameOutcome: _TypeAlias = FrameOutcome  # noqa: Y015
+
+@_typing.final
+class FrameMeasure(_message.Message):
+    """Measures the structure in one frame."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIXELS_FIELD_NUMBER: _builtins.int
+    AREA_CM2_FIELD_NUMBER: _builtins.int
+    WIDTH_MM_FIELD_NUMBER: _builtins.int
+    HEIGHT_MM_FIELD_NUMBER: _builtins.int
+    CENTROID_FIELD_NUMBER: _builtins.int
+    BOX_START_FIELD_NUMBER: _builtins.int
+    BOX_STOP_FIELD_NUMBER: _builtins.int
+    TOUCHES_BORDER_FIELD_NUMBER: _builtins.int
+    pixels: _builtins.int
+    """Counts its pixels."""
+    area_cm2: _builtins.float
+    """Gives its area, in square centimetres; absent where the spacing is unknown."""
+    width_mm: _builtins.float
+    """Gives its extent along the rows, in millimetres; absent where it or the spacing is unknown."""
+    height_mm: _builtins.float
+    """Gives its extent along the columns, in millimetres; absent where it or the spacing is unknown."""
+    touches_border: _builtins.bool
+    """Holds true where it reaches the edge of what the model saw, so that a part of it may be missing."""
+    @_builtins.property
+    def centroid(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Gives its mean row and column; empty where it is absent."""
+
+    @_builtins.property
+    def box_start(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Gives the first row and column of its bounding box; empty where it is absent."""
+
+    @_builtins.property
+    def box_stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Gives the row and column behind the last of its bounding box; empty where it is absent."""
+
+    def __init__(
+        self,
+        *,
+        pixels: _builtins.int = ...,
+        area_cm2: _builtins.float | None = ...,
+        width_mm: _builtins.float | None = ...,
+        height_mm: _builtins.float | None = ...,
+        centroid: _abc.Iterable[_builtins.float] | None = ...,
+        box_start: _abc.Iterable[_builtins.int] | None = ...,
+        box_stop: _abc.Iterable[_builtins.int] | None = ...,
+        touches_border: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_area_cm2", b"_area_cm2", "_height_mm", b"_height_mm", "_width_mm", b"_width_mm", "area_cm2", b"area_cm2", "height_mm", b"height_mm", "width_mm", b"width_mm"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_area_cm2", b"_area_cm2", "_height_mm", b"_height_mm", "_width_mm", b"_width_mm", "area_cm2", b"area_cm2", "box_start", b"box_start", "box_stop", b"box_stop", "centroid", b"centroid", "height_mm", b"height_mm", "pixels", b"pixels", "touches_border", b"touches_border", "width_mm", b"width_mm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__area_cm2: _TypeAlias = _typing.Literal["area_cm2"]  # noqa: Y015
+    _WhichOneofArgType__area_cm2: _TypeAlias = _typing.Literal["_area_cm2", b"_area_cm2"]  # noqa: Y015
+    _WhichOneofReturnType__height_mm: _TypeAlias = _typing.Literal["height_mm"]  # noqa: Y015
+    _WhichOneofArgType__height_mm: _TypeAlias = _typing.Literal["_height_mm", b"_height_mm"]  # noqa: Y015
+    _WhichOneofReturnType__width_mm: _TypeAlias = _typing.Literal["width_mm"]  # noqa: Y015
+    _WhichOneofArgType__width_mm: _TypeAlias = _typing.Literal["_width_mm", b"_width_mm"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__area_cm2) -> _WhichOneofReturnType__area_cm2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__height_mm) -> _WhichOneofReturnType__height_mm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__width_mm) -> _WhichOneofReturnType__width_mm | None: ...
+
+Global___FrameMeasure: _TypeAlias = FrameMeasure  # noqa: Y015
 
 @_typing.final
 class LabelMeasure(_message.Message):
@@ -898,22 +1291,26 @@ class FileChunk(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     OFFSET_BYTES_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    IMAGE_INDEX_FIELD_NUMBER: _builtins.int
     role: Global___FileRole.ValueType
     """Tells which file of the result it belongs to."""
     offset_bytes: _builtins.int
     """Gives the place of the first byte in the file, from 0."""
     content: _builtins.bytes
     """Carries the bytes."""
+    image_index: _builtins.int
+    """Gives the place of the image that the file belongs to, from 0, where there is one file an image."""
     def __init__(
         self,
         *,
         role: Global___FileRole.ValueType = ...,
         offset_bytes: _builtins.int = ...,
         content: _builtins.bytes = ...,
+        image_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "offset_bytes", b"offset_bytes", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "image_index", b"image_index", "offset_bytes", b"offset_bytes", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1012,6 +1409,7 @@ class Model(_message.Message):
     CARD_MARKDOWN_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     ARCHIVE_DIGEST_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Names the model, as requests do."""
     version: _builtins.str
@@ -1040,6 +1438,10 @@ class Model(_message.Message):
     def metrics(self) -> _struct_pb2.Struct:
         """Carries the figures that its archive states."""
 
+    @_builtins.property
+    def options(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelOption]:
+        """Lists what a caller may ask of it."""
+
     def __init__(
         self,
         *,
@@ -1054,11 +1456,81 @@ class Model(_message.Message):
         card_markdown: _builtins.str = ...,
         metrics: _struct_pb2.Struct | None = ...,
         archive_digest: _builtins.str = ...,
+        options: _abc.Iterable[Global___ModelOption] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_digest", b"archive_digest", "card_markdown", b"card_markdown", "default_version", b"default_version", "input_kinds", b"input_kinds", "labels", b"labels", "metrics", b"metrics", "name", b"name", "ready", b"ready", "task", b"task", "title", b"title", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_digest", b"archive_digest", "card_markdown", b"card_markdown", "default_version", b"default_version", "input_kinds", b"input_kinds", "labels", b"labels", "metrics", b"metrics", "name", b"name", "options", b"options", "ready", b"ready", "task", b"task", "title", b"title", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class ModelOption(_message.Message):
+    """Describes one option of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    HELP_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    LEAST_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    ABOVE_FIELD_NUMBER: _builtins.int
+    DEFAULT_JSON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Names the option as the parameters of every contract do; the fields of requests have the same
+    names but for n (image_count), class (class_name), size (size_px) and format (mask_format).
+    """
+    type: Global___OptionType.ValueType
+    """Tells what each value is."""
+    help: _builtins.str
+    """Explains it in a sentence."""
+    count: _builtins.int
+    """Counts its values: more than 1 for a list of numbers."""
+    least: _builtins.float
+    """Gives the smallest number; absent where there is none."""
+    most: _builtins.float
+    """Gives the largest number; absent where there is none."""
+    above: _builtins.float
+    """Gives a number that the value must exceed; absent where there is none."""
+    default_json: _builtins.str
+    """Gives the value that counts where none is given, as JSON; empty where the model decides."""
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Lists the words that are allowed; empty where any value of the type is."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        type: Global___OptionType.ValueType = ...,
+        help: _builtins.str = ...,
+        count: _builtins.int = ...,
+        choices: _abc.Iterable[_builtins.str] | None = ...,
+        least: _builtins.float | None = ...,
+        most: _builtins.float | None = ...,
+        above: _builtins.float | None = ...,
+        default_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_least", b"_least", "_most", b"_most", "above", b"above", "least", b"least", "most", b"most"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_above", b"_above", "_least", b"_least", "_most", b"_most", "above", b"above", "choices", b"choices", "count", b"count", "default_json", b"default_json", "help", b"help", "least", b"least", "most", b"most", "name", b"name", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__above: _TypeAlias = _typing.Literal["above"]  # noqa: Y015
+    _WhichOneofArgType__above: _TypeAlias = _typing.Literal["_above", b"_above"]  # noqa: Y015
+    _WhichOneofReturnType__least: _TypeAlias = _typing.Literal["least"]  # noqa: Y015
+    _WhichOneofArgType__least: _TypeAlias = _typing.Literal["_least", b"_least"]  # noqa: Y015
+    _WhichOneofReturnType__most: _TypeAlias = _typing.Literal["most"]  # noqa: Y015
+    _WhichOneofArgType__most: _TypeAlias = _typing.Literal["_most", b"_most"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__above) -> _WhichOneofReturnType__above | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__least) -> _WhichOneofReturnType__least | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__most) -> _WhichOneofReturnType__most | None: ...
+
+Global___ModelOption: _TypeAlias = ModelOption  # noqa: Y015

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from training.segmentation.augment import Augmentation, Intensity, Placement, Warp, cut_patch
 
-STILL = Placement(turned=0.0, bent=0.0, shift=0.0, mirrored=(0.0, 0.0, 0.0))
+STILL = Placement(rotate=0.0, elastic=0.0, shift=0.0, mirrored=(0.0, 0.0, 0.0))
 UNTOUCHED = Intensity(share=0.0)
 PATCH = (12, 10, 8)
 
@@ -68,7 +68,7 @@ def test_zeros_and_background_lie_around_a_smaller_volume() -> None:
 
 def test_shares_sum_to_one_and_follow_the_image() -> None:
     mask = halves(24, 20, 16)
-    augment = Augmentation(Placement(turned=1.0, bent=1.0), UNTOUCHED)
+    augment = Augmentation(Placement(rotate=1.0, elastic=1.0), UNTOUCHED)
     for seed in range(5):
         patch, shares = augment((mask == 2)[None].float(), mask, PATCH, 3, drawn(seed))
         torch.testing.assert_close(shares.sum(dim=0), torch.ones(PATCH))
@@ -103,7 +103,7 @@ def test_a_factor_of_two_shrinks_a_volume_eightfold() -> None:
 
 
 def test_turning_keeps_the_volume_within_the_scale() -> None:
-    placement = dataclasses.replace(STILL, turned=1.0, scale=1.2)
+    placement = dataclasses.replace(STILL, rotate=1.0, scale=1.2)
     mask = ball(32, 9.0)
     volume = float(mask.sum())
     ratios = []

@@ -76,7 +76,7 @@ def test_a_dataset_json_of_another_kind_is_refused(tmp_path: Path, content: str)
 
 
 def test_a_folder_of_another_layout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"dataset\.json, or a folder of images"):
+    with pytest.raises(ConfigError, match=r"no folder of images .* and no dataset\.json"):
         find_cases(tmp_path)
 
 

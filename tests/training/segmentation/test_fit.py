@@ -35,7 +35,7 @@ QUICK = SegmentationConfig(
     epochs=2, batch_size=2, learning_rate=5e-3, precision=TrainPrecision.F32, width=8,
     validate_every=1, ema_decay=0.5, threads=1,
 )  # fmt: skip
-GENTLE = Augmentation(Placement(turned=0.0, bent=0.0, shift=1.0), Intensity(share=0.0))
+GENTLE = Augmentation(Placement(rotate=0.0, elastic=0.0, shift=1.0), Intensity(share=0.0))
 PIPELINE = VolumePipeline(tiny_spec())
 
 
@@ -69,7 +69,7 @@ def last(out_dir: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("setting", "attribute", "otherwise"),
-    [("mirror", "mirrored", 0.5), ("turned", "turned", 0.4), ("bent", "bent", 0.25)],
+    [("mirror", "mirrored", 0.5), ("rotate", "rotate", 0.4), ("elastic", "elastic", 0.25)],
 )
 def test_shares_of_moved_patches_are_settings(
     setting: str, attribute: str, otherwise: float

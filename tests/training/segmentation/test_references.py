@@ -53,7 +53,7 @@ def test_volumes_that_the_list_has_not_are_measured_and_named(tmp_path: Path) ->
 def test_half_a_pair_is_refused_by_name(tmp_path: Path, role: str, missing: str) -> None:
     write_folder(tmp_path, 3)
     (tmp_path / role / "case_01.nii.gz").unlink()
-    with pytest.raises(ConfigError, match=f"1 have no {missing}: case_01;"):
+    with pytest.raises(ConfigError, match=rf"1 volume\(s\) without {missing}: case_01;"):
         find_references(tmp_path, LABELS)
 
 

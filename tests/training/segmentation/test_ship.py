@@ -202,7 +202,7 @@ def test_finished_members_of_other_widths_ship_as_one_graph_of_half_the_size(
 ) -> None:
     monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
     shutil.copytree(out_dir / "member_0", tmp_path / "member_0")
-    arguments = [*flags(data_dir, tmp_path), "--width", "16", "--half", "--resume"]
+    arguments = [*flags(data_dir, tmp_path), "--width", "16", "--fp16-weights", "--resume"]
     assert run(segmentation_3d.main, TrainConfig, arguments) == 0
     described = json.loads((tmp_path / "artifact/metrics.json").read_text())["training"]
     narrow, wide = (each["parameters"] for each in described["members"])

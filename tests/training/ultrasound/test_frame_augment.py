@@ -110,7 +110,7 @@ def test_a_mixed_frame_takes_a_rectangle_of_its_neighbour_with_the_mask() -> Non
     height, width = 40, 60
     images = torch.stack([torch.full((1, height, width), value) for value in (0.25, 0.75)])
     masks = torch.stack([torch.zeros(1, height, width), torch.ones(1, height, width)]).byte()
-    mixed, labels = dataclasses.replace(NOTHING, mix=1.0)(
+    mixed, labels = dataclasses.replace(NOTHING, cutmix=1.0)(
         images, masks, torch.Generator().manual_seed(3)
     )
     assert torch.equal(mixed > 0.5, labels.bool())  # each pixel keeps its own truth

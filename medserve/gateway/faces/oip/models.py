@@ -21,8 +21,8 @@ from medserve.gateway.core.masks import MaskAnswer
 from medserve.gateway.core.packing import Outcome
 from medserve.gateway.faces.oip.tensors import Tensor
 from medserve.imaging.codecs import nifti
-from medserve.results.classification import Classification
 from medserve.spec import Task
+from medserve.tasks.classification import Classification
 from medserve.wire import open_inference_pb2 as pb
 
 __all__ = ["classes", "images", "input_tensors", "mask", "output_tensors"]

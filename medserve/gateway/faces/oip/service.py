@@ -7,9 +7,11 @@ from disk is what it sends.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from typing import Any
 
 import grpc.aio
 
@@ -23,8 +25,8 @@ from medserve.gateway.core.masks import MaskAnswer, read_object
 from medserve.gateway.core.packing import PACKING, ImageFile, classify_each
 from medserve.gateway.core.requests import TaskRequest, find_served
 from medserve.gateway.faces.oip import models as oip_models
-from medserve.gateway.faces.oip.parameters import read_parameters
 from medserve.gateway.faces.oip.tensors import Tensor, bytes_elements, write_tensors
+from medserve.gateway.faces.options import read_options, within_json
 from medserve.spec import Task
 from medserve.wire import open_inference_pb2 as pb
 from medserve.wire import open_inference_pb2_grpc as pb_grpc
@@ -33,6 +35,10 @@ __all__ = ["OpenInferenceFace", "model_metadata", "register", "server_metadata"]
 
 _EXTENSIONS = ("model_stream_infer", "model_repository_index")
 _FINAL = "triton_final_response"  # marks the last of several answers to one request
+_PARAMS = "params"  # a JSON object with options, beside those that are parameters of their own
+_TIMEOUT = "timeout"  # microseconds, as Triton's clients send it
+_SEQUENCES = ("sequence_id", "sequence_start", "sequence_end", "priority")
+_PREFIX = "triton_"  # how Triton's clients shape their own streams; nothing for a model
 
 
 def register(gateway: Gateway, server: grpc.aio.Server) -> None:
@@ -177,17 +183,53 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
     async def _order(
         self, request: pb.ModelInferRequest, incoming: CallContext
     ) -> tuple[TaskRequest, ModelInfo]:
-        params, timeout_s = read_parameters(request.parameters)
-        order = incoming.order(request.model_name, request.model_version, Face.OIP, params)
+        params, timeout_s = _read_parameters(request.parameters)
+        order = incoming.order(request.model_name, request.model_version, Face.OIP)
         if timeout_s is not None:
             order = order.sooner(time.monotonic() + timeout_s)
         model = await find_served(self._gateway, order)
-        if model.task.segments:
-            order = order.with_params({"output": "json"})
-        return order, model
+        return order.with_params(read_options(model, within_json(model, params))), model
 
     async def _named(self, caller: Caller, name: str) -> list[ModelInfo]:
         return [info for info in await self._gateway.models(caller) if info.name == name]
+
+
+def _read_parameters(
+    given: Mapping[str, pb.InferParameter],
+) -> tuple[dict[str, Any], float | None]:
+    """Return options for the model, and the seconds that the caller waits (None: not said).
+
+    Raises:
+        InvalidRequestError: sequences or priorities, which are not offered, or malformed JSON.
+    """
+    params: dict[str, Any] = {}
+    timeout_s = None
+    for name, parameter in given.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        value = getattr(parameter, kind) if kind else None
+        if name in _SEQUENCES:
+            raise InvalidRequestError(
+                "expected no sequences and no priority; each request stands alone"
+            )
+        if name == _TIMEOUT and isinstance(value, int) and not isinstance(value, bool):
+            timeout_s = value / 1e6
+        elif name == _PARAMS:
+            params |= _json_object(value)
+        elif not name.startswith(_PREFIX):
+            params[name] = value
+    return params, timeout_s
+
+
+def _json_object(text: object) -> dict[str, Any]:
+    try:
+        content = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise InvalidRequestError(
+            'parameter params: expected a JSON object such as {"top_k": 3}, got something else'
+        )
+    return content
 
 
 def _chosen(named: Sequence[ModelInfo], version: str) -> ModelInfo:

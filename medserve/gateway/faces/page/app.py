@@ -18,8 +18,8 @@ from starlette.types import ASGIApp
 
 from medserve import __version__
 from medserve.errors import MedserveError, ServerBusyError
-from medserve.gateway.core.call_context import bug
 from medserve.gateway.core.gateway import Gateway, new_request_id
+from medserve.gateway.core.status import bug
 from medserve.gateway.faces.page import (
     classify_routes,
     generate_routes,
@@ -30,7 +30,12 @@ from medserve.gateway.faces.page import (
 from medserve.gateway.faces.page.context import PageContext, page_context
 from medserve.gateway.faces.page.jobs import Jobs
 from medserve.gateway.faces.page.limits import PageLimits
-from medserve.gateway.faces.page.protection import LOOPBACK_HOSTS, Protection, error_content
+from medserve.gateway.faces.page.protection import (
+    ANSWERED,
+    LOOPBACK_HOSTS,
+    Protection,
+    error_content,
+)
 from medserve.gateway.faces.page.rendering import Templates
 from medserve.gateway.faces.page.sessions import Sessions
 from medserve.gateway.faces.page.slots import Slots
@@ -141,4 +146,5 @@ async def _answer_missing(request: Request, error: Exception) -> Response:
 
 async def _answer_bug(request: Request, error: Exception) -> Response:
     failure = bug(error, new_request_id())
+    request.scope[ANSWERED] = error
     return JSONResponse(error_content(failure), failure.http_status)

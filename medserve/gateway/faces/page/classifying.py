@@ -19,7 +19,7 @@ from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.packing import ImageFile, Packing, classify_each
 from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.faces.page.jobs import Item, Job, Status
-from medserve.results.classification import Classification
+from medserve.tasks.classification import Classification
 
 __all__ = ["classify", "correct", "described", "explanation", "status"]
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from medserve.gateway.faces.page.classifying import described, status
 from medserve.gateway.faces.page.jobs import Item, Job, Status
-from medserve.results.classification import Classification
 from medserve.results.sorted_folders import ERRORS, REVIEW, csv_cell, csv_path, folder_name
+from medserve.tasks.classification import Classification
 
 __all__ = ["bundle", "places", "to_csv", "to_json"]
 

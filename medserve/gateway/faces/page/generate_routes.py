@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from medserve.errors import InvalidRequestError, MedserveError
+from medserve.errors import MedserveError
 from medserve.gateway.core.drawing import Drawn, Progress, sample
+from medserve.gateway.faces.options import read_options
 from medserve.gateway.faces.page.context import page_context, read_json
 from medserve.gateway.faces.page.protection import error_content
 from medserve.spec import Task
 
 __all__ = ["routes"]
-
-_WHOLE = {"n": (1, 64), "seed": (0, 2**32 - 1), "steps": (1, 4000), "size": (8, 1024)}
-_WORDS = ("class", "sampler")
-_LONGEST_WORD = 80
 
 Parts = AsyncGenerator[Progress | Drawn, None]
 
@@ -33,8 +29,9 @@ async def draw(request: Request) -> Response:
     visitor = site.visitor(request)
     content = await read_json(request)
     model, version = str(content.pop("model", "")), str(content.pop("version", ""))
-    order = site.order(model, version, visitor.caller, _params(content))
-    await site.find(order, Task.GENERATION)
+    order = site.order(model, version, visitor.caller)
+    info = await site.find(order, Task.GENERATION)
+    order = order.with_params(read_options(info, content))
     parts = sample(site.gateway, order)
     try:
         first = await anext(parts)  # a refusal comes with its own status
@@ -42,19 +39,6 @@ async def draw(request: Request) -> Response:
         await parts.aclose()
         raise
     return StreamingResponse(_lines(first, parts), media_type="application/x-ndjson")
-
-
-def _params(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a visitor may ask; the model checks it against what it offers."""
-    for key, value in content.items():
-        if key in _WHOLE:
-            low, high = _WHOLE[key]
-            if type(value) is not int or not low <= value <= high:
-                raise InvalidRequestError(f"{key}: expected a whole number from {low} to {high}")
-        elif key not in _WORDS or not isinstance(value, str) or len(value) > _LONGEST_WORD:
-            known = ", ".join((*_WHOLE, *_WORDS))
-            raise InvalidRequestError(f"expected any of {known}, got something else")
-    return dict(content)
 
 
 async def _lines(first: Progress | Drawn, parts: Parts) -> AsyncGenerator[bytes, None]:

@@ -22,7 +22,8 @@ from typing import Any
 from medserve.errors import MedserveError
 from medserve.gateway.faces.page.limits import PageLimits
 from medserve.gateway.faces.page.problems import QuotaError, UnknownJobError
-from medserve.results.classification import Classification, Provenance
+from medserve.tasks.classification import Classification
+from medserve.tasks.result import Provenance
 
 __all__ = ["Item", "Job", "Jobs", "Kind", "Status"]
 
@@ -75,7 +76,7 @@ class Job:
     items: dict[int, Item] = field(default_factory=dict)
     size_bytes: int = 0
     answers: dict[str, Any] = field(default_factory=dict)  # of a segmentation
-    options: dict[str, bool] = field(default_factory=dict)  # that it was made with
+    options: dict[str, Any] = field(default_factory=dict)  # that it was made with
     users: int = 0  # uploads and calls under way: while there are any, it is not swept
 
     def path(self, item: Item) -> Path:

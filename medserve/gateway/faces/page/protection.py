@@ -7,7 +7,6 @@ from (`Sec-Fetch-Site`, `Origin`). Programs that are no browsers send neither an
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -16,9 +15,13 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medserve.errors import MedserveError
+from medserve.gateway.core.calls import new_request_id
+from medserve.gateway.core.status import bug
 from medserve.gateway.faces.page.problems import ForeignSiteError
 
-__all__ = ["LOOPBACK_HOSTS", "Protection", "error_content"]
+__all__ = ["ANSWERED", "LOOPBACK_HOSTS", "Protection", "error_content"]
+
+ANSWERED = "medserve.answered"  # key of the scope: the exception that is logged and answered
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -73,8 +76,12 @@ class Protection:
             await self.app(scope, receive, send)
             return
 
+        started = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in _FIXED.items():
                     headers.setdefault(name, value)
@@ -88,10 +95,16 @@ class Protection:
             refusal = JSONResponse(error_content(error), error.http_status)
             await refusal(scope, receive, send_with_headers)
             return
-        # What reaches this place has been logged and, where that was possible, answered. Going on
-        # to the server it would be logged with its text, which may quote what a visitor sent.
-        with contextlib.suppress(Exception):
+        # Going on to the server an exception would be logged with its text, which may quote what a
+        # visitor sent. The application hands on what it has logged and answered itself, too.
+        try:
             await self.app(scope, receive, send_with_headers)
+        except Exception as error:
+            if scope.get(ANSWERED) is not error:
+                failure = bug(error, new_request_id())
+                if not started:
+                    answer = JSONResponse(error_content(failure), failure.http_status)
+                    await answer(scope, receive, send_with_headers)
 
     def _check(self, method: str, headers: Headers) -> None:
         host = headers.get("host", "")

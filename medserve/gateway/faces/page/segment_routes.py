@@ -9,10 +9,10 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from medserve.errors import InvalidRequestError
+from medserve.gateway.faces.options import read_options
 from medserve.gateway.faces.page import segmenting
 from medserve.gateway.faces.page.context import TASKS, page_context, read_json
 from medserve.gateway.faces.page.jobs import Kind
-from medserve.gateway.faces.page.segmenting import Options
 from medserve.gateway.faces.page.uploads import Allowance, receive
 
 __all__ = ["routes"]
@@ -35,12 +35,13 @@ async def run(request: Request) -> Response:
     """Segment what was stored."""
     site = page_context(request)
     job, visitor = site.job(request, Kind.SEGMENT)
-    chosen = Options.from_json(await read_json(request))
-    params = {"output": "json", "overlay": True, **chosen.params()}
+    content = await read_json(request)
+    model = await site.find(site.order(job.model, job.version, visitor.caller), *TASKS[job.kind])
+    params = read_options(model, {**content, "output": "json", "overlay": True})
     async with site.turns.call(job):
         order = site.order(job.model, job.version, visitor.caller, params)
         answer = await segmenting.segment(site.gateway, job, order)
-    job.options = chosen.params()
+    job.options = params
     return JSONResponse(answer)
 
 
@@ -61,8 +62,9 @@ async def part(request: Request) -> Response:
     job, visitor = site.job(request, Kind.SEGMENT)
     name = request.path_params["part"]
     if name == "mask.dcm":
-        params = {"output": "mask", "format": "dicom-seg", **job.options}
-        params.pop("uncertainty", None)
+        params = {**job.options, "output": "mask", "format": "dicom-seg"}
+        for extra in ("overlay", "uncertainty"):  # of a JSON answer
+            params.pop(extra, None)
         async with site.turns.call(job):
             order = site.order(job.model, job.version, visitor.caller, params)
             path = await segmenting.dicom_seg(site.gateway, job, order)

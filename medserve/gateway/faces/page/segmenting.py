@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +21,11 @@ from medserve.imaging.codecs import dicom_series, sniff
 from medserve.results.files.overlay import COLOURS
 from medserve.spec import InputKind, ModelSpec
 
-__all__ = ["Options", "dicom_seg", "part", "segment", "source", "volume"]
+__all__ = ["dicom_seg", "part", "segment", "source", "volume"]
 
 _MASK, _OVERLAY, _ENTROPY = "mask.nii.gz", "overlay.png", "entropy.nii.gz"
 _SEG, _VOLUME, _SOURCE = "mask.dcm", "volume.nii.gz", "source"
 _PARTS = {"mask_nifti": _MASK, "overlay_png": _OVERLAY, "entropy_nifti": _ENTROPY}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a visitor may choose; None leaves it to the model's own description."""
-
-    flips: bool | None = None
-    uncertainty: bool | None = None
-    largest_component: bool | None = None
-    fill_holes: bool | None = None
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Options:
-        """Read what the page sent; InvalidRequestError where it is something else."""
-        known = cls.__dataclass_fields__
-        if set(content) - set(known) or not all(type(each) is bool for each in content.values()):
-            raise InvalidRequestError(f"expected true or false for any of {', '.join(known)}")
-        return cls(**content)
-
-    def params(self) -> dict[str, bool]:
-        """As the model takes them."""
-        return {key: value for key, value in vars(self).items() if value is not None}
 
 
 async def segment(gateway: Gateway, job: Job, order: TaskRequest) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from medserve.gateway.core.calls import ModelInfo
+from medserve.gateway.faces.options import describe_option, options_of
 from medserve.spec import Task
+from medserve.tasks import OPTIONS, Option, declared
 
 __all__ = [
     "ClassifiedFiles",
@@ -15,6 +18,7 @@ __all__ = [
     "Error",
     "ModelDescription",
     "ModelList",
+    "OptionsQuery",
     "Readiness",
     "SampleBody",
     "SegmentQuery",
@@ -136,65 +140,72 @@ class VersionQuery(BaseModel):
     version: str = Field("", description="the default version if empty")
 
 
-class ClassifyQuery(VersionQuery):
-    """What a classifier may be asked."""
-
-    top_k: int | None = Field(None, ge=1, description="labels in `top`")
-    explain: bool | None = Field(
-        None, description="with a heat map of what each class rests on; takes 131 rows"
-    )
+class OptionsQuery(VersionQuery):
+    """The version, and options of the task; what is left out is up to the model."""
 
     def params(self) -> dict[str, Any]:
-        """What of it is for the model."""
-        return self.model_dump(exclude={"version"}, exclude_none=True)
+        """Return the options that the caller gave."""
+        return self.model_dump(exclude={"version"}, exclude_unset=True, exclude_none=True)
 
 
-class SegmentQuery(VersionQuery):
-    """What a model that segments may be asked; what is left out is up to the model."""
+def _fields(*tasks: Task) -> dict[str, Any]:
+    """Return a field for every option that one of the tasks declares."""
+    found: dict[str, dict[Task, Option]] = {}
+    for task in tasks:
+        for option in declared(OPTIONS[task]):
+            found.setdefault(option.key, {})[task] = option
+    return {key: _field(by_task) for key, by_task in found.items()}
 
-    output: Literal["mask", "probabilities", "uncertainty", "overlay", "json"] | None = None
-    format: Literal["nifti", "dicom-seg", "png", "json"] | None = None
-    channel: int | None = Field(None, ge=0, description="of a file with several")
-    spacing_mm: str | None = Field(
-        None,
-        pattern=r"^\d+(\.\d+)?,\d+(\.\d+)?(,\d+(\.\d+)?)?$",
-        description="three numbers, of frames two (rows, columns), where the file does not say it",
-        examples=["1,1,2.5"],
+
+def _field(by_task: Mapping[Task, Option]) -> tuple[Any, Any]:
+    """Return type and description of an option that several tasks may declare."""
+    first = next(iter(by_task.values()))
+    choices = tuple({word: None for each in by_task.values() for word in each.choices})
+    helps = {option.help: task for task, option in by_task.items()}
+    described = " ".join(helps)
+    if len(helps) > 1:
+        described = " ".join(f"{task.capitalize()}: {text}" for text, task in helps.items())
+    kind: Any = Literal[choices] if choices else first.kind
+    if first.count > 1:
+        kind, described = str, f"{described} Numbers with commas between them."
+    limits: dict[str, Any] = {}
+    if kind is not str:
+        limits = {"ge": first.least, "le": first.most, "gt": first.above}
+    default = getattr(first.default, "value", first.default)
+    return (
+        kind if default is not None else kind | None,
+        Field(default, description=described, **limits),
     )
-    step_mm: float | None = Field(None, gt=0, description="from one frame of a stack to the next")
-    length_mm: float | None = Field(None, gt=0, description="of frames: third diameter")
-    view: Literal["stored", "swapped", "axial", "coronal", "sagittal"] | None = Field(
-        None, description="how frames lie in a NIfTI array"
-    )
-    flips: bool | None = Field(None, description="average over mirrored copies")
-    uncertainty: bool | None = Field(None, description="with `output=json`: entropy of each voxel")
-    overlay: bool | None = Field(None, description="with `output=json`: picture with the mask")
-    largest_component: bool | None = Field(None, description="keep only that of each label")
-    fill_holes: bool | None = None
-
-    def params(self) -> dict[str, Any]:
-        """What of it is for the model."""
-        given = self.model_dump(exclude={"version"}, exclude_none=True)
-        if self.spacing_mm is not None:
-            given["spacing_mm"] = [float(size) for size in self.spacing_mm.split(",")]
-        return given
 
 
-class SampleBody(BaseModel):
-    """What to draw; what is left out is up to the model, what it cannot do is refused."""
-
-    model_config = ConfigDict(
+# What the queries and the body of a call take, as the tasks declare it.
+ClassifyQuery = create_model("ClassifyQuery", __base__=OptionsQuery, **_fields(Task.CLASSIFICATION))
+SegmentQuery = create_model(
+    "SegmentQuery", __base__=OptionsQuery, **_fields(Task.VOLUMES, Task.FRAMES)
+)
+SampleBody = create_model(
+    "SampleBody",
+    __doc__="What to draw; what is left out is up to the model, what it cannot do is refused.",
+    __config__=ConfigDict(
         extra="forbid",
-        populate_by_name=True,
         json_schema_extra={"example": {"n": 4, "class": "T1", "seed": 7, "steps": 20}},
-    )
+    ),
+    **_fields(Task.GENERATION),
+)
 
-    n: int | None = Field(None, ge=1, description="number of images")
-    label: str | None = Field(None, alias="class", description="name of the class")
-    seed: int | None = Field(None, description="the same seed draws the same images")
-    steps: int | None = Field(None, ge=1, description="calls of the network")
-    sampler: str | None = None
-    size: int | None = Field(None, ge=1, description="height and width in pixels")
+
+class OptionDescription(BaseModel):
+    """One option of a model."""
+
+    name: str
+    type: Literal["bool", "int", "float", "str"] = Field(description="of each value")
+    count: int = Field(description="how many values; in a query with commas between them")
+    choices: list[str] = Field(description="the words that are allowed; empty: any value")
+    least: float | None = Field(description="smallest number")
+    most: float | None = Field(description="largest number")
+    above: float | None = Field(description="a number that the value must exceed")
+    default: bool | int | float | str | None = Field(description="null: the model decides")
+    help: str
 
 
 class ModelDescription(BaseModel):
@@ -213,6 +224,7 @@ class ModelDescription(BaseModel):
     metrics: dict[str, Any] = Field(description="the figures that its archive states")
     archive_digest: str
     card: str = Field(description="address of its card")
+    options: list[OptionDescription] = Field(description="what a caller may ask of it")
 
 
 class ModelList(BaseModel):
@@ -243,4 +255,5 @@ def describe(info: ModelInfo) -> dict[str, Any]:
         metrics=dict(info.metrics),
         archive_digest=info.digest,
         card=f"/v1/models/{info.name}/card?version={info.version}",
+        options=[OptionDescription(**describe_option(each)) for each in options_of(info)],
     ).model_dump()

@@ -21,11 +21,11 @@ from medserve.errors import (
     MedserveError,
     ServerBusyError,
 )
-from medserve.gateway.core.call_context import REQUEST_ID, CallContext, bug
+from medserve.gateway.core.call_context import REQUEST_ID, CallContext
 from medserve.gateway.core.calls import Face
 from medserve.gateway.core.gateway import Gateway, new_request_id
 from medserve.gateway.core.requests import TaskRequest
-from medserve.gateway.core.status import retry_after_s
+from medserve.gateway.core.status import bug, retry_after_s
 from medserve.gateway.faces.rest.models import Error, VersionQuery
 
 __all__ = ["Caller", "RestRoute", "Version", "error_body", "error_response", "failures", "order"]

@@ -7,11 +7,10 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from medserve.errors import InvalidRequestError, MedserveError
@@ -19,6 +18,7 @@ from medserve.gateway.core.call_context import CallContext
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.packing import PACKING, ImageFile, Outcome, classify_each
 from medserve.gateway.core.requests import TaskRequest, find_served
+from medserve.gateway.faces.options import read_options
 from medserve.gateway.faces.rest.body import (
     RestLimits,
     announced_bytes,
@@ -30,6 +30,7 @@ from medserve.gateway.faces.rest.body import (
 from medserve.gateway.faces.rest.models import (
     ClassifiedFiles,
     ClassifyQuery,
+    OptionsQuery,
     SampleBody,
     SegmentQuery,
 )
@@ -101,7 +102,7 @@ def _add_classify(routes: APIRouter, gateway: Gateway, caller: Caller, limits: R
         model: str,
         request: Request,
         incoming: Annotated[CallContext, Depends(caller)],
-        query: Annotated[ClassifyQuery, Query()],
+        query: Annotated[ClassifyQuery, Query()],  # type: ignore[valid-type]
     ) -> Any:
         """Tell what images show.
 
@@ -109,8 +110,9 @@ def _add_classify(routes: APIRouter, gateway: Gateway, caller: Caller, limits: R
         a form get an item each; one that cannot be read costs no other. `Accept:
         application/x-ndjson` gives a line per file as soon as it is known, in no particular order.
         """
-        asked = order(incoming, model, query, query.params())
+        asked = order(incoming, model, query)
         info = await find_served(gateway, asked, Task.CLASSIFICATION)
+        asked = asked.with_params(read_options(info, cast(OptionsQuery, query).params()))
         limit = min(info.spec.input.max_payload_bytes, gateway.limits.message_bytes)
         if not is_form(request):
             return await _predict_file(request, gateway, asked, limit, limits)
@@ -134,15 +136,16 @@ def _add_segment(routes: APIRouter, gateway: Gateway, caller: Caller, limits: Re
         model: str,
         request: Request,
         incoming: Annotated[CallContext, Depends(caller)],
-        query: Annotated[SegmentQuery, Query()],
+        query: Annotated[SegmentQuery, Query()],  # type: ignore[valid-type]
     ) -> Response:
         """Mark what lies where in an image or volume: the mask on the grid of the input.
 
         By default the answer is the mask as a file. `output=json` adds measurements: volumes,
         positions, and the mask as base64.
         """
-        asked = order(incoming, model, query, query.params())
+        asked = order(incoming, model, query)
         info = await find_served(gateway, asked, Task.VOLUMES, Task.FRAMES)
+        asked = asked.with_params(read_options(info, cast(OptionsQuery, query).params()))
         limit = min(info.spec.input.max_payload_bytes, gateway.limits.message_bytes)
         return await _predict_file(request, gateway, asked, limit, limits)
 
@@ -170,10 +173,11 @@ def _add_sample(routes: APIRouter, gateway: Gateway, caller: Caller, limits: Res
         The answer holds all images. `Accept: text/event-stream` or `application/x-ndjson` gives
         progress with preview pictures before it, as soon as there is some.
         """
-        params = _sample_params(await whole(request, _MAX_JSON_BYTES, limits))
-        asked = order(incoming, model, query, params)
+        asked = order(incoming, model, query)
+        info = await find_served(gateway, asked, Task.GENERATION)
+        params = _json_object(await whole(request, _MAX_JSON_BYTES, limits))
+        asked = asked.with_params(read_options(info, params))
         asked = asked.sooner(time.monotonic() + limits.answer_s)
-        await find_served(gateway, asked, Task.GENERATION)
         accepted = request.headers.get("accept", "")
         if _EVENTS in accepted:
             return StreamingResponse(_as_events(gateway, asked), media_type=_EVENTS)
@@ -265,16 +269,17 @@ def _line(content: dict[str, Any]) -> bytes:
     return json.dumps(content, separators=(",", ":")).encode() + b"\n"
 
 
-def _sample_params(body: bytes) -> dict[str, Any]:
+def _json_object(body: bytes) -> dict[str, Any]:
     try:
-        wanted = SampleBody.model_validate_json(body or b"{}")
-    except ValidationError as error:
-        known = ", ".join(field.alias or name for name, field in SampleBody.model_fields.items())
+        content = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        known = ", ".join(SampleBody.model_fields)
         raise InvalidRequestError(
-            f"expected a JSON object with some of {known}, got something else: "
-            f"{error.errors()[0]['type']}"
-        ) from None
-    return wanted.model_dump(by_alias=True, exclude_none=True)
+            f"expected a JSON object with some of {known}, got something else"
+        )
+    return content
 
 
 async def _as_parts(gateway: Gateway, asked: TaskRequest) -> AsyncGenerator[bytes, None]:

@@ -9,7 +9,6 @@ body with the status OK, as clients of this contract know it; all other errors a
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -17,13 +16,13 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import DecodeError
 
-from medserve.errors import InvalidRequestError, MedserveError
-from medserve.gateway.core.call_context import REQUEST_ID, Context, bearer_token, certificate_name
+from medserve.errors import MedserveError
+from medserve.gateway.core.call_context import REQUEST_ID, Context, identified
 from medserve.gateway.core.calls import EngineCall, Face, new_request_id
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.status import abort
+from medserve.gateway.faces.torchserve.request_head import read_head
 from medserve.wire import inference_pb2
 
 __all__ = ["InferenceFace", "register"]
@@ -66,7 +65,7 @@ class InferenceFace:
         """One answer, from any model."""
         identity: tuple[tuple[str, str], ...] = ()
         try:
-            call = self._call(message, context)
+            call = _call(message)
             identity = ((REQUEST_ID, call.request_id),)
             answer = await self._gateway.predict(call)
         except MedserveError as error:
@@ -80,7 +79,7 @@ class InferenceFace:
         """The parts of one answer, from any model."""
         identity: tuple[tuple[str, str], ...] = ()
         try:
-            call = self._call(message, context)
+            call = _call(message)
             identity = ((REQUEST_ID, call.request_id),)
             context.set_trailing_metadata(identity)
             async with aclosing(self._gateway.stream(call)) as parts:
@@ -99,26 +98,21 @@ class InferenceFace:
         )
         yield inference_pb2.PredictionResponse()  # makes this a generator, as gRPC expects
 
-    def _call(self, message: bytes, context: Context) -> EngineCall:
-        """The call as every face builds it, with the message as it came."""
-        try:
-            request = inference_pb2.PredictionsRequest.FromString(message)
-        except DecodeError:
-            raise InvalidRequestError("expected a PredictionsRequest, got other bytes") from None
-        metadata = dict(context.invocation_metadata() or ())
-        given = metadata.get(REQUEST_ID) or request.input.get("request_id", b"").decode(
-            "ascii", "replace"
-        )
-        left_s = context.time_remaining()
-        return EngineCall(
-            model=request.model_name,
-            version=request.model_version,
-            inputs={},
-            caller=self._gateway.authenticate(
-                bearer_token(str(metadata.get("authorization", ""))), certificate_name(context)
-            ),
-            request_id=new_request_id(str(given)),
-            deadline=None if left_s is None else time.monotonic() + left_s,
-            face=Face.TORCHSERVE,
-            message=message,
-        )
+
+def _call(message: bytes) -> EngineCall:
+    """Return the call as every face builds it, with the message as it came."""
+    incoming = identified()
+    head = read_head(message)
+    request_id = incoming.request_id
+    if head.request_id and not incoming.chose_id:
+        request_id = new_request_id(head.request_id.decode("ascii", "replace"))
+    return EngineCall(
+        model=head.model,
+        version=head.version,
+        inputs={},
+        request_id=request_id,
+        deadline=incoming.deadline,
+        wire=message,
+        caller=incoming.caller,
+        face=Face.TORCHSERVE,
+    )

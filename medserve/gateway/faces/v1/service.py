@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -24,14 +25,16 @@ from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.packing import PACKING, ImageFile, Outcome, classify_each
 from medserve.gateway.core.requests import find_served
 from medserve.gateway.core.status import rpc_status
-from medserve.gateway.faces.v1.masks import (
+from medserve.gateway.faces.options import describe_option, options_of, read_options, within_json
+from medserve.gateway.faces.v1.messages import (
     chunks,
+    message_params,
     provenance_message,
-    segment_params,
     segment_result,
 )
-from medserve.results.explanation import Explanation
 from medserve.spec import Task
+from medserve.tasks import Option
+from medserve.tasks.classification import Explanation
 from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
 
@@ -42,9 +45,15 @@ _UPLOAD_S = 600.0  # for one file, however steadily it drips in
 _MAX_ID_BYTES = 256
 _TASKS = {
     Task.CLASSIFICATION: pb.TASK_CLASSIFICATION,
-    Task.VOLUMES: pb.TASK_SEGMENTATION,
-    Task.FRAMES: pb.TASK_SEGMENTATION,
+    Task.VOLUMES: pb.TASK_VOLUMES,
+    Task.FRAMES: pb.TASK_FRAMES,
     Task.GENERATION: pb.TASK_GENERATION,
+}
+_TYPES: dict[type, pb.OptionType.ValueType] = {
+    bool: pb.OPTION_TYPE_BOOL,
+    int: pb.OPTION_TYPE_INT,
+    float: pb.OPTION_TYPE_FLOAT,
+    str: pb.OPTION_TYPE_STR,
 }
 
 
@@ -66,15 +75,15 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
         async with answering(context, self._gateway) as incoming:
             parts = self._parts(request_iterator)
             settings = _settings(await anext(parts, None))
-            params = {"explain": True} if settings.explain else {}
-            order = incoming.order(settings.model_name, settings.model_version, Face.TYPED, params)
-            await find_served(self._gateway, order, Task.CLASSIFICATION)
+            order = incoming.order(settings.model_name, settings.model_version, Face.TYPED)
+            model = await find_served(self._gateway, order, Task.CLASSIFICATION)
+            order = order.with_params(read_options(model, message_params(settings)))
             async with (
                 self._gateway.budget.reserve(PACKING.held_bytes),
                 aclosing(classify_each(self._gateway, order, _images(parts))) as outcomes,
             ):
                 async for outcome in outcomes:
-                    yield _classify_response(outcome)
+                    yield _classify_response(outcome, settings.top_k)
 
     async def Segment(  # noqa: D102
         self, request_iterator: AsyncIterator[pb.SegmentRequest], context: Context
@@ -82,10 +91,10 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
         async with answering(context, self._gateway) as incoming:
             parts = self._parts(request_iterator)
             settings = _settings(await anext(parts, None))
-            order = incoming.order(
-                settings.model_name, settings.model_version, Face.TYPED, segment_params(settings)
-            )
+            order = incoming.order(settings.model_name, settings.model_version, Face.TYPED)
             model = await find_served(self._gateway, order, Task.VOLUMES, Task.FRAMES)
+            asked = message_params(settings)
+            order = order.with_params(read_options(model, within_json(model, asked)))
             limit = min(self._gateway.limits.message_bytes, model.spec.input.max_payload_bytes)
             _check_size(settings.content_bytes, limit)
             async with self._gateway.budget.reserve(settings.content_bytes or limit) as held:
@@ -103,10 +112,9 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
         self, request: pb.SampleRequest, context: Context
     ) -> AsyncGenerator[pb.SampleResponse, None]:
         async with answering(context, self._gateway) as incoming:
-            order = incoming.order(
-                request.model_name, request.model_version, Face.TYPED, _sample_params(request)
-            )
-            await find_served(self._gateway, order, Task.GENERATION)
+            order = incoming.order(request.model_name, request.model_version, Face.TYPED)
+            model = await find_served(self._gateway, order, Task.GENERATION)
+            order = order.with_params(read_options(model, message_params(request)))
             async with aclosing(sample(self._gateway, order)) as parts:
                 async for part in parts:
                     yield _sample_response(part)
@@ -193,7 +201,7 @@ def _progress(stage: pb.SegmentStage.ValueType, received_bytes: int) -> pb.Segme
     )
 
 
-def _classify_response(outcome: Outcome) -> pb.ClassifyResponse:
+def _classify_response(outcome: Outcome, top_k: int) -> pb.ClassifyResponse:
     response = pb.ClassifyResponse(id=outcome.id, index=outcome.index)
     if outcome.provenance is not None:
         response.provenance.CopyFrom(provenance_message(outcome.provenance))
@@ -210,6 +218,10 @@ def _classify_response(outcome: Outcome) -> pb.ClassifyResponse:
             probabilities=[
                 pb.ClassProbability(label=label, probability=probability)
                 for label, probability in zip(found.labels, found.probabilities, strict=True)
+            ],
+            top=[
+                pb.ClassProbability(label=label, probability=probability)
+                for label, probability in found.top(top_k)
             ],
             review=found.review,
             novelty=found.novelty,
@@ -228,21 +240,6 @@ def _explanation(found: Explanation) -> pb.Explanation:
         full_colour_nats=found.full_colour,
         heatmap_png=found.heatmap_png,
     )
-
-
-def _sample_params(request: pb.SampleRequest) -> dict[str, Any]:
-    """What of a request is for the model; what is not set is left to it."""
-    params: dict[str, Any] = {}
-    if request.class_name:
-        params["class"] = request.class_name
-    if request.sampler:
-        params["sampler"] = request.sampler
-    for field, name in (
-        ("image_count", "n"), ("seed", "seed"), ("steps", "steps"), ("size_px", "size")
-    ):  # fmt: skip
-        if request.HasField(field):  # type: ignore[arg-type]
-            params[name] = getattr(request, field)
-    return params
 
 
 def _sample_response(part: Progress | Drawn) -> pb.SampleResponse:
@@ -279,6 +276,22 @@ def _model(info: ModelInfo) -> pb.Model:
         card_markdown=info.card,
         metrics=_struct(info.metrics),
         archive_digest=info.digest,
+        options=[_option(each) for each in options_of(info)],
+    )
+
+
+def _option(option: Option) -> pb.ModelOption:
+    default = describe_option(option)["default"]
+    return pb.ModelOption(
+        name=option.key,
+        type=_TYPES[option.kind],
+        help=option.help,
+        count=option.count,
+        choices=option.choices,
+        least=option.least,
+        most=option.most,
+        above=option.above,
+        default_json="" if default is None else json.dumps(default),
     )
 
 

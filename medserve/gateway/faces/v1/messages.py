@@ -1,4 +1,4 @@
-"""Masks on their way through the typed `Segment` call."""
+"""Options and results on their way through the messages of `medserve.v1`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from medserve.errors import InvalidRequestError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
 from medserve.gateway.core.masks import MaskAnswer
-from medserve.results.classification import Provenance
-from medserve.results.measure import LabelMeasure
+from medserve.tasks.result import Provenance
+from medserve.tasks.volumes import LabelMeasure
 from medserve.wire.v1 import imaging_pb2 as pb
 
-__all__ = ["chunks", "provenance_message", "segment_params", "segment_result"]
+__all__ = ["chunks", "message_params", "provenance_message", "segment_result"]
 
 _CHUNK_BYTES = 512 * 2**10  # well below the 4 MB that a gRPC client takes by default
-_SWITCHES = ("flips", "largest_component", "fill_holes", "channel")
+_OWN = ("model_name", "model_version", "content_bytes")  # what of a request is no option
+_KEYS = {"image_count": "n", "class_name": "class", "size_px": "size", "mask_format": "format"}
 _NIFTI = "application/gzip"
 
 
@@ -28,21 +31,15 @@ class File:
     content: bytes
 
 
-def segment_params(settings: pb.SegmentSettings) -> dict[str, Any]:
-    """What of the settings is for the model; what is not set is left to it."""
-    params: dict[str, Any] = {"output": "json"}
-    if settings.mask_format == pb.MASK_FORMAT_DICOM_SEG:
-        params["format"] = "dicom-seg"
-    params |= {name: True for name in ("overlay", "uncertainty") if getattr(settings, name)}
-    for name in _SWITCHES:
-        if settings.HasField(name):  # type: ignore[arg-type]
-            params[name] = getattr(settings, name)
-    if settings.spacing_mm:
-        if len(settings.spacing_mm) != 3:
-            raise InvalidRequestError(
-                f"spacing_mm: expected three numbers, got {len(settings.spacing_mm)}"
-            )
-        params["spacing_mm"] = list(settings.spacing_mm)
+def message_params(message: Message) -> dict[str, Any]:
+    """Return the options that a request or its settings set, by the keys of the tasks' options.
+
+    A field has the name of its option, but for those in `_KEYS`; what is not set is left out.
+    """
+    params: dict[str, Any] = {}
+    for field, value in message.ListFields():
+        if field.name not in _OWN:
+            params[_KEYS.get(field.name, field.name)] = _plain(field, value)
     return params
 
 
@@ -80,6 +77,15 @@ def provenance_message(provenance: Provenance) -> pb.Provenance:
         model_version=provenance.version,
         archive_digest=provenance.archive_digest,
     )
+
+
+def _plain(field: FieldDescriptor, value: Any) -> Any:
+    """Return the JSON value of a field: of an enum the word that its name ends with."""
+    if field.enum_type is not None:
+        known = field.enum_type.values_by_number.get(value)
+        prefix = len(field.enum_type.values[0].name.removesuffix("UNSPECIFIED"))
+        return known.name[prefix:].lower().replace("_", "-") if known else str(value)
+    return list(value) if field.is_repeated else value
 
 
 def _files(answer: MaskAnswer) -> list[File]:

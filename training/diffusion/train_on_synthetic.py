@@ -1,8 +1,8 @@
-"""What synthetic images teach: a classifier learns from them alone and is tested on real ones.
+"""Train a classifier on synthetic images alone and test it on real ones.
 
-The score says how much of what tells the classes apart has reached the synthetic images (Esteban et
-al., arXiv:1706.02633, section 4.2); the same classifier, taught by as many real images, is its
-measure.
+The score says how much of what distinguishes the classes has reached the synthetic images (Esteban
+et al., arXiv:1706.02633, section 4.2). It is read beside that of the same classifier trained on as
+many real images.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from sklearn.metrics import balanced_accuracy_score
 from training.data import LabelledImages
 from training.diffusion.extractor import DomainExtractor
 
-__all__ = ["Taught", "teach_and_test"]
+__all__ = ["RealScore", "train_and_test"]
 
 _BATCH = 64
 _PEAK_RATE = 2e-3
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What a classifier reaches on real images.
+class RealScore:
+    """Scores of a classifier on real images.
 
     Attributes:
         accuracy: Share of right answers.
@@ -38,18 +38,18 @@ class Taught:
     balanced_accuracy: float
 
 
-def teach_and_test(
-    taught: LabelledImages, real: LabelledImages, epochs: int = 10, seed: int = 0
-) -> Taught:
-    """Train a small residual network on `taught`, test it on `real`."""
+def train_and_test(
+    images: LabelledImages, real: LabelledImages, epochs: int = 10, seed: int = 0
+) -> RealScore:
+    """Train a small residual network on `images`, test it on `real`."""
     torch.manual_seed(seed)
     draws = torch.Generator().manual_seed(seed)
-    pixels, label_ids = torch.from_numpy(taught.images), torch.from_numpy(taught.label_ids)
-    network = DomainExtractor(pixels.shape[1], len(taught.labels), width=16)
+    pixels, label_ids = torch.from_numpy(images.images), torch.from_numpy(images.label_ids)
+    network = DomainExtractor(pixels.shape[1], len(images.labels), width=16)
     optimiser = torch.optim.AdamW(network.parameters(), lr=_PEAK_RATE, weight_decay=0.02)
     parts = -(-len(pixels) // _BATCH)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, _PEAK_RATE, total_steps=epochs * parts)
-    for _ in track(range(epochs), description="Teaching a classifier"):
+    for _ in track(range(epochs), description="Training a classifier"):
         for chosen in torch.randperm(len(pixels), generator=draws).tensor_split(parts):
             image = pixels[chosen].float() / 255.0
             mirrored = torch.rand(len(image), generator=draws) < 0.5
@@ -60,7 +60,7 @@ def teach_and_test(
             optimiser.step()
             rate.step()
     answers = _answers(network.eval(), real.images)
-    return Taught(
+    return RealScore(
         accuracy=float((answers == real.label_ids).mean()),
         balanced_accuracy=float(balanced_accuracy_score(real.label_ids, answers)),
     )

@@ -1,0 +1,115 @@
+"""The results of a call: values that handlers write as JSON and clients read back.
+
+Files travel in them as base64, which msgspec writes and reads by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, TypeVar
+
+import msgspec
+
+from medserve.errors import MedserveError, ServerFailedError, error_from_code
+
+_Kind = TypeVar("_Kind")
+
+__all__ = ["Provenance", "Result", "Value", "error_of", "read_answer"]
+
+
+class Value(msgspec.Struct, frozen=True):
+    """Base of what stands in a result; `spoken` names it in errors."""
+
+    spoken: ClassVar[str] = "a value"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the value as the members of a JSON object."""
+        content: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return content
+
+    @classmethod
+    def from_json(cls, content: object) -> Self:
+        """Read it back; ServerFailedError where it is something else."""
+        try:
+            return msgspec.convert(content, cls)
+        except msgspec.ValidationError as error:
+            raise _no(cls, content) from error
+
+
+class Provenance(Value, frozen=True):
+    """The archive that answered."""
+
+    spoken: ClassVar[str] = "the name of an archive"
+
+    model: str = ""
+    version: str = ""
+    archive_digest: str = ""  # "sha256:…" over the archive's manifest
+
+
+class Result(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of the results of tasks; a handler leaves the three members to the envelope."""
+
+    model: str = ""
+    version: str = ""
+    archive_digest: str = ""
+
+    @property
+    def provenance(self) -> Provenance:
+        """The archive that answered."""
+        return Provenance(self.model, self.version, self.archive_digest)
+
+    def encode(self) -> bytes:
+        """Return the result as JSON."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def decode(cls, answer: bytes) -> Self:
+        """Read the JSON answer of a model.
+
+        Raises:
+            MedserveError: the error that the answer holds.
+            ServerFailedError: the answer is something else.
+        """
+        head = read_answer(answer, _Head)
+        if head.error is not None:
+            raise error_of(head.error)
+        try:
+            return msgspec.json.decode(answer, type=cls)
+        except msgspec.ValidationError as error:
+            raise _no(cls, read_answer(answer, dict[str, Any])) from error
+
+    def without_files(self) -> dict[str, Any]:
+        """Return the members of a JSON object, but neither files nor the archive's names."""
+        content = self.to_json()
+        own = {name for name in self.__struct_fields__ if isinstance(getattr(self, name), bytes)}
+        own |= set(Provenance.__struct_fields__)
+        return {key: value for key, value in content.items() if key not in own}
+
+
+class _Head(msgspec.Struct, frozen=True):
+    """What every answer may hold."""
+
+    error: Any = None
+
+
+def read_answer(answer: bytes, kind: type[_Kind]) -> _Kind:
+    """Read a JSON answer of any model; ServerFailedError where it is something else."""
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ServerFailedError(
+            f"expected a JSON object from the model, got {len(answer)} bytes of something else"
+        ) from error
+
+
+def error_of(content: object) -> MedserveError:
+    """Return the error that stands in an answer under `error`."""
+    if not isinstance(content, Mapping):
+        return ServerFailedError("the model reports an error without saying which")
+    return error_from_code(str(content.get("code")), str(content.get("message")))
+
+
+def _no(kind: type[Value], content: object) -> ServerFailedError:
+    """Tell that an answer has other members; their values may be a patient's."""
+    members = sorted(map(str, content)) if isinstance(content, Mapping) else "none"
+    return ServerFailedError(f"expected {kind.spoken} from the server, got members {members}")

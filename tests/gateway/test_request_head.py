@@ -1,0 +1,142 @@
+"""The head of a request is read as protobuf's own parser reads it, or refused where it refuses."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from medserve.errors import InvalidRequestError
+from medserve.gateway.faces.torchserve.request_head import RequestHead, read_head
+from medserve.wire import inference_pb2
+
+
+def parsed(message: bytes) -> RequestHead | None:
+    """As protobuf's parser sees it; None where it refuses."""
+    try:
+        request = inference_pb2.PredictionsRequest.FromString(message)
+    except DecodeError:
+        return None
+    request_id = request.input.get("request_id", b"")
+    return RequestHead(request.model_name, request.model_version, request_id)
+
+
+def head(message: bytes) -> RequestHead | None:
+    try:
+        return read_head(message)
+    except InvalidRequestError:
+        return None
+
+
+def varint(value: int, padding: int = 0) -> bytes:
+    """A varint with some more bytes than it needs."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    for _ in range(padding):
+        out[-1] |= 0x80
+        out.append(0)
+    return bytes(out)
+
+
+def field(number: int, content: bytes, padding: int = 0) -> bytes:
+    """A length-delimited field."""
+    return varint(number << 3 | 2, padding) + varint(len(content), padding) + content
+
+
+_TEXT = st.text(max_size=6).map(str.encode)
+_LEAVES = st.one_of(
+    st.builds(field, st.integers(1, 9), _TEXT, st.integers(0, 3)),
+    st.builds(field, st.integers(1, 2**29 - 1), st.binary(max_size=6)),
+    st.builds(lambda n, v, p: varint(n << 3) + varint(v, p),
+              st.integers(1, 9), st.integers(0, 2**64 - 1), st.integers(0, 2)),
+    st.builds(lambda n: varint(n << 3 | 1) + b"8 bytes.", st.integers(1, 9)),
+    st.builds(lambda n: varint(n << 3 | 5) + b"four", st.integers(1, 9)),
+)  # fmt: skip
+_GROUPS = st.recursive(
+    _LEAVES,
+    lambda inner: st.builds(
+        lambda n, parts: varint(n << 3 | 3) + b"".join(parts) + varint(n << 3 | 4),
+        st.integers(1, 9), st.lists(inner, max_size=3),
+    ),
+    max_leaves=6,
+)  # fmt: skip
+_KEYS = st.sampled_from([b"request_id", b"data", b"", b"params"])
+_ENTRIES = st.lists(
+    st.one_of(
+        st.builds(field, st.just(1), _KEYS), st.builds(field, st.just(2), st.binary(max_size=9)),
+        _GROUPS,
+    ),
+    max_size=5,
+).map(lambda parts: field(3, b"".join(parts)))  # fmt: skip
+_MESSAGES = st.lists(st.one_of(_ENTRIES, _GROUPS), max_size=8).map(b"".join)
+
+
+@pytest.mark.cpu
+@settings(max_examples=400)
+@given(_MESSAGES)
+def test_fields_in_any_order_are_read_as_protobuf_reads_them(message: bytes) -> None:
+    assert head(message) == parsed(message)
+
+
+@pytest.mark.cpu
+@settings(max_examples=400)
+@given(_MESSAGES, st.data())
+def test_a_damaged_message_is_refused_where_protobuf_refuses_it(
+    message: bytes, data: st.DataObject
+) -> None:
+    if not message:
+        return
+    place = data.draw(st.integers(0, len(message) - 1))
+    kind = data.draw(st.sampled_from(["cut", "change", "insert"]))
+    byte = data.draw(st.binary(min_size=1, max_size=3))
+    rest = {"cut": b"", "change": byte + message[place + 1 :], "insert": byte + message[place:]}
+    damaged = message[:place] + rest[kind]
+    assert head(damaged) == parsed(damaged)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=40))
+@example(b"\xff\xff\xff")
+def test_any_bytes_are_taken_or_refused_as_protobuf_does(message: bytes) -> None:
+    assert head(message) == parsed(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\x0a\xff\xff\xff\xff\x0fa",  # a length of 4 GiB
+        b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01a",  # a length of ten bytes
+        b"\x0a\x05abc",  # longer than the message
+        b"\x1a\x03\x0a\x05abcde",  # a key longer than its entry
+        b"\x0a",
+        b"\x08\x80",  # a varint that does not end
+        b"\x08" + b"\x80" * 10 + b"\x01",
+        b"\x00\x01",  # field 0
+        b"\x0e",  # a wire type that does not exist
+        b"\x2b" * 101 + b"\x2c" * 101,  # groups in groups in groups
+        b"\x2b\x34",  # a group with the end of another
+        b"\x0c",
+        b"\x0a\x01\xff",  # a name that is not UTF-8
+        b"\x22\x01\xff",
+    ],
+)
+def test_a_malformed_message_is_an_invalid_request(message: bytes) -> None:
+    assert parsed(message) is None
+    with pytest.raises(InvalidRequestError, match="expected a PredictionsRequest"):
+        read_head(message)
+
+
+def test_more_fields_than_any_request_has_are_refused_before_they_hold_up_other_calls() -> None:
+    with pytest.raises(InvalidRequestError):
+        read_head(b"\x28\x00" * 200_000)
+
+
+def test_pixels_are_not_looked_at() -> None:
+    request = inference_pb2.PredictionsRequest(
+        model_name="tiny", input={"data": bytes(2**26), "request_id": b"0f8fad5b"}
+    )
+    assert read_head(request.SerializeToString()) == RequestHead("tiny", "", b"0f8fad5b")
