@@ -12,9 +12,9 @@ STORE ?= model_store
 MODEL ?=
 
 # Tests run in two processes; those that share a server stay together, the longest come first.
-# What only `make test-all` runs takes the machine, its ports or its Docker engine for itself.
-ALONE := training or benchmark or walk or clone or docker or pacs or data or gpu
-SPREAD := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# Others take the machine, its ports or its Docker engine for themselves.
+ALONE := benchmark or walk or clone or docker or pacs or data or gpu
+SPREAD := --numprocesses 2 --dist loadgroup
 
 .PHONY: help setup demo serve mar check test test-all lint format types protos docs image image-gpu smoke sbom \
 	scan manifests smoke-grpcurl bench bench-gateway bench-volumes bench-sampling bench-frames bench-explanations \
@@ -62,6 +62,7 @@ test: .venv/web-dev  ## run the tests of the code, real servers and the page in 
 	$(BIN)/pytest --tier test $(SPREAD)
 
 test-all: test  ## run every test: also trainings, Docker, a fresh clone, the public data
+	$(BIN)/pytest --tier all -m 'training and not ($(ALONE))' $(SPREAD)
 	$(BIN)/pytest --tier all -m '$(ALONE)'
 
 lint: .venv/dev  ## check style, types, import rules and protos

@@ -1,4 +1,4 @@
-"""What all tests share: their tiers, and the servers that are started once."""
+"""What all tests share: their tiers, their spread over processes, the servers started once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ("tests.tiers", "tests.servers")
+pytest_plugins = ("tests.tiers", "tests.spread", "tests.servers")
 
 
 @pytest.fixture

@@ -27,12 +27,15 @@ import pytest
 
 from medserve.cores import available_cores
 
-__all__ = ["RESOURCES", "NoUnitTestError", "left_out"]
+__all__ = ["COUNTS", "GROUP", "RESOURCES", "NoUnitTestError", "left_out"]
 
 TIERS = ("check", "test", "all")
 _COMMANDS = {"test": "make test", "all": "make test-all"}
 _CPU_LIMIT_S = 1.0
-_NOT_RUN = "tests_not_run"
+COUNTS = pytest.StashKey[
+    dict[str, int]
+]()  # of a run: how many tests its tier leaves out, by marker
+GROUP = pytest.StashKey[str]()  # of a test: the others that it has to run with, in one process
 _LATE = ("highdicom", "onnxruntime", "openvino")
 
 
@@ -177,8 +180,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     groups = {_SHARED[fixture] for fixture in used & _SHARED.keys()}
     groups = groups or {_ALONE[name] for name in needed if name in _ALONE}
     if needed:
-        group = min(groups, default=item.path.stem.removeprefix("test_"))
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.stash[GROUP] = min(groups, default=item.path.as_posix())
 
 
 @pytest.hookimpl(trylast=True)
@@ -193,21 +195,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             counts[beyond[-1]] += 1
         else:
             taken.append(item)
-    config.stash[_COUNTS] = counts
+    config.stash[COUNTS] = dict(counts)
     if left:
         config.hook.pytest_deselected(items=left)
     items[:] = sorted(taken, key=_place)
-
-
-_COUNTS = pytest.StashKey[Counter[str]]()
 
 
 def _place(item: pytest.Item) -> tuple[int, str]:
     """Order by kind; what shares a server stays together."""
     needed = resources(item)
     rank = next((place for place, name in enumerate(_ORDER) if name in needed), len(_ORDER))
-    mark = item.get_closest_marker("xdist_group")
-    group = mark.args[0] if mark else ""
+    group = item.stash.get(GROUP, "")
     if group in _SHARED.values():
         return _ORDER.index("browser"), group
     return rank, group
@@ -226,31 +224,22 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Fail a unit test that computes for too long."""
+    if not _GUARD.watching:
+        return (yield)
+    gc.disable()  # the garbage of all tests before is not this one's
     started = time.process_time()
-    result = yield
-    took = time.process_time() - started
-    if _GUARD.watching and took > _CPU_LIMIT_S:
+    try:
+        result = yield
+    finally:
+        took = time.process_time() - started
+        gc.enable()
+    if took > _CPU_LIMIT_S:
         pytest.fail(
             f"expected a unit test to take at most {_CPU_LIMIT_S} s of processor time, got "
             f"{took:.1f} s; make it smaller, or mark it 'cpu'",
             pytrace=False,
         )
     return result
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand the counts from a worker of pytest-xdist to the process that prints them."""
-    output = getattr(session.config, "workeroutput", None)
-    if output is not None:
-        output[_NOT_RUN] = dict(session.config.stash.get(_COUNTS, None) or {})
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any, error: object) -> None:
-    """Take the counts of a worker; each has the same."""
-    counts = getattr(node, "workeroutput", {}).get(_NOT_RUN)
-    if counts is not None:
-        node.config.stash[_COUNTS] = Counter(counts)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -269,7 +258,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     tier = config.getoption("--tier")
     if tier and reporter and not hasattr(config, "workeroutput"):
-        counts: Counter[str] = config.stash.get(_COUNTS, Counter())
+        counts: dict[str, int] = config.stash.get(COUNTS, {})
         line = left_out(counts, tier)
         skipped = len(reporter.stats.get("skipped", []))
         reporter.write_line(f"{line}; {skipped} skipped for the reasons above")

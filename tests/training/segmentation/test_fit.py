@@ -58,6 +58,12 @@ def fit(config: SegmentationConfig, cases: list[LoadedCase], out_dir: Path) -> F
     return fit_segmenter(segmenter(config), cases[:4], cases[4:], out_dir)
 
 
+@pytest.fixture(scope="module")
+def fitted(cases: list[LoadedCase], tmp_path_factory: pytest.TempPathFactory) -> FittedSegmenter:
+    """A training that has ended."""
+    return fit(QUICK, cases, tmp_path_factory.mktemp("fitted"))
+
+
 def weights(network: nn.Module) -> Tensor:
     return torch.cat([each.detach().flatten() for each in network.parameters() if each.ndim > 1])
 
@@ -196,10 +202,7 @@ def test_dropout_acts_while_training_and_only_then() -> None:
         assert torch.equal(network.eval()(image), network(image))
 
 
-def test_fine_tuning_takes_the_body_and_makes_a_new_head(
-    cases: list[LoadedCase], tmp_path: Path
-) -> None:
-    fitted = fit(QUICK, cases, tmp_path)
+def test_fine_tuning_takes_the_body_and_makes_a_new_head(fitted: FittedSegmenter) -> None:
     other = segmenter(QUICK, (*LABELS, "third")).network
     head = {name: value.clone() for name, value in other.state_dict().items() if "head" in name}
     new = initialise_from(other, fitted.checkpoint)
@@ -209,19 +212,13 @@ def test_fine_tuning_takes_the_body_and_makes_a_new_head(
         assert torch.equal(value, expected)
 
 
-def test_fine_tuning_to_the_same_labels_takes_the_head_too(
-    cases: list[LoadedCase], tmp_path: Path
-) -> None:
-    fitted = fit(QUICK, cases, tmp_path)
+def test_fine_tuning_to_the_same_labels_takes_the_head_too(fitted: FittedSegmenter) -> None:
     other = segmenter(QUICK).network
     assert initialise_from(other, fitted.checkpoint) == []
     assert torch.equal(weights(other), weights(fitted.network))
 
 
-def test_a_checkpoint_of_another_network_is_refused(
-    cases: list[LoadedCase], tmp_path: Path
-) -> None:
-    fitted = fit(QUICK, cases, tmp_path)
+def test_a_checkpoint_of_another_network_is_refused(fitted: FittedSegmenter) -> None:
     wider = segmenter(dataclasses.replace(QUICK, width=16)).network
     with pytest.raises(ConfigError, match="expected the weights of the same network"):
         initialise_from(wider, fitted.checkpoint)
