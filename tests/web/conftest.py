@@ -1,7 +1,7 @@
 """The page in a real browser, in front of a real TorchServe; what tests marked `browser` use.
 
-- `page_url`: a gateway with its page on a free port, before three models of the shared TorchServe:
-  `mednist` (its weights are committed), `tiny_volume` and `sketcher`;
+- `page_url`: a gateway with its page on a free port, before four models of the shared TorchServe:
+  `mednist` (its weights are committed), `tiny_volume`, `tiny_frame` and `sketcher`;
 - `tab`: a new browser tab; a test fails where its console has an error or a dialog pops up;
 - `new_tab`: more of them, with options such as `viewport`, `locale`, `color_scheme`;
 - `look_for_obstacles`: what axe-core finds on a tab's page.
@@ -43,7 +43,7 @@ def page_url(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Address of the page."""
     store = tmp_path_factory.mktemp("page") / "store"
     packaged("mednist", store)
-    for name in ("sketcher", "tiny_volume"):
+    for name in ("sketcher", "tiny_frame", "tiny_volume"):
         packaged_fixture(name, store)
     gateway = servers.gateway(store=store, page=True, canary_timeout_s=30.0)
     assert gateway.addresses.page_url is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,8 @@ from PIL import Image
 
 from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
+from tests.frame_phantoms import as_nifti, cine, scan
+from tests.phantoms import raster_bytes
 from tests.tiny_volume_room import known_mask, phantom
 from tests.volume_phantoms import as_bytes, dicom_slices, zipped
 from tests.web.conftest import NewTab
@@ -44,12 +48,19 @@ def share_of(colour: tuple[int, int, int], picture: npt.NDArray[np.int32]) -> fl
     return float(((length > 60) & (likeness > 0.985)).mean())
 
 
-def segmented(tab: Page, name: str, content: bytes) -> None:
+def segmented(
+    tab: Page, name: str, content: bytes, model: str = "tiny_volume", found: int = 2
+) -> None:
     tab.goto("/segment")
+    tab.locator("#model").select_option(f"{model}@1.0")
+    send(tab, name, content, found)
+
+
+def send(tab: Page, name: str, content: bytes, found: int) -> None:
     tab.locator("#files").set_input_files(
         {"name": name, "mimeType": "application/octet-stream", "buffer": content}
     )
-    tab.get_by_text("Done. Structures found: 2").wait_for()
+    tab.get_by_text(f"Done. Structures found: {found}").wait_for()
 
 
 def test_a_volume_is_shown_with_its_mask_and_measured(tab: Page, viewer_installed: None) -> None:
@@ -126,12 +137,17 @@ def test_pictures_appear_while_they_form(tab: Page) -> None:
 
 def test_the_forms_offer_the_options_that_each_task_declares(tab: Page) -> None:
     tab.goto("/segment")
+    tab.locator("#model").select_option("tiny_volume@1.0")
     tab.get_by_text("Options", exact=True).click()
     names = "els => els.map(each => each.name)"
     assert tab.locator("#options [name]").evaluate_all(names) == [
         "channel", "spacing_mm", "flips", "largest_component", "fill_holes", "uncertainty",
     ]  # fmt: skip
     assert not tab.locator("#rerun").is_visible()  # there is nothing to segment again
+    tab.locator("#model").select_option("tiny_frame@1.0")
+    assert tab.locator("#options [name]").evaluate_all(names) == [
+        "view", "spacing_mm", "step_mm", "length_mm", "flips", "largest_component", "fill_holes",
+    ]  # fmt: skip
     tab.goto("/generate")
     assert tab.locator("#options [name]").evaluate_all(names) == [
         "n", "class", "seed", "steps", "sampler", "size", "guidance", "format",
@@ -141,13 +157,11 @@ def test_the_forms_offer_the_options_that_each_task_declares(tab: Page) -> None:
 
 def test_chosen_options_count_for_the_next_run_and_stay_after_a_reload(tab: Page) -> None:
     tab.goto("/segment")
+    tab.locator("#model").select_option("tiny_volume@1.0")
     tab.get_by_text("Options", exact=True).click()
     tab.get_by_label("Fill holes").select_option("no")
     tab.get_by_label("Map of uncertainty").check()
-    tab.locator("#files").set_input_files(
-        {"name": "a.nii.gz", "mimeType": "application/gzip", "buffer": nifti.encode(VOLUME)}
-    )
-    tab.get_by_text("Done. Structures found: 2").wait_for()
+    send(tab, "a.nii.gz", nifti.encode(VOLUME), 2)
     assert tab.get_by_role("link", name="Uncertainty, NIfTI").is_visible()
     tab.reload()
     tab.get_by_text("Done. Structures found: 2").wait_for()
@@ -156,3 +170,40 @@ def test_chosen_options_count_for_the_next_run_and_stay_after_a_reload(tab: Page
     tab.get_by_label("Map of uncertainty").uncheck()
     tab.get_by_role("button", name="Segment again").click()
     tab.get_by_role("link", name="Uncertainty, NIfTI").wait_for(state="hidden")
+
+
+def test_a_frame_is_no_volume_and_its_mask_is_a_png_first(tab: Page) -> None:
+    tab.goto("/segment")
+    tab.locator("#model").select_option("tiny_frame@1.0")
+    tab.get_by_text("Options", exact=True).click()
+    tab.get_by_label("Spacing, mm").fill("0.2, 0.3")
+    send(tab, "frame.png", raster_bytes(scan()), 1)
+    assert tab.locator("#overlay").is_visible()
+    shown = "".join(tab.locator(f"#{part}").inner_text() for part in ("lead", "drop", "work"))
+    assert "Area, cm²" in shown
+    assert "Pixels" in shown
+    assert re.search(r"0\.200 . 0\.300 mm", shown)
+    assert not re.search("volume|voxel", shown, re.IGNORECASE)
+    first = tab.locator("#downloads a:visible").first
+    assert first.inner_text() == "Mask, PNG"
+    with tab.expect_download() as waiting:
+        first.click()
+    with Image.open(waiting.value.path()) as mask:
+        assert mask.size == (64, 48)
+    with tab.expect_download() as waiting:
+        tab.locator("#get-csv").click()
+    [row] = csv.DictReader(Path(waiting.value.path()).read_text().splitlines())
+    assert (row["status"], row["index"]) == ("ok", "0")
+    assert float(row["area_cm2"]) == pytest.approx(int(row["pixels"]) * 0.06 / 100)
+
+
+def test_a_stack_of_frames_is_shown_plane_by_plane(tab: Page, viewer_installed: None) -> None:
+    stack = as_nifti(cine(3).transpose(2, 1, 0))
+    segmented(tab, "stack.nii", stack, "tiny_frame", found=1)
+    tab.locator("#viewer[data-ready=yes]").wait_for()
+    shown = tab.locator("#work").inner_text()
+    assert "Volume, ml" in shown
+    assert "Pixels" in shown
+    assert re.search(r"Found in frames\s+\d / 3", shown)
+    assert "voxel" not in shown.lower()
+    assert tab.locator("#get-png").is_hidden()

@@ -14,8 +14,8 @@ const NIFTI = /\.nii(\.gz)?$/i;
 const state = { job: page.job, model: null, labels: [], answer: null, stopping: null, volume: null };
 const viewer = new Viewer($("viewer"), moved);
 
-/** The text of a key in the words of the model's task: a frame is no volume, its pixels no voxels. */
-const wording = (key, values) => t(`segment.${state.model.task}.${key}`, values);
+/** The text of a key in the words of a task: a frame is no volume, its pixels no voxels. */
+const wording = (task, key, values) => t(`segment.${task}.${key}`, values);
 const isSingle = ({ grid }) => grid?.frames === 1;
 
 // ---- from files to an answer
@@ -116,7 +116,7 @@ async function showVolume() {
   const mask = await (await request(`/jobs/${id}/mask.nii.gz`)).blob();
   await viewer.show(volume);
   await viewer.lay(mask, state.labels, $("opacity").value / 100);
-  viewer.view = document.querySelector("[name=view]:checked").value;
+  viewer.view = document.querySelector("#views :checked").value;
   const largest = [...state.answer.measures].filter(({ centroid_mm }) => centroid_mm).sort((a, b) => b.amount - a.amount)[0];
   if (largest) viewer.go(largest.centroid_mm);
   $("viewer").dataset.ready = "yes";
@@ -134,7 +134,7 @@ function showPicture() {
 
 function drawMeasures() {
   $("size-heading").textContent = t(isSingle(state.answer) ? "segment.area" : "segment.volume");
-  $("amount-heading").textContent = wording("amount");
+  $("amount-heading").textContent = wording(state.answer.task, "amount");
   $("measures").replaceChildren(...state.answer.measures.map((measure) => {
     const label = state.labels[measure.label_id];
     const repaint = (change) => {
@@ -154,7 +154,7 @@ function drawMeasures() {
   const unlike = (state.answer.frames ?? []).filter(({ unlike_ultrasound }) => unlike_ultrasound).length;
   const failed = (state.answer.frames ?? []).filter(({ status }) => status !== "ok").length;
   const said = [
-    cut.length && wording("at_border", { labels: cut.join(", ") }),
+    cut.length && wording(state.answer.task, "at_border", { labels: cut.join(", ") }),
     unlike && t("segment.unlike", { frames: count(unlike) }),
     failed && t("segment.failed_frames", { frames: count(failed) }),
   ].filter(Boolean);
@@ -215,21 +215,21 @@ function drawDownloads() {
 function moved({ mm, vox, value, label }) {
   const at = viewer.position;
   AXES.forEach((axis, place) => ($(`cross-${axis}`).value = Math.round(at[place] * 1000)));
-  const place = state.model.task === "frames" ? vox.map(count) : mm.map((x) => decimal(x, 1));
+  const { task } = state.answer;
+  const place = task === "frames" ? vox.map(count) : mm.map((x) => decimal(x, 1));
   const values = { place: place.join(" / "), value: value === undefined ? "–" : decimal(value, 1) };
-  $("place").textContent = wording("place", values) + (label ? ` · ${label}` : "");
+  $("place").textContent = wording(task, "place", values) + (label ? ` · ${label}` : "");
 }
 
 /** Name things as the task of the chosen model does, and offer its options. */
 function choose() {
   state.model = modelOf(...$("model").value.split("@"));
-  $("lead").textContent = wording("lead");
-  $("drop-title").textContent = wording("drop");
-  $("formats").textContent = wording("formats");
-  $("choose-folder").hidden = state.model.task === "frames"; // its files are whole stacks
-  $("viewer").setAttribute("aria-label", wording("canvas"));
-  for (const axis of AXES) $(`axis-${axis}`).textContent = wording(`axis.${axis}`);
-  offerOptions($("options"), state.model.options, state.job?.options);
+  const { task, options } = state.model;
+  for (const [id, key] of [["lead", "lead"], ["drop-title", "drop"], ["formats", "formats"]]) $(id).textContent = wording(task, key);
+  $("choose-folder").hidden = task === "frames"; // its files are whole stacks
+  $("viewer").setAttribute("aria-label", wording(task, "canvas"));
+  for (const axis of AXES) $(`axis-${axis}`).textContent = wording(task, `axis.${axis}`);
+  offerOptions($("options"), options, state.job?.options);
 }
 
 // ---- what the visitor does
@@ -238,12 +238,13 @@ if (state.job && modelOf(state.job.model, state.job.version)) $("model").value =
 choose();
 $("model").addEventListener("change", () => {
   choose();
-  $("rerun").hidden = true; // the files belong to a job of the other model
+  const { answer, model } = state;
+  $("rerun").hidden = answer?.model !== model.name || answer.version !== model.version; // whose job has the files
 });
 onFiles(take);
 $("stop").addEventListener("click", () => state.stopping?.abort());
 $("opacity").addEventListener("input", (event) => (viewer.opacity = event.target.value / 100));
-for (const choice of document.querySelectorAll("[name=view]")) {
+for (const choice of document.querySelectorAll("#views input")) {
   choice.addEventListener("change", (event) => (viewer.view = event.target.value));
 }
 for (const axis of AXES) {
