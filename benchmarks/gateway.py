@@ -50,8 +50,8 @@ _START_S = 120.0
 _WARMUP_S = 1.0
 _FIRST_WARMUP_S = 8.0
 _MIB = 2**20
-_MOST_ADDED_MS = 1.5
-_LEAST_SHARE = 0.85
+_MOST_ADDED_MS = 1.0
+_LEAST_SHARE = 0.90
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from medserve.client import AsyncClient
 from medserve.errors import InvalidRequestError
 from medserve.gateway.core.gateway import Gateway
-from medserve.gateway.faces.v1.messages import _KEYS
+from medserve.gateway.faces.v1.messages import OPTION_KEYS
 from medserve.spec import Task
 from medserve.tasks import OPTIONS, Option, declared
 from medserve.wire import inference_pb2, inference_pb2_grpc
@@ -261,7 +261,7 @@ def _text(value: Any) -> str:
 
 
 def _set(message: Message, key: str, value: Any) -> None:
-    names = {own: field for field, own in _KEYS.items()}
+    names = {own: field for field, own in OPTION_KEYS.items()}
     fields = message.DESCRIPTOR.fields_by_name
     field: Any = fields[key] if key in fields else fields[names[key]]
     if field.enum_type is not None:
