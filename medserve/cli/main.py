@@ -54,6 +54,14 @@ class _Commands(TyperGroup):
         single.command(cmd_name)(getattr(module, cmd_name))
         return typer.main.get_command(single)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the first argument names, or say which one may be meant."""
+        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from medserve.cli.show.console import nearest, shown
+
+            ctx.fail(f"There is no command {shown(args[0])}{nearest(args[0], _COMMANDS)}.")
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     cls=_Commands,

@@ -12,7 +12,7 @@ import typer
 from medserve.cli.connection import Address, CaFile, TokenFile, connect
 from medserve.cli.options import add_options, read_options, task_options
 from medserve.cli.show.classes import Record, table, write_folder
-from medserve.cli.show.console import console_for_people, counted, shown
+from medserve.cli.show.console import console_for_people, counted, nearest, shown
 from medserve.cli.show.files import (
     STDIN,
     contents,
@@ -119,7 +119,9 @@ add_options(
 
 def _task(client: Client, model: str, version: str | None) -> Task:
     """The kind of work that the model does."""
-    for each in client.models():
+    found = client.models()
+    known = [each.name for each in found]
+    for each in found:
         if each.name == model and (each.version == version if version else each.default):
             if each.task is None or each.task is Task.GENERATION:
                 hint = "medserve sample draws images" if each.task else "install a newer medserve"
@@ -129,7 +131,8 @@ def _task(client: Client, model: str, version: str | None) -> Task:
             return each.task
     wanted = f"{model} {version}" if version else model
     raise UnknownModelError(
-        f"the gateway has no model {shown(wanted)}; `medserve models` lists what it has"
+        f"the gateway has no model {shown(wanted)}{nearest(model, known)}; `medserve models` lists "
+        "what it has"
     )
 
 

@@ -19,7 +19,7 @@ from collections.abc import (
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -30,7 +30,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.json_format import MessageToDict
 
 from medserve.client.connection import Connection, Limits, PendingCall, TlsConfig, call_error
-from medserve.client.inputs import pack, read, read_case, read_each
+from medserve.client.inputs import Source, pack, read, read_case, read_each
 from medserve.client.results import FileResult, ModelStatus
 from medserve.errors import (
     AuthenticationError,
@@ -205,7 +205,7 @@ class AsyncClient:
     async def classify(
         self,
         model: str,
-        images: Sequence[bytes | Path],
+        images: Sequence[Source],
         *,
         options: ClassificationOptions | None = None,
         version: str | None = None,
@@ -230,7 +230,7 @@ class AsyncClient:
     async def classify_each(
         self,
         model: str,
-        images: Iterable[bytes | Path],
+        images: Iterable[Source],
         *,
         options: ClassificationOptions | None = None,
         version: str | None = None,
@@ -248,7 +248,7 @@ class AsyncClient:
     async def classify_groups(
         self,
         model: str,
-        images: Iterable[bytes | Path],
+        images: Iterable[Source],
         *,
         options: ClassificationOptions | None = None,
         version: str | None = None,
@@ -268,7 +268,7 @@ class AsyncClient:
     async def classify_one(
         self,
         model: str,
-        image: bytes | Path,
+        image: Source,
         *,
         options: ClassificationOptions | None = None,
         version: str | None = None,
@@ -304,7 +304,7 @@ class AsyncClient:
     async def segment(
         self,
         model: str,
-        volume: bytes | Path,
+        volume: Source,
         *,
         options: VolumeOptions | None = None,
         version: str | None = None,
@@ -313,7 +313,8 @@ class AsyncClient:
 
         Args:
             model: Name of the model.
-            volume: NIfTI, NPY, or a DICOM series: a zip, a tar, a multi-frame file or a folder.
+            volume: NIfTI, NPY, or a DICOM series: a zip, a tar, a multi-frame file or a folder; or
+                an array (I, J, K), of which `options.spacing_mm` tells the size of a voxel.
             options: What to ask for; mask and measurements come in any case.
             version: Of the model; the gateway's default when it is left out.
 
@@ -321,12 +322,13 @@ class AsyncClient:
             MedserveError: why there is no mask.
         """
         asked = _Asked(model, version, _volumes_in_json(options))
-        return await self._segmented(asked, VolumeResult, await self._content(volume, read_case))
+        content = await self._content(volume, _case_reader(options))
+        return await self._segmented(asked, VolumeResult, content)
 
     async def segment_each(
         self,
         model: str,
-        volumes: Iterable[bytes | Path],
+        volumes: Iterable[Source],
         *,
         options: VolumeOptions | None = None,
         version: str | None = None,
@@ -336,7 +338,7 @@ class AsyncClient:
         While one is worked on, the next one is on its way. A volume that fails costs no other.
         """
         asked = _Asked(model, version, _volumes_in_json(options))
-        files = read_each(volumes, self._connection.limits, read_case)
+        files = read_each(volumes, self._connection.limits, _case_reader(options))
         async with aclosing(self._each(asked, VolumeResult, files)) as results:
             async for result in results:
                 yield result
@@ -344,7 +346,7 @@ class AsyncClient:
     async def segment_frame(
         self,
         model: str,
-        frame: bytes | Path,
+        frame: Source,
         *,
         options: FrameOptions | None = None,
         version: str | None = None,
@@ -366,7 +368,7 @@ class AsyncClient:
     async def segment_frames(
         self,
         model: str,
-        frames: Iterable[bytes | Path],
+        frames: Iterable[Source],
         *,
         options: FrameOptions | None = None,
         version: str | None = None,
@@ -457,7 +459,7 @@ class AsyncClient:
     async def predict(
         self,
         model: str,
-        data: bytes | Path,
+        data: Source,
         params: Mapping[str, Any] | None = None,
         *,
         version: str | None = None,
@@ -469,13 +471,11 @@ class AsyncClient:
             raise error
         return answer
 
-    async def _content(
-        self, file: bytes | Path, read_one: Callable[[bytes | Path, Limits], bytes]
-    ) -> bytes:
-        if isinstance(file, Path):
-            content: bytes = await OFF_LOOP.get()(read_one, file, self._connection.limits)
-            return content
-        return read_one(file, self._connection.limits)
+    async def _content(self, file: Source, read_one: Callable[[Source, Limits], bytes]) -> bytes:
+        if isinstance(file, bytes):
+            return read_one(file, self._connection.limits)
+        content: bytes = await OFF_LOOP.get()(read_one, file, self._connection.limits)
+        return content
 
     async def _ask(self, request: inference_pb2.PredictionsRequest) -> bytes:
         """Return the answer to one call, which is made again where that is safe."""
@@ -540,6 +540,11 @@ def _request(
     return inference_pb2.PredictionsRequest(
         model_name=model, model_version=version or "", input=content
     )
+
+
+def _case_reader(options: VolumeOptions | None) -> Callable[[Source, Limits], bytes]:
+    has_spacing = options is not None and options.spacing_mm is not None
+    return partial(read_case, has_spacing=has_spacing)
 
 
 def _volumes_in_json(options: VolumeOptions | None) -> VolumeOptions:

@@ -1,4 +1,4 @@
-"""The files of a request: read from disk when their turn comes, and packed into calls."""
+"""The files of a request: read or encoded when their turn comes, and packed into calls."""
 
 from __future__ import annotations
 
@@ -7,21 +7,39 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
 
 from medserve.client.connection import Limits
 from medserve.errors import InvalidRequestError, MedserveError, PayloadTooLargeError
 
-__all__ = ["pack", "read", "read_case", "read_each"]
+__all__ = ["Source", "pack", "read", "read_case", "read_each"]
 
 _ENVELOPE_BYTES = 16 * 2**10  # of the protobuf around a file: names, keys, lengths, parameters
 _FAST = 1  # zlib's level: 12-bit images in 16-bit words halve at once, more costs seconds
 
+
+@runtime_checkable
+class Picture(Protocol):
+    """A picture of Pillow, which is not imported for those who have none."""
+
+    @property
+    def mode(self) -> str:
+        """How a pixel is stored."""
+
+    def save(self, fp: Any, format: str | None = None, /) -> None:
+        """Write it to a file."""
+
+
+# What a caller may send: bytes as they are; a path as text or as a Path; a file that is open in
+# binary mode; pixels as an array or as a picture of Pillow.
+Source = bytes | str | os.PathLike[str] | BinaryIO | npt.NDArray[Any] | Picture
 Contents = bytes | MedserveError  # of a file, or the reason why it cannot be sent
 
 
-def pack(
-    images: Iterable[bytes | Path], limits: Limits, items_per_call: int
-) -> Iterator[list[Contents]]:
+def pack(images: Iterable[Source], limits: Limits, items_per_call: int) -> Iterator[list[Contents]]:
     """Group images in order; a file is read only when its group is being filled."""
     group: list[Contents] = []
     size = 0
@@ -37,11 +55,13 @@ def pack(
 
 
 def read_each(
-    files: Iterable[bytes | Path],
+    files: Iterable[Source],
     limits: Limits,
-    read_one: Callable[[bytes | Path, Limits], bytes],
+    read_one: Callable[[Source, Limits], bytes],
 ) -> Iterator[Contents]:
     """Read files one by one; a file that cannot be sent is its error."""
+    if isinstance(files, str | bytes | os.PathLike):
+        raise InvalidRequestError("expected several files, got one; put it into a list")
     for file in files:
         try:
             yield read_one(file, limits)
@@ -49,32 +69,99 @@ def read_each(
             yield error
 
 
-def read(file: bytes | Path, limits: Limits) -> bytes:
-    """Return the bytes to send; refuses a file that cannot be read or is over the limit."""
-    if not isinstance(file, Path):
-        _check_size(len(file), limits)
-        return bytes(file)
-    try:
-        _check_size(file.stat().st_size, limits)
-        return file.read_bytes()
-    except OSError as error:
+def read(file: Source, limits: Limits) -> bytes:
+    """Return the bytes to send; pixels become a PNG.
+
+    Raises:
+        InvalidRequestError: nothing can be read there, or it is nothing that can be sent.
+        PayloadTooLargeError: over the limit of one message.
+    """
+    if isinstance(file, bytes | bytearray | memoryview):
+        content = bytes(file)
+    elif isinstance(file, str | os.PathLike):
+        content = _read_path(Path(file), limits)
+    elif isinstance(file, np.ndarray):
+        content = _png(_picture(file))
+    elif isinstance(file, Picture):
+        content = _png(file)
+    elif hasattr(file, "read"):
+        content = _read_open(file, limits)
+    else:
         raise InvalidRequestError(
-            f"expected a readable file, got {file} ({error.strerror})"
-        ) from error
+            "expected bytes, a path, a file that is open in binary mode, an array or a picture of "
+            f"Pillow, got {type(file).__name__}"
+        )
+    _check_size(len(content), limits)
+    return content
 
 
-def read_case(case: bytes | Path, limits: Limits) -> bytes:
-    """Return the bytes to send: a file as it is, the files of a folder as one zip.
+def read_case(case: Source, limits: Limits, *, has_spacing: bool = True) -> bytes:
+    """Return the bytes to send: the files of a folder as one zip, an array of voxels as NPY.
 
     Names stay here: in the zip files are numbered.
 
     Raises:
-        InvalidRequestError: nothing can be read there.
+        InvalidRequestError: nothing can be read there, or the size of an array's voxels is
+            unknown.
         PayloadTooLargeError: over the limit of one message.
     """
-    if isinstance(case, Path) and case.is_dir():
-        return _zipped(case, limits)
-    return read(case, limits)
+    if isinstance(case, str | os.PathLike) and os.path.isdir(case):
+        return _zipped(Path(case), limits)
+    if not isinstance(case, np.ndarray):
+        return read(case, limits)
+    if not has_spacing:
+        raise InvalidRequestError(
+            "expected the size of a voxel with an array, which states none; give "
+            "VolumeOptions(spacing_mm=(x, y, z))"
+        )
+    if case.dtype.kind not in "biuf":
+        raise InvalidRequestError(f"expected an array of numbers, got one of {case.dtype}")
+    stream = io.BytesIO()
+    np.save(stream, case, allow_pickle=False)
+    return read(stream.getvalue(), limits)
+
+
+def _read_path(path: Path, limits: Limits) -> bytes:
+    try:
+        _check_size(path.stat().st_size, limits)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        reason = getattr(error, "strerror", None) or "no path"
+        raise InvalidRequestError(f"expected a readable file, got {path} ({reason})") from error
+
+
+def _read_open(file: BinaryIO, limits: Limits) -> bytes:
+    content: object = file.read(limits.message_bytes + 1)
+    if not isinstance(content, bytes):
+        raise InvalidRequestError('expected a file that is open in binary mode; open it with "rb"')
+    return content
+
+
+def _picture(pixels: npt.NDArray[Any]) -> Picture:
+    """Return pixels as a picture; their type states their range."""
+    colour = pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8
+    grey = pixels.ndim == 2 and pixels.dtype in (np.uint8, np.uint16)
+    if not (colour or grey) or not pixels.size:
+        raise InvalidRequestError(
+            "expected pixels as uint8 (H, W) or (H, W, 3), which are shown as they are, or as "
+            f"uint16 (H, W), which are measurements; got {pixels.dtype} {pixels.shape}"
+        )
+    from PIL import Image
+
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _png(picture: Picture) -> bytes:
+    """Encode a picture without loss."""
+    stream = io.BytesIO()
+    try:
+        picture.save(stream, "PNG")
+    except OSError as error:  # Pillow has modes that a PNG has not
+        raise InvalidRequestError(
+            f"expected a picture that a PNG can hold, got the mode {picture.mode}; convert it to L "
+            "or RGB"
+        ) from error
+    return stream.getvalue()
 
 
 def _zipped(folder: Path, limits: Limits) -> bytes:
@@ -82,7 +169,7 @@ def _zipped(folder: Path, limits: Limits) -> bytes:
     count = 0
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=_FAST) as archive:
         for path in _files(folder):
-            archive.writestr(f"{count:05d}", read(path, limits))
+            archive.writestr(f"{count:05d}", _read_path(path, limits))
             count += 1
             if stream.tell() > limits.message_bytes:
                 raise PayloadTooLargeError(

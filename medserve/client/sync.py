@@ -15,7 +15,6 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Sequence
 from contextvars import copy_context
-from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
@@ -23,6 +22,7 @@ from weakref import WeakSet
 
 from medserve.client.aio import OFF_LOOP, AsyncClient
 from medserve.client.connection import Limits, TlsConfig
+from medserve.client.inputs import Source
 from medserve.client.results import FileResult
 from medserve.errors import ConfigError, ServerUnreachableError
 from medserve.settings import Address
@@ -279,7 +279,7 @@ class Client:
     def classify_each(
         self,
         model: str,
-        images: Iterable[bytes | Path],
+        images: Iterable[Source],
         *,
         options: ClassificationOptions | None = None,
         version: str | None = None,
@@ -295,7 +295,7 @@ class Client:
     def classify(
         self,
         model: str,
-        images: Sequence[bytes | Path],
+        images: Sequence[Source],
         *,
         options: ClassificationOptions | None = None,
         version: str | None = None,

@@ -253,6 +253,7 @@ def test_public_names_are_these() -> None:
         "SampleProgress",
         "SamplerKind",
         "Segmentation",
+        "Source",
         "TlsConfig",
         "View",
         "VolumeFormat",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from medserve.errors import ConfigError
 from medserve.log_line import LogLine
 
-__all__ = ["configure_logging", "console_for_people", "counted", "shown"]
+__all__ = ["configure_logging", "console_for_people", "counted", "nearest", "shown"]
 
 T = TypeVar("T")
 
@@ -23,6 +24,13 @@ def shown(text: str) -> str:
     """A foreign name for the terminal: nothing in it can move the cursor or change colours."""
     safe = text.encode("utf-8", "replace").decode("utf-8")
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in safe)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Ask whether another word was meant; "" where none is near, or the word is known."""
+    names = list(dict.fromkeys(known))
+    near = [] if word in names else difflib.get_close_matches(word, names, n=1)
+    return f" (did you mean {shown(near[0])}?)" if near else ""
 
 
 def console_for_people() -> Console:
