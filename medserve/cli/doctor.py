@@ -78,7 +78,9 @@ def doctor(
     table.add_column("found", overflow="fold")
     table.add_column("what to do", overflow="fold")
     for finding in findings:
-        table.add_row(finding.level, finding.what, escape(finding.found), escape(finding.advice))
+        table.add_row(
+            finding.level, escape(finding.what), escape(finding.found), escape(finding.advice)
+        )
     Console(highlight=False).print(table)
     if any(finding.level is _Level.FAIL for finding in findings):
         raise typer.Exit(1)

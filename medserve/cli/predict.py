@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from medserve.cli.connection import Address, CaFile, TokenFile, connect
 from medserve.cli.options import add_options, read_options, task_options
@@ -90,7 +91,12 @@ def predict(
     For a model of volumes, a folder with DICOM files is one series.
     A broken input is reported in its place and costs no other.
 
-    Exit code: 0 all answered, 1 some failed, 2 no server or wrong usage.
+    Exit code: 0 all answered or nothing to do, 1 some failed, 2 no server or wrong usage.
+
+    Examples:
+    medserve predict mednist IMAGES --json
+    medserve predict mednist IMAGES --explain --out ANSWERS
+    medserve predict segmentation_3d SERIES brain.nii.gz --out MASKS
     """
     if given["explain"] and out is None:
         raise ConfigError("--explain: expected --out DIR for the heat maps, got none; name one")
@@ -139,9 +145,14 @@ def _task(client: Client, model: str, version: str | None) -> Task:
 def _classify(asked: _Asked, as_json: bool, out: Path | None) -> bool:
     """Whether every image got its class."""
     files = find_files(asked.paths)
+    if not files:
+        return _nothing()
     if files.count(STDIN) > 1:
         raise ConfigError("expected - (standard input) once at most")
     options = read_options(ClassificationOptions, asked.given, asked.title)
+    if out is not None:
+        with writing_to(out):
+            out.mkdir(parents=True, exist_ok=True)
     results = asked.client.classify_each(
         asked.model, contents(files), options=options, version=asked.version
     )
@@ -158,6 +169,12 @@ def _classify(asked: _Asked, as_json: bool, out: Path | None) -> bool:
     return not any(record.failed for record in seen)
 
 
+def _nothing() -> bool:
+    """Say that there is nothing to do, which is no failure."""
+    Console(stderr=True).print("nothing to do: the given folders hold no file")
+    return True
+
+
 def _printed(records: Iterable[Record]) -> Iterator[Record]:
     for record in records:
         print(record.to_line(), flush=True)
@@ -169,6 +186,8 @@ def _segment(asked: _Asked, task: Task, output: MaskOutput) -> bool:
     client, model, version = asked.client, asked.model, asked.version
     if task is Task.VOLUMES:
         cases = find_cases(asked.paths)
+        if not cases:
+            return _nothing()
         wanted = read_options(VolumeOptions, asked.given, asked.title, **output.params)
         return show_masks(
             lambda: client.segment_each(
@@ -177,6 +196,8 @@ def _segment(asked: _Asked, task: Task, output: MaskOutput) -> bool:
             *(cases, output, VOLUMES, model),
         )
     cases = find_frame_cases(asked.paths)
+    if not cases:
+        return _nothing()
     options = read_options(FrameOptions, asked.given, asked.title, **output.params)
     return show_masks(
         lambda: client.segment_frames(

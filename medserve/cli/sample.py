@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.text import Text
 from medserve.cli.connection import Address, CaFile, Timeout, TokenFile, connect
 from medserve.cli.options import add_options, read_options, task_options
 from medserve.cli.show.console import console_for_people, shown
-from medserve.cli.show.files import replace_file, writing_to
+from medserve.cli.show.files import OutFolder, writing_to
 from medserve.cli.show.sheet import contact_sheet, sample_record
 from medserve.client import (
     Client,
@@ -61,15 +62,22 @@ def sample(
     In --out: sample_<seed>.png, contact_sheet.png, samples.json.
 
     Exit code: 0 all drawn, 2 refused, no server or wrong usage.
+
+    Example:
+    medserve sample 8 --seed 1 --class NonDemented --out SAMPLES
     """
     options = read_options(GenerationOptions, {"count": count, **given})
     if options.format is not SampleFormat.PNG and out is None:
         raise ConfigError(f"--format {options.format}: expected --out DIR to write to, got none")
-    if out is not None and not overwrite:
-        _refuse_existing(out)
-    with connect(address, token_file, ca_file, timeout) as client:
+    files: list[Path] = []
+    with contextlib.ExitStack() as stack:
+        folder = out and stack.enter_context(OutFolder(out, overwrite=overwrite))
+        if folder:
+            folder.refuse_existing(_taken(folder.path))
+        client = stack.enter_context(connect(address, token_file, ca_file, timeout))
         drawn = _draw(client, model, options, version)
-    files = [] if out is None else _write(drawn, out)
+        if folder:
+            files = _write(drawn, folder)
     if as_json:
         for image in drawn.images:
             print(json.dumps(sample_record(image, drawn)), flush=True)
@@ -120,27 +128,18 @@ def _advance(bar: Progress, task: Any, part: SampleProgress, count: int) -> None
     )
 
 
-def _refuse_existing(out: Path) -> None:
-    """Nothing that was drawn before is replaced unasked."""
-    if not out.is_dir():
-        return
-    taken = [path for path in out.iterdir() if path.name in (_SHEET, _RECORDS)]
-    taken += sorted(out.glob("sample_*"))
-    if taken:
-        raise ConfigError(
-            f"--out {shown(str(out))}: expected a folder without samples, got one with "
-            f"{shown(taken[0].name)}; name another one, or --overwrite"
-        )
+def _taken(out: Path) -> Iterator[str]:
+    """What was drawn before, and must not be replaced unasked."""
+    for path in sorted(out.iterdir()):
+        if path.name in (_SHEET, _RECORDS) or path.name.startswith("sample_"):
+            yield path.name
 
 
-def _write(drawn: GenerationResult, out: Path) -> list[Path]:
-    files = dict(_files(drawn))
-    with writing_to(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            replace_file(out / name, content)
-        contact_sheet(drawn.images, out / _SHEET)
-    return [out / name for name in (*files, _SHEET)]
+def _write(drawn: GenerationResult, out: OutFolder) -> list[Path]:
+    written = [out.write(name, content) for name, content in _files(drawn)]
+    with writing_to(out.path):
+        contact_sheet(drawn.images, out.note(_SHEET))
+    return [*written, out.path / _SHEET]
 
 
 def _files(drawn: GenerationResult) -> Iterator[tuple[str, bytes]]:

@@ -139,7 +139,9 @@ def _wants_gateway(asked: bool | None) -> bool:
     except ConfigError as error:
         if asked:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[yellow]no gateway:[/] {error.message}")
+        Console(stderr=True, soft_wrap=True).print(
+            f"[yellow]no gateway:[/] {escape(error.message)}"
+        )
         return False
     return True
 

@@ -72,7 +72,10 @@ def sort(
     OUT/manifest.csv tells it for each file.
     Nothing is overwritten; a second run goes on where the first one stopped.
 
-    Exit code: 0 all sorted, 1 some failed, 2 no server or wrong usage.
+    Exit code: 0 all sorted or nothing to do, 1 some failed, 2 no server or wrong usage.
+
+    Example:
+    medserve sort IMAGES --out SORTED --model mednist --review-below 0.9
     """
     if folder.resolve().is_relative_to(out.resolve()):
         raise ConfigError(

@@ -169,7 +169,6 @@ def test_file_without_a_usable_token_is_refused(
     ("arguments", "message"),
     [
         (["predict", "mednist", "nowhere.png"], "expected an existing file"),
-        (["predict", "mednist", "{empty}"], "hold none"),
         (["predict", "mednist", "-", "-"], "once at most"),
         (["predict", "mednist", "{images}", "--address", "nonsense"], "host:port"),
         (["predict", "mednist", "{images}", "--address", "127.0.0.1:9"], "medserve serve"),
@@ -188,8 +187,7 @@ def test_wrong_usage_and_dead_server_give_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MEDSERVE_ADDRESS", fake.address)
-    (tmp_path / "empty").mkdir()
-    run = medserve(*(each.format(empty=tmp_path / "empty", images=images) for each in arguments))
+    run = medserve(*(each.format(images=images) for each in arguments))
     assert run.code == 2
     assert message in run.err
     assert "Traceback" not in run.err

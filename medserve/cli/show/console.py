@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -35,8 +37,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def console_for_people() -> Console:
     """Standard output; wide where it is a file or a pipe, so that nothing is cut off."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    console = _Console(highlight=False)
+    return console if console.is_terminal else _Console(highlight=False, width=200)
+
+
+class _Console(Console):
+    """A console whose output may be closed by its reader as any other may."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the command end as it does for every failure; Rich would exit in silence."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def counted(items: Iterable[T], total: int, title: str) -> Iterator[T]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from medserve.cli.show.console import shown
 from medserve.errors import ConfigError
@@ -18,12 +20,12 @@ from medserve.results.sorted_folders import csv_cell, csv_path
 __all__ = [
     "STDIN",
     "Case",
+    "OutFolder",
     "contents",
     "find_cases",
     "find_files",
     "find_frame_cases",
     "free_name",
-    "refuse_existing",
     "replace_file",
     "walk",
     "write_csv",
@@ -42,7 +44,7 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
     """Named files (and `-`) as they are, folders walked; in the order given.
 
     Raises:
-        ConfigError: a path does not exist, or there is no file at all.
+        ConfigError: a path does not exist.
     """
     found: list[Path] = []
     for path in paths:
@@ -52,8 +54,6 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
             found.append(path)
         else:
             raise ConfigError(f"expected an existing file or folder, got {shown(str(path))}")
-    if not found:
-        raise ConfigError("expected at least one file, the given folders hold none")
     return found
 
 
@@ -107,7 +107,7 @@ def find_cases(paths: Iterable[Path]) -> list[Case]:
     """Named files as they are; folders with DICOM files are one case, others are walked.
 
     Raises:
-        ConfigError: a path does not exist, or there is no case at all.
+        ConfigError: a path does not exist.
     """
     found: list[Path] = []
     for path in paths:
@@ -117,8 +117,6 @@ def find_cases(paths: Iterable[Path]) -> list[Case]:
             found += _in_folder(path)
         else:
             raise ConfigError(f"expected an existing file or folder, got {shown(str(path))}")
-    if not found:
-        raise ConfigError("expected at least one volume, the given folders hold none")
     return _named(found)
 
 
@@ -126,7 +124,7 @@ def find_frame_cases(paths: Iterable[Path]) -> list[Case]:
     """Named files as they are, folders walked: each file is a case of its own.
 
     Raises:
-        ConfigError: a path does not exist, or there is no case at all.
+        ConfigError: a path does not exist.
     """
     return _named(find_files(paths))
 
@@ -139,15 +137,69 @@ def _named(found: Sequence[Path]) -> list[Case]:
     return [Case(path, free_name(_stem(path), taken)) for path in found]
 
 
-def refuse_existing(files: Sequence[Path]) -> None:
-    """Raise where an answer would replace a file: before any work, not after it."""
-    existing = [path for path in files if os.path.lexists(path)]
-    if existing:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise ConfigError(
-            f"{shown(str(existing[0]))}{more} exists; choose another --out, or allow it to be "
-            "replaced with --overwrite"
-        )
+class OutFolder:
+    """The folder of --out, and which files a run has written there until the run has ended.
+
+    Nothing that was there before is replaced unasked. A run that breaks off leaves a list of what
+    it has written, and the next one may replace that: the same command can be run again.
+
+    Usage:
+        with OutFolder(path, overwrite=False) as out:
+            out.refuse_existing(names)
+            out.write(name, content)
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool) -> None:
+        self.path = path
+        self._overwrite = overwrite
+        self._list = path / ".medserve-unfinished"
+
+    def __enter__(self) -> Self:
+        with writing_to(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lines = self._list.read_bytes().splitlines() if self._list.exists() else []
+        self._unfinished: set[str] = set()
+        for line in lines:
+            with suppress(ValueError):  # torn: its file was not begun
+                self._unfinished.add(json.loads(line))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._list.unlink(missing_ok=True)
+
+    def refuse_existing(self, names: Iterable[str]) -> None:
+        """Raise where one of the files would be replaced: before any work, not after it."""
+        if self._overwrite:
+            return
+        fresh = (name for name in names if name.partition("/")[0] not in self._unfinished)
+        existing = [name for name in fresh if os.path.lexists(self.path / name)]
+        if existing:
+            more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+            raise ConfigError(
+                f"{shown(str(self.path / existing[0]))}{more} exists; choose another --out, or "
+                "allow it to be replaced with --overwrite"
+            )
+
+    def write(self, name: str, content: bytes) -> Path:
+        """Write all of a file or nothing; a name may have a folder before it."""
+        path = self.note(name)
+        with writing_to(self.path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, content)
+        return path
+
+    def note(self, name: str) -> Path:
+        """Tell that the file is going to be written; returns its path."""
+        line = json.dumps(name.partition("/")[0]) + "\n"
+        with writing_to(self.path), self._list.open("a", encoding="utf-8") as stream:
+            stream.write(line)
+        return self.path / name
 
 
 def replace_file(path: Path, content: bytes) -> None:

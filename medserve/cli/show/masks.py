@@ -15,8 +15,7 @@ from rich.table import Table
 from medserve.cli.show.console import console_for_people, counted
 from medserve.cli.show.files import (
     Case,
-    refuse_existing,
-    replace_file,
+    OutFolder,
     write_csv,
     writing_to,
 )
@@ -100,54 +99,62 @@ def show_masks(
     Raises:
         ConfigError: an answer would replace a file.
     """
-    if output.folder is not None and not output.overwrite:
-        refuse_existing(list(_targets(cases, output, output.folder, tables)))
+    if output.folder is None:
+        return _show(ask, cases, output, None, tables, title)
+    with OutFolder(output.folder, overwrite=output.overwrite) as out:
+        out.refuse_existing(_targets(cases, tables))
+        return _show(ask, cases, output, out, tables, title)
+
+
+def _show(
+    ask: Callable[[], Iterable[FileResult[Answer]]],
+    cases: Sequence[Case],
+    output: MaskOutput,
+    out: OutFolder | None,
+    tables: MaskTables[Answer],
+    title: str,
+) -> bool:
     rows: dict[str, list[list[Row]]] = {name: [] for name in tables.csv_fields}
     complete = True
     for case, answer in zip(cases, counted(ask(), len(cases), title), strict=True):
-        files = _write(case, answer, output, tables)
+        files = () if out is None else _write(case, answer, output.mask_format, out, tables)
         if output.as_json:
             print(json.dumps(_record(case, answer, files, tables)), flush=True)
         for name, found in _rows(case, answer, tables).items():
             rows[name].append(found)
         complete &= answer.result is not None and tables.complete(answer.result)
-    if output.folder is not None:
-        with writing_to(output.folder):
-            for name, fields in tables.csv_fields.items():
-                write_csv(output.folder / name, fields, chain.from_iterable(rows[name]))
+    if out is not None:
+        for name, fields in tables.csv_fields.items():
+            with writing_to(out.path):
+                write_csv(out.note(name), fields, chain.from_iterable(rows[name]))
     if not output.as_json:
         console_for_people().print(tables.table(rows[next(iter(rows))]))
     return complete
 
 
-def _targets(
-    cases: Iterable[Case], output: MaskOutput, folder: Path, tables: MaskTables[Answer]
-) -> Iterator[Path]:
+def _targets(cases: Iterable[Case], tables: MaskTables[Answer]) -> Iterator[str]:
     """Every name that an answer may take; which of them depends on the file."""
-    for name in tables.csv_fields:
-        yield folder / name
+    yield from tables.csv_fields
     for case in cases:
         for ending in tables.endings:
-            yield folder / f"{case.stem}{ending}"
+            yield f"{case.stem}{ending}"
 
 
 def _write(
-    case: Case, answer: FileResult[Answer], output: MaskOutput, tables: MaskTables[Answer]
+    case: Case,
+    answer: FileResult[Answer],
+    mask_format: MaskFormat | None,
+    out: OutFolder,
+    tables: MaskTables[Answer],
 ) -> tuple[Path, ...]:
     """Every file of one answer; none where it failed."""
-    folder, result = output.folder, answer.result
-    if folder is None or result is None:
+    if answer.result is None:
         return ()
-    files = dict(tables.files(result, output.mask_format))
-    if output.mask_format is MaskFormat.JSON:
+    files = dict(tables.files(answer.result, mask_format))
+    if mask_format is MaskFormat.JSON:
         record = json.dumps(_record(case, answer, (), tables), indent=2)
         files[".json"] = (record + "\n").encode()
-    with writing_to(folder):
-        for ending, content in files.items():
-            path = folder / f"{case.stem}{ending}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, content)
-    return tuple(folder / f"{case.stem}{ending}" for ending in files)
+    return tuple(out.write(f"{case.stem}{ending}", each) for ending, each in files.items())
 
 
 def _rows(
