@@ -15,8 +15,10 @@ import lightning
 import torch
 
 import models
-from training import data
-from training.config import require_folder, run, write
+from training.classification import data
+from training.core.config import run, write
+from training.core.files import require_folder
+from training.core.ini import parse_with_file
 from training.diffusion import extractor
 from training.diffusion.evaluation import DiffusionEvaluation, evaluate_diffusion
 from training.diffusion.finish import finish, stored
@@ -26,7 +28,6 @@ from training.diffusion.module import Diffusion
 from training.diffusion.networks import build
 from training.diffusion.settings import INI_KEYS, DiffusionConfig
 from training.diffusion.ship import NAME, Shipment
-from training.ini import parse_with_file
 
 __all__ = ["EVALUATION", "NAME", "evaluate", "main", "train_network"]
 

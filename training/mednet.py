@@ -20,10 +20,12 @@ from torchmetrics import MeanMetric, SumMetric
 
 import models
 from models.mednist.mednet import MedNet, MedNetShape
-from training import data, loop, shipping
-from training.config import Setting, TrainPrecision, run, write
-from training.data import Batches, LabelledImages
-from training.engine import Fitted
+from training.classification import data
+from training.classification import ship as shipping
+from training.classification.data import Batches, LabelledImages
+from training.classification.fit import Fitted
+from training.core import loop
+from training.core.config import Setting, TrainPrecision, run, write
 from training.mednet_rule import RatioStop, class_weights
 
 __all__ = ["NAME", "VARIANT", "MedNetConfig", "MedNetTraining", "fit", "main"]
@@ -33,7 +35,7 @@ VARIANT = "mednet"
 _HISTORY = ("epoch", "train_loss", "validation_loss", "validation_errors", "epochs_apart")
 _SCORE = "validation_score"
 
-_log = logging.getLogger("training.mednet")  # also where the module is the program
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ import lightning
 
 import models
 from models.mednist.network import MednistNet
-from training import data, engine, shipping
-from training.augment import Augment
-from training.config import FitConfig, Setting, TrainPrecision, run, write
-from training.evaluation import EvaluationRequest, evaluate_classifier
+from training.classification import data
+from training.classification import fit as engine
+from training.classification import ship as shipping
+from training.classification.augment import Augment
+from training.classification.evaluation import EvaluationRequest, evaluate_classifier
+from training.core.config import FitConfig, Setting, TrainPrecision, run, write
 
 __all__ = ["NAME", "TrainConfig", "evaluate", "main"]
 

@@ -15,9 +15,10 @@ import models
 from medserve.errors import ConfigError
 from models.mednist.mednet import MedNet, MedNetShape
 from tests.training.drawn import LABELS, class_folders
-from training import mednet, shipping
-from training.config import TrainPrecision, run
-from training.data import LabelledImages
+from training import mednet
+from training.classification import ship as shipping
+from training.classification.data import LabelledImages
+from training.core.config import TrainPrecision, run
 from training.mednet import MedNetConfig, MedNetTraining
 
 TINY = MedNetConfig(

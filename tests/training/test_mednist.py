@@ -18,10 +18,12 @@ from medserve.inference.fit import fit_grey
 from medserve.spec import EngineName, Precision
 from models.mednist.network import MednistNet
 from tests.training.drawn import LABELS, class_folders
-from training import engine, mednist, shipping
-from training.augment import Augment
-from training.config import TrainPrecision, run
-from training.data import LabelledImages
+from training import mednist
+from training.classification import fit as engine
+from training.classification import ship as shipping
+from training.classification.augment import Augment
+from training.classification.data import LabelledImages
+from training.core.config import TrainPrecision, run
 from training.mednist import TrainConfig
 
 pytestmark = pytest.mark.training

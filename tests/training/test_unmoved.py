@@ -14,12 +14,10 @@ import pytest
 
 import models
 from tests.training.drawn import LABELS
-from training.data import LabelledImages, split, write_split
-from training.segmentation.data import Case
-from training.segmentation.split import split_cases
-from training.segmentation.split import write_split as write_folds
-from training.ultrasound.data import FrameCase
-from training.ultrasound.folds import split_frames
+from training.classification.data import LabelledImages, split, write_split
+from training.core.split import write_split as write_folds
+from training.frames.data import FrameCase, split_frames
+from training.volumes.data import Case, split_cases
 
 _SHIPPED = {
     "blood_cell": "84782eaebf3fa9e9",

@@ -24,13 +24,15 @@ from torch import nn
 from medserve.errors import ConfigError
 from models.blood_cell.network import BloodCellNet
 from models.blood_cell.transfer import Backbone, TransferNet, Weights
-from training import loop, metrics
 from training.cells import budget, comparison_report
 from training.cells.augment import CellAugment
 from training.cells.budget import Budget, BudgetedClassifier
 from training.cells.comparison_report import Row
 from training.cells.data import BarcelonaDataModule, BarcelonaDataset, SourceConfig
-from training.config import Setting, require_folder, run, write
+from training.classification import metrics
+from training.core import loop
+from training.core.config import Setting, run, write
+from training.core.files import require_folder
 
 __all__ = ["NETWORKS", "CompareConfig", "main"]
 

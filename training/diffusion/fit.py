@@ -18,8 +18,8 @@ from lightning.pytorch.callbacks import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from training import loop
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
+from training.core import loop
 from training.diffusion import extractor
 from training.diffusion.distances import frechet_distance
 from training.diffusion.module import Diffusion, sample

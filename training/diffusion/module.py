@@ -13,8 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 from medserve.errors import ConfigError
 from medserve.inference.samplers import Prediction, SamplerKind, clean_image, guided, walk
 from medserve.inference.schedules import NoiseSchedule
+from training.classification.fit import one_cycle, warmed_average
 from training.diffusion.settings import DiffusionConfig
-from training.engine import one_cycle, warmed_average
 
 __all__ = ["Diffusion", "Sampling", "loss_weights", "sample"]
 

@@ -19,8 +19,8 @@ from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
 from medserve.inference.generation import OUTPUT, DiffusionPipeline, SampleSettings
 from medserve.inference.samplers import SamplerKind
 from medserve.spec import EngineName, ModelSpec, Precision
-from training import export
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
+from training.core import export
 from training.diffusion.copies import copy_threshold
 from training.diffusion.fit import Fitted
 from training.diffusion.settings import DiffusionConfig
