@@ -50,6 +50,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def markdown_table(columns: Mapping[str, Callable[[Row], object]], rows: Sequence[Row]) -> str:
     """Return a table in Markdown: a heading for each column, and how a row fills it."""
-    lines = [list(columns), ["---"] * len(columns)]
-    lines += [[str(cell(row)) for cell in columns.values()] for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    cells = [list(columns), *([str(cell(row)) for cell in columns.values()] for row in rows)]
+    head, *body = [f"| {' | '.join(line)} |" for line in cells]
+    return "\n".join([head, "|" + "---|" * len(columns), *body, ""])
