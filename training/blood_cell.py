@@ -17,9 +17,9 @@ from training.cells.augment import CellAugment
 from training.cells.kinds import FOLDERS, with_kinds
 from training.cells.module import CellClassifier
 from training.classification import data
-from training.classification import fit as engine
 from training.classification import ship as shipping
 from training.classification.evaluation import EvaluationRequest, evaluate_classifier
+from training.classification.fit import fit_classifier
 from training.core.config import FitConfig, Setting, TrainPrecision, run, write
 
 __all__ = ["NAME", "TrainConfig", "evaluate", "main"]
@@ -88,7 +88,7 @@ def main(config: TrainConfig) -> None:
         config.first_side,
         config.small_share,
     )
-    fitted = engine.fit_classifier(module, with_kinds(train), validation, config.out_dir)
+    fitted = fit_classifier(module, with_kinds(train), validation, config.out_dir)
     network = cast(BloodCellNet, fitted.network)
     network.views = config.views
     shipment = shipping.Shipment(

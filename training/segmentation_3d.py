@@ -27,12 +27,12 @@ from models.segmentation_3d.network import NetworkName, NetworkSize, build
 from training.classification.evaluation import EvaluationRequest
 from training.core.config import Setting, run, write
 from training.core.files import require_folder
+from training.core.fit import Fitted
 from training.core.split import Split, write_split
 from training.volumes.config import SegmentationConfig
 from training.volumes.data import Case, LoadedCase, find_cases, load_cases, split_cases
 from training.volumes.evaluation import evaluate_segmentation
 from training.volumes.fit import (
-    FittedSegmenter,
     fit_segmenter,
     initialise_from,
     is_fitted,
@@ -119,7 +119,7 @@ def train_member(
     pipeline: VolumePipeline,
     split: Split,
     loaded: dict[str, LoadedCase],
-) -> FittedSegmenter:
+) -> Fitted:
     """Train one network, on all folds but its own; a finished one is read instead.
 
     Members differ in fold, first weights, order and augmentation. A finished one keeps the

@@ -35,6 +35,7 @@ from models.trus_prostate.network import SIDES_DIVIDE_BY, build, load_encoder
 from simulation.simulated_set import SimulateConfig, simulate_set
 from training.core.config import Setting, run, write
 from training.core.files import require_folder
+from training.core.fit import Fitted, load_best
 from training.core.split import Split, write_split
 from training.evaluate import EvaluateConfig
 from training.frames import fold_table
@@ -42,8 +43,8 @@ from training.frames.compare import CompareConfig, compare
 from training.frames.config import FrameConfig
 from training.frames.data import LoadedFrame, find_frames, load_frames, mask_shares, split_frames
 from training.frames.evaluation import FrameEvaluation, evaluate_frames
-from training.frames.fit import FittedFrames, fit_frames, load_best
-from training.frames.module import FrameSegmenter
+from training.frames.fit import fit_frames
+from training.frames.module import SCORE, FrameSegmenter
 from training.frames.sheets import SheetsConfig, write_sheets
 from training.frames.ship import Shipment, install, ship
 
@@ -110,7 +111,7 @@ def main(config: TrainConfig) -> None:
     ]
     fold_table.write(config.out_dir, pipeline, members, split, cases)
     if not config.ensemble:
-        members = [max(members, key=lambda each: each.validation_iou)]
+        members = [max(members, key=lambda each: each.score)]
     shipment = Shipment(
         pipeline, members, list(loaded.values()), model_config, config.out_dir, config.fp16_weights
     )
@@ -171,7 +172,7 @@ def _train_member(
     pipeline: FramePipeline,
     split: Split,
     loaded: dict[str, LoadedFrame],
-) -> FittedFrames:
+) -> Fitted:
     """Train one network on all folds but its own; a finished one is read instead."""
     folder = config.out_dir / f"member_{member}"
     last = folder / "checkpoints" / "last.ckpt"
@@ -187,7 +188,7 @@ def _train_member(
         _log.info("%d tensors of the encoder from %s", fitted, config.encoder_weights)
     module = FrameSegmenter(network, config, pipeline.frame.threshold)
     if started and int(torch.load(last, weights_only=True)["epoch"]) + 1 >= config.epochs:
-        return load_best(module, folder / "checkpoints" / "best.ckpt")
+        return load_best(module, folder / "checkpoints" / "best.ckpt", SCORE)
     parts = split.parts(member)
     return fit_frames(
         module,

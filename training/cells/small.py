@@ -26,9 +26,9 @@ from training.cells.augment import CellAugment
 from training.cells.data import SourceConfig, read_source
 from training.cells.kinds import with_kinds
 from training.cells.module import CellClassifier
-from training.classification import fit as engine
 from training.classification import metrics, report
 from training.classification.data import LabelledImages, to_planes
+from training.classification.fit import fit_classifier
 from training.core.config import FitConfig, Setting, TrainPrecision, run, write
 from training.core.files import write_json
 from training.core.page import draw
@@ -80,9 +80,7 @@ def main(config: SmallConfig) -> None:
         first_side=SIDE,
         small_share=0.0,
     )
-    fitted = engine.fit_classifier(
-        module, with_kinds(parts["train"]), parts["validation"], config.out_dir
-    )
+    fitted = fit_classifier(module, with_kinds(parts["train"]), parts["validation"], config.out_dir)
     test = parts["test"]
     probabilities = _answers(fitted.network, test, config.views)
     measured = metrics.measure(probabilities, test.label_ids, test.labels)

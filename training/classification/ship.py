@@ -22,9 +22,9 @@ from training.classification import exemplars
 from training.classification.calibration import fit_temperature
 from training.classification.data import LabelledImages, to_planes
 from training.classification.evaluation import EvaluationRequest, evaluate_classifier
-from training.classification.fit import Fitted
 from training.classification.novelty import BLANK, describe, fit_novelty
 from training.core import export
+from training.core.fit import Fitted
 
 __all__ = ["Shipment", "calibrate", "install", "install_variant", "ship_classifier"]
 
@@ -93,7 +93,7 @@ def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
     measured["training"] = {
         "train_images": len(shipment.train),
         "validation_images": len(shipment.validation),
-        "validation_errors": int(fitted.validation_score),
+        "validation_errors": int(fitted.score),
         "best_epoch": fitted.epoch,
         "parameters": sum(each.numel() for each in fitted.network.parameters()),
         "temperature": float(artifact.temperature),

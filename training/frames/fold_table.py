@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from medserve.inference.frame_pipeline import FramePipeline
+from training.core.fit import Fitted
 from training.core.split import Split
 from training.frames.data import FrameCase
 from training.frames.evaluation import measure_frames
-from training.frames.fit import FittedFrames
 from training.frames.module import predict_with
 from training.frames.scores import summarise
 
@@ -33,7 +33,7 @@ _AVERAGED = ("dice", "iou", "false_positive_rate")
 def write(
     out_dir: Path,
     pipeline: FramePipeline,
-    members: Sequence[FittedFrames],
+    members: Sequence[Fitted],
     split: Split,
     cases: Sequence[FrameCase],
 ) -> list[dict[str, Any]]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 from torchmetrics import MeanMetric
 
 from medserve.inference.frame_pipeline import PredictFrames
-from training.classification.fit import one_cycle, warmed_average
+from training.core.fit import AveragedNetwork, Score, one_cycle
 from training.frames.augment import Augmentation
 from training.frames.config import FrameConfig, Schedule
 from training.frames.data import LoadedFrame
@@ -25,7 +23,7 @@ from training.frames.losses import dice_and_bce, iou_per_image
 
 __all__ = ["SCORE", "FrameSegmenter", "Frames", "collate", "predict_with"]
 
-SCORE = "validation_iou"
+SCORE = Score("validation_iou", higher_is_better=True)
 
 
 class Frames(Dataset[LoadedFrame]):
@@ -48,11 +46,10 @@ def collate(frames: Sequence[LoadedFrame]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images)[:, None], torch.from_numpy(masks)[:, None]
 
 
-class FrameSegmenter(L.LightningModule):
-    """A network with its loss, its optimiser and a running average of its weights.
+class FrameSegmenter(AveragedNetwork):
+    """A network of frames with its loss and its optimiser; IoU validates the average."""
 
-    The average is what is validated, checkpointed as best and exported.
-    """
+    config: FrameConfig
 
     def __init__(
         self,
@@ -61,22 +58,11 @@ class FrameSegmenter(L.LightningModule):
         threshold: float = 0.5,
         augmentation: Augmentation | None = None,
     ) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(network, config)
         self.threshold = threshold
         self.augmentation = augmentation or Augmentation(scale=config.zoom, cutmix=config.cutmix)
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = AveragedModel(
-            self.network, multi_avg_fn=warmed_average(config.ema_decay), use_buffers=True
-        ).requires_grad_(False)
-        self.draws = torch.Generator()
         self.iou = MeanMetric()
         self.validation_loss = MeanMetric()
-
-    def on_train_epoch_start(self) -> None:
-        """Seed the augmentation by epoch and rank, so that a resumed run draws the same."""
-        seed = self.config.seed * 1_000_003 + 1009 * self.current_epoch + self.global_rank
-        self.draws.manual_seed(seed)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change training frames at random, on the CPU, where the generator is."""
@@ -94,10 +80,6 @@ class FrameSegmenter(L.LightningModule):
         self.log("train_loss", loss, prog_bar=True, batch_size=len(images))
         return loss
 
-    def on_train_batch_end(self, *_: object) -> None:
-        """Move the average one step."""
-        self.average.update_parameters(self.network)
-
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """IoU of each frame on the network's pixels, every frame counted (`core.overlap`)."""
         images, masks = batch
@@ -108,7 +90,7 @@ class FrameSegmenter(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Mean over the frames, not over the batches, of which the last may be smaller."""
-        self.log(SCORE, self.iou.compute(), prog_bar=True)
+        self.log(SCORE.name, self.iou.compute(), prog_bar=True)
         self.log("validation_loss", self.validation_loss.compute())
         self.iou.reset()
         self.validation_loss.reset()
@@ -135,7 +117,10 @@ class FrameSegmenter(L.LightningModule):
             optimiser, mode="max", factor=self.config.plateau_factor,
             patience=self.config.plateau_patience,
         )  # fmt: skip
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": plateau, "monitor": SCORE}}
+        return {
+            "optimizer": optimiser,
+            "lr_scheduler": {"scheduler": plateau, "monitor": SCORE.name},
+        }
 
 
 def predict_with(network: nn.Module) -> PredictFrames:

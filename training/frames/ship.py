@@ -25,10 +25,10 @@ from medserve.inference.frame_pipeline import FramePipeline, PredictFrames
 from medserve.spec import EngineName, Precision
 from simulation.simulate import simulate_frame
 from training.core import export
+from training.core.fit import Fitted
 from training.frames.data import LoadedFrame
 from training.frames.ensemble import FrameEnsemble
 from training.frames.evaluation import predict_by
-from training.frames.fit import FittedFrames
 from training.frames.module import predict_with
 
 __all__ = ["EXAMPLE", "Agreement", "Shipment", "agreement", "install", "ship"]
@@ -61,7 +61,7 @@ class Shipment:
     """
 
     pipeline: FramePipeline
-    members: Sequence[FittedFrames]
+    members: Sequence[Fitted]
     frames: Sequence[LoadedFrame]
     model_config: Path
     out_dir: Path
@@ -142,7 +142,7 @@ def ship(shipment: Shipment, threads: int = 0) -> Path:
             {
                 "parameters": sum(p.numel() for p in each.network.parameters()),
                 "best_epoch": each.epoch,
-                "validation_iou": round(each.validation_iou, 5),
+                "validation_iou": round(each.score, 5),
             }
             for each in shipment.members
         ],

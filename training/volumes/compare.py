@@ -219,7 +219,7 @@ class _Study:
             "parameters": sum(each.numel() for each in fitted.network.parameters()),
             "epochs": fitted.epoch if config.minutes else config.epochs,
             "best_epoch": fitted.epoch,
-            "validation_dice": round(fitted.validation_dice, 5),
+            "validation_dice": round(fitted.score, 5),
             "minutes": minutes[0],
             "cpu_minutes": minutes[1],
             "largest_export_difference": exported.largest_difference,

@@ -1,4 +1,4 @@
-"""Training of one segmentation network over Lightning: checkpoints, resume, early stop, logs."""
+"""Training of one network of volumes: from the start, from a checkpoint, or read again."""
 
 from __future__ import annotations
 
@@ -7,50 +7,34 @@ import json
 import logging
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    RichProgressBar,
-)
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from torch import nn
 from torch.utils.data import DataLoader
 
 from medserve.errors import ConfigError
-from training.core import loop
-from training.volumes.config import SegmentationConfig
+from training.core.files import write_json
+from training.core.fit import (
+    Fitted,
+    as_it_comes,
+    checkpoints_of,
+    expected_remarks,
+    fit,
+    load_best,
+    plain_network,
+    seen_in_order,
+)
 from training.volumes.data import LoadedCase
 from training.volumes.module import SCORE, Cases, Segmenter
 
-__all__ = [
-    "FittedSegmenter",
-    "fit_segmenter",
-    "initialise_from",
-    "is_fitted",
-    "load_best",
-    "load_fitted",
-]
+__all__ = ["fit_segmenter", "initialise_from", "is_fitted", "load_fitted"]
 
 _log = logging.getLogger(__name__)
 
 _FITTED = "fitted.json"  # beside the checkpoints of a training that came to its end
-
-
-@dataclass(frozen=True)
-class FittedSegmenter:
-    """The best network of a training and where it came from."""
-
-    network: nn.Module  # in eval mode, on the CPU, weights averaged
-    checkpoint: Path
-    epoch: int  # counted from 1; the one whose weights ship
-    validation_dice: float
 
 
 def fit_segmenter(
@@ -58,47 +42,47 @@ def fit_segmenter(
     train: Sequence[LoadedCase],
     validation: Sequence[LoadedCase],
     out_dir: Path,
-) -> FittedSegmenter:
+) -> Fitted:
     """Train, and return the averaged weights of the epoch with the best validation.
 
-    A training by minutes ends with its schedule: its last weights are returned instead.
-
-    Writes `checkpoints/best.ckpt` and `checkpoints/last.ckpt` (every epoch), into `logs/` what
-    TensorBoard shows and a `metrics.csv`, and at the end what `load_fitted` reads.
+    A training by minutes ends with its schedule: its last weights are returned instead. At the end
+    it writes what `load_fitted` reads.
     """
-    config = module.config
-    folder = out_dir / "checkpoints"
-    last = folder / "last.ckpt"
-    resumed = loop.resumed_from(folder, config.resume)
+    config, folder = module.config, checkpoints_of(out_dir)
     (folder / _FITTED).unlink(missing_ok=True)  # of an earlier training in this folder
-    best = ModelCheckpoint(
-        folder, filename="best", monitor=SCORE, mode="max", enable_version_counter=False
+    size = config.batch_size
+    training: DataLoader[LoadedCase] = DataLoader(
+        Cases(train), size, shuffle=True, generator=seen_in_order(config.seed),
+        collate_fn=as_it_comes, drop_last=len(train) > size,
+    )  # fmt: skip
+    validating: DataLoader[LoadedCase] = DataLoader(Cases(validation), 1, collate_fn=as_it_comes)
+    trainer = fit(
+        module,
+        out_dir,
+        [training, validating],
+        SCORE,
+        resume=config.resume,
+        threads=config.threads,
+        callbacks=[
+            EarlyStopping(SCORE.name, mode=SCORE.mode, patience=config.patience),
+            LearningRateMonitor(),
+        ],
+        max_epochs=config.epochs,
+        max_time=datetime.timedelta(minutes=config.minutes) if config.minutes else None,
+        check_val_every_n_epoch=min(config.validate_every, config.epochs),
+        devices=config.devices or "auto",
+        precision=config.precision.value,
+        gradient_clip_val=5.0,
     )
-    every = ModelCheckpoint(
-        folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
-    )
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    trainer = _trainer(config, out_dir, [best, every])
-    order = torch.Generator().manual_seed(config.seed)
-    with loop.expected_remarks():
-        trainer.fit(
-            module,
-            DataLoader(
-                Cases(train), config.batch_size, shuffle=True, generator=order,
-                collate_fn=_as_it_comes, drop_last=len(train) > config.batch_size,
-            ),
-            DataLoader(Cases(validation), 1, collate_fn=_as_it_comes),
-            ckpt_path=resumed,
-        )  # fmt: skip
-        if config.minutes:  # the schedule has ended where the clock said: no epoch is better
+    if config.minutes:  # the schedule has ended where the clock said: no epoch is better
+        last = folder / "last.ckpt"
+        with expected_remarks():
             trainer.save_checkpoint(last)
-            loader = DataLoader(Cases(validation), 1, collate_fn=_as_it_comes)
-            [measured] = trainer.validate(module, loader, verbose=False)
-            network = loop.plain_network(module.average)
-            fitted = FittedSegmenter(network, last, trainer.current_epoch, float(measured[SCORE]))
-        else:
-            fitted = load_best(module, folder / "best.ckpt")
+            [measured] = trainer.validate(module, validating, verbose=False)
+        network = plain_network(module.average)
+        fitted = Fitted(network, last, trainer.current_epoch, float(measured[SCORE.name]))
+    else:
+        fitted = load_best(module, folder / "best.ckpt", SCORE)
     _note(fitted, folder)
     return fitted
 
@@ -108,41 +92,24 @@ def is_fitted(out_dir: Path) -> bool:
     return (out_dir / "checkpoints" / _FITTED).is_file()
 
 
-def load_fitted(module: Segmenter, out_dir: Path) -> FittedSegmenter:
-    """What `fit_segmenter` returned when it came to its end in this folder."""
-    folder = out_dir / "checkpoints"
+def load_fitted(module: Segmenter, out_dir: Path) -> Fitted:
+    """Return what `fit_segmenter` returned when it came to its end in this folder."""
+    folder = checkpoints_of(out_dir)
     noted = json.loads((folder / _FITTED).read_text(encoding="utf-8"))
     checkpoint = folder / noted["checkpoint"]
-    _load(module, checkpoint)
-    return FittedSegmenter(
-        loop.plain_network(module.average), checkpoint, noted["epoch"], noted["validation_dice"]
-    )
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    module.load_state_dict(content["state_dict"])
+    network = plain_network(module.average)
+    return Fitted(network, checkpoint, noted["epoch"], noted["validation_dice"])
 
 
-def _note(fitted: FittedSegmenter, folder: Path) -> None:
+def _note(fitted: Fitted, folder: Path) -> None:
     noted = {
         "checkpoint": fitted.checkpoint.name,
         "epoch": fitted.epoch,
-        "validation_dice": fitted.validation_dice,
+        "validation_dice": fitted.score,
     }
-    (folder / _FITTED).write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
-
-
-def _load(module: Segmenter, checkpoint: Path) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    module.load_state_dict(content["state_dict"])
-    return content
-
-
-def load_best(module: Segmenter, checkpoint: Path) -> FittedSegmenter:
-    """The averaged weights of a checkpoint, as a plain network ready for export."""
-    content = _load(module, checkpoint)
-    savers = [state for name, state in content["callbacks"].items() if SCORE in name]
-    dice = max(float(each["best_model_score"]) for each in savers if "best_model_score" in each)
-    _log.info("best epoch %d, validation Dice %.4f", loop.epoch_of(content), dice)
-    return FittedSegmenter(
-        loop.plain_network(module.average), checkpoint, loop.epoch_of(content), dice
-    )
+    write_json(folder / _FITTED, noted)
 
 
 def initialise_from(network: nn.Module, checkpoint: Path) -> list[str]:
@@ -176,29 +143,3 @@ def initialise_from(network: nn.Module, checkpoint: Path) -> list[str]:
                             strict=False)  # fmt: skip
     _log.info("weights of %s; new: %s", checkpoint, ", ".join(differing) or "nothing")
     return differing
-
-
-def _as_it_comes(batch: Any) -> Any:
-    return batch
-
-
-def _trainer(config: SegmentationConfig, out_dir: Path, callbacks: list[Callback]) -> L.Trainer:
-    return L.Trainer(
-        max_epochs=config.epochs,
-        max_time=datetime.timedelta(minutes=config.minutes) if config.minutes else None,
-        devices=config.devices or "auto",
-        precision=config.precision.value,
-        callbacks=[
-            *callbacks,
-            EarlyStopping(SCORE, mode="max", patience=config.patience),
-            LearningRateMonitor(),
-            RichProgressBar(),
-        ],
-        logger=loop.loggers(out_dir),
-        check_val_every_n_epoch=min(config.validate_every, config.epochs),
-        num_sanity_val_steps=0,
-        log_every_n_steps=20,
-        gradient_clip_val=5.0,
-        enable_model_summary=False,
-        default_root_dir=out_dir,
-    )

@@ -6,20 +6,18 @@ import time
 from collections.abc import Sequence
 from typing import cast
 
-import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 from torchmetrics import MeanMetric
 
 from medserve.imaging.geometry import Shape
 from medserve.inference import sliding_window
 from medserve.inference.sliding_window import Predict, SlidingWindow
-from training.classification.fit import one_cycle, warmed_average
+from training.core.fit import AveragedNetwork, Score, one_cycle
 from training.volumes.augment import Augmentation, Placement
 from training.volumes.config import SegmentationConfig
 from training.volumes.data import LoadedCase
@@ -28,7 +26,7 @@ from training.volumes.metrics import compare_masks
 
 __all__ = ["SCORE", "Cases", "Segmenter", "freeze_body", "predict_with"]
 
-SCORE = "validation_dice"
+SCORE = Score("validation_dice", higher_is_better=True)
 
 
 class Cases(Dataset[LoadedCase]):
@@ -44,14 +42,10 @@ class Cases(Dataset[LoadedCase]):
         return self.cases[index]
 
 
-class Segmenter(L.LightningModule):
-    """A network with its loss, its optimiser and a running average of its weights.
+class Segmenter(AveragedNetwork):
+    """A network of volumes with its loss and its optimiser; whole volumes validate the average."""
 
-    The average is what is validated, checkpointed as best and exported.
-
-    Attributes:
-        frozen_epochs: Epochs at the start in which only the head learns.
-    """
+    config: SegmentationConfig
 
     def __init__(
         self,
@@ -61,19 +55,13 @@ class Segmenter(L.LightningModule):
         labels: Sequence[str],
         augmentation: Augmentation | None = None,
     ) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(network, config, torch.channels_last_3d)
         self.window = window
         self.labels = tuple(labels)
         placement = Placement(
             rotate=config.rotate, elastic=config.elastic, mirrored=(config.mirror, 0.0, 0.0)
         )
         self.augmentation = augmentation or Augmentation(placement)
-        self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.average = AveragedModel(
-            self.network, multi_avg_fn=warmed_average(config.ema_decay), use_buffers=True
-        ).requires_grad_(False)
-        self.draws = torch.Generator()
         self.dice = nn.ModuleList(MeanMetric() for _ in self.labels[1:])
         self._started = time.monotonic()
 
@@ -88,9 +76,8 @@ class Segmenter(L.LightningModule):
         self._started = time.monotonic()
 
     def on_train_epoch_start(self) -> None:
-        """Seed the augmentation by epoch and rank, so that a resumed run draws the same."""
-        seed = self.config.seed * 1_000_003 + 1009 * self.current_epoch + self.global_rank
-        self.draws.manual_seed(seed)
+        """Let only the head learn in the first epochs, where that is asked for."""
+        super().on_train_epoch_start()
         freeze_body(self.network, self.current_epoch < self.config.freeze_epochs)
 
     def patches(self, cases: Sequence[LoadedCase]) -> tuple[Tensor, Tensor]:
@@ -114,10 +101,6 @@ class Segmenter(L.LightningModule):
             loss = loss + self.config.l1 * absolute_weights(self.network)
         return loss
 
-    def on_train_batch_end(self, *_: object) -> None:
-        """Move the average one step."""
-        self.average.update_parameters(self.network)
-
     def validation_step(self, batch: list[LoadedCase], batch_index: int) -> None:
         """Dice of every label of whole volumes, by the sliding window that serving uses."""
         predict = predict_with(self.average, self.device)
@@ -135,7 +118,7 @@ class Segmenter(L.LightningModule):
             means.append(cast(MeanMetric, metric).compute())
             self.log(f"validation_dice_{label}", means[-1])
             cast(MeanMetric, metric).reset()
-        self.log(SCORE, torch.stack(means).mean(), prog_bar=True)
+        self.log(SCORE.name, torch.stack(means).mean(), prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
         """AdamW on one cycle over the whole training; norms and biases are not decayed."""

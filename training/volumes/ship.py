@@ -26,11 +26,11 @@ from medserve.inference.sliding_window import Predict
 from medserve.inference.volume_pipeline import Prepared, VolumePipeline, VolumeSettings
 from medserve.spec import EngineName, Precision
 from training.core import export
+from training.core.fit import Fitted
 from training.volumes.data import Case, LoadedCase
 from training.volumes.ensemble import Ensemble
 from training.volumes.evaluation import measure_cases, predict_by
 from training.volumes.exemplar import average_volume
-from training.volumes.fit import FittedSegmenter
 from training.volumes.metrics import summarise
 from training.volumes.module import predict_with
 
@@ -60,12 +60,12 @@ class Shipment:
     """
 
     pipeline: VolumePipeline
-    members: Sequence[FittedSegmenter]
+    members: Sequence[Fitted]
     train: Sequence[LoadedCase]
     out_dir: Path
     fp16_weights: bool = False
 
-    def as_shipped(self, members: Sequence[FittedSegmenter]) -> nn.Module:
+    def as_shipped(self, members: Sequence[Fitted]) -> nn.Module:
         """The network of these members whose every form is exported, compared and measured."""
         network = Ensemble([each.network for each in members]).eval()
         return export.stored_in_fp16(network) if self.fp16_weights else network
@@ -140,7 +140,7 @@ def ship(shipment: Shipment, threads: int = 0) -> Path:
                 "network": type(each.network).__name__,
                 "parameters": sum(p.numel() for p in each.network.parameters()),
                 "best_epoch": each.epoch,
-                "validation_dice": round(each.validation_dice, 5),
+                "validation_dice": round(each.score, 5),
             }
             for each in shipment.members
         ],

@@ -102,7 +102,7 @@ def main(config: TuneConfig) -> None:
                 raise
             trial.set_user_attr("minutes", round((time.perf_counter() - started) / 60, 2))
             trial.set_user_attr("best_epoch", fitted.epoch)
-            return fitted.validation_dice
+            return fitted.score
 
         study.optimize(objective, n_trials=missing, catch=(RuntimeError, ValueError))
     _report(config, study)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.classification.fit import one_cycle
+from training.core.fit import one_cycle
 
 
 def test_the_cycle_starts_low_peaks_once_and_ends_at_zero() -> None:

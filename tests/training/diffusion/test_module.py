@@ -16,7 +16,7 @@ from training.classification.data import LabelledImages
 from training.core.config import TrainPrecision
 from training.core.ini import parse_with_file
 from training.diffusion.extractor import DomainExtractor
-from training.diffusion.fit import ImageMetric, fit
+from training.diffusion.fit import ImageMetric, fit_diffusion
 from training.diffusion.images import FolderRequest, read_folder
 from training.diffusion.module import Diffusion, Sampling, loss_weights, sample
 from training.diffusion.pictures import sheet, write_png
@@ -74,11 +74,11 @@ def test_a_training_ends_with_its_best_average_and_goes_on_where_it_stopped(
 ) -> None:
     images = slices()
     metric = ImageMetric(images, DomainExtractor(1, 2).eval(), tmp_path)
-    fitted = fit(module(), images, metric, tmp_path)
-    assert np.isfinite(fitted.distance)
+    fitted = fit_diffusion(module(), images, metric, tmp_path)
+    assert np.isfinite(fitted.score)
     assert (tmp_path / "pictures" / "epoch_0002.png").is_file()
     longer = dataclasses.replace(CONFIG, epochs=3, resume=True)
-    fit(module(longer), images, metric, tmp_path)
+    fit_diffusion(module(longer), images, metric, tmp_path)
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["epoch"] == 2
     assert last["global_step"] == 9
@@ -87,7 +87,7 @@ def test_a_training_ends_with_its_best_average_and_goes_on_where_it_stopped(
 def test_resuming_from_nothing_says_what_is_missing(tmp_path: Path) -> None:
     metric = ImageMetric(slices(), DomainExtractor(1, 2).eval(), tmp_path)
     with pytest.raises(ConfigError, match="to resume from, found none"):
-        fit(module(dataclasses.replace(CONFIG, resume=True)), slices(), metric, tmp_path)
+        fit_diffusion(module(dataclasses.replace(CONFIG, resume=True)), slices(), metric, tmp_path)
 
 
 def test_samples_depend_on_the_seed_alone_and_have_the_size_and_type_of_images() -> None:

@@ -17,11 +17,11 @@ from medserve.inference.volume_pipeline import VolumePipeline
 from models.segmentation_3d.network import build
 from tests.training.volumes.drawn import LABELS, tiny_spec, write_folder
 from training.core.config import TrainPrecision
+from training.core.fit import Fitted
 from training.volumes.augment import Augmentation, Intensity, Placement
 from training.volumes.config import SegmentationConfig
 from training.volumes.data import LoadedCase, find_cases, load_cases
 from training.volumes.fit import (
-    FittedSegmenter,
     fit_segmenter,
     initialise_from,
     is_fitted,
@@ -54,12 +54,12 @@ def segmenter(config: SegmentationConfig, labels: tuple[str, ...] = LABELS) -> S
     return Segmenter(network, config, PIPELINE.window, labels, GENTLE)
 
 
-def fit(config: SegmentationConfig, cases: list[LoadedCase], out_dir: Path) -> FittedSegmenter:
+def fit(config: SegmentationConfig, cases: list[LoadedCase], out_dir: Path) -> Fitted:
     return fit_segmenter(segmenter(config), cases[:4], cases[4:], out_dir)
 
 
 @pytest.fixture(scope="module")
-def fitted(cases: list[LoadedCase], tmp_path_factory: pytest.TempPathFactory) -> FittedSegmenter:
+def fitted(cases: list[LoadedCase], tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     """A training that has ended."""
     return fit(QUICK, cases, tmp_path_factory.mktemp("fitted"))
 
@@ -102,7 +102,7 @@ def test_a_training_that_came_to_its_end_is_read_again(
         assert name == "epochs" or fitted.epoch == trained  # by minutes the last one ships
         again = load_fitted(segmenter(config), tmp_path / name)
         assert again.checkpoint == fitted.checkpoint
-        assert (again.epoch, again.validation_dice) == (fitted.epoch, fitted.validation_dice)
+        assert (again.epoch, again.score) == (fitted.epoch, fitted.score)
         assert torch.equal(weights(again.network), weights(fitted.network))
 
 
@@ -118,7 +118,7 @@ def test_a_training_begun_anew_where_another_ended_has_not_ended(
 def test_a_network_learns_two_bodies(cases: list[LoadedCase], tmp_path: Path) -> None:
     config = dataclasses.replace(QUICK, epochs=25, validate_every=5)
     fitted = fit(config, cases, tmp_path)
-    assert fitted.validation_dice > 0.8
+    assert fitted.score > 0.8
     assert not fitted.network.training
     curves = (tmp_path / "logs/attempt_0/metrics.csv").read_text().splitlines()
     rows = list(csv.DictReader(curves))
@@ -175,7 +175,7 @@ def test_a_training_by_minutes_ends_with_them(cases: list[LoadedCase], tmp_path:
     config = dataclasses.replace(QUICK, epochs=100_000, minutes=0.02)
     fitted = fit(config, cases, tmp_path)
     assert fitted.checkpoint == tmp_path / "checkpoints/last.ckpt"
-    assert 0.0 <= fitted.validation_dice <= 1.0
+    assert 0.0 <= fitted.score <= 1.0
     rates = [each["lr"] for each in last(tmp_path)["optimizer_states"][0]["param_groups"]]
     assert max(rates) < 0.1 * config.learning_rate  # the schedule ended with the clock
 
@@ -202,7 +202,7 @@ def test_dropout_acts_while_training_and_only_then() -> None:
         assert torch.equal(network.eval()(image), network(image))
 
 
-def test_fine_tuning_takes_the_body_and_makes_a_new_head(fitted: FittedSegmenter) -> None:
+def test_fine_tuning_takes_the_body_and_makes_a_new_head(fitted: Fitted) -> None:
     other = segmenter(QUICK, (*LABELS, "third")).network
     head = {name: value.clone() for name, value in other.state_dict().items() if "head" in name}
     new = initialise_from(other, fitted.checkpoint)
@@ -212,13 +212,13 @@ def test_fine_tuning_takes_the_body_and_makes_a_new_head(fitted: FittedSegmenter
         assert torch.equal(value, expected)
 
 
-def test_fine_tuning_to_the_same_labels_takes_the_head_too(fitted: FittedSegmenter) -> None:
+def test_fine_tuning_to_the_same_labels_takes_the_head_too(fitted: Fitted) -> None:
     other = segmenter(QUICK).network
     assert initialise_from(other, fitted.checkpoint) == []
     assert torch.equal(weights(other), weights(fitted.network))
 
 
-def test_a_checkpoint_of_another_network_is_refused(fitted: FittedSegmenter) -> None:
+def test_a_checkpoint_of_another_network_is_refused(fitted: Fitted) -> None:
     wider = segmenter(dataclasses.replace(QUICK, width=16)).network
     with pytest.raises(ConfigError, match="expected the weights of the same network"):
         initialise_from(wider, fitted.checkpoint)

@@ -48,7 +48,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
     def pretend(settings: TrainConfig, *_: object) -> Any:
         seen.append(settings)
         away = abs(math.log10(settings.learning_rate) - math.log10(3e-3))
-        return SimpleNamespace(epoch=0, validation_dice=0.9 - 0.1 * away)
+        return SimpleNamespace(epoch=0, score=0.9 - 0.1 * away)
 
     monkeypatch.setattr(segmentation_3d, "train_member", pretend)
     return seen
