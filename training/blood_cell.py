@@ -96,7 +96,7 @@ def main(config: TrainConfig) -> None:
     )
     folder = shipping.ship_classifier(fitted, shipment)
     if config.install:
-        shipping.install(folder, config.out_dir, NAME)
+        shipping.install(folder, NAME)
 
 
 def evaluate(request: EvaluationRequest) -> None:

@@ -211,7 +211,7 @@ def main(config: MedNetConfig) -> None:
     )
     folder = shipping.ship_classifier(fitted, shipment)
     if config.install:
-        shipping.install_variant(folder, NAME, VARIANT, ("training.csv",))
+        shipping.install(folder, NAME, VARIANT, ("training.csv",))
 
 
 if __name__ == "__main__":

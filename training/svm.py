@@ -175,7 +175,7 @@ def main(config: SvmConfig) -> None:
     text = json.dumps(measured, indent=2)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
     if config.install:
-        shipping.install_variant(folder, NAME, VARIANT, ("search.csv",))
+        shipping.install(folder, NAME, VARIANT, ("search.csv",))
 
 
 def calibrate(pipeline: Pipeline, train: LabelledImages, validation: LabelledImages) -> ServedSvm:

@@ -103,4 +103,4 @@ def test_a_training_leaves_an_artifact_of_the_variant(
     with (tmp_path / "run/training.csv").open(newline="") as stream:
         assert [row["epoch"] for row in csv.DictReader(stream)] == ["0", "1"]
     with pytest.raises(ConfigError, match="another one; train on the same images"):
-        shipping.install_variant(tmp_path / "run/artifact", "mednist", "mednet")
+        shipping.install(tmp_path / "run/artifact", "mednist", "mednet")

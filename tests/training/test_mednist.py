@@ -85,6 +85,11 @@ def test_the_golden_input_gives_the_golden_output(out_dir: Path) -> None:
             assert difference <= golden["tolerance"]
 
 
+def test_the_golden_input_is_not_of_the_size_of_the_network(out_dir: Path) -> None:
+    with Image.open(out_dir / "artifact" / "golden_input.png") as golden:
+        assert not {64} & set(golden.size)  # so that resampling is proven, too
+
+
 def test_a_finished_training_can_be_resumed_for_more_epochs(
     data_dir: Path, out_dir: Path, drawn_images: LabelledImages
 ) -> None:
@@ -115,7 +120,7 @@ def test_installing_copies_artifact_and_examples_into_the_room(
     out_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "room", lambda name: tmp_path)
-    shipping.install(out_dir / "artifact", out_dir, "mednist")
+    shipping.install(out_dir / "artifact", "mednist")
     for name in shipping.ARTIFACT_FILES:
         installed = (tmp_path / "weights" / name).read_bytes()
         assert installed == (out_dir / "artifact" / name).read_bytes()

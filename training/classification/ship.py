@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 import models
 from medserve.errors import ConfigError
+from medserve.imaging.codecs import sniff
+from medserve.inference.fit import fit_image
 from medserve.spec import ModelSpec
 from training.classification import exemplars
 from training.classification.calibration import fit_temperature
@@ -25,8 +27,9 @@ from training.classification.evaluation import EvaluationRequest, evaluate_class
 from training.classification.novelty import BLANK, describe, fit_novelty
 from training.core import export
 from training.core.fit import Fitted
+from training.core.ship import install_files
 
-__all__ = ["Shipment", "calibrate", "install", "install_variant", "ship_classifier"]
+__all__ = ["Shipment", "calibrate", "install", "ship_classifier"]
 
 _log = logging.getLogger(__name__)
 
@@ -73,9 +76,9 @@ def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
     examples = _tensor(shipment.validation.images[:: max(1, len(shipment.validation) // 32)])
     exported = export.export_classifier(artifact, folder, examples)
     pictures = _write_examples(artifact, shipment)
-    golden = spec.labels[0]
-    shutil.copyfile(shipment.out_dir / "examples" / f"{golden}.png", folder / "golden_input.png")
-    export.write_golden(folder, _tensor(pictures[golden][np.newaxis]).numpy(), artifact)
+    write_golden_input(pictures[spec.labels[0]], folder / "golden_input.png")
+    golden = sniff.decode((folder / "golden_input.png").read_bytes(), spec.input)
+    export.write_golden(folder, fit_image(golden, spec.input)[np.newaxis], artifact)
     for name in ("config.json", "split.csv"):
         shutil.copyfile(shipment.out_dir / name, folder / name)
     measured = evaluate_classifier(
@@ -105,44 +108,45 @@ def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
     return folder
 
 
-def install(folder: Path, out_dir: Path, name: str) -> None:
-    """Copy artifact and example pictures into the room, where packaging takes them from."""
-    room = models.room(name)
-    for target, sources in (
-        (room / "weights", [folder / each for each in ARTIFACT_FILES]),
-        (room / "examples", sorted((out_dir / "examples").glob("*.png"))),
-    ):
-        target.mkdir(exist_ok=True)
-        for source in sources:
-            shutil.copyfile(source, target / source.name)
-            _log.info("%s  %s", export.sha256(source), target / source.name)
+def write_golden_input(picture: npt.NDArray[np.uint8], path: Path) -> None:
+    """Write a picture at other sides than the network's, so that serving has to resample it.
+
+    One of the network's size would prove the network alone; this one also proves that the worker
+    brings an image to the network as the training did.
+    """
+    height, width = picture.shape[:2]
+    sides = (round(1.4 * width) + 1, round(1.2 * height) + 1)
+    resized = PillowImage.fromarray(picture).resize(sides, PillowImage.Resampling.BICUBIC)
+    resized.save(path, optimize=True)
 
 
-def install_variant(folder: Path, name: str, variant: str, further: Sequence[str] = ()) -> None:
-    """Copy an artifact into a variant of a room, on the split that its other versions have.
+def install(folder: Path, name: str, variant: str = "", further: Sequence[str] = ()) -> None:
+    """Copy an artifact into its room with the example pictures, or into a variant of the room.
 
     Args:
-        folder: Of the artifact.
+        folder: Of the artifact, in the folder of the training.
         name: The room.
-        variant: Its variant.
+        variant: Its variant, which has the split and the examples of the room.
         further: Files beside the folder of the artifact that go along.
 
     Raises:
-        ConfigError: the artifact was trained on another split than the room's own network.
+        ConfigError: a variant was trained on another split than the room's own network.
     """
-    target = models.room(name, variant) / "weights"
-    if (folder / "split.csv").read_bytes() != (
-        models.room(name) / "weights/split.csv"
-    ).read_bytes():
+    files = [folder / each for each in ARTIFACT_FILES]
+    files += [folder.parent / each for each in further]
+    if not variant:
+        room = models.room(name)
+        examples = (folder.parent / "examples").glob("*.png")
+        install_files({room / "weights": files, room / "examples": examples})
+        return
+    known = models.room(name) / "weights" / "split.csv"
+    if (folder / "split.csv").read_bytes() != known.read_bytes():
         raise ConfigError(
             f"expected the split of models/{name}/weights/split.csv, got another one; train "
             "on the same images with --seed 0"
         )
-    target.mkdir(exist_ok=True)
-    sources = [folder / each for each in ARTIFACT_FILES if each != "split.csv"]
-    for source in [*sources, *(folder.parent / each for each in further)]:
-        shutil.copyfile(source, target / source.name)
-        _log.info("%s  %s", export.sha256(source), target / source.name)
+    files.remove(folder / "split.csv")
+    install_files({models.room(name, variant) / "weights": files})
 
 
 def calibrate(
@@ -169,10 +173,11 @@ def calibrate(
 def _describe_all(network: nn.Module, images: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
     """What novelty sees (N, D) and logits (N, K) of uint8 images (N, H, W) or (N, H, W, 3)."""
     described, logits = [], []
+    classifier = export.classifier_of(network)
     for start in range(0, len(images), _BATCH):
-        maps = network.features(_tensor(images[start : start + _BATCH]))  # type: ignore[operator]
+        maps = classifier.features(_tensor(images[start : start + _BATCH]))
         described.append(describe(maps))
-        logits.append(network.classify(maps))  # type: ignore[operator]
+        logits.append(classifier.classify(maps))
     return torch.cat(described), torch.cat(logits)
 
 

@@ -19,14 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from medserve.errors import ArchiveError
+from medserve.errors import ArchiveError, ConfigError
 from medserve.inference.engines import load_engine
 from medserve.spec import EngineName, Precision
+from models.classifier import Classifier
 
 __all__ = [
     "OUTPUTS",
     "TOLERANCE",
     "ClassifierArtifact",
+    "classifier_of",
     "export_classifier",
     "export_network",
     "sha256",
@@ -45,13 +47,14 @@ class ClassifierArtifact(nn.Module):
     """What is exported for every classifier: calibrated logits and novelty from one pass.
 
     Args:
-        network: Has `features(image) -> maps` and `classify(maps) -> logits`.
+        network: A `models.classifier.Classifier`.
         novelty: Takes the image and its maps.
         temperature: Divides the logits (Guo et al., ICML 2017, arXiv:1706.04599).
     """
 
     def __init__(self, network: nn.Module, novelty: nn.Module, temperature: float) -> None:
         super().__init__()
+        classifier_of(network)
         self.network = network
         self.novelty = novelty
         self.temperature: Tensor
@@ -59,9 +62,19 @@ class ClassifierArtifact(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Image float32 (N, C, H, W) in [0, 1] -> logits (N, K), novelty (N,)."""
-        maps = self.network.features(image)  # type: ignore[operator]
-        logits = self.network.classify(maps)  # type: ignore[operator]
-        return logits / self.temperature, self.novelty(image, maps)
+        network = classifier_of(self.network)
+        maps = network.features(image)
+        return network.classify(maps) / self.temperature, self.novelty(image, maps)
+
+
+def classifier_of(network: nn.Module) -> Classifier:
+    """Return the network as a classifier, or raise a ConfigError that says what it lacks."""
+    if not isinstance(network, Classifier):
+        raise ConfigError(
+            f"{type(network).__name__} needs the methods features(image) and classify(maps) to be "
+            "a classifier; see models/classifier.py"
+        )
+    return network
 
 
 class _Widened(nn.Module):
@@ -237,7 +250,7 @@ def write_golden(folder: Path, tensor: npt.NDArray[np.float32], artifact: nn.Mod
     """Write `golden_output.npz`: what eager torch answers to the golden input.
 
     Args:
-        folder: Of the artifact; its `golden_input.png` decodes and preprocesses to `tensor`.
+        folder: Of the artifact; its golden input decodes and preprocesses to `tensor`.
         tensor: float32 (1, C, H, W).
         artifact: In eval mode.
     """

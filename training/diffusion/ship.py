@@ -22,6 +22,7 @@ from medserve.spec import EngineName, ModelSpec, Precision
 from training.classification.data import LabelledImages
 from training.core import export
 from training.core.fit import Fitted
+from training.core.ship import install_files
 from training.diffusion.copies import copy_threshold
 from training.diffusion.settings import DiffusionConfig
 
@@ -128,13 +129,14 @@ def room_config(config: DiffusionConfig, labels: tuple[str, ...]) -> str:
 
 def install(config: DiffusionConfig, room: Path) -> None:
     """Copy artifact and example pictures into the room, where packaging takes them from."""
-    for name in ("weights", "examples"):
-        (room / name).mkdir(exist_ok=True)
-    for name in ("samples.png", "denoising.png"):  # synthetic, and marked so
-        shutil.copyfile(config.out_dir / name, room / "examples" / name)
-    for name in ARTIFACT_FILES:
-        shutil.copyfile(config.out_dir / "artifact" / name, room / "weights" / name)
-        _log.info("%s  %s", export.sha256(room / "weights" / name), name)
+    pictures = ("samples.png", "denoising.png")  # synthetic, and marked so
+    artifact = config.out_dir / "artifact"
+    install_files(
+        {
+            room / "examples": [config.out_dir / name for name in pictures],
+            room / "weights": [artifact / name for name in ARTIFACT_FILES],
+        }
+    )
     if not (room / "model-config.yaml").is_file():
         shutil.copyfile(config.out_dir / "artifact/model-config.yaml", room / "model-config.yaml")
 

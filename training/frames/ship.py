@@ -26,6 +26,7 @@ from medserve.spec import EngineName, Precision
 from simulation.simulate import simulate_frame
 from training.core import export
 from training.core.fit import Fitted
+from training.core.ship import install_files
 from training.frames.data import LoadedFrame
 from training.frames.ensemble import FrameEnsemble
 from training.frames.evaluation import predict_by
@@ -192,14 +193,10 @@ def install(folder: Path, out_dir: Path, name: str, variant: str = "") -> None:
     room = Path(models.__file__).parent / name
     left_out = {"model-config.yaml", "training.json"}
     weights = [each for each in folder.iterdir() if each.name not in left_out]
-    copied = [(room / "weights", weights), (room / "examples", [out_dir / "examples" / EXAMPLE])]
     if variant:
-        copied = [(room / "variants" / variant / "weights", weights)]
-    for target, sources in copied:
-        target.mkdir(parents=True, exist_ok=True)
-        for source in sorted(sources):
-            shutil.copyfile(source, target / source.name)
-            _log.info("%s  %s", export.sha256(source), target / source.name)
+        install_files({room / "variants" / variant / "weights": weights})
+        return
+    install_files({room / "weights": weights, room / "examples": [out_dir / "examples" / EXAMPLE]})
 
 
 def _write_example(shipment: Shipment) -> npt.NDArray[np.float32]:

@@ -34,16 +34,15 @@ from medserve.errors import ConfigError
 from medserve.inference.engines import load_engine
 from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.spec import EngineName, Precision
-from models.segmentation_3d.network import NetworkName
-from training import segmentation_3d as training
 from training.core.config import Setting, TrainPrecision, run, write
 from training.core.export import export_network, sha256
 from training.core.files import require_folder
 from training.core.split import PARTS, Split, write_split
-from training.volumes import comparison_report
+from training.volumes import comparison_report, train
 from training.volumes.data import Case, LoadedCase, find_cases, load_cases, split_cases
 from training.volumes.evaluation import measure_cases, predict_by
 from training.volumes.metrics import summarise
+from training.volumes.train import VolumesConfig
 
 __all__ = ["CompareConfig", "main"]
 
@@ -68,7 +67,7 @@ class CompareConfig:
         "runs/compare"
     )
     room: Annotated[str, Setting("room whose model-config.yaml states labels and window")] = (
-        training.NAME
+        "segmentation_3d"
     )
     networks: Annotated[str, Setting("names, with commas between; or all")] = "all"
     minutes: Annotated[float, Setting("wall time for each; 0: count epochs", minimum=0.0)] = 8.0
@@ -91,7 +90,7 @@ class CompareConfig:
 
 def main(config: CompareConfig) -> None:
     """Train what is not trained yet, then write the table of all that is."""
-    chosen = _networks(config.networks)
+    chosen = _networks(config)
     if config.part not in PARTS[1:]:
         raise ConfigError(f"expected --part test or validation, got {config.part!r}")
     pipeline = VolumePipeline(models.spec(config.room))
@@ -110,9 +109,9 @@ def main(config: CompareConfig) -> None:
             study.compare(network)
         except Exception:  # hours of the others are worth more than an early end
             _log.exception("%s failed", network)
-            failed.append(network.value)
+            failed.append(network)
     rows = [json.loads(study.result(network).read_text(encoding="utf-8")) for network in
-            NetworkName if study.result(network).is_file()]  # fmt: skip
+            models.networks(config.room) if study.result(network).is_file()]  # fmt: skip
     if rows:
         comparison_report.write(config.out_dir, rows, study.budget())
     if config.install and rows:
@@ -122,15 +121,14 @@ def main(config: CompareConfig) -> None:
         raise ConfigError(f"{', '.join(failed)} failed, see above; run again for these alone")
 
 
-def _networks(text: str) -> list[NetworkName]:
-    if text == "all":
-        return list(NetworkName)
-    names = [each.strip() for each in text.split(",") if each.strip()]
-    if unknown := [each for each in names if each not in list(NetworkName)]:
-        raise ConfigError(
-            f"expected --networks among {', '.join(NetworkName)}, got {', '.join(unknown)}"
-        )
-    return [NetworkName(each) for each in names]
+def _networks(config: CompareConfig) -> list[str]:
+    known = list(models.networks(config.room))
+    if config.networks == "all":
+        return known
+    names = [each.strip() for each in config.networks.split(",") if each.strip()]
+    if unknown := [each for each in names if each not in known]:
+        raise ConfigError(f"expected --networks among {', '.join(known)}, got {', '.join(unknown)}")
+    return names
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ class _Study:
         """What is trained on and validated, read once and only if a network is to be trained."""
         return {case.name: case for case in load_cases(self.learned, self.pipeline)}
 
-    def result(self, network: NetworkName) -> Path:
+    def result(self, network: str) -> Path:
         """Where the row of a finished network lies."""
         return self.config.out_dir / network / _RESULT
 
@@ -171,7 +169,7 @@ class _Study:
             "flips": self.pipeline.defaults().flips,
         }
 
-    def compare(self, network: NetworkName) -> None:
+    def compare(self, network: str) -> None:
         """Train, export, score and time one network, unless its row is there."""
         path = self.result(network)
         row: dict[str, Any] = {}
@@ -189,12 +187,12 @@ class _Study:
         path.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
         _log.info("%s: Dice %s, %s ms", network, row["dice"], row["ms_per_volume"])
 
-    def _train(self, network: NetworkName) -> dict[str, Any]:
+    def _train(self, network: str) -> dict[str, Any]:
         config = self.config
         folder = config.out_dir / network
         if config.minutes and folder.is_dir():
             shutil.rmtree(folder)  # a half-used budget of minutes cannot be gone on with fairly
-        settings = training.TrainConfig(
+        settings = VolumesConfig(
             data_dir=config.data_dir, out_dir=folder, room=config.room, network=network, width=0,
             minutes=config.minutes, epochs=config.epochs, batch_size=config.batch_size,
             learning_rate=config.learning_rate, precision=config.precision,
@@ -203,7 +201,7 @@ class _Study:
         )  # fmt: skip
         loaded = self.loaded  # read before the clock starts
         started, spent = time.perf_counter(), time.process_time()
-        fitted = training.train_member(settings, 0, self.pipeline, self.split, loaded)
+        fitted = train.train_member(settings, 0, self.pipeline, self.split, loaded)
         minutes = [round((clock() - since) / 60, 2) for clock, since in
                    ((time.perf_counter, started), (time.process_time, spent))]  # fmt: skip
         example = torch.rand(
@@ -214,7 +212,7 @@ class _Study:
             fitted.network, folder / "artifact", example, ["logits"], _TOLERANCE
         )
         return {
-            "network": network.value,
+            "network": network,
             "budget": self.budget(),
             "parameters": sum(each.numel() for each in fitted.network.parameters()),
             "epochs": fitted.epoch if config.minutes else config.epochs,

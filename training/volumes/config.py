@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from models.segmentation_3d.network import NetworkName, NetworkSize
 from training.core.config import FitConfig, Setting, TrainPrecision
 
 __all__ = ["SegmentationConfig"]
@@ -49,8 +48,8 @@ class SegmentationConfig(FitConfig):
     precision: Annotated[
         TrainPrecision, Setting("arithmetic; bf16 halves the time on CPUs that have it")
     ] = TrainPrecision.BF16
-    network: Annotated[NetworkName, Setting("which of the room's networks")] = NetworkName.UNET
-    size: Annotated[NetworkSize, Setting("width and depth")] = NetworkSize.LIGHT
+    network: Annotated[str, Setting("which of the room's networks; empty: its first")] = ""
+    size: Annotated[str, Setting("light or published; empty: the network's own choice")] = ""
     width: Annotated[int, Setting("channels at full resolution; 0: the size's", minimum=0)] = 0
     folds: Annotated[int, Setting("parts of which one validates", minimum=2)] = 11
     fold: Annotated[int, Setting("the one that validates", minimum=0)] = 0

@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from msgspec import structs
+from scipy import ndimage
 from torch import nn
 
 import models
 from medserve.errors import ArchiveError
 from medserve.imaging.codecs import nifti
+from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
 from medserve.inference.engines import load_engine
 from medserve.inference.sliding_window import Predict
@@ -27,6 +29,7 @@ from medserve.inference.volume_pipeline import Prepared, VolumePipeline, VolumeS
 from medserve.spec import EngineName, Precision
 from training.core import export
 from training.core.fit import Fitted
+from training.core.ship import install_files
 from training.volumes.data import Case, LoadedCase
 from training.volumes.ensemble import Ensemble
 from training.volumes.evaluation import measure_cases, predict_by
@@ -44,6 +47,7 @@ LEAST_AGREEMENT = 0.9999  # share of voxels in which two engines must say the sa
 _LOCAL = frozenset({"data_dir", "out_dir", "init_from", "resume", "install"})
 _TOLERANCE = 2e-3  # of logits up to 20; what counts is the label, which is compared too
 _EXAMPLE_SHAPE = (40, 56, 40)
+_GOLDEN_ZOOM = (0.8, 0.75, 0.85)  # voxels of the golden input a voxel of the example
 _PROVEN = 10  # volumes of about 80,000 voxels: one in a million would be seen
 
 
@@ -111,12 +115,13 @@ def ship(shipment: Shipment, threads: int = 0) -> Path:
     """
     folder = shipment.out_dir / "artifact"
     network = shipment.as_shipped(shipment.members)
-    example = _write_example(shipment)
-    prepared = shipment.pipeline.prepare(example)
+    _write_golden_input(_write_example(shipment), folder / "golden_input.nii.gz")
+    golden = nifti.decode((folder / "golden_input.nii.gz").read_bytes())
+    prepared = shipment.pipeline.prepare(golden)
     window = shipment.pipeline.golden_window(prepared)
     windows = torch.from_numpy(np.concatenate([window, window[:, :, ::-1]]))
     exported = export.export_network(network, folder, windows, ("logits",), _TOLERANCE)
-    _write_golden(shipment, network, window, folder)
+    _write_golden(network, window, folder)
     shutil.copyfile(shipment.out_dir / "split.csv", folder / "split.csv")
     _write_config(shipment, folder / "config.json")
     # Whole volumes: what counts is the label of a voxel, not the seventh digit of a logit.
@@ -215,14 +220,8 @@ def what_parts_add(
 def install(folder: Path, out_dir: Path, name: str) -> None:
     """Copy artifact and example into the room, where packaging takes them from."""
     room = models.room(name)
-    for target, sources in (
-        (room / "weights", sorted(each for each in folder.iterdir() if each.is_file())),
-        (room / "examples", [out_dir / "examples" / EXAMPLE]),
-    ):
-        target.mkdir(exist_ok=True)
-        for source in sources:
-            shutil.copyfile(source, target / source.name)
-            _log.info("%s  %s", export.sha256(source), target / source.name)
+    weights = [each for each in folder.iterdir() if each.is_file()]
+    install_files({room / "weights": weights, room / "examples": [out_dir / "examples" / EXAMPLE]})
 
 
 def _write_example(shipment: Shipment) -> Volume:
@@ -244,10 +243,16 @@ def _write_config(shipment: Shipment, path: Path) -> None:
     path.write_text(json.dumps({"members": members}, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_golden(
-    shipment: Shipment, network: nn.Module, window: npt.NDArray[np.float32], folder: Path
-) -> None:
-    shutil.copyfile(shipment.out_dir / "examples" / EXAMPLE, folder / "golden_input.nii.gz")
+def _write_golden_input(volume: Volume, path: Path) -> None:
+    """Write the volume at another spacing than the network's, so that serving has to resample."""
+    coarse = ndimage.zoom(volume.array, _GOLDEN_ZOOM, order=1)
+    sides = zip(volume.geometry.shape, coarse.shape, volume.geometry.spacing_mm, strict=True)
+    spacing_mm = [mm * side / fewer for side, fewer, mm in sides]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(nifti.encode(Volume(coarse, Geometry.from_spacing(coarse.shape, spacing_mm))))
+
+
+def _write_golden(network: nn.Module, window: npt.NDArray[np.float32], folder: Path) -> None:
     logits = predict_with(network)(window)
     np.savez_compressed(
         folder / "golden_output.npz", logits=logits, tolerance=np.float32(_TOLERANCE)

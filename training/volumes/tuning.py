@@ -15,6 +15,7 @@ and the command that trains with the best.
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import logging
 import sys
@@ -30,13 +31,12 @@ from optuna.trial import FrozenTrial, TrialState
 import models
 from medserve.errors import ConfigError
 from medserve.inference.volume_pipeline import VolumePipeline
-from models.segmentation_3d.network import NetworkName
-from training import segmentation_3d as training
 from training.core.config import Setting, TrainPrecision, run, write
 from training.core.files import require_folder
 from training.core.split import write_split
-from training.volumes import tuning_report
+from training.volumes import train, tuning_report
 from training.volumes.data import find_cases, load_cases, split_cases
+from training.volumes.train import VolumesConfig
 
 __all__ = ["TuneConfig", "main", "suggest"]
 
@@ -59,9 +59,9 @@ class TuneConfig:
         "runs/tuning"
     )
     room: Annotated[str, Setting("room whose model-config.yaml states labels and window")] = (
-        training.NAME
+        "segmentation_3d"
     )
-    network: Annotated[NetworkName, Setting("which of the room's networks")] = NetworkName.UNET
+    network: Annotated[str, Setting("which of the room's networks; empty: its first")] = ""
     trials: Annotated[int, Setting("finished ones after which the study ends", minimum=1)] = 30
     least_epochs: Annotated[int, Setting("fewest that a trial may draw", minimum=1)] = 10
     most_epochs: Annotated[int, Setting("most that a trial may draw", minimum=1)] = 40
@@ -96,7 +96,7 @@ def main(config: TuneConfig) -> None:
             settings = suggest(config, trial)
             started = time.perf_counter()
             try:
-                fitted = training.train_member(settings, 0, pipeline, split, loaded)
+                fitted = train.train_member(settings, 0, pipeline, split, loaded)
             except KeyboardInterrupt:
                 trial.set_user_attr(_INTERRUPTED, True)
                 raise
@@ -108,9 +108,9 @@ def main(config: TuneConfig) -> None:
     _report(config, study)
 
 
-def suggest(config: TuneConfig, trial: optuna.Trial) -> training.TrainConfig:
+def suggest(config: TuneConfig, trial: optuna.Trial) -> VolumesConfig:
     """The settings of one trial: all that a training can be told and that bears on its result."""
-    return training.TrainConfig(
+    return VolumesConfig(
         data_dir=config.data_dir,
         out_dir=config.out_dir / f"trial_{trial.number:03d}",
         room=config.room,
@@ -156,7 +156,7 @@ def _open(config: TuneConfig) -> optuna.Study:
 
 def _defaults(config: TuneConfig) -> dict[str, Any]:
     """The first trial: what a training does that is told nothing."""
-    default = training.TrainConfig()
+    default = importlib.import_module(f"training.{config.room}").TrainConfig()
     return {
         "learning_rate": default.learning_rate,
         "batch_size": default.batch_size,
@@ -182,7 +182,7 @@ def _report(config: TuneConfig, study: optuna.Study) -> None:
         for trial in trials
     ]
     content = {
-        "network": config.network.value,
+        "network": config.network or next(iter(models.networks(config.room))),
         "trials": len(trials),
         "failed": len(study.get_trials(states=(TrialState.FAIL,))),
         "best_trial": best.number,
@@ -221,8 +221,9 @@ def _command(config: TuneConfig, best: FrozenTrial) -> str:
         for name, value in best.params.items()
     )
     return (
-        f"python -m training.segmentation_3d --data-dir {config.data_dir} "
-        f"--network {config.network} {flags}"
+        f"python -m training.{config.room} --data-dir {config.data_dir} "
+        + (f"--network {config.network} " if config.network else "")
+        + flags
     )
 
 

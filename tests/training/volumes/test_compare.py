@@ -11,9 +11,8 @@ import pytest
 import models
 from medserve.errors import ConfigError
 from tests.training.volumes.drawn import tiny_spec, write_folder
-from training import segmentation_3d
 from training.core.config import TrainPrecision
-from training.volumes import compare
+from training.volumes import compare, train
 from training.volumes.compare import CompareConfig
 
 pytestmark = pytest.mark.training
@@ -94,7 +93,7 @@ def test_what_is_done_is_not_trained_again(
         raise AssertionError("it was trained again")
 
     monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
-    monkeypatch.setattr(segmentation_3d, "train_member", never)
+    monkeypatch.setattr(train, "train_member", never)
     before = content(study)
     compare.main(study)
     assert content(study) == before

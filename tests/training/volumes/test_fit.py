@@ -48,7 +48,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[LoadedCase]:
 def segmenter(config: SegmentationConfig, labels: tuple[str, ...] = LABELS) -> Segmenter:
     lightning.seed_everything(config.seed, verbose=False)
     network = build(
-        config.network, in_channels=1, classes=len(labels), width=config.width,
+        config.network or "unet", in_channels=1, classes=len(labels), width=config.width,
         dropout=config.dropout,
     )  # fmt: skip
     return Segmenter(network, config, PIPELINE.window, labels, GENTLE)

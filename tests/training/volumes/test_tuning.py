@@ -16,10 +16,9 @@ import pytest
 import models
 from medserve.errors import ConfigError
 from tests.training.volumes.drawn import tiny_spec, write_folder
-from training import segmentation_3d
 from training.core.config import TrainPrecision, parse
 from training.segmentation_3d import TrainConfig
-from training.volumes import tuning
+from training.volumes import train, tuning
 from training.volumes.tuning import TuneConfig
 
 SETTINGS = {"learning_rate", "batch_size", "epochs", "width", "dropout", "l1", "weight_decay"}
@@ -50,7 +49,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
         away = abs(math.log10(settings.learning_rate) - math.log10(3e-3))
         return SimpleNamespace(epoch=0, score=0.9 - 0.1 * away)
 
-    monkeypatch.setattr(segmentation_3d, "train_member", pretend)
+    monkeypatch.setattr(train, "train_member", pretend)
     return seen
 
 
@@ -115,7 +114,7 @@ def test_a_trial_that_was_interrupted_is_made_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(segmentation_3d, "train_member", interrupted)
+        patch.setattr(train, "train_member", interrupted)
         with pytest.raises(KeyboardInterrupt):
             tuning.main(dataclasses.replace(config, trials=2))
     drawn = stored(config).trials[1].params
