@@ -84,6 +84,9 @@ def segment_result(
             for file in files
         ],
     )
+    if isinstance(found, VolumeResult):
+        result.review, result.unlike_training = found.review, found.unlike_training
+        result.doubts.extend(_same(pb.Doubt, each) for each in found.doubts)
     if isinstance(found, FrameResult):
         result.view = found.view
         result.grid.CopyFrom(_same(pb.StackGrid, found.grid))
