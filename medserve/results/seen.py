@@ -1,6 +1,6 @@
 """Tell where an input or a mask lies outside of what the training data were like.
 
-The numbers come from the model's description; `training.segmentation.seen` measures them with the
+The numbers come from the model's description; `training.volumes.seen` measures them with the
 functions of this module, so that training and serving mean the same.
 """
 
