@@ -43,7 +43,7 @@ from medserve.inference.volume_pipeline import (
 )
 from medserve.results.files import overlay
 from medserve.results.seen import doubts_about_image, doubts_about_volumes
-from medserve.tasks.result import Doubt
+from medserve.tasks.result import Doubt, DoubtReason
 from medserve.tasks.volumes import VolumeOptions, VolumePart
 
 __all__ = ["VolumeHandler"]
@@ -184,14 +184,15 @@ class VolumeHandler(Handler[VolumeOptions]):
         )
 
     def doubts(self, prepared: Prepared, result: Segmented) -> tuple[Doubt, ...]:
-        """Tell what about a volume and its mask lies outside of what training saw."""
-        seen = self.pipeline.volume.seen
+        """Tell what about a volume and its mask is out of the ordinary."""
+        seen, volumes_ml = self.pipeline.volume.seen, result.segmentation.volumes_ml
+        empty = () if any(volumes_ml.values()) else (_nothing_found(),)
         if seen is None:
-            return ()
+            return empty
         grid = prepared.inverse.grid
         size_mm = [n * mm for n, mm in zip(grid.shape, grid.spacing_mm, strict=True)]
         about_image = doubts_about_image(seen, prepared.tensor[0], size_mm)
-        return about_image + doubts_about_volumes(seen, result.segmentation.volumes_ml)
+        return (*about_image, *empty, *doubts_about_volumes(seen, volumes_ml))
 
     def _logits(self, windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         logits = self.engine.run(windows)["logits"]
@@ -229,6 +230,10 @@ class VolumeHandler(Handler[VolumeOptions]):
 
                 codes = self.pipeline.volume.snomed
                 return dicom_seg.encode(segmentation, volume, codes, self.provenance)
+
+
+def _nothing_found() -> Doubt:
+    return Doubt(DoubtReason.EMPTY, "none of the labels was found")
 
 
 def _space(volume: Volume) -> NiftiSpace | None:

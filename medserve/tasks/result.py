@@ -70,6 +70,7 @@ class DoubtReason(enum.StrEnum):
     SIZE = "size"  # extent in millimetres
     INTENSITIES = "intensities"  # histogram of what the network saw
     TEXTURE = "texture"  # as of noise, or as after strong smoothing
+    EMPTY = "empty"  # nothing was found at all
     LABEL_VOLUME = "label_volume"  # of the mask: larger or smaller than any reference
 
 
@@ -89,7 +90,7 @@ class Doubt(Value, frozen=True):
     @property
     def is_about_input(self) -> bool:
         """Whether the input, and not the answer alone, is unlike the training data."""
-        return self.reason is not DoubtReason.LABEL_VOLUME
+        return self.reason not in (DoubtReason.LABEL_VOLUME, DoubtReason.EMPTY)
 
 
 class Result(Value, frozen=True, kw_only=True, omit_defaults=True):

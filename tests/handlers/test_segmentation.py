@@ -186,6 +186,16 @@ def test_an_answer_for_something_else_asks_for_a_review_and_has_the_same_mask(
     assert content["mask_nifti"] == ask_json(handler, nifti.encode(volume))["mask_nifti"]
 
 
+def test_an_empty_mask_asks_for_a_review(handler: VolumeHandler, volume: Volume) -> None:
+    dark = np.zeros(volume.geometry.shape, np.float32)
+    dark[0, 0, 0] = 1.0  # a contrast, and too little to find
+    payload = nifti.encode(Volume(dark, volume.geometry))
+    found = VolumeResult.from_json(ask_json(handler, payload))
+    assert found.volumes_ml == dict.fromkeys(LABELS[1:], 0.0)
+    assert [each.reason for each in found.doubts] == ["empty"]
+    assert (found.review, found.unlike_training) == (True, False)
+
+
 def test_a_mask_of_another_size_alone_does_not_make_the_volume_unlike(
     volume_artifact: Path, volume: Volume
 ) -> None:

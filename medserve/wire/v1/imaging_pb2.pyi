@@ -905,9 +905,9 @@ class SegmentResult(_message.Message):
     view: _builtins.str
     """Names how the frames lie in the array of the mask. Of frames only, as all that follows."""
     review: _builtins.bool
-    """Says that a person should look, for any of the reasons in `doubts`. Of volumes."""
+    """Says that a person should look, for any of the reasons in `doubts`. Of volumes, too."""
     unlike_training: _builtins.bool
-    """Says that the volume itself is unlike the training data, so that its mask means little."""
+    """Says that the input itself is unlike the training data, so that its mask means little."""
     @_builtins.property
     def provenance(self) -> Global___Provenance:
         """Names the archive that answered."""
@@ -950,7 +950,7 @@ class SegmentResult(_message.Message):
 
     @_builtins.property
     def doubts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Doubt]:
-        """Tells what lies outside of the training data."""
+        """Tells what is out of the ordinary."""
 
     def __init__(
         self,
@@ -987,9 +987,9 @@ class Doubt(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Names what is out of the ordinary: size, intensities, texture, label_volume."""
+    """Names what is out of the ordinary: size, intensities, texture, empty, label_volume."""
     message: _builtins.str
-    """Tells the value found, and the range that training saw."""
+    """Tells what was found, and what training saw."""
     def __init__(
         self,
         *,
