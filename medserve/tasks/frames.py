@@ -10,7 +10,7 @@ from msgspec import Meta
 from medserve.errors import InvalidRequestError
 from medserve.spec import ModelSpec
 from medserve.tasks.options import Options
-from medserve.tasks.result import Result, Value
+from medserve.tasks.result import Doubt, Result, Value
 from medserve.tasks.volumes import LabelMeasure, Millimetres, Row, no_dicom_seg
 
 __all__ = [
@@ -303,6 +303,10 @@ class FrameResult(Result, frozen=True, kw_only=True):
         grid: Size, number and distances of the frames.
         stack: The structure in all frames together.
         frames: Every frame, in order.
+        review: Whether a person should look, for any of the reasons in `doubts`.
+        unlike_training: Whether most frames do not look like ultrasound, so that their masks mean
+            little.
+        doubts: What is out of the ordinary in the file as a whole.
         mask_png: The mask of a file with a single frame, white on black.
         overlay_png: The mask drawn on the frame, or on up to twelve frames of a stack, where it
             was asked for.
@@ -321,6 +325,9 @@ class FrameResult(Result, frozen=True, kw_only=True):
     stack: StackMeasure
     frames: tuple[MeasuredFrame | FailedFrame, ...]
     mask_nifti: bytes
+    review: bool = False
+    unlike_training: bool = False
+    doubts: tuple[Doubt, ...] = ()
     mask_png: bytes | None = None
     overlay_png: bytes | None = None
     dicom_seg: bytes | None = None

@@ -54,6 +54,20 @@ def test_masks_pictures_and_a_table_are_written(
     assert float(written[0]["volume_ml"]) == pytest.approx(0.2)
 
 
+def test_what_is_unlike_the_training_data_is_told_on_the_line_and_in_the_table(
+    medserve: Medserve, fake: FakeGateway, cases: Path, tmp_path: Path
+) -> None:
+    (cases / "two.nii").write_bytes(b"unlike" * 10)
+    arguments = ("--out", tmp_path / "out", "--address", fake.address)
+    run = medserve("predict", "mednist", cases, *arguments)
+    assert run.code == 0
+    assert "review, texture: differences of 1.15 standard deviations" in " ".join(run.out.split())
+    with (tmp_path / "out" / "volumes.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [row["review"] for row in written[::2]] == ["False", "True", "False"]
+    assert written[2]["doubts"] == "texture: differences of 1.15 standard deviations"
+
+
 @pytest.mark.parametrize(
     ("form", "names", "asked"),
     [

@@ -21,7 +21,16 @@ _LENGTHS = (
 )  # of a file, in the order of the tables
 _FILE_FIELDS = (
     *("path", "status", "frames", "frames_found", "frames_failed", "unlike_ultrasound"),
-    *("largest_frame", *_LENGTHS, "model", "version", "archive_digest", "error"),
+    *(
+        "review",
+        "doubts",
+        "largest_frame",
+        *_LENGTHS,
+        "model",
+        "version",
+        "archive_digest",
+        "error",
+    ),
 )
 _FRAME_FIELDS = (
     *("path", "frame", "status", "pixels", "area_cm2", "width_mm", "height_mm"),
@@ -32,6 +41,9 @@ _FRAME_FIELDS = (
 def _members(result: FrameResult) -> Row:
     return {
         "labels": list(result.labels),
+        "review": result.review,
+        "unlike_training": result.unlike_training,
+        "doubts": [each.to_json() for each in result.doubts],
         "stack": result.stack.to_json(),
         "frames": [each.to_json() for each in result.frames],
     }
@@ -69,6 +81,8 @@ def _rows(result: FrameResult) -> Mapping[str, Sequence[Row]]:
         "frames_found": result.stack.frames_found,
         "frames_failed": len(result.frames) - len(measured),
         "unlike_ultrasound": sum(each.unlike_ultrasound for each in measured),
+        "review": result.review,
+        "doubts": "; ".join(f"{each.reason}: {each.message}" for each in result.doubts),
         "largest_frame": result.stack.largest_frame,
         "touches_border": sum(each.touches_border for each in measured),
         **{name: getattr(result.stack, name) for name in _LENGTHS},
@@ -112,7 +126,9 @@ def _cells(row: Mapping[str, Any]) -> Iterator[Text]:
         "at the edge": row["touches_border"],
     }
     told = [f"{count} {note}" for note, count in notes.items() if count]
-    yield Text("frames: " + ", ".join(told) if told else "", style="yellow")
+    parts = ["frames: " + ", ".join(told)] if told else []
+    parts += [f"review, {row['doubts']}"] if row["review"] else []
+    yield Text(shown("; ".join(parts)), style="yellow")
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -16,12 +16,13 @@ __all__ = ["VOLUMES"]
 _CSV = "volumes.csv"
 _CSV_FIELDS = (
     *("path", "status", "label", "volume_ml", "voxels", "x_mm", "y_mm", "z_mm"),
-    *("touches_border", "model", "version", "archive_digest", "error"),
+    *("touches_border", "review", "doubts", "model", "version", "archive_digest", "error"),
 )
 
 
 def _rows(result: VolumeResult) -> Mapping[str, Sequence[Row]]:
     rows = []
+    doubts = "; ".join(f"{each.reason}: {each.message}" for each in result.doubts)
     for each in result.measures:
         x, y, z = each.centroid_mm or ("", "", "")
         rows.append(
@@ -34,6 +35,8 @@ def _rows(result: VolumeResult) -> Mapping[str, Sequence[Row]]:
                 "y_mm": y,
                 "z_mm": z,
                 "touches_border": each.touches_border,
+                "review": result.review,
+                "doubts": doubts,
             }
         )
     return {_CSV: rows}
@@ -73,7 +76,9 @@ def _cells(rows: Sequence[Row], labels: Sequence[str]) -> Iterator[Text]:
         yield Text(shown(rows[0]["error"]), style="red")
         return
     cut = [row["label"] for row in rows if row["touches_border"]]
-    yield Text(shown(f"reaches the edge: {', '.join(cut)}" if cut else ""), style="yellow")
+    notes = [f"reaches the edge: {', '.join(cut)}"] if cut else []
+    notes += [f"review, {rows[0]['doubts']}"] if rows and rows[0]["review"] else []
+    yield Text(shown("; ".join(notes)), style="yellow")
 
 
 VOLUMES = MaskTables[VolumeResult](
