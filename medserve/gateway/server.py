@@ -44,6 +44,8 @@ __all__ = ["Addresses", "GatewayServer"]
 
 _MAX_CONNECTION_AGE_MS = 300_000  # long-lived clients come back to the load balancer
 _AGE_GRACE_MS = 600_000
+_PING_MS = 5_000  # between two pings of one connection
+_HANDSHAKE_MS = 10_000  # for a connection to become one of HTTP/2
 _LOOK_S = 0.05
 
 logger = logging.getLogger(__name__)
@@ -209,10 +211,13 @@ class GatewayServer:
                 ("grpc.max_connection_age_grace_ms", _AGE_GRACE_MS),
                 # Unread uploads wait in this window; gRPC would widen it to megabytes a stream.
                 ("grpc.http2.bdp_probe", 0),
-            ],
-            maximum_concurrent_rpcs=settings.max_calls,
+                # Stock clients and meshes ask every 10 s whether a long call still lives.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_MS),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+            ]
         )
-        health = register_services(server, self.gateway, self._served, settings.upload_timeout_s)
+        health = register_services(server, self.gateway, self._served, settings)
         await health.publish()
         address = str(Address(self._host, settings.grpc_port))
         try:
@@ -225,7 +230,7 @@ class GatewayServer:
         await server.start()
         self._tasks["gRPC server"] = asyncio.create_task(server.wait_for_termination())
         self._stops.append(lambda: server.stop(settings.drain_timeout_s))
-        self._drained.callback(health.end)
+        self._drained.callback(self.gateway.stopping.set)
         self._drained.push_async_callback(asyncio.sleep, settings.drain_delay_s)
         self._drained.push_async_callback(health.drain)
         self._run("health service", health.run())

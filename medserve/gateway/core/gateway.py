@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,7 +29,13 @@ from medserve.errors import (
     PayloadTooLargeError,
 )
 from medserve.gateway.core.accounting import AccountEntry, Accounting
-from medserve.gateway.core.admission import ByteBudget, Gate, Place, QueueFullError
+from medserve.gateway.core.admission import (
+    ByteBudget,
+    Gate,
+    Place,
+    QueueFullError,
+    Reservation,
+)
 from medserve.gateway.core.audit import AuditLog
 from medserve.gateway.core.calls import (
     EVERY_MODEL,
@@ -86,6 +94,7 @@ class Gateway:
         budget: Bytes of requests in memory. A face that receives large requests by itself
             reserves them here (`async with gateway.budget.reserve(size)`) before it reads.
         metrics: What Prometheus reads.
+        stopping: Set when no new requests are taken; who only waits for one ends then.
     """
 
     def __init__(self, engine: Engine, served: ServedModels, guards: Guards | None = None) -> None:
@@ -94,6 +103,8 @@ class Gateway:
         self._guards = guards or Guards()
         self._gates: dict[tuple[str, str], Gate] = {}
         self._left_behind: set[asyncio.Task[Any]] = set()
+        self._under_way: Counter[str] = Counter()  # calls that somebody waits for, by request id
+        self.stopping = asyncio.Event()
         self.metrics = GatewayMetrics()
         self.budget = ByteBudget(self.limits.memory_bytes)
         self._accounting = Accounting(self.metrics, self._guards.audit)
@@ -104,18 +115,19 @@ class Gateway:
         """How much the gateway takes on."""
         return self._guards.limits
 
-    def authenticate(self, token: str | None, name: str = "") -> Caller:
+    def authenticate(self, token: str | None, name: str = "", address: str = "") -> Caller:
         """Who owns the token.
 
         Args:
             token: The bearer token, None where none came.
             name: Whom the client's certificate names; counts where no tokens are in use.
+            address: Network address of the caller, without the port.
 
         Raises:
             AuthenticationError: tokens are in use, and this one is missing, wrong or expired.
         """
         if self._guards.tokens is None:
-            return Caller(name)
+            return Caller(name, address=address)
         caller = self._guards.tokens.caller(token) if token else None
         if caller is None:
             self.metrics.refused_tokens.inc()
@@ -123,7 +135,11 @@ class Gateway:
                 "expected a valid bearer token, got "
                 + ("one that is wrong or expired" if token else "none")
             )
-        return caller
+        return dataclasses.replace(caller, address=address)
+
+    def works_for(self, request_id: str) -> bool:
+        """Return whether a call of this request is under way, and its caller waits for it."""
+        return self._under_way[request_id] > 0
 
     async def models(self, caller: Caller) -> tuple[ModelInfo, ...]:
         """Every version of the models that the caller may use, by name and version."""
@@ -150,7 +166,7 @@ class Gateway:
         Raises:
             MedserveError: whatever went wrong.
         """
-        with self._accounting.entry(call) as entry:
+        with self._wanted(call), self._accounting.entry(call) as entry:
             place, model = await self._admit(call, entry)
             answer = await self._answer(call, place, model)
             entry.answered(answer)
@@ -164,7 +180,7 @@ class Gateway:
         Raises:
             MedserveError: whatever went wrong, also after some parts.
         """
-        with self._accounting.entry(call) as entry:
+        with self._wanted(call), self._accounting.entry(call) as entry:
             place, model = await self._admit(call, entry)
             async with contextlib.aclosing(self._parts(call, place, model)) as parts:
                 async for part in parts:
@@ -205,6 +221,17 @@ class Gateway:
         await self._engine.drain()
 
     # ---- before the engine
+
+    @contextlib.contextmanager
+    def _wanted(self, call: EngineCall) -> Iterator[None]:
+        """Count the call as one that somebody waits for."""
+        self._under_way[call.request_id] += 1
+        try:
+            yield
+        finally:
+            self._under_way[call.request_id] -= 1
+            if not self._under_way[call.request_id]:
+                del self._under_way[call.request_id]
 
     async def _admit(self, call: EngineCall, entry: AccountEntry) -> tuple[Place, ModelInfo]:
         """Wait for a place at the model that the call names."""
@@ -247,7 +274,7 @@ class Gateway:
             raise _too_late(call) from None
         finally:
             if not task.done():
-                self._leave_behind(task, call.request_id)
+                self._leave_behind(task, call)
 
     async def _parts(
         self, call: EngineCall, place: Place, model: ModelInfo
@@ -269,19 +296,24 @@ class Gateway:
         finally:
             stream.abandon()
             if not task.done():
-                self._leave_behind(task, call.request_id)
+                self._leave_behind(task, call)
 
     def _returned(self, model: ModelInfo, place: Place, task: asyncio.Task[Any]) -> None:
         well = not task.cancelled() and task.exception() is None
         self.metrics.engine_seconds.labels(model.name).observe(place.give_back(well))
 
-    def _leave_behind(self, task: asyncio.Task[Any], request_id: str) -> None:
-        """Keep a task whose caller has gone; nobody but its worker hears of that."""
-        self._left_behind.add(task)
-        self._guards.cancelled.mark(request_id)
-        task.add_done_callback(lambda done: self._forget(done, request_id))
+    def _leave_behind(self, task: asyncio.Task[Any], call: EngineCall) -> None:
+        """Keep a task whose caller has gone; nobody but its worker hears of that.
 
-    def _forget(self, task: asyncio.Task[Any], request_id: str) -> None:
+        Its bytes stay counted for as long as the engine has them.
+        """
+        held = self.budget.hold(call.size_bytes, call.caller.owner)
+        self._left_behind.add(task)
+        self._guards.cancelled.mark(call.request_id)
+        task.add_done_callback(lambda done: self._forget(done, call.request_id, held))
+
+    def _forget(self, task: asyncio.Task[Any], request_id: str, held: Reservation) -> None:
+        held.release()
         self._left_behind.discard(task)
         self._guards.cancelled.forget(request_id)
         if not task.cancelled():

@@ -33,6 +33,9 @@ _MEASURED_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0 section 4; Pillow inverts only 8 bits
 _PNG_END = b"IEND\xaeB`\x82"  # the empty last chunk and its checksum
 _ORIENTATION_TAG = 0x0112  # CIPA DC-008 (EXIF 2.32) section 4.6.4
+_START_OF_SCAN = b"\xff\xda"  # ITU-T T.81 table B.1; coded data never hold it (section B.1.1.5)
+_MOST_SCANS = 100  # libjpeg writes 10 for a progressive colour image
+_MOST_PASSES = 16  # over as many pixels as the largest image has
 
 
 def decode(payload: Payload, limits: InputSpec) -> Image:
@@ -42,13 +45,15 @@ def decode(payload: Payload, limits: InputSpec) -> Image:
         InvalidImageError: not a PNG, JPEG or TIFF, damaged, cut short, too small, several
             frames, or values that are not finite.
         PayloadTooLargeError: more pixels than `limits.max_pixels`; known from the header, so no
-            pixel of a decompression bomb is decoded.
+            pixel of a decompression bomb is decoded. Also a JPEG of so many scans that decoding it
+            would take far longer than its size lets expect.
     """
     with quietly():
         try:
             picture = pillow.open(io.BytesIO(payload), formats=_FORMATS)
             check_size(picture.height, picture.width, limits)
             _refuse_several_frames(picture)
+            _refuse_many_scans(picture, payload, limits)
             picture.load()
             _refuse_missing_end(picture, payload)
             upright = _upright(_intensities(picture), _orientation(picture))
@@ -87,6 +92,19 @@ def _refuse_several_frames(picture: pillow.Image) -> None:
         return
     kind = "an animated PNG" if picture.format == "PNG" else "a TIFF of several pages"
     raise InvalidImageError(f"expected one image, got {kind}; send one frame")
+
+
+def _refuse_many_scans(picture: pillow.Image, payload: Payload, limits: InputSpec) -> None:
+    # The decoder passes over all blocks once a scan, and an empty scan takes some 20 bytes.
+    if picture.format not in ("JPEG", "MPO"):
+        return
+    scans = bytes(payload).count(_START_OF_SCAN)
+    most = min(_MOST_SCANS, _MOST_PASSES * limits.max_pixels // (picture.height * picture.width))
+    if scans > most:
+        raise PayloadTooLargeError(
+            f"This JPEG has {scans} scans; one of its size may have at most {most}. Save it as a "
+            "baseline JPEG or as PNG."
+        )
 
 
 def _refuse_missing_end(picture: pillow.Image, payload: Payload) -> None:

@@ -20,7 +20,7 @@ from medserve.errors import InvalidRequestError, MedserveError, UnknownModelErro
 from medserve.gateway.core.call_context import CallContext, Context, answering
 from medserve.gateway.core.calls import Caller, Face, ModelInfo
 from medserve.gateway.core.gateway import Gateway
-from medserve.gateway.core.packing import PACKING, ImageFile, classify_each
+from medserve.gateway.core.packing import ImageFile, classify_each
 from medserve.gateway.core.requests import TaskRequest, draw_samples, find_served
 from medserve.gateway.faces.oip import models as oip_models
 from medserve.gateway.faces.oip.tensors import Tensor, bytes_elements, write_tensors
@@ -119,11 +119,7 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
     async def ModelStreamInfer(  # noqa: D102
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
-        budget = self._gateway.budget
-        async with (
-            answering(context, self._gateway) as incoming,
-            budget.reserve(PACKING.held_bytes),
-        ):
+        async with answering(context, self._gateway) as incoming:
             async for request in request_iterator:
                 try:
                     async for response in self._answers(request, incoming):

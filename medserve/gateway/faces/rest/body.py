@@ -19,7 +19,7 @@ from medserve.errors import DeadlineError, InvalidRequestError, PayloadTooLargeE
 __all__ = [
     "FormFile",
     "RestLimits",
-    "announced_bytes",
+    "arriving_bytes",
     "files",
     "is_form",
     "single_file",
@@ -32,6 +32,8 @@ _NO_FILE = ("application/json", "application/x-www-form-urlencoded", "text/", "m
 _FILE_FIELDS = (b"files", b"file")
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # also what turns text round
 _MAX_NAME = 255
+_MAX_DIGITS = 19  # of a stated size
+_ENVELOPE_BYTES = 2**16  # of a form: boundaries and the headers of one file
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,35 @@ async def single_file(request: Request, limit: int, times: RestLimits) -> bytes:
 
 
 def announced_bytes(request: Request) -> int | None:
-    """The size that the request states for its body; None where it states none."""
+    """The size that the request states for its body; None where it states none.
+
+    Raises:
+        InvalidRequestError: it states a size and another way to tell the end of the body.
+    """
     stated = request.headers.get("content-length", "")
-    return int(stated) if stated.isascii() and stated.isdigit() else None
+    if stated and "transfer-encoding" in request.headers:
+        raise InvalidRequestError("expected Content-Length or Transfer-Encoding, got both")
+    known = stated.isascii() and stated.isdigit() and len(stated) < _MAX_DIGITS
+    return int(stated) if known else None
+
+
+def arriving_bytes(request: Request, limit: int, *, whole: bool = True) -> int:
+    """How much memory the body of a request may take while it arrives.
+
+    Args:
+        request: With or without a stated size.
+        limit: Of what is held at a time.
+        whole: Whether all of the body is held, and not a part of it after the other.
+
+    Raises:
+        PayloadTooLargeError: more is announced than fits, envelope of the form included.
+    """
+    announced = announced_bytes(request)
+    if announced is None:
+        return limit
+    if whole and announced > limit + (_ENVELOPE_BYTES if is_form(request) else 0):
+        raise _too_large(limit)
+    return min(announced, limit)
 
 
 def is_form(request: Request) -> bool:
