@@ -11,8 +11,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from medserve.archive.read import ArchiveInfo
+from medserve.errors import ServerFailedError
 
-__all__ = ["Engine", "EngineModel", "EngineRequest", "Health"]
+__all__ = ["Engine", "EngineModel", "EngineRequest", "Health", "WorkerLostError"]
+
+
+class WorkerLostError(ServerFailedError):
+    """The worker ended while it had the request, which may not be the reason for it."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ class Engine(Protocol):
 
     Each failure is a `MedserveError`: UnknownModelError for a name or version that is not loaded,
     DeadlineError where the time is over, ServerBusyError where the same request may be sent again,
-    ServerUnreachableError where the engine does not answer or has been drained.
+    WorkerLostError where its worker ended, ServerUnreachableError where the engine does not answer
+    or has been drained.
     """
 
     async def load(self, archive: ArchiveInfo, *, workers: int = 0, default: bool = False) -> None:

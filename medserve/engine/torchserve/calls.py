@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -93,6 +94,8 @@ class TorchServeEngine:
             )
         except grpc.RpcError as error:
             raise engine_failure(error) from error
+        except asyncio.CancelledError:
+            raise self._cut_off() from None
         prediction: bytes = answer.prediction
         return prediction
 
@@ -106,6 +109,8 @@ class TorchServeEngine:
                 yield answer.prediction
         except grpc.RpcError as error:
             raise engine_failure(error) from error
+        except asyncio.CancelledError:
+            raise self._cut_off() from None
 
     async def drain(self, timeout_s: float = 0.0) -> None:
         """Take no new requests, let running ones end within `timeout_s`, and disconnect."""
@@ -226,6 +231,13 @@ class TorchServeEngine:
     def _require_open(self) -> None:
         if self._drained:
             raise ServerUnreachableError("the engine takes no more requests; it is shutting down")
+
+    def _cut_off(self) -> BaseException:
+        """The reason for a cancelled call: gRPC cancels those that run when a channel closes."""
+        task = asyncio.current_task()
+        if self._drained and not (task and task.cancelling()):
+            return ServerUnreachableError("the engine was shut down before it had answered")
+        return asyncio.CancelledError()
 
 
 def prediction_message(request: EngineRequest, *, stream: bool) -> bytes:

@@ -15,18 +15,20 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from medserve.engine.interface import Engine, EngineModel, Health
+from medserve.engine.interface import Engine, EngineModel, Health, WorkerLostError
 from medserve.errors import (
     AuthenticationError,
     DeadlineError,
     ForbiddenError,
     MedserveError,
     PayloadTooLargeError,
+    ServerBusyError,
+    ServerFailedError,
 )
 from medserve.gateway.core.accounting import AccountEntry, Accounting
 from medserve.gateway.core.admission import (
@@ -68,6 +70,7 @@ __all__ = [
 ]
 
 _CHUNKS_AHEAD = 8  # of a stream, read before the caller takes them
+_ATTEMPTS = 5  # of a call whose worker ends: a request that ends every worker must be told
 
 
 class TokenCheck(Protocol):
@@ -103,6 +106,7 @@ class Gateway:
         self._guards = guards or Guards()
         self._gates: dict[tuple[str, str], Gate] = {}
         self._left_behind: set[asyncio.Task[Any]] = set()
+        self._suspects: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._under_way: Counter[str] = Counter()  # calls that somebody waits for, by request id
         self.stopping = asyncio.Event()
         self.metrics = GatewayMetrics()
@@ -265,7 +269,7 @@ class Gateway:
 
     async def _answer(self, call: EngineCall, place: Place, model: ModelInfo) -> bytes:
         """The engine's answer; the place is kept until the engine gives it, whoever waits."""
-        task = asyncio.ensure_future(self._engine.call(call, self._patience_s(model)))
+        task = asyncio.ensure_future(self._ask(call, model))
         task.add_done_callback(lambda done: self._returned(model, place, done))
         try:
             async with asyncio.timeout(_left_s(call)):
@@ -280,7 +284,7 @@ class Gateway:
         self, call: EngineCall, place: Place, model: ModelInfo
     ) -> AsyncGenerator[bytes, None]:
         """The parts of a streamed answer; read to their end even if the caller goes away."""
-        stream = _Stream(self._engine.stream(call, self._patience_s(model)))
+        stream = _Stream(self._ask_for_stream(call, model))
         task = asyncio.ensure_future(stream.pump())
         task.add_done_callback(lambda done: self._returned(model, place, done))
         try:
@@ -297,6 +301,52 @@ class Gateway:
             stream.abandon()
             if not task.done():
                 self._leave_behind(task, call)
+
+    async def _ask(self, call: EngineCall, model: ModelInfo) -> bytes:
+        """The engine's answer; asked again where the worker that had the call ended."""
+        async with contextlib.AsyncExitStack() as alone:
+            for attempt in range(_ATTEMPTS):
+                began = time.monotonic()
+                try:
+                    return await self._engine.call(call, self._patience_s(model))
+                except WorkerLostError as error:
+                    if not self._may_repeat(call, model, attempt, time.monotonic() - began):
+                        raise _lost(call) from error
+                if not attempt:
+                    await alone.enter_async_context(self._suspects[model.name, model.version])
+        raise _ends_workers(call)
+
+    async def _ask_for_stream(
+        self, call: EngineCall, model: ModelInfo
+    ) -> AsyncGenerator[bytes, None]:
+        """The same for the parts of an answer; what has begun cannot be asked again."""
+        async with contextlib.AsyncExitStack() as alone:
+            for attempt in range(_ATTEMPTS):
+                began, started = time.monotonic(), False
+                try:
+                    async for part in self._engine.stream(call, self._patience_s(model)):
+                        started = True
+                        yield part
+                    return
+                except WorkerLostError as error:
+                    took_s = time.monotonic() - began
+                    if started or not self._may_repeat(call, model, attempt, took_s):
+                        raise _lost(call) from error
+                if not attempt:
+                    await alone.enter_async_context(self._suspects[model.name, model.version])
+        raise _ends_workers(call)
+
+    def _may_repeat(self, call: EngineCall, model: ModelInfo, attempt: int, took_s: float) -> bool:
+        """Whether a call whose worker ended is asked again, alone among those that were.
+
+        One of its batch may be the reason, so none of them is repeated beside another. The engine
+        ends a worker that takes too long: such a call gets one more try where others shared its
+        batch, and none where it was alone.
+        """
+        serving = model.spec.serving
+        if took_s >= serving.response_timeout and (attempt or serving.batch_size == 1):
+            raise _ends_workers(call)
+        return self.works_for(call.request_id) and not self.stopping.is_set()
 
     def _returned(self, model: ModelInfo, place: Place, task: asyncio.Task[Any]) -> None:
         well = not task.cancelled() and task.exception() is None
@@ -351,6 +401,17 @@ class _Stream:
 
 def _left_s(call: EngineCall) -> float | None:
     return None if call.deadline is None else call.deadline - time.monotonic()
+
+
+def _lost(call: EngineCall) -> ServerBusyError:
+    return ServerBusyError(f"{call.model} lost its worker; send the request again")
+
+
+def _ends_workers(call: EngineCall) -> ServerFailedError:
+    return ServerFailedError(
+        f"the worker of {call.model} ended on this request each time, or it took too long; send "
+        "another input"
+    )
 
 
 def _too_late(call: EngineCall) -> DeadlineError:

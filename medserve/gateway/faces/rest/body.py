@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import time
 from collections import deque
@@ -44,6 +45,10 @@ class RestLimits:
     upload_s: float = 600.0  # one body from its first to its last byte
     answer_s: float = 300.0  # for the model to answer one file, once it is there
     files: int = 10_000  # in one request to classify
+
+    def within(self, left_s: float) -> RestLimits:
+        """Return the same limits for a caller who waits no longer than `left_s`."""
+        return dataclasses.replace(self, upload_s=min(self.upload_s, left_s))
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ async def _predict_file(
     async with gateway.budget.reserve(
         arriving_bytes(request, limit), owner, asked.deadline
     ) as held:
-        content = await single_file(request, limit, limits)
+        content = await single_file(request, limit, limits.within(asked.left_s))
         held.resize(len(content))
         asked = asked.sooner(time.monotonic() + limits.answer_s)
         answer = await gateway.predict(asked.call({"data": content}))
@@ -221,7 +221,7 @@ async def _classified(
     """The items of an answer, each as soon as it is known."""
 
     async def images() -> AsyncIterator[ImageFile]:
-        async with aclosing(files(request, limit, limits)) as found:
+        async with aclosing(files(request, limit, limits.within(asked.left_s))) as found:
             async for file in found:
                 yield ImageFile(file.name, file.content)
 

@@ -18,7 +18,9 @@ __all__ = ["RequestHead", "read_head"]
 _MODEL, _VERSION, _INPUT, _SEQUENCE = 1, 2, 3, 4  # fields of PredictionsRequest
 _KEY, _VALUE = 1, 2  # fields of an entry of the map `input`
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)  # wire types
-_MOST_FIELDS = 100_000  # walking them holds up every other call
+_TOLD = ("request_id", "deadline_ms")  # keys of `input`
+_MOST_DIGITS = 10
+_MOST_FIELDS = 10_000  # walking them holds up every other call
 _DEEPEST_GROUP = 100  # as protobuf's own parser
 
 _Field = tuple[int, int, int, int]  # number, wire type, start and end of the value
@@ -32,11 +34,19 @@ class RequestHead:
         model: Name of the model.
         version: "" asks the default version.
         request_id: `input["request_id"]` as it came, b"" without one.
+        deadline_ms: `input["deadline_ms"]`, the same.
     """
 
     model: str
     version: str
     request_id: bytes
+    deadline_ms: bytes = b""
+
+    @property
+    def left_s(self) -> float | None:
+        """For how long the caller waits; None where they do not say, or not with a number."""
+        known = self.deadline_ms.isdigit() and len(self.deadline_ms) <= _MOST_DIGITS
+        return int(self.deadline_ms) / 1000 if known else None
 
 
 def read_head(message: bytes) -> RequestHead:
@@ -53,25 +63,25 @@ def read_head(message: bytes) -> RequestHead:
 
 def _read(message: bytes) -> RequestHead:
     model = version = ""
-    request_id = b""
+    told = dict.fromkeys(_TOLD, b"")
     for number, kind, start, end in _fields(message, 0, len(message)):
         if kind != _BYTES:
             continue
         if number == _INPUT:
             key, value = _entry(message, start, end)
-            if key == "request_id":
-                request_id = value
+            if key in told:
+                told[key] = value
         elif number == _MODEL:
             model = message[start:end].decode()
         elif number == _VERSION:
             version = message[start:end].decode()
         elif number == _SEQUENCE:
             message[start:end].decode()  # must be text, like every string of protobuf
-    return RequestHead(model, version, request_id)
+    return RequestHead(model, version, told["request_id"], told["deadline_ms"])
 
 
 def _entry(message: bytes, start: int, end: int) -> tuple[str, bytes]:
-    """Return the key of one entry of `input`, and its value where that is the request's id."""
+    """Return the key of one entry of `input`, and its value where it belongs to the head."""
     key, value, known = "", (0, 0), True
     for number, kind, first, last in _fields(message, start, end, _DEEPEST_GROUP - 1):
         if kind == _BYTES and number == _KEY:
@@ -80,7 +90,7 @@ def _entry(message: bytes, start: int, end: int) -> tuple[str, bytes]:
             value = (first, last)
         else:
             known = False  # protobuf puts such an entry aside as a whole
-    return (key, message[slice(*value)]) if known and key == "request_id" else ("", b"")
+    return (key, message[slice(*value)]) if known and key in _TOLD else ("", b"")
 
 
 def _fields(
