@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc.aio
-from prometheus_client import start_http_server
+from prometheus_client import make_asgi_app
 
 from medserve.archive.store import default_versions, select_archives
 from medserve.engine.golden import GoldenInput
@@ -168,20 +168,18 @@ class GatewayServer:
 
     async def _start_metrics(self) -> int:
         settings = self.settings
-        try:
-            server, thread = start_http_server(
-                settings.metrics_port, self._host, self.gateway.metrics.registry
-            )
-        except OSError as error:
-            raise _taken("metrics", settings.metrics_port, error) from None
-
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        self._drained.push_async_callback(asyncio.to_thread, stop)
-        return int(server.server_port)
+        server = HttpServer(
+            make_asgi_app(self.gateway.metrics.registry),
+            (self._host, settings.metrics_port),
+            None,
+            settings.drain_timeout_s,
+            name="metrics",
+            flag="--metrics-port",
+            lifespan=False,
+        )
+        self._drained.push_async_callback(server.stop)
+        self._tasks["metrics"] = await server.start()
+        return server.port
 
     async def _start_http(self) -> int:
         from medserve.gateway.faces.page import (
