@@ -38,6 +38,7 @@ class EngineModel:
     workers: int  # that it should have
     workers_ready: int
     pending: int = 0  # jobs in the engine's own queue
+    pids: tuple[int, ...] = ()  # of the processes of its workers, where the engine tells
 
     @property
     def health(self) -> Health:

@@ -158,7 +158,6 @@ def test_a_silent_body_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch)
         await running.start()
         post = b"POST /take HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\nx"
         reader, writer = await connect(running, post)
-        await connect(running, _GET)
         async with asyncio.timeout(_PATIENCE_S):  # a third of the drain time
             await running.stop()
         await ended(reader)

@@ -29,8 +29,9 @@ from medserve.errors import (
 from medserve.settings import Address
 from medserve.wire import inference_pb2, management_pb2, management_pb2_grpc
 
-__all__ = ["EngineAccess", "TorchServeEngine", "archive_file_name", "prediction_message"]
+__all__ = ["READY", "EngineAccess", "TorchServeEngine", "archive_file_name", "prediction_message"]
 
+READY = "READY"  # of a worker that DescribeModel lists
 _INFERENCE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService"
 _MANAGEMENT_TIMEOUT_S = 5.0
 _PAGE = 100  # models that ListModels gives at a time
@@ -276,7 +277,8 @@ def _engine_model(described: dict[str, Any], default: object) -> EngineModel:
         version=str(described["modelVersion"]),
         default=described["modelVersion"] == default,
         workers=int(described.get("minWorkers", 0)),
-        workers_ready=sum(worker.get("status") == "READY" for worker in workers),
+        workers_ready=sum(worker.get("status") == READY for worker in workers),
+        pids=tuple(int(worker["pid"]) for worker in workers if int(worker.get("pid") or 0) > 0),
         pending=int((described.get("jobQueueStatus") or {}).get("pendingRequests", 0)),
     )
 
