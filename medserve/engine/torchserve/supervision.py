@@ -1,9 +1,9 @@
 """Workers that TorchServe does not see fail: stopped, stuck, or given up.
 
-TorchServe kills a worker whose answer takes longer than its `responseTimeout`, and starts a dead one
-again for five minutes. So a worker that stands still is noticed after minutes, and a model whose
-workers could not start for a while, on a full disk, stays down when the trouble is over. Whoever
-started TorchServe sees the processes, ends those that stand still and asks for new ones:
+TorchServe kills a worker whose answer takes longer than its `responseTimeout`, and starts a dead
+one again for five minutes. So a worker that stands still is noticed after minutes, and a model
+whose workers could not start for a while, on a full disk, stays down when the trouble is over.
+Whoever started TorchServe sees the processes, ends those that stand still and asks for new ones:
 
     stopped by a signal                                ended after `STOPPED_S`
     jobs wait, and it used no processor time           ended after `STANDING_S`

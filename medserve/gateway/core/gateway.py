@@ -188,6 +188,7 @@ class Gateway:
             place, model = await self._admit(call, entry)
             async with contextlib.aclosing(self._parts(call, place, model)) as parts:
                 async for part in parts:
+                    self._accounting.begin(entry)
                     entry.answered(part)
                     if call.face is not Face.TORCHSERVE and (error := error_in(part)) is not None:
                         raise error
@@ -211,11 +212,19 @@ class Gateway:
         key = (model.name, model.version)
         if (gate := self._gates.get(key)) is None:
             serving = model.spec.serving
-            in_flight = self.limits.in_flight or 2 * serving.min_workers * serving.batch_size
+            in_flight = self._places(model, serving.min_workers)
             gate = Gate(model.name, in_flight, self.limits.queue or serving.job_queue_size)
             self._gates[key] = gate
             self.metrics.watch_gate(gate)
         return gate
+
+    def resize_gate(self, model: ModelInfo, workers: int) -> None:
+        """Count the places at one version by the workers that it has."""
+        if workers:
+            self.gate(model).resize(self._places(model, workers))
+
+    def _places(self, model: ModelInfo, workers: int) -> int:
+        return self.limits.in_flight or 2 * workers * model.spec.serving.batch_size
 
     async def close(self) -> None:
         """Let go of work that callers have left behind, and end the connection."""

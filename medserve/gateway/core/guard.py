@@ -31,6 +31,7 @@ from medserve.gateway.core.admission import CallPlaces
 from medserve.gateway.core.call_context import CallContext, Context, identify, peer_address
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.status import abort
+from medserve.gateway.core.wire_format import refuse_many_fields
 
 __all__ = ["STREAMED_BYTES", "OpenDoor", "Registrar", "RequestGuard"]
 
@@ -308,7 +309,10 @@ async def _written(answer: _Method, request: Any, context: Context, write_s: flo
 
 
 def _parsed(message: bytes, parse: _Parse) -> Any:
+    if parse is None:
+        return message
+    refuse_many_fields(message, parse.__self__.DESCRIPTOR)  # type: ignore[attr-defined]
     try:
-        return message if parse is None else parse(message)
+        return parse(message)
     except DecodeError:
         raise InvalidRequestError("expected a protobuf message of this method") from None

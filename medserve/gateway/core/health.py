@@ -107,6 +107,7 @@ class _Watch:
         timing: Timing,
     ) -> None:
         self.model = model
+        self._gateway = gateway
         self._engine = engine
         self._golden = golden
         self._request = golden.request()
@@ -119,6 +120,7 @@ class _Watch:
 
     async def look(self, found: EngineModel | None, reason: str) -> Health:
         """The health of now; takes at most the canary's time."""
+        self._gateway.resize_gate(self.model, found.workers if found else 0)
         believed = found.health if found else Health(False, reason or "the engine has lost it")
         if not believed.serving:
             self._proven_at = 0.0  # what comes back has to prove itself
