@@ -38,6 +38,7 @@ from medserve.gateway.core.tokens import TokenFile
 from medserve.gateway.http import HttpServer
 from medserve.gateway.services import register_services
 from medserve.gateway.settings import GatewaySettings
+from medserve.imaging.codecs.payload import silence_libraries
 from medserve.settings import Address
 
 __all__ = ["Addresses", "GatewayServer"]
@@ -133,6 +134,7 @@ class GatewayServer:
     async def _start(self) -> None:
         """Each step is followed by what undoes it; draining is the undoing in reverse."""
         settings, stack = self.settings, self._drained
+        silence_libraries()
         audit = AuditLog(settings.audit_log) if settings.audit_log else None
         if audit is not None:
             stack.callback(audit.close)
