@@ -36,21 +36,23 @@ Stub = Any
 
 
 class Wards:
-    """Takes every token for the name of its owner."""
+    """Takes every token for the name of its owner, but those that were taken away."""
+
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
 
     def caller(self, token: str) -> Caller | None:
         """Return a caller of that name."""
-        return Caller(token)
+        return None if token in self.taken else Caller(token)
 
 
 def as_ward(name: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {name}"),)
 
 
-def gateway(engine: FakeEngine | None = None, **limits: int) -> Gateway:
-    return fake_gateway(
-        engine or FakeEngine(classified), _MODEL, guards=Guards(Limits(**limits), tokens=Wards())
-    )
+def gateway(engine: FakeEngine | None = None, wards: Wards | None = None, **limits: int) -> Gateway:
+    guards = Guards(Limits(**limits), tokens=wards or Wards())
+    return fake_gateway(engine or FakeEngine(classified), _MODEL, guards=guards)
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -301,6 +303,25 @@ def test_one_caller_has_at_most_half_of_the_open_calls() -> None:
             return refused
 
     assert talk(gateway(), conversation) is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("idle", [idle_classify, idle_infer])
+def test_a_token_that_is_taken_away_ends_its_streams_and_no_others(idle: Any) -> None:
+    wards = Wards()
+
+    async def conversation(address: str) -> grpc.StatusCode:
+        async with grpc.aio.insecure_channel(address) as channel:
+            taken, kept = await idle(channel, "mallory"), await idle(channel, "ward")
+            await until(lambda: len(to.budget._held) == 2)
+            wards.taken.add("mallory")
+            code = await asyncio.wait_for(taken.code(), 20)
+            assert not kept.done()
+            kept.cancel()
+            return code
+
+    to = gateway(wards=wards)
+    assert talk(to, conversation) is grpc.StatusCode.UNAUTHENTICATED
 
 
 # ---- forms and bodies

@@ -141,6 +141,11 @@ class Gateway:
             )
         return dataclasses.replace(caller, address=address)
 
+    @property
+    def asks_for_tokens(self) -> bool:
+        """Whether a caller who has no token is refused."""
+        return self._guards.tokens is not None
+
     def works_for(self, request_id: str) -> bool:
         """Return whether a call of this request is under way, and its caller waits for it."""
         return self._under_way[request_id] > 0
@@ -237,7 +242,11 @@ class Gateway:
 
     @contextlib.contextmanager
     def _wanted(self, call: EngineCall) -> Iterator[None]:
-        """Count the call as one that somebody waits for."""
+        """Count the call as one that somebody waits for.
+
+        Callers choose their ids, so a mark that another call of the same id left is taken back.
+        """
+        self._guards.cancelled.forget(call.request_id)
         self._under_way[call.request_id] += 1
         try:
             yield
@@ -368,7 +377,8 @@ class Gateway:
         """
         held = self.budget.hold(call.size_bytes, call.caller.owner)
         self._left_behind.add(task)
-        self._guards.cancelled.mark(call.request_id)
+        if self._under_way[call.request_id] <= 1:  # nobody else waits under this id
+            self._guards.cancelled.mark(call.request_id)
         task.add_done_callback(lambda done: self._forget(done, call.request_id, held))
 
     def _forget(self, task: asyncio.Task[Any], request_id: str, held: Reservation) -> None:

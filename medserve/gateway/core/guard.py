@@ -172,7 +172,11 @@ class RequestGuard(Registrar):
 
     def _streaming(self, answer: _Method, parse: _Parse) -> _Method:
         async def guarded(_: object, context: Context) -> None:
-            async with self._caller(context) as known, self._request(context, known) as message:
+            async with (
+                self._caller(context) as known,
+                self._while_known(context),
+                self._request(context, known) as message,
+            ):
                 await _written(answer, _parsed(message, parse), context, _WRITE_S)
 
         return guarded
@@ -181,6 +185,7 @@ class RequestGuard(Registrar):
         async def guarded(_: object, context: Context) -> None:
             async with (
                 self._caller(context) as known,
+                self._while_known(context),
                 contextlib.aclosing(self._messages(context, known, parse)) as messages,
             ):
                 await _written(answer, messages, context, _WRITE_S)
@@ -196,6 +201,34 @@ class RequestGuard(Registrar):
                 yield known
         except MedserveError as error:
             await abort(context, error)
+
+    @contextlib.asynccontextmanager
+    async def _while_known(self, context: Context) -> AsyncIterator[None]:
+        """End the block with AuthenticationError when the token no longer counts."""
+        if not self._gateway.asks_for_tokens:
+            yield
+            return
+        task, refused = asyncio.current_task(), list[MedserveError]()
+        assert task is not None
+
+        async def watch() -> None:
+            try:
+                while True:
+                    await asyncio.sleep(_LOOK_S / 2)
+                    identify(context, self._gateway)
+            except MedserveError as error:
+                refused.append(error)
+                task.cancel()
+
+        watching = asyncio.create_task(watch())
+        try:
+            yield
+        except asyncio.CancelledError:
+            if refused and not task.uncancel():
+                raise refused[0] from None
+            raise
+        finally:
+            watching.cancel()
 
     @contextlib.asynccontextmanager
     async def _request(self, context: Context, known: CallContext) -> AsyncIterator[bytes]:
