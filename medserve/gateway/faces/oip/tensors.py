@@ -119,7 +119,7 @@ def too_many() -> PayloadTooLargeError:
 
 def _split(raw: bytes, name: str) -> list[bytes]:
     """Elements of type BYTES out of raw bytes."""
-    found = []
+    found: list[bytes] = []
     place = 0
     while place < len(raw):
         if len(found) == _MOST_ELEMENTS:
