@@ -25,6 +25,7 @@ from medserve.gateway.core.cancelled import CancelledCalls
 from medserve.gateway.core.gateway import Gateway, Guards
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.services import register_services
+from medserve.gateway.settings import GatewaySettings
 from tests.gateway.fake_engine import FakeEngine, Request, model
 
 __all__ = [
@@ -280,7 +281,7 @@ def serving(
                 ("grpc.so_reuseport", 0),
             ]
         )
-        await register_services(server, gateway, fake.fleet, upload_timeout_s=30).publish()
+        await register_services(server, gateway, fake.fleet, GatewaySettings()).publish()
         address = f"127.0.0.1:{port}"
         bound = server.add_secure_port(address, tls) if tls else server.add_insecure_port(address)
         fake.address = f"127.0.0.1:{bound}"

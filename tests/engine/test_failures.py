@@ -6,6 +6,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from medserve.engine.interface import WorkerLostError
 from medserve.engine.torchserve.failures import engine_failure
 from medserve.errors import (
     DeadlineError,
@@ -46,9 +47,9 @@ def status(code: str, text: str) -> grpc.aio.AioRpcError:
             InvalidRequestError,
         ),
         ("INTERNAL", NO_WORKER, ServerBusyError),
-        ("INTERNAL", "Worker died.", ServerFailedError),
+        ("INTERNAL", "Worker died.", WorkerLostError),
         ("INTERNAL", "anything else", ServerFailedError),
-        ("RESOURCE_EXHAUSTED", "Worker died.", ServerBusyError),
+        ("RESOURCE_EXHAUSTED", "Worker died.", WorkerLostError),
         ("RESOURCE_EXHAUSTED", "Received message larger than max (9 vs. 8)", PayloadTooLargeError),
         ("CANCELLED", "Received RST_STREAM with error code 8", PayloadTooLargeError),
         ("UNAVAILABLE", "Prediction failed", ServerFailedError),

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from medserve.errors import DeadlineError, MedserveError, ServerBusyError
+from medserve.gateway.core.admission import ByteBudget, Reservation
 from medserve.gateway.core.calls import EngineCall
 from medserve.gateway.core.requests import TaskRequest
 from medserve.tasks.classification import (
@@ -24,7 +25,7 @@ from medserve.tasks.classification import (
 )
 from medserve.tasks.result import Provenance
 
-__all__ = ["PACKING", "ImageFile", "Outcome", "Packing", "Predictor", "classify_each"]
+__all__ = ["PACKING", "HeldImages", "ImageFile", "Outcome", "Packing", "Predictor", "classify_each"]
 
 _FIRST_WAIT_S = 0.1  # after a busy engine; doubles with each attempt
 
@@ -80,6 +81,33 @@ class Packing:
 
 
 PACKING = Packing()
+
+
+class HeldImages:
+    """Counts the bytes of the images of one request, from when they come to their outcome."""
+
+    def __init__(self, budget: ByteBudget, owner: str) -> None:
+        self._budget, self._owner = budget, owner
+        self._held: dict[int, Reservation] = {}
+        self._taken = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for index in list(self._held):
+            self.release(index)
+
+    async def counted(self, images: AsyncIterator[ImageFile]) -> AsyncGenerator[ImageFile, None]:
+        """Yield the images; each is counted from now on."""
+        async for image in images:
+            self._held[self._taken] = self._budget.hold(len(image.content), self._owner)
+            self._taken += 1
+            yield image
+
+    def release(self, index: int) -> None:
+        """Count an image no more, by its place among those of the request."""
+        self._held.pop(index).release()
 
 
 def _packing_for(order: TaskRequest) -> Packing:

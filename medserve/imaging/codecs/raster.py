@@ -38,6 +38,9 @@ _TIFF, _JPEG = (b"II", b"MM"), b"\xff\xd8"
 _RAW_COLOUR = "YCbCr"  # the mode in which Pillow leaves the components of a JPEG as they are
 _PNG_END = b"IEND\xaeB`\x82"  # the empty last chunk and its checksum
 _ORIENTATION_TAG = 0x0112  # CIPA DC-008 (EXIF 2.32) section 4.6.4
+_START_OF_SCAN = b"\xff\xda"  # ITU-T T.81 table B.1; coded data never hold it (section B.1.1.5)
+_MOST_SCANS = 100  # libjpeg writes 10 for a progressive colour image
+_MOST_PASSES = 16  # over as many pixels as the largest image has
 
 
 def decode(payload: Payload, limits: InputSpec) -> Image:
@@ -47,7 +50,8 @@ def decode(payload: Payload, limits: InputSpec) -> Image:
         InvalidImageError: not a PNG, JPEG or TIFF, damaged, cut short, too small, several
             frames or planes, values that are not finite, or of a kind that cannot be read exactly.
         PayloadTooLargeError: more pixels than `limits.max_pixels`; known from the header, so no
-            pixel of a decompression bomb is decoded.
+            pixel of a decompression bomb is decoded. Also a JPEG of so many scans that decoding it
+            would take far longer than its size lets expect.
     """
     with quietly():
         try:
@@ -90,6 +94,7 @@ def _decode(payload: Payload, limits: InputSpec) -> npt.NDArray[np.float32]:
         return _upright(_of_samples(samples), samples.orientation)
     check_size(picture.height, picture.width, limits)
     _refuse_several_frames(picture)
+    _refuse_many_scans(picture, payload, limits)
     if frame is not None and frame.is_rgb_read_as_ycbcr:
         picture.draft(_RAW_COLOUR, None)  # the whole size
     _refuse_wide_transparency(payload)
@@ -115,6 +120,19 @@ def _refuse_wide_transparency(payload: Payload) -> None:
         raise InvalidImageError(
             "expected an image that can be read exactly, got a PNG of 16-bit grey with an alpha "
             "channel; save it without"
+        )
+
+
+def _refuse_many_scans(picture: pillow.Image, payload: Payload, limits: InputSpec) -> None:
+    # The decoder passes over all blocks once a scan, and an empty scan takes some 20 bytes.
+    if picture.format not in ("JPEG", "MPO"):
+        return
+    scans = bytes(payload).count(_START_OF_SCAN)
+    most = min(_MOST_SCANS, _MOST_PASSES * limits.max_pixels // (picture.height * picture.width))
+    if scans > most:
+        raise PayloadTooLargeError(
+            f"This JPEG has {scans} scans; one of its size may have at most {most}. Save it as a "
+            "baseline JPEG or as PNG."
         )
 
 

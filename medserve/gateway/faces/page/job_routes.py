@@ -32,8 +32,10 @@ async def begin(request: Request) -> Response:
         raise InvalidRequestError("options: expected a JSON object, got something else")
     options = read_options(found, within_json(found, options)) if options else {}
     response = JSONResponse(None, 201)
-    owner = visitor.owner or context.sessions.begin(response, secure=request.url.scheme == "https")
-    job = context.jobs.create(kind, owner, found.name, found.version, found.labels)
+    owner = visitor.owner or context.sessions.begin(request, response)
+    job = context.jobs.create(
+        kind, owner, found.name, found.version, found.labels, visitor.caller.owner
+    )
     job.options = options
     response.body = response.render(summary(context, job))
     response.headers["content-length"] = str(len(response.body))
