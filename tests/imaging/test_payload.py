@@ -15,10 +15,10 @@ _NAMES = ("PIL", "pydicom", "nibabel")
 @pytest.fixture
 def _restored() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _NAMES]
-    before = [(each.propagate, each.handlers) for each in loggers]
+    before = [(each.propagate, each.handlers, each.disabled) for each in loggers]
     yield
-    for library, (propagate, handlers) in zip(loggers, before, strict=True):
-        library.propagate, library.handlers = propagate, handlers
+    for library, state in zip(loggers, before, strict=True):
+        library.propagate, library.handlers, library.disabled = state
 
 
 @pytest.mark.usefixtures("_restored")

@@ -39,11 +39,12 @@ def check_size(height: int, width: int, limits: InputSpec) -> None:
 def silence_libraries() -> None:
     """Let nothing out that a library logs of a file: its lines quote headers and names.
 
-    Levels would not do, for pydicom sets its own when it is imported, and Pillow has a logger a
-    module. What propagates to the loggers named here ends at them.
+    Levels would not do, for pydicom sets its own when it is imported. A disabled logger still
+    passes on what its children log, and Pillow has one a module: that ends at the null handler.
     """
     for name in _LIBRARIES:
         library = logging.getLogger(name)
+        library.disabled = True
         library.propagate = False
         library.handlers = [logging.NullHandler()]
 
