@@ -24,7 +24,7 @@ pytest.importorskip("segmentation_models_pytorch", reason="needs the extra `trai
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/build/frames-walk.md"
 SERVE = "medserve serve"
-PORTS = (7070, 7071, 8082)
+PORTS = (7070, 7071, 8000, 8001, 8002, 8082)
 
 
 class Walk:

@@ -1,4 +1,4 @@
-"""A picture of a demonstration: every input with what was answered, on one sheet."""
+"""Pictures on one sheet: inputs with what was answered, or synthetic images."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from medserve.client import GenerationResult, SampleImage
 from medserve.errors import MedserveError
 from medserve.imaging.codecs.sniff import decode
-from medserve.spec import InputSpec
+from medserve.results.files.synthetic import NOTICE
+from medserve.spec import InputKind, InputSpec
 
-__all__ = ["Tile", "draw"]
+__all__ = ["Tile", "contact_sheet", "draw", "sample_record"]
 
 _COLUMNS = 4
 _PICTURE = 224  # pixels, square
@@ -58,6 +61,26 @@ def draw(
     for key, text in (texts or {}).items():
         chunks.add_itxt(key, text)
     sheet.save(path, "PNG", pnginfo=chunks)
+
+
+def contact_sheet(images: Sequence[SampleImage], path: Path) -> None:
+    """Write all images as one PNG, each with its seed, its class and the word SYNTHETIC."""
+    tiles = [
+        Tile(
+            image.png,
+            f"SYNTHETIC  {image.label}".strip(),
+            (f"seed {image.seed}, {image.sampler}, {image.steps} steps",),
+        )
+        for image in images
+    ]
+    spec = InputSpec((InputKind.RASTER,), (images[0].size, images[0].size))
+    draw(tiles, spec, path, {"Synthetic": NOTICE})
+
+
+def sample_record(image: SampleImage, drawn: GenerationResult) -> dict[str, Any]:
+    """What draws the image again, and which archive did; no pixels."""
+    content = {key: value for key, value in image.to_json().items() if key not in ("png", "dicom")}
+    return content | drawn.provenance.to_json()
 
 
 def _write(pen: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:

@@ -1,26 +1,26 @@
-"""One input's outcome as a flat record: the JSON line, the CSV row and the table row."""
+"""Classes of images: a line of JSON, a row of a table and files for each input."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from medserve.cli.inputs import shown
-from medserve.client import ItemResult
-from medserve.results.sorted_folders import csv_cell, csv_path
+from medserve.cli.show.console import shown
+from medserve.cli.show.files import STDIN, free_name, write_csv
+from medserve.client import Classification, FileResult
 from medserve.tasks.classification import Explanation
 
-__all__ = ["CSV_FIELDS", "Record", "console_for_people", "table"]
+__all__ = ["Record", "table", "write_folder"]
 
-CSV_FIELDS = (
+_CSV_FIELDS = (
     *("path", "status", "label", "label_id", "probability", "review", "unlike_training"),
-    *("novelty", "model", "version", "archive_digest", "error"),
+    *("novelty", "model", "version", "archive_digest", "error", "json"),
 )
 
 
@@ -29,7 +29,7 @@ class Record:
     """What became of one input."""
 
     path: str
-    result: ItemResult
+    result: FileResult[Classification]
     top_k: int = 1
 
     @property
@@ -40,7 +40,7 @@ class Record:
     @property
     def explanation(self) -> Explanation | None:
         """What the class rests on, where that was asked for and answered."""
-        answer = self.result.classification
+        answer = self.result.result
         return None if answer is None else answer.explanation
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Record:
 
         `explanation` is there only where a class was explained, without its picture.
         """
-        answer, error = self.result.classification, self.result.error
+        answer, error = self.result.result, self.result.error
         explained: dict[str, Any] = {}
         if self.explanation is not None:
             explained = {"explanation": self.explanation.to_json()}
@@ -75,12 +75,11 @@ class Record:
         return json.dumps(self.to_json())
 
     def to_row(self) -> dict[str, Any]:
-        """The record as a row with `CSV_FIELDS`."""
+        """The record as a row of results.csv."""
         content = self.to_json()
         if (error := self.result.error) is not None:
             content["error"] = f"{error.code}: {error.message}"
-        content["path"] = csv_path(self.path)
-        return {name: csv_cell(content[name]) for name in CSV_FIELDS}
+        return content
 
 
 def table(records: Iterable[Record]) -> Table:
@@ -95,7 +94,7 @@ def table(records: Iterable[Record]) -> Table:
 
 
 def _cells(record: Record) -> tuple[Text, Text, Text, Text]:
-    answer, error = record.result.classification, record.result.error
+    answer, error = record.result.result, record.result.error
     path = Text(shown(record.path))
     if answer is None:
         note = f"{error.code}: {error.message}" if error else ""
@@ -113,7 +112,19 @@ def _cells(record: Record) -> tuple[Text, Text, Text, Text]:
     )
 
 
-def console_for_people() -> Console:
-    """Standard output; wide where it is a file or a pipe, so that nothing is cut off."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
+def write_folder(records: Iterable[Record], folder: Path) -> None:
+    """`<stem>.json` per input, a number behind the stem where two share one, and results.csv.
+
+    Where a class was explained, `<stem>_heatmap.png` lies beside it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+    rows = []
+    for record in records:
+        own = "stdin" if record.path == str(STDIN) else Path(record.path).stem
+        stem = free_name(own, taken)
+        (folder / f"{stem}.json").write_text(record.to_line() + "\n", encoding="utf-8")
+        if (explanation := record.explanation) is not None:
+            (folder / f"{stem}_heatmap.png").write_bytes(explanation.heatmap_png)
+        rows.append({**record.to_row(), "json": f"{stem}.json"})
+    write_csv(folder / "results.csv", _CSV_FIELDS, rows)
