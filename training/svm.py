@@ -7,7 +7,6 @@ and scales of a fold never see its held-out images; the best is fitted again on 
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import shutil
 import sys
@@ -39,6 +38,7 @@ from training.classification.evaluation import EvaluationRequest, evaluate_class
 from training.classification.novelty import BLANK, fit_novelty
 from training.classification.svm_export import TOLERANCE, ServedSvm, export_svm, fitted_parts
 from training.core.config import Setting, run, write
+from training.core.files import write_json
 
 __all__ = ["GRID", "NAME", "VARIANT", "Shrink", "SvmConfig", "build", "main", "search"]
 
@@ -172,8 +172,7 @@ def main(config: SvmConfig) -> None:
         "largest_difference_of_decisions": agreement.decisions,
         "largest_export_difference": agreement.logits,
     }
-    text = json.dumps(measured, indent=2)
-    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "metrics.json", measured)
     if config.install:
         shipping.install(folder, NAME, VARIANT, ("search.csv",))
 

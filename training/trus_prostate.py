@@ -34,7 +34,7 @@ from medserve.spec import ModelSpec
 from models.trus_prostate.network import SIDES_DIVIDE_BY, build, load_encoder
 from simulation.simulated_set import SimulateConfig, simulate_set
 from training.core.config import Setting, run, write
-from training.core.files import require_folder
+from training.core.files import require_folder, write_json
 from training.core.fit import Fitted, load_best
 from training.core.split import Split, write_split
 from training.evaluate import EvaluateConfig
@@ -154,8 +154,7 @@ def _report(config: TrainConfig, spec: ModelSpec, folder: Path, split: Split) ->
     )  # fmt: skip
     described = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     measured["training"] = described
-    text = json.dumps(measured, indent=2)
-    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "metrics.json", measured)
 
 
 def _check_sides(pipeline: FramePipeline) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from medserve.spec import EngineName, ModelSpec, Precision
 from training.classification import metrics, report
 from training.classification.data import SPLITS, decoded, labelled_files, read_split, to_images
 from training.core.export import sha256
-from training.core.files import files_below
+from training.core.files import files_below, write_json
 
 __all__ = ["Answers", "EvaluationRequest", "answer_files", "evaluate_classifier"]
 
@@ -115,8 +114,7 @@ def evaluate_classifier(name: str, request: EvaluationRequest) -> dict[str, Any]
         "novelty": {"flagged": answers.flagged, "foreign": _foreign(engine, spec, request)},
     }
     request.out_dir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=2)
-    (request.out_dir / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    write_json(request.out_dir / "metrics.json", content)
     findings = report.Findings(
         tuple(each.as_posix() for each in names),
         answers.pixels,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from training.classification.data import LabelledImages, to_planes
 from training.classification.evaluation import EvaluationRequest, evaluate_classifier
 from training.classification.novelty import BLANK, describe, fit_novelty
 from training.core import export
+from training.core.files import write_json
 from training.core.fit import Fitted
 from training.core.ship import install_files
 
@@ -103,8 +103,7 @@ def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
         "novelty_limit": float(artifact.novelty.get_buffer("limit")),
         "largest_export_difference": exported.largest_difference,
     }
-    text = json.dumps(measured, indent=2)
-    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "metrics.json", measured)
     return folder
 
 

@@ -29,6 +29,7 @@ from training.classification import data
 from training.classification.data import LabelledImages
 from training.core.config import Setting
 from training.core.export import sha256
+from training.core.files import write_json
 from training.diffusion import extractor, report
 from training.diffusion.images import FolderRequest, read_folder
 from training.diffusion.inception import load_inception
@@ -135,8 +136,7 @@ def evaluate_diffusion(config: DiffusionEvaluation) -> dict[str, Any]:
         "seconds_per_image": round(seconds, 4),
     }
     config.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=2)
-    (config.out / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    write_json(config.out / "metrics.json", content)
     page = report.write(config.out, pipeline.spec, content, image_sets, measured)
     _summarise(measured, page)
     return content

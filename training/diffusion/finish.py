@@ -21,6 +21,7 @@ from medserve.tasks.result import Provenance
 from training.classification.data import LabelledImages
 from training.core.config import parse_value
 from training.core.export import sha256
+from training.core.files import write_json
 from training.core.fit import Fitted
 from training.core.page import draw as draw_figure
 from training.diffusion.evaluation import DiffusionEvaluation, evaluate_diffusion, open_artifact
@@ -53,8 +54,7 @@ def finish(config: DiffusionConfig, fitted: Fitted, shipment: Shipment, room: Pa
     _write_curves(config.out_dir)
     measured = evaluate_diffusion(judging)
     measured["training"] = described
-    text = json.dumps(measured, indent=2)
-    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "metrics.json", measured)
     if config.install:
         install(config, room)
 

@@ -7,7 +7,6 @@ All draw by the same artifact from the same seeds, hence the same noise, for the
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -25,6 +24,7 @@ from medserve.inference.generation import SampleSettings
 from medserve.spec.generation import SamplerKind
 from training.classification.data import LabelledImages
 from training.core.config import Setting, run
+from training.core.files import write_json
 from training.core.page import draw as draw_figure
 from training.diffusion import extractor
 from training.diffusion.distances import Features, frechet_distance, kernel_distance
@@ -161,7 +161,7 @@ def _row(
 def _write(out: Path, rows: Sequence[Row], sets: Sequence[LabelledImages]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     content: list[dict[str, Any]] = [dict(vars(row)) for row in rows]
-    (out / "samplers.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "samplers.json", content)
     (out / "samplers.md").write_text(markdown(rows), encoding="utf-8")
     shown = np.concatenate([each.images[:_SHOWN] for each in sets])
     columns = min(_SHOWN, len(sets[0]))

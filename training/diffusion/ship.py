@@ -21,6 +21,7 @@ from medserve.inference.samplers import SamplerKind
 from medserve.spec import EngineName, ModelSpec, Precision
 from training.classification.data import LabelledImages
 from training.core import export
+from training.core.files import write_json
 from training.core.fit import Fitted
 from training.core.ship import install_files
 from training.diffusion.copies import copy_threshold
@@ -80,7 +81,7 @@ def ship(fitted: Fitted, shipment: Shipment) -> dict[str, Any]:
         shutil.copyfile(config.out_dir / name, folder / name)
     settings = json.loads((config.out_dir / "config.json").read_text(encoding="utf-8"))
     kept = {name: value for name, value in settings.items() if name not in _LOCAL}
-    (folder / "config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", kept)
     return {
         "train_images": len(shipment.train),
         "validation_images": len(shipment.validation),

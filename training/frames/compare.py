@@ -31,7 +31,7 @@ from medserve.spec import EngineName, ModelSpec, Precision
 from models.trus_prostate.network import ENCODERS, NetworkName, build
 from training.core.config import Setting, write
 from training.core.export import export_network
-from training.core.files import require_folder
+from training.core.files import require_folder, write_json
 from training.core.split import Split, write_split
 from training.frames.config import FrameConfig, Schedule
 from training.frames.data import (
@@ -172,7 +172,7 @@ def _row(
         "ms_openvino": round(proofs[EngineName.OPENVINO].milliseconds, 1),
         "differing_pixels": max(each.differing for each in proofs.values()),
     }
-    done.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+    write_json(done, row)
     return row
 
 
@@ -180,7 +180,7 @@ def _write_table(config: CompareConfig, rows: list[dict[str, Any]]) -> None:
     """`comparison.json`, `.csv` and `.md`, best IoU first."""
     rows = sorted(rows, key=lambda row: -(row["iou"] or 0.0))
     folder = config.out_dir
-    (folder / "comparison.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "comparison.json", rows)
     with (folder / "comparison.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
         writer.writeheader()

@@ -8,7 +8,6 @@ show the structure), apart from them `false_positive_rate` and `n_empty`, and a 
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 import time
@@ -26,7 +25,7 @@ from medserve.inference.engines import Engine, load_engine
 from medserve.inference.frame_pipeline import FramePipeline, PredictFrames
 from medserve.spec import EngineName, ModelSpec, Precision
 from training.core.export import sha256
-from training.core.files import require_folder
+from training.core.files import require_folder, write_json
 from training.core.split import PARTS, read_split
 from training.frames import report
 from training.frames.data import FrameCase, find_frames, read_frame, read_mask
@@ -106,8 +105,7 @@ def evaluate_frames(request: FrameEvaluation) -> dict[str, Any]:
         "frames": [score.to_json() for score in scores],
     }
     request.out_dir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=2)
-    (request.out_dir / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    write_json(request.out_dir / "metrics.json", content)
     pictures = report.gallery(pipeline, predict_by(engine), report.worst(measured))
     path = report.write(request.out_dir, spec, report.Findings(summary, scores, pictures, content))
     _log.info("Dice %s on %d frames; %s", content["dice"], summary.n, path)

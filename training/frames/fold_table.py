@@ -7,13 +7,13 @@ pixels by the code of serving, with the trained network in eager torch.
 from __future__ import annotations
 
 import csv
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from medserve.inference.frame_pipeline import FramePipeline
+from training.core.files import write_json
 from training.core.fit import Fitted
 from training.core.split import Split
 from training.frames.data import FrameCase
@@ -50,7 +50,7 @@ def write(
             "best_epoch": member.epoch,
         }
         rows.append(row | {name: summary[name] for name in _COLUMNS if name in summary})
-    (out_dir / "folds.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_json(out_dir / "folds.json", rows)
     with (out_dir / "folds.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
         writer.writeheader()

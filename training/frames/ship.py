@@ -25,6 +25,7 @@ from medserve.inference.frame_pipeline import FramePipeline, PredictFrames
 from medserve.spec import EngineName, Precision
 from simulation.simulate import simulate_frame
 from training.core import export
+from training.core.files import write_json
 from training.core.fit import Fitted
 from training.core.ship import install_files
 from training.frames.data import LoadedFrame
@@ -126,7 +127,7 @@ def ship(shipment: Shipment, threads: int = 0) -> Path:
     shutil.copyfile(shipment.out_dir / "split.csv", folder / "split.csv")
     settings = json.loads((shipment.out_dir / "config.json").read_text(encoding="utf-8"))
     shipped = {name: value for name, value in settings.items() if name not in _LOCAL}
-    (folder / "config.json").write_text(json.dumps(shipped, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", shipped)
     shutil.copyfile(shipment.model_config, folder / "model-config.yaml")
     proofs = agreement(
         network, folder, shipment.frames[:: max(1, len(shipment.frames) // _PROVEN)], threads
@@ -151,7 +152,7 @@ def ship(shipment: Shipment, threads: int = 0) -> Path:
         "largest_export_difference": exported.largest_difference,
         "parity": [each.to_json() for each in proofs],
     }
-    (folder / "training.json").write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+    write_json(folder / "training.json", described)
     return folder
 
 

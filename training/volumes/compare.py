@@ -36,7 +36,7 @@ from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.spec import EngineName, Precision
 from training.core.config import Setting, TrainPrecision, run, write
 from training.core.export import export_network, sha256
-from training.core.files import require_folder
+from training.core.files import require_folder, write_json
 from training.core.split import PARTS, Split, write_split
 from training.volumes import comparison_report, train
 from training.volumes.data import Case, LoadedCase, find_cases, load_cases, split_cases
@@ -184,7 +184,7 @@ class _Study:
             _log.info("%s is done: %s", network, path)
             return
         row["ms_per_volume"] = {name.value: self._milliseconds(folder, name) for name in _ENGINES}
-        path.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+        write_json(path, row)
         _log.info("%s: Dice %s, %s ms", network, row["dice"], row["ms_per_volume"])
 
     def _train(self, network: str) -> dict[str, Any]:

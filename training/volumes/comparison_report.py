@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from training.core.files import write_json
 from training.core.page import write_page
 from training.volumes.metrics import bootstrap_interval
 
@@ -37,7 +37,7 @@ def write(out_dir: Path, rows: Sequence[Row], budget: Mapping[str, Any]) -> None
         "budget": dict(budget),
         "rows": [{k: v for k, v in row.items() if k != "budget"} for row in ranked],
     }
-    (out_dir / "comparison.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(out_dir / "comparison.json", content, indent=1)
     table = [_flat(row) for row in ranked]
     with (out_dir / "comparison.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(table[0]), lineterminator="\n")

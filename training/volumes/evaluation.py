@@ -35,6 +35,7 @@ from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.spec import ModelSpec
 from training.classification.evaluation import EvaluationRequest
 from training.core.export import sha256
+from training.core.files import write_json
 from training.core.split import PARTS, read_split
 from training.volumes import report
 from training.volumes.curves import read_runs
@@ -107,8 +108,7 @@ def evaluate_segmentation(name: str, request: EvaluationRequest) -> dict[str, An
         "cases": [score.to_json() for score in scores],
     }
     request.out_dir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=2)
-    (request.out_dir / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    write_json(request.out_dir / "metrics.json", content)
     _write_csv(request.out_dir / "cases.csv", scores)
     worst = sorted(measured, key=lambda each: each.mean_dice)[: report.GALLERY]
     pictures = [_picture(pipeline, predict, each) for each in worst]

@@ -28,6 +28,7 @@ from medserve.inference.sliding_window import Predict
 from medserve.inference.volume_pipeline import Prepared, VolumePipeline, VolumeSettings
 from medserve.spec import EngineName, Precision
 from training.core import export
+from training.core.files import write_json
 from training.core.fit import Fitted
 from training.core.ship import install_files
 from training.volumes.data import Case, LoadedCase
@@ -153,7 +154,7 @@ def ship(shipment: Shipment, threads: int = 0) -> Path:
         "largest_export_difference": exported.largest_difference,
         "agreement_with_eager": [each.to_json() for each in proofs],
     }
-    (folder / "training.json").write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+    write_json(folder / "training.json", described)
     return folder
 
 

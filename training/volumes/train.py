@@ -18,7 +18,7 @@ import models
 from medserve.inference.volume_pipeline import VolumePipeline
 from training.classification.evaluation import EvaluationRequest
 from training.core.config import Setting, write
-from training.core.files import require_folder
+from training.core.files import require_folder, write_json
 from training.core.fit import Fitted
 from training.core.split import Split, write_split
 from training.volumes.config import SegmentationConfig
@@ -91,8 +91,7 @@ def report(
     described["what_parts_add"] = what_parts_add(shipment, folder, held_out, config.threads)
     measured["training"] = described
     (folder / "training.json").unlink()
-    text = json.dumps(measured, indent=2)
-    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "metrics.json", measured)
 
 
 def train_member(

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import importlib
-import json
 import logging
 import sys
 import time
@@ -32,7 +31,7 @@ import models
 from medserve.errors import ConfigError
 from medserve.inference.volume_pipeline import VolumePipeline
 from training.core.config import Setting, TrainPrecision, run, write
-from training.core.files import require_folder
+from training.core.files import require_folder, write_json
 from training.core.split import write_split
 from training.volumes import train, tuning_report
 from training.volumes.data import find_cases, load_cases, split_cases
@@ -193,8 +192,7 @@ def _report(config: TuneConfig, study: optuna.Study) -> None:
         "command": _command(config, best),
         "rows": rows,
     }
-    text = json.dumps(content, indent=1)
-    (config.out_dir / "tuning.json").write_text(text + "\n", encoding="utf-8")
+    write_json(config.out_dir / "tuning.json", content, indent=1)
     with (config.out_dir / "tuning.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()
