@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
     from pydicom.uid import UID
 
-__all__ = ["ELEMENTS", "Values", "decoded", "group", "is_big_endian", "to_rgb", "values_of"]
+__all__ = [
+    "ELEMENTS",
+    "Values",
+    "check_syntax",
+    "decoded",
+    "group",
+    "is_big_endian",
+    "to_rgb",
+    "values_of",
+]
 
 ELEMENTS = [
     "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
@@ -156,7 +165,7 @@ def decoded(dataset: Dataset, index: int) -> npt.NDArray[Any]:
             "expected a DICOM file that states its transfer syntax, got none; "
             "save it as a DICOM Part 10 file"
         )
-    plugin = _plugin(syntax)
+    plugin = check_syntax(syntax)
     try:
         _refuse_long_runs(dataset, syntax)
         precision = check_codestream(dataset, syntax, index)
@@ -174,8 +183,12 @@ def decoded(dataset: Dataset, index: int) -> npt.NDArray[Any]:
         raise InvalidImageError(DAMAGED.format(part="pixel data")) from None
 
 
-def _plugin(syntax: UID) -> str:
-    """The decoder for a syntax; empty where pydicom needs none."""
+def check_syntax(syntax: UID) -> str:
+    """Return the decoder for a transfer syntax; empty where pydicom needs none.
+
+    Raises:
+        InvalidImageError: nothing that is installed decodes it; the error names what would.
+    """
     from pydicom.pixels.decoders.base import get_decoder
 
     name = syntax.name if syntax.name != syntax else "one that is not known"
