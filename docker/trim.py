@@ -67,7 +67,16 @@ _AT_START = (
     *("ts.model_loader", "ts.model_service_worker", "ts.metrics.metric_cache_yaml_impl"),
 )
 # Imported for what some requests ask for: shown to work, not compiled.
-_ON_DEMAND = ("highdicom", "rich", "scipy.fft", "scipy.linalg", "scipy.spatial", "scipy.special")
+_ON_DEMAND = (
+    "gdcm",
+    "highdicom",
+    "openjpeg",
+    "rich",
+    "scipy.fft",
+    "scipy.linalg",
+    "scipy.spatial",
+    "scipy.special",
+)
 
 
 def main() -> None:

@@ -93,7 +93,8 @@ class FrameHandler(Handler[FrameOptions]):
         reading = FrameReading(GivenSpacing(params.spacing_mm, params.step_mm), params.view)
         stack = frame_file.decode(payload, self.limits, reading)
         height, width = stack.grid.size
-        if max(height, width) > _MOST_ELONGATED * min(height, width):
+        tall = height * stack.grid.aspect
+        if max(tall, width) > _MOST_ELONGATED * min(tall, width):
             raise InvalidImageError(
                 f"expected frames at most {_MOST_ELONGATED:g} times as long as wide, got "
                 f"{width} x {height} pixels; send whole frames"
@@ -177,7 +178,7 @@ class FrameHandler(Handler[FrameOptions]):
         """The logits of the first frame, and the whole way once with the largest batch."""
         options = self.parse_params({})
         stack = self.decode(payload, options)
-        plane = self.pipeline.prepare(stack.read(0)).plane[np.newaxis]
+        plane = self.pipeline.prepare(stack.read(0), stack.grid.aspect).plane[np.newaxis]
         outputs = self.engine.run(plane)
         self.check_outputs(outputs)
         found = self.segment(stack, options, self.settings(options, stack))
@@ -210,6 +211,7 @@ class FrameHandler(Handler[FrameOptions]):
         return replace(
             self.pipeline.defaults,
             **options.given("flips", "largest_component", "fill_holes"),
+            aspect=stack.grid.aspect,
             between=_until(ends, stack.grid.count),
         )
 

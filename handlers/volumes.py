@@ -21,6 +21,7 @@ from handlers.base import Handler
 from handlers.items import Item, errors_to, refuse_expired
 from medserve.errors import (
     ConfigError,
+    InvalidImageError,
     InvalidRequestError,
     ModelNotReadyError,
     PayloadTooLargeError,
@@ -81,6 +82,7 @@ class VolumeHandler(Handler[VolumeOptions]):
             limits,
             ReadOptions(options.channel, options.spacing_mm, self.pipeline.volume.modalities),
         )
+        _refuse_blank(volume)
         if VolumePart.DICOM_SEG in options.parts:
             self._refuse_dicom_seg(volume)
         return volume
@@ -234,6 +236,14 @@ class VolumeHandler(Handler[VolumeOptions]):
 
 def _nothing_found() -> Doubt:
     return Doubt(DoubtReason.EMPTY, "none of the labels was found")
+
+
+def _refuse_blank(volume: Volume) -> None:
+    if volume.array.min() == volume.array.max():
+        raise InvalidImageError(
+            "expected a volume with contrast, got one that has the same value all over; send the "
+            "original images"
+        )
 
 
 def _space(volume: Volume) -> NiftiSpace | None:

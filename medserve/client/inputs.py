@@ -183,12 +183,25 @@ def _zipped(folder: Path, limits: Limits) -> bytes:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Give every file below the folder, sorted; hidden ones and links are left out."""
+    """Give every file below the folder, sorted; hidden ones and links to others are left out.
+
+    Raises:
+        InvalidRequestError: a link leads out of the folder, without which slices would be missing.
+    """
+    root = folder.resolve()
     for current, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(current) / name
-            if not name.startswith(".") and path.is_file() and not path.is_symlink():
+            if name.startswith("."):
+                continue
+            if path.is_symlink():
+                if not path.resolve().is_relative_to(root):
+                    raise InvalidRequestError(
+                        f"expected files, got {path}, a link out of the folder; send the files "
+                        "themselves"
+                    )
+            elif path.is_file():
                 yield path
 
 

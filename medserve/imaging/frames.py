@@ -7,7 +7,7 @@ between two frames is a distance only where the file or the caller says so; othe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["FrameGrid", "FrameLimits", "FrameStack", "GivenSpacing", "SingleFrame"]
 
 _MM_BETWEEN = (1e-3, 1e3)  # of pixels, frames and diameters that anybody would send
+_SQUARE = 1e-3  # relative: headers round, and such pixels are square
 _UNSTATED_MM = 1.0  # stands in a NIfTI header where no distance is known
 _MILLIMETRES, _NO_UNIT = 2, 0  # xyzt_units of NIfTI
 
@@ -83,12 +84,17 @@ class FrameGrid:
         count: Frames.
         spacing_mm: Distance between rows and between columns; None where nobody says it.
         step_mm: Distance from one frame to the next; None for a cine loop and a single picture.
+        calibrated: Where `spacing_mm` holds: top, left, bottom, right of boxes in pixels, ends
+            excluded; all of the frame where it is empty.
+        pixel_aspect: Height of a pixel over its width where that alone is known.
     """
 
     size: tuple[int, int]
     count: int = 1
     spacing_mm: tuple[float, float] | None = None
     step_mm: float | None = None
+    calibrated: tuple[tuple[int, int, int, int], ...] = ()
+    pixel_aspect: float | None = None
 
     def with_given(self, stated: GivenSpacing) -> FrameGrid:
         """The same grid with what a caller adds.
@@ -108,12 +114,29 @@ class FrameGrid:
             raise InvalidRequestError(
                 "expected no step_mm for a single frame, got one; send the stack, or leave it out"
             )
-        return FrameGrid(
-            self.size,
-            self.count,
-            self.spacing_mm or stated.spacing_mm,
-            self.step_mm if self.step_mm is not None else stated.step_mm,
+        return replace(
+            self,
+            spacing_mm=self.spacing_mm or stated.spacing_mm,
+            step_mm=self.step_mm if self.step_mm is not None else stated.step_mm,
         )
+
+    @property
+    def aspect(self) -> float:
+        """Height of a pixel over its width; 1 exactly where it is square or nobody says it."""
+        if self.spacing_mm is not None:
+            aspect = self.spacing_mm[0] / self.spacing_mm[1]
+        else:
+            aspect = self.pixel_aspect or 1.0
+        return 1.0 if abs(aspect - 1.0) < _SQUARE else aspect
+
+    def covers(self, mask: npt.NDArray[np.integer]) -> bool:
+        """Whether the spacing holds for every pixel that is marked, or for its neighbour."""
+        if not self.calibrated:
+            return True
+        outside = mask != 0
+        for top, left, bottom, right in self.calibrated:
+            outside[max(0, top - 1) : bottom + 1, max(0, left - 1) : right + 1] = False
+        return not outside.any()
 
     @property
     def pixel_cm2(self) -> float | None:

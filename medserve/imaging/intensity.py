@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["clipped", "full_range", "percentile_window"]
+from medserve.errors import InvalidImageError
+
+__all__ = ["clipped", "full_range", "percentile_window", "without_background"]
 
 _LOW, _HIGH = 0.5, 99.5  # percentiles; a few dead or burnt-out pixels must not set the contrast
 
@@ -46,3 +48,26 @@ def percentile_window(
 def clipped(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Numbers around [0, 1] -> float32 in [0, 1]."""
     return np.asarray(np.clip(values, 0.0, 1.0), dtype=np.float32)
+
+
+def without_background(
+    values: npt.NDArray[Any], background: npt.NDArray[np.bool_] | None
+) -> npt.NDArray[Any]:
+    """The same array, its background set to the smallest value that is none, in place.
+
+    Background is padding and what is not finite. It must not set the contrast, and a network knows
+    it as the darkest ground.
+
+    Raises:
+        InvalidImageError: nothing but background.
+    """
+    if background is None:
+        return values
+    if background.all():
+        raise InvalidImageError(
+            "expected finite intensities, got NaN or infinity all over; send the original image"
+        )
+    is_float = values.dtype.kind == "f"
+    most = np.inf if is_float else np.iinfo(values.dtype).max
+    values[background] = np.min(values, where=~background, initial=most)
+    return values

@@ -2,7 +2,8 @@
 
     Image ─prepare→ PreparedFrame (plane and way back) ─network→ logits ─find→ FoundFrame
 
-There: the crop, the network's size with the aspect ratio kept, the speckle filter, the
+There: the crop, the network's size with true proportions (of lengths where pixels are known to be
+oblong, else of pixels), the speckle filter, the
 intensities, padding. Back: the logits of the crop alone, interpolated to its pixels, the
 threshold, the tidying, and the crop's place in the frame. A mask therefore has the frame's own
 (H, W), whatever they are. Frames are worked on batch by batch: a stack of any length needs the
@@ -12,6 +13,7 @@ memory of one batch.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -113,6 +115,7 @@ class FrameSettings:
         largest_component: Keep only the largest piece.
         fill_holes: Fill what it encloses.
         probabilities: Also give the probability of each pixel.
+        aspect: Height of a pixel over its width.
         between: Called before each batch with the number of frames that are done; may raise to
             stop the work.
     """
@@ -122,6 +125,7 @@ class FrameSettings:
     largest_component: bool = False
     fill_holes: bool = False
     probabilities: bool = False
+    aspect: float = 1.0
     between: Callable[[int], None] | None = None
 
 
@@ -161,10 +165,15 @@ class FramePipeline:
             fill_holes=self.frame.fill_holes,
         )
 
-    def prepare(self, image: Image) -> PreparedFrame:
-        """A frame of any size -> the network's plane; of a colour frame its luma counts."""
+    def prepare(self, image: Image, aspect: float = 1.0) -> PreparedFrame:
+        """A frame of any size -> the network's plane; of a colour frame its luma counts.
+
+        Args:
+            image: The frame.
+            aspect: Height of a pixel over its width; lengths keep their proportions.
+        """
         grey = image.grey()
-        inverse = self._inverse(grey)
+        inverse = self._inverse(grey, aspect)
         resized = _resize(grey[inverse.crop.slices], inverse.inner.shape, self.frame.interpolation)
         plane = np.zeros(self.size, dtype=np.float32)
         filtered = filters.apply(resized, self.frame.filter)
@@ -233,7 +242,7 @@ class FramePipeline:
     def _segment_batch(
         self, images: Sequence[Image], predict: PredictFrames, options: FrameSettings
     ) -> list[FoundFrame]:
-        prepared = [self.prepare(image) for image in images]
+        prepared = [self.prepare(image, options.aspect) for image in images]
         planes = np.stack([each.plane for each in prepared])
         answers = self.logits(planes, predict, options.flips)
         return [
@@ -241,19 +250,20 @@ class FramePipeline:
             for answer, each in zip(answers, prepared, strict=True)
         ]
 
-    def _inverse(self, grey: _Plane) -> FrameInverse:
+    def _inverse(self, grey: _Plane, aspect: float) -> FrameInverse:
         height, width = grey.shape
-        crop = _crop_box(grey, self.frame.crop)
+        crop = _crop_box(grey, self.frame.crop, aspect)
         rows, columns = crop.shape
-        scale = min(self.size[0] / rows, self.size[1] / columns)
-        high = min(self.size[0], max(1, round(rows * scale)))
+        tall = rows * aspect  # in widths of a pixel
+        scale = min(self.size[0] / tall, self.size[1] / columns)
+        high = min(self.size[0], max(1, round(tall * scale)))
         wide = min(self.size[1], max(1, round(columns * scale)))
         top, left = (self.size[0] - high) // 2, (self.size[1] - wide) // 2
         inner = FrameBox(top, left, top + high, left + wide)
         return FrameInverse((height, width), crop, inner)
 
 
-def content_box(grey: _Plane, level: float, margin: float) -> FrameBox:
+def content_box(grey: _Plane, level: float, margin: float, aspect: float = 1.0) -> FrameBox:
     """The box around the largest piece of a frame that is not black.
 
     Small squares whose mean reaches `level` count, gaps of one square are bridged (shadows,
@@ -263,13 +273,15 @@ def content_box(grey: _Plane, level: float, margin: float) -> FrameBox:
         grey: float32 (H, W) in [0, 1].
         level: Mean intensity from which a square counts.
         margin: Kept around, as a share of the content's longer side.
+        aspect: Height of a pixel over its width.
 
     Returns:
         The box; the whole frame where nothing is brighter.
     """
     height, width = grey.shape
-    side = max(1, -(-max(height, width) // _SQUARES))  # pixels of a square, rounded up
-    rows, columns = -(-height // side), -(-width // side)
+    tall = height * aspect  # in widths of a pixel
+    side = max(1, math.ceil(max(tall, width) / _SQUARES))  # widths of a pixel in a square
+    rows, columns = math.ceil(tall / side), math.ceil(width / side)
     coarse = _resize(grey, (rows, columns), Interpolation.AREA)
     bright = np.pad(coarse >= level, 1)
     bright = ndimage.binary_closing(bright, structure=np.ones((3, 3), dtype=np.bool_))[1:-1, 1:-1]
@@ -280,20 +292,22 @@ def content_box(grey: _Plane, level: float, margin: float) -> FrameBox:
     vertical, horizontal = ndimage.find_objects(pieces)[largest]
     down, across = height / rows, width / columns
     kept = margin * max(
-        (vertical.stop - vertical.start) * down, (horizontal.stop - horizontal.start) * across
+        (vertical.stop - vertical.start) * down * aspect,
+        (horizontal.stop - horizontal.start) * across,
     )
+    kept_rows = kept / aspect
     return FrameBox(
-        max(0, int(vertical.start * down - kept)),
+        max(0, int(vertical.start * down - kept_rows)),
         max(0, int(horizontal.start * across - kept)),
-        min(height, int(np.ceil(vertical.stop * down + kept))),
+        min(height, int(np.ceil(vertical.stop * down + kept_rows))),
         min(width, int(np.ceil(horizontal.stop * across + kept))),
     )
 
 
-def _crop_box(grey: _Plane, crop: CropSpec) -> FrameBox:
+def _crop_box(grey: _Plane, crop: CropSpec, aspect: float) -> FrameBox:
     height, width = grey.shape
     if crop.kind is CropKind.CONTENT:
-        return content_box(grey, crop.level, crop.margin)
+        return content_box(grey, crop.level, crop.margin, aspect)
     if crop.kind is CropKind.BOX:
         top, left, bottom, right = crop.box
         first_row, first_column = int(top * height), int(left * width)

@@ -52,7 +52,7 @@ def measure_frame(
     stop = (int(rows[-1]) + 1, int(columns[-1]) + 1)
     top, left, bottom, right = seen or (0, 0, *grid.size)
     height_mm = width_mm = area = None
-    if grid.spacing_mm is not None and grid.pixel_cm2 is not None:
+    if grid.spacing_mm is not None and grid.pixel_cm2 is not None and grid.covers(mask):
         height_mm = (stop[0] - start[0]) * grid.spacing_mm[0]
         width_mm = (stop[1] - start[1]) * grid.spacing_mm[1]
         area = pixels * grid.pixel_cm2
@@ -137,10 +137,13 @@ def measure_label(
 
 
 def _volume(frames: Sequence[FrameMeasure | None], grid: FrameGrid) -> float | None:
-    """A frame that failed may have held a part of it, so there is no sum without it."""
-    if grid.voxel_ml is None or None in frames:
+    """None where a frame failed, for it may have held a part, or has no area in centimetres."""
+    if grid.voxel_ml is None:
         return None
-    return sum(each.pixels for each in frames if each is not None) * grid.voxel_ml
+    measured = [each for each in frames if each is not None and each.area_cm2 is not None]
+    if len(measured) < len(frames):
+        return None
+    return sum(each.pixels for each in measured) * grid.voxel_ml
 
 
 def _all(values: Iterable[float | None]) -> tuple[float, float, float]:

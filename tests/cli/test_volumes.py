@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydicom.uid import MediaStorageDirectoryStorage
 
+from medserve.cli.show.files import find_cases
 from tests.cli.conftest import Medserve
 from tests.client.fake_gateway import FakeGateway, serving
 from tests.client.segmenting import by_size, volumes_model
+from tests.phantoms import dicom_bytes, dicom_dataset, disc, saved
 
 
 @pytest.fixture
@@ -179,3 +182,16 @@ def test_a_path_that_is_none_is_wrong_usage(
     run = medserve("predict", "mednist", tmp_path / "missing.nii", "--address", fake.address)
     assert run.code == 2
     assert "missing.nii" in run.err
+
+
+def test_a_series_is_one_case_with_all_below_it_and_a_dicomdir_is_none(tmp_path: Path) -> None:
+    directory = dicom_dataset(disc())
+    directory.SOPClassUID = MediaStorageDirectoryStorage
+    series = tmp_path / "DICOM" / "ST00" / "SE00"
+    (series / "more").mkdir(parents=True)
+    (tmp_path / "DICOMDIR").write_bytes(saved(directory))
+    (series / "IM0000").write_bytes(b"")  # empty, and the first of its folder
+    (series / "IM0001").write_bytes(dicom_bytes(disc()))
+    (series / "more" / "IM0002").write_bytes(dicom_bytes(disc()))
+    (tmp_path / "other.nii").write_bytes(b"x")
+    assert [case.path for case in find_cases([tmp_path])] == [tmp_path / "other.nii", series]

@@ -114,6 +114,20 @@ def test_an_empty_or_too_large_folder_is_refused_unsent(fake: FakeGateway, tmp_p
     assert not fake.requests
 
 
+def test_a_link_out_of_a_folder_is_refused_unsent(fake: FakeGateway, tmp_path: Path) -> None:
+    folder = tmp_path / "series"
+    folder.mkdir()
+    (folder / "1.dcm").write_bytes(b"one")
+    (tmp_path / "2.dcm").write_bytes(b"two")
+    (folder / "2.dcm").symlink_to(tmp_path / "2.dcm")
+    with (
+        Client(fake.address) as client,
+        pytest.raises(InvalidRequestError, match="link out of the folder"),
+    ):
+        client.segment("mednist", folder)
+    assert not fake.requests
+
+
 def test_the_error_of_a_volume_is_raised(client: Client) -> None:
     with pytest.raises(InvalidImageError, match="send a volume"):
         client.segment("mednist", b"broken")

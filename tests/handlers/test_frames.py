@@ -191,6 +191,37 @@ def test_a_dicom_frame_brings_its_calibration(handler: FrameHandler) -> None:
     assert content["frames"][0]["area_cm2"] == pytest.approx(ellipse().sum() * 0.2 * 0.3 / 100)
 
 
+@pytest.mark.parametrize("kind", ["region", "spacing", "ratio", "NIfTI"])
+@pytest.mark.parametrize("stretch", [(0.5, 1), (1, 0.5), (0.75, 1)])
+def test_oblong_pixels_reach_the_network_in_true_proportions(
+    kind: str, stretch: tuple[float, float], handler: FrameHandler
+) -> None:
+    height, width = round(96 * stretch[0]), round(128 * stretch[1])
+    frame, truth = scan(height, width), ellipse(height, width)
+    spacing = (0.2 / stretch[0], 0.2 / stretch[1])
+    elements: dict[str, Any] = {}
+    if kind == "region":
+        box = {"RegionLocationMaxX1": width - 1, "RegionLocationMaxY1": height - 1}
+        deltas = (spacing[0] / 10, spacing[1] / 10)
+        elements["SequenceOfUltrasoundRegions"] = [region(deltas, **box)]
+    if kind == "spacing":
+        elements["PixelSpacing"] = list(spacing)
+    if kind == "ratio":
+        elements["PixelAspectRatio"] = [round(100 * length) for length in spacing]
+    if kind == "NIfTI":
+        payload = as_nifti(frame.T[:, :, np.newaxis], np.diag([*spacing[::-1], 1, 1]))
+    else:
+        payload = saved(ultrasound(frame[np.newaxis], **elements))
+    stack = handler.decode(payload, handler.parse_params({}))
+    image = stack.read(0)
+    prepared = handler.pipeline.prepare(image, stack.grid.aspect)
+    inner = prepared.inverse.inner.shape
+    lengths = (height * spacing[0] / inner[0], width * spacing[1] / inner[1])
+    assert lengths[0] == pytest.approx(lengths[1], rel=0.03)  # mm a pixel of the network
+    [found] = ask_json(handler, payload)["frames"]
+    assert found["pixels"] == pytest.approx(truth.sum(), rel=0.06)
+
+
 def test_a_cine_loop_gets_a_mask_for_each_frame(handler: FrameHandler) -> None:
     frames = cine(8)
     content = ask_json(handler, saved(ultrasound(frames)))
@@ -309,8 +340,9 @@ def test_another_modality_is_refused(handler: FrameHandler) -> None:
 def test_a_stack_keeps_header_and_axes_of_its_file(handler: FrameHandler) -> None:
     frames = cine(7)
     affine = np.array(
-        [[0.0, 0.3, 0.1, 5.0], [-0.2, 0.0, 0.0, -7.0], [0.0, 0.05, 2.0, 1.0], [0, 0, 0, 1]]
+        [[0.0, 0.3, 0.1, 5.0], [-0.3, 0.0, 0.0, -7.0], [0.0, 0.05, 2.0, 1.0], [0, 0, 0, 1]]
     )
+    affine[1, 0] = -np.hypot(0.3, 0.05)  # square pixels, of which nothing is interpolated
     payload = as_nifti(frames.transpose(2, 1, 0), affine)
     before, answer = volume(gzip.compress(payload)), volume(ask(handler, payload))
     np.testing.assert_array_equal(np.asarray(answer.dataobj), (frames > 127).transpose(2, 1, 0))

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pydicom import dcmread
 
@@ -126,6 +127,22 @@ def test_an_npy_array_has_the_spacing_that_the_caller_states(handler: VolumeHand
     answer = loaded(ask(handler, npy.encode(volume.array), {"spacing_mm": [2, 1, 1.5]}))
     assert tuple(answer.header.get_zooms()) == (2.0, 1.0, 1.5)
     assert answer.shape == (20, 18, 16)
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    st.sampled_from([np.uint8, np.int16, np.float32, np.float64]),
+    st.floats(-100, 100),
+    st.booleans(),
+)
+def test_a_volume_without_contrast_is_refused(
+    handler: VolumeHandler, dtype: Any, value: float, hollow: bool
+) -> None:
+    array = np.full((20, 18, 16), value).astype(dtype)
+    if hollow and array.dtype.kind == "f":
+        array[3:6] = np.nan  # background, and no contrast
+    with pytest.raises(InvalidImageError, match="same value all over"):
+        ask(handler, _Image(array, np.eye(4)).to_bytes())
 
 
 def test_a_channel_of_four_dimensions_is_chosen(handler: VolumeHandler, volume: Volume) -> None:

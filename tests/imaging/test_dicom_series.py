@@ -20,7 +20,15 @@ from PIL import Image as pillow
 from pydicom import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.utils import compress
-from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
+from pydicom.uid import (
+    UID,
+    BasicTextSRStorage,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+    MediaStorageDirectoryStorage,
+    RLELossless,
+)
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
 from medserve.imaging.codecs import dicom_series
@@ -166,7 +174,7 @@ def test_a_frame_that_states_a_giant_size_is_refused_before_it_is_decoded() -> N
     payload = bytearray(as_bytes(dataset))
     header = payload.index(b"\xff\xf7")  # SOF55: length, precision, rows, columns
     payload[header + 5 : header + 9] = struct.pack(">2H", 20000, 20000)
-    with pytest.raises(InvalidImageError, match="pixel data are damaged"):
+    with pytest.raises(InvalidImageError, match="pixel data is damaged"):
         dicom_series.decode(bytes(payload))
 
 
@@ -176,10 +184,10 @@ def test_a_single_slice_takes_its_thickness_from_the_header() -> None:
     np.testing.assert_allclose(decoded.geometry.spacing_mm, VOLUME.geometry.spacing_mm, rtol=1e-6)
 
 
-def test_hostile_names_links_and_other_files_are_passed_over() -> None:
+def test_hostile_names_and_links_are_passed_over() -> None:
     files = _files(dicom_slices(VOLUME))
-    names = [f"../../../../tmp/evil{n}" for n in range(len(files))]
-    payload = zipped([*files, b"read me"], [*names, "/etc/passwd"])
+    names = [f"../../../../tmp/evil{n}" for n in range(len(files) - 1)]
+    payload = zipped(files, [*names, "/etc/passwd"])
     assert dicom_series.decode(payload).array.shape == SHAPE
     archive = io.BytesIO(_tar(files))
     with tarfile.open(fileobj=archive, mode="a") as tar:
@@ -187,6 +195,144 @@ def test_hostile_names_links_and_other_files_are_passed_over() -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     assert dicom_series.decode(archive.getvalue()).array.shape == SHAPE
+
+
+def _report() -> bytes:
+    dataset = dicom_slices(VOLUME)[0]
+    del dataset.PixelData
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = BasicTextSRStorage
+    return as_bytes(dataset)
+
+
+def _without_its_pixels() -> bytes:
+    dataset = dicom_slices(VOLUME)[0]
+    del dataset.PixelData
+    return as_bytes(dataset)
+
+
+_UNREAD: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda file: b"",
+    "a gzip-compressed file": gzip.compress,
+    "DICOM without its preamble": lambda file: file[132:],
+    "zero bytes only": lambda file: bytes(len(file)),
+    "text": lambda file: b"read me",
+    "an image without its pixels": lambda file: _without_its_pixels(),
+    "a DICOM object that is no image": lambda file: _report(),
+}
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.dictionaries(st.integers(0, SHAPE[2] - 1), st.sampled_from(sorted(_UNREAD)), min_size=1))
+def test_what_was_sent_and_not_read_is_counted_and_named(broken: dict[int, str]) -> None:
+    files = _files(dicom_slices(VOLUME))
+    for place, kind in broken.items():
+        files[place] = _UNREAD[kind](files[place])
+    with pytest.raises(InvalidImageError) as raised:
+        dicom_series.decode(zipped(files))
+    message = str(raised.value)
+    assert f"got {len(broken)} of {len(files)} files that are no readable image" in message
+    for kind in set(broken.values()):
+        assert kind in message
+    assert "Secret" not in message
+
+
+def test_files_whose_pixels_are_cut_are_counted() -> None:
+    files = _files(dicom_slices(VOLUME))
+    files[2], files[7] = files[2][:-40], files[7][:-1]
+    with pytest.raises(InvalidImageError, match=r"got 2 of 9 files .* \(2 damaged or cut short\)"):
+        dicom_series.decode(zipped(files))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\0\5\x16\7" + bytes(300), b"\0\0\0\1Bud1" + bytes(300), "directory"],
+    ids=["AppleDouble", ".DS_Store", "DICOMDIR"],
+)
+def test_a_directory_of_images_and_what_desktops_leave_behind_do_not_count(
+    content: bytes | str,
+) -> None:
+    if isinstance(content, str):
+        directory = dicom_slices(VOLUME)[0]
+        del directory.PixelData
+        directory.SOPClassUID = MediaStorageDirectoryStorage
+        content = as_bytes(directory)
+    decoded = dicom_series.decode(zipped([content, *_files(dicom_slices(VOLUME))]))
+    assert decoded.array.shape == SHAPE
+    with pytest.raises(InvalidImageError, match="expected DICOM images"):
+        dicom_series.decode(zipped([content]))
+
+
+@pytest.mark.parametrize(
+    ("element", "values", "words"),
+    [
+        ("EchoTime", [30, 60], r"2 that differ in echo time: 30 \(5 slices\), 60 \(4 slices\)"),
+        ("DiffusionBValue", [0.0, 1000.0], r"b-value: 0 \(5 slices\), 1000 \(4 slices\)"),
+        ("TemporalPositionIdentifier", [1, 2], "temporal position"),
+        ("ImageType", ["ORIGINAL\\PRIMARY\\M", "ORIGINAL\\PRIMARY\\P"], "image type: another"),
+    ],
+)
+def test_acquisitions_whose_slices_interleave_are_no_volume(
+    element: str, values: list[Any], words: str
+) -> None:
+    datasets = dicom_slices(VOLUME)
+    for k, dataset in enumerate(datasets):
+        setattr(dataset, element, values[k % 2])
+    with pytest.raises(InvalidImageError, match=words):
+        dicom_series.decode(zipped(_files(datasets)))
+
+
+def test_echoes_of_one_enhanced_image_are_told_apart() -> None:
+    dataset = enhanced_dicom(VOLUME, list(range(SHAPE[2])))
+    for k, item in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        echo = Dataset()
+        echo.EffectiveEchoTime = 30.0 if k < 4 else 60.0
+        item.MREchoSequence = [echo]
+    with pytest.raises(InvalidImageError, match="echo time: 30"):
+        dicom_series.decode(as_bytes(dataset))
+
+
+@settings(deadline=None, max_examples=5)
+@given(st.integers(8, 16), st.booleans(), st.booleans())
+def test_white_means_more_signal_in_monochrome1_as_well(
+    bits: int, signed: bool, rescaled: bool
+) -> None:
+    low, top = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    array = np.linspace(low, top, VOLUME.array.size).round().astype(int).reshape(SHAPE)
+    found = []
+    for kind in ("MONOCHROME2", "MONOCHROME1"):
+        datasets = dicom_slices(VOLUME, BitsStored=bits, HighBit=bits - 1)
+        for k, dataset in enumerate(datasets):
+            plane = array[:, :, k].T if kind == "MONOCHROME2" else low + top - array[:, :, k].T
+            dataset.PixelData = (plane & 0xFFFF).astype("<u2").tobytes()
+            dataset.PhotometricInterpretation = kind
+            dataset.PixelRepresentation = int(signed)
+            if rescaled:
+                dataset.RescaleSlope, dataset.RescaleIntercept = "0.5", "-100"
+        found.append(dicom_series.decode(zipped(_files(datasets))).array)
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+@settings(deadline=None, max_examples=6)
+@given(st.sampled_from([-32768, -2000, -1, 0]), st.booleans())
+def test_padding_of_any_value_gives_one_volume(padding: int, inverted: bool) -> None:
+    inside = VOLUME.array + 10
+    datasets = dicom_slices(VOLUME, PixelPaddingValue=padding)
+    for k, dataset in enumerate(datasets):
+        plane = (-1 - inside[:, :, k] if inverted else inside[:, :, k]).T.copy()
+        plane[:2] = padding
+        dataset.PixelData = plane.astype("<i2").tobytes()
+        dataset.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
+    expected = inside[:, :, ::-1].copy()
+    expected[:, :2] = expected[:, 2:].min()
+    decoded = dicom_series.decode(zipped(_files(datasets)))
+    if padding != -1:  # where a pixel of the image has that value, it is padding, too
+        np.testing.assert_array_equal(decoded.array, expected)
+
+
+def test_a_palette_is_no_volume() -> None:
+    datasets = dicom_slices(VOLUME, PhotometricInterpretation="PALETTE COLOR")
+    with pytest.raises(InvalidImageError, match="grey slices"):
+        dicom_series.decode(zipped(_files(datasets)))
 
 
 def test_a_missing_slice_is_counted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from medserve.imaging.codecs import dicom, dicom_regions, frame_file, nifti
 from medserve.imaging.codecs.frame_file import FrameReading
 from medserve.imaging.frames import FrameGrid, FrameLimits, FrameStack, GivenSpacing
 from medserve.imaging.packed_masks import PackedMasks
+from medserve.results.frame_measure import measure_frame, measure_stack
 from medserve.spec import InputKind, InputSpec
 from medserve.tasks.frames import View
 from tests.frame_phantoms import as_nifti, cine, region, saved, scan, ultrasound
@@ -154,6 +156,51 @@ def test_a_constant_stack_is_black_and_no_division_by_zero() -> None:
     assert not read_all(stack).any()
 
 
+def test_a_loop_along_a_fourth_axis_is_read_frame_by_frame_and_answered_on_its_axes() -> None:
+    frames = cine(5)
+    payload = as_nifti(frames.transpose(2, 1, 0)[:, :, np.newaxis], np.diag([0.3, 0.2, 1, 1]))
+    stack = frame_file.decode(payload, LIMITS)
+    np.testing.assert_array_equal(read_all(stack), frames / np.float32(255))
+    assert stack.grid.spacing_mm == pytest.approx((0.2, 0.3))
+    assert stack.grid.step_mm is None  # moments, not places
+    mask = nibabel.Nifti1Image.from_bytes(gzip.decompress(stack.nifti_mask(PackedMasks.of(frames))))
+    assert mask.shape == (64, 48, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"),
+    [
+        ({"PixelSpacing": [0.4, 0.2]}, 2.0),
+        ({"PixelSpacing": [0.2, 0.20001]}, 1.0),  # rounding
+        ({"PixelAspectRatio": [2, 1]}, 2.0),
+        ({"PixelSpacing": [0.3, 0.3], "PixelAspectRatio": [2, 1]}, 1.0),
+        ({}, 1.0),
+    ],
+)
+def test_the_shape_of_a_pixel_is_what_lengths_say_else_its_stated_ratio(
+    elements: dict[str, Any], expected: float
+) -> None:
+    grid = frame_file.decode(saved(ultrasound(cine(2), **elements)), LIMITS).grid
+    assert grid.aspect == expected
+
+
+def test_a_calibration_holds_where_its_region_lies() -> None:
+    inset = region((0.02, 0.02), RegionLocationMinX0=40, RegionLocationMinY0=4,
+                   RegionLocationMaxX1=59, RegionLocationMaxY1=23)  # fmt: skip
+    dataset = ultrasound(cine(2), SpacingBetweenSlices=2.0)
+    dataset.SequenceOfUltrasoundRegions = [inset]
+    grid = frame_file.decode(saved(dataset), LIMITS).grid
+    inside, outside, across = (np.zeros((48, 64), np.uint8) for _ in range(3))
+    inside[4:24, 40:60] = outside[30:40, 5:9] = across[10:20, 30:50] = 1
+    measured = measure_frame(inside, grid)
+    assert measured.area_cm2 == pytest.approx(20 * 20 * 0.02 * 0.02)
+    for mask in (outside, across):
+        frame = measure_frame(mask, grid)
+        assert (frame.area_cm2, frame.width_mm, frame.height_mm) == (None, None, None)
+        assert measure_stack([measured, frame], grid).volume_ml is None
+    assert measure_stack([measured, measured], grid).volume_ml is not None
+
+
 @pytest.mark.parametrize("view", list(View))
 def test_masks_come_back_to_the_axes_of_their_file(view: View) -> None:
     rng = np.random.default_rng(3)
@@ -202,7 +249,7 @@ def test_a_stack_of_masks_keeps_every_pixel_in_one_bit() -> None:
         (saved(ultrasound(cine(3)))[:900], "damaged|cut short"),
         (as_nifti(np.zeros((64, 48, 3), np.float32))[:3000], "cut short|cannot hold"),
         (as_nifti(np.zeros((4, 48, 3), np.uint8)), "at least 8 x 8"),
-        (as_nifti(np.zeros((64, 48, 3, 2), np.uint8)), "3 spatial axes"),
+        (as_nifti(np.zeros((64, 48, 3, 2), np.uint8)), "3 spatial axes.*one of the 2 volumes"),
     ],
     ids=["npy", "zip", "cut dicom", "cut nifti", "flat", "4D"],
 )

@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
@@ -274,11 +274,42 @@ def test_a_header_that_makes_no_sense_is_refused(fields: dict[str, Any], message
         nifti.decode(payload)
 
 
-def test_voxels_that_are_not_numbers_are_refused() -> None:
-    array = np.zeros(SHAPE, np.float32)
-    array[0, 0, 0] = math.nan
+def test_voxels_that_are_not_numbers_are_background() -> None:
+    array = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE) + 7
+    expected = array.copy()
+    array[0, 0, 0], array[1, 2, 1], array[2, 1, 1] = math.nan, math.inf, -math.inf
+    expected[[0, 1, 2], [0, 2, 1], [0, 1, 1]] = 8  # the smallest that is left
+    decoded = nifti.decode(_written(array, np.eye(4)))
+    np.testing.assert_array_equal(decoded.array, expected)
     with pytest.raises(InvalidImageError, match="NaN or infinity"):
-        nifti.decode(_written(array, np.eye(4)))
+        nifti.decode(_written(np.full(SHAPE, math.nan, np.float32), np.eye(4)))
+
+
+@settings(deadline=None)
+@given(st.floats(0, 4e-5), st.lists(st.floats(-1, 1), min_size=3, max_size=3))
+def test_a_quaternion_that_rounding_made_too_long_is_taken_for_a_unit_one(
+    excess: float, direction: list[float]
+) -> None:
+    length = float(np.linalg.norm(direction))
+    assume(length > 1e-3)
+    unit = np.array(direction) / length
+    b, c, d = unit * (1 + excess)
+    quaternion = {"quatern_b": b, "quatern_c": c, "quatern_d": d}
+    fields = {"sform_code": 0, "qform_code": 1, **quaternion}
+    decoded = nifti.decode(_written(np.ones(SHAPE, np.uint8), np.eye(4), **fields))
+    half_a_turn = 2 * np.outer(unit, unit) - np.eye(3)  # about an axis, by 180 degrees
+    np.testing.assert_allclose(decoded.geometry.affine[:3, :3], half_a_turn, atol=2e-3)
+
+
+def test_bytes_behind_a_whole_gzip_stream_do_not_make_it_damaged() -> None:
+    payload = nifti.encode(ramp(oblique()))
+    np.testing.assert_array_equal(nifti.decode(payload + b"trailing").array, ramp(oblique()).array)
+
+
+def test_a_length_of_0_behind_the_third_axis_counts_as_1() -> None:
+    array = ramp(oblique()).array
+    payload = _written(array, np.eye(4), dim=[4, *array.shape, 0, 1, 1, 1])
+    np.testing.assert_array_equal(nifti.decode(payload).array, array)
 
 
 def test_half_of_a_pair_of_files_is_named_as_such() -> None:

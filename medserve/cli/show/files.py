@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from medserve.cli.show.console import shown
 from medserve.errors import ConfigError
+from medserve.imaging.codecs.dicom_file import is_dicom, is_directory
 from medserve.results.sorted_folders import csv_cell, csv_path
 
 __all__ = [
@@ -36,7 +38,7 @@ _SUFFIXES = (
     *(".gz", ".nii", ".tar", ".tgz", ".zip", ".npy", ".dcm", ".dicom"),
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff"),
 )
-_DICOM_MAGIC, _DICOM_MAGIC_AT = b"DICM", 128  # DICOM PS3.10 section 7.1
+_START = 4096  # bytes that hold the file meta information of a DICOM file
 STDIN = Path("-")
 
 
@@ -214,25 +216,30 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def _in_folder(folder: Path) -> Iterator[Path]:
-    """Folders that hold DICOM files, and the files of the others."""
-    series: list[Path] = []
-    for path in walk(folder):
-        if path.parent in series:
-            continue
-        if _is_dicom(path):
-            series.append(path.parent)
-            yield path.parent
+    """Give folders that hold DICOM images, each with all below it, and the files of the others.
+
+    A DICOMDIR, which lists the images of a medium, is neither.
+    """
+    series: set[Path] = set()
+    for parent, paths in groupby(walk(folder), key=lambda path: path.parent):  # from the top
+        if not series.isdisjoint(parent.parents):
+            continue  # what lies below a series is sent with it
+        starts = {path: _start(path) for path in paths}
+        others = [path for path, start in starts.items() if not is_directory(start)]
+        if any(is_dicom(starts[path]) for path in others):
+            series.add(parent)
+            yield parent
         else:
-            yield path
+            yield from others
 
 
-def _is_dicom(path: Path) -> bool:
+def _start(path: Path) -> bytes:
+    """Return the first bytes of a file, which tell DICOM; none where it cannot be read."""
     try:
         with path.open("rb") as file:
-            start = file.read(_DICOM_MAGIC_AT + len(_DICOM_MAGIC))
+            return file.read(_START)
     except OSError:
-        return False
-    return start[_DICOM_MAGIC_AT:] == _DICOM_MAGIC
+        return b""
 
 
 def _stem(path: Path) -> str:

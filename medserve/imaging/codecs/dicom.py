@@ -4,14 +4,13 @@ Stored values go through the modality transform (rescale slope and intercept, or
 the first display window, or the VOI table where there is no window. Without either, values of at
 most 8 bits count as display values; wider ones are mapped by `percentile_window`. MONOCHROME1 is
 inverted, so white always means more signal; padding pixels are black; RGB, YBR and palette
-colour come out as RGB. Pixel data may be uncompressed, RLE, JPEG baseline or JPEG 2000.
+colour come out as RGB. What stored values mean is told in `medserve.imaging.codecs.dicom_pixels`.
 
 No element of the file is quoted in an error: headers carry names.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from medserve.errors import InvalidImageError, MedserveError
+from medserve.imaging.codecs import dicom_file, dicom_pixels
+from medserve.imaging.codecs.dicom_file import DAMAGED, PIXEL_DATA, frame_count
+from medserve.imaging.codecs.dicom_pixels import Values, group
+from medserve.imaging.codecs.dicom_tables import lookup_table
 from medserve.imaging.codecs.payload import Payload, check_size, quietly
 from medserve.imaging.image import Image
 from medserve.imaging.intensity import clipped, full_range, percentile_window
@@ -27,43 +30,18 @@ from medserve.spec import InputSpec
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
-    from pydicom.uid import UID
 
-__all__ = [
-    "DAMAGED",
-    "check",
-    "decode",
-    "frame_count",
-    "frame_image",
-    "prepare",
-    "read",
-    "syntax_of",
-]
+__all__ = ["check", "decode", "frame_image", "prepare", "read"]
 
 # What is read; everything else in the header, names included, is skipped.
-_ELEMENTS = [
-    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
-    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames",
-    "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept",
-    "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-    "RedPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableDescriptor",
-    "BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData",
-    "GreenPaletteColorLookupTableData", "BluePaletteColorLookupTableData",
-    "SegmentedRedPaletteColorLookupTableData", "SegmentedGreenPaletteColorLookupTableData",
-    "SegmentedBluePaletteColorLookupTableData", "PixelData", "FloatPixelData",
-    "DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
-]  # fmt: skip
+_ELEMENTS = (
+    *dicom_pixels.ELEMENTS,
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+)
 _PHOTOMETRIC = (
     "MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422",
     "YBR_RCT", "YBR_ICT",
 )  # fmt: skip
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-_RLE = "1.2.840.10008.1.2.5"
-DAMAGED = (
-    "expected a whole DICOM image, got one whose {part} is damaged or cut short; "
-    "export it again from the archive"
-)
 
 
 def decode(payload: Payload, limits: InputSpec) -> Image:
@@ -91,17 +69,9 @@ def prepare() -> None:
     import pydicom.pixels  # noqa: F401
 
 
-def read(payload: bytes, elements: Sequence[str] = ()) -> Dataset:
+def read(payload: Payload, elements: Sequence[str] = ()) -> Dataset:
     """The parts of a file that its pixels need, and the top-level `elements`; names stay unread."""
-    from pydicom import dcmread
-
-    # A deflated file could unpack to any size before its header can be read.
-    if _DEFLATED in payload:
-        raise InvalidImageError(
-            "expected an uncompressed DICOM header, got Deflated Explicit VR Little Endian; "
-            "store it uncompressed, for example with dcmconv"
-        )
-    return dcmread(io.BytesIO(payload), specific_tags=[*_ELEMENTS, *elements])
+    return dicom_file.read(payload, [*_ELEMENTS, *elements])
 
 
 def check(dataset: Dataset, limits: InputSpec) -> None:
@@ -111,9 +81,8 @@ def check(dataset: Dataset, limits: InputSpec) -> None:
         InvalidImageError: no pixels, a photometric interpretation that is not known, too small.
         PayloadTooLargeError: more pixels in a frame than `limits.max_pixels`.
     """
-    pixels = [name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-              if name in dataset]  # fmt: skip
-    if not pixels or not dataset.get("Rows") or not dataset.get("Columns"):
+    has_pixels = any(name in dataset for name in PIXEL_DATA)
+    if not has_pixels or not dataset.get("Rows") or not dataset.get("Columns"):
         raise InvalidImageError(
             "expected a DICOM image, got a DICOM object without pixel data (a report, a "
             "structure set, a directory); send an image object"
@@ -124,16 +93,6 @@ def check(dataset: Dataset, limits: InputSpec) -> None:
             "interpretation; convert it to MONOCHROME2 or RGB"
         )
     check_size(int(dataset.Rows), int(dataset.Columns), limits)
-    # Of bytes beyond the frame, run lengths would still be unpacked, 64 times their size.
-    samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel") or 1)
-    whole = frame_count(dataset) * samples * int(dataset.get("BitsAllocated") or 8) // 8
-    if syntax_of(dataset) == _RLE and len(dataset.PixelData) > 2 * whole + 4096:
-        raise InvalidImageError(DAMAGED.format(part="pixel data"))
-
-
-def frame_count(dataset: Dataset) -> int:
-    """How many frames the header states."""
-    return int(dataset.get("NumberOfFrames") or 1)
 
 
 def frame_image(dataset: Dataset, index: int = 0) -> Image:
@@ -142,9 +101,14 @@ def frame_image(dataset: Dataset, index: int = 0) -> Image:
     Raises:
         InvalidImageError: damaged, or compressed in a way that is not supported.
     """
-    stored = _stored_values(dataset, index)
-    colour = _colour(stored, dataset)
-    return Image(_grey(stored, dataset) if colour is None else colour)
+    try:
+        if _is_colour(dataset):
+            return Image(dicom_pixels.to_rgb(dataset, index))
+        return Image(_grey(dataset, index))
+    except MedserveError:
+        raise
+    except Exception:  # pydicom quotes values in what it raises
+        raise InvalidImageError(DAMAGED.format(part="header")) from None
 
 
 def _refuse_several_frames(dataset: Dataset) -> None:
@@ -155,92 +119,46 @@ def _refuse_several_frames(dataset: Dataset) -> None:
         )
 
 
-def _stored_values(dataset: Dataset, index: int) -> npt.NDArray[Any]:
-    """Decoded pixel data (H, W) or (H, W, 3) of one frame; YBR is RGB already."""
-    from pydicom.pixels.decoders.base import get_decoder
+def _is_colour(dataset: Dataset) -> bool:
+    is_palette = dataset.PhotometricInterpretation == "PALETTE COLOR"
+    return is_palette or int(dataset.get("SamplesPerPixel") or 1) > 1
 
-    from medserve.imaging.codecs.jpeg_headers import check_codestream
 
-    syntax = syntax_of(dataset)
-    if syntax is None:
+def _grey(dataset: Dataset, index: int) -> npt.NDArray[np.float32]:
+    """One frame (H, W) as intensities in [0, 1]; white is more signal, background black."""
+    values = dicom_pixels.values_of(dataset, index)
+    background = values.background
+    if background is not None and background.all():
         raise InvalidImageError(
-            "expected a DICOM file that states its transfer syntax, got none; "
-            "save it as a DICOM Part 10 file"
+            "expected finite pixel values, got NaN or infinity all over; send the original image"
         )
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        decoder = None
-    if decoder is None or not decoder.is_available:
-        name = syntax.name if syntax.name != syntax else "one that is not known"
-        raise InvalidImageError(
-            "expected uncompressed, RLE, JPEG baseline or JPEG 2000 pixel data, got transfer "
-            f"syntax {name}; decompress it first, for example with gdcmconv --raw"
-        )
-    try:
-        check_codestream(dataset, syntax, index)
-        return decoder.as_array(dataset, index=index)[0]
-    except Exception:  # pydicom quotes values in what it raises
-        raise InvalidImageError(DAMAGED.format(part="pixel data")) from None
-
-
-def syntax_of(dataset: Dataset) -> UID | None:
-    """How the pixel data are encoded; None where the file does not say."""
-    return getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
-
-
-def _colour(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.float32] | None:
-    """RGB (H, W, 3) of a colour image; None for a grey one."""
-    if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        from pydicom.pixels.processing import apply_color_lut
-
-        table_output = apply_color_lut(stored, dataset)[..., :3]
-        return full_range(table_output, int(np.iinfo(table_output.dtype).max))
-    if stored.ndim == 3:
-        return full_range(stored, 2 ** int(dataset.BitsStored) - 1)
-    return None
-
-
-def _grey(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.float32]:
-    """Stored values (H, W) -> intensities in [0, 1]; white is more signal, padding black."""
-    padding = _padding(stored, dataset)
-    intensities = _displayed(stored, padding, dataset)
+    intensities = _displayed(values, dataset, index)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         intensities = 1.0 - intensities
-    if padding is not None:
-        intensities[padding] = 0.0
+    if background is not None:
+        intensities[background] = 0.0
     return intensities
 
 
-def _displayed(
-    stored: npt.NDArray[Any], padding: npt.NDArray[np.bool_] | None, dataset: Dataset
-) -> npt.NDArray[np.float32]:
-    from pydicom.pixels.processing import apply_modality_lut, apply_voi
-
-    transform = _macro(dataset, "PixelValueTransformationSequence", "RescaleSlope")
-    if "ModalityLUTSequence" in dataset:
-        values = apply_modality_lut(stored, dataset)
-        rescaled = True
-    else:
-        slope = float(_first(transform.get("RescaleSlope"), 1.0))
-        intercept = float(_first(transform.get("RescaleIntercept"), 0.0))
-        rescaled = (slope, intercept) != (1.0, 0.0)
-        values = stored * np.float32(slope) + np.float32(intercept) if rescaled else stored
-    if not np.isfinite(values).all():
-        raise InvalidImageError(
-            "expected finite pixel values, got NaN or infinity; replace them before sending"
-        )
-    voi = _macro(dataset, "FrameVOILUTSequence", "WindowCenter")
-    window = _window(values, voi)
+def _displayed(values: Values, dataset: Dataset, index: int) -> npt.NDArray[np.float32]:
+    array, background = values.array, values.background
+    if array.dtype.kind == "f" and background is not None:
+        array = np.where(background, array[~background].min(), array)
+    window = _window(array, group(dataset, index, "FrameVOILUTSequence", "WindowCenter"))
     if window is not None:
         return window
-    if dataset.get("VOILUTSequence"):
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        return full_range(apply_voi(values.astype(np.int32), dataset), 2**bits - 1)
+    voi = group(dataset, index, "FrameVOILUTSequence", "VOILUTSequence")
+    if voi.get("VOILUTSequence"):
+        table = lookup_table(
+            voi.VOILUTSequence[0],
+            signed=min(values.limits) < 0,
+            big_endian=dicom_pixels.is_big_endian(dataset),
+        )
+        return table.shown(array)
     bits = int(dataset.get("BitsStored") or 32)
-    if bits <= 8 and not rescaled and not int(dataset.get("PixelRepresentation") or 0):
-        return full_range(values, 2**bits - 1)
-    return percentile_window(values, None if padding is None else ~padding)
+    if bits <= 8 and not values.is_rescaled and not int(dataset.get("PixelRepresentation") or 0):
+        return full_range(array, 2**bits - 1)
+    return percentile_window(array, None if background is None else ~background)
 
 
 def _window(values: npt.NDArray[Any], voi: Dataset) -> npt.NDArray[np.float32] | None:
@@ -266,29 +184,6 @@ def _window(values: npt.NDArray[Any], voi: Dataset) -> npt.NDArray[np.float32] |
     else:
         shown = (x - (centre - 0.5)) / (width - 1) + 0.5
     return clipped(shown)
-
-
-def _padding(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.bool_] | None:
-    """True where a pixel only fills up the frame (PS3.3 C.7.5.1.1.2); None where none does."""
-    value = dataset.get("PixelPaddingValue")
-    if not isinstance(value, int):
-        return None
-    limit = dataset.get("PixelPaddingRangeLimit")
-    other = limit if isinstance(limit, int) else value
-    mask = (stored >= min(value, other)) & (stored <= max(value, other))
-    return mask if mask.any() and not mask.all() else None
-
-
-def _macro(dataset: Dataset, sequence: str, element: str) -> Dataset:
-    """Where `element` stands: in the header, or in an enhanced object's functional groups."""
-    if element in dataset:
-        return dataset
-    for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        for item in dataset.get(groups) or []:
-            if item.get(sequence):
-                found: Dataset = item[sequence].value[0]
-                return found
-    return dataset
 
 
 def _first(value: Any, default: float) -> Any:

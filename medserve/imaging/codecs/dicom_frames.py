@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pydicom import Dataset
-from pydicom.encaps import generate_fragments, parse_basic_offsets
 
 from medserve.errors import InvalidImageError, MedserveError
-from medserve.imaging.codecs import dicom, dicom_planes, dicom_regions
+from medserve.imaging.codecs import dicom, dicom_file, dicom_regions
+from medserve.imaging.codecs.dicom_file import DAMAGED, frame_count, stored_frames
 from medserve.imaging.codecs.payload import Payload, quietly
 from medserve.imaging.frames import FrameGrid, FrameLimits, FrameStack
 from medserve.imaging.image import Image
@@ -23,13 +23,15 @@ class DicomFrames(FrameStack):
     def __init__(self, dataset: Dataset, payload: Payload) -> None:
         self._dataset = dataset
         self._payload = payload
-        count = dicom.frame_count(dataset)
+        count = frame_count(dataset)
         self.is_stack = count > 1
         self.grid = FrameGrid(
             (int(dataset.Rows), int(dataset.Columns)),
             count,
             dicom_regions.pixel_spacing_mm(dataset),
             dicom_regions.step_mm(dataset) if count > 1 else None,
+            dicom_regions.calibrated_boxes(dataset),
+            dicom_regions.pixel_aspect(dataset),
         )
 
     def read(self, index: int) -> Image:
@@ -39,9 +41,7 @@ class DicomFrames(FrameStack):
 
     def header(self) -> Dataset:
         """All of the header, without pixels, for an answer in DICOM; it identifies the patient."""
-        dataset = dicom_planes.read(bytes(self._payload))
-        assert dataset is not None  # `decode` has seen that it is DICOM with pixels
-        return dicom_planes.without_pixels(dataset)
+        return dicom_file.without_pixels(dicom_file.read(self._payload))
 
 
 def decode(payload: Payload, limits: FrameLimits) -> DicomFrames:
@@ -53,16 +53,16 @@ def decode(payload: Payload, limits: FrameLimits) -> DicomFrames:
     """
     with quietly():
         try:
-            dataset = dicom.read(bytes(payload), dicom_regions.ELEMENTS)
+            dataset = dicom.read(payload, dicom_regions.ELEMENTS)
             _refuse_modality(dataset, limits.modalities)
             dicom.check(dataset, limits.plane)
-            limits.check_count(dicom.frame_count(dataset))
+            limits.check_count(frame_count(dataset))
             _refuse_missing(dataset)
             return DicomFrames(dataset, payload)
         except MedserveError:
             raise
         except Exception:  # pydicom quotes values in what it raises
-            raise InvalidImageError(dicom.DAMAGED.format(part="header")) from None
+            raise InvalidImageError(DAMAGED.format(part="header")) from None
 
 
 def _refuse_modality(dataset: Dataset, accepted: tuple[str, ...]) -> None:
@@ -75,28 +75,9 @@ def _refuse_modality(dataset: Dataset, accepted: tuple[str, ...]) -> None:
 
 def _refuse_missing(dataset: Dataset) -> None:
     """Frames that the header promises and the pixel data lack: a cut file, or a wrong number."""
-    stated, syntax = dicom.frame_count(dataset), dicom.syntax_of(dataset)
-    if syntax is None or "PixelData" not in dataset:
-        return  # the codec says what is wrong
-    found = _encapsulated(dataset) if syntax.is_encapsulated else _native(dataset)
-    if found < stated:
+    stated, found = frame_count(dataset), stored_frames(dataset)
+    if found is not None and found < stated:
         raise InvalidImageError(
             f"expected {stated} frames, as the header states, got pixel data of {found}; the "
             "file is cut short: export it again"
         )
-
-
-def _native(dataset: Dataset) -> int:
-    """Whole frames in uncompressed pixel data."""
-    samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel") or 1)
-    if str(dataset.get("PhotometricInterpretation")) == "YBR_FULL_422":
-        samples = samples * 2 // 3  # two pixels share their colour (PS3.3 C.7.6.3.1.2)
-    bits = samples * int(dataset.get("BitsAllocated") or 8)
-    return len(dataset.PixelData) * 8 // max(bits, 1)
-
-
-def _encapsulated(dataset: Dataset) -> int:
-    """An upper bound of the frames in compressed pixel data: a frame has a fragment at least."""
-    offsets = parse_basic_offsets(dataset.PixelData)
-    fragments = sum(1 for fragment in generate_fragments(dataset.PixelData) if fragment)
-    return min(len(offsets), fragments) if offsets else fragments

@@ -1,8 +1,9 @@
 """How large a pixel of an ultrasound image is: by its calibrated regions (PS3.3 C.8.5.5).
 
 An ultrasound frame holds several regions beside each other: the scan, a Doppler curve, a colour
-bar. Each states its own deltas. Only those that show tissue in two dimensions and centimetres
-count; where two of them disagree, no spacing is better than a wrong one.
+bar. Each states its own deltas, which hold for its own pixels alone. Only those that show tissue in
+two dimensions and centimetres count; where two of them disagree, no spacing is better than a wrong
+one.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from typing import Any
 
 from pydicom import Dataset
 
-__all__ = ["ELEMENTS", "pixel_spacing_mm", "step_mm"]
+__all__ = ["ELEMENTS", "calibrated_boxes", "pixel_aspect", "pixel_spacing_mm", "step_mm"]
 
 _TWO_DIMENSIONAL, _TISSUE, _CENTIMETRES = 1, 1, 3  # PS3.3 C.8.5.5.1.1, .2 and .15
 _COLOUR_FLOW = 2  # drawn over tissue, on the same pixels
+_EDGES = ("MinX0", "MinY0", "MaxX1", "MaxY1")
 _TOLERANCE = 1e-3  # relative: headers round
 ELEMENTS = (
     *("Modality", "SequenceOfUltrasoundRegions", "PixelSpacing", "SpacingBetweenSlices"),
-    *("SharedFunctionalGroupsSequence",),
+    *("SharedFunctionalGroupsSequence", "PixelAspectRatio"),
 )
 
 
@@ -28,8 +30,7 @@ def pixel_spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
 
     Calibrated regions come first; PixelSpacing is read where there are none.
     """
-    regions = [each for each in dataset.get("SequenceOfUltrasoundRegions") or () if _counts(each)]
-    if regions:
+    if regions := _regions(dataset):
         found = [_deltas(each) for each in regions]
         first = found[0]
         if first is None or any(each is None or not _alike(first, each) for each in found):
@@ -38,9 +39,33 @@ def pixel_spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
     return _pair(_measures(dataset).get("PixelSpacing"))
 
 
+def calibrated_boxes(dataset: Dataset) -> tuple[tuple[int, int, int, int], ...]:
+    """Top, left, bottom, right of the regions whose deltas count, ends excluded (C.8.5.5.1.5).
+
+    Empty, which means everywhere, where no region counts or one does not say where it lies.
+    """
+    boxes = []
+    for region in _regions(dataset):
+        left, top, right, bottom = (region.get(f"RegionLocation{edge}") for edge in _EDGES)
+        if left is None or top is None or right is None or bottom is None:
+            return ()
+        boxes.append((int(top), int(left), int(bottom) + 1, int(right) + 1))
+    return tuple(boxes)
+
+
+def pixel_aspect(dataset: Dataset) -> float | None:
+    """Height of a pixel over its width (PS3.3 C.7.6.3.1.7); None where the header has none."""
+    ratio = _pair(dataset.get("PixelAspectRatio"))
+    return None if ratio is None else ratio[0] / ratio[1]
+
+
 def step_mm(dataset: Dataset) -> float | None:
     """Distance from one frame to the next; None where they are moments, not places."""
     return _length(_measures(dataset).get("SpacingBetweenSlices"))
+
+
+def _regions(dataset: Dataset) -> list[Dataset]:
+    return [each for each in dataset.get("SequenceOfUltrasoundRegions") or () if _counts(each)]
 
 
 def _counts(region: Dataset) -> bool:

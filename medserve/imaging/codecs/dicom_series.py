@@ -3,10 +3,12 @@
 Slices are ordered by where they lie in the patient, never by name, number or time. The volume's
 axes are: i along a row (columns of the image), j along a column (rows of the image), k across the
 slices, towards row x column. The affine is made of ImageOrientationPatient, PixelSpacing and the
-first and last ImagePositionPatient (PS3.3 C.7.6.2.1.1), turned from LPS to RAS.
+first and last ImagePositionPatient (PS3.3 C.7.6.2.1.1), turned from LPS to RAS. What the numbers
+mean is told in `medserve.imaging.codecs.dicom_pixels`.
 
-What is refused rather than guessed: several series or orientations, several images at one
-position, a gap (a slice missing at either end cannot be noticed), uneven distances, gantry tilt.
+What is refused rather than guessed: any file that is no readable image (a DICOMDIR does not
+count), several series, acquisitions or orientations, several images at one position, a gap (a slice
+missing at either end cannot be noticed), uneven distances, gantry tilt.
 No element of a header is quoted in an error: headers carry names.
 """
 
@@ -23,14 +25,30 @@ import numpy.typing as npt
 from pydicom import Dataset
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
-from medserve.imaging.codecs.dicom_planes import Plane, pixels_of, planes_of, read, without_pixels
+from medserve.imaging.codecs import sniff
+from medserve.imaging.codecs.dicom_file import (
+    PIXEL_DATA,
+    frame_count,
+    is_dicom,
+    is_directory,
+    read,
+    stored_frames,
+    without_pixels,
+)
+from medserve.imaging.codecs.dicom_pixels import values_of
+from medserve.imaging.codecs.dicom_planes import ACQUISITION, Plane, planes_of
 from medserve.imaging.codecs.payload import Payload, quietly
 from medserve.imaging.codecs.unpack import files_in, is_tar, is_zip, peek
 from medserve.imaging.geometry import Geometry
+from medserve.imaging.intensity import without_background
 from medserve.imaging.volume import Volume, VolumeLimits, check_shape
 
 __all__ = ["DicomVolume", "decode", "recognises"]
 
+_IMAGE_CLASS = "Image Storage"  # how the names of all classes with pixels end (PS3.6 annex A)
+# AppleDouble and .DS_Store of macOS, Thumbs.db of Windows: by content, names play no part.
+_COMPANIONS = (b"\0\5\x16\7", b"\0\0\0\1Bud1", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")
+_CUT = "damaged or cut short"
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SAME_DIRECTION = 1e-3  # of unit vectors; headers round to 6 digits
 _SAME_POSITION_MM = 1e-3
@@ -65,7 +83,7 @@ def decode(
     """One series as a volume of rescaled values (Hounsfield units in CT).
 
     Args:
-        payload: A DICOM file, or a zip, tar or tar.gz of them; other files in it are passed over.
+        payload: A DICOM file, or a zip, tar or tar.gz of them and nothing else.
         limits: What is refused for its size.
         modalities: Values of Modality (0008,0060) that are accepted; all are where it is empty.
 
@@ -95,8 +113,11 @@ def _decode(payload: Payload, limits: VolumeLimits, modalities: Collection[str])
         Counter(str(each.get("SeriesInstanceUID")) for each in datasets), "series", "images"
     )
     planes = [plane for n, each in enumerate(datasets) for plane in planes_of(each, n)]
+    _refuse_acquisitions(planes)
     rows, columns = _check_alike(planes)
     check_shape((columns, rows, len(planes)), limits)
+    cut = sum(_is_cut(each) for each in datasets)
+    _refuse_unread(Counter({_CUT: cut} if cut else {}), len(datasets) - cut)
     normal = planes[0].normal
     planes.sort(key=lambda plane: float(normal @ plane.position))
     geometry = _geometry(planes)
@@ -110,9 +131,10 @@ def _decode(payload: Payload, limits: VolumeLimits, modalities: Collection[str])
 
 
 def _datasets(payload: Payload, limits: VolumeLimits) -> list[Dataset]:
+    """Every image in the payload; InvalidImageError where one file could not be read as one."""
     if not payload:
         raise InvalidImageError("expected a DICOM series, got no bytes")
-    if bytes(payload[128:132]) == b"DICM":
+    if is_dicom(payload):
         files = iter((bytes(payload),))
     elif is_zip(payload) or is_tar(peek(payload)):
         files = files_in(payload, limits)
@@ -121,17 +143,56 @@ def _datasets(payload: Payload, limits: VolumeLimits) -> list[Dataset]:
             "expected a DICOM series as zip, tar or one multi-frame file, got another kind of "
             "file; pack the series into a zip"
         )
-    count, datasets = 0, []
+    unread: Counter[str] = Counter()
+    datasets = []
     for content in files:
-        count += 1
-        dataset = read(content)
-        if dataset is not None:
+        if is_directory(content) or content.startswith(_COMPANIONS):
+            continue  # a list of the images, and what desktops leave in folders
+        dataset = _image(content)
+        if isinstance(dataset, str):
+            unread[dataset] += 1
+        else:
             datasets.append(dataset)
+    _refuse_unread(unread, len(datasets))
     if not datasets:
         raise InvalidImageError(
-            f"expected DICOM images, got {count} files without one; pack the series into a zip"
+            "expected DICOM images, got an archive without one; pack the series into a zip"
         )
     return datasets
+
+
+def _refuse_unread(unread: Counter[str], images: int) -> None:
+    """Files that were passed over would leave a hole, or a shorter volume."""
+    if unread:
+        listed = ", ".join(f"{count} {reason}" for reason, count in unread.most_common())
+        raise InvalidImageError(
+            f"expected the images of one DICOM series and nothing else, got {unread.total()} of "
+            f"{unread.total() + images} files that are no readable image ({listed}); "
+            "send the whole series again, without other files"
+        )
+
+
+def _image(content: bytes) -> Dataset | str:
+    """The data set of a file with pixels, or why it is none."""
+    if not is_dicom(content):
+        found = sniff.kind(content)
+        return f"of another kind: {found.name}" if content else "empty"
+    try:
+        dataset = read(content)
+        has_pixels = any(name in dataset for name in PIXEL_DATA)
+        is_image = str(dataset.file_meta.MediaStorageSOPClassUID.name).endswith(_IMAGE_CLASS)
+    except MedserveError:
+        raise
+    except Exception:  # a parser of hostile bytes may raise anything, and quote the header
+        return _CUT
+    if has_pixels:
+        return dataset
+    return "an image without its pixels" if is_image else "a DICOM object that is no image"
+
+
+def _is_cut(dataset: Dataset) -> bool:
+    found = stored_frames(dataset)
+    return found is not None and found < frame_count(dataset)
 
 
 def _refuse_modality(datasets: Sequence[Dataset], accepted: Collection[str]) -> None:
@@ -149,6 +210,30 @@ def _refuse_mixture(counts: Counter[Any], kind: str, members: str) -> None:
         raise InvalidImageError(
             f"expected one {kind}, got {len(counts)} (of {listed}{more} {members}); send one alone"
         )
+
+
+def _refuse_acquisitions(planes: Sequence[Plane]) -> None:
+    """Refuse slices of several echoes, image types, b-values or moments: they interleave."""
+    for place, (name, *_) in enumerate(ACQUISITION):
+        found = Counter(plane.acquisition[place] for plane in planes)
+        if len(found) == 1:
+            continue
+        listed = ", ".join(
+            f"{_number_or_other(value)} ({count} slices)"
+            for value, count in sorted(found.items())[:8]
+        )
+        raise InvalidImageError(
+            f"expected one acquisition, got {len(found)} that differ in {name}: {listed}; send "
+            "the images of one of them alone"
+        )
+
+
+def _number_or_other(value: str) -> str:
+    """A number as it is; of text nothing, for headers carry names."""
+    try:
+        return f"{float(value):g}" if value else "not stated"
+    except ValueError:
+        return "another"
 
 
 def _check_alike(planes: Sequence[Plane]) -> tuple[int, int]:
@@ -234,25 +319,42 @@ def _check_steps(steps: npt.NDArray[np.float64]) -> None:
 
 
 def _stack(planes: Sequence[Plane], datasets: Sequence[Dataset]) -> npt.NDArray[Any]:
-    """Rescaled values (I, J, K), a view on slices in memory order (K, rows, columns)."""
-    is_identity = all((plane.slope, plane.intercept) == (1.0, 0.0) for plane in planes)
+    """Values (I, J, K) in the modality's unit, a view on slices in memory order (K, rows, columns).
+
+    MONOCHROME1 is inverted, as a network knows it; background takes the smallest other value.
+    """
     by_source: dict[int, list[tuple[int, Plane]]] = {}
     for k, plane in enumerate(planes):
         by_source.setdefault(plane.source, []).append((k, plane))
+    shape = (len(planes), *planes[0].size)
     slices: npt.NDArray[Any] | None = None
+    background: npt.NDArray[np.bool_] | None = None
     for source, members in by_source.items():
-        frames = pixels_of(datasets[source])
-        without_pixels(datasets[source])  # two copies of one series may not fit
-        if slices is None:
-            dtype = frames.dtype if is_identity else np.dtype(np.float32)
-            slices = np.empty((len(planes), *planes[0].size), dtype=dtype)
-        if is_identity and not np.can_cast(frames.dtype, slices.dtype):
-            slices = slices.astype(np.result_type(frames.dtype, slices.dtype))
+        dataset = datasets[source]
+        is_inverted = str(dataset.PhotometricInterpretation) == "MONOCHROME1"
         for k, plane in members:
-            values = frames[plane.frame]
-            slices[k] = values if is_identity else values * plane.slope + plane.intercept
+            values = values_of(dataset, plane.frame)
+            array = values.inverted() if is_inverted else values.array
+            slices = _holding(slices, array, shape)
+            slices[k] = array
+            if values.background is not None:
+                background = np.zeros(shape, np.bool_) if background is None else background
+                background[k] = values.background
+        without_pixels(dataset)  # two copies of one series may not fit
     assert slices is not None  # there is at least one plane
-    return slices.transpose(2, 1, 0)
+    return without_background(slices, background).transpose(2, 1, 0)
+
+
+def _holding(
+    slices: npt.NDArray[Any] | None, array: npt.NDArray[Any], shape: tuple[int, int, int]
+) -> npt.NDArray[Any]:
+    """The slices in a type that holds the next one as well; float32 where one was rescaled."""
+    if slices is None:
+        return np.empty(shape, array.dtype)
+    if np.can_cast(array.dtype, slices.dtype) or slices.dtype == np.float32:
+        return slices
+    is_rescaled = array.dtype == np.float32
+    return slices.astype(np.float32 if is_rescaled else np.result_type(array, slices))
 
 
 def _sources(planes: Sequence[Plane], datasets: Sequence[Dataset]) -> Sequence[Dataset]:

@@ -4,7 +4,8 @@ Where the voxels lie is told in `medserve.imaging.codecs.nifti_space`. A mask th
 the space of its source repeats sform and qform, their codes, pixdim and units bit by bit.
 
 What the numbers mean: stored * scl_slope + scl_inter, unless scl_slope is 0 or not finite
-(nifti1.h, "DATA SCALING"). NaN and infinite voxels are refused. Two axes become (I, J, 1).
+(nifti1.h, "DATA SCALING"). NaN and infinite voxels are background: they take the smallest finite
+value. Two axes become (I, J, 1), and of a loop (I, J, 1, T), where `loop` allows it, (I, J, T).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from medserve.imaging.codecs.nifti_space import NiftiSpace
 from medserve.imaging.codecs.payload import Payload, quietly
 from medserve.imaging.codecs.unpack import is_gzip, peek
 from medserve.imaging.geometry import Geometry
+from medserve.imaging.intensity import without_background
 from medserve.imaging.volume import Volume, VolumeLimits, check_shape
 
 __all__ = [
@@ -61,7 +63,11 @@ def recognises(payload: Payload) -> bool:
 
 
 def decode(
-    payload: Payload, limits: VolumeLimits | None = None, channel: int | None = None
+    payload: Payload,
+    limits: VolumeLimits | None = None,
+    channel: int | None = None,
+    *,
+    loop: bool = False,
 ) -> NiftiVolume:
     """One volume, on its own grid, in its own unit.
 
@@ -69,6 +75,7 @@ def decode(
         payload: The file's bytes.
         limits: What is refused for its size.
         channel: Which of several volumes along a fourth axis; without it such files are refused.
+        loop: Whether a fourth axis beside a third of 1 counts planes, as in a cine loop.
 
     Raises:
         InvalidImageError: no NIfTI, damaged, cut short, colour or complex, more than three axes
@@ -77,7 +84,7 @@ def decode(
     """
     try:
         with quietly():
-            return _decode(payload, limits or VolumeLimits(), channel)
+            return _decode(payload, limits or VolumeLimits(), channel, loop=loop)
     except MedserveError:
         raise
     except MemoryError:
@@ -184,7 +191,9 @@ def _finished(header: Any) -> bytes:
     return written
 
 
-def _decode(payload: Payload, limits: VolumeLimits, channel: int | None) -> NiftiVolume:
+def _decode(
+    payload: Payload, limits: VolumeLimits, channel: int | None, *, loop: bool
+) -> NiftiVolume:
     if not payload:
         raise InvalidImageError("expected a NIfTI file, got no bytes; check that the file is whole")
     size = _header_size(peek(payload))
@@ -193,8 +202,8 @@ def _decode(payload: Payload, limits: VolumeLimits, channel: int | None) -> Nift
     with _open(payload) as stream:
         header: Any = _HEADERS[size](stream.read(size), check=False)
         _refuse_pair(header, size)
-        stored = tuple(int(n) for n in header.get_data_shape())
-        shape, channels = _spatial_shape(stored, channel)
+        stored = _stored_shape(header)
+        shape, channels = _loop_shape(stored) if loop else _spatial_shape(stored, channel)
         check_shape(shape, limits)
         if channels * math.prod(shape) > limits.max_voxels:
             check_shape((*shape, channels), limits)
@@ -211,7 +220,7 @@ def _decode(payload: Payload, limits: VolumeLimits, channel: int | None) -> Nift
             _check_tail(stream)
     stack = values.reshape((*shape, channels), order="F")
     array = _rescale(stack[..., 0 if channel is None else channel], header)
-    return NiftiVolume(array, geometry, space)
+    return NiftiVolume(_finite(array), geometry, space)
 
 
 def _header_size(start: bytes) -> int | None:
@@ -231,6 +240,25 @@ def _refuse_pair(header: Any, size: int) -> None:
             "expected one file with header and voxels (.nii), got the header of a .hdr/.img pair; "
             "convert it to .nii.gz"
         )
+
+
+def _stored_shape(header: Any) -> tuple[int, ...]:
+    """Lengths of the stored axes; behind the third, 0 counts as 1, as in nifti1_io.c."""
+    stored = tuple(int(n) for n in header.get_data_shape())
+    return (*stored[:3], *(n or 1 for n in stored[3:]))
+
+
+def _loop_shape(stored: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
+    """Columns, rows and frames of a stack of planes (I, J, K) or a loop (I, J, 1, T)."""
+    if len(stored) == 4 and stored[2] == 1 and min(stored) > 0:
+        return (stored[0], stored[1], stored[3]), 1
+    if len(stored) > 3 and math.prod(stored[3:]) > 1 and min(stored) > 0:
+        listed = " x ".join(str(n) for n in stored)
+        raise InvalidImageError(
+            f"expected planes along 3 spatial axes, or a loop of one plane over time, got "
+            f"{listed}; send one of the {math.prod(stored[3:])} volumes in it alone"
+        )
+    return _spatial_shape(stored, None)
 
 
 def _spatial_shape(
@@ -322,10 +350,19 @@ def _check_tail(stream: gzip.GzipFile | io.BytesIO) -> None:
         for _ in range(16):
             if not stream.read(_BLOCK):
                 return
-    except (EOFError, OSError, zlib.error):
+    except (EOFError, OSError, zlib.error) as error:
+        if str(error).startswith("Not a gzipped file"):
+            return  # something else follows whole data whose checksum was right; gzip warns
         raise InvalidImageError(
             "expected gzip data that match their checksum, got damaged ones; send the file again"
         ) from None
+
+
+def _finite(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same array with NaN and infinities as background."""
+    if array.dtype.kind != "f" or np.isfinite([array.min(), array.max()]).all():
+        return array
+    return without_background(array.copy(), ~np.isfinite(array))
 
 
 def _rescale(stored: npt.NDArray[Any], header: Any) -> npt.NDArray[Any]:

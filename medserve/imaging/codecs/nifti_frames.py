@@ -52,7 +52,7 @@ class NiftiFrames(FrameStack):
             (rows, columns),
             count,
             (spacing[0], spacing[1]) if known else None,
-            spacing[2] if known and count > 1 else None,
+            spacing[2] if known and count > 1 and not _is_loop(volume.space) else None,
         )
         self._range = _range(self._planes)
 
@@ -94,7 +94,7 @@ def decode(payload: Payload, limits: FrameLimits, view: View = View.STORED) -> N
         InvalidImageError: no NIfTI, damaged, colour, or planes that are too small.
         PayloadTooLargeError: more frames or pixels than `limits` allow.
     """
-    volume = nifti.decode(payload, _volume_limits(limits))
+    volume = nifti.decode(payload, _volume_limits(limits), loop=True)
     frames = NiftiFrames(volume, view)
     check_size(*frames.grid.size, limits.plane)
     limits.check_count(frames.grid.count)
@@ -120,6 +120,11 @@ def frame_order(volume: Volume, view: View) -> AxisOrder:
 def _states_lengths(space: NiftiSpace) -> bool:
     """Whether the header means its distances: a form that is used, or a unit."""
     return space.sform_code > 0 or space.qform_code > 0 or space.xyzt_units & 7 != 0
+
+
+def _is_loop(space: NiftiSpace) -> bool:
+    """Whether frames are moments along a fourth axis, not places along the third."""
+    return len(space.stored_shape) == 4 and space.stored_shape[2] == 1 < space.stored_shape[3]
 
 
 def _range(planes: npt.NDArray[Any]) -> tuple[float, float]:

@@ -28,6 +28,7 @@ from medserve.imaging.geometry import Geometry, Shape
 __all__ = ["NiftiSpace"]
 
 _HEADERS: dict[int, Any] = {1: nibabel.Nifti1Header, 2: nibabel.Nifti2Header}
+_LONGEST = 1e-4  # squared, beyond 1: rounding; whole public data sets have 4e-7
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units & 7: unknown, m, mm, um
 
 
@@ -100,7 +101,8 @@ def _affine(space: NiftiSpace, shape: tuple[int, int, int]) -> npt.NDArray[np.fl
     else:
         affine[:3, :3] = np.diag(space.pixdim[1:]) * (-1, 1, 1)
         affine[:3, 3] = -affine[:3, :3] @ (np.array(shape) - 1) / 2
-    if shape[2] == 1 and not affine[:3, 2].any():  # a flat image needs no thickness
+    is_flat = shape[2] == 1 or space.stored_shape[2:3] == (1,)
+    if is_flat and not affine[:3, 2].any():  # a flat image needs no thickness
         across = np.cross(affine[:3, 0], affine[:3, 1])
         affine[:3, 2] = across / max(float(np.linalg.norm(across)), np.finfo(float).tiny)
     unit = _MM_PER_UNIT.get(space.xyzt_units & 7)
@@ -113,12 +115,17 @@ def _affine(space: NiftiSpace, shape: tuple[int, int, int]) -> npt.NDArray[np.fl
 
 
 def _rotation(quaternion: tuple[float, float, float], version: int) -> npt.NDArray[np.float64]:
-    """Unit quaternion of which b, c and d are stored -> rotation matrix, as nibabel makes it."""
+    """Unit quaternion of which b, c and d are stored -> rotation matrix, as nibabel makes it.
+
+    Rounding makes some too long by a hair; as in nifti1_io.c they are divided by their length.
+    """
     threshold = abs(float(_HEADERS[version].quaternion_threshold))  # rounding of float32 or 64
-    if not sum(part * part for part in quaternion) <= 1.0 + threshold:  # catches NaN as well
+    squared = sum(part * part for part in quaternion)
+    if not squared <= 1.0 + _LONGEST:  # catches NaN as well
         raise InvalidImageError(
             "expected a unit quaternion in the qform, got a longer one; correct the header"
         )
+    unit = np.array(quaternion) / (math.sqrt(squared) if squared > 1.0 + threshold else 1.0)
     complete: Any = nibabel.quaternions.fillpositive
     rotate: Any = nibabel.quaternions.quat2mat
-    return np.asarray(rotate(complete(np.array(quaternion), threshold)), dtype=np.float64)
+    return np.asarray(rotate(complete(unit, threshold)), dtype=np.float64)

@@ -81,6 +81,14 @@ _MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
 )
 _HEAD = 512  # bytes that decide
 _GZIP = b"\x1f\x8b"
+_MGH = FileKind("a FreeSurfer MGH volume", "convert it to .nii.gz, for example with mri_convert")
+_MGZ = FileKind("a FreeSurfer MGZ volume", _MGH.advice)
+_ANALYZE = FileKind("the header of an Analyze .hdr/.img pair", "convert the pair to .nii.gz")
+_UNKNOWN = FileKind(
+    "bytes of no known kind",
+    "check that the file is an image and is whole; the voxels of a .hdr/.img pair have no header: "
+    "convert the pair to .nii.gz",
+)
 
 
 def kind(payload: Payload) -> FileKind:
@@ -88,13 +96,17 @@ def kind(payload: Payload) -> FileKind:
     head = bytes(payload[:_HEAD])
     if not head:
         return FileKind("no bytes", "send the content of a file")
-    if not any(head):
+    if not any(head) and not any(bytes(payload).strip(b"\0")):
         return FileKind("zero bytes only", "check that the file was copied whole")
     for offset, magic, found in _MAGIC:
         if head.startswith(magic, offset):
             return found
     if head.startswith(_GZIP):
         return _inside_gzip(payload)
+    if _is_mgh(head):
+        return _MGH
+    if head[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c"):  # 348, the size of the header
+        return _ANALYZE
     return _text_or_unknown(head)
 
 
@@ -135,7 +147,17 @@ def _inside_gzip(payload: Payload) -> FileKind:
     for offset, magic, found in _MAGIC:
         if found is _NIFTI and head.startswith(magic, offset):
             return _GZIP_NIFTI
+    if _is_mgh(head):
+        return _MGZ
     return FileKind("a gzip-compressed file", "unpack it first")
+
+
+def _is_mgh(head: bytes) -> bool:
+    """Whether FreeSurfer's header begins: version 1, four axes, one of its types."""
+    if len(head) < 24 or head[:4] != b"\0\0\0\1":
+        return False
+    *axes, kind = (int.from_bytes(head[at : at + 4], "big") for at in range(4, 24, 4))
+    return all(0 < length < 2**16 for length in axes) and kind in (0, 1, 3, 4)
 
 
 def _text_or_unknown(head: bytes) -> FileKind:
@@ -147,4 +169,4 @@ def _text_or_unknown(head: bytes) -> FileKind:
         text = "\0"
     if all(letter.isprintable() or letter.isspace() for letter in text):
         return FileKind("text", "send the content of an image file, not its name")
-    return FileKind("bytes of no known kind", "check that the file is an image and is whole")
+    return _UNKNOWN

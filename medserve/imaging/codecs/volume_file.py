@@ -52,9 +52,9 @@ def decode(
     kind = _kind(payload)
     if kind is None or kind not in kinds:
         spoken = " or ".join(text for each, text in _SPOKEN.items() if each in kinds)
-        raise InvalidImageError(
-            f"expected {spoken}, got {sniff.kind(payload).name}; send a volume in one of these"
-        )
+        found = sniff.kind(payload)
+        advice = found.advice if found.input_kind is None else "send a volume in one of these"
+        raise InvalidImageError(f"expected {spoken}, got {found.name}; {advice}")
     if options.channel is not None and kind is not InputKind.NIFTI:
         raise InvalidRequestError(
             "expected no channel, which only NIfTI files have, got one; leave it out"
