@@ -13,7 +13,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medserve.errors import DeadlineError, ServerBusyError
@@ -64,7 +64,8 @@ async def until(true: Callable[[], bool]) -> None:
 # ---- one accounting
 
 
-@settings(deadline=None, max_examples=60)
+@pytest.mark.cpu
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 130)), min_size=1, max_size=30),
     st.randoms(use_true_random=False),
@@ -352,6 +353,7 @@ def headers(ward: str, **more: str) -> dict[str, str]:
     return {"authorization": f"Bearer {ward}", **kind, **more}
 
 
+@pytest.mark.cpu  # builds the whole application
 def test_a_body_that_announces_too_much_is_refused_before_its_first_byte() -> None:
     to = gateway()
 
@@ -363,6 +365,7 @@ def test_a_body_that_announces_too_much_is_refused_before_its_first_byte() -> No
     assert ask(to, visit).status_code == 413
 
 
+@pytest.mark.cpu  # builds the whole application
 def test_a_body_with_two_ways_to_tell_its_end_is_refused() -> None:
     async def visit(client: httpx.AsyncClient) -> httpx.Response:
         more = {"content-length": "4", "transfer-encoding": "chunked"}
@@ -371,6 +374,7 @@ def test_a_body_with_two_ways_to_tell_its_end_is_refused() -> None:
     assert ask(gateway(), visit).status_code == 400
 
 
+@pytest.mark.cpu  # builds the whole application
 def test_slow_bodies_of_one_caller_leave_the_others_their_half_of_the_memory() -> None:
     to = gateway(message_bytes=8 * _MIB, memory_bytes=16 * _MIB)
 
