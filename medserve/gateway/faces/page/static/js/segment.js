@@ -1,14 +1,16 @@
 // The page that segments volumes and frames: files in, a viewer with the mask, measures, downloads.
 
+import { chosen, startModel } from "./choosing.js";
 import { $, agreed, h, save } from "./dom.js";
 import { onFiles } from "./dropping.js";
-import { chosenOptions, modelOf, offerOptions } from "./options.js";
+import { chosenOptions, offerOptions } from "./options.js";
 import { bytes, count, decimal, explain, page, t } from "./page.js";
 import { request, sendPack, ServerError } from "./server.js";
 import { Viewer } from "./viewer.js";
 
 const AXES = ["x", "y", "z"];
 const FRAME_COLUMNS = ["index", "status", "pixels", "area_cm2", "width_mm", "height_mm", "touches_border", "unlike_ultrasound"];
+const FILE = /(\.nii)?\.[a-z]{2,5}$/i;
 const NIFTI = /\.nii(\.gz)?$/i;
 
 const state = { job: page.job, model: null, labels: [], answer: null, stopping: null, volume: null };
@@ -34,6 +36,7 @@ async function take(found) {
     const entries = found.map(({ name, file }, number) => ({ number, name, file }));
     run(t("segment.sending", { size: bytes(size) }), 0);
     await sendPack(`/jobs/${state.job.id}/volume`, entries, { progress: (part) => ($("progress").value = part), signal });
+    state.job = await (await request(`/jobs/${state.job.id}`)).json(); // it has a name now
     await ask(signal);
   } catch (error) {
     if (stopping === state.stopping) fail(error);
@@ -97,6 +100,7 @@ async function show(answer) {
   state.answer.measures = measured(answer);
   state.labels = answer.labels.map((name, place) => ({ name, colour: answer.colours[place], shown: true }));
   $("work").hidden = false;
+  $("case").textContent = state.job.case;
   drawMeasures();
   drawFacts();
   drawDownloads();
@@ -116,6 +120,8 @@ async function showVolume() {
   const mask = await (await request(`/jobs/${id}/mask.nii.gz`)).blob();
   await viewer.show(volume);
   await viewer.lay(mask, state.labels, $("opacity").value / 100);
+  // The sliders step from slice to slice.
+  viewer.shape.forEach((size, place) => ($(`cross-${AXES[place]}`).max = Math.max(size - 1, 1)));
   viewer.view = document.querySelector("#views :checked").value;
   const largest = [...state.answer.measures].filter(({ centroid_mm }) => centroid_mm).sort((a, b) => b.amount - a.amount)[0];
   if (largest) viewer.go(largest.centroid_mm);
@@ -214,7 +220,7 @@ function drawDownloads() {
 
 function moved({ mm, vox, value, label }) {
   const at = viewer.position;
-  AXES.forEach((axis, place) => ($(`cross-${axis}`).value = Math.round(at[place] * 1000)));
+  AXES.forEach((axis, place) => ($(`cross-${axis}`).value = Math.floor(at[place] * viewer.shape[place])));
   const { task } = state.answer;
   const place = task === "frames" ? vox.map(count) : mm.map((x) => decimal(x, 1));
   const values = { place: place.join(" / "), value: value === undefined ? "–" : decimal(value, 1) };
@@ -223,7 +229,7 @@ function moved({ mm, vox, value, label }) {
 
 /** Name things as the task of the chosen model does, and offer its options. */
 function choose() {
-  state.model = modelOf(...$("model").value.split("@"));
+  state.model = chosen();
   const { task, options } = state.model;
   for (const [id, key] of [["lead", "lead"], ["drop-title", "drop"], ["formats", "formats"]]) $(id).textContent = wording(task, key);
   $("choose-folder").hidden = task === "frames"; // its files are whole stacks
@@ -234,13 +240,12 @@ function choose() {
 
 // ---- what the visitor does
 
-if (state.job && modelOf(state.job.model, state.job.version)) $("model").value = `${state.job.model}@${state.job.version}`;
-choose();
-$("model").addEventListener("change", () => {
+startModel("segment", () => {
   choose();
   const { answer, model } = state;
   $("rerun").hidden = answer?.model !== model.name || answer.version !== model.version; // whose job has the files
 });
+choose();
 onFiles(take);
 $("stop").addEventListener("click", () => state.stopping?.abort());
 $("opacity").addEventListener("input", (event) => (viewer.opacity = event.target.value / 100));
@@ -248,13 +253,13 @@ for (const choice of document.querySelectorAll("#views input")) {
   choice.addEventListener("change", (event) => (viewer.view = event.target.value));
 }
 for (const axis of AXES) {
-  $(`cross-${axis}`).addEventListener("input", () => (viewer.position = AXES.map((each) => $(`cross-${each}`).value / 1000)));
+  $(`cross-${axis}`).addEventListener("input", () => (viewer.position = AXES.map((each, place) => (Number($(`cross-${each}`).value) + 0.5) / viewer.shape[place])));
 }
 $("get-csv").addEventListener("click", () => {
   const { task, frames, measures } = state.answer;
   const [columns, rows] = task === "frames" ? [FRAME_COLUMNS, frames] : [["label", "label_id", "voxels", "volume_ml"], measures];
   const lines = rows.map((row) => columns.map((name) => row[name] ?? "").join(","));
-  save(new Blob([[columns.join(","), ...lines, ""].join("\r\n")], { type: "text/csv" }), "medserve-measures.csv");
+  save(new Blob([[columns.join(","), ...lines, ""].join("\r\n")], { type: "text/csv" }), `${state.job.case.split("/").pop().replace(FILE, "")}-measures.csv`);
 });
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
