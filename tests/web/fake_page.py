@@ -60,6 +60,7 @@ class FakePage:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         models = (
+            model("bones", Task.VOLUMES, labels=LABELS),
             model("kinds", labels=LABELS),
             model("organs", Task.VOLUMES, labels=LABELS),
             model("sampler", Task.GENERATION, labels=("t1", "t2")),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
+import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medserve.imaging.codecs import nifti
 from medserve.imaging.volume import Volume
 from tests.gateway.faces import SEGMENTATION
-from tests.web.fake_page import image
+from tests.web.fake_page import FakePage, image
 
 if TYPE_CHECKING:
     from playwright.sync_api import FilePayload, Page
@@ -84,7 +89,7 @@ def test_a_mask_carries_the_name_of_its_case(fake_tab: Page) -> None:
     tab = fake_tab
     volume = Volume(SEGMENTATION.mask.astype("float32"), SEGMENTATION.geometry)
     content = nifti.encode(volume)
-    tab.goto("/segment")
+    tab.goto("/segment?model=organs")
     tab.locator("#files").set_input_files(
         {"name": "liver 7.nii.gz", "mimeType": "application/gzip", "buffer": content}
     )
@@ -98,3 +103,51 @@ def test_a_mask_carries_the_name_of_its_case(fake_tab: Page) -> None:
     assert waiting.value.suggested_filename == "liver 7-measures.csv"
     tab.goto("/")
     tab.get_by_role("link", name="liver 7.nii.gz").wait_for()
+
+
+def volumes(*names: str) -> list[FilePayload]:
+    content = nifti.encode(Volume(SEGMENTATION.mask.astype("float32"), SEGMENTATION.geometry))
+    return [{"name": name, "mimeType": "application/gzip", "buffer": content} for name in names]
+
+
+def test_several_volumes_are_several_cases_with_one_table_and_one_zip(fake_tab: Page) -> None:
+    tab = fake_tab
+    tab.goto("/segment?model=organs")
+    tab.locator("#files").set_input_files(volumes("=a.nii.gz", "b.nii.gz", "b.nii"))
+    tab.get_by_text("3 of 3 cases done").wait_for()
+    assert tab.locator("#case").inner_text() == "=a.nii.gz"
+    tab.locator("#case-list").get_by_role("button", name="b.nii", exact=True).click()
+    tab.locator("#case", has_text=re.compile(r"^b\.nii$")).wait_for()
+    with tab.expect_download() as waiting:
+        tab.locator("#cases-csv").click()
+    rows = list(csv.DictReader(io.StringIO(Path(waiting.value.path()).read_text())))
+    assert [(row["case"], row["label"]) for row in rows] == [
+        ("'=a", "bright"), ("b", "bright"), ("b-2", "bright"),
+    ]  # fmt: skip
+    with tab.expect_download() as waiting:
+        tab.locator("#cases-zip").click()
+    with zipfile.ZipFile(waiting.value.path()) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == [
+            f"medserve-masks/{name}"
+            for name in ("measures.csv", *(f"{case}-mask.nii.gz" for case in ("=a", "b", "b-2")))
+        ]
+
+
+def test_another_model_gets_the_same_volume_without_an_upload(
+    fake_tab: Page, fake_page: FakePage
+) -> None:
+    tab = fake_tab
+    tab.goto("/segment?model=organs")
+    tab.locator("#files").set_input_files(volumes("liver.nii.gz"))
+    tab.get_by_text("Done. Structures found: 1").wait_for()
+    uploads: list[str] = []
+    tab.on("request", lambda sent: uploads.append(sent.url) if sent.method == "POST" else None)
+    tab.locator("#model").select_option("bones@1.0")
+    tab.get_by_text("Options", exact=True).click()
+    tab.get_by_role("button", name="Run this file on bones").click()
+    tab.locator("#facts", has_text="bones 1.0").wait_for()
+    assert not [url for url in uploads if url.endswith("/volume")]
+    first, second = fake_page.engine.requests
+    assert (first.model, second.model) == ("organs", "bones")
+    assert first.inputs["data"] == second.inputs["data"]
