@@ -18,7 +18,7 @@ SPREAD := --numprocesses 2 --dist loadgroup
 
 .PHONY: help setup demo serve mar check test test-all lint format types protos docs image image-gpu smoke sbom \
 	scan manifests smoke-grpcurl bench bench-gateway bench-volumes bench-sampling bench-frames bench-explanations \
-	train clean
+	train room clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ types: .venv/dev  ## check types alone
 
 protos: .venv/dev  ## regenerate medserve/wire and build/medserve.protoset
 	$(BIN)/python scripts/protos.py --protoset build/medserve.protoset
+
+room: .venv/dev  ## make the files of a new model: make room NAME=skin LIKE=mednist (CONTRIBUTING.md)
+	$(BIN)/python scripts/room.py $(NAME) $(LIKE) $(ARGS)
 
 train: .venv/dev  ## train one model: make train MODEL=mednist ARGS='--data-dir DIR'
 	$(BIN)/python -m training.$(MODEL) $(ARGS)

@@ -28,7 +28,7 @@ from medserve.errors import (
     MedserveError,
     PayloadTooLargeError,
 )
-from medserve.imaging.codecs.payload import Payload
+from medserve.imaging.codecs.payload import Payload, silence_libraries
 from medserve.inference.engines import Engine, Outputs, choose, load_engine
 from medserve.spec import ModelSpec, Task
 from medserve.tasks import OPTIONS
@@ -77,7 +77,7 @@ class Handler(ABC, Generic[Chosen]):
 
     def initialize(self, context: torchserve.WorkerContext) -> None:
         """Load the archive beside the handler and prove it; raising keeps the worker unready."""
-        _silence_codecs()
+        silence_libraries()
         folder = self.folder = Path(context.system_properties["model_dir"])
         self.spec = _read_spec(context, folder)
         if self.raises_errors and self.spec.serving.batch_size != 1:
@@ -183,12 +183,6 @@ def _max_response_bytes() -> int:
     if not (stated.isascii() and stated.isdigit()):
         raise ConfigError(f"MEDSERVE_MAX_RESPONSE_BYTES: expected a number, got {stated!r}")
     return int(stated)
-
-
-def _silence_codecs() -> None:
-    # What they log quotes headers. The worker is ours, so its loggers are too.
-    for name in ("PIL", "pydicom"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _raise_first(jobs: Sequence[Job[Chosen]]) -> None:

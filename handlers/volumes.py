@@ -42,6 +42,8 @@ from medserve.inference.volume_pipeline import (
     VolumeSettings,
 )
 from medserve.results.files import overlay
+from medserve.results.seen import doubts_about_image, doubts_about_volumes
+from medserve.tasks.result import Doubt, DoubtReason
 from medserve.tasks.volumes import VolumeOptions, VolumePart
 
 __all__ = ["VolumeHandler"]
@@ -95,7 +97,13 @@ class VolumeHandler(Handler[VolumeOptions]):
         """Bring labels or scores back to the grid of the file."""
         return self.pipeline.restore(found, prepared.inverse, settings)
 
-    def encode(self, result: Segmented, volume: Volume, options: VolumeOptions) -> bytes:
+    def encode(
+        self,
+        result: Segmented,
+        volume: Volume,
+        options: VolumeOptions,
+        doubts: tuple[Doubt, ...] = (),
+    ) -> bytes:
         """The bare file, or a JSON object with mask, measurements and what else was asked for."""
         if not options.as_json:
             [part] = options.parts
@@ -104,7 +112,13 @@ class VolumeHandler(Handler[VolumeOptions]):
             _MEMBER[part]: self._file(part, result, volume)
             for part in options.parts - {VolumePart.MASK}
         }
-        members = structs.replace(result.segmentation.to_result(_space(volume)), **files)
+        members = structs.replace(
+            result.segmentation.to_result(_space(volume)),
+            review=bool(doubts),
+            unlike_training=any(each.is_about_input for each in doubts),
+            doubts=doubts,
+            **files,
+        )
         return self.envelope.single(members.encode())
 
     # ---- what the base asks for
@@ -119,9 +133,10 @@ class VolumeHandler(Handler[VolumeOptions]):
                 prepared = self.to_network(volume, settings)
                 found = self.infer(prepared, settings)
                 result = self.from_network(found, prepared, settings)
+                doubts = self.doubts(prepared, result) if item.params.as_json else ()
                 del prepared, found  # not beside the answer
                 refuse_expired(item.request)
-                item.outcome = self.encode(result, volume, item.params)
+                item.outcome = self.encode(result, volume, item.params, doubts)
 
     def prepare(self) -> None:
         """Build the way of this model's volumes."""
@@ -168,6 +183,17 @@ class VolumeHandler(Handler[VolumeOptions]):
             between=until(last if expires_at is None else min(last, expires_at)),
         )
 
+    def doubts(self, prepared: Prepared, result: Segmented) -> tuple[Doubt, ...]:
+        """Tell what about a volume and its mask is out of the ordinary."""
+        seen, volumes_ml = self.pipeline.volume.seen, result.segmentation.volumes_ml
+        empty = () if any(volumes_ml.values()) else (_nothing_found(),)
+        if seen is None:
+            return empty
+        grid = prepared.inverse.grid
+        size_mm = [n * mm for n, mm in zip(grid.shape, grid.spacing_mm, strict=True)]
+        about_image = doubts_about_image(seen, prepared.tensor[0], size_mm)
+        return (*about_image, *empty, *doubts_about_volumes(seen, volumes_ml))
+
     def _logits(self, windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         logits = self.engine.run(windows)["logits"]
         if not np.isfinite(logits.sum(dtype=np.float64)):
@@ -204,6 +230,10 @@ class VolumeHandler(Handler[VolumeOptions]):
 
                 codes = self.pipeline.volume.snomed
                 return dicom_seg.encode(segmentation, volume, codes, self.provenance)
+
+
+def _nothing_found() -> Doubt:
+    return Doubt(DoubtReason.EMPTY, "none of the labels was found")
 
 
 def _space(volume: Volume) -> NiftiSpace | None:

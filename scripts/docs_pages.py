@@ -150,6 +150,8 @@ def _values(value: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return " or ".join(word for word in words if word != "null")
     if "enum" in content:
         return ", ".join(f"`{each}`" for each in content["enum"])
+    if "prefixItems" in content:  # so many, and no more
+        return f"{len(content['prefixItems'])} of {_values(content['prefixItems'][0], definitions)}"
     if content["type"] == "array":
         return f"list of {_values(content['items'], definitions)}"
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

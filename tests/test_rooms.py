@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -63,7 +62,7 @@ _LISTED = re.compile(r"([\w.-]+\.\w+)\b.*?\b([0-9a-f]{64})\b")  # a file and its
 
 # What TorchServe's worker does, without TorchServe's Java: run in the unpacked archive, with
 # nothing of the checkout in reach, load the handler by TorchServe's own rules, ask it once.
-_WORKER = """
+WORKER = """
 import json, sys
 from pathlib import Path
 
@@ -119,19 +118,11 @@ def archive(version: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def network_of(spec: ModelSpec) -> nn.Module:
-    """A fresh network of the room: its `build`, or what `models.<name>.network` names first."""
-    module = importlib.import_module(f"models.{spec.name}.network")
+    """A fresh network of the room: the first that it names."""
+    shape = {"in_channels": spec.input.channels, "classes": len(spec.labels)}
     if spec.generation is not None:
-        size, channels = spec.generation.sizes[0], spec.input.channels
-        config = module.NetworkConfig(size, channels, classes=len(spec.labels), width=16)
-        network = module.DenoisingUNet(config)
-    elif hasattr(module, "build"):
-        first = next(iter(module.NetworkName))
-        network = module.build(first, in_channels=spec.input.channels, classes=len(spec.labels))
-    else:
-        network = getattr(module, module.__all__[0])()
-    assert isinstance(network, nn.Module)
-    return network
+        return models.build(spec.name, "", width=16, image_size=spec.generation.sizes[0], **shape)
+    return models.build(spec.name, "", **shape)
 
 
 def noise(spec: ModelSpec, items: int) -> npt.NDArray[np.float32]:
@@ -361,7 +352,7 @@ def test_the_archive_alone_reproduces_its_golden_answer(
         params = "golden"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     worker = subprocess.run(
-        [sys.executable, "-c", _WORKER, str(_REPOSITORY), spec.name, f"{spec.name}.py", params],
+        [sys.executable, "-c", WORKER, str(_REPOSITORY), spec.name, f"{spec.name}.py", params],
         cwd=tmp_path,
         env=environment | {"MEDSERVE_ENGINE_THREADS": "1"},
         capture_output=True,

@@ -10,11 +10,12 @@ from typing import Annotated
 import lightning
 
 import models
-from models.mednist.network import MednistNet
-from training import data, engine, shipping
-from training.augment import Augment
-from training.config import FitConfig, Setting, TrainPrecision, run, write
-from training.evaluation import EvaluationRequest, evaluate_classifier
+from training.classification import data
+from training.classification import ship as shipping
+from training.classification.augment import Augment
+from training.classification.evaluation import EvaluationRequest, evaluate_classifier
+from training.classification.fit import Classifier, fit_classifier
+from training.core.config import FitConfig, Setting, TrainPrecision, run, write
 
 __all__ = ["NAME", "TrainConfig", "evaluate", "main"]
 
@@ -34,6 +35,7 @@ class TrainConfig(FitConfig):
     precision: Annotated[
         TrainPrecision, Setting("arithmetic; bf16 halves the time on CPUs that have it")
     ] = TrainPrecision.BF16
+    network: Annotated[str, Setting("which of the room's networks; empty: its first")] = ""
     width: Annotated[int, Setting("channels of the first stage; 18 exceed 1 MB", minimum=1)] = 16
     label_smoothing: Annotated[
         float, Setting("keeps logits finite on an easy set", minimum=0.0, maximum=0.5)
@@ -41,27 +43,30 @@ class TrainConfig(FitConfig):
     foreign_dir: Annotated[
         Path | None, Setting("images to test the novelty on, one folder per kind")
     ] = None
-    install: Annotated[bool, Setting("copy the artifact into models/mednist when done")] = False
+    variant: Annotated[str, Setting("of the room; empty: the room's own network")] = ""
+    install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
 
 
 def main(config: TrainConfig) -> None:
     """Read, split, fit, then export and report on the best weights."""
-    spec = models.spec(NAME)
+    spec = models.spec(NAME, config.variant)
     images = data.read_class_folders(config.data_dir, spec)
     write(config, config.out_dir / "config.json")
     parts = data.split(images, config.seed)
     data.write_split(config.out_dir / "split.csv", images, parts)
     train, validation = images.take(parts["train"]), images.take(parts["validation"])
     lightning.seed_everything(config.seed, verbose=False)
-    network = MednistNet(len(spec.labels), config.width)
-    module = engine.Classifier(network, config, Augment(), config.label_smoothing)
-    fitted = engine.fit_classifier(module, train, validation, config.out_dir)
+    shape = {"in_channels": spec.input.channels, "classes": len(spec.labels)}
+    network = models.build(NAME, config.network, width=config.width, **shape)
+    module = Classifier(network, config, Augment(), config.label_smoothing)
+    fitted = fit_classifier(module, train, validation, config.out_dir)
     shipment = shipping.Shipment(
-        spec, train, validation, config.data_dir, config.out_dir, config.foreign_dir
-    )
+        spec, train, validation, config.data_dir, config.out_dir, config.foreign_dir,
+        variant=config.variant,
+    )  # fmt: skip
     folder = shipping.ship_classifier(fitted, shipment)
     if config.install:
-        shipping.install(folder, config.out_dir, NAME)
+        shipping.install(folder, NAME, config.variant)
 
 
 def evaluate(request: EvaluationRequest) -> None:

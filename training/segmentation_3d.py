@@ -8,48 +8,24 @@ graph that averages their probabilities.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import logging
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import lightning
-import torch
-from torch import nn
+from training.classification.evaluation import EvaluationRequest
+from training.core.config import Setting, run
+from training.volumes.evaluation import evaluate_segmentation
+from training.volumes.train import VolumesConfig, train
 
-import models
-from medserve.inference.volume_pipeline import VolumePipeline
-from models.segmentation_3d.network import NetworkName, NetworkSize, build
-from training.config import Setting, require_folder, run, write
-from training.evaluation import EvaluationRequest
-from training.segmentation.config import SegmentationConfig
-from training.segmentation.data import Case, LoadedCase, find_cases, load_cases
-from training.segmentation.evaluation import evaluate_segmentation
-from training.segmentation.fit import (
-    FittedSegmenter,
-    fit_segmenter,
-    initialise_from,
-    is_fitted,
-    load_fitted,
-)
-from training.segmentation.module import Segmenter
-from training.segmentation.ship import Shipment, install, ship, what_parts_add
-from training.segmentation.split import Split, split_cases, write_split
-
-__all__ = ["NAME", "TrainConfig", "evaluate", "main", "report", "train_member"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["NAME", "TrainConfig", "evaluate", "main"]
 
 NAME = "segmentation_3d"
 
 
 @dataclass(frozen=True)
-class TrainConfig(SegmentationConfig):
-    """Train the 3D segmentation network, export it and report on it."""
+class TrainConfig(VolumesConfig):
+    """Train a network of the room segmentation_3d, export it and report on it."""
 
     data_dir: Annotated[
         Path, Setting("folder with dataset.json, or with the folders images and masks")
@@ -58,126 +34,19 @@ class TrainConfig(SegmentationConfig):
         "runs/segmentation_3d"
     )
     room: Annotated[str, Setting("room whose model-config.yaml states labels and window")] = NAME
-    members: Annotated[int, Setting("networks that are averaged, each of its fold", minimum=1)] = 1
-    epochs: Annotated[int, Setting("passes over the training volumes", minimum=1)] = 80
     width: Annotated[
         int, Setting("channels at full resolution; three of 16 stay below 5 M", minimum=0)
     ] = 16
-    fp16_weights: Annotated[
-        bool, Setting("store kernels in 16 bits, for half the file; arithmetic keeps 32")
-    ] = False
-    install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
 
 
 def main(config: TrainConfig) -> None:
     """Read, split, fit every member, then export and report on their average."""
-    pipeline = VolumePipeline(models.spec(config.room))
-    cases = find_cases(require_folder(config.data_dir, "--data-dir"))
-    split = split_cases(cases, config.folds, config.test_share, config.seed)
-    write(config, config.out_dir / "config.json")
-    write_split(config.out_dir / "split.csv", split)
-    used = [case for case in cases if case.name not in split.test]
-    loaded = {case.name: case for case in load_cases(used, pipeline)}
-    members = [
-        train_member(config, member, pipeline, split, loaded) for member in range(config.members)
-    ]
-    shipment = Shipment(
-        pipeline, members, list(loaded.values()), config.out_dir, config.fp16_weights
-    )
-    folder = ship(shipment, config.threads)
-    held_out = [case for case in cases if case.name in split.test]
-    if held_out:
-        report(config, shipment, folder, held_out)
-    if config.install:
-        install(folder, config.out_dir, config.room)
-
-
-def report(config: TrainConfig, shipment: Shipment, folder: Path, held_out: Sequence[Case]) -> None:
-    """Measure the artifact, and what each of its parts adds, on volumes that no training saw."""
-    request = EvaluationRequest(
-        data_dir=config.data_dir, out_dir=config.out_dir / "report", weights=folder,
-        split=folder / "split.csv", threads=config.threads,
-    )  # fmt: skip
-    measured = evaluate_segmentation(config.room, request)
-    described = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    described["what_parts_add"] = what_parts_add(shipment, folder, held_out, config.threads)
-    measured["training"] = described
-    (folder / "training.json").unlink()
-    text = json.dumps(measured, indent=2)
-    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    train(config)
 
 
 def evaluate(request: EvaluationRequest) -> None:
     """Measure the shipped artifact (or another) on labelled volumes, on their own grids."""
     evaluate_segmentation(NAME, request)
-
-
-def train_member(
-    config: TrainConfig,
-    member: int,
-    pipeline: VolumePipeline,
-    split: Split,
-    loaded: dict[str, LoadedCase],
-) -> FittedSegmenter:
-    """Train one network, on all folds but its own; a finished one is read instead.
-
-    Members differ in fold, first weights, order and augmentation. A finished one keeps the
-    settings that it was trained with: it may be another network or have another width.
-    """
-    folder = config.out_dir / f"member_{member}"
-    started = config.resume and (folder / "checkpoints" / "last.ckpt").is_file()
-    config = dataclasses.replace(
-        config, fold=(config.fold + member) % config.folds, seed=config.seed + member,
-        out_dir=folder, resume=started,
-    )  # fmt: skip
-    if started and _is_done(config):
-        config = _as_trained(config)
-        return load_fitted(_segmenter(_network(config, pipeline), config, pipeline), folder)
-    write(config, folder / "config.json")
-    lightning.seed_everything(config.seed, verbose=False)
-    network = _network(config, pipeline)
-    if config.init_from is not None and not started:
-        initialise_from(network, config.init_from)
-    parts = split.parts(config.fold)
-    return fit_segmenter(
-        _segmenter(network, config, pipeline),
-        [loaded[name] for name in parts["train"]],
-        [loaded[name] for name in parts["validation"]],
-        folder,
-    )
-
-
-def _network(config: TrainConfig, pipeline: VolumePipeline) -> nn.Module:
-    return build(
-        config.network, in_channels=pipeline.spec.input.channels,
-        classes=len(pipeline.spec.labels), dropout=config.dropout,
-        width=config.width or None, size=config.size,
-    )  # fmt: skip
-
-
-def _segmenter(network: nn.Module, config: TrainConfig, pipeline: VolumePipeline) -> Segmenter:
-    return Segmenter(network, config, pipeline.window, pipeline.spec.labels)
-
-
-def _is_done(config: TrainConfig) -> bool:
-    """Whether the training of this folder came to its end and no more epochs are asked for."""
-    if not is_fitted(config.out_dir):
-        return False
-    if config.minutes:
-        return True
-    last = config.out_dir / "checkpoints" / "last.ckpt"
-    content = torch.load(last, weights_only=True)
-    return int(content["epoch"]) + 1 >= config.epochs
-
-
-def _as_trained(config: TrainConfig) -> TrainConfig:
-    """The settings of a finished member's network."""
-    text = (config.out_dir / "config.json").read_text(encoding="utf-8")
-    settings = json.loads(text)
-    return dataclasses.replace(
-        config, network=NetworkName(settings["network"]), size=NetworkSize(settings["size"]),
-        width=settings["width"],
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

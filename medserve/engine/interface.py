@@ -11,8 +11,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from medserve.archive.read import ArchiveInfo
+from medserve.errors import ServerFailedError
 
-__all__ = ["Engine", "EngineModel", "EngineRequest", "Health"]
+__all__ = ["Engine", "EngineModel", "EngineRequest", "Health", "WorkerLostError"]
+
+
+class WorkerLostError(ServerFailedError):
+    """The worker ended while it had the request, which may not be the reason for it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class EngineModel:
     workers: int  # that it should have
     workers_ready: int
     pending: int = 0  # jobs in the engine's own queue
+    pids: tuple[int, ...] = ()  # of the processes of its workers, where the engine tells
 
     @property
     def health(self) -> Health:
@@ -69,7 +75,8 @@ class Engine(Protocol):
 
     Each failure is a `MedserveError`: UnknownModelError for a name or version that is not loaded,
     DeadlineError where the time is over, ServerBusyError where the same request may be sent again,
-    ServerUnreachableError where the engine does not answer or has been drained.
+    WorkerLostError where its worker ended, ServerUnreachableError where the engine does not answer
+    or has been drained.
     """
 
     async def load(self, archive: ArchiveInfo, *, workers: int = 0, default: bool = False) -> None:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc.aio
-from prometheus_client import start_http_server
+from prometheus_client import make_asgi_app
 
 from medserve.archive.store import default_versions, select_archives
 from medserve.engine.golden import GoldenInput
@@ -38,12 +38,15 @@ from medserve.gateway.core.tokens import TokenFile
 from medserve.gateway.http import HttpServer
 from medserve.gateway.services import register_services
 from medserve.gateway.settings import GatewaySettings
+from medserve.imaging.codecs.payload import silence_libraries
 from medserve.settings import Address
 
 __all__ = ["Addresses", "GatewayServer"]
 
 _MAX_CONNECTION_AGE_MS = 300_000  # long-lived clients come back to the load balancer
 _AGE_GRACE_MS = 600_000
+_PING_MS = 5_000  # between two pings of one connection
+_HANDSHAKE_MS = 10_000  # for a connection to become one of HTTP/2
 _LOOK_S = 0.05
 
 logger = logging.getLogger(__name__)
@@ -131,6 +134,7 @@ class GatewayServer:
     async def _start(self) -> None:
         """Each step is followed by what undoes it; draining is the undoing in reverse."""
         settings, stack = self.settings, self._drained
+        silence_libraries()
         audit = AuditLog(settings.audit_log) if settings.audit_log else None
         if audit is not None:
             stack.callback(audit.close)
@@ -166,20 +170,18 @@ class GatewayServer:
 
     async def _start_metrics(self) -> int:
         settings = self.settings
-        try:
-            server, thread = start_http_server(
-                settings.metrics_port, self._host, self.gateway.metrics.registry
-            )
-        except OSError as error:
-            raise _taken("metrics", settings.metrics_port, error) from None
-
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        self._drained.push_async_callback(asyncio.to_thread, stop)
-        return int(server.server_port)
+        server = HttpServer(
+            make_asgi_app(self.gateway.metrics.registry),
+            (self._host, settings.metrics_port),
+            None,
+            settings.drain_timeout_s,
+            name="metrics",
+            flag="--metrics-port",
+            lifespan=False,
+        )
+        self._drained.push_async_callback(server.stop)
+        self._tasks["metrics"] = await server.start()
+        return server.port
 
     async def _start_http(self) -> int:
         from medserve.gateway.faces.page import (
@@ -209,10 +211,13 @@ class GatewayServer:
                 ("grpc.max_connection_age_grace_ms", _AGE_GRACE_MS),
                 # Unread uploads wait in this window; gRPC would widen it to megabytes a stream.
                 ("grpc.http2.bdp_probe", 0),
-            ],
-            maximum_concurrent_rpcs=settings.max_calls,
+                # Stock clients and meshes ask every 10 s whether a long call still lives.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_MS),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+            ]
         )
-        health = register_services(server, self.gateway, self._served, settings.upload_timeout_s)
+        health = register_services(server, self.gateway, self._served, settings)
         await health.publish()
         address = str(Address(self._host, settings.grpc_port))
         try:
@@ -225,7 +230,7 @@ class GatewayServer:
         await server.start()
         self._tasks["gRPC server"] = asyncio.create_task(server.wait_for_termination())
         self._stops.append(lambda: server.stop(settings.drain_timeout_s))
-        self._drained.callback(health.end)
+        self._drained.callback(self.gateway.stopping.set)
         self._drained.push_async_callback(asyncio.sleep, settings.drain_delay_s)
         self._drained.push_async_callback(health.drain)
         self._run("health service", health.run())

@@ -9,12 +9,13 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from medserve.gateway.core.gateway import Gateway
-from medserve.gateway.core.guard import Registrar, RequestGuard
+from medserve.gateway.core.guard import OpenDoor, RequestGuard
 from medserve.gateway.core.health import HealthFace
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.faces.oip import service as oip
 from medserve.gateway.faces.torchserve import inference, management
 from medserve.gateway.faces.v1 import service as typed
+from medserve.gateway.settings import GatewaySettings
 
 __all__ = ["register_services"]
 
@@ -27,16 +28,16 @@ _FACES: tuple[Any, ...] = (
 
 
 def register_services(
-    server: grpc.aio.Server, gateway: Gateway, served: ServedModels, upload_timeout_s: float
+    server: grpc.aio.Server, gateway: Gateway, served: ServedModels, settings: GatewaySettings
 ) -> HealthFace:
     """Register the faces behind the guard, and health and reflection, which are open to all.
 
     Reflection lists every service, so that a client needs no protocol files.
     """
-    guard = RequestGuard(server, gateway, upload_timeout_s)
+    guard = RequestGuard(server, gateway, settings.upload_timeout_s, settings.max_calls)
     for face in _FACES:
         face.register(gateway, guard)
-    unguarded = Registrar(server)
+    unguarded = OpenDoor(server, gateway)
     health = HealthFace(gateway, served, guard.services)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, unguarded)
     names = [*guard.services, *unguarded.services, reflection.SERVICE_NAME]

@@ -28,8 +28,13 @@ __all__ = ["PREFIX", "GatewaySettings", "Limits", "Timing", "variable"]
 
 PREFIX = "MEDSERVE_GATEWAY_"
 _MIB = 2**20
-# Kubernetes tells every pod where the service medserve-gateway is, in variables of this prefix.
-_OF_KUBERNETES = re.compile(rf"^{PREFIX}(SERVICE_|PORT$|PORT_\d)")
+# Kubernetes tells every pod where the services medserve-gateway, medserve-gateway-grpc and the like
+# are, in variables of this prefix: …_SERVICE_HOST, …_SERVICE_PORT_GRPC, …_PORT=tcp://10.0.0.1:8001,
+# …_PORT_8001_TCP_ADDR. A name of these, or an address where a setting has none, is no setting.
+_OF_KUBERNETES = re.compile(
+    r"(^|_)(SERVICE_(HOST|PORT)(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)$"
+)
+_ADDRESS_OF_A_SERVICE = re.compile(r"(tcp|udp|sctp)://")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -117,7 +122,11 @@ class GatewaySettings:
         cls, given: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
     ) -> GatewaySettings:
         """The settings from flags (those that are not None) and the environment."""
-        source = os.environ if environment is None else environment
+        source = {
+            name: value
+            for name, value in (os.environ if environment is None else environment).items()
+            if not _ADDRESS_OF_A_SERVICE.match(value)
+        }
         values: dict[str, Any] = {}
         kinds = get_type_hints(cls)
         for field in dataclasses.fields(cls):
@@ -131,7 +140,9 @@ class GatewaySettings:
         unknown = {name for name in source if name.startswith(PREFIX)} - {
             variable(field.name) for field in dataclasses.fields(cls)
         }
-        if strange := sorted(name for name in unknown if not _OF_KUBERNETES.search(name)):
+        if strange := sorted(
+            name for name in unknown if not _OF_KUBERNETES.search(name.removeprefix(PREFIX))
+        ):
             raise ConfigError(f"{strange[0]}: there is no such setting of the gateway")
         return cls(**values)
 

@@ -25,7 +25,7 @@ from medserve.tasks.frames import (
     StackMeasure,
     View,
 )
-from medserve.tasks.result import error_of
+from medserve.tasks.result import Doubt, DoubtReason, error_of
 from medserve.tasks.volumes import LabelMeasure
 
 if TYPE_CHECKING:
@@ -119,6 +119,18 @@ class FrameSegmentation:
         """How many frames do not look like ultrasound."""
         return sum(each.unlike_ultrasound for each in self.frames)
 
+    @property
+    def doubts(self) -> tuple[Doubt, ...]:
+        """Return why a person should look at the file as a whole."""
+        doubts, measured = [], len(self.frames) - self.failed
+        if 2 * self.unlike_ultrasound > measured:  # single frames of a loop are flagged by chance
+            told = f"{self.unlike_ultrasound} of {measured} frames do not look like ultrasound"
+            doubts.append(Doubt(DoubtReason.INTENSITIES, told))
+        if self.stack.frames_found == 0:
+            told = f"{self.labels[1]} was found in none of {measured} frames"
+            doubts.append(Doubt(DoubtReason.EMPTY, told))
+        return tuple(doubts)
+
     def to_result(self, source: FrameStack) -> FrameResult:
         """Return the result of a call.
 
@@ -139,6 +151,9 @@ class FrameSegmentation:
             ),
             stack=self.stack,
             frames=tuple(each.entry(index) for index, each in enumerate(self.frames)),
+            review=bool(self.doubts),
+            unlike_training=any(each.is_about_input for each in self.doubts),
+            doubts=self.doubts,
             mask_nifti=source.nifti_mask(self.masks),
             mask_png=None if source.is_stack else mask_png(self.masks[0]),
         )

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from medserve.errors import ConfigError
 from medserve.spec.section import Section
+from medserve.spec.seen import SeenSpec
 
 __all__ = [
     "CodedTerm",
@@ -169,6 +170,10 @@ class VolumeSpec(Section, frozen=True):
         Mapping[str, SegmentCoding],
         Meta(description="For each label but the background its meaning; needed for DICOM-SEG."),
     ] = msgspec.field(default_factory=dict)
+    seen: Annotated[
+        SeenSpec | None,
+        Meta(description="What training saw; an answer for something else asks for a review."),
+    ] = None
 
     def __post_init__(self) -> None:
         if len(self.spacing_mm) != 3 or not min(self.spacing_mm) > 0:

@@ -10,7 +10,7 @@ from msgspec import Meta
 from medserve.errors import InvalidRequestError
 from medserve.spec import ModelSpec
 from medserve.tasks.options import Options
-from medserve.tasks.result import Result, Value
+from medserve.tasks.result import Doubt, Result, Value
 from medserve.tasks.volumes import LabelMeasure, Millimetres, Row, no_dicom_seg
 
 __all__ = [
@@ -82,11 +82,7 @@ _WANTED: dict[tuple[FrameOutput, FrameFormat | None], tuple[FramePart, bool]] = 
 
 
 class FrameOptions(Options, frozen=True, kw_only=True):
-    """What a caller may ask of a model that segments frames.
-
-    Raises:
-        InvalidRequestError: output, format and overlay do not go together.
-    """
+    """What a caller may ask of a model that segments frames."""
 
     output: Annotated[
         FrameOutput | None,
@@ -146,7 +142,8 @@ class FrameOptions(Options, frozen=True, kw_only=True):
         ),
     ] = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse output, format and extras that do not go together."""
         if (wanted := self._wanted) is not None and wanted not in _WANTED:
             fitting = [each for of, each in _WANTED if of is wanted[0] and each is not None]
             raise InvalidRequestError(
@@ -306,6 +303,10 @@ class FrameResult(Result, frozen=True, kw_only=True):
         grid: Size, number and distances of the frames.
         stack: The structure in all frames together.
         frames: Every frame, in order.
+        review: Whether a person should look, for any of the reasons in `doubts`.
+        unlike_training: Whether most frames do not look like ultrasound, so that their masks mean
+            little.
+        doubts: What is out of the ordinary in the file as a whole.
         mask_png: The mask of a file with a single frame, white on black.
         overlay_png: The mask drawn on the frame, or on up to twelve frames of a stack, where it
             was asked for.
@@ -324,6 +325,9 @@ class FrameResult(Result, frozen=True, kw_only=True):
     stack: StackMeasure
     frames: tuple[MeasuredFrame | FailedFrame, ...]
     mask_nifti: bytes
+    review: bool = False
+    unlike_training: bool = False
+    doubts: tuple[Doubt, ...] = ()
     mask_png: bytes | None = None
     overlay_png: bytes | None = None
     dicom_seg: bytes | None = None

@@ -43,7 +43,8 @@ class Options(
 
         Raises:
             InvalidRequestError: a key is unknown (the known ones are named), or a value is not of
-                the type or within the bounds that its option declares or the model has.
+                the type or within the bounds that its option declares or the model has, or two
+                contradict each other.
         """
         known = {option.key: option for option in cls.of_model(spec)}
         if set(params) - set(known):
@@ -51,6 +52,7 @@ class Options(
                 f"params: expected only known keys: {', '.join(sorted(known))}; got another one"
             )
         options = cls(**{known[key].name: known[key].read(each) for key, each in params.items()})
+        options.check()
         return options if spec is None else options.filled(spec)
 
     @classmethod
@@ -63,6 +65,9 @@ class Options(
     def bounds(cls, spec: ModelSpec) -> Mapping[str, Mapping[str, Any]]:
         """Name the members of `Option` that a model narrows, by the names of options."""
         return {}
+
+    def check(self) -> None:
+        """Refuse options that contradict each other."""
 
     def filled(self, spec: ModelSpec) -> Self:
         """Fill what the model decides, and refuse what it cannot do."""

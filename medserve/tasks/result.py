@@ -5,16 +5,34 @@ Files travel in them as base64, which msgspec writes and reads by itself.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 import msgspec
 
-from medserve.errors import MedserveError, ServerFailedError, error_from_code
+from medserve.errors import (
+    AuthenticationError,
+    InvalidRequestError,
+    MedserveError,
+    ServerFailedError,
+    ServerUnreachableError,
+    UnknownModelError,
+    error_from_code,
+)
 
 _Kind = TypeVar("_Kind")
 
-__all__ = ["Provenance", "Result", "Value", "error_of", "read_answer"]
+__all__ = [
+    "Doubt",
+    "DoubtReason",
+    "Provenance",
+    "Result",
+    "Value",
+    "concerns_all",
+    "error_of",
+    "read_answer",
+]
 
 
 class Value(msgspec.Struct, frozen=True):
@@ -44,6 +62,35 @@ class Provenance(Value, frozen=True):
     model: str = ""
     version: str = ""
     archive_digest: str = ""  # "sha256:…" over the archive's manifest
+
+
+class DoubtReason(enum.StrEnum):
+    """What about an input or an answer lies outside of the training data."""
+
+    SIZE = "size"  # extent in millimetres
+    INTENSITIES = "intensities"  # histogram of what the network saw
+    TEXTURE = "texture"  # as of noise, or as after strong smoothing
+    EMPTY = "empty"  # nothing was found at all
+    LABEL_VOLUME = "label_volume"  # of the mask: larger or smaller than any reference
+
+
+class Doubt(Value, frozen=True):
+    """Why a person should look at an answer.
+
+    Attributes:
+        reason: What is out of the ordinary.
+        message: The value found, and the range that training saw.
+    """
+
+    spoken: ClassVar[str] = "a reason for a review"
+
+    reason: DoubtReason
+    message: str
+
+    @property
+    def is_about_input(self) -> bool:
+        """Whether the input, and not the answer alone, is unlike the training data."""
+        return self.reason not in (DoubtReason.LABEL_VOLUME, DoubtReason.EMPTY)
 
 
 class Result(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -107,6 +154,14 @@ def error_of(content: object) -> MedserveError:
     if not isinstance(content, Mapping):
         return ServerFailedError("the model reports an error without saying which")
     return error_from_code(str(content.get("code")), str(content.get("message")))
+
+
+def concerns_all(error: MedserveError) -> bool:
+    """Tell whether every file of a request would fail in the same way."""
+    # Exactly InvalidRequestError: its subclass speaks of one file.
+    return type(error) is InvalidRequestError or isinstance(
+        error, AuthenticationError | ServerUnreachableError | UnknownModelError
+    )
 
 
 def _no(kind: type[Value], content: object) -> ServerFailedError:

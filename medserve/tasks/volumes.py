@@ -11,7 +11,7 @@ from msgspec import Meta
 from medserve.errors import InvalidRequestError
 from medserve.spec import ModelSpec
 from medserve.tasks.options import Options
-from medserve.tasks.result import Result, Value
+from medserve.tasks.result import Doubt, Result, Value
 
 __all__ = [
     "LabelMeasure",
@@ -86,11 +86,7 @@ _OUTPUT_OF = {
 
 
 class VolumeOptions(Options, frozen=True, kw_only=True):
-    """What a caller may ask of a model that segments volumes.
-
-    Raises:
-        InvalidRequestError: output, format and extras do not go together.
-    """
+    """What a caller may ask of a model that segments volumes."""
 
     output: Annotated[
         VolumeOutput | None,
@@ -136,7 +132,8 @@ class VolumeOptions(Options, frozen=True, kw_only=True):
         ),
     ] = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse output, format and extras that do not go together."""
         if self._wanted not in _BARE | _IN_JSON:
             output = self._wanted[0]
             fitting = [each for of, each in (*_BARE, *_IN_JSON) if of is output]
@@ -229,6 +226,11 @@ class VolumeResult(Result, frozen=True, kw_only=True):
         measures: Every label but the background.
         mask_nifti: The mask as .nii.gz, with the header of the file that was sent if it had one.
         volumes_ml: Volume of every label but the background.
+        review: Whether a person should look, for any of the reasons in `doubts`.
+        unlike_training: Whether the volume itself is unlike the training data, so that its mask
+            means little.
+        doubts: What lies outside of the training data. Empty also where the model's description
+            says nothing about them.
         probabilities_nifti: Probabilities of each label as .nii.gz, where they were asked for.
         entropy_nifti: Where the model hesitates as .nii.gz, where it was asked for.
         overlay_png: The mask drawn on the volume, where it was asked for.
@@ -244,6 +246,9 @@ class VolumeResult(Result, frozen=True, kw_only=True):
     measures: tuple[LabelMeasure, ...]
     mask_nifti: bytes
     volumes_ml: dict[str, float] = msgspec.field(default_factory=dict)
+    review: bool = False
+    unlike_training: bool = False
+    doubts: tuple[Doubt, ...] = ()
     probabilities_nifti: bytes | None = None
     entropy_nifti: bytes | None = None
     overlay_png: bytes | None = None

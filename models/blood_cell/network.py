@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medserve.errors import ConfigError
 from models.blocks import ResidualBlock2d, conv_norm_2d
 from models.blood_cell.units import UNITS
 
-__all__ = ["BloodCellNet"]
+__all__ = ["NETWORKS", "BloodCellNet"]
 
 VIEWS = (1, 4, 8)  # numbers of views that make a group: none, quarter turns, mirror images too
 
@@ -110,3 +111,15 @@ def turned(image: Tensor, views: int) -> Tensor:
         return image
     pictures = [image, image.flip(3)][: views // 4]
     return torch.cat([each.rot90(turn, (2, 3)) for each in pictures for turn in range(4)])
+
+
+def _build(in_channels: int, classes: int, width: int = 48) -> BloodCellNet:
+    if (in_channels, classes) != (3, len(UNITS)):
+        raise ConfigError(
+            f"this network tells {len(UNITS)} kinds apart in colour; {classes} labels and "
+            f"{in_channels} channels need units of their own (models/blood_cell/units.py)"
+        )
+    return BloodCellNet(width=width)
+
+
+NETWORKS = {"blood_cell": _build}

@@ -11,12 +11,21 @@ import enum
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Activation", "DenoisingUNet", "Down", "NetworkConfig", "Norm", "step_embedding"]
+__all__ = [
+    "NETWORKS",
+    "Activation",
+    "DenoisingUNet",
+    "Down",
+    "NetworkConfig",
+    "Norm",
+    "step_embedding",
+]
 
 _LONGEST_WAVE = 10_000.0  # steps; Vaswani et al., arXiv:1706.03762, section 3.5
 
@@ -223,3 +232,10 @@ def _groups(channels: int) -> int:
 
 def _activation(config: NetworkConfig) -> nn.Module:
     return nn.GELU() if config.activation is Activation.GELU else nn.SiLU()
+
+
+def _unet(in_channels: int, classes: int, **shape: Any) -> DenoisingUNet:
+    return DenoisingUNet(NetworkConfig(channels=in_channels, classes=classes, **shape))
+
+
+NETWORKS = {"unet": _unet}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.blocks import ResidualBlock2d, conv_norm_2d
 
-__all__ = ["MednistNet"]
+__all__ = ["NETWORKS", "MednistNet"]
 
 
 class MednistNet(nn.Module):
@@ -16,11 +16,12 @@ class MednistNet(nn.Module):
     Args:
         classes: Number of labels.
         width: Channels of the first stage; the second and third have twice and four times as many.
+        in_channels: Of the image.
     """
 
-    def __init__(self, classes: int = 6, width: int = 16) -> None:
+    def __init__(self, classes: int = 6, width: int = 16, in_channels: int = 1) -> None:
         super().__init__()
-        self.stem = conv_norm_2d(1, width, 3, stride=2)
+        self.stem = conv_norm_2d(in_channels, width, 3, stride=2)
         self.stages = nn.ModuleList(
             [
                 nn.Sequential(ResidualBlock2d(width, width)),
@@ -37,7 +38,7 @@ class MednistNet(nn.Module):
         self.head = nn.Linear(4 * width, classes)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Image (N, 1, H, W) in [0, 1] -> one map per stage, fine to coarse: /2, /4, /8."""
+        """Image (N, C, H, W) in [0, 1] -> one map per stage, fine to coarse: /2, /4, /8."""
         maps = [torch.relu(self.stem(2.0 * image - 1.0))]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
@@ -48,5 +49,8 @@ class MednistNet(nn.Module):
         return self.head(maps[-1].mean(dim=(2, 3)))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image (N, 1, H, W) in [0, 1] -> logits (N, classes); H and W divisible by 8."""
+        """Image (N, C, H, W) in [0, 1] -> logits (N, classes); H and W divisible by 8."""
         return self.classify(self.features(image))
+
+
+NETWORKS = {"mednist": MednistNet}

@@ -17,6 +17,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -29,7 +30,7 @@ from models.segmentation_3d.norm import InstanceNorm3d
 from models.segmentation_3d.unet import Unet3d
 from models.segmentation_3d.vnet import VNet
 
-__all__ = ["NetworkName", "NetworkSize", "VolumeNetwork", "build"]
+__all__ = ["NETWORKS", "NetworkName", "NetworkSize", "VolumeNetwork", "build"]
 
 
 class NetworkName(enum.StrEnum):
@@ -150,7 +151,7 @@ def build(
     classes: int,
     dropout: float = 0.0,
     width: int | None = None,
-    size: NetworkSize = NetworkSize.LIGHT,
+    size: NetworkSize | str = NetworkSize.LIGHT,
 ) -> VolumeNetwork:
     """Make a network with random weights (torch's global generator: seed it before).
 
@@ -169,8 +170,10 @@ def build(
         raise ConfigError(f"expected a network of {', '.join(NetworkName)}, got {name!r}")
     if not 0.0 <= dropout < 1.0:
         raise ConfigError(f"expected a dropout from 0 to below 1, got {dropout:g}")
+    if size not in list(NetworkSize):
+        raise ConfigError(f"expected a size of {', '.join(NetworkSize)}, got {size!r}")
     recipe = _RECIPES[NetworkName(name)]
-    published = size is NetworkSize.PUBLISHED
+    published = size == NetworkSize.PUBLISHED
     chosen = width or (recipe.published if published else recipe.light)
     if chosen < 1 or (name == NetworkName.SEGRESNET and chosen % 8):
         wanted = "a multiple of 8 (its group norm)" if name == NetworkName.SEGRESNET else ">= 1"
@@ -245,3 +248,5 @@ _RECIPES: dict[NetworkName, _Recipe] = {
     NetworkName.SEGRESNET: _Recipe(_segresnet, "conv_final.2", light=16, published=32),
     NetworkName.DYNUNET: _Recipe(_dynunet, "output_block.conv", light=24, published=32),
 }
+
+NETWORKS = {name.value: partial(build, name) for name in NetworkName}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ from torch.nn import functional as F
 
 from medserve.errors import ConfigError
 
-__all__ = ["SIDES_DIVIDE_BY", "NetworkName", "NetworkSize", "SegFormer", "build", "load_encoder"]
+__all__ = [
+    "NETWORKS",
+    "SIDES_DIVIDE_BY",
+    "NetworkName",
+    "NetworkSize",
+    "SegFormer",
+    "build",
+    "load_encoder",
+]
 
 SIDES_DIVIDE_BY = 32  # every encoder here halves five times
 
@@ -246,3 +255,6 @@ def _bare(key: str) -> str:
             if prefix in ("model.segformer.", "segformer.", "encoder."):
                 break
     return key
+
+
+NETWORKS = {name.value: partial(build, name) for name in NetworkName}

@@ -122,8 +122,8 @@ def test_a_new_java_is_told_that_native_access_is_wanted(
 def test_the_heap_grows_with_the_largest_message(tmp_path: Path) -> None:
     pytest.importorskip("ts", reason="needs the serve extra")
     java = Java(Path("java"), 17, "PATH")
-    assert "-Xmx640m" in java_command(java, tmp_path, 64 * 2**20)
-    assert "-Xmx2560m" in java_command(java, tmp_path, 256 * 2**20)
+    assert "-Xmx1280m" in java_command(java, tmp_path, 64 * 2**20)
+    assert "-Xmx5120m" in java_command(java, tmp_path, 256 * 2**20)
 
 
 def test_workers_get_their_threads_and_no_secrets(tmp_path: Path) -> None:

@@ -23,10 +23,12 @@ from medserve.gateway.faces.v1 import service as typed
 from medserve.imaging.geometry import Geometry
 from medserve.results.segmentation import Segmentation
 from medserve.tasks.generation import GenerationResult, SampleImage
+from medserve.tasks.result import Doubt, DoubtReason
 from tests.gateway.fake_engine import Request
 
 __all__ = [
     "DIGEST",
+    "DOUBT",
     "LABELS",
     "SEGMENTATION",
     "classified",
@@ -40,6 +42,7 @@ __all__ = [
 DIGEST = "sha256:" + 64 * "0"
 LABELS = ("dark", "bright")
 _HEAD = {"version": "1.0", "archive_digest": DIGEST}
+DOUBT = Doubt(DoubtReason.SIZE, "9 x 9 x 9 mm, in the training data 31 to 43 mm")
 SEGMENTATION = Segmentation(
     np.indices((4, 3, 2)).sum(axis=0).astype(np.uint8) % 2,
     Geometry((4, 3, 2), np.array([[0, -2, 0, 5], [1, 0, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1.0]])),
@@ -101,8 +104,9 @@ def _item(content: bytes) -> dict[str, Any]:
 def segmented(request: Request) -> bytes:
     """As a model that segments answers: a fixed mask, and what `params` ask for."""
     params = json.loads(request.inputs.get("params", b"{}"))
-    content = {"model": request.model, **_HEAD, "status": "ok"}
+    content: dict[str, Any] = {"model": request.model, **_HEAD, "status": "ok"}
     content |= SEGMENTATION.to_result().to_json()
+    content |= {"review": True, "unlike_training": True, "doubts": [DOUBT.to_json()]}
     for name, member in (("overlay", "overlay_png"), ("uncertainty", "entropy_nifti")):
         if params.get(name):
             content[member] = base64.b64encode(name.encode()).decode()

@@ -153,3 +153,31 @@ def test_an_answer_that_cannot_be_logged_is_not_given(
     assert "audit log" in str(caught.value)
     monkeypatch.undo()
     log.close()
+
+
+def test_no_part_of_a_stream_that_cannot_be_logged_is_given(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = AuditLog(path)
+    gateway = fake_gateway(FakeEngine(lambda _: [b"one", b"two"]), guards=Guards(audit=log))
+    wanted = EngineCall("tiny", "", {"data": b"x"}, new_request_id(), caller=Caller())
+    given: list[bytes] = []
+
+    async def read() -> None:
+        async for part in gateway.stream(wanted):
+            given.append(part)
+
+    asyncio.run(read())
+    statuses = [json.loads(line)["status"] for line in path.read_text().splitlines()]
+    assert (given, statuses) == ([b"one", b"two"], ["STREAMING", "OK"])
+    given.clear()
+
+    def full(file: int, line: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(ServerFailedError, match="audit log"):
+        asyncio.run(read())
+    assert given == []
+    monkeypatch.undo()
+    log.close()

@@ -85,3 +85,29 @@ def test_without_a_folder_or_with_one_that_is_gone_a_cancelled_call_only_ends(
 
     for folder in (None, tmp_path / "gone"):
         assert asyncio.run(scenario(folder))
+
+
+def test_a_cancelled_call_stops_no_other_call_of_the_id_that_its_caller_chose(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        engine, guards = engine_and_guards(tmp_path)
+        gateway = fake_gateway(engine, guards=guards)
+        shared = call()
+        first, second = (asyncio.create_task(gateway.predict(shared)) for _ in range(2))
+        while len(engine.requests) < 2:
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert marks(tmp_path) == []  # the second is still waited for
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        assert marks(tmp_path) == [shared.request_id]
+        third = asyncio.create_task(gateway.predict(shared))
+        await asyncio.sleep(0)
+        assert marks(tmp_path) == []
+        assert engine.hold is not None
+        engine.hold.set()
+        assert await third == b'{"status":"ok"}'
+
+    asyncio.run(run())

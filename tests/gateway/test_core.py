@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
 
-from medserve.engine.interface import EngineRequest
+from medserve.engine.interface import EngineRequest, WorkerLostError
 from medserve.errors import (
     AuthenticationError,
     DeadlineError,
@@ -31,6 +31,7 @@ from medserve.gateway.core.gateway import (
     QueueFullError,
     new_request_id,
 )
+from medserve.spec import ServingSpec
 from medserve.wire import inference_pb2
 from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
 
@@ -301,3 +302,88 @@ def test_what_a_call_cost_is_counted_under_names_that_are_served() -> None:
     size = value("medserve_gateway_response_bytes_total", {"face": "torchserve", "model": "tiny"})
     assert size == len(_REFUSED)
     assert json.loads(_REFUSED)["status"] == "error"
+
+
+def losing(times: int, slow: ServingSpec | None = None) -> tuple[FakeEngine, Gateway]:
+    """An engine that loses its worker on the first requests, and its gateway."""
+
+    def answer(_: Request) -> bytes:
+        if len(engine.requests) <= times:
+            raise WorkerLostError("the worker is gone")
+        return _OK
+
+    engine = FakeEngine(answer)
+    return engine, fake_gateway(engine, model(serving=slow))
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_call_whose_worker_is_killed_is_answered_by_the_next_one(times: int) -> None:
+    engine, gateway = losing(times)
+    assert run(gateway.predict(call())) == _OK
+    engine, gateway = losing(times)
+    assert run(parts(gateway, call())) == [_OK]
+    assert len(engine.requests) == times + 1
+
+
+def test_a_request_that_ends_every_worker_is_told_and_not_sent_for_ever() -> None:
+    engine, gateway = losing(1000)
+    with pytest.raises(ServerFailedError, match="ended on this request"):
+        run(gateway.predict(call()))
+    assert len(engine.requests) == 5
+
+
+def test_a_stream_that_has_begun_is_not_asked_for_again() -> None:
+    def answer(_: Request) -> Iterator[bytes]:
+        yield b"one"
+        raise WorkerLostError("the worker is gone")
+
+    engine = FakeEngine(answer)  # type: ignore[arg-type]
+    with pytest.raises(ServerBusyError):
+        run(parts(fake_gateway(engine), call()))
+    assert len(engine.requests) == 1
+
+
+def test_a_lone_call_that_took_all_the_time_of_its_worker_is_not_asked_again() -> None:
+    engine, gateway = losing(1, ServingSpec(1, 1, batch_size=1, response_timeout=1))
+    answer = engine.answers
+
+    def late(request: Request) -> Any:
+        time.sleep(1.0)
+        return answer(request)
+
+    engine.answers = late
+    with pytest.raises(ServerFailedError, match="too long"):
+        run(gateway.predict(call()))
+    assert len(engine.requests) == 1
+
+
+def test_calls_whose_worker_ended_are_repeated_one_by_one() -> None:
+    async def at_once() -> None:
+        working = most = 0
+
+        def answer(_: Request) -> bytes:
+            if len(engine.requests) <= 4:
+                raise WorkerLostError("the worker is gone")
+            return _OK
+
+        engine = FakeEngine(answer)
+        ask = engine.call
+
+        async def counted(request: EngineRequest, timeout_s: float) -> bytes:
+            nonlocal working, most
+            repeated = len(engine.requests) >= 4
+            working += repeated
+            most = max(most, working)
+            try:
+                await asyncio.sleep(0)
+                return await ask(request, timeout_s)
+            finally:
+                working -= repeated
+
+        engine.call = counted  # type: ignore[method-assign]
+        gateway = fake_gateway(engine)
+        answers = await asyncio.gather(*(gateway.predict(call()) for _ in range(4)))
+        assert answers == [_OK] * 4
+        assert most == 1
+
+    run(at_once())

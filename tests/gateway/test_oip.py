@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medserve import __version__
-from medserve.errors import InvalidRequestError, ServerBusyError
+from medserve.errors import InvalidRequestError, PayloadTooLargeError, ServerBusyError
 from medserve.gateway.core.gateway import Caller, Gateway, Guards
+from medserve.gateway.core.wire_format import refuse_many_fields
 from medserve.gateway.faces.oip.tensors import bytes_elements
 from medserve.imaging.codecs import nifti
 from medserve.spec import Task
@@ -368,3 +369,41 @@ def test_a_token_opens_its_model_and_no_other() -> None:
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
     talk(conversation, tokens=OneToken())
+
+
+def crowded(kind: str) -> pb.ModelInferRequest:
+    """A request of a few hundred kilobytes with very many parts."""
+    message = request()
+    match kind:
+        case "raw elements":
+            message = request([b""] * 20_000)
+        case "elements":
+            message = request([b""] * 20_000, raw=False)
+        case "axes":
+            message.inputs[0].shape.extend([1] * 20_000)
+        case "tensors":
+            for _ in range(20_000):
+                message.inputs.add()
+        case "parameters":
+            for number in range(20_000):
+                message.parameters[str(number)].bool_param = True
+    return message
+
+
+def test_millions_of_fields_are_refused_before_they_are_parsed() -> None:
+    kind = pb.ModelInferRequest.DESCRIPTOR
+    tensor = b"\x2a\x80\x80\x04" + b"\x1a\x00" * 2**15  # an input of 2^15 shapes
+    for message in (b"\x2a\x00" * 10**6, tensor, b"\x0b" + b"\x10\x00" * 10**5 + b"\x0c"):
+        with pytest.raises(PayloadTooLargeError, match="20000 fields"):
+            refuse_many_fields(message, kind)
+    refuse_many_fields(request([bytes(2**20)] * 8).SerializeToString(), kind)
+    refuse_many_fields(request([bytes(50)] * 9000, raw=False).SerializeToString(), kind)
+    refuse_many_fields(b"\xff" * 2**17, kind)  # malformed: the parser's to refuse
+
+
+@pytest.mark.parametrize("kind", ["raw elements", "elements", "axes", "tensors", "parameters"])
+def test_a_request_of_very_many_parts_is_refused_before_they_are_walked(kind: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(crowded(kind))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "few tensors" in (caught.value.details() or "")

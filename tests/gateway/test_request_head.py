@@ -140,3 +140,13 @@ def test_pixels_are_not_looked_at() -> None:
         model_name="tiny", input={"data": bytes(2**26), "request_id": b"0f8fad5b"}
     )
     assert read_head(request.SerializeToString()) == RequestHead("tiny", "", b"0f8fad5b")
+
+
+@pytest.mark.parametrize(
+    ("told", "left_s"), [(b"1500", 1.5), (b"", None), (b"-1", None), (b"1" * 11, None)]
+)
+def test_the_time_that_a_caller_allows_is_read_beside_the_model(
+    told: bytes, left_s: float | None
+) -> None:
+    request = inference_pb2.PredictionsRequest(model_name="tiny", input={"deadline_ms": told})
+    assert read_head(request.SerializeToString()).left_s == left_s

@@ -104,3 +104,15 @@ def test_a_token_is_printed_once_and_an_audit_log_checked(tmp_path: Path) -> Non
     log = tmp_path / "audit.jsonl"
     log.touch()
     assert "0 lines, intact" in CliRunner().invoke(app, ["audit", str(log)]).output
+
+
+@pytest.mark.parametrize("service", ["GRPC", "HTTP", "METRICS"])
+def test_what_kubernetes_tells_of_services_named_like_a_setting_is_no_setting(service: str) -> None:
+    told = {
+        f"MEDSERVE_GATEWAY_{service}_PORT": "tcp://10.0.0.1:8001",
+        f"MEDSERVE_GATEWAY_{service}_PORT_8001_TCP": "tcp://10.0.0.1:8001",
+        f"MEDSERVE_GATEWAY_{service}_PORT_8001_TCP_PROTO": "tcp",
+        f"MEDSERVE_GATEWAY_{service}_SERVICE_HOST": "10.0.0.1",
+        f"MEDSERVE_GATEWAY_{service}_SERVICE_PORT": "8001",
+    }
+    assert GatewaySettings.read({}, told) == GatewaySettings.read({}, {})

@@ -27,6 +27,7 @@ from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
 from tests.gateway.faces import (
     DIGEST,
+    DOUBT,
     LABELS,
     SEGMENTATION,
     classified,
@@ -347,6 +348,19 @@ def test_the_result_says_where_the_mask_lies_and_how_much_each_label_takes() -> 
     assert measure.label == "bright"
     assert measure.volume_ml == SEGMENTATION.volumes_ml["bright"]
     assert list(measure.box_stop) == list(SEGMENTATION.measures[0].box_stop or ())
+
+
+def test_the_result_says_what_is_unlike_the_training_data() -> None:
+    [result] = [
+        each.result
+        for each in segment(gateway(segmented), pb.SegmentSettings(model_name="hippocampus"))
+        if each.WhichOneof("part") == "result"
+    ]
+    assert result.review
+    assert result.unlike_training
+    assert [(each.reason, each.message) for each in result.doubts] == [
+        (DOUBT.reason, DOUBT.message)
+    ]
 
 
 def test_options_of_a_segmentation_reach_the_model_and_what_is_not_set_does_not() -> None:

@@ -32,6 +32,7 @@ from medserve.errors import (
 )
 from medserve.results.frame_segmentation import FrameSegmentation
 from medserve.tasks.frames import FrameResult
+from medserve.tasks.result import DoubtReason
 from tests.frame_phantoms import as_nifti, cine, ellipse, region, saved, scan, ultrasound
 from tests.handlers.frame_worker import ask, ask_json, ask_packed, changed, ready_for_frames
 from tests.phantoms import raster_bytes
@@ -406,7 +407,25 @@ def test_bare_files_are_refused_in_a_packed_call(handler: FrameHandler) -> None:
 def test_a_photograph_is_answered_with_a_flag(handler: FrameHandler) -> None:
     rows, columns = np.mgrid[:48, :64]
     smooth = np.stack([rows * 5, columns * 3, rows + columns], axis=-1).astype(np.uint8)
-    assert ask_json(handler, raster_bytes(smooth))["frames"][0]["unlike_ultrasound"] is True
+    content = ask_json(handler, raster_bytes(smooth))
+    assert content["frames"][0]["unlike_ultrasound"] is True
+    assert content["review"] is True
+    assert content["unlike_training"] is True
+    assert "intensities" in [each["reason"] for each in content["doubts"]]
+
+
+def test_a_file_in_which_nothing_was_found_asks_for_a_review(handler: FrameHandler) -> None:
+    content = FrameResult.from_json(ask_json(handler, raster_bytes(scan(scale=0.0))))
+    assert content.review
+    assert DoubtReason.EMPTY in [each.reason for each in content.doubts]
+    assert content.stack.frames_found == 0
+
+
+def test_a_loop_of_which_one_frame_shows_the_structure_asks_for_none(
+    handler: FrameHandler,
+) -> None:
+    content = FrameResult.from_json(ask_json(handler, saved(ultrasound(cine()))))
+    assert (content.review, content.unlike_training, content.doubts) == (False, False, ())
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,55 @@ def test_json_holds_mask_measurements_and_provenance(
     assert "entropy_nifti" not in content
 
 
+SEEN = {
+    "size_mm": [[20.0, 40.0]] * 3,
+    "texture": [0.0, 0.9],
+    "label_ml": {LABELS[1]: [0.01, 100.0]},
+}
+
+
+def test_an_answer_for_what_training_saw_asks_for_no_review(
+    volume_artifact: Path, volume: Volume
+) -> None:
+    extents = np.multiply(volume.geometry.shape, volume.geometry.spacing_mm)
+    size_mm = [[float(extents.min()), float(extents.max())]] * 3
+    handler = ready_for_volumes(volume_artifact, changed(seen={**SEEN, "size_mm": size_mm}))
+    content = VolumeResult.from_json(ask_json(handler, nifti.encode(volume)))
+    assert (content.review, content.unlike_training, content.doubts) == (False, False, ())
+
+
+def test_an_answer_for_something_else_asks_for_a_review_and_has_the_same_mask(
+    volume_artifact: Path, handler: VolumeHandler, volume: Volume
+) -> None:
+    seen = {"size_mm": [[1.0, 2.0]] * 3, "label_ml": {LABELS[1]: [1000.0, 2000.0]}}
+    doubtful = ready_for_volumes(volume_artifact, changed(seen=seen))
+    content = ask_json(doubtful, nifti.encode(volume))
+    found = VolumeResult.from_json(content)
+    assert found.review
+    assert found.unlike_training
+    assert [each.reason for each in found.doubts] == ["size", "label_volume"]
+    assert content["mask_nifti"] == ask_json(handler, nifti.encode(volume))["mask_nifti"]
+
+
+def test_an_empty_mask_asks_for_a_review(handler: VolumeHandler, volume: Volume) -> None:
+    dark = np.zeros(volume.geometry.shape, np.float32)
+    dark[0, 0, 0] = 1.0  # a contrast, and too little to find
+    payload = nifti.encode(Volume(dark, volume.geometry))
+    found = VolumeResult.from_json(ask_json(handler, payload))
+    assert found.volumes_ml == dict.fromkeys(LABELS[1:], 0.0)
+    assert [each.reason for each in found.doubts] == ["empty"]
+    assert (found.review, found.unlike_training) == (True, False)
+
+
+def test_a_mask_of_another_size_alone_does_not_make_the_volume_unlike(
+    volume_artifact: Path, volume: Volume
+) -> None:
+    seen = {"label_ml": {LABELS[1]: [1000.0, 2000.0]}}
+    handler = ready_for_volumes(volume_artifact, changed(seen=seen))
+    found = VolumeResult.from_json(ask_json(handler, nifti.encode(volume)))
+    assert (found.review, found.unlike_training) == (True, False)
+
+
 def test_json_carries_what_else_is_asked_for(handler: VolumeHandler, volume: Volume) -> None:
     wanted = {"overlay": True, "uncertainty": True}
     content = ask_json(handler, nifti.encode(volume), wanted)

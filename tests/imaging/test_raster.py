@@ -186,3 +186,26 @@ def test_no_cut_of_a_picture_is_taken_for_the_whole(kind: str) -> None:
     for end in range(len(payload)):
         with pytest.raises(InvalidImageError):
             decoded(payload[:end])
+
+
+def jpeg_of_scans(scans: int, side: int = 64) -> bytes:
+    """A progressive JPEG whose last scan is repeated until there are so many."""
+    stream = io.BytesIO()
+    pillow.new("L", (side, side), 99).save(stream, format="JPEG", progressive=True)
+    content = stream.getvalue()
+    last = content.rindex(b"\xff\xda")
+    repeated = content[last:-2]  # without the end of the image
+    return content[:-2] + repeated * (scans - content.count(b"\xff\xda")) + content[-2:]
+
+
+def test_a_progressive_jpeg_of_the_usual_scans_is_read() -> None:
+    assert raster.decode(jpeg_of_scans(10), LIMITS).array.shape == (64, 64)
+
+
+@pytest.mark.parametrize(("scans", "side", "max_pixels"), [(2000, 64, 10**6), (33, 64, 64 * 64)])
+def test_a_jpeg_of_many_scans_is_refused_by_the_work_that_it_asks_for(
+    scans: int, side: int, max_pixels: int
+) -> None:
+    limits = InputSpec(kinds=(InputKind.RASTER,), size=(64, 64), max_pixels=max_pixels)
+    with pytest.raises(PayloadTooLargeError, match=f"{scans} scans"):
+        raster.decode(jpeg_of_scans(scans, side), limits)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
 
-from medserve.gateway.faces.page import PageLimits
-from medserve.gateway.faces.page.jobs import Jobs, Kind, QuotaError, UnknownJobError
+from medserve.errors import ServerBusyError
+from medserve.gateway.faces.page import PageLimits, app
+from medserve.gateway.faces.page.jobs import Jobs, Kind, QuotaError, Slots, UnknownJobError
 from tests.web.visiting import PACK, begin, gateway, pack, send, visiting
 
 LABELS = ("dark", "bright")
@@ -110,3 +112,74 @@ def test_the_page_takes_all_files_away_when_it_ends() -> None:
             return job.folder
 
     assert not asyncio.run(run()).exists()
+
+
+def test_jobs_of_one_holder_and_of_all_are_bounded(tmp_path: Path) -> None:
+    jobs = make(tmp_path, visitor_jobs=2, holder_jobs=4, total_jobs=6)
+    for number in range(20):  # a new session each, and no file
+        jobs.create(Kind.CLASSIFY, f"session {number}", "m", "1", LABELS, "203.0.113.9")
+    assert len(jobs._jobs) == 4
+    for number in range(4):
+        jobs.create(Kind.CLASSIFY, f"other {number}", "m", "1", LABELS, f"198.51.100.{number}")
+    assert len(jobs._jobs) == 6
+    assert sum(1 for _ in tmp_path.iterdir()) == 6
+
+
+def test_uploads_of_one_holder_leave_places_for_others(tmp_path: Path) -> None:
+    async def run() -> None:
+        jobs, slots = make(tmp_path), Slots(PageLimits(uploads_in_flight=2))
+        mine = jobs.create(Kind.CLASSIFY, "a", "m", "1", LABELS, "203.0.113.9")
+        other = jobs.create(Kind.CLASSIFY, "b", "m", "1", LABELS, "198.51.100.7")
+        async with slots.upload(mine):
+            with pytest.raises(ServerBusyError):
+                async with slots.upload(mine):
+                    pass
+            async with slots.upload(other):
+                assert other.users == 1
+
+    asyncio.run(run())
+
+
+def test_a_folder_that_cannot_be_removed_costs_no_other_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    jobs = make(tmp_path, clock, retention_s=10)
+    for owner in "ab":
+        job = jobs.create(Kind.CLASSIFY, owner, "m", "1", LABELS)
+        (job.folder / "000000").write_bytes(b"pixels")
+    remove, failing = shutil.rmtree, [True]
+
+    def once(folder: Path) -> None:
+        if failing and failing.pop():
+            raise OSError(39, "Directory not empty")
+        remove(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", once)
+    clock.now = 20.0
+    with pytest.raises(OSError, match="not empty"):
+        jobs.sweep()
+    assert sum(1 for _ in tmp_path.iterdir()) == 1
+    jobs.sweep()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_sweeper_outlives_whatever_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    swept = asyncio.Event()
+
+    async def run() -> None:
+        loop, calls = asyncio.get_running_loop(), [1, 2]
+
+        def fail(self: Jobs, over: object) -> int:
+            calls.pop()
+            if calls:
+                raise RuntimeError("dictionary changed size during iteration")
+            loop.call_soon_threadsafe(swept.set)
+            return 0
+
+        monkeypatch.setattr(app, "_SWEEP_S", 0.0)
+        monkeypatch.setattr(Jobs, "remove", fail)
+        async with visiting(gateway()):
+            await asyncio.wait_for(swept.wait(), 20)
+
+    asyncio.run(run())

@@ -13,6 +13,7 @@ import pytest
 from medserve.gateway.faces.page import pages, rendering
 from medserve.spec import Task
 from medserve.tasks import OPTIONS, declared
+from medserve.tasks.result import DoubtReason
 from tests.web.visiting import Visitor, gateway, visit, visiting
 
 WEB = Path(pages.__file__).parent
@@ -90,9 +91,15 @@ def test_no_text_is_left_over() -> None:
     sources = [*WEB.glob("static/js/*.js"), *WEB.glob("templates/*.html")]
     code = "\n".join(path.read_text("utf-8") for path in sources)
     made = ("classify.status.", "segment.view.", "segment.volumes.", "segment.frames.", "error.",
-            "models.task.", "frame.", "start.", "option.")  # fmt: skip
+            "models.task.", "frame.", "start.", "option.", "segment.doubt.")  # fmt: skip
     left = [key for key in TEXTS["en"] if key not in code and not key.startswith(made)]
     assert left == []
+
+
+@pytest.mark.parametrize("code", sorted(TEXTS))
+def test_every_reason_for_a_review_has_a_text(code: str) -> None:
+    told = {key for key in TEXTS[code] if key.startswith("segment.doubt.")}
+    assert told == {f"segment.doubt.{reason}" for reason in DoubtReason}
 
 
 @pytest.mark.parametrize(

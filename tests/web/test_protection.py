@@ -167,3 +167,21 @@ def test_no_script_makes_markup_of_text_or_asks_another_site(path: Path) -> None
         "http",
     ):
         assert forbidden not in text.replace("httpx", "")
+
+
+@pytest.mark.parametrize("settings", [GatewaySettings(), GatewaySettings(host="0.0.0.0")], ids=str)
+@pytest.mark.parametrize("name", ["host", "origin"])
+def test_a_header_that_is_no_address_is_refused_and_nowhere_quoted(
+    settings: GatewaySettings, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with visiting(gateway(), settings) as (_, [client]):
+            body = {"kind": "classify", "model": "kinds"}
+            headers = {name: "http://[PATIENT-DOE^JANE]", "origin": "http://[PATIENT-DOE^JANE]"}
+            answer = await client.post("/jobs", json=body, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "FOREIGN_SITE")
+            assert answer.headers["x-content-type-options"] == "nosniff"
+
+    with caplog.at_level(logging.DEBUG):
+        asyncio.run(run())
+    assert "DOE" not in caplog.text

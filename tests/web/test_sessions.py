@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from medserve.gateway.core.gateway import Caller, Gateway
-from medserve.gateway.faces.page import pages
+from medserve.gateway.faces.page import pages, sessions
 from tests.web.visiting import Visitor, begin, gateway, send, visit, visiting
 
 
@@ -138,5 +138,36 @@ def test_a_made_up_session_owns_nothing(secret: str) -> None:
             response = await forger.get(job, headers={b"cookie": header})
             assert response.status_code == 404
             assert len(site.jobs._jobs) == 1
+
+    asyncio.run(run())
+
+
+def test_a_secret_that_was_never_issued_is_no_session() -> None:
+    async def run() -> None:
+        async with visiting(gateway()) as (site, [client]):
+            planted = "a" * 43
+            client.cookies.set("medserve_session", planted)
+            job = await begin(client)
+            assert len(site.jobs._jobs) == 1
+            thief = Visitor(transport=client._transport, base_url=client.base_url)
+            thief.cookies.set("medserve_session", planted)
+            assert (await thief.get(job)).status_code == 404
+
+    asyncio.run(run())
+
+
+def test_one_holder_of_a_token_ends_only_sessions_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions, "_MOST_EACH", 3)
+
+    async def run() -> None:
+        async with visiting(closed(), visitors=2) as (_, [lab, ward]):
+            await log_in(ward, "one")
+            for _ in range(10):
+                lab.cookies.clear()
+                await log_in(lab)
+            assert (await ward.get("/models/organs")).status_code == 200
+            assert (await lab.get("/models/kinds")).status_code == 200
 
     asyncio.run(run())

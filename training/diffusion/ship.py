@@ -19,10 +19,11 @@ from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
 from medserve.inference.generation import OUTPUT, DiffusionPipeline, SampleSettings
 from medserve.inference.samplers import SamplerKind
 from medserve.spec import EngineName, ModelSpec, Precision
-from training import export
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
+from training.core import export
+from training.core.fit import Fitted
+from training.core.ship import install_files
 from training.diffusion.copies import copy_threshold
-from training.diffusion.fit import Fitted
 from training.diffusion.settings import DiffusionConfig
 
 __all__ = ["ARTIFACT_FILES", "NAME", "Shipment", "install", "room_config", "ship"]
@@ -84,7 +85,7 @@ def ship(fitted: Fitted, shipment: Shipment) -> dict[str, Any]:
         "train_images": len(shipment.train),
         "validation_images": len(shipment.validation),
         "best_epoch": fitted.epoch,
-        "validation_frechet_distance": round(fitted.distance, 4),
+        "validation_frechet_distance": round(fitted.score, 4),
         "parameters": sum(each.numel() for each in fitted.network.parameters()),
         "largest_export_difference": exported.largest_difference,
         "largest_difference_of_an_image": farthest,
@@ -128,13 +129,14 @@ def room_config(config: DiffusionConfig, labels: tuple[str, ...]) -> str:
 
 def install(config: DiffusionConfig, room: Path) -> None:
     """Copy artifact and example pictures into the room, where packaging takes them from."""
-    for name in ("weights", "examples"):
-        (room / name).mkdir(exist_ok=True)
-    for name in ("samples.png", "denoising.png"):  # synthetic, and marked so
-        shutil.copyfile(config.out_dir / name, room / "examples" / name)
-    for name in ARTIFACT_FILES:
-        shutil.copyfile(config.out_dir / "artifact" / name, room / "weights" / name)
-        _log.info("%s  %s", export.sha256(room / "weights" / name), name)
+    pictures = ("samples.png", "denoising.png")  # synthetic, and marked so
+    artifact = config.out_dir / "artifact"
+    install_files(
+        {
+            room / "examples": [config.out_dir / name for name in pictures],
+            room / "weights": [artifact / name for name in ARTIFACT_FILES],
+        }
+    )
     if not (room / "model-config.yaml").is_file():
         shutil.copyfile(config.out_dir / "artifact/model-config.yaml", room / "model-config.yaml")
 

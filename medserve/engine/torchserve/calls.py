@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -28,8 +29,9 @@ from medserve.errors import (
 from medserve.settings import Address
 from medserve.wire import inference_pb2, management_pb2, management_pb2_grpc
 
-__all__ = ["EngineAccess", "TorchServeEngine", "archive_file_name", "prediction_message"]
+__all__ = ["READY", "EngineAccess", "TorchServeEngine", "archive_file_name", "prediction_message"]
 
+READY = "READY"  # of a worker that DescribeModel lists
 _INFERENCE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService"
 _MANAGEMENT_TIMEOUT_S = 5.0
 _PAGE = 100  # models that ListModels gives at a time
@@ -93,6 +95,8 @@ class TorchServeEngine:
             )
         except grpc.RpcError as error:
             raise engine_failure(error) from error
+        except asyncio.CancelledError:
+            raise self._cut_off() from None
         prediction: bytes = answer.prediction
         return prediction
 
@@ -106,6 +110,8 @@ class TorchServeEngine:
                 yield answer.prediction
         except grpc.RpcError as error:
             raise engine_failure(error) from error
+        except asyncio.CancelledError:
+            raise self._cut_off() from None
 
     async def drain(self, timeout_s: float = 0.0) -> None:
         """Take no new requests, let running ones end within `timeout_s`, and disconnect."""
@@ -227,6 +233,13 @@ class TorchServeEngine:
         if self._drained:
             raise ServerUnreachableError("the engine takes no more requests; it is shutting down")
 
+    def _cut_off(self) -> BaseException:
+        """The reason for a cancelled call: gRPC cancels those that run when a channel closes."""
+        task = asyncio.current_task()
+        if self._drained and not (task and task.cancelling()):
+            return ServerUnreachableError("the engine was shut down before it had answered")
+        return asyncio.CancelledError()
+
 
 def prediction_message(request: EngineRequest, *, stream: bool) -> bytes:
     """Return the serialized `PredictionsRequest` with the markers that only this adapter sets.
@@ -264,7 +277,8 @@ def _engine_model(described: dict[str, Any], default: object) -> EngineModel:
         version=str(described["modelVersion"]),
         default=described["modelVersion"] == default,
         workers=int(described.get("minWorkers", 0)),
-        workers_ready=sum(worker.get("status") == "READY" for worker in workers),
+        workers_ready=sum(worker.get("status") == READY for worker in workers),
+        pids=tuple(int(worker["pid"]) for worker in workers if int(worker.get("pid") or 0) > 0),
         pending=int((described.get("jobQueueStatus") or {}).get("pendingRequests", 0)),
     )
 

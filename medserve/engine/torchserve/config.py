@@ -14,7 +14,7 @@ from importlib import util
 from pathlib import Path
 
 from medserve.engine.torchserve.java import Java
-from medserve.engine.torchserve.ports import Ports
+from medserve.engine.torchserve.ports import Ports, is_loopback
 from medserve.errors import ConfigError
 
 __all__ = ["CANCELLED", "EngineSettings", "engine_environment", "java_command", "write_run_dir"]
@@ -107,8 +107,9 @@ def java_command(java: Java, folder: Path, max_message_bytes: int) -> list[str]:
     if ts is None or ts.origin is None:
         raise ConfigError("TorchServe is not installed; run: pip install 'medserve[serve]'")
     home = Path(ts.origin).resolve().parent.parent
-    # A request is copied four to five times on its way; two large ones at once must fit.
-    heap_mib = max(512, 10 * max_message_bytes // _MIB)
+    # A request is copied four to five times on its way. The gateway lets one caller have half of
+    # its memory here, by default two of the largest messages, and all callers together four.
+    heap_mib = max(512, 20 * max_message_bytes // _MIB)
     command = [str(java.path), f"-Xmx{heap_mib}m", "-Xms32m"]
     command += ["-XX:+UseSerialGC"]  # smallest; the threads are the workers', not Java's
     # The optimising compiler would take the workers' core for the first half minute and gain
@@ -187,13 +188,15 @@ def _properties(folder: Path, settings: EngineSettings) -> dict[str, str]:
         "prefer_direct_buffer": "true",
         "number_of_netty_threads": "2",  # REST only; gRPC has its own
         "netty_client_threads": "1",
-        # Long-lived clients come back to the load balancer every five minutes.
-        "grpc_inference_max_connection_age_ms": "300000",
-        "grpc_inference_max_connection_age_grace_ms": "60000",
         "metrics_mode": "prometheus",
         "metrics_config": str(folder / "metrics.yaml"),
         "disable_system_metrics": "true",  # else a Python process every minute
     }
+    if not is_loopback(settings.host):
+        # Long-lived clients come back to the load balancer every five minutes, and calls that run
+        # then have as long as any model may take. On loopback nobody balances.
+        properties["grpc_inference_max_connection_age_ms"] = "300000"
+        properties["grpc_inference_max_connection_age_grace_ms"] = "3600000"
     if settings.certificate and settings.private_key:
         properties["enable_grpc_ssl"] = "true"
         properties["certificate_file"] = str(settings.certificate.resolve())

@@ -7,8 +7,8 @@
 | NOT_FOUND | of the management API, the same texts | UnknownModelError |
 | INTERNAL | BadRequestException | InvalidRequestError |
 | INTERNAL | has no worker (queue full, or all workers are gone) | ServerBusyError |
-| INTERNAL | Worker died (crash, time limit) | ServerFailedError |
-| RESOURCE_EXHAUSTED | Worker died (killed from outside) | ServerBusyError |
+| INTERNAL | Worker died (crash, time limit, killed and not reaped yet) | WorkerLostError |
+| RESOURCE_EXHAUSTED | Worker died (killed from outside) | WorkerLostError |
 | RESOURCE_EXHAUSTED | message larger than max | PayloadTooLargeError |
 | CANCELLED | RST_STREAM (over TorchServe's limit) | PayloadTooLargeError |
 | UNAVAILABLE | Prediction failed, … model predict output | ServerFailedError |
@@ -24,6 +24,7 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 
+from medserve.engine.interface import WorkerLostError
 from medserve.errors import (
     DeadlineError,
     InvalidRequestError,
@@ -60,7 +61,7 @@ def engine_failure(error: grpc.RpcError) -> MedserveError:
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             if "message larger than max" in text:
                 return PayloadTooLargeError("the model's answer is over the gateway's limit")
-            return ServerBusyError("the model lost its worker; send the request again")
+            return WorkerLostError("the worker of the model ended before it had answered")
         case grpc.StatusCode.CANCELLED if "error code 8" in text or "RST_STREAM" in text:
             return PayloadTooLargeError("the request is larger than the engine accepts")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -84,7 +85,6 @@ def _internal(text: str) -> MedserveError:
     if "has no worker" in text:
         return ServerBusyError("the model's queue is full or its workers are down; try again later")
     if "Worker died" in text:
-        return ServerFailedError(
-            "the model's worker died on this request or ran out of time; it restarts by itself"
-        )
+        # TorchServe says so to a whole batch, whatever ended the worker.
+        return WorkerLostError("the worker of the model ended before it had answered")
     return ServerFailedError("the engine failed without a reason that can be told")

@@ -44,6 +44,7 @@ from medserve.engine.torchserve.ports import (
     resolve,
 )
 from medserve.engine.torchserve.readiness import Proving, ReadyModel, Target
+from medserve.engine.torchserve.supervision import Supervisor
 from medserve.errors import (
     ConfigError,
     MedserveError,
@@ -121,6 +122,7 @@ class Server:
         self._folder: RunFolder | None = None
         self._process: subprocess.Popen[str] | None = None
         self._log: EngineLog | None = None
+        self._supervisor: Supervisor | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -245,6 +247,10 @@ class Server:
         deadline = time.monotonic() + self.config.start_timeout_s
         self._await_port(deadline)
         self.ready = asyncio.run(self._prove(targets, deadline))
+        workers = {(each.archive.name, each.archive.version): each.workers for each in targets}
+        assert self.pid is not None  # it answered a moment ago
+        self._supervisor = Supervisor(self.access, workers, self.pid)
+        self._supervisor.start()
         return self.ready
 
     def serve_forever(self) -> None:
@@ -255,6 +261,8 @@ class Server:
 
     def stop(self) -> None:
         """Let running requests finish, end every process and remove the private folder."""
+        if self._supervisor is not None:
+            self._supervisor.stop()
         process, self._process = self._process, None
         try:
             if process is not None and process.poll() is None:

@@ -26,6 +26,7 @@ class AccountEntry:
         self.model: ModelInfo | None = None
         self.response_bytes = 0
         self.status = "OK"
+        self.begun = False
 
     def answered(self, part: bytes) -> None:
         """Count one answer, or one chunk of it."""
@@ -61,6 +62,16 @@ class Accounting:
         finally:
             self._close(entry, time.monotonic() - started)
 
+    def begin(self, entry: AccountEntry) -> None:
+        """Log a stream before its first part is given; its outcome follows in a line of its own.
+
+        Raises:
+            ServerFailedError: it cannot be logged, so that no part may be given.
+        """
+        if not entry.begun:
+            self._log(entry, "STREAMING", 0.0)
+        entry.begun = True
+
     def _close(self, entry: AccountEntry, took_s: float) -> None:
         call, model = entry.call, entry.model
         name = model.name if model else _UNKNOWN
@@ -69,18 +80,23 @@ class Accounting:
         metrics.request_seconds.labels(call.face, name).observe(took_s)
         metrics.request_bytes.labels(call.face, name).inc(call.size_bytes)
         metrics.response_bytes.labels(call.face, name).inc(entry.response_bytes)
-        if self._audit is not None:
-            self._audit.write(
-                AuditRecord(
-                    who=call.caller.name,
-                    face=call.face,
-                    request_id=call.request_id,
-                    model=name,
-                    version=model.version if model else "",
-                    archive=model.digest if model else "",
-                    request_bytes=call.size_bytes,
-                    response_bytes=entry.response_bytes,
-                    status=entry.status,
-                    took_ms=round(1000 * took_s, 3),
-                )
+        self._log(entry, entry.status, took_s)
+
+    def _log(self, entry: AccountEntry, status: str, took_s: float) -> None:
+        if self._audit is None:
+            return
+        call, model = entry.call, entry.model
+        self._audit.write(
+            AuditRecord(
+                who=call.caller.name,
+                face=call.face,
+                request_id=call.request_id,
+                model=model.name if model else _UNKNOWN,
+                version=model.version if model else "",
+                archive=model.digest if model else "",
+                request_bytes=call.size_bytes,
+                response_bytes=entry.response_bytes,
+                status=status,
+                took_ms=round(1000 * took_s, 3),
             )
+        )

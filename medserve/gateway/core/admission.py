@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import deque
-from collections.abc import AsyncIterator
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
 from medserve.errors import DeadlineError, ServerBusyError
 
-__all__ = ["ByteBudget", "Gate", "Place", "QueueFullError", "Reservation"]
+__all__ = ["ByteBudget", "CallPlaces", "Gate", "Place", "QueueFullError", "Reservation"]
 
 _LONGEST_RETRY_S = 60
 _SMOOTHING = 0.1  # weight of the newest time that a job took
@@ -43,6 +43,13 @@ class Gate:
         self.answered_at = 0.0  # `time.monotonic()` of the last job that went well
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._job_s = 0.0  # smoothed
+
+    def resize(self, at_work: int) -> None:
+        """Let so many be at work from now on."""
+        self._limit = at_work
+        while self._waiting and self._at_work < self._limit:
+            self._at_work += 1
+            self._leave()
 
     @property
     def at_work(self) -> int:
@@ -103,7 +110,7 @@ class Gate:
 
     def _leave(self) -> None:
         """Give the place to the one that waits longest, or free it."""
-        while self._waiting:
+        while self._waiting and self._at_work <= self._limit:
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)
@@ -147,93 +154,152 @@ class Place:
 
 @dataclass(eq=False)
 class Reservation:
-    """Bytes that one request may occupy."""
+    """Bytes that one request occupies, or may come to occupy."""
 
     budget: ByteBudget
     size: int
+    owner: str
 
-    def shrink(self, size: int) -> None:
-        """The request turned out smaller: let others have the rest."""
-        if size < self.size:
-            self.budget.give_back(self.size - size)
-            self.size = size
+    def resize(self, size: int) -> None:
+        """Count another size from now on; a larger one may exceed what there is."""
+        self.budget.take(size - self.size, self.owner)
+        self.size = size
+
+    def release(self) -> None:
+        """Count nothing any more."""
+        self.resize(0)
 
 
-@dataclass(eq=False)
-class _Share:
-    """The turns of one owner."""
+@dataclass(frozen=True)
+class _Waiting:
+    """Somebody who waits for bytes."""
 
-    turns: asyncio.Semaphore
-    users: int = 0
+    turn: asyncio.Future[None]
+    size: int
+    owner: str
 
 
 class ByteBudget:
     """Bounds the bytes of all requests that are in memory at the same time.
 
-    Whoever sends slowly holds memory for long, so one owner gets at most half of it: the others
-    of his queue wait for him, and nobody else does.
+    Whoever sends slowly, or leaves calls behind at the engine, holds memory for long, so one owner
+    gets at most half of it. Those who wait are served in order; only who waits for their own share
+    is passed by others.
     """
 
     def __init__(self, total: int) -> None:
         self.total = total
         self._free = total
-        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
-        self._owners: dict[str, _Share] = {}
+        self._held: Counter[str] = Counter()  # by owner
+        self._waiting: deque[_Waiting] = deque()
 
     @property
     def reserved(self) -> int:
         """Bytes that are given out."""
         return self.total - self._free
 
-    @contextlib.asynccontextmanager
-    async def share(self, owner: str, size: int) -> AsyncIterator[None]:
-        """A turn among those of one owner, each of which needs up to `size` bytes."""
-        share = self._owners.get(owner)
-        if share is None:
-            turns = max(1, self.total // (2 * max(size, 1)))
-            share = self._owners[owner] = _Share(asyncio.Semaphore(turns))
-        share.users += 1
-        try:
-            async with share.turns:
-                yield
-        finally:
-            share.users -= 1
-            if not share.users:
-                del self._owners[owner]
+    def presses(self, owner: str) -> bool:
+        """Return whether somebody waits for bytes that this owner could give back."""
+        return any(
+            each.owner == owner or not self._own_share_is_full(each) for each in self._waiting
+        )
 
     @contextlib.asynccontextmanager
-    async def reserve(self, size: int) -> AsyncIterator[Reservation]:
-        """Hold `size` bytes (at most all there are) for the time of the block."""
-        size = min(size, self.total)
-        if self._waiting or self._free < size:
-            await self._wait(size)
-        else:
-            self._free -= size
-        reservation = Reservation(self, size)
+    async def reserve(
+        self, size: int, owner: str = "", deadline: float | None = None
+    ) -> AsyncIterator[Reservation]:
+        """Hold `size` bytes (at most all there are) for the time of the block.
+
+        Raises:
+            DeadlineError: `deadline` (`time.monotonic()`) passed before there was room.
+        """
+        wanted = _Waiting(asyncio.get_running_loop().create_future(), min(size, self.total), owner)
+        self._waiting.append(wanted)
+        self._admit()
+        if not wanted.turn.done():
+            await self._wait(wanted, deadline)
+        reservation = Reservation(self, wanted.size, owner)
         try:
             yield reservation
         finally:
-            reservation.shrink(0)
+            reservation.release()
 
-    async def _wait(self, size: int) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (turn, size)
-        self._waiting.append(entry)
+    def hold(self, size: int, owner: str) -> Reservation:
+        """Count bytes that are in memory already, whether there is room for them or not."""
+        self.take(size, owner)
+        return Reservation(self, size, owner)
+
+    def take(self, size: int, owner: str) -> None:
+        """Count bytes for an owner; fewer than none give bytes back and let in who fits now."""
+        self._free -= size
+        self._held[owner] += size
+        if self._held[owner] <= 0:
+            del self._held[owner]
+        if size < 0:
+            self._admit()
+
+    async def _wait(self, wanted: _Waiting, deadline: float | None) -> None:
         try:
-            await turn
-        except BaseException:
-            if turn.done() and not turn.cancelled():
-                self.give_back(size)
+            async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
+                await wanted.turn
+        except BaseException as error:
+            if wanted.turn.done() and not wanted.turn.cancelled():
+                self.take(-wanted.size, wanted.owner)
             else:
-                self._waiting.remove(entry)
-                self.give_back(0)  # those behind may be smaller
+                self._waiting.remove(wanted)
+                self._admit()  # those behind may be smaller
+            if isinstance(error, TimeoutError):
+                raise DeadlineError(
+                    "no memory for this request came free within the call's deadline; allow more "
+                    "time or send less at once"
+                ) from None
             raise
 
-    def give_back(self, size: int) -> None:
-        """Return bytes and let in who fits now, in order."""
-        self._free += size
-        while self._waiting and self._waiting[0][1] <= self._free:
-            turn, wanted = self._waiting.popleft()
-            if not turn.done():
-                self._free -= wanted
-                turn.set_result(None)
+    def _admit(self) -> None:
+        """Let in who fits, in order."""
+        for wanted in list(self._waiting):
+            if self._own_share_is_full(wanted):
+                continue
+            if wanted.size > self._free:
+                return
+            self._waiting.remove(wanted)
+            if not wanted.turn.done():
+                self.take(wanted.size, wanted.owner)
+                wanted.turn.set_result(None)
+
+    def _own_share_is_full(self, wanted: _Waiting) -> bool:
+        held = self._held[wanted.owner]
+        return wanted.size > 0 and held > 0 and held + wanted.size > self.total // 2
+
+
+class CallPlaces:
+    """Bounds how many calls are open at a time, of one owner and of all together.
+
+    Args:
+        total: Calls of all owners.
+        each: Calls of one owner.
+    """
+
+    def __init__(self, total: int, each: int) -> None:
+        self._total, self._each = total, each
+        self._open: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def place(self, owner: str) -> Iterator[None]:
+        """Count one call for the time of the block.
+
+        Raises:
+            ServerBusyError: the owner, or all together, have as many as they may.
+        """
+        if self._open[owner] >= self._each or self._open.total() >= self._total:
+            raise ServerBusyError(
+                f"expected at most {self._each} open calls of one caller and {self._total} of all; "
+                "end some, or try again later"
+            )
+        self._open[owner] += 1
+        try:
+            yield
+        finally:
+            self._open[owner] -= 1
+            if not self._open[owner]:
+                del self._open[owner]

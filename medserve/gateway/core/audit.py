@@ -39,7 +39,7 @@ class AuditRecord:
         archive: Digest of the archive that answered.
         request_bytes: Size of what came.
         response_bytes: Size of what went.
-        status: "OK" or the code of the error.
+        status: "OK" or the code of the error; "STREAMING" before the first part of a stream.
         took_ms: From arrival to answer.
     """
 

@@ -6,24 +6,44 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import grpc.aio
 
 from medserve.errors import MedserveError
-from medserve.gateway.core.calls import Caller, Face, new_request_id
+from medserve.gateway.core.calls import Caller, Face, network_address, new_request_id
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.core.status import abort, bug
 
-__all__ = ["REQUEST_ID", "CallContext", "Context", "answering", "identified", "identify"]
+__all__ = [
+    "REQUEST_ID",
+    "CallContext",
+    "Context",
+    "answering",
+    "identified",
+    "identify",
+    "peer_address",
+]
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 REQUEST_ID = "x-request-id"  # metadata and HTTP header, in and out
 _SCHEME = "bearer "
 _identified: ContextVar[CallContext | None] = ContextVar("identified", default=None)
+
+
+@dataclass
+class StreamMemory:
+    """How the messages of a stream are counted.
+
+    Attributes:
+        reserved: The face has reserved memory for all that is still to come.
+    """
+
+    reserved: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,7 @@ class CallContext:
     request_id: str
     deadline: float | None  # time.monotonic()
     chose_id: bool = False  # the caller gave the id in the metadata
+    memory: StreamMemory = field(default_factory=StreamMemory, compare=False)
 
     def order(
         self, model: str, version: str, face: Face, params: Mapping[str, Any] | None = None
@@ -61,7 +82,7 @@ def identify(context: Context, gateway: Gateway) -> CallContext:
     left_s = context.time_remaining()
     given_id = _text(metadata.get(REQUEST_ID))
     known = CallContext(
-        gateway.authenticate(token, _certificate_name(context)),
+        gateway.authenticate(token, _certificate_name(context), peer_address(context)),
         new_request_id(given_id),
         None if left_s is None else time.monotonic() + left_s,
         bool(given_id),
@@ -92,6 +113,12 @@ async def answering(context: Context, gateway: Gateway) -> AsyncIterator[CallCon
         raise
     except Exception as error:
         await abort(context, bug(error, request_id or new_request_id()))
+
+
+def peer_address(context: Context) -> str:
+    """Return the network address of the caller, without the port: `ipv4:127.0.0.1:40510`."""
+    host = unquote(context.peer()).rpartition(":")[0].partition(":")[2]
+    return network_address(host.strip("[]"))
 
 
 def _bearer_token(header: str) -> str | None:

@@ -8,6 +8,7 @@ same checks.
 from __future__ import annotations
 
 import enum
+import ipaddress
 import json
 import re
 import uuid
@@ -27,6 +28,7 @@ __all__ = [
     "Health",
     "ModelInfo",
     "error_in",
+    "network_address",
     "new_request_id",
 ]
 
@@ -52,10 +54,17 @@ class Caller:
     Attributes:
         name: As in the tokens file or the client's certificate; "" where nobody has to say.
         scopes: Names of models; `EVERY_MODEL` stands for all.
+        address: Network address without the port; stands for the caller where no name is known.
     """
 
     name: str = ""
     scopes: frozenset[str] = frozenset({EVERY_MODEL})
+    address: str = field(default="", compare=False)
+
+    @property
+    def owner(self) -> str:
+        """By what the share of this caller is counted."""
+        return self.name or self.address
 
     def may(self, model: str) -> bool:
         """Whether this caller may use, and know of, the model."""
@@ -135,6 +144,19 @@ def new_request_id(given: str | None = None) -> str:
     Other text is replaced: a caller may have put a name there.
     """
     return given if given and _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+
+
+def network_address(host: str) -> str:
+    """Return what one visitor cannot change at will: an IPv4 address, or the /64 of an IPv6 one."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.version == 4:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
 
 
 def error_in(answer: bytes) -> MedserveError | None:

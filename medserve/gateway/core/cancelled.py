@@ -23,18 +23,21 @@ class CancelledCalls:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        self._marked: set[str] = set()
 
     def mark(self, request_id: str) -> None:
         """Nobody waits for this call any more."""
         if self._folder is None:
             return
+        self._marked.add(request_id)
         try:
             (self._folder / request_id).touch(mode=0o644)
         except OSError as error:  # the work only takes longer
             logger.warning("a cancelled call cannot be told to its worker: %s", error.strerror)
 
     def forget(self, request_id: str) -> None:
-        """The engine has ended this call."""
-        if self._folder is not None:
+        """The engine has ended this call, or another one of its id has come."""
+        if self._folder is not None and request_id in self._marked:
+            self._marked.discard(request_id)
             with suppress(OSError):
                 (self._folder / request_id).unlink(missing_ok=True)

@@ -13,21 +13,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from medserve.engine.interface import Engine, EngineModel, Health
+from medserve.engine.interface import Engine, EngineModel, Health, WorkerLostError
 from medserve.errors import (
     AuthenticationError,
     DeadlineError,
     ForbiddenError,
     MedserveError,
     PayloadTooLargeError,
+    ServerBusyError,
+    ServerFailedError,
 )
 from medserve.gateway.core.accounting import AccountEntry, Accounting
-from medserve.gateway.core.admission import ByteBudget, Gate, Place, QueueFullError
+from medserve.gateway.core.admission import (
+    ByteBudget,
+    Gate,
+    Place,
+    QueueFullError,
+    Reservation,
+)
 from medserve.gateway.core.audit import AuditLog
 from medserve.gateway.core.calls import (
     EVERY_MODEL,
@@ -60,6 +70,7 @@ __all__ = [
 ]
 
 _CHUNKS_AHEAD = 8  # of a stream, read before the caller takes them
+_ATTEMPTS = 5  # of a call whose worker ends: a request that ends every worker must be told
 
 
 class TokenCheck(Protocol):
@@ -86,6 +97,7 @@ class Gateway:
         budget: Bytes of requests in memory. A face that receives large requests by itself
             reserves them here (`async with gateway.budget.reserve(size)`) before it reads.
         metrics: What Prometheus reads.
+        stopping: Set when no new requests are taken; who only waits for one ends then.
     """
 
     def __init__(self, engine: Engine, served: ServedModels, guards: Guards | None = None) -> None:
@@ -94,6 +106,9 @@ class Gateway:
         self._guards = guards or Guards()
         self._gates: dict[tuple[str, str], Gate] = {}
         self._left_behind: set[asyncio.Task[Any]] = set()
+        self._suspects: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._under_way: Counter[str] = Counter()  # calls that somebody waits for, by request id
+        self.stopping = asyncio.Event()
         self.metrics = GatewayMetrics()
         self.budget = ByteBudget(self.limits.memory_bytes)
         self._accounting = Accounting(self.metrics, self._guards.audit)
@@ -104,18 +119,19 @@ class Gateway:
         """How much the gateway takes on."""
         return self._guards.limits
 
-    def authenticate(self, token: str | None, name: str = "") -> Caller:
+    def authenticate(self, token: str | None, name: str = "", address: str = "") -> Caller:
         """Who owns the token.
 
         Args:
             token: The bearer token, None where none came.
             name: Whom the client's certificate names; counts where no tokens are in use.
+            address: Network address of the caller, without the port.
 
         Raises:
             AuthenticationError: tokens are in use, and this one is missing, wrong or expired.
         """
         if self._guards.tokens is None:
-            return Caller(name)
+            return Caller(name, address=address)
         caller = self._guards.tokens.caller(token) if token else None
         if caller is None:
             self.metrics.refused_tokens.inc()
@@ -123,7 +139,16 @@ class Gateway:
                 "expected a valid bearer token, got "
                 + ("one that is wrong or expired" if token else "none")
             )
-        return caller
+        return dataclasses.replace(caller, address=address)
+
+    @property
+    def asks_for_tokens(self) -> bool:
+        """Whether a caller who has no token is refused."""
+        return self._guards.tokens is not None
+
+    def works_for(self, request_id: str) -> bool:
+        """Return whether a call of this request is under way, and its caller waits for it."""
+        return self._under_way[request_id] > 0
 
     async def models(self, caller: Caller) -> tuple[ModelInfo, ...]:
         """Every version of the models that the caller may use, by name and version."""
@@ -150,7 +175,7 @@ class Gateway:
         Raises:
             MedserveError: whatever went wrong.
         """
-        with self._accounting.entry(call) as entry:
+        with self._wanted(call), self._accounting.entry(call) as entry:
             place, model = await self._admit(call, entry)
             answer = await self._answer(call, place, model)
             entry.answered(answer)
@@ -164,10 +189,11 @@ class Gateway:
         Raises:
             MedserveError: whatever went wrong, also after some parts.
         """
-        with self._accounting.entry(call) as entry:
+        with self._wanted(call), self._accounting.entry(call) as entry:
             place, model = await self._admit(call, entry)
             async with contextlib.aclosing(self._parts(call, place, model)) as parts:
                 async for part in parts:
+                    self._accounting.begin(entry)
                     entry.answered(part)
                     if call.face is not Face.TORCHSERVE and (error := error_in(part)) is not None:
                         raise error
@@ -191,11 +217,19 @@ class Gateway:
         key = (model.name, model.version)
         if (gate := self._gates.get(key)) is None:
             serving = model.spec.serving
-            in_flight = self.limits.in_flight or 2 * serving.min_workers * serving.batch_size
+            in_flight = self._places(model, serving.min_workers)
             gate = Gate(model.name, in_flight, self.limits.queue or serving.job_queue_size)
             self._gates[key] = gate
             self.metrics.watch_gate(gate)
         return gate
+
+    def resize_gate(self, model: ModelInfo, workers: int) -> None:
+        """Count the places at one version by the workers that it has."""
+        if workers:
+            self.gate(model).resize(self._places(model, workers))
+
+    def _places(self, model: ModelInfo, workers: int) -> int:
+        return self.limits.in_flight or 2 * workers * model.spec.serving.batch_size
 
     async def close(self) -> None:
         """Let go of work that callers have left behind, and end the connection."""
@@ -205,6 +239,21 @@ class Gateway:
         await self._engine.drain()
 
     # ---- before the engine
+
+    @contextlib.contextmanager
+    def _wanted(self, call: EngineCall) -> Iterator[None]:
+        """Count the call as one that somebody waits for.
+
+        Callers choose their ids, so a mark that another call of the same id left is taken back.
+        """
+        self._guards.cancelled.forget(call.request_id)
+        self._under_way[call.request_id] += 1
+        try:
+            yield
+        finally:
+            self._under_way[call.request_id] -= 1
+            if not self._under_way[call.request_id]:
+                del self._under_way[call.request_id]
 
     async def _admit(self, call: EngineCall, entry: AccountEntry) -> tuple[Place, ModelInfo]:
         """Wait for a place at the model that the call names."""
@@ -238,7 +287,7 @@ class Gateway:
 
     async def _answer(self, call: EngineCall, place: Place, model: ModelInfo) -> bytes:
         """The engine's answer; the place is kept until the engine gives it, whoever waits."""
-        task = asyncio.ensure_future(self._engine.call(call, self._patience_s(model)))
+        task = asyncio.ensure_future(self._ask(call, model))
         task.add_done_callback(lambda done: self._returned(model, place, done))
         try:
             async with asyncio.timeout(_left_s(call)):
@@ -247,13 +296,13 @@ class Gateway:
             raise _too_late(call) from None
         finally:
             if not task.done():
-                self._leave_behind(task, call.request_id)
+                self._leave_behind(task, call)
 
     async def _parts(
         self, call: EngineCall, place: Place, model: ModelInfo
     ) -> AsyncGenerator[bytes, None]:
         """The parts of a streamed answer; read to their end even if the caller goes away."""
-        stream = _Stream(self._engine.stream(call, self._patience_s(model)))
+        stream = _Stream(self._ask_for_stream(call, model))
         task = asyncio.ensure_future(stream.pump())
         task.add_done_callback(lambda done: self._returned(model, place, done))
         try:
@@ -269,19 +318,71 @@ class Gateway:
         finally:
             stream.abandon()
             if not task.done():
-                self._leave_behind(task, call.request_id)
+                self._leave_behind(task, call)
+
+    async def _ask(self, call: EngineCall, model: ModelInfo) -> bytes:
+        """The engine's answer; asked again where the worker that had the call ended."""
+        async with contextlib.AsyncExitStack() as alone:
+            for attempt in range(_ATTEMPTS):
+                began = time.monotonic()
+                try:
+                    return await self._engine.call(call, self._patience_s(model))
+                except WorkerLostError as error:
+                    if not self._may_repeat(call, model, attempt, time.monotonic() - began):
+                        raise _lost(call) from error
+                if not attempt:
+                    await alone.enter_async_context(self._suspects[model.name, model.version])
+        raise _ends_workers(call)
+
+    async def _ask_for_stream(
+        self, call: EngineCall, model: ModelInfo
+    ) -> AsyncGenerator[bytes, None]:
+        """The same for the parts of an answer; what has begun cannot be asked again."""
+        async with contextlib.AsyncExitStack() as alone:
+            for attempt in range(_ATTEMPTS):
+                began, started = time.monotonic(), False
+                try:
+                    async for part in self._engine.stream(call, self._patience_s(model)):
+                        started = True
+                        yield part
+                    return
+                except WorkerLostError as error:
+                    took_s = time.monotonic() - began
+                    if started or not self._may_repeat(call, model, attempt, took_s):
+                        raise _lost(call) from error
+                if not attempt:
+                    await alone.enter_async_context(self._suspects[model.name, model.version])
+        raise _ends_workers(call)
+
+    def _may_repeat(self, call: EngineCall, model: ModelInfo, attempt: int, took_s: float) -> bool:
+        """Whether a call whose worker ended is asked again, alone among those that were.
+
+        One of its batch may be the reason, so none of them is repeated beside another. The engine
+        ends a worker that takes too long: such a call gets one more try where others shared its
+        batch, and none where it was alone.
+        """
+        serving = model.spec.serving
+        if took_s >= serving.response_timeout and (attempt or serving.batch_size == 1):
+            raise _ends_workers(call)
+        return self.works_for(call.request_id) and not self.stopping.is_set()
 
     def _returned(self, model: ModelInfo, place: Place, task: asyncio.Task[Any]) -> None:
         well = not task.cancelled() and task.exception() is None
         self.metrics.engine_seconds.labels(model.name).observe(place.give_back(well))
 
-    def _leave_behind(self, task: asyncio.Task[Any], request_id: str) -> None:
-        """Keep a task whose caller has gone; nobody but its worker hears of that."""
-        self._left_behind.add(task)
-        self._guards.cancelled.mark(request_id)
-        task.add_done_callback(lambda done: self._forget(done, request_id))
+    def _leave_behind(self, task: asyncio.Task[Any], call: EngineCall) -> None:
+        """Keep a task whose caller has gone; nobody but its worker hears of that.
 
-    def _forget(self, task: asyncio.Task[Any], request_id: str) -> None:
+        Its bytes stay counted for as long as the engine has them.
+        """
+        held = self.budget.hold(call.size_bytes, call.caller.owner)
+        self._left_behind.add(task)
+        if self._under_way[call.request_id] <= 1:  # nobody else waits under this id
+            self._guards.cancelled.mark(call.request_id)
+        task.add_done_callback(lambda done: self._forget(done, call.request_id, held))
+
+    def _forget(self, task: asyncio.Task[Any], request_id: str, held: Reservation) -> None:
+        held.release()
         self._left_behind.discard(task)
         self._guards.cancelled.forget(request_id)
         if not task.cancelled():
@@ -319,6 +420,17 @@ class _Stream:
 
 def _left_s(call: EngineCall) -> float | None:
     return None if call.deadline is None else call.deadline - time.monotonic()
+
+
+def _lost(call: EngineCall) -> ServerBusyError:
+    return ServerBusyError(f"{call.model} lost its worker; send the request again")
+
+
+def _ends_workers(call: EngineCall) -> ServerFailedError:
+    return ServerFailedError(
+        f"the worker of {call.model} ended on this request each time, or it took too long; send "
+        "another input"
+    )
 
 
 def _too_late(call: EngineCall) -> DeadlineError:

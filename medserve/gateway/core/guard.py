@@ -11,21 +11,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Callable, Mapping
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from medserve.errors import DeadlineError, InvalidRequestError, MedserveError
-from medserve.gateway.core.call_context import Context, identify
+from medserve.errors import (
+    DeadlineError,
+    InvalidRequestError,
+    MedserveError,
+    ServerBusyError,
+    ServerUnreachableError,
+)
+from medserve.gateway.core.admission import CallPlaces
+from medserve.gateway.core.call_context import CallContext, Context, identify, peer_address
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.status import abort
+from medserve.gateway.core.wire_format import refuse_many_fields
 
-__all__ = ["Registrar", "RequestGuard"]
+__all__ = ["STREAMED_BYTES", "OpenDoor", "Registrar", "RequestGuard"]
+
+STREAMED_BYTES = 16 * 2**20  # reserved for each message of a stream; a larger one is counted late
+_LOOK_S = 1.0
+_LAST_WORD_S = 0.1  # for what is on its way when the gateway stops
+_SILENCE_S = 300.0  # of a stream for which nothing is under way
+_SILENCE_BEFORE_THE_END_S = 2.0  # when the gateway stops
+_SILENCE_BEFORE_OTHERS_S = 5.0  # the same while others wait for the memory
+_WRITE_S = 60.0  # for a caller to take one message of an answer
+_OPEN_STREAMS, _OPEN_STREAMS_EACH = 512, 64  # of health and reflection: of all, of one address
 
 _Method = Callable[[Any, Any], Any]
+_Parse = Callable[[bytes], Any] | None
 if TYPE_CHECKING:
     _Handler = grpc.RpcMethodHandler[Any, Any]
 
@@ -59,6 +79,55 @@ class Registrar:
         return method
 
 
+class OpenDoor(Registrar):
+    """Registers services that ask nobody who they are: health and reflection.
+
+    A single question always gets its answer. What stays open, to watch or to ask on, is bounded by
+    the caller's address and in all, apart from the calls of everybody else.
+    """
+
+    def __init__(self, server: grpc.aio.Server, gateway: Gateway) -> None:
+        super().__init__(server)
+        self._gateway = gateway
+        self._places = CallPlaces(_OPEN_STREAMS, _OPEN_STREAMS_EACH)
+
+    def wrap(self, method: _Handler) -> _Handler:
+        """Return the same method; a stream of it has to find a place."""
+        parse, serialize = method.request_deserializer, method.response_serializer
+        if method.unary_stream is not None:
+            answer = self._bounded(method.unary_stream)
+            return grpc.unary_stream_rpc_method_handler(answer, parse, serialize)
+        if method.stream_stream is not None:
+            answer = self._bounded(method.stream_stream)
+            return grpc.stream_stream_rpc_method_handler(answer, parse, serialize)
+        return method
+
+    def _bounded(self, answer: _Method) -> _Method:
+        async def bounded(request: Any, context: Context) -> None:
+            try:
+                with self._places.place(peer_address(context)):
+                    await self._until_stopping(_written(answer, request, context, _WRITE_S))
+            except MedserveError as error:
+                await abort(context, error)
+
+        return bounded
+
+    async def _until_stopping(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work until it ends, or until a moment after the gateway stops."""
+        working = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._gateway.stopping.wait())
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                await asyncio.wait({working}, timeout=_LAST_WORD_S)  # a watcher hears the end
+            if working.done():
+                working.result()
+        finally:
+            for task in (working, stopping):
+                task.cancel()
+            await asyncio.gather(working, stopping, return_exceptions=True)
+
+
 class RequestGuard(Registrar):
     """Registers services whose callers must be known and whose requests must fit.
 
@@ -66,12 +135,20 @@ class RequestGuard(Registrar):
         server: where the services go.
         gateway: knows the callers and the memory.
         upload_timeout_s: for one message, from the moment that there is memory for it.
+        max_calls: that are open at a time; one caller has at most half of them.
     """
 
-    def __init__(self, server: grpc.aio.Server, gateway: Gateway, upload_timeout_s: float) -> None:
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        gateway: Gateway,
+        upload_timeout_s: float,
+        max_calls: int = 2000,
+    ) -> None:
         super().__init__(server)
         self._gateway = gateway
         self._upload_timeout_s = upload_timeout_s
+        self._places = CallPlaces(max_calls, max(1, max_calls // 2))
 
     def wrap(self, method: _Handler) -> _Handler:
         """The same method for a caller, with a guard before it."""
@@ -82,60 +159,193 @@ class RequestGuard(Registrar):
         if method.unary_stream is not None:
             streaming = self._streaming(method.unary_stream, parse)
             return grpc.stream_stream_rpc_method_handler(streaming, None, serialize)
-        return method  # reads its requests piece by piece, and knows its callers itself
+        assert method.stream_stream is not None  # no contract streams requests to one answer
+        conversing = self._conversing(method.stream_stream, parse)
+        return grpc.stream_stream_rpc_method_handler(conversing, None, serialize)
 
-    def _unary(self, answer: _Method, parse: Callable[[bytes], Any] | None) -> _Method:
+    def _unary(self, answer: _Method, parse: _Parse) -> _Method:
         async def guarded(_: object, context: Context) -> Any:
-            async with self._request(context, parse) as request:
-                return await answer(request, context)
+            async with self._caller(context) as known, self._request(context, known) as message:
+                return await answer(_parsed(message, parse), context)
 
         return guarded
 
-    def _streaming(self, answer: _Method, parse: Callable[[bytes], Any] | None) -> _Method:
+    def _streaming(self, answer: _Method, parse: _Parse) -> _Method:
         async def guarded(_: object, context: Context) -> None:
-            async with self._request(context, parse) as request:
-                if not inspect.isasyncgenfunction(answer):
-                    await answer(request, context)
-                    return
-                async for message in answer(request, context):
-                    await context.write(message)
+            async with (
+                self._caller(context) as known,
+                self._while_known(context),
+                self._request(context, known) as message,
+            ):
+                await _written(answer, _parsed(message, parse), context, _WRITE_S)
+
+        return guarded
+
+    def _conversing(self, answer: _Method, parse: _Parse) -> _Method:
+        async def guarded(_: object, context: Context) -> None:
+            async with (
+                self._caller(context) as known,
+                self._while_known(context),
+                contextlib.aclosing(self._messages(context, known, parse)) as messages,
+            ):
+                await _written(answer, messages, context, _WRITE_S)
 
         return guarded
 
     @contextlib.asynccontextmanager
-    async def _request(
-        self, context: Context, parse: Callable[[bytes], Any] | None
-    ) -> AsyncIterator[Any]:
-        """The parsed request; its memory is taken for the time of the block."""
+    async def _caller(self, context: Context) -> AsyncIterator[CallContext]:
+        """Who calls, with a place among the open calls; an error inside ends the call."""
         try:
-            caller = identify(context, self._gateway).caller
-            owner = caller.name or context.peer().rpartition(":")[0]  # without the port
-            budget, most = self._gateway.budget, self._gateway.limits.message_bytes
-            async with contextlib.AsyncExitStack() as stack:
-                async with budget.share(owner, most):  # only while it arrives
-                    reservation = await stack.enter_async_context(budget.reserve(most))
-                    message = await self._read(context)
-                    reservation.shrink(len(message))
-                yield _parsed(message, parse)
+            known = identify(context, self._gateway)
+            with self._places.place(known.caller.owner):
+                yield known
         except MedserveError as error:
             await abort(context, error)
 
-    async def _read(self, context: Context) -> bytes:
+    @contextlib.asynccontextmanager
+    async def _while_known(self, context: Context) -> AsyncIterator[None]:
+        """End the block with AuthenticationError when the token no longer counts."""
+        if not self._gateway.asks_for_tokens:
+            yield
+            return
+        task, refused = asyncio.current_task(), list[MedserveError]()
+        assert task is not None
+
+        async def watch() -> None:
+            try:
+                while True:
+                    await asyncio.sleep(_LOOK_S / 2)
+                    identify(context, self._gateway)
+            except MedserveError as error:
+                refused.append(error)
+                task.cancel()
+
+        watching = asyncio.create_task(watch())
         try:
-            async with asyncio.timeout(self._upload_timeout_s):
-                message = await context.read()
-        except TimeoutError:
+            yield
+        except asyncio.CancelledError:
+            if refused and not task.uncancel():
+                raise refused[0] from None
+            raise
+        finally:
+            watching.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _request(self, context: Context, known: CallContext) -> AsyncIterator[bytes]:
+        """The one message of a call; its memory is taken for the time of the block."""
+        most = self._gateway.limits.message_bytes
+        budget = self._gateway.budget
+        async with budget.reserve(most, known.caller.owner, known.deadline) as held:
+            try:
+                async with asyncio.timeout(self._upload_timeout_s):
+                    message = await self._next(context, known, streamed=False)
+            except TimeoutError:
+                raise DeadlineError(
+                    f"expected the whole request within {self._upload_timeout_s:g} s; send less at "
+                    "once or over a faster connection"
+                ) from None
+            if message is None:
+                raise InvalidRequestError("expected a request, got a call without one")
+            held.resize(len(message))
+            yield message
+
+    async def _messages(
+        self, context: Context, known: CallContext, parse: _Parse
+    ) -> AsyncGenerator[Any, None]:
+        """The messages of a stream, each counted until the next one is asked for."""
+        budget, owner = self._gateway.budget, known.caller.owner
+        most = min(STREAMED_BYTES, self._gateway.limits.message_bytes)
+        while True:
+            need = 0 if known.memory.reserved else most
+            async with budget.reserve(need, owner, known.deadline) as held:
+                message = await self._next(context, known, streamed=True)
+                if message is None:
+                    return
+                held.resize(len(message) if need else 0)
+                yield _parsed(message, parse)
+
+    async def _next(self, context: Context, known: CallContext, *, streamed: bool) -> bytes | None:
+        """The next message, None at the end.
+
+        Raises:
+            DeadlineError: nothing came for long.
+            ServerBusyError: nothing came for a while, and others wait for the memory.
+            ServerUnreachableError: the gateway stops.
+        """
+        reading = asyncio.ensure_future(context.read())
+        stopping = asyncio.ensure_future(self._gateway.stopping.wait())
+        waiting = _Waiting(time.monotonic())
+        try:
+            while not reading.done():
+                changes = {reading} if stopping.done() else {reading, stopping}
+                await asyncio.wait(changes, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                if self._gateway.works_for(known.request_id):
+                    waiting = _Waiting(time.monotonic())  # the caller waits for us
+                elif not reading.done():
+                    self._check_silence(waiting, stopping.done(), known, streamed=streamed)
+            message = reading.result()
+        finally:
+            for task in (reading, stopping):
+                task.cancel()
+        return message if isinstance(message, bytes) else None
+
+    def _check_silence(
+        self, waiting: _Waiting, stopping: bool, known: CallContext, *, streamed: bool
+    ) -> None:
+        """Raise where waiting on for a message is no use, or costs others."""
+        now = time.monotonic()
+        if stopping:
+            waiting.stopping_since = waiting.stopping_since or now
+            if now - waiting.stopping_since > _SILENCE_BEFORE_THE_END_S:
+                raise ServerUnreachableError("the server is stopping; connect again")
+        if not streamed:
+            return
+        if now - waiting.since > _SILENCE_S:
             raise DeadlineError(
-                f"expected the whole request within {self._upload_timeout_s:g} s; send less at "
-                "once or over a faster connection"
-            ) from None
-        if not isinstance(message, bytes):  # the end of a stream that held nothing
-            raise InvalidRequestError("expected a request, got a call without one")
+                f"expected the next message within {_SILENCE_S:g} s, got none; open a new call"
+            )
+        if now - waiting.since > _SILENCE_BEFORE_OTHERS_S and self._gateway.budget.presses(
+            known.caller.owner
+        ):
+            raise ServerBusyError(
+                "nothing came for a while and others wait for the memory; open a new call"
+            )
+
+
+@dataclass
+class _Waiting:
+    """Since when the next message is waited for, and since when while the gateway stops."""
+
+    since: float
+    stopping_since: float | None = None
+
+
+async def _written(answer: _Method, request: Any, context: Context, write_s: float) -> None:
+    """Write what a method answers, to a caller who reads it.
+
+    Raises:
+        DeadlineError: the caller did not take a message in time.
+    """
+    if not inspect.isasyncgenfunction(answer):
+        await answer(request, context)
+        return
+    async with contextlib.aclosing(answer(request, context)) as messages:
+        async for message in messages:
+            try:
+                async with asyncio.timeout(write_s):
+                    await context.write(message)
+            except TimeoutError:
+                raise DeadlineError(
+                    f"expected the caller to take each message within {write_s:g} s; read faster "
+                    "or ask for less"
+                ) from None
+
+
+def _parsed(message: bytes, parse: _Parse) -> Any:
+    if parse is None:
         return message
-
-
-def _parsed(message: bytes, parse: Callable[[bytes], Any] | None) -> Any:
+    refuse_many_fields(message, parse.__self__.DESCRIPTOR)  # type: ignore[attr-defined]
     try:
-        return message if parse is None else parse(message)
+        return parse(message)
     except DecodeError:
         raise InvalidRequestError("expected a protobuf message of this method") from None

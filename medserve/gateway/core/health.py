@@ -30,8 +30,6 @@ from medserve.gateway.settings import Timing
 
 __all__ = ["HealthFace", "Monitor"]
 
-_LAST_WORD_S = 0.1  # for a watcher to hear the last status
-
 logger = logging.getLogger(__name__)
 
 
@@ -109,6 +107,7 @@ class _Watch:
         timing: Timing,
     ) -> None:
         self.model = model
+        self._gateway = gateway
         self._engine = engine
         self._golden = golden
         self._request = golden.request()
@@ -121,6 +120,7 @@ class _Watch:
 
     async def look(self, found: EngineModel | None, reason: str) -> Health:
         """The health of now; takes at most the canary's time."""
+        self._gateway.resize_gate(self.model, found.workers if found else 0)
         believed = found.health if found else Health(False, reason or "the engine has lost it")
         if not believed.serving:
             self._proven_at = 0.0  # what comes back has to prove itself
@@ -175,25 +175,6 @@ class _Watch:
             self._seconds.set(self._proven_at - started)
 
 
-class _Servicer(health.aio.HealthServicer):  # type: ignore[name-defined, misc]
-    """The stock servicer, whose watchers would otherwise hold up the end of the server."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.over = asyncio.Event()
-
-    async def Watch(self, request: Any, context: Any) -> None:
-        watching = asyncio.ensure_future(super().Watch(request, context))
-        over = asyncio.ensure_future(self.over.wait())
-        try:
-            await asyncio.wait({watching, over}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.sleep(_LAST_WORD_S)
-        finally:
-            for task in (watching, over):
-                task.cancel()
-            await asyncio.gather(watching, over, return_exceptions=True)
-
-
 class HealthFace:
     """`grpc.health.v1`: "" is everything, then `model` (its default version) and `model/version`.
 
@@ -201,7 +182,7 @@ class HealthFace:
     """
 
     def __init__(self, gateway: Gateway, served: ServedModels, services: list[str]) -> None:
-        self.servicer = _Servicer()
+        self.servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._gateway = gateway
         self._served = served
         self._services = services
@@ -231,10 +212,6 @@ class HealthFace:
     async def drain(self) -> None:
         """Not serving, from now on."""
         await self.servicer.enter_graceful_shutdown()
-
-    def end(self) -> None:
-        """Let those go who watch."""
-        self.servicer.over.set()
 
     def _on_change(self, model: ModelInfo) -> None:
         ready = self._gateway.metrics.model_ready.labels(model.name, model.version)

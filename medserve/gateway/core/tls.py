@@ -41,11 +41,6 @@ class CertificateFiles:
     def context(self) -> ssl.SSLContext:
         """The files checked by Python's own TLS, which says what is wrong."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.load_into(context)
-        return context
-
-    def load_into(self, context: ssl.SSLContext) -> None:
-        """Make the context show the certificate of today to its next connections."""
         try:
             context.load_cert_chain(self.certificate, self.private_key)
             if self.client_ca is not None:
@@ -53,6 +48,7 @@ class CertificateFiles:
                 context.verify_mode = ssl.CERT_REQUIRED
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"TLS: {self.certificate}, {self.private_key}: {error}") from error
+        return context
 
 
 def grpc_credentials(files: CertificateFiles) -> grpc.ServerCredentials:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,9 @@ from contextlib import contextmanager
 from medserve.errors import InvalidImageError, PayloadTooLargeError
 from medserve.spec import InputSpec
 
-__all__ = ["Payload", "check_size", "quietly"]
+__all__ = ["Payload", "check_size", "quietly", "silence_libraries"]
+
+_LIBRARIES = ("PIL", "pydicom", "highdicom", "nibabel", "tifffile", "pylibjpeg")
 
 Payload = bytes | bytearray | memoryview  # TorchServe hands over a bytearray
 
@@ -31,6 +34,19 @@ def check_size(height: int, width: int, limits: InputSpec) -> None:
             f"expected at most {limits.max_pixels} pixels, got {width} x {height} = "
             f"{width * height}; send a smaller copy"
         )
+
+
+def silence_libraries() -> None:
+    """Let nothing out that a library logs of a file: its lines quote headers and names.
+
+    Levels would not do, for pydicom sets its own when it is imported. A disabled logger still
+    passes on what its children log, and Pillow has one a module: that ends at the null handler.
+    """
+    for name in _LIBRARIES:
+        library = logging.getLogger(name)
+        library.disabled = True
+        library.propagate = False
+        library.handlers = [logging.NullHandler()]
 
 
 @contextmanager

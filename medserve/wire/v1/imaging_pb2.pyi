@@ -899,8 +899,15 @@ class SegmentResult(_message.Message):
     GRID_FIELD_NUMBER: _builtins.int
     STACK_FIELD_NUMBER: _builtins.int
     FRAMES_FIELD_NUMBER: _builtins.int
+    REVIEW_FIELD_NUMBER: _builtins.int
+    UNLIKE_TRAINING_FIELD_NUMBER: _builtins.int
+    DOUBTS_FIELD_NUMBER: _builtins.int
     view: _builtins.str
     """Names how the frames lie in the array of the mask. Of frames only, as all that follows."""
+    review: _builtins.bool
+    """Says that a person should look, for any of the reasons in `doubts`. Of volumes, too."""
+    unlike_training: _builtins.bool
+    """Says that the input itself is unlike the training data, so that its mask means little."""
     @_builtins.property
     def provenance(self) -> Global___Provenance:
         """Names the archive that answered."""
@@ -941,6 +948,10 @@ class SegmentResult(_message.Message):
     def frames(self) -> _containers.RepeatedCompositeFieldContainer[Global___FrameOutcome]:
         """Tells what became of each frame, in order."""
 
+    @_builtins.property
+    def doubts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Doubt]:
+        """Tells what is out of the ordinary."""
+
     def __init__(
         self,
         *,
@@ -955,14 +966,43 @@ class SegmentResult(_message.Message):
         grid: Global___StackGrid | None = ...,
         stack: Global___StackMeasure | None = ...,
         frames: _abc.Iterable[Global___FrameOutcome] | None = ...,
+        review: _builtins.bool = ...,
+        unlike_training: _builtins.bool = ...,
+        doubts: _abc.Iterable[Global___Doubt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "provenance", b"provenance", "stack", b"stack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affine", b"affine", "files", b"files", "frames", b"frames", "grid", b"grid", "labels", b"labels", "measures", b"measures", "provenance", b"provenance", "shape", b"shape", "spacing_mm", b"spacing_mm", "stack", b"stack", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affine", b"affine", "doubts", b"doubts", "files", b"files", "frames", b"frames", "grid", b"grid", "labels", b"labels", "measures", b"measures", "provenance", b"provenance", "review", b"review", "shape", b"shape", "spacing_mm", b"spacing_mm", "stack", b"stack", "unlike_training", b"unlike_training", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SegmentResult: _TypeAlias = SegmentResult  # noqa: Y015
+
+@_typing.final
+class Doubt(_message.Message):
+    """Tells why a person should look at an answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Names what is out of the ordinary: size, intensities, texture, empty, label_volume."""
+    message: _builtins.str
+    """Tells what was found, and what training saw."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Doubt: _TypeAlias = Doubt  # noqa: Y015
 
 @_typing.final
 class StackGrid(_message.Message):

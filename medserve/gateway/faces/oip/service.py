@@ -20,10 +20,10 @@ from medserve.errors import InvalidRequestError, MedserveError, UnknownModelErro
 from medserve.gateway.core.call_context import CallContext, Context, answering
 from medserve.gateway.core.calls import Caller, Face, ModelInfo
 from medserve.gateway.core.gateway import Gateway
-from medserve.gateway.core.packing import PACKING, ImageFile, classify_each
+from medserve.gateway.core.packing import ImageFile, classify_each
 from medserve.gateway.core.requests import TaskRequest, draw_samples, find_served
 from medserve.gateway.faces.oip import models as oip_models
-from medserve.gateway.faces.oip.tensors import Tensor, bytes_elements, write_tensors
+from medserve.gateway.faces.oip.tensors import Tensor, bytes_elements, too_many, write_tensors
 from medserve.gateway.faces.options import read_options, within_json
 from medserve.spec import Task
 from medserve.tasks.generation import GenerationResult, SampleProgress
@@ -37,6 +37,8 @@ _FINAL = "triton_final_response"  # marks the last of several answers to one req
 _PARAMS = "params"  # a JSON object with options, beside those that are parameters of their own
 _TIMEOUT = "timeout"  # microseconds, as Triton's clients send it
 _SEQUENCES = ("sequence_id", "sequence_start", "sequence_end", "priority")
+_MOST_PARTS = 256  # tensors and parameters of a request
+_MAX_PARAMS_BYTES = 65_536
 _PREFIX = "triton_"  # how Triton's clients shape their own streams; nothing for a model
 
 
@@ -119,11 +121,7 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
     async def ModelStreamInfer(  # noqa: D102
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
-        budget = self._gateway.budget
-        async with (
-            answering(context, self._gateway) as incoming,
-            budget.reserve(PACKING.held_bytes),
-        ):
+        async with answering(context, self._gateway) as incoming:
             async for request in request_iterator:
                 try:
                     async for response in self._answers(request, incoming):
@@ -180,6 +178,8 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
     async def _order(
         self, request: pb.ModelInferRequest, incoming: CallContext
     ) -> tuple[TaskRequest, ModelInfo]:
+        if len(request.inputs) + len(request.outputs) + len(request.parameters) > _MOST_PARTS:
+            raise too_many()
         params, timeout_s = _read_parameters(request.parameters)
         order = incoming.order(request.model_name, request.model_version, Face.OIP)
         if timeout_s is not None:
@@ -219,7 +219,8 @@ def _read_parameters(
 
 def _json_object(text: object) -> dict[str, Any]:
     try:
-        content = json.loads(text) if isinstance(text, str) else None
+        short = isinstance(text, str) and len(text) <= _MAX_PARAMS_BYTES
+        content = json.loads(text) if isinstance(text, str) and short else None
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medserve.errors import InvalidRequestError
+from medserve.errors import InvalidRequestError, PayloadTooLargeError
 from medserve.wire import open_inference_pb2 as pb
 
-__all__ = ["Tensor", "bytes_elements", "write_tensors"]
+__all__ = ["Tensor", "bytes_elements", "too_many", "write_tensors"]
 
+_MOST_ELEMENTS = 10_000  # files in one request, as over REST
+_MOST_AXES = 8
 _NUMBERS: dict[str, tuple[str, str]] = {  # datatype: numpy's name for it, member of `contents`
     "BOOL": ("?", "bool_contents"),
     "UINT8": ("u1", "uint_contents"),
@@ -79,6 +81,8 @@ def bytes_elements(request: pb.ModelInferRequest, name: str) -> list[bytes] | No
             raise InvalidRequestError(
                 f"input {name}: expected the type BYTES (encoded files), got another one"
             )
+        if len(tensor.shape) > _MOST_AXES or len(tensor.contents.bytes_contents) > _MOST_ELEMENTS:
+            raise too_many()
         found = _split(raw[place], name) if raw else list(tensor.contents.bytes_contents)
         if any(size < 0 for size in tensor.shape) or math.prod(tensor.shape) != len(found):
             raise InvalidRequestError(
@@ -105,11 +109,21 @@ def _length(element: bytes) -> bytes:
     return struct.pack("<I", len(element))
 
 
+def too_many() -> PayloadTooLargeError:
+    """Return the refusal of a request of more parts than files are ever sent at once."""
+    return PayloadTooLargeError(
+        f"expected at most {_MOST_ELEMENTS} elements and {_MOST_AXES} axes of a tensor, and few "
+        "tensors and parameters, got more; send several requests"
+    )
+
+
 def _split(raw: bytes, name: str) -> list[bytes]:
     """Elements of type BYTES out of raw bytes."""
-    found = []
+    found: list[bytes] = []
     place = 0
     while place < len(raw):
+        if len(found) == _MOST_ELEMENTS:
+            raise too_many()
         start = place + 4
         size = int.from_bytes(raw[place:start], "little")
         place = start + size

@@ -123,9 +123,10 @@ async def _sweep(jobs: Jobs) -> None:
     while True:
         await asyncio.sleep(_SWEEP_S)
         try:
-            await asyncio.to_thread(jobs.sweep)
-        except OSError:
-            logger.exception("the folder of a job cannot be removed")
+            over = jobs.over()
+            await asyncio.to_thread(jobs.remove, over)
+        except Exception as error:  # files must not outlive their time because of one
+            bug(error, new_request_id())
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

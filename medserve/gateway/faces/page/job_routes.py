@@ -38,8 +38,10 @@ async def begin(request: Request) -> Response:
     if (given := content.get("files_of")) is not None:
         source = context.jobs.get(str(given), visitor.owner, kind)
     response = JSONResponse(None, 201)
-    owner = visitor.owner or context.sessions.begin(response, secure=request.url.scheme == "https")
-    job = context.jobs.create(kind, owner, found.name, found.version, found.labels)
+    owner = visitor.owner or context.sessions.begin(request, response)
+    job = context.jobs.create(
+        kind, owner, found.name, found.version, found.labels, visitor.caller.owner
+    )
     job.options = options
     if source is not None:
         try:

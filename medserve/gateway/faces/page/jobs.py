@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from medserve.errors import (
     InvalidRequestError,
     MedserveError,
     PayloadTooLargeError,
-    ServerBusyError,
 )
+from medserve.gateway.core.admission import CallPlaces
 from medserve.tasks.classification import Classification
 from medserve.tasks.result import Provenance
 
@@ -45,6 +45,8 @@ __all__ = [
 
 # The file itself is at fault; any other error says nothing about the file.
 _OF_THE_FILE = (InvalidRequestError, PayloadTooLargeError)
+
+_GONE = "gone-"  # begins the name of a folder that is being removed
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,8 @@ class PageLimits:
     visitor_bytes: int = 4 * 2**30
     total_bytes: int = 16 * 2**30
     visitor_jobs: int = 100
+    holder_jobs: int = 500  # of all sessions behind one token or address
+    total_jobs: int = 5000
     upload_s: float = 600.0  # one upload from its first to its last byte
     silence_s: float = 30.0  # between two pieces of an upload
     answer_s: float = 300.0  # one call of a model
@@ -179,6 +183,7 @@ class Job:
     version: str
     labels: tuple[str, ...]
     touched: float
+    holder: str = ""  # by what its visitor is counted: name behind the token, else the address
     items: dict[int, Item] = field(default_factory=dict)
     missing: dict[int, Item] = field(default_factory=dict)  # announced, and have not arrived
     size_bytes: int = 0
@@ -233,22 +238,34 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
 
     def create(
-        self, kind: Kind, owner: str, model: str, version: str, labels: tuple[str, ...]
+        self,
+        kind: Kind,
+        owner: str,
+        model: str,
+        version: str,
+        labels: tuple[str, ...],
+        holder: str = "",
     ) -> Job:
-        """A new, empty job; QuotaError where its owner has too many."""
-        owned = [job for job in self._jobs.values() if job.owner == owner]
-        if len(owned) >= self._limits.visitor_jobs:
-            idle = [job for job in owned if not job.users and not job.items]
-            if not idle:
-                raise QuotaError(
-                    f"expected at most {self._limits.visitor_jobs} jobs at a time; "
-                    "delete one that is no longer needed"
-                )
-            self.delete(idle[0])
+        """A new, empty job; QuotaError where its visitor, or all of them, have too many."""
+        limits, jobs = self._limits, list(self._jobs.values())
+        for limit, found in (
+            (limits.visitor_jobs, [job for job in jobs if job.owner == owner]),
+            (limits.holder_jobs, [job for job in jobs if job.holder == holder]),
+            (limits.total_jobs, jobs),
+        ):
+            if len(found) >= limit:
+                idle = [job for job in found if not job.users and not job.items]
+                if not idle:
+                    raise QuotaError(
+                        f"expected at most {limit} jobs at a time; delete one that is no longer "
+                        "needed"
+                    )
+                self.delete(idle[0])
+                break
         name = secrets.token_urlsafe(24)
         folder = self._folder / name
         folder.mkdir(mode=0o700)
-        job = Job(name, kind, owner, folder, model, version, labels, self._clock())
+        job = Job(name, kind, owner, folder, model, version, labels, self._clock(), holder)
         self._jobs[name] = job
         return job
 
@@ -309,38 +326,65 @@ class Jobs:
     def delete(self, job: Job) -> None:
         """Remove a job and all that its owner sent."""
         self._jobs.pop(job.id, None)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(job.folder)
+        _remove(job.folder)
 
     def sweep(self) -> int:
         """Delete every job whose time has passed; how many there were."""
+        return self.remove(self.over())
+
+    def over(self) -> list[Job]:
+        """Forget every job whose time has passed, and return them; their files are there still."""
         over = [job for job in self._jobs.values() if not job.users and not self.left_s(job)]
         for job in over:
-            self.delete(job)
+            del self._jobs[job.id]
+        return over
+
+    def remove(self, over: Sequence[Job]) -> int:
+        """Remove the files of forgotten jobs, and what earlier attempts left; how many jobs.
+
+        It touches no index, so it may run in a thread.
+
+        Raises:
+            OSError: a folder cannot be removed; the others are, and it is tried again next time.
+        """
+        failed = None
+        for folder in [*(job.folder for job in over), *self._folder.glob(f"{_GONE}*")]:
+            try:
+                _remove(folder)
+            except OSError as error:
+                failed = error
+        if failed is not None:
+            raise failed
         if over:
             logger.info("deleted %d jobs after their retention time", len(over))
         return len(over)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder into which somebody may write at this moment."""
+    gone = folder if folder.name.startswith(_GONE) else folder.with_name(_GONE + folder.name)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(gone)  # from now on nothing new can come into it
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(gone)
 
 
 class Slots:
     """Places for uploads and for calls of models, of all visitors together."""
 
     def __init__(self, limits: PageLimits) -> None:
-        self._free_uploads = limits.uploads_in_flight
+        self._uploads = CallPlaces(limits.uploads_in_flight, max(1, limits.uploads_in_flight // 2))
         self._calls = asyncio.Semaphore(limits.calls_in_flight)
 
     @contextlib.asynccontextmanager
     async def upload(self, job: Job) -> AsyncIterator[None]:
-        """A place for an upload; ServerBusyError where all are taken: a slow sender holds one."""
-        if self._free_uploads <= 0:
-            raise ServerBusyError("too many uploads at a time; send it again in a moment")
-        self._free_uploads -= 1
-        job.users += 1
-        try:
-            yield
-        finally:
-            self._free_uploads += 1
-            job.users -= 1
+        """A place for an upload; ServerBusyError where all, or the holder's half, are taken."""
+        with self._uploads.place(job.holder):
+            job.users += 1
+            try:
+                yield
+            finally:
+                job.users -= 1
 
     @contextlib.asynccontextmanager
     async def call(self, job: Job) -> AsyncIterator[None]:

@@ -170,9 +170,8 @@ async def log_in(request: Request) -> Response:
     fields = await _fields(request)
     target = _inner(fields.get("next", ""))
     response = RedirectResponse(target, 303)
-    secure = request.url.scheme == "https"
     try:
-        context.sessions.log_in(fields.get("token", "").strip(), response, secure=secure)
+        context.sessions.log_in(fields.get("token", "").strip(), request, response)
     except AuthenticationError:
         await asyncio.sleep(_REFUSAL_S)
         return context.templates.render(request, "login.html", {"next": target, "wrong": True}, 401)

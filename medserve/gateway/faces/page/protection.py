@@ -120,13 +120,22 @@ class Protection:
         if method in _SAFE_METHODS:
             return
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        ours = site in (None, "same-origin", "none") and (
-            origin is None or urlsplit(origin).netloc == host
-        )
+        ours = site in (None, "same-origin", "none") and (origin is None or _netloc(origin) == host)
         if not ours:
             raise ForeignSiteError("expected a request from this site's own pages, got another's")
 
 
-def _name(host: str) -> str:
-    """A Host header without its port and brackets."""
-    return urlsplit(f"//{host}").hostname or ""
+def _name(host: str) -> str | None:
+    """Return a Host header without its port and brackets, None where it is no host."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # quotes the header
+        return None
+
+
+def _netloc(origin: str) -> str | None:
+    """Return host and port of an Origin header, None where it is no address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import time
 from collections import deque
@@ -19,7 +20,7 @@ from medserve.errors import DeadlineError, InvalidRequestError, PayloadTooLargeE
 __all__ = [
     "FormFile",
     "RestLimits",
-    "announced_bytes",
+    "arriving_bytes",
     "files",
     "is_form",
     "single_file",
@@ -32,6 +33,8 @@ _NO_FILE = ("application/json", "application/x-www-form-urlencoded", "text/", "m
 _FILE_FIELDS = (b"files", b"file")
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # also what turns text round
 _MAX_NAME = 255
+_MAX_DIGITS = 19  # of a stated size
+_ENVELOPE_BYTES = 2**16  # of a form: boundaries and the headers of one file
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class RestLimits:
     upload_s: float = 600.0  # one body from its first to its last byte
     answer_s: float = 300.0  # for the model to answer one file, once it is there
     files: int = 10_000  # in one request to classify
+
+    def within(self, left_s: float) -> RestLimits:
+        """Return the same limits for a caller who waits no longer than `left_s`."""
+        return dataclasses.replace(self, upload_s=min(self.upload_s, left_s))
 
 
 @dataclass(frozen=True)
@@ -77,9 +84,35 @@ async def single_file(request: Request, limit: int, times: RestLimits) -> bytes:
 
 
 def announced_bytes(request: Request) -> int | None:
-    """The size that the request states for its body; None where it states none."""
+    """The size that the request states for its body; None where it states none.
+
+    Raises:
+        InvalidRequestError: it states a size and another way to tell the end of the body.
+    """
     stated = request.headers.get("content-length", "")
-    return int(stated) if stated.isascii() and stated.isdigit() else None
+    if stated and "transfer-encoding" in request.headers:
+        raise InvalidRequestError("expected Content-Length or Transfer-Encoding, got both")
+    known = stated.isascii() and stated.isdigit() and len(stated) < _MAX_DIGITS
+    return int(stated) if known else None
+
+
+def arriving_bytes(request: Request, limit: int, *, whole: bool = True) -> int:
+    """How much memory the body of a request may take while it arrives.
+
+    Args:
+        request: With or without a stated size.
+        limit: Of what is held at a time.
+        whole: Whether all of the body is held, and not a part of it after the other.
+
+    Raises:
+        PayloadTooLargeError: more is announced than fits, envelope of the form included.
+    """
+    announced = announced_bytes(request)
+    if announced is None:
+        return limit
+    if whole and announced > limit + (_ENVELOPE_BYTES if is_form(request) else 0):
+        raise _too_large(limit)
+    return min(announced, limit)
 
 
 def is_form(request: Request) -> bool:

@@ -22,13 +22,22 @@ from medserve.errors import (
     ServerBusyError,
 )
 from medserve.gateway.core.call_context import REQUEST_ID, CallContext
-from medserve.gateway.core.calls import Face
+from medserve.gateway.core.calls import Face, network_address
 from medserve.gateway.core.gateway import Gateway, new_request_id
 from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.core.status import bug, retry_after_s
 from medserve.gateway.faces.rest.models import Error, VersionQuery
 
-__all__ = ["Caller", "RestRoute", "Version", "error_body", "error_response", "failures", "order"]
+__all__ = [
+    "Caller",
+    "RestRoute",
+    "Version",
+    "connection_names",
+    "error_body",
+    "error_response",
+    "failures",
+    "order",
+]
 
 _SAFE = {  # an answer is data, whatever a browser thinks that it has found in it
     "x-content-type-options": "nosniff",
@@ -75,7 +84,8 @@ class Caller:
         self, request: Request, credentials: _Credentials, deadline_ms: _DeadlineMs = None
     ) -> CallContext:
         """The authenticated caller; AuthenticationError where the token is none."""
-        caller = self._gateway.authenticate(credentials.credentials if credentials else None)
+        token = credentials.credentials if credentials else None
+        caller = self._gateway.authenticate(token, *connection_names(request))
         deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000
         return CallContext(caller, request_id(request), deadline)
 
@@ -104,6 +114,12 @@ class RestRoute(APIRoute):
             return response
 
         return guarded
+
+
+def connection_names(request: Request) -> tuple[str, str]:
+    """Return whom the client's certificate names, "" without one, and the network address."""
+    name = getattr(request.state, "certificate_name", "")
+    return name, network_address(request.client.host if request.client else "")
 
 
 def request_id(request: Request) -> str:

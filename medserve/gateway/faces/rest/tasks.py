@@ -21,7 +21,7 @@ from medserve.gateway.core.requests import TaskRequest, find_served
 from medserve.gateway.faces.options import read_options
 from medserve.gateway.faces.rest.body import (
     RestLimits,
-    announced_bytes,
+    arriving_bytes,
     files,
     is_form,
     single_file,
@@ -200,10 +200,12 @@ async def _predict_file(
     request: Request, gateway: Gateway, asked: TaskRequest, limit: int, limits: RestLimits
 ) -> Response:
     """The model's answer to one file, as the model wrote it."""
-    announced = announced_bytes(request)
-    async with gateway.budget.reserve(limit if announced is None else announced) as held:
-        content = await single_file(request, limit, limits)
-        held.shrink(len(content))
+    owner = asked.caller.owner
+    async with gateway.budget.reserve(
+        arriving_bytes(request, limit), owner, asked.deadline
+    ) as held:
+        content = await single_file(request, limit, limits.within(asked.left_s))
+        held.resize(len(content))
         asked = asked.sooner(time.monotonic() + limits.answer_s)
         answer = await gateway.predict(asked.call({"data": content}))
     for place, magic, media_type, name in _KINDS:
@@ -219,12 +221,14 @@ async def _classified(
     """The items of an answer, each as soon as it is known."""
 
     async def images() -> AsyncIterator[ImageFile]:
-        async with aclosing(files(request, limit, limits)) as found:
+        async with aclosing(files(request, limit, limits.within(asked.left_s))) as found:
             async for file in found:
                 yield ImageFile(file.name, file.content)
 
+    # What waits for its outcome, and the one file that is arriving.
+    most = arriving_bytes(request, PACKING.held_bytes + limit, whole=False)
     async with (
-        gateway.budget.reserve(PACKING.held_bytes),
+        gateway.budget.reserve(most, asked.caller.owner, asked.deadline),
         aclosing(classify_each(gateway, asked, images())) as outcomes,
     ):
         async for outcome in outcomes:

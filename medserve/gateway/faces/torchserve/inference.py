@@ -9,6 +9,7 @@ body with the status OK, as clients of this contract know it; all other errors a
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -106,12 +107,13 @@ def _call(message: bytes) -> EngineCall:
     request_id = incoming.request_id
     if head.request_id and not incoming.chose_id:
         request_id = new_request_id(head.request_id.decode("ascii", "replace"))
+    deadlines = [incoming.deadline, None if head.left_s is None else time.monotonic() + head.left_s]
     return EngineCall(
         model=head.model,
         version=head.version,
         inputs={},
         request_id=request_id,
-        deadline=incoming.deadline,
+        deadline=min((each for each in deadlines if each is not None), default=None),
         wire=message,
         caller=incoming.caller,
         face=Face.TORCHSERVE,

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import grpc.aio
 
 from medserve.engine.interface import EngineModel
+from medserve.engine.torchserve.calls import READY
 from medserve.errors import ForbiddenError, UnknownModelError
 from medserve.gateway.core.call_context import Context, answering
 from medserve.gateway.core.calls import ModelInfo
@@ -98,7 +99,7 @@ def _described(model: ModelInfo, state: EngineModel | None) -> dict[str, Any]:
         "maxBatchDelay": serving.max_batch_delay,
         "responseTimeout": serving.response_timeout,
         "workers": [
-            {"id": str(place), "status": "READY" if place < ready else "UNLOADING"}
+            {"id": str(place), "status": READY if place < ready else "UNLOADING"}
             for place in range(number)
         ],
         "jobQueueStatus": {

@@ -79,6 +79,9 @@ def segment_result(
         affine=[value for row in found.affine for value in row],
         spacing_mm=found.spacing_mm,
         measures=[_same(pb.LabelMeasure, each) for each in found.measures],
+        review=found.review,
+        unlike_training=found.unlike_training,
+        doubts=[_same(pb.Doubt, each) for each in found.doubts],
         files=[
             pb.ResultFile(role=file.role, media_type=file.media_type, size_bytes=len(file.content))
             for file in files

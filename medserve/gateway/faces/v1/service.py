@@ -21,7 +21,8 @@ from medserve.errors import (
 from medserve.gateway.core.call_context import Context, answering
 from medserve.gateway.core.calls import Face, ModelInfo
 from medserve.gateway.core.gateway import Gateway
-from medserve.gateway.core.packing import PACKING, ImageFile, Outcome, classify_each
+from medserve.gateway.core.guard import STREAMED_BYTES
+from medserve.gateway.core.packing import HeldImages, ImageFile, Outcome, classify_each
 from medserve.gateway.core.requests import draw_samples, find_served
 from medserve.gateway.core.status import rpc_status
 from medserve.gateway.faces.options import describe_option, options_of, read_options, within_json
@@ -44,6 +45,7 @@ __all__ = ["TypedFace", "register"]
 _IDLE_S = 60.0  # a client that sends nothing for so long holds memory for nothing
 _UPLOAD_S = 600.0  # for one file, however steadily it drips in
 _MAX_ID_BYTES = 256
+_MAX_SETTINGS_BYTES = 2**17
 _TASKS = {
     Task.CLASSIFICATION: pb.TASK_CLASSIFICATION,
     Task.VOLUMES: pb.TASK_VOLUMES,
@@ -79,11 +81,11 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
             order = incoming.order(settings.model_name, settings.model_version, Face.TYPED)
             model = await find_served(self._gateway, order, Task.CLASSIFICATION)
             order = order.with_params(read_options(model, message_params(settings)))
-            async with (
-                self._gateway.budget.reserve(PACKING.held_bytes),
-                aclosing(classify_each(self._gateway, order, _images(parts))) as outcomes,
-            ):
+            held = HeldImages(self._gateway.budget, incoming.caller.owner)
+            images = held.counted(_images(parts))
+            async with held, aclosing(classify_each(self._gateway, order, images)) as outcomes:
                 async for outcome in outcomes:
+                    held.release(outcome.index)
                     yield _classify_response(outcome, settings.top_k)
 
     async def Segment(  # noqa: D102
@@ -98,10 +100,13 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
             order = order.with_params(read_options(model, within_json(model, asked)))
             limit = min(self._gateway.limits.message_bytes, model.spec.input.max_payload_bytes)
             _check_size(settings.content_bytes, limit)
-            async with self._gateway.budget.reserve(settings.content_bytes or limit) as held:
+            size, owner = settings.content_bytes or limit, incoming.caller.owner
+            need = max(size, STREAMED_BYTES)
+            async with self._gateway.budget.reserve(need, owner, incoming.deadline) as held:
+                incoming.memory.reserved = True
                 yield _progress(pb.SEGMENT_STAGE_ACCEPTED, 0)
-                content = await _gather(parts, settings.content_bytes or limit)
-                held.shrink(len(content))
+                content = await _gather(parts, size)
+                held.resize(len(content))
                 yield _progress(pb.SEGMENT_STAGE_RUNNING, len(content))
                 answer = await self._gateway.predict(order.call({"data": content}))
             result, files = await asyncio.to_thread(
@@ -156,6 +161,10 @@ def _settings(first: Any) -> Any:
         raise InvalidRequestError(
             "expected settings in the first message of the stream, got "
             + ("no message" if first is None else "something else")
+        )
+    if first.ByteSize() > _MAX_SETTINGS_BYTES:  # kept for as long as the stream
+        raise InvalidRequestError(
+            f"expected at most {_MAX_SETTINGS_BYTES} bytes of settings, got more"
         )
     return first.settings
 

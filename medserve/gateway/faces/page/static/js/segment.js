@@ -220,9 +220,11 @@ function drawMeasures() {
   const cut = state.answer.measures.filter(({ touches_border }) => touches_border).map(({ label }) => label);
   const unlike = (state.answer.frames ?? []).filter(({ unlike_ultrasound }) => unlike_ultrasound).length;
   const failed = (state.answer.frames ?? []).filter(({ status }) => status !== "ok").length;
+  const reasons = (state.answer.doubts ?? []).map(({ reason, message }) => `${t(`segment.doubt.${reason}`)} (${message})`);
   const said = [
     cut.length && wording(state.answer.task, "at_border", { labels: cut.join(", ") }),
     unlike && t("segment.unlike", { frames: count(unlike) }),
+    state.answer.review && t("segment.review", { reasons: reasons.join(", ") }),
     failed && t("segment.failed_frames", { frames: count(failed) }),
   ].filter(Boolean);
   $("warnings").hidden = said.length === 0;

@@ -1,0 +1,106 @@
+"""Tell where an input or a mask lies outside of what the training data were like.
+
+The numbers come from the model's description; `training.volumes.seen` measures them with the
+functions of this module, so that training and serving mean the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from medserve.spec.seen import Range, SeenSpec
+from medserve.tasks.result import Doubt, DoubtReason
+
+__all__ = ["doubts_about_image", "doubts_about_volumes", "image_quantiles", "image_texture"]
+
+_MARGIN = 1.25  # on either side of a range: a training set does not hold the extremes
+_PLANES = 64  # of a volume that are looked at; more would take longer than the network
+_VALUES = 1_000_000  # that quantiles are taken from
+
+_Image = npt.NDArray[np.float32]
+
+
+def doubts_about_image(
+    seen: SeenSpec, image: _Image, size_mm: Sequence[float]
+) -> tuple[Doubt, ...]:
+    """Return what an image has in common with none of the training data.
+
+    Args:
+        seen: What the training data were like.
+        image: float32 (I, J, K) as the network sees it.
+        size_mm: Its extent along the same axes.
+    """
+    return tuple(_of_image(seen, image, size_mm))
+
+
+def doubts_about_volumes(seen: SeenSpec, volumes_ml: Mapping[str, float]) -> tuple[Doubt, ...]:
+    """Return which labels are larger or smaller than in any reference mask of the training data."""
+    return tuple(
+        Doubt(
+            DoubtReason.LABEL_VOLUME,
+            f"{label}: {volumes_ml[label]:.2f} ml, in the training data {_spoken(limits, 2)} ml",
+        )
+        for label, limits in seen.label_ml.items()
+        if label in volumes_ml and not _within(volumes_ml[label], limits)
+    )
+
+
+def image_quantiles(image: _Image, count: int) -> npt.NDArray[np.float64]:
+    """Return quantiles of an image (I, J, K) at 1 / (count + 1), 2 / (count + 1) and so on."""
+    values = np.concatenate([plane.ravel() for plane in _planes(image)])
+    sparse = values[:: -(-values.size // _VALUES)]
+    return np.asarray(np.quantile(sparse, np.arange(1, count + 1) / (count + 1)))
+
+
+def image_texture(image: _Image) -> float:
+    """Return the mean difference between neighbours in a plane over the standard deviation.
+
+    0 for a constant image.
+    """
+    steps, spread = [], []
+    for plane in _planes(image):
+        steps.append([float(np.abs(np.diff(plane, axis=axis)).mean()) for axis in (0, 1)])
+        spread.append([float(plane.mean()), float(np.square(plane, dtype=np.float64).mean())])
+    mean, square = np.mean(spread, axis=0)
+    deviation = float(np.sqrt(max(square - mean**2, 0.0)))
+    return float(np.mean(steps)) / deviation if deviation > 0 else 0.0
+
+
+def _of_image(seen: SeenSpec, image: _Image, size_mm: Sequence[float]) -> Iterator[Doubt]:
+    if seen.size_mm and not all(map(_within, size_mm, seen.size_mm)):
+        sizes = " x ".join(f"{mm:.0f}" for mm in size_mm)
+        ranges = " x ".join(_spoken(limits, 0) for limits in seen.size_mm)
+        yield Doubt(DoubtReason.SIZE, f"{sizes} mm, in the training data {ranges} mm")
+    if seen.quantiles:
+        found = image_quantiles(image, len(seen.quantiles))
+        distance = float(np.abs(found - seen.quantiles).mean())
+        if distance > seen.quantile_distance:
+            yield Doubt(
+                DoubtReason.INTENSITIES,
+                f"distance {distance:.3f} to the mean histogram, in the training data up to "
+                f"{seen.quantile_distance:.3f}",
+            )
+    if seen.texture is not None and not _within(texture := image_texture(image), seen.texture):
+        yield Doubt(
+            DoubtReason.TEXTURE,
+            f"differences between neighbours of {texture:.2f} standard deviations, in the "
+            f"training data {_spoken(seen.texture, 2)}",
+        )
+
+
+def _planes(image: _Image) -> Iterator[_Image]:
+    """The planes (J, K) of a volume, or as many that lie evenly in it."""
+    step = -(-len(image) // _PLANES)
+    yield from image[::step]
+
+
+def _within(value: float, limits: Range) -> bool:
+    low, high = limits
+    return low / _MARGIN <= value <= high * _MARGIN
+
+
+def _spoken(limits: Range, digits: int) -> str:
+    return f"{limits[0]:.{digits}f} to {limits[1]:.{digits}f}"

@@ -1,0 +1,397 @@
+"""Every resource has a bound, and one caller takes no other caller's share of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+from fastapi import FastAPI
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medserve.errors import DeadlineError, ServerBusyError
+from medserve.gateway.core.admission import ByteBudget, CallPlaces, Gate
+from medserve.gateway.core.calls import Caller, EngineCall, network_address
+from medserve.gateway.core.gateway import Gateway, Guards, Limits
+from medserve.gateway.core.served_models import ServedModels
+from medserve.gateway.faces.rest import app as rest
+from medserve.gateway.services import register_services
+from medserve.gateway.settings import GatewaySettings
+from medserve.wire import inference_pb2, inference_pb2_grpc, open_inference_pb2_grpc
+from medserve.wire.v1 import imaging_pb2 as pb
+from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
+from tests.gateway.faces import LABELS, classified
+from tests.gateway.fake_engine import FakeEngine, fake_gateway, model
+
+_MIB = 2**20
+_MODEL = model("kinds", labels=LABELS)
+Stub = Any
+
+
+class Wards:
+    """Takes every token for the name of its owner, but those that were taken away."""
+
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
+
+    def caller(self, token: str) -> Caller | None:
+        """Return a caller of that name."""
+        return None if token in self.taken else Caller(token)
+
+
+def as_ward(name: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {name}"),)
+
+
+def gateway(engine: FakeEngine | None = None, wards: Wards | None = None, **limits: int) -> Gateway:
+    guards = Guards(Limits(**limits), tokens=wards or Wards())
+    return fake_gateway(engine or FakeEngine(classified), _MODEL, guards=guards)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+# ---- one accounting
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 130)), min_size=1, max_size=30),
+    st.randoms(use_true_random=False),
+)
+def test_whatever_arrives_no_more_is_given_out_than_there_is_and_everybody_has_a_turn(
+    wanted: list[tuple[str, int]], random: Any
+) -> None:
+    budget = ByteBudget(100)
+    held: dict[str, dict[object, int]] = {owner: {} for owner in "abc"}
+    served = 0
+
+    async def visit(owner: str, size: int) -> None:
+        nonlocal served
+        async with budget.reserve(size, owner) as reservation:
+            mine, key = held[owner], object()
+            mine[key] = reservation.size
+            try:
+                assert budget.reserved <= 100
+                assert sum(mine.values()) <= 50 or sum(map(bool, mine.values())) == 1
+                await asyncio.sleep(0)
+                reservation.resize(reservation.size // random.choice((1, 2)))
+                mine[key] = reservation.size
+                await asyncio.sleep(0)
+            finally:
+                del mine[key]
+        served += 1
+
+    async def all_of_them() -> None:
+        async with asyncio.TaskGroup() as group:
+            visits = [group.create_task(visit(*each)) for each in wanted]
+            for each in visits:
+                if random.random() < 0.2:
+                    each.cancel()
+        assert served == sum(not each.cancelled() for each in visits)
+
+    asyncio.run(asyncio.wait_for(all_of_them(), 10))
+    assert budget.reserved == 0
+
+
+def test_waiting_for_memory_ends_with_the_callers_deadline() -> None:
+    async def run() -> None:
+        budget = ByteBudget(100)
+        async with budget.reserve(100, "a"):
+            with pytest.raises(DeadlineError, match="memory"):
+                async with budget.reserve(1, "b", time.monotonic() + 0.01):
+                    pass
+        async with budget.reserve(100, "b", time.monotonic() + 10):
+            assert budget.reserved == 100
+
+    asyncio.run(run())
+
+
+def test_the_bytes_of_a_cancelled_call_count_for_as_long_as_the_engine_has_them() -> None:
+    async def run() -> None:
+        engine = FakeEngine(lambda _: b"{}", hold=asyncio.Event(), known=("kinds",))
+        to = gateway(engine)
+        call = EngineCall("kinds", "", {"data": bytes(_MIB)}, "0f8fad5b", caller=Caller("ward"))
+        asking = asyncio.create_task(to.predict(call))
+        await until(lambda: bool(engine.requests))
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert to.budget.reserved == _MIB
+        assert engine.hold is not None
+        engine.hold.set()
+        await until(lambda: to.budget.reserved == 0)
+
+    asyncio.run(run())
+
+
+def test_open_calls_are_counted_by_caller_and_in_all() -> None:
+    places = CallPlaces(total=3, each=2)
+    with places.place("a"), places.place("a"):
+        with pytest.raises(ServerBusyError), places.place("a"):
+            pass
+        with places.place("b"), pytest.raises(ServerBusyError), places.place("c"):
+            pass
+    with places.place("c"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("host", "counted_by"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("testclient", "testclient"),
+    ],
+)
+def test_an_address_is_counted_by_what_its_owner_cannot_change(host: str, counted_by: str) -> None:
+    assert network_address(host) == counted_by
+
+
+def test_a_gate_follows_the_number_of_workers() -> None:
+    async def run() -> None:
+        gate = Gate("tiny", at_work=1, waiting=4)
+        first = await gate.enter()
+        second = asyncio.create_task(gate.enter())
+        await asyncio.sleep(0)
+        assert (gate.at_work, gate.waiting) == (1, 1)
+        gate.resize(2)
+        place = await second
+        assert (gate.at_work, gate.waiting) == (2, 0)
+        gate.resize(1)
+        third = asyncio.create_task(gate.enter())
+        first.give_back(well=True)
+        await asyncio.sleep(0)
+        assert (gate.at_work, gate.waiting) == (1, 1)
+        place.give_back(well=True)
+        (await third).give_back(well=True)
+        assert gate.at_work == 0
+
+    asyncio.run(run())
+
+
+# ---- streams
+
+
+def talk(to: Gateway, conversation: Callable[[str], Coroutine[Any, Any, Any]]) -> Any:
+    """Let clients talk to the gateway's gRPC port, health and reflection included."""
+
+    async def run() -> Any:
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        served = ServedModels([_MODEL])
+        health = register_services(server, to, served, GatewaySettings(max_calls=40))
+        await health.publish()
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            return await conversation(f"127.0.0.1:{port}")
+        finally:
+            to.stopping.set()
+            await server.stop(None)
+
+    return asyncio.run(run())
+
+
+async def classified_once(channel: grpc.aio.Channel, ward: str) -> None:
+    stub: Stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
+    request = inference_pb2.PredictionsRequest(model_name="kinds", input={"data.0": b"dark"})
+    await stub.Predictions(request, metadata=as_ward(ward), timeout=10)
+
+
+async def idle_classify(channel: grpc.aio.Channel, ward: str) -> Any:
+    call = cast(Any, pb_grpc.ImagingServiceStub(channel)).Classify(metadata=as_ward(ward))
+    await call.write(pb.ClassifyRequest(settings=pb.ClassifySettings(model_name="kinds")))
+    return call
+
+
+async def idle_infer(channel: grpc.aio.Channel, ward: str) -> Any:
+    stub: Stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+    return stub.ModelStreamInfer(metadata=as_ward(ward))
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("idle", [idle_classify, idle_infer])
+def test_idle_streams_of_one_caller_keep_no_other_caller_out(idle: Any) -> None:
+    to = gateway(memory_bytes=256 * _MIB)
+
+    async def conversation(address: str) -> None:
+        async with grpc.aio.insecure_channel(address) as channel:
+            streams = [await idle(channel, "mallory") for _ in range(16)]
+            await until(lambda: to.budget.reserved >= 128 * _MIB)
+            await classified_once(channel, "ward")
+            assert to.budget.reserved <= 128 * _MIB
+            for each in streams:
+                each.cancel()
+            await until(lambda: to.budget.reserved == 0)
+
+    talk(to, conversation)
+
+
+@pytest.mark.loopback
+def test_settings_that_carry_megabytes_are_refused_instead_of_kept() -> None:
+    async def conversation(address: str) -> grpc.StatusCode:
+        async with grpc.aio.insecure_channel(address) as channel:
+            call = cast(Any, pb_grpc.ImagingServiceStub(channel)).Classify(
+                metadata=as_ward("mallory")
+            )
+            request = pb.ClassifyRequest(settings=pb.ClassifySettings(model_name="kinds"))
+            request.MergeFromString(b"\xa2\x06\x80\x80\x40" + bytes(_MIB))  # field 100
+            await call.write(request)
+            return await call.code()
+
+    assert talk(gateway(), conversation) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.loopback
+def test_who_stops_the_gateway_waits_for_no_idle_stream() -> None:
+    to = gateway()
+
+    async def conversation(address: str) -> list[grpc.StatusCode]:
+        async with grpc.aio.insecure_channel(address) as channel:
+            streams = [await idle(channel, "ward") for idle in (idle_classify, idle_infer)]
+            watch = cast(Any, health_pb2_grpc.HealthStub(channel)).Watch(
+                health_pb2.HealthCheckRequest()
+            )
+            await watch.read()
+            await until(lambda: to.budget.reserved > 0)
+            to.stopping.set()
+            return await asyncio.wait_for(
+                asyncio.gather(*(each.code() for each in [*streams, watch])), 20
+            )
+
+    unavailable = grpc.StatusCode.UNAVAILABLE
+    assert talk(to, conversation) == [unavailable, unavailable, grpc.StatusCode.OK]
+
+
+@pytest.mark.loopback
+def test_watchers_of_health_are_bounded_by_address_and_a_probe_always_gets_in() -> None:
+    async def conversation(address: str) -> grpc.StatusCode:
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub: Stub = health_pb2_grpc.HealthStub(channel)
+            question = health_pb2.HealthCheckRequest()
+            watches = [stub.Watch(question) for _ in range(64)]
+            for each in watches:
+                await each.read()
+            refused = await stub.Watch(question).code()
+            await stub.Check(question, timeout=10)
+            await classified_once(channel, "ward")
+            return refused
+
+    assert talk(gateway(), conversation) is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.loopback
+def test_one_caller_has_at_most_half_of_the_open_calls() -> None:
+    async def conversation(address: str) -> grpc.StatusCode:
+        async with grpc.aio.insecure_channel(address) as channel:
+            streams = [await idle_infer(channel, "mallory") for _ in range(21)]
+            await until(lambda: any(each.done() for each in streams))
+            (refused,) = [await each.code() for each in streams if each.done()]
+            await classified_once(channel, "ward")
+            for each in streams:
+                each.cancel()
+            return refused
+
+    assert talk(gateway(), conversation) is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("idle", [idle_classify, idle_infer])
+def test_a_token_that_is_taken_away_ends_its_streams_and_no_others(idle: Any) -> None:
+    wards = Wards()
+
+    async def conversation(address: str) -> grpc.StatusCode:
+        async with grpc.aio.insecure_channel(address) as channel:
+            taken, kept = await idle(channel, "mallory"), await idle(channel, "ward")
+            await until(lambda: len(to.budget._held) == 2)
+            wards.taken.add("mallory")
+            code = await asyncio.wait_for(taken.code(), 20)
+            assert not kept.done()
+            kept.cancel()
+            return code
+
+    to = gateway(wards=wards)
+    assert talk(to, conversation) is grpc.StatusCode.UNAUTHENTICATED
+
+
+# ---- forms and bodies
+
+
+async def _drip(first: bytes, stop: asyncio.Event) -> AsyncIterator[bytes]:
+    yield first
+    await stop.wait()
+
+
+def ask(to: Gateway, visit: Callable[[httpx.AsyncClient], Coroutine[Any, Any, Any]]) -> Any:
+    application = FastAPI()
+    application.include_router(rest.router(to))
+
+    async def run() -> Any:
+        transport = httpx.ASGITransport(application)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            return await asyncio.wait_for(visit(client), 20)
+
+    return asyncio.run(run())
+
+
+_CLASSIFY = "/v1/models/kinds/classify"
+
+
+def headers(ward: str, **more: str) -> dict[str, str]:
+    kind = {"content-type": "application/octet-stream"}
+    return {"authorization": f"Bearer {ward}", **kind, **more}
+
+
+def test_a_body_that_announces_too_much_is_refused_before_its_first_byte() -> None:
+    to = gateway()
+
+    async def visit(client: httpx.AsyncClient) -> httpx.Response:
+        body = _drip(b"", asyncio.Event())
+        more = {"content-length": "300000000"}
+        return await client.post(_CLASSIFY, content=body, headers=headers("mallory", **more))
+
+    assert ask(to, visit).status_code == 413
+
+
+def test_a_body_with_two_ways_to_tell_its_end_is_refused() -> None:
+    async def visit(client: httpx.AsyncClient) -> httpx.Response:
+        more = {"content-length": "4", "transfer-encoding": "chunked"}
+        return await client.post(_CLASSIFY, content=b"dark", headers=headers("ward", **more))
+
+    assert ask(gateway(), visit).status_code == 400
+
+
+def test_slow_bodies_of_one_caller_leave_the_others_their_half_of_the_memory() -> None:
+    to = gateway(message_bytes=8 * _MIB, memory_bytes=16 * _MIB)
+
+    async def visit(client: httpx.AsyncClient) -> httpx.Response:
+        stop = asyncio.Event()
+        slow_headers = headers("mallory", **{"content-length": str(7 * _MIB)})
+        slow = [
+            asyncio.create_task(
+                client.post(_CLASSIFY, content=_drip(b"x", stop), headers=slow_headers)
+            )
+            for _ in range(4)
+        ]
+        await until(lambda: to.budget.reserved > 0)
+        found = await client.post(
+            _CLASSIFY,
+            files=[("files", ("a.png", b"dark"))],
+            headers={"authorization": "Bearer ward"},
+        )
+        for each in slow:
+            each.cancel()
+        return found
+
+    response = ask(to, visit)
+    assert response.json()["items"][0]["label"] == "dark"
