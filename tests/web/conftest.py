@@ -4,11 +4,14 @@
   `mednist` (its weights are committed), `tiny_volume`, `tiny_frame` and `sketcher`;
 - `tab`: a new browser tab; a test fails where its console has an error or a dialog pops up;
 - `new_tab`: more of them, with options such as `viewport`, `locale`, `color_scheme`;
+- `fake_page`: the page on a free port before `tests.web.visiting`'s models instead, which answer at
+  once and by what a file says; `fake_tab` is a tab there;
 - `look_for_obstacles`: what axe-core finds on a tab's page.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -22,6 +25,7 @@ from medserve.gateway.faces.page.rendering import Templates
 from tests.archives import packaged, packaged_fixture
 from tests.servers import Servers
 from tests.tiny_room import REPOSITORY
+from tests.web.fake_page import FakePage
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
@@ -71,6 +75,26 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture
 def new_tab(chromium: Browser, page_url: str) -> Iterator[NewTab]:
     """`new_tab(**options)` opens a tab with cookies of its own."""
+    with _tabs(chromium, page_url) as open_tab:
+        yield open_tab
+
+
+@pytest.fixture
+def fake_page(chromium: Browser) -> Iterator[FakePage]:
+    """The page before models that need no engine; `chromium` first, for it may skip."""
+    with FakePage() as page:
+        yield page
+
+
+@pytest.fixture
+def fake_tab(chromium: Browser, fake_page: FakePage) -> Iterator[Page]:
+    """A tab of the page before models that need no engine."""
+    with _tabs(chromium, fake_page.url, timeout_ms=30_000) as open_tab:
+        yield open_tab(locale="en-GB", viewport={"width": 1360, "height": 860})
+
+
+@contextlib.contextmanager
+def _tabs(chromium: Browser, page_url: str, timeout_ms: float = 120_000) -> Iterator[NewTab]:
     complaints: list[str] = []
     contexts = []
 
@@ -81,7 +105,7 @@ def new_tab(chromium: Browser, page_url: str) -> Iterator[NewTab]:
 
     def open_tab(**options: Any) -> Page:
         context = chromium.new_context(base_url=page_url, **options)
-        context.set_default_timeout(120_000)  # the machine may be busy
+        context.set_default_timeout(timeout_ms)  # the machine may be busy
         contexts.append(context)
         tab = context.new_page()
         tab.on("console", hear)

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from tests.web.conftest import NewTab
+from tests.web.test_exports import in_the_folder
 
 if TYPE_CHECKING:
     from playwright.sync_api import FilePayload, Page, Route
@@ -111,7 +112,7 @@ def test_three_hundred_images_are_sorted_corrected_and_taken_home(
     assert [row["stored"] for row in rows] == [entry["stored"] for entry in listed]
     assert (rows[0]["class"], rows[0]["corrected"]) == (after, "yes")
     with zipfile.ZipFile(io.BytesIO(downloaded(tab, "#zip"))) as archive:
-        content = {name: archive.read(name) for name in archive.namelist()}
+        content = in_the_folder(archive)
     del content["manifest.csv"]
     assert len(content) == 304
     for row, file in zip(rows, files, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,6 +134,17 @@ def test_pictures_appear_while_they_form(tab: Page) -> None:
         tab.locator("#sheet").click()
     with Image.open(waiting.value.path()) as sheet:
         assert sheet.width > 400
+    with tab.expect_download() as waiting:
+        tab.locator("#zip").click()
+    with zipfile.ZipFile(waiting.value.path()) as archive:
+        assert archive.testzip() is None
+        names = [f"medserve-synthetic/medserve-synthetic-{seed}.png" for seed in (200, 201, 202)]
+        assert archive.namelist() == names
+        for name in names:
+            Image.open(io.BytesIO(archive.read(name))).verify()
+    with tab.expect_download() as waiting:
+        tab.get_by_role("button", name="Image 2 as png").click()
+    assert waiting.value.suggested_filename == "medserve-synthetic-201.png"
 
 
 def test_the_forms_offer_the_options_that_each_task_declares(tab: Page) -> None:
@@ -159,14 +171,16 @@ def test_chosen_options_count_for_the_next_run_and_stay_after_a_reload(tab: Page
     tab.goto("/segment")
     tab.locator("#model").select_option("tiny_volume@1.0")
     tab.get_by_text("Options", exact=True).click()
-    tab.get_by_label("Fill holes").select_option("no")
+    box = tab.get_by_label("Fill holes")
+    own = box.is_checked()  # as the model's description says
+    box.set_checked(not own)
     tab.get_by_label("Map of uncertainty").check()
     send(tab, "a.nii.gz", nifti.encode(VOLUME), 2)
     assert tab.get_by_role("link", name="Uncertainty, NIfTI").is_visible()
     tab.reload()
     tab.get_by_text("Done. Structures found: 2").wait_for()
     tab.get_by_text("Options", exact=True).click()
-    assert tab.get_by_label("Fill holes").input_value() == "false"
+    assert tab.get_by_label("Fill holes").is_checked() is not own
     tab.get_by_label("Map of uncertainty").uncheck()
     tab.get_by_role("button", name="Segment again").click()
     tab.get_by_role("link", name="Uncertainty, NIfTI").wait_for(state="hidden")

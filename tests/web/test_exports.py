@@ -41,6 +41,16 @@ def job_of(folder: Path, *names: str) -> Job:
     return job
 
 
+def in_the_folder(archive: zipfile.ZipFile) -> dict[str, bytes]:
+    """The files of the one folder that a zip has, by their names in it."""
+    paths = {name: PurePosixPath(name) for name in archive.namelist()}
+    assert {path.parts[0] for path in paths.values()} == {"medserve-results"}
+    return {
+        str(path.relative_to("medserve-results")): archive.read(name)
+        for name, path in paths.items()
+    }
+
+
 @visit()
 async def test_the_zip_holds_the_original_bytes_in_one_folder_per_class(client: Visitor) -> None:
     job = await begin(client)
@@ -50,7 +60,7 @@ async def test_the_zip_holds_the_original_bytes_in_one_folder_per_class(client: 
     assert "attachment" in response.headers["content-disposition"]
     with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
         assert archive.testzip() is None
-        content = {name: archive.read(name) for name in archive.namelist()}
+        content = in_the_folder(archive)
     table = content.pop("manifest.csv").decode("utf-8-sig")
     assert content == {
         "dark/hand.png": b"ok dark 1",
@@ -73,7 +83,7 @@ async def test_a_class_by_hand_decides_the_folder(client: Visitor) -> None:
     await send(client, job, TWINS)
     await client.post(f"{job}/classes", json={"classes": {"0": "bright", "4": "dark", "6": "dark"}})
     with zipfile.ZipFile(io.BytesIO((await client.get(f"{job}/results.zip")).content)) as archive:
-        names = set(archive.namelist())
+        names = set(in_the_folder(archive))
     assert {"bright/hand.png", "dark/doubtful.png", "dark/letter.txt"} <= names
     row = next(csv.DictReader(io.StringIO((await client.get(f"{job}/results.csv")).text[1:])))
     assert (row["class"], row["class_id"], row["predicted_class"]) == ("bright", "1", "dark")
@@ -149,4 +159,4 @@ def test_a_large_zip_leaves_in_pieces(tmp_path: Path) -> None:
     pieces = list(exports.bundle(job))
     assert max(map(len, pieces)) <= 2**19
     with zipfile.ZipFile(io.BytesIO(b"".join(pieces))) as archive:
-        assert archive.read("dark/a.png") == bytes(3 * 2**20)
+        assert archive.read("medserve-results/dark/a.png") == bytes(3 * 2**20)

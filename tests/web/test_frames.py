@@ -52,7 +52,7 @@ async def test_a_picture_is_shown_as_the_model_drew_it(client: Visitor) -> None:
     assert answer["parts"] == ["mask.png", "mask.nii.gz", "overlay.png", "mask.dcm"]
     mask = await client.get(f"{job}/mask.png?download")
     assert mask.content.startswith(b"\x89PNG")
-    assert 'filename="mask.png"' in mask.headers["content-disposition"]
+    assert 'filename="frame-mask.png"' in mask.headers["content-disposition"]
     assert (await client.get(f"{job}/overlay.png")).content == b"PNG"
     assert answer["frames"][0]["pixels"] == _PIXELS
     assert answer["stack"]["volume_ml"] is None

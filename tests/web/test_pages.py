@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from medserve.gateway.core.calls import Health
 from medserve.gateway.faces.page import cards
@@ -23,6 +26,29 @@ async def test_the_start_page_shows_what_is_served_and_where_to_go(client: Visit
         assert part in html
     job = await begin(client)
     assert f'href="{job.replace("jobs", "classify")}"' in (await client.get("/")).text
+
+
+@pytest.mark.parametrize("on", [(True, False, False), (False, True, True), (True, True, True)])
+@pytest.mark.parametrize("task", [Task.VOLUMES, Task.FRAMES])
+def test_the_boxes_of_a_model_start_as_its_description_says(
+    task: Task, on: tuple[bool, bool, bool]
+) -> None:
+    wanted = dict(zip(("flips", "largest_component", "fill_holes"), on, strict=True))
+    info = model("organs", task, labels=LABELS)
+    section = "volume" if task is Task.VOLUMES else "frame"
+    own = structs.replace(getattr(info.spec, section), **wanted)
+    info = replace(info, spec=structs.replace(info.spec, **{section: own}))
+
+    async def run() -> None:
+        async with visiting(gateway(models=[info])) as (_, [client]):
+            html = (await client.get("/segment")).text
+            [data] = re.findall(r'id="page">(.*?)</script>', html, re.DOTALL)
+            [shown] = json.loads(data)["models"]
+            starts = {option["name"]: option["default"] for option in shown["options"]}
+            assert {key: starts[key] for key in wanted} == wanted
+            assert starts["spacing_mm"] is None  # nobody has decided it
+
+    asyncio.run(run())
 
 
 def test_a_page_without_a_model_for_it_says_so() -> None:

@@ -19,7 +19,7 @@ class Tokens:
 
     def caller(self, token: str) -> Caller | None:
         """Whose it is."""
-        known = {"all": Caller("lab"), "one": Caller("ward", frozenset({"organs"}))}
+        known = {"all-models": Caller("lab"), "one": Caller("ward", frozenset({"organs"}))}
         return None if token in self.taken else known.get(token)
 
 
@@ -32,7 +32,7 @@ def _quick_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "_REFUSAL_S", 0.0)
 
 
-async def log_in(client: Visitor, token: str = "all", target: str = "/classify") -> None:
+async def log_in(client: Visitor, token: str = "all-models", target: str = "/classify") -> None:
     response = await client.post("/login", data={"token": token, "next": target})
     assert (response.status_code, response.headers["location"]) == (303, target)
 
@@ -70,11 +70,11 @@ async def test_a_wrong_token_is_refused_and_never_shown_again(client: Visitor) -
 
 @visit(closed)
 async def test_the_cookie_is_out_of_reach_for_scripts_and_other_sites(client: Visitor) -> None:
-    response = await client.post("/login", data={"token": "all"})
+    response = await client.post("/login", data={"token": "all-models"})
     cookie = response.headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=lax" in cookie
-    assert "all" not in cookie.partition(";")[0].partition("=")[2]
+    assert "all-models" not in cookie.partition(";")[0].partition("=")[2]
 
 
 @visit(closed)
@@ -93,7 +93,7 @@ def test_a_token_that_is_taken_back_ends_the_visit() -> None:
         async with visiting(gateway(tokens=tokens)) as (_, [client]):
             await log_in(client)
             assert (await client.get("/health/models")).status_code == 200
-            tokens.taken.add("all")
+            tokens.taken.add("all-models")
             assert (await client.get("/health/models")).status_code == 401
 
     asyncio.run(run())
@@ -118,7 +118,7 @@ def test_logging_out_deletes_what_was_sent() -> None:
 def test_the_login_leads_nowhere_else(target: str) -> None:
     async def run() -> None:
         async with visiting(gateway(tokens=Tokens())) as (_, [client]):
-            response = await client.post("/login", data={"token": "all", "next": target})
+            response = await client.post("/login", data={"token": "all-models", "next": target})
             assert response.headers["location"] == "/"
 
     asyncio.run(run())

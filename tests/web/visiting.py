@@ -61,7 +61,7 @@ _PROBABILITY = {"ok": 0.99, "review": 0.6, "odd": 0.9}
 def answers(request: Request) -> bytes | Sequence[bytes]:
     """As each of the three models answers."""
     match request.model:
-        case "organs":
+        case "organs" | "bones":
             bare = json.loads(request.inputs.get("params", b"{}")).get("output") == "mask"
             return b"the mask as dicom-seg" if bare else segmented(request)
         case "sampler":

@@ -20,7 +20,7 @@ from medserve.gateway.faces.page import exports
 from medserve.gateway.faces.page.context import TASKS, page_context, read_json
 from medserve.gateway.faces.page.jobs import Item, Job, Kind, Status
 from medserve.gateway.faces.page.thumbnails import SIDES
-from medserve.gateway.faces.page.uploads import Allowance, receive
+from medserve.gateway.faces.page.uploads import Allowance, announce, receive
 from medserve.tasks.classification import Classification
 
 __all__ = ["routes"]
@@ -35,6 +35,29 @@ async def add(request: Request) -> Response:
     async with context.slots.upload(job):
         allowance = Allowance(context.limits.pack_files, context.limits.upload_bytes)
         items = await receive(request, job, context.jobs, context.limits, allowance)
+    async with context.slots.call(job):
+        order = context.order(job.model, job.version, visitor.caller, job.options)
+        await _classify(context.gateway, job, items, order)
+    return JSONResponse({"files": [item.described() for item in items]})
+
+
+async def expect(request: Request) -> Response:
+    """Note which files are about to come: {"files": [{"number", "name", "size"}]}."""
+    context = page_context(request)
+    job, _ = context.job(request, Kind.CLASSIFY)
+    announce(job, context.jobs, context.limits, (await read_json(request)).get("files"))
+    return Response(status_code=204)
+
+
+async def answer(request: Request) -> Response:
+    """Classify files that are stored already: {"numbers": [17, 18]}."""
+    context = page_context(request)
+    job, visitor = context.job(request, Kind.CLASSIFY)
+    numbers = (await read_json(request)).get("numbers")
+    most = context.limits.pack_files
+    if not isinstance(numbers, list) or not 0 < len(numbers) <= most:
+        raise InvalidRequestError(f'expected {{"numbers": […]}} with 1 to {most} numbers of files')
+    items = [job.item(number) for number in numbers]
     async with context.slots.call(job):
         order = context.order(job.model, job.version, visitor.caller, job.options)
         await _classify(context.gateway, job, items, order)
@@ -87,15 +110,16 @@ async def download(request: Request) -> Response:
             content, kind = exports.to_json(job), "application/json"
         case "zip":
             return StreamingResponse(
-                exports.bundle(job), media_type="application/zip", headers=_saved("zip")
+                exports.bundle(job), media_type="application/zip", headers=_saved(job, "zip")
             )
         case _:
             raise InvalidRequestError("expected results.csv, results.json or results.zip")
-    return Response(content, media_type=kind, headers=_saved(request.path_params["format"]))
+    return Response(content, media_type=kind, headers=_saved(job, request.path_params["format"]))
 
 
-def _saved(suffix: str) -> dict[str, str]:
-    return {"content-disposition": f'attachment; filename="medserve-results.{suffix}"'}
+def _saved(job: Job, suffix: str) -> dict[str, str]:
+    name = f"{exports.title(job)}.{suffix}"
+    return {"content-disposition": f'attachment; filename="{name}"'}
 
 
 async def _classify(gateway: Gateway, job: Job, items: Sequence[Item], order: TaskRequest) -> None:
@@ -166,6 +190,8 @@ def _correct(job: Job, numbers: Mapping[int, str | None]) -> list[Item]:
 
 routes = [
     Route("/jobs/{job}/files", add, methods=["POST"]),
+    Route("/jobs/{job}/announcement", expect, methods=["POST"]),
+    Route("/jobs/{job}/answers", answer, methods=["POST"]),
     Route("/jobs/{job}/classes", change, methods=["POST"]),
     Route("/jobs/{job}/files/{number:int}/thumbnail", thumbnail),
     Route("/jobs/{job}/files/{number:int}/explanation", explain, methods=["POST"]),

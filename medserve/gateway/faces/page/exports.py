@@ -10,9 +10,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 import unicodedata
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,7 +22,7 @@ from medserve.gateway.faces.page.jobs import Item, Job, Status
 from medserve.results.sorted_folders import ERRORS, REVIEW, csv_cell, csv_path, folder_name
 from medserve.tasks.classification import Classification
 
-__all__ = ["bundle", "places", "to_csv", "to_json"]
+__all__ = ["bundle", "places", "plain_name", "title", "to_csv", "to_json"]
 
 _FIELDS = (
     *("source", "stored", "sha256", "class", "class_id", "probability", "status"),
@@ -33,7 +35,9 @@ _RESERVED_ON_WINDOWS = frozenset(
     ["con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))]
 )
 _UNUSABLE = frozenset('<>:"/\\|?*')
-_DATE = (1980, 1, 1, 0, 0, 0)  # the zip format's first: when a file was made is nobody's business
+_TOP = "medserve-results"  # every export's name, and the one folder of the zip
+_UNFINISHED = "_UNFINISHED.txt"
+_FIRST_YEAR, _LAST_YEAR = 1980, 2107  # that the zip format can state
 
 
 def to_csv(job: Job) -> bytes:
@@ -42,7 +46,7 @@ def to_csv(job: Job) -> bytes:
     writer = csv.DictWriter(stream, _FIELDS)
     writer.writeheader()
     stored = places(job)
-    for item in _in_order(job):
+    for item in job.files:
         row = _row(job, item, stored.get(item.number, ""))
         text = {key: "" if value is None else str(value) for key, value in row.items()}
         text["source"] = csv_path(text["source"])
@@ -64,35 +68,52 @@ def to_json(job: Job) -> bytes:
                 "sha256": item.sha256,
                 "archive_digest": item.provenance.archive_digest if item.provenance else None,
             }
-            for item in _in_order(job)
+            for item in job.files
         ],
     }
     return json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8")
+
+
+def title(job: Job) -> str:
+    """Return the name of a download without its suffix; of an unfinished job it says so."""
+    if not job.unanswered:
+        return _TOP
+    total = len(job.files)
+    return f"{_TOP}-unfinished-{total - len(job.unanswered)}-of-{total}"
 
 
 def places(job: Job) -> dict[int, str]:
     """Where each answered file goes in the zip; two files of one name lie side by side."""
     taken: set[str] = set()
     found: dict[int, str] = {}
-    for item in _in_order(job):
+    for item in job.files:
         folder = _folder(item)
         if folder is not None:
-            found[item.number] = _free_name(folder, _plain_name(item.name), taken)
+            found[item.number] = _free_name(folder, plain_name(item.name), taken)
     return found
 
 
 def bundle(job: Job) -> Iterator[bytes]:
-    """The zip, piece by piece: the files of `places` and the table as manifest.csv."""
+    """The zip, piece by piece: the files of `places` and the table as manifest.csv, in one folder.
+
+    The zip of an unfinished job names the files without an answer in a text file.
+    """
     pieces = _Pieces()
+    unfinished = _unfinished(job)
+    table = to_csv(job)
+    now = time.time()
     with zipfile.ZipFile(pieces, "w", zipfile.ZIP_STORED) as archive:
+        if unfinished:
+            archive.writestr(_entry(_UNFINISHED, now), unfinished)
         for number, name in places(job).items():
-            path = job.path(job.items[number])
-            with archive.open(_entry(name), "w") as member, path.open("rb") as file:
+            item = job.items[number]
+            entry = _entry(name, now if item.modified_s is None else item.modified_s)
+            with archive.open(entry, "w") as member, job.path(item).open("rb") as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     member.write(chunk)
                     yield from pieces.taken()
             yield from pieces.taken()
-        archive.writestr(_entry("manifest.csv"), to_csv(job))
+        archive.writestr(_entry("manifest.csv", now), table)
     yield from pieces.taken()
 
 
@@ -117,14 +138,30 @@ class _Pieces(io.RawIOBase):
             yield b"".join(waiting)
 
 
-def _entry(name: str) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(name, _DATE)
+def _unfinished(job: Job) -> str:
+    """Return which files of a job have no answer; empty where all have one."""
+    names = [each.name for each in job.unanswered]
+    if not names:
+        return ""
+    total = len(job.files)
+    return (
+        f"These results are not complete: {total - len(names)} of {total} files are answered.\n"
+        "Open the job again, send the files that are missing, and download it once more.\n"
+        "Without an answer:\n"
+    ) + "".join(f"{name}\n" for name in names)
+
+
+def _entry(name: str, changed_s: float) -> zipfile.ZipInfo:
+    """Return the head of a member, with the time of its file on this machine's clock."""
+    try:
+        changed = datetime.fromtimestamp(changed_s)
+    except (ValueError, OverflowError, OSError):
+        changed = datetime.now()
+    year = min(max(changed.year, _FIRST_YEAR), _LAST_YEAR)
+    date = (year, changed.month, changed.day, changed.hour, changed.minute, changed.second)
+    entry = zipfile.ZipInfo(f"{_TOP}/{name}", date)
     entry.external_attr = 0o100644 << 16
     return entry
-
-
-def _in_order(job: Job) -> Sequence[Item]:
-    return [job.items[number] for number in sorted(job.items)]
 
 
 def _row(job: Job, item: Item, stored: str) -> dict[str, Any]:
@@ -166,7 +203,7 @@ def _folder(item: Item) -> str | None:
     return None
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     """The last part of what a browser calls the file, as a name that any system can store."""
     last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
     last = unicodedata.normalize("NFC", last)

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from medserve.errors import InvalidRequestError
+from medserve.errors import InvalidRequestError, MedserveError
 from medserve.gateway.faces.options import read_options, within_json
 from medserve.gateway.faces.page.context import TASKS, PageContext, page_context, read_json
 from medserve.gateway.faces.page.jobs import Job, Kind
@@ -17,7 +17,10 @@ __all__ = ["routes", "summary"]
 
 
 async def begin(request: Request) -> Response:
-    """A new job for a model; starts the visitor's session where there is none."""
+    """A new job for a model; starts the visitor's session where there is none.
+
+    `files_of` names another job of the visitor, whose files the new one gets without an upload.
+    """
     context = page_context(request)
     visitor = context.visitor(request)
     content = await read_json(request)
@@ -31,12 +34,21 @@ async def begin(request: Request) -> Response:
     if not isinstance(options, dict):
         raise InvalidRequestError("options: expected a JSON object, got something else")
     options = read_options(found, within_json(found, options)) if options else {}
+    source = None
+    if (given := content.get("files_of")) is not None:
+        source = context.jobs.get(str(given), visitor.owner, kind)
     response = JSONResponse(None, 201)
     owner = visitor.owner or context.sessions.begin(request, response)
     job = context.jobs.create(
         kind, owner, found.name, found.version, found.labels, visitor.caller.owner
     )
     job.options = options
+    if source is not None:
+        try:
+            context.jobs.copy_files(source, job)
+        except MedserveError:
+            context.jobs.delete(job)
+            raise
     response.body = response.render(summary(context, job))
     response.headers["content-length"] = str(len(response.body))
     return response
@@ -46,7 +58,7 @@ async def look(request: Request) -> Response:
     """All that is known of a job."""
     context = page_context(request)
     job, _ = context.job(request)
-    items = [job.items[number].described() for number in sorted(job.items)]
+    items = [item.described() for item in job.files]
     return JSONResponse(summary(context, job) | {"files": items, "answer": job.answers or None})
 
 
@@ -67,6 +79,7 @@ def summary(context: PageContext, job: Job) -> dict[str, Any]:
         "version": job.version,
         "labels": list(job.labels),
         "options": job.options,
+        "case": job.case,
         "left_s": round(context.jobs.left_s(job)),
     }
 

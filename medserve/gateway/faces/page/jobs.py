@@ -12,11 +12,12 @@ import asyncio
 import contextlib
 import enum
 import logging
+import os
 import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ class Status(enum.StrEnum):
     ERROR = "error"  # the file is at fault
     FAILED = "failed"  # the service is at fault: worth another try
     WAITING = "waiting"  # stored, not answered yet
+    MISSING = "missing"  # announced, and has not arrived
 
 
 @dataclass
@@ -118,15 +120,18 @@ class Item:
     number: int
     name: str  # as the browser gave it: for people's eyes only, never a path
     size_bytes: int
-    sha256: str
+    sha256: str | None  # None: it has not arrived
     outcome: Classification | MedserveError | None = None
     provenance: Provenance | None = None
     correction: str | None = None  # the class that a person chose instead
+    modified_s: int | None = None  # when the file was last changed, in seconds since 1970
 
     @property
     def status(self) -> Status:
         """What became of the file, whatever a person made of it."""
         outcome = self.outcome
+        if self.sha256 is None:
+            return Status.MISSING
         if outcome is None:
             return Status.WAITING
         if isinstance(outcome, _OF_THE_FILE):
@@ -137,6 +142,11 @@ class Item:
             return Status.UNLIKE
         return Status.REVIEW if outcome.review else Status.OK
 
+    @property
+    def answered(self) -> bool:
+        """Return whether the service has said what it makes of the file."""
+        return self.status not in (Status.MISSING, Status.WAITING, Status.FAILED)
+
     def described(self) -> dict[str, Any]:
         """Return the file as the page shows it."""
         outcome = self.outcome
@@ -144,6 +154,7 @@ class Item:
             "number": self.number,
             "name": self.name,
             "size": self.size_bytes,
+            "modified": self.modified_s,
             "status": self.status,
             "correction": self.correction,
         }
@@ -174,14 +185,32 @@ class Job:
     touched: float
     holder: str = ""  # by what its visitor is counted: name behind the token, else the address
     items: dict[int, Item] = field(default_factory=dict)
+    missing: dict[int, Item] = field(default_factory=dict)  # announced, and have not arrived
     size_bytes: int = 0
     answers: dict[str, Any] = field(default_factory=dict)  # of a segmentation
     options: dict[str, Any] = field(default_factory=dict)  # that it was made with
     users: int = 0  # uploads and calls under way: while there are any, it is not swept
 
+    @property
+    def case(self) -> str:
+        """How a person calls what was sent: its folder, else its first file; empty before."""
+        names = [item.name for item in self.files]
+        folders = {name.partition("/")[0] for name in names if "/" in name}
+        return min(folders) if len(folders) == 1 and len(names) > 1 else next(iter(names), "")
+
     def path(self, item: Item) -> Path:
         """Where the bytes of a file lie."""
         return self.folder / f"{item.number:06d}"
+
+    @property
+    def files(self) -> list[Item]:
+        """Every file that was announced or has arrived, by number."""
+        return [each for _, each in sorted((self.missing | self.items).items())]
+
+    @property
+    def unanswered(self) -> list[Item]:
+        """The files that are missing, wait, or failed through no fault of their own."""
+        return [item for item in self.files if not item.answered]
 
     def item(self, number: int) -> Item:
         """A file by its number; UnknownJobError where there is none."""
@@ -239,6 +268,18 @@ class Jobs:
         job = Job(name, kind, owner, folder, model, version, labels, self._clock(), holder)
         self._jobs[name] = job
         return job
+
+    def copy_files(self, source: Job, target: Job) -> None:
+        """Give a job the files of another one, without their answers; they lie on disk once.
+
+        Raises:
+            QuotaError: Both together are more than the page takes.
+        """
+        self.reserve(target, source.size_bytes)
+        for number, item in source.items.items():
+            os.link(source.path(item), target.path(item))
+            target.items[number] = replace(item, outcome=None, provenance=None, correction=None)
+        target.missing.update(source.missing)
 
     def get(self, name: str, owner: str | None, kind: Kind | None = None) -> Job:
         """The job of that id; UnknownJobError unless it is there and belongs to `owner`."""

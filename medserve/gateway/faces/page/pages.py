@@ -21,6 +21,7 @@ from medserve.gateway.faces.page.job_routes import summary
 from medserve.gateway.faces.page.jobs import Job, Kind, UnknownJobError
 from medserve.gateway.faces.page.rendering import Texts, chosen_language, texts_in
 from medserve.spec import InputKind, Task
+from medserve.tasks import Option
 
 __all__ = ["routes"]
 
@@ -28,6 +29,10 @@ _REFUSAL_S = 0.5  # what a wrong token costs: guessing is slow
 _MAX_FORM_BYTES = 8192
 _FOR_SCRIPTS = ("common.", "classify.", "segment.", "generate.", "options.", "error.")
 _OF_THE_PAGE = ("output", "format", "overlay")  # it always asks for mask, measurements, picture
+_PAGE_OF = {
+    **{task.value: kind.value for kind, tasks in TASKS.items() for task in tasks},
+    Task.GENERATION.value: "generate",
+}
 _SUFFIXES = {
     InputKind.RASTER: "PNG, JPEG, TIFF",
     InputKind.DICOM: "DICOM",
@@ -97,6 +102,7 @@ async def models(request: Request) -> Response:
     found = await context.models(context.visitor(request).caller)
     values = {
         "models": found,
+        "page_of": _PAGE_OF,
         "formats": {each.name: formats(each) for each in found},
         "page": {"texts": _texts(request, "models.", "state.", "error.")},
     }
@@ -120,6 +126,7 @@ async def model(request: Request) -> Response:
         "versions": versions,
         "formats": formats(shown),
         "card": cards.render_card(shown.card),
+        "page_of": _PAGE_OF,
         "figures": cards.figures(shown.metrics),
         "page": {"texts": _texts(request, "models.", "state.", "error.")},
     }
@@ -140,6 +147,11 @@ async def health(request: Request) -> Response:
         for each in found
     ]
     return JSONResponse({"models": states})
+
+
+async def alive(request: Request) -> Response:
+    """Nothing but an answer, for pages that watch their connection."""
+    return Response(status_code=204)
 
 
 async def login_form(request: Request) -> Response:
@@ -219,12 +231,20 @@ def _form(model: ModelInfo, texts: Texts) -> list[dict[str, Any]]:
     return [
         describe_option(option)
         | {
+            "default": _start(option, model),
             "label": texts.by_key.get(f"option.{option.key}", option.key.replace("_", " ")),
             "help": texts.by_key.get(f"help.{model.task}.{option.key}", option.help),
         }
         for option in options_of(model)
         if option.key not in own
     ]
+
+
+def _start(option: Option, model: ModelInfo) -> Any:
+    """Return what a control starts with: where the model decides, its own choice."""
+    if option.kind is bool and option.default is None:
+        return getattr(model.spec.volume or model.spec.frame, option.key, None)
+    return describe_option(option)["default"]
 
 
 def _texts(request: Request, *prefixes: str) -> dict[str, str]:
@@ -260,6 +280,7 @@ routes = [
     Route("/models", models),
     Route("/models/{name}", model),
     Route("/health/models", health),
+    Route("/alive", alive),
     Route("/login", login_form),
     Route("/login", log_in, methods=["POST"]),
     Route("/logout", log_out, methods=["POST"]),

@@ -21,6 +21,7 @@ from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.faces.options import read_options, within_json
 from medserve.gateway.faces.page.context import TASKS, page_context, read_json
+from medserve.gateway.faces.page.exports import plain_name
 from medserve.gateway.faces.page.jobs import Job, Kind
 from medserve.gateway.faces.page.uploads import Allowance, receive
 from medserve.imaging.codecs import dicom_series, sniff
@@ -90,11 +91,11 @@ async def part(request: Request) -> Response:
         async with context.slots.call(job):
             order = context.order(job.model, job.version, visitor.caller, params)
             path = await _dicom_seg(context.gateway, job, order)
-        return FileResponse(path, media_type=_DICOM, filename=name)
+        return FileResponse(path, media_type=_DICOM, filename=_saved(job, name))
     media_types = dict(_PARTS.values())
     if name not in media_types:
         raise InvalidRequestError(f"expected one of {', '.join(media_types)}")
-    saved = name if "download" in request.query_params else None
+    saved = _saved(job, name) if "download" in request.query_params else None
     return FileResponse(_part(job, name), media_type=media_types[name], filename=saved)
 
 
@@ -121,6 +122,14 @@ async def _dicom_seg(gateway: Gateway, job: Job, order: TaskRequest) -> Path:
         data = await asyncio.to_thread(_source(job).read_bytes)
         path.write_bytes(await gateway.predict(order.call({"data": data})))
     return path
+
+
+def _saved(job: Job, name: str) -> str:
+    """Return the name of a download: it starts with the case, so that two never look alike."""
+    case = plain_name(job.case)
+    for suffix in (".gz", ".nii", ".zip", ".npy", ".dcm", ".dicom", ".png", ".jpg", ".jpeg"):
+        case = case.removesuffix(suffix)
+    return f"{case}-{name}" if case else name
 
 
 def _source(job: Job) -> Path:

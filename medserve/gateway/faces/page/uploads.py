@@ -31,7 +31,7 @@ from medserve.gateway.faces.page.jobs import (
     UnknownJobError,
 )
 
-__all__ = ["CONTENT_TYPE", "Allowance", "receive"]
+__all__ = ["CONTENT_TYPE", "Allowance", "announce", "receive"]
 
 CONTENT_TYPE = "application/vnd.medserve.pack"
 _HEADER_BYTES = 2**20
@@ -59,6 +59,11 @@ class _Entry:
     number: int
     name: str
     size: int
+    modified_s: int | None
+
+    def item(self, sha256: str | None) -> Item:
+        """Return the file that the list announces; None stands for bytes that are not there."""
+        return Item(self.number, self.name, self.size, sha256, modified_s=self.modified_s)
 
 
 async def receive(
@@ -159,6 +164,7 @@ async def _store(
             else:
                 (parts / str(item.number)).rename(job.path(item))
                 job.items[item.number] = item
+                job.missing.pop(item.number, None)
     except BaseException as error:
         jobs.release(job, size)
         if isinstance(error, FileNotFoundError):
@@ -178,17 +184,31 @@ async def _store_one(body: _Body, folder: Path, entry: _Entry) -> Item:
             async for piece in pieces:
                 digest.update(piece)
                 file.write(piece)
-    return Item(entry.number, entry.name, entry.size, digest.hexdigest())
+    return entry.item(digest.hexdigest())
+
+
+def announce(job: Job, jobs: Jobs, limits: PageLimits, listed: object) -> None:
+    """Note the files that a visitor is about to send, so that a job knows what is missing.
+
+    Raises:
+        InvalidRequestError: No list of number, name and size.
+        QuotaError: More files than one job takes, or no room for their names.
+    """
+    entries = _listed(listed)
+    fresh = [each for each in entries if each.number not in job.missing | job.items]
+    if len(job.files) + len(fresh) > limits.job_files:
+        raise QuotaError(f"expected at most {limits.job_files} files in one job; start another")
+    jobs.reserve(job, sum(len(each.name.encode()) for each in fresh))
+    for each in fresh:
+        job.missing[each.number] = each.item(None)
 
 
 def _entries(line: bytes, allowance: Allowance) -> list[_Entry]:
     try:
         listed = json.loads(line)
-        entries = [_entry(each) for each in listed]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise InvalidRequestError(
-            "expected a JSON list of number, name and size in the first line, got something else"
-        ) from None
+    except (ValueError, RecursionError):
+        listed = None
+    entries = _listed(listed)
     if not entries or len({entry.number for entry in entries}) != len(entries):
         raise InvalidRequestError("expected different numbers, one for each file")
     if len(entries) > allowance.files:
@@ -200,6 +220,17 @@ def _entries(line: bytes, allowance: Allowance) -> list[_Entry]:
     return entries
 
 
+def _listed(content: object) -> list[_Entry]:
+    try:
+        if not isinstance(content, list):
+            raise TypeError
+        return [_entry(each) for each in content]
+    except (ValueError, TypeError, KeyError):
+        raise InvalidRequestError(
+            "expected a JSON list of number, name and size, got something else"
+        ) from None
+
+
 def _entry(content: object) -> _Entry:
     if not isinstance(content, dict):
         raise TypeError
@@ -208,5 +239,8 @@ def _entry(content: object) -> _Entry:
         raise TypeError
     if not (0 <= number < 10**6 and size >= 0):
         raise ValueError
+    modified_s = content.get("modified")
+    if modified_s is not None and type(modified_s) is not int:
+        raise TypeError
     readable = name[:_NAME_LETTERS].encode("utf-8", "replace").decode()  # no lone surrogates
-    return _Entry(number, readable, size)
+    return _Entry(number, readable, size, modified_s)

@@ -1,17 +1,20 @@
 // The page that sorts images: files in, a table that fills, corrections, downloads.
 
+import { chosen, startModel, valueOf } from "./choosing.js";
 import { Corrections } from "./corrections.js";
 import { Detail } from "./detail.js";
 import { $, agreed, h, oncePerFrame } from "./dom.js";
 import { onFiles } from "./dropping.js";
-import { ERRORS, REVIEW, classOf, selected, tally } from "./files.js";
-import { count, explain, language, page, percent, t } from "./page.js";
+import { Arrivals } from "./arrivals.js";
+import { ERRORS, REVIEW, classOf, isOpen, selected, tally } from "./files.js";
+import { count, explain, explainFile, language, page, percent, t } from "./page.js";
 import { picture } from "./pictures.js";
-import { request } from "./server.js";
+import { listed, request } from "./server.js";
 import { Uploads } from "./uploads.js";
 import { WindowedRows } from "./window.js";
 
 const COLUMNS = 6;
+const ANNOUNCED_AT_ONCE = 400; // names: a message stays below a megabyte
 
 const state = {
   job: page.job,
@@ -22,6 +25,8 @@ const state = {
   corrections: null,
   detail: null,
   shown: [],
+  arrivals: new Arrivals(),
+  another: "",
 };
 
 const update = oncePerFrame(draw);
@@ -31,16 +36,15 @@ const table = new WindowedRows($("table"), $("rows"), COLUMNS, { make: makeRow, 
 
 async function begin() {
   if (state.job === null) {
-    const [model, version] = $("model").value.split("@");
+    const { name: model, version } = chosen();
     const response = await request("/jobs", { method: "POST", json: { kind: "classify", model, version } });
     state.job = await response.json();
     history.replaceState(null, "", `/classify/${state.job.id}`);
   }
   const { id, labels } = state.job;
-  $("model").disabled = true;
-  state.uploads = new Uploads(`/jobs/${id}/files`, page.limits, hear);
+  state.uploads = new Uploads(`/jobs/${id}`, page.limits, hear);
   state.corrections = new Corrections(`/jobs/${id}/classes`, merge, update);
-  state.detail = new Detail(labels, (row, step) => state.shown[state.shown.indexOf(row) + step]);
+  state.detail = new Detail(labels, (row, step) => state.shown[state.shown.indexOf(row) + step], choose);
   for (const format of ["zip", "csv", "json"]) $(format).href = `/jobs/${id}/results.${format}`;
 }
 
@@ -55,15 +59,34 @@ async function take(found) {
     $("work").hidden = false;
     return;
   }
-  const fresh = found.map(({ name, file }, place) => ({
-    number: state.rows.length + place, name, file, size: file.size, status: "waiting", correction: null,
-  }));
-  for (const row of fresh) {
-    state.rows.push(row);
-    state.byNumber.set(row.number, row);
-  }
-  state.uploads.add(fresh);
+  const { fresh, again, known } = state.arrivals.sort(found, state.rows);
+  for (const row of fresh) put(row);
+  $("known").hidden = known === 0;
+  $("known").textContent = t("classify.known", { n: count(known) });
+  send([...again, ...fresh]);
+}
+
+function put(row) {
+  state.rows.push(row);
+  state.byNumber.set(row.number, row);
+}
+
+/** Announce files, so that the job knows what is missing if this page is closed, and send them. */
+async function send(rows) {
+  for (const row of rows) Object.assign(row, { status: "waiting", error: null, stopped: false, part: 0 });
   update();
+  const path = `/jobs/${state.job.id}/announcement`;
+  const unknown = rows.filter((row) => !row.stored && !row.announced);
+  try {
+    for (let first = 0; first < unknown.length; first += ANNOUNCED_AT_ONCE) {
+      const some = unknown.slice(first, first + ANNOUNCED_AT_ONCE);
+      await request(path, { method: "POST", json: { files: some.map(listed) } });
+      for (const row of some) row.announced = true;
+    }
+    state.uploads.add(rows);
+  } catch (error) {
+    hear({ failed: rows, error });
+  }
 }
 
 function hear({ sending, part, answered, failed, error }) {
@@ -90,8 +113,9 @@ function merge(files) {
   for (const file of files) {
     const row = state.byNumber.get(file.number);
     if (!row) continue;
-    Object.assign(row, { error: null }, file);
+    Object.assign(row, { error: null, stored: file.status !== "missing" }, file);
     table.renew(row);
+    state.detail?.renew(row);
   }
   update();
 }
@@ -101,11 +125,11 @@ async function restore() {
   const response = await request(`/jobs/${state.job.id}`);
   const { files } = await response.json();
   for (const file of files) {
-    const row = { ...file, file: null };
-    state.rows.push(row);
-    state.byNumber.set(row.number, row);
+    const stored = file.status !== "missing";
+    put({ ...file, file: null, stored, announced: true });
   }
   update();
+  send(state.rows.filter(({ status }) => status === "waiting")); // the server has these files
 }
 
 // ---- what is seen
@@ -121,6 +145,7 @@ function draw() {
   $("nothing").hidden = !started || state.shown.length > 0;
   drawFolders(labels);
   drawProgress();
+  $("doubtful").setAttribute("aria-pressed", String(view.sort === "doubt"));
   $("undo").disabled = !state.corrections?.done.length;
   $("redo").disabled = !state.corrections?.undone.length;
   for (const heading of document.querySelectorAll("[data-sort]")) {
@@ -130,19 +155,60 @@ function draw() {
 }
 
 function drawProgress() {
-  const answered = state.rows.filter((row) => row.status !== "waiting" && row.status !== "failed").length;
-  const failed = state.rows.filter((row) => row.status === "failed" || row.stopped).length;
-  const running = answered + failed < state.rows.length;
+  const { rows } = state;
+  const of = (test) => rows.filter(test).length;
+  const missing = of(({ status }) => status === "missing");
+  const failed = of(({ status, stopped }) => status === "failed" || stopped);
+  const answered = of((row) => !isOpen(row));
+  const running = answered + failed + missing < rows.length;
   $("progress").value = answered;
-  $("progress").max = state.rows.length || 1;
+  $("progress").max = rows.length || 1;
   $("progress").hidden = !running;
   $("stop").hidden = !running;
-  $("again").hidden = running || !state.rows.some((row) => (row.status === "failed" || row.stopped) && row.file);
-  const whole = { done: count(answered), all: count(state.rows.length), failed: count(failed) };
+  $("again").hidden = running || !rows.some(canGoOn);
+  const whole = { done: count(answered), all: count(rows.length), failed: count(failed + missing), missing: count(missing) };
   if (running) say(t("classify.running", whole));
+  else if (missing) say(t("classify.unfinished", whole));
   else say(t(failed ? "classify.done_but" : "classify.done", whole));
   state.running = running;
+  $("model").disabled = running || missing > 0 && !answered;
   $("downloads").setAttribute("aria-busy", running);
+  $("zip").textContent = answered < rows.length ? t("classify.zip_part", whole) : t("classify.zip");
+  drawAnother(running);
+}
+
+const canGoOn = (row) => (row.status === "failed" || row.stopped) && (row.stored || row.file);
+
+/** Where most answers mean little, the model is probably the wrong one: offer the others. */
+function drawAnother(running) {
+  const answered = state.rows.filter(({ status }) => ["ok", "review", "unlike"].includes(status));
+  const doubtful = answered.filter(({ status }) => status !== "ok").length;
+  const offered = !running && answered.length > 0 && 2 * doubtful > answered.length;
+  const key = offered ? `${doubtful}/${answered.length}` : "";
+  if (key === state.another) return;
+  state.another = key;
+  $("another").hidden = !offered;
+  if (!offered) return;
+  const own = `${state.job.model}@${state.job.version}`;
+  const others = page.models.filter((model) => valueOf(model) !== own && model.name !== state.job.model);
+  const values = { model: state.job.model, n: count(doubtful), all: count(answered.length) };
+  $("another").replaceChildren(
+    h("p", {}, t("classify.doubtful", values), others.length ? ` ${t("classify.another")}` : ""),
+    ...others.map((model) => h("button", { type: "button", onclick: () => rerun(model) }, t("classify.run_on", { model: model.name }))),
+  );
+}
+
+/** The same files to another model: a job of its own, for which nothing is sent again. */
+async function rerun({ name: model, version }) {
+  try {
+    const json = { kind: "classify", model, version, files_of: state.job.id };
+    const { id } = await (await request("/jobs", { method: "POST", json })).json();
+    state.running = false;
+    location.assign(`/classify/${id}`);
+  } catch (error) {
+    say(explain(error));
+    $("model").value = `${state.job.model}@${state.job.version}`;
+  }
 }
 
 function say(text) {
@@ -181,16 +247,25 @@ function makeRow(row) {
   const cut = row.name.lastIndexOf("/") + 1;
   const labels = state.job.labels;
   const chosen = classOf(row);
+  const below = reasonOf(row) ?? row.name.slice(0, cut);
   return h("tr", { className: row.correction ? "file corrected" : "file" },
     h("td", { className: "c-thumb" }, open),
     h("td", { className: "c-name", title: row.name },
-      h("span", { className: "name" }, row.name.slice(cut), cut ? h("small", {}, row.name.slice(0, cut)) : null)),
+      h("span", { className: "name" }, row.name.slice(cut), below ? h("small", {}, below) : null)),
     h("td", { className: "c-id" }, chosen === null ? "–" : String(labels.indexOf(chosen))),
-    h("td", { className: "c-class" }, row.status === "waiting" || row.status === "failed" ? "–" : classChoice(row, labels)),
+    h("td", { className: "c-class" }, isOpen(row) ? "–" : classChoice(row, labels)),
     h("td", { className: "c-probability" }, row.probability === undefined ? "–" : h("span", { className: "bar" },
       h("meter", { min: 0, max: 1, value: row.probability, "aria-hidden": "true" }), h("span", {}, percent(row.probability)))),
-    h("td", { className: "c-status" }, h("span", { className: `status ${row.correction ? "corrected" : row.status}`, title: row.error ? explain(row.error) : null }, statusText(row))),
+    h("td", { className: "c-status" }, h("span", { className: `status ${row.correction ? "corrected" : row.status}` }, statusText(row))),
   );
+}
+
+/** Why a person should look at a file, or why it has no answer; null where all is well. */
+function reasonOf(row) {
+  if (row.correction) return null;
+  if (row.error) return explainFile(row.name, row.error);
+  const key = { review: "classify.reason.review", unlike: "classify.reason.unlike" }[row.status];
+  return key ? t(key) : null;
 }
 
 function statusText(row) {
@@ -203,16 +278,16 @@ function statusText(row) {
 function classChoice(row, labels) {
   const choice = h("select", {
     "aria-label": t("classify.class_of", { name: row.name }), "data-focus": "class",
-    onchange: (event) => {
-      const chosen = event.target.value || null;
-      change(row, chosen === row.label ? null : chosen);
-    },
+    onchange: (event) => choose(row, event.target.value || null),
   });
   if (!row.label) choice.append(h("option", { value: "" }, t("classify.no_class")));
   choice.append(...labels.map((label) => h("option", { value: label }, label)));
   choice.value = classOf(row) ?? "";
   return choice;
 }
+
+/** A class by hand; the model's own class is no correction. */
+const choose = (row, label) => change(row, label === row.label ? null : label);
 
 async function change(row, chosen) {
   try {
@@ -226,7 +301,8 @@ async function change(row, chosen) {
 async function travel(step) {
   try {
     const number = await step;
-    if (number !== null) say(t("classify.changed", { name: state.byNumber.get(number).name }));
+    const row = number === null ? null : state.byNumber.get(number);
+    if (row) $("moved").textContent = t("classify.moved_to", { name: row.name, label: classOf(row) ?? t("classify.no_class") });
   } catch (error) {
     say(explain(error));
   }
@@ -243,16 +319,17 @@ for (const heading of document.querySelectorAll("[data-sort]")) {
     update();
   });
 }
+$("doubtful").addEventListener("click", () => {
+  Object.assign(state.view, state.view.sort === "doubt" ? { sort: null } : { sort: "doubt", descending: false });
+  update();
+});
 $("search").addEventListener("input", (event) => {
   state.view.words = event.target.value;
   update();
 });
 $("stop").addEventListener("click", () => state.uploads.stop());
 $("again").addEventListener("click", () => {
-  const rows = state.rows.filter((row) => (row.status === "failed" || row.stopped) && row.file);
-  for (const row of rows) Object.assign(row, { status: "waiting", error: null, stopped: false, part: 0 });
-  state.uploads.add(rows);
-  update();
+  send(state.rows.filter(canGoOn));
 });
 $("undo").addEventListener("click", () => travel(state.corrections.undo()));
 $("redo").addEventListener("click", () => travel(state.corrections.redo()));
@@ -273,7 +350,7 @@ addEventListener("beforeunload", (event) => state.running && event.preventDefaul
 
 $("formats").textContent = t("classify.formats");
 onFiles(take);
+startModel("classify", () => state.rows.length && rerun(chosen()));
 if (state.job) {
-  $("model").value = `${state.job.model}@${state.job.version}`;
   restore().catch((error) => say(explain(error)));
 }

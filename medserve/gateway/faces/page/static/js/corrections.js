@@ -8,8 +8,7 @@ export class Corrections {
     this.path = path;
     this.changed = changed;
     this.moved = moved;
-    this.done = [];
-    this.undone = [];
+    ({ done: this.done, undone: this.undone } = kept(path)); // they survive a reload
     this.last = Promise.resolve();
   }
 
@@ -36,6 +35,11 @@ export class Corrections {
   }
 
   #send(number, label) {
+    try {
+      sessionStorage.setItem(this.path, JSON.stringify({ done: this.done, undone: this.undone }));
+    } catch {
+      // the browser keeps nothing: the steps last as long as this page
+    }
     this.moved();
     const turn = this.last.then(async () => {
       const response = await request(this.path, { method: "POST", json: { classes: { [number]: label } } });
@@ -43,5 +47,13 @@ export class Corrections {
     });
     this.last = turn.catch(() => {}); // the next step does not depend on this one
     return turn;
+  }
+}
+
+function kept(path) {
+  try {
+    return JSON.parse(sessionStorage.getItem(path)) ?? { done: [], undone: [] };
+  } catch {
+    return { done: [], undone: [] };
   }
 }

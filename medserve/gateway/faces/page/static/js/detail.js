@@ -1,13 +1,16 @@
 // A closer look at one file: its picture, all probabilities, and why it failed.
 
 import { $, h } from "./dom.js";
-import { count, decimal, explain, bytes, percent, t } from "./page.js";
+import { count, decimal, explain, explainFile, bytes, percent, t } from "./page.js";
 import { picture } from "./pictures.js";
 import { request } from "./server.js";
 
 export class Detail {
-  /** `neighbour(row, step)` gives the row before or after one in the table's present order. */
-  constructor(labels, neighbour) {
+  /**
+   * `neighbour(row, step)` gives the row before or after one in the table's present order;
+   * `set(row, label)` takes the class that a person chose with its number on the keyboard.
+   */
+  constructor(labels, neighbour, set) {
     this.labels = labels;
     this.neighbour = neighbour;
     this.dialog = $("detail");
@@ -17,6 +20,8 @@ export class Detail {
     this.dialog.addEventListener("keydown", (event) => {
       if (event.key === "ArrowLeft") this.#step(-1);
       if (event.key === "ArrowRight") this.#step(1);
+      const label = /^[1-9]$/.test(event.key) && !event.ctrlKey && this.labels[event.key - 1];
+      if (label && this.row.label) set(this.row, label);
     });
     this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
   }
@@ -33,6 +38,11 @@ export class Detail {
     $("previous").disabled = !this.neighbour(row, -1);
     $("next").disabled = !this.neighbour(row, 1);
     if (!this.dialog.open) this.dialog.showModal();
+  }
+
+  /** Show the row anew, if it is the one that is looked at. */
+  renew(row) {
+    if (this.row === row && this.dialog.open) $("detail-facts").replaceChildren(...this.#facts(row));
   }
 
   #step(by) {
@@ -71,7 +81,7 @@ export class Detail {
     ].filter(([, value]) => value !== null && value !== undefined);
     const list = h("dl", { className: "facts" }, ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
     if (row.error) {
-      return [h("p", { className: "failure" }, explain(row.error)), h("p", { className: "muted", lang: "en" }, row.error.message), list];
+      return [h("p", { className: "failure" }, explainFile(row.name, row.error)), h("p", { className: "muted", lang: "en" }, row.error.message), list];
     }
     return [this.#chances(row), list];
   }
@@ -79,8 +89,11 @@ export class Detail {
   #chances(row) {
     const ranked = (row.probabilities ?? []).map((p, place) => ({ p, label: this.labels[place] })).sort((a, b) => b.p - a.p);
     return h("dl", { className: "chances" }, ...ranked.flatMap(({ p, label }) => [
-      h("dt", {}, label),
+      h("dt", {}, numbered(this.labels.indexOf(label)), label),
       h("dd", {}, h("meter", { min: 0, max: 1, value: p, "aria-label": label }), h("span", { className: "number" }, percent(p))),
     ]));
   }
 }
+
+/** The key that chooses the class of that place; there are nine. */
+const numbered = (place) => (place < 9 ? h("kbd", {}, String(place + 1)) : null);

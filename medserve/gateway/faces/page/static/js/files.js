@@ -14,7 +14,17 @@ export function folderOf(row) {
 /** The class that counts: a person's, else the model's. */
 export const classOf = (row) => row.correction ?? row.label ?? null;
 
-const ORDER = ["ok", "review", "unlike", "error", "failed", "waiting"];
+/** Whether the service has not said yet what it makes of a file. */
+export const isOpen = ({ status }) => ["waiting", "failed", "missing"].includes(status);
+
+const ORDER = ["ok", "review", "unlike", "error", "failed", "missing", "waiting"];
+
+/** Rises with certainty: unlike the training data first, then the unsure, then by probability. */
+function doubtOf(row) {
+  if (row.probability === undefined) return null;
+  const rank = row.correction ? 3 : { unlike: 0, review: 1 }[row.status] ?? 2;
+  return rank + row.probability / 2;
+}
 
 /** What the table can be ordered by; each gives a number or a text, null comes last. */
 const KEYS = {
@@ -22,6 +32,7 @@ const KEYS = {
   id: (row, labels) => (classOf(row) === null ? null : labels.indexOf(classOf(row))),
   class: (row) => classOf(row),
   probability: (row) => row.probability ?? null,
+  doubt: doubtOf,
   status: (row) => ORDER.indexOf(row.status),
 };
 

@@ -1,5 +1,7 @@
 // On every page: the switch between light and dark, remembered for a year.
 
+import "./connection.js";
+
 const THEMES = ["", "light", "dark"]; // "" follows the system
 
 const root = document.documentElement;

@@ -1,20 +1,22 @@
 // The page that generates pictures: they appear while they form, each marked as synthetic.
 
 import { contactSheet } from "./contact_sheet.js";
+import { chosen, startModel } from "./choosing.js";
 import { $, h, save } from "./dom.js";
-import { chosenOptions, modelOf, offerOptions } from "./options.js";
+import { chosenOptions, offerOptions } from "./options.js";
 import { count, explain, t } from "./page.js";
 import { request, ServerError } from "./server.js";
+import { zipped } from "./zip.js";
 
 const FIRST = { n: 8 }; // a gallery to begin with
 
-const state = { stopping: null, tiles: [], settings: null, made: [] };
+const state = { stopping: null, tiles: [], settings: null, made: [], files: [] };
 
 // ---- a run
 
 async function draw(settings) {
   state.stopping = new AbortController();
-  Object.assign(state, { settings, made: [], tiles: Array.from({ length: settings.n ?? 1 }, makeTile) });
+  Object.assign(state, { settings, made: [], files: [], tiles: Array.from({ length: settings.n ?? 1 }, makeTile) });
   $("files").replaceChildren();
   $("gallery").replaceChildren(...state.tiles.map(({ element }) => element));
   running(true);
@@ -59,7 +61,9 @@ function hear(event) {
     tile.progress.hidden = true;
     tile.image.alt = t("generate.alt", { n: count(event.image + 1), seed: event.seed });
     tile.caption.textContent = t("generate.seed_of", { seed: event.seed });
-    state.made[event.image] = { image: tile.image, seed: event.seed, model: event.model, version: event.version };
+    const made = { image: tile.image, seed: event.seed, bytes: decoded(event.png) };
+    state.made[event.image] = made;
+    offer(event.image, "png", made.bytes, fileName("png", event.seed));
   }
   const parts = state.tiles.map(({ progress }) => (progress.hidden ? 1 : progress.value / progress.max || 0));
   $("progress").value = parts.reduce((sum, part) => sum + part, 0) / parts.length;
@@ -69,13 +73,20 @@ function hear(event) {
 
 /** Offer a file of all images beside them, or of one image below it. */
 function keep({ image, suffix, content }) {
-  const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
-  const number = image === null ? "" : `-${state.made[image].seed}`;
-  const name = `medserve-synthetic${number}.${suffix}`;
+  const seed = image === null ? null : state.made[image].seed;
+  offer(image, suffix, decoded(content), fileName(suffix, seed));
+}
+
+const decoded = (content) => Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+
+const fileName = (suffix, seed = null) => `medserve-synthetic${seed === null ? "" : `-${seed}`}.${suffix}`;
+
+function offer(image, suffix, bytes, name) {
+  if (image !== null) state.files.push({ name, bytes });
   const label = image === null ? name : t("generate.file_of", { n: count(image + 1), suffix });
-  const offer = h("button", { type: "button", "aria-label": label, onclick: () => save(new Blob([bytes]), name) }, suffix);
-  if (image === null) $("files").append(offer);
-  else state.tiles[image].caption.after(offer);
+  const button = h("button", { type: "button", "aria-label": label, onclick: () => save(new Blob([bytes]), name) }, suffix);
+  if (image === null) $("files").append(button);
+  else state.tiles[image].caption.after(button);
 }
 
 function makeTile(_, place) {
@@ -93,6 +104,7 @@ function running(yes) {
   $("stop").hidden = !yes;
   $("progress").hidden = !yes;
   if (yes) $("progress").value = 0;
+  $("zip").hidden = yes || !state.files.length;
   $("sheet").hidden = yes || !state.made.some(Boolean);
   if (yes) say(t("generate.waiting"));
 }
@@ -108,12 +120,8 @@ function fail(error) {
 
 // ---- what the visitor does
 
-function chosenModel() {
-  return modelOf(...$("model").value.split("@"));
-}
-
-function offer() {
-  offerOptions($("options"), chosenModel().options, FIRST);
+function offerForm() {
+  offerOptions($("options"), chosen().options, FIRST);
   const seed = $("option-seed");
   const dice = () => (seed.value = crypto.getRandomValues(new Uint32Array(1))[0]);
   const row = h("span", { className: "row" });
@@ -122,13 +130,17 @@ function offer() {
   dice();
 }
 
-$("model").addEventListener("change", offer);
-offer();
+startModel("generate", offerForm);
+offerForm();
 $("stop").addEventListener("click", () => state.stopping.abort());
 $("settings").addEventListener("submit", (event) => {
   event.preventDefault();
-  const { name: model, version, options } = chosenModel();
+  const { name: model, version, options } = chosen();
   draw({ model, version, ...chosenOptions($("options"), options) });
+});
+$("zip").addEventListener("click", () => {
+  const files = state.files.map(({ name, bytes }) => ({ name: `medserve-synthetic/${name}`, bytes }));
+  save(zipped(files), fileName("zip"));
 });
 $("sheet").addEventListener("click", async () => {
   const title = [state.settings.model, state.settings.version, state.settings.class, state.settings.steps && t("generate.steps_of", { steps: state.settings.steps })];

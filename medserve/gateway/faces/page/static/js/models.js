@@ -19,7 +19,7 @@ async function look() {
     const mark = element.querySelector("[data-state]");
     mark.className = `state ${ready ? "good" : "bad"}`;
     mark.textContent = t(ready ? "state.ready" : "state.not_ready");
-    mark.title = reason;
+    element.querySelector("[data-reason]").textContent = reason;
   }
 }
 

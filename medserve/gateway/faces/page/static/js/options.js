@@ -1,12 +1,7 @@
 // The form of a model's options, made from what its task declares.
 
 import { h } from "./dom.js";
-import { page, t } from "./page.js";
-
-/** The model that the visitor chose, or that a job was made with. */
-export function modelOf(name, version) {
-  return page.models.find((model) => model.name === name && model.version === version);
-}
+import { t } from "./page.js";
 
 /** Show a control for each option; `first` has values to start with, by the options' names. */
 export function offerOptions(box, options, first = {}) {

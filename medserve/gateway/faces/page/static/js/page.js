@@ -34,7 +34,16 @@ export function bytes(n) {
   let place = 0;
   for (; n >= 1000 && place < units.length - 1; place += 1) n /= 1000;
   const digits = place && n < 10 ? 1 : 0;
-  return new Intl.NumberFormat(language, { style: "unit", unit: units[place], unitDisplay: "short", maximumFractionDigits: digits }).format(n);
+  const unitDisplay = place ? "short" : "long"; // the short form of a byte knows no plural
+  return new Intl.NumberFormat(language, { style: "unit", unit: units[place], unitDisplay, maximumFractionDigits: digits }).format(n);
+}
+
+const NOT_READ = /\.(bmp|gif|webp|heic|heif|avif|svg|pdf|mp4|avi|mov|zip|7z|rar|docx?|xlsx?|txt|csv)$/i;
+
+/** Why a file has no answer, by what is known of its name. */
+export function explainFile(name, error) {
+  const [, suffix] = (error.code === "INVALID_IMAGE" && NOT_READ.exec(name)) || [];
+  return suffix ? t("error.format", { format: suffix.toUpperCase() }) : explain(error);
 }
 
 /** What went wrong, in the visitor's language where there are words for it. */

@@ -7,7 +7,7 @@ const BY_BROWSER = new Set(["image/png", "image/jpeg"]);
 /** An image of a row's file, or null where there is none yet. `large` for a closer look. */
 export function picture(row, job, large = false) {
   const own = row.file && BY_BROWSER.has(row.file.type);
-  const onServer = row.status !== "waiting" && row.status !== "error" && job;
+  const onServer = row.stored && row.status !== "error" && job;
   if (!own && !onServer) return null;
   const source = own ? URL.createObjectURL(row.file) : `/jobs/${job}/files/${row.number}/thumbnail${large ? "?side=large" : ""}`;
   const image = h("img", { src: source, alt: "", decoding: "async" });

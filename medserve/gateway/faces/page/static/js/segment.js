@@ -1,17 +1,21 @@
 // The page that segments volumes and frames: files in, a viewer with the mask, measures, downloads.
 
+import { casesOf, drawCases, titles } from "./cases.js";
+import { chosen, startModel } from "./choosing.js";
 import { $, agreed, h, save } from "./dom.js";
 import { onFiles } from "./dropping.js";
-import { chosenOptions, modelOf, offerOptions } from "./options.js";
+import { chosenOptions, offerOptions } from "./options.js";
 import { bytes, count, decimal, explain, page, t } from "./page.js";
 import { request, sendPack, ServerError } from "./server.js";
 import { Viewer } from "./viewer.js";
+import { zipped } from "./zip.js";
 
 const AXES = ["x", "y", "z"];
 const FRAME_COLUMNS = ["index", "status", "pixels", "area_cm2", "width_mm", "height_mm", "touches_border", "unlike_ultrasound"];
+const FILE = /(\.nii)?\.[a-z]{2,5}$/i;
 const NIFTI = /\.nii(\.gz)?$/i;
 
-const state = { job: page.job, model: null, labels: [], answer: null, stopping: null, volume: null };
+const state = { job: page.job, model: null, labels: [], answer: null, stopping: null, volume: null, cases: [], shown: null };
 const viewer = new Viewer($("viewer"), moved);
 
 /** The text of a key in the words of a task: a frame is no volume, its pixels no voxels. */
@@ -23,44 +27,105 @@ const isSingle = ({ grid }) => grid?.frames === 1;
 async function take(found) {
   state.stopping?.abort();
   const stopping = (state.stopping = new AbortController());
-  const { signal } = stopping;
   fail(null);
-  try {
-    const size = found.reduce((sum, { file }) => sum + file.size, 0);
-    if (size > page.limits.bytes) throw new ServerError(413, "PAYLOAD_TOO_LARGE", "");
-    await begin();
-    signal.throwIfAborted();
-    state.volume = found.length === 1 && NIFTI.test(found[0].name) ? found[0].file : null;
-    const entries = found.map(({ name, file }, number) => ({ number, name, file }));
-    run(t("segment.sending", { size: bytes(size) }), 0);
-    await sendPack(`/jobs/${state.job.id}/volume`, entries, { progress: (part) => ($("progress").value = part), signal });
-    await ask(signal);
-  } catch (error) {
-    if (stopping === state.stopping) fail(error);
+  state.cases = casesOf(found, state.model.task);
+  state.shown = null;
+  const { cases } = state;
+  for (const each of cases) {
+    listCases();
+    try {
+      each.answer = await answerTo(each, stopping.signal);
+      if (!state.shown) await open(each);
+    } catch (error) {
+      if (stopping !== state.stopping) return;
+      each.error = error;
+      if (cases.length === 1 || error.name === "AbortError") fail(error);
+      if (error.name === "AbortError") break;
+    }
   }
+  listCases();
+  if (cases.length > 1) done();
 }
 
-/** Each file or series is a job of its own. */
-async function begin() {
+/** Send a case as a job of its own, and give what the model answers. */
+async function answerTo(each, signal) {
+  const { files } = each;
+  const size = files.reduce((sum, { file }) => sum + file.size, 0);
+  if (size > page.limits.bytes) throw new ServerError(413, "PAYLOAD_TOO_LARGE", "");
   const { name: model, version } = state.model;
-  const response = await request("/jobs", { method: "POST", json: { kind: "segment", model, version } });
-  state.job = await response.json();
-  history.replaceState(null, "", `/segment/${state.job.id}`);
+  const begun = await request("/jobs", { method: "POST", json: { kind: "segment", model, version }, signal });
+  each.job = await begun.json();
+  each.volume = files.length === 1 && NIFTI.test(files[0].name) ? files[0].file : null;
+  if (!state.shown) use(each);
+  const entries = files.map(({ name, file }, number) => ({ number, name, file }));
+  run(t("segment.sending", { size: bytes(size) }), 0);
+  await sendPack(`/jobs/${each.job.id}/volume`, entries, { progress: (part) => ($("progress").value = part), signal });
+  each.job = await (await request(`/jobs/${each.job.id}`, { signal })).json(); // it has a name now
+  return ask(each.job, signal);
 }
 
-async function ask(signal) {
+/** Take a case as the one that this page is about. */
+function use({ job, volume }) {
+  Object.assign(state, { job, volume });
+  history.replaceState(null, "", `/segment/${job.id}`);
+}
+
+async function open(each) {
+  state.shown = each;
+  use(each);
+  listCases();
+  await show(each.answer);
+}
+
+function listCases() {
+  const said = ({ answer, error, job }) => {
+    if (error) return error.name === "AbortError" ? "–" : explain(error);
+    if (answer) return t("segment.done", { found: count(measured(answer).filter(({ amount }) => amount).length) });
+    return job ? "…" : t("segment.case_waiting");
+  };
+  drawCases(state.cases, state.shown, said, (each) => open(each).catch(fail));
+}
+
+function done() {
+  $("stop").hidden = true;
+  $("progress").hidden = true;
+  const answered = state.cases.filter(({ answer }) => answer).length;
+  $("said").textContent = t("segment.cases_done", { done: count(answered), all: count(state.cases.length) });
+}
+
+async function ask(job, signal) {
   const json = chosenOptions($("options"), state.model.options);
   const begun = performance.now();
   const tick = () => run(t("segment.working", { seconds: count(Math.round((performance.now() - begun) / 1000)) }), null);
   tick();
   const timer = setInterval(tick, 1000);
-  let response;
   try {
-    response = await request(`/jobs/${state.job.id}/segmentation`, { method: "POST", json, signal });
+    return await (await request(`/jobs/${job.id}/segmentation`, { method: "POST", json, signal })).json();
   } finally {
     clearInterval(timer);
   }
-  await show(await response.json());
+}
+
+/** Ask again: the same model with other options, or another model, to which nothing is sent again. */
+async function rerun(signal) {
+  const { name: model, version } = state.model;
+  if (state.job.model !== model || state.job.version !== version) {
+    const json = { kind: "segment", model, version, files_of: state.job.id };
+    const { id } = await (await request("/jobs", { method: "POST", json, signal })).json();
+    const job = await (await request(`/jobs/${id}`, { signal })).json();
+    use({ job, volume: state.volume });
+  }
+  state.cases = [];
+  listCases();
+  await show(await ask(state.job, signal));
+  nameRerun();
+}
+
+/** The button says what it does: the same model again, or another one. */
+function nameRerun() {
+  const { job, model } = state;
+  const same = !job || (job.model === model.name && job.version === model.version);
+  $("rerun").textContent = same ? t("segment.rerun") : t("segment.run_on", { model: model.name });
 }
 
 function run(text, value) {
@@ -83,20 +148,20 @@ function fail(error) {
 // ---- what is seen
 
 /** One row a structure: of a volume its voxels, of frames the pixels of all that were measured. */
-function measured({ task, measures, frames, labels, stack }) {
+function measured({ task, measures, frames, labels, stack, grid }) {
   if (task === "volumes") return measures.map((each) => ({ ...each, amount: each.voxels, size: each.volume_ml }));
   const good = frames.filter(({ status }) => status === "ok");
   const amount = good.reduce((sum, { pixels }) => sum + pixels, 0);
-  const size = isSingle(state.answer) ? stack.area_cm2 : stack.volume_ml;
+  const size = isSingle({ grid }) ? stack.area_cm2 : stack.volume_ml;
   const touches_border = good.some((frame) => frame.touches_border);
   return [{ label: labels[1], label_id: 1, amount, size, centroid_mm: measures[0]?.centroid_mm ?? null, touches_border }];
 }
 
 async function show(answer) {
-  state.answer = answer;
-  state.answer.measures = measured(answer);
+  state.answer = { ...answer, measures: measured(answer) };
   state.labels = answer.labels.map((name, place) => ({ name, colour: answer.colours[place], shown: true }));
   $("work").hidden = false;
+  $("case").textContent = state.job.case;
   drawMeasures();
   drawFacts();
   drawDownloads();
@@ -116,6 +181,8 @@ async function showVolume() {
   const mask = await (await request(`/jobs/${id}/mask.nii.gz`)).blob();
   await viewer.show(volume);
   await viewer.lay(mask, state.labels, $("opacity").value / 100);
+  // The sliders step from slice to slice.
+  viewer.shape.forEach((size, place) => ($(`cross-${AXES[place]}`).max = Math.max(size - 1, 1)));
   viewer.view = document.querySelector("#views :checked").value;
   const largest = [...state.answer.measures].filter(({ centroid_mm }) => centroid_mm).sort((a, b) => b.amount - a.amount)[0];
   if (largest) viewer.go(largest.centroid_mm);
@@ -216,7 +283,7 @@ function drawDownloads() {
 
 function moved({ mm, vox, value, label }) {
   const at = viewer.position;
-  AXES.forEach((axis, place) => ($(`cross-${axis}`).value = Math.round(at[place] * 1000)));
+  AXES.forEach((axis, place) => ($(`cross-${axis}`).value = Math.floor(at[place] * viewer.shape[place])));
   const { task } = state.answer;
   const place = task === "frames" ? vox.map(count) : mm.map((x) => decimal(x, 1));
   const values = { place: place.join(" / "), value: value === undefined ? "–" : decimal(value, 1) };
@@ -225,7 +292,7 @@ function moved({ mm, vox, value, label }) {
 
 /** Name things as the task of the chosen model does, and offer its options. */
 function choose() {
-  state.model = modelOf(...$("model").value.split("@"));
+  state.model = chosen();
   const { task, options } = state.model;
   for (const [id, key] of [["lead", "lead"], ["drop-title", "drop"], ["formats", "formats"]]) $(id).textContent = wording(task, key);
   $("choose-folder").hidden = task === "frames"; // its files are whole stacks
@@ -236,13 +303,11 @@ function choose() {
 
 // ---- what the visitor does
 
-if (state.job && modelOf(state.job.model, state.job.version)) $("model").value = `${state.job.model}@${state.job.version}`;
-choose();
-$("model").addEventListener("change", () => {
+startModel("segment", () => {
   choose();
-  const { answer, model } = state;
-  $("rerun").hidden = answer?.model !== model.name || answer.version !== model.version; // whose job has the files
+  nameRerun();
 });
+choose();
 onFiles(take);
 $("stop").addEventListener("click", () => state.stopping?.abort());
 $("opacity").addEventListener("input", (event) => (viewer.opacity = event.target.value / 100));
@@ -250,13 +315,45 @@ for (const choice of document.querySelectorAll("#views input")) {
   choice.addEventListener("change", (event) => (viewer.view = event.target.value));
 }
 for (const axis of AXES) {
-  $(`cross-${axis}`).addEventListener("input", () => (viewer.position = AXES.map((each) => $(`cross-${each}`).value / 1000)));
+  $(`cross-${axis}`).addEventListener("input", () => (viewer.position = AXES.map((each, place) => (Number($(`cross-${each}`).value) + 0.5) / viewer.shape[place])));
 }
-$("get-csv").addEventListener("click", () => {
-  const { task, frames, measures } = state.answer;
+/** Lines of a table of measures, one a structure or a frame, with the columns `before` them. */
+function table({ task, frames, measures }) {
   const [columns, rows] = task === "frames" ? [FRAME_COLUMNS, frames] : [["label", "label_id", "voxels", "volume_ml"], measures];
-  const lines = rows.map((row) => columns.map((name) => row[name] ?? "").join(","));
-  save(new Blob([[columns.join(","), ...lines, ""].join("\r\n")], { type: "text/csv" }), "medserve-measures.csv");
+  return { columns, lines: rows.map((row) => columns.map((name) => row[name] ?? "").join(",")) };
+}
+
+const csv = (lines) => new Blob([[...lines, ""].join("\r\n")], { type: "text/csv" });
+
+$("get-csv").addEventListener("click", () => {
+  const { columns, lines } = table(state.answer);
+  save(csv([columns.join(","), ...lines]), `${state.job.case.split("/").pop().replace(FILE, "")}-measures.csv`);
+});
+
+/** One table of all cases; a name is quoted and never a formula. */
+function allMeasures() {
+  const names = titles(state.cases);
+  const found = state.cases.flatMap(({ answer }, place) => (answer ? [{ ...table(answer), name: names[place] }] : []));
+  const quoted = (name) => `"${name.replace(/^(?=[=+@\t-])/, "'").replaceAll('"', '""')}"`;
+  return csv([`case,${found[0].columns.join(",")}`, ...found.flatMap(({ name, lines }) => lines.map((line) => `${quoted(name)},${line}`))]);
+}
+
+$("cases-csv").addEventListener("click", () => save(allMeasures(), "medserve-measures.csv"));
+$("cases-zip").addEventListener("click", async () => {
+  try {
+    const names = titles(state.cases);
+    const bytesOf = async (blob) => new Uint8Array(await blob.arrayBuffer());
+    const files = [{ name: "medserve-masks/measures.csv", bytes: await bytesOf(allMeasures()) }];
+    for (const [place, { answer, job }] of state.cases.entries()) {
+      const part = answer && ["mask.png", "mask.nii.gz"].find((each) => answer.parts.includes(each));
+      if (!part) continue;
+      const mask = await (await request(`/jobs/${job.id}/${part}`)).blob();
+      files.push({ name: `medserve-masks/${names[place]}-${part}`, bytes: await bytesOf(mask) });
+    }
+    save(zipped(files), "medserve-masks.zip");
+  } catch (error) {
+    fail(error);
+  }
 });
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -264,7 +361,7 @@ $("form").addEventListener("submit", (event) => {
   state.stopping = new AbortController();
   fail(null);
   $("progress").hidden = false;
-  ask(state.stopping.signal).catch(fail);
+  rerun(state.stopping.signal).catch(fail);
 });
 $("delete").addEventListener("click", async () => {
   if (!(await agreed($("confirm")))) return;

@@ -46,9 +46,12 @@ export async function request(path, { method = "GET", json, signal } = {}) {
   return response;
 }
 
+/** A file as a job lists it. */
+export const listed = ({ number, name, file }) => ({ number, name, size: file.size, modified: Math.floor(file.lastModified / 1000) });
+
 /** Send files as one pack; `progress` hears of the part that is on its way, from 0 to 1. */
 export function sendPack(path, entries, { progress, signal } = {}) {
-  const list = entries.map(({ number, name, file }) => ({ number, name, size: file.size }));
+  const list = entries.map(listed);
   const pack = new Blob([`${JSON.stringify(list)}\n`, ...entries.map(({ file }) => file)]);
   return new Promise((resolve, reject) => {
     const sending = new XMLHttpRequest(); // fetch tells nothing of an upload under way

@@ -1,6 +1,7 @@
 // Many files to a job: a few packs at a time, tried again where that helps.
 
-import { ServerError, sendPack } from "./server.js";
+import { reachable, untilReachable } from "./connection.js";
+import { request, ServerError, sendPack } from "./server.js";
 
 const FILES_A_PACK = 32;
 const FIRST_PACK = 8; // small, so that the first answers come at once
@@ -9,7 +10,7 @@ const PACKS_AT_A_TIME = 3;
 const ATTEMPTS = 6;
 
 /**
- * Sends rows ({number, name, file}) to a job's address.
+ * Sends rows ({number, name, file}) to a job, or asks again for those that are `stored` there.
  *
  * `hear` gets {sending: rows, part}, {answered: files} and {failed: rows, error}.
  */
@@ -27,7 +28,7 @@ export class Uploads {
   /** Take more files. */
   add(rows) {
     for (const row of rows) {
-      if (row.file.size > this.limits.bytes) {
+      if (!row.stored && row.file.size > this.limits.bytes) {
         this.hear({ failed: [row], error: new ServerError(413, "PAYLOAD_TOO_LARGE", "") });
       } else {
         this.waiting.push(row);
@@ -58,9 +59,10 @@ export class Uploads {
     this.first = false;
     let size = 0;
     let taken = 0;
-    for (const { file } of this.waiting.slice(0, most)) {
-      size += file.size;
-      if (taken && size > BYTES_A_PACK) break;
+    const { stored } = this.waiting[0];
+    for (const row of this.waiting.slice(0, most)) {
+      size += row.size;
+      if (taken && (row.stored !== stored || size > BYTES_A_PACK)) break;
       taken += 1;
     }
     return this.waiting.splice(0, taken);
@@ -80,13 +82,27 @@ export class Uploads {
     }
   }
 
+  async #once(pack, signal) {
+    if (pack[0].stored) {
+      const json = { numbers: pack.map(({ number }) => number) };
+      return (await request(`${this.path}/answers`, { method: "POST", json, signal })).json();
+    }
+    const progress = (part) => this.hear({ sending: pack, part });
+    return sendPack(`${this.path}/files`, pack, { progress, signal });
+  }
+
   async #patiently(pack) {
     const { signal } = this.stopping;
     for (let attempt = 1; ; attempt += 1) {
       try {
-        const progress = (part) => this.hear({ sending: pack, part });
-        return await sendPack(this.path, pack, { progress, signal });
+        return await this.#once(pack, signal);
       } catch (error) {
+        if (error.status === 0 && !(await reachable())) {
+          await untilReachable(signal);
+          if (signal.aborted) throw new DOMException("stopped", "AbortError");
+          attempt = 0;
+          continue;
+        }
         if (!error.passing || attempt === (error.status === 0 ? 2 : ATTEMPTS)) throw error;
         await new Promise((resolve) => setTimeout(resolve, 250 * 2 ** attempt * (0.75 + Math.random() / 2)));
         if (signal.aborted) throw new DOMException("stopped", "AbortError");

@@ -57,6 +57,11 @@ export class Viewer {
     this.nv?.setSliceType({ multi: 3, axial: 0, coronal: 1, sagittal: 2, render: 4 }[name]);
   }
 
+  /** How many voxels the volume has along x, y, z of the body. */
+  get shape() {
+    return this.nv.volumes[0].dimsRAS.slice(1, 4);
+  }
+
   /** Where the crosshair is: fractions of the volume along x, y, z. */
   get position() {
     return [...this.nv.scene.crosshairPos];

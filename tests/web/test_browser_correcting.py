@@ -1,0 +1,153 @@
+"""Correcting many images by hand, with the reasons in sight and the keyboard alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medserve.imaging.codecs import nifti
+from medserve.imaging.volume import Volume
+from tests.gateway.faces import SEGMENTATION
+from tests.web.fake_page import FakePage, image
+
+if TYPE_CHECKING:
+    from playwright.sync_api import FilePayload, Page
+
+FILES: list[FilePayload] = [
+    image("clear.png", "ok dark", 1),
+    image("unsure.png", "review bright", 2),
+    image("odd.png", "odd dark", 3),
+    image("also.png", "ok bright", 4),
+    {"name": "photo.bmp", "mimeType": "image/bmp", "buffer": b"BM a picture"},
+]
+
+
+def sorted_files(tab: Page) -> None:
+    tab.goto("/classify")
+    tab.locator("#files").set_input_files(FILES)
+    tab.get_by_text(f"Done. Files: {len(FILES)}", exact=True).wait_for()
+
+
+def row(tab: Page, name: str) -> str:
+    return tab.locator("tr.file", has_text=name).inner_text()
+
+
+def test_every_reason_stands_in_the_table_itself(fake_tab: Page) -> None:
+    tab = fake_tab
+    sorted_files(tab)
+    assert "The model hesitates" in row(tab, "unsure.png")
+    assert "Unlike the training data" in row(tab, "odd.png")
+    assert "BMP files are not read here. Save the image as PNG" in row(tab, "photo.bmp")
+    assert "\n" not in row(tab, "clear.png").split("\t")[0]
+
+
+def test_the_doubtful_come_first_where_that_is_asked_for(fake_tab: Page) -> None:
+    tab = fake_tab
+    sorted_files(tab)
+    tab.get_by_role("button", name="Doubtful first").click()
+    first = tab.locator("tr.file").first.locator(".c-name")
+    tab.locator("tr[aria-rowindex='2']", has_text="odd.png").wait_for()
+    assert "odd.png" in first.inner_text()
+    tab.locator("tr[aria-rowindex='3']", has_text="unsure.png").wait_for()
+    tab.locator("tr[aria-rowindex='6']", has_text="photo.bmp").wait_for()
+
+
+def test_a_number_sets_the_class_of_the_image_that_is_looked_at(fake_tab: Page) -> None:
+    tab = fake_tab
+    sorted_files(tab)
+    tab.locator("tr.file .thumb").first.click()
+    tab.get_by_role("dialog").get_by_text("clear.png").wait_for()
+    tab.keyboard.press("2")
+    tab.get_by_role("dialog").get_by_text("bright (by hand)").wait_for()
+    tab.keyboard.press("ArrowRight")
+    tab.get_by_role("dialog").locator("#detail-name", has_text="unsure.png").wait_for()
+    tab.keyboard.press("1")
+    tab.get_by_role("dialog").get_by_text("dark (by hand)").wait_for()
+    tab.keyboard.press("Escape")
+    assert tab.locator("tr.corrected").count() == 2
+
+
+def test_a_correction_is_taken_back_after_a_reload_and_announced(fake_tab: Page) -> None:
+    tab = fake_tab
+    sorted_files(tab)
+    tab.locator("tr.file select").first.select_option("bright")
+    tab.locator("tr.corrected").wait_for()
+    tab.reload()
+    tab.locator("tr.corrected").wait_for()
+    tab.locator("#undo:enabled").click()
+    tab.locator("tr.corrected").wait_for(state="detached")
+    tab.locator("#moved", has_text="clear.png: now dark").wait_for(state="attached")
+    tab.locator("#redo:enabled").click()
+    tab.locator("tr.corrected").wait_for()
+
+
+def test_a_mask_carries_the_name_of_its_case(fake_tab: Page) -> None:
+    tab = fake_tab
+    volume = Volume(SEGMENTATION.mask.astype("float32"), SEGMENTATION.geometry)
+    content = nifti.encode(volume)
+    tab.goto("/segment?model=organs")
+    tab.locator("#files").set_input_files(
+        {"name": "liver 7.nii.gz", "mimeType": "application/gzip", "buffer": content}
+    )
+    tab.locator("#case", has_text="liver 7.nii.gz").wait_for()
+    tab.get_by_text("Done. Structures found: 1").wait_for()
+    with tab.expect_download() as waiting:
+        tab.locator("#get-nifti").click()
+    assert waiting.value.suggested_filename == "liver 7-mask.nii.gz"
+    with tab.expect_download() as waiting:
+        tab.locator("#get-csv").click()
+    assert waiting.value.suggested_filename == "liver 7-measures.csv"
+    tab.goto("/")
+    tab.get_by_role("link", name="liver 7.nii.gz").wait_for()
+
+
+def volumes(*names: str) -> list[FilePayload]:
+    content = nifti.encode(Volume(SEGMENTATION.mask.astype("float32"), SEGMENTATION.geometry))
+    return [{"name": name, "mimeType": "application/gzip", "buffer": content} for name in names]
+
+
+def test_several_volumes_are_several_cases_with_one_table_and_one_zip(fake_tab: Page) -> None:
+    tab = fake_tab
+    tab.goto("/segment?model=organs")
+    tab.locator("#files").set_input_files(volumes("=a.nii.gz", "b.nii.gz", "b.nii"))
+    tab.get_by_text("3 of 3 cases done").wait_for()
+    assert tab.locator("#case").inner_text() == "=a.nii.gz"
+    tab.locator("#case-list").get_by_role("button", name="b.nii", exact=True).click()
+    tab.locator("#case", has_text=re.compile(r"^b\.nii$")).wait_for()
+    with tab.expect_download() as waiting:
+        tab.locator("#cases-csv").click()
+    rows = list(csv.DictReader(io.StringIO(Path(waiting.value.path()).read_text())))
+    assert [(row["case"], row["label"]) for row in rows] == [
+        ("'=a", "bright"), ("b", "bright"), ("b-2", "bright"),
+    ]  # fmt: skip
+    with tab.expect_download() as waiting:
+        tab.locator("#cases-zip").click()
+    with zipfile.ZipFile(waiting.value.path()) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == [
+            f"medserve-masks/{name}"
+            for name in ("measures.csv", *(f"{case}-mask.nii.gz" for case in ("=a", "b", "b-2")))
+        ]
+
+
+def test_another_model_gets_the_same_volume_without_an_upload(
+    fake_tab: Page, fake_page: FakePage
+) -> None:
+    tab = fake_tab
+    tab.goto("/segment?model=organs")
+    tab.locator("#files").set_input_files(volumes("liver.nii.gz"))
+    tab.get_by_text("Done. Structures found: 1").wait_for()
+    uploads: list[str] = []
+    tab.on("request", lambda sent: uploads.append(sent.url) if sent.method == "POST" else None)
+    tab.locator("#model").select_option("bones@1.0")
+    tab.get_by_text("Options", exact=True).click()
+    tab.get_by_role("button", name="Run this file on bones").click()
+    tab.locator("#facts", has_text="bones 1.0").wait_for()
+    assert not [url for url in uploads if url.endswith("/volume")]
+    first, second = fake_page.engine.requests
+    assert (first.model, second.model) == ("organs", "bones")
+    assert first.inputs["data"] == second.inputs["data"]
