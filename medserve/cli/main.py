@@ -19,8 +19,8 @@ from medserve.errors import MedserveError
 
 __all__ = ["app", "main"]
 
-# Name of the command -> module of medserve.cli that has a function of that name; shown in this
-# order, by what a newcomer needs first.
+# Name of the command -> module of medserve.cli that has a function, or a group of commands, of that
+# name; shown in this order, by what a newcomer needs first.
 _COMMANDS = {
     "demo": "demo",
     "serve": "serve",
@@ -30,6 +30,7 @@ _COMMANDS = {
     "sort": "sort",
     "models": "models",
     "ping": "models",
+    "dicom": "dicom",
     "package": "package",
     "inspect": "package",
     "token": "access",
@@ -50,8 +51,11 @@ class _Commands(TyperGroup):
         if cmd_name not in _COMMANDS:
             return None
         module = import_module(f"medserve.cli.{_COMMANDS[cmd_name]}")
+        found = getattr(module, cmd_name)
+        if isinstance(found, typer.Typer):
+            return typer.main.get_command(found)
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        single.command(cmd_name)(getattr(module, cmd_name))
+        single.command(cmd_name)(found)
         return typer.main.get_command(single)
 
 

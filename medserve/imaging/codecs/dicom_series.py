@@ -29,7 +29,7 @@ from medserve.imaging.codecs.unpack import files_in, is_tar, is_zip, peek
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume, VolumeLimits, check_shape
 
-__all__ = ["DicomVolume", "decode", "recognises"]
+__all__ = ["DicomVolume", "decode", "geometry_of", "recognises"]
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SAME_DIRECTION = 1e-3  # of unit vectors; headers round to 6 digits
@@ -85,6 +85,28 @@ def decode(
     except Exception:  # pydicom quotes values in what it raises
         raise InvalidImageError(
             "expected whole DICOM files, got some that are damaged; export the series again"
+        ) from None
+
+
+def geometry_of(headers: Sequence[Dataset]) -> Geometry:
+    """Return the grid of the images of one series, given by headers without pixels.
+
+    Raises:
+        InvalidImageError: they are not one volume, or a slice within them is missing.
+    """
+    try:
+        with quietly():
+            planes = [plane for n, each in enumerate(headers) for plane in planes_of(each, n)]
+            _check_alike(planes)
+            normal = planes[0].normal
+            planes.sort(key=lambda plane: float(normal @ plane.position))
+            return _geometry(planes)
+    except MedserveError:
+        raise
+    except Exception:  # pydicom quotes values in what it raises
+        raise InvalidImageError(
+            "expected whole DICOM files, got some whose headers are damaged; export the series "
+            "again"
         ) from None
 
 
