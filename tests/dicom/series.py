@@ -44,15 +44,15 @@ _CODES = {
 
 
 @cache
-def _slices(count: int) -> list[Dataset]:
+def _slices(count: int, size: tuple[int, int]) -> list[Dataset]:
     affine = np.diag((0.8, 1.1, 2.3, 1.0))
-    return dicom_slices(ramp(Geometry((8, 7, count), affine)))
+    return dicom_slices(ramp(Geometry((*size, count), affine)))
 
 
-def series(number: int, slices: int = 5) -> list[bytes]:
+def series(number: int, slices: int = 5, size: tuple[int, int] = (8, 7)) -> list[bytes]:
     """Return the files of one series, which is the only one of its patient and study."""
     files = []
-    for place, plain in enumerate(_slices(slices)):
+    for place, plain in enumerate(_slices(slices, size)):
         dataset = Dataset()
         dataset.update(plain)
         dataset.file_meta = plain.file_meta

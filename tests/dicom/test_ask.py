@@ -15,6 +15,7 @@ from medserve.errors import InvalidImageError, PayloadTooLargeError, ServerUnrea
 from tests.dicom.series import series, write
 from tests.dicom.test_objects import loop
 
+SIZE = (24, 20)  # columns, rows: models refuse less
 TASK = Task(1, 1, "rule", "content", ("1.2.3",), "waiting", "", 0, 1e9)
 
 
@@ -41,7 +42,7 @@ def gateway(address: str) -> Iterator[Gateway]:
 def test_each_task_is_asked_and_its_objects_are_made(
     gateway: Gateway, tmp_path: Path, rule: Rule, kinds: list[Kind]
 ) -> None:
-    contents = [loop()] if rule.task is RuleTask.FRAMES else series(1, slices=12)
+    contents = [loop()] if rule.task is RuleTask.FRAMES else series(1, 20, SIZE)
     files = write(tmp_path, contents)
     answer = gateway.ask(rule, files)
     assert answer.provenance.model == rule.model
@@ -51,9 +52,9 @@ def test_each_task_is_asked_and_its_objects_are_made(
 
 def test_what_the_model_refuses_is_its_own_error(gateway: Gateway, tmp_path: Path) -> None:
     rule = Rule(name="r", model="segmentation_3d", task=RuleTask.VOLUMES)
-    files = write(tmp_path, series(1, slices=7))
+    files = write(tmp_path, series(1, 20, SIZE))
     with pytest.raises(InvalidImageError, match="missing"):
-        gateway.ask(rule, files[:3] + files[4:])
+        gateway.ask(rule, files[:9] + files[10:])
 
 
 def test_a_series_over_the_limit_says_so(address: str, tmp_path: Path) -> None:
