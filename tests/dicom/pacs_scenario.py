@@ -110,9 +110,9 @@ def main(place: str, way: str) -> None:
         assert node.stdout is not None
         node.stdout.readline()
         wait(lambda: get("/system")["DicomAet"] == "PACS")
-        write(folder / "study", series(1, slices=9))
+        files = write(folder / "study", series(1, slices=9))
         subprocess.run(
-            ["storescu", "-aec", "PACS", "+sd", "127.0.0.1", "14242", str(folder / "study")],
+            ["storescu", "-aec", "PACS", "127.0.0.1", "14242", *map(str, files)],
             check=True,
         )
         wait(lambda: len(modalities()) == 3)
