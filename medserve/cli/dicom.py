@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import signal
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -148,8 +149,10 @@ def check(
     """Say what a node would do with the files of a folder; nothing is sent anywhere."""
     _require_dicom()
     from medserve.dicom.dry_run import dry_run
+    from medserve.dicom.headers import quiet_libraries
     from medserve.dicom.rules import Rules
 
+    quiet_libraries()
     console = Console(highlight=False, soft_wrap=True)
     table = Table("series", "images", "rule", "model", "verdict", box=None, pad_edge=False)
     outcome = dry_run(Rules.read(rules), folder, calling)
@@ -178,6 +181,41 @@ def echo(
     is_there = send.echo(ae_title, other)
     typer.echo(f"{peer} answers" if is_there else f"{peer} does not answer")
     raise typer.Exit(0 if is_there else 1)
+
+
+@dicom.command()
+def pull(
+    service: Annotated[str, typer.Argument(help="URL of a DICOMweb service.")],
+    study: Annotated[str, typer.Argument(help="Study Instance UID.")],
+    series: Annotated[str | None, typer.Option(help="One series alone: its UID.")] = None,
+    to: Annotated[
+        str, typer.Option(help="The node that gets the objects.")
+    ] = "MEDSERVE@127.0.0.1:11112",
+    ae_title: Annotated[str, typer.Option(help="The AE title to send under.")] = "PULL",
+) -> None:
+    """Fetch a study from a DICOMweb archive (WADO-RS), and send it to a running node.
+
+    The token of the service is read from MEDSERVE_DICOM_TOKEN.
+    """
+    _require_dicom()
+    from medserve.dicom.peers import read_destination
+    from medserve.dicom.pull import fetch
+    from medserve.dicom.send import forward
+
+    node = read_destination(to)
+    if node.address is None:
+        raise ConfigError(f"--to: expected AE@host:port, got {to!r}")
+    token = Settings.from_environment().dicom_token
+    with tempfile.TemporaryDirectory() as folder:
+        files = fetch(service, study, series, Path(folder), token)
+        statuses = forward(ae_title, node, files)
+    taken = statuses[0]
+    typer.echo(f"{taken} of {len(files)} objects were taken by {to}")
+    for status, number in sorted(statuses.items()):
+        if status != 0:
+            said = "not accepted" if status < 0 else f"status {status:04X}"
+            typer.echo(f"{number}: {said}")
+    raise typer.Exit(0 if taken == len(files) else 1)
 
 
 @dicom.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from hashlib import sha256
 from pathlib import Path
@@ -9,12 +10,11 @@ from typing import Any
 
 import msgspec
 from pydicom import Dataset, dcmread
-from pydicom.uid import UID
 
 from medserve.dicom.classes import is_result_class
 from medserve.errors import InvalidImageError
 
-__all__ = ["Facts", "read_facts", "read_header"]
+__all__ = ["Facts", "is_uid", "quiet_libraries", "read_facts", "read_header"]
 
 _READ = [
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality"),
@@ -45,6 +45,18 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     body_part: str = ""
     image_type: tuple[str, ...] = ()
     is_result: bool = False
+
+
+def is_uid(text: str) -> bool:
+    """Tell whether a text can be a unique identifier (PS3.5 9.1)."""
+    return 0 < len(text) <= _UID_LENGTH and set(text) <= set("0123456789.")
+
+
+def quiet_libraries() -> None:
+    """Silence the logs and warnings of libraries: they name studies and quote headers."""
+    for name in ("highdicom", "pydicom", "pynetdicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    warnings.simplefilter("ignore")
 
 
 def read_facts(path: Path) -> Facts:
@@ -102,9 +114,9 @@ def _facts(header: Dataset) -> Facts:
 
 def _uid(header: Dataset, name: str) -> str:
     text = str(header[name].value).strip()
-    if not text or len(text) > _UID_LENGTH or not set(text) <= set("0123456789."):
+    if not is_uid(text):
         raise ValueError(name)
-    return str(UID(text))
+    return text
 
 
 def _text(header: Dataset, name: str) -> str:

@@ -13,12 +13,12 @@ import shutil
 import sqlite3
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from medserve.dicom.ask import Gateway
 from medserve.dicom.completeness import judge, quiet_s
+from medserve.dicom.headers import quiet_libraries
 from medserve.dicom.objects import make_objects
 from medserve.dicom.peers import Destination
 from medserve.dicom.receive import Receiver, ReceiverSettings
@@ -54,7 +54,6 @@ _LONGEST_WAIT_S = 300.0
 _AT_A_TIME = 50  # objects over one association
 _HOUR = 3600.0
 
-_TALKATIVE = ("highdicom", "pydicom", "pynetdicom")  # they name studies and quote headers
 
 logger = logging.getLogger(__name__)
 
@@ -167,9 +166,7 @@ class Node:
 
     def start(self) -> None:
         """Open the port and start the loops; returns at once."""
-        for name in _TALKATIVE:
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-        warnings.simplefilter("ignore")  # pydicom's quote the values that they are about
+        quiet_libraries()
         for rule in self.rules:
             if not (rule.destinations() or self.settings.destinations):
                 raise ConfigError(f"rule {rule.name}: expected a destination, got none")

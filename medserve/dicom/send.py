@@ -5,12 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pydicom.filereader import read_file_meta_info
 from pynetdicom import _config
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.presentation import build_context
@@ -18,7 +21,7 @@ from pynetdicom.presentation import build_context
 from medserve.dicom.peers import Destination
 from medserve.dicom.spool import Delivery
 
-__all__ = ["Outcome", "Sender", "echo", "image_count"]
+__all__ = ["Outcome", "Sender", "echo", "forward", "image_count"]
 
 _EXPLICIT = "1.2.840.10008.1.2.1"
 _REFUSED_FOR_GOOD = {0x0122, 0x0124, 0x0117}  # class not supported, not authorised, wrong UID
@@ -27,6 +30,7 @@ _BOUNDARY = "medserve-object"
 _FAILED, _STORED = "00081198", "00081199"
 _REASON, _INSTANCE = "00081197", "00081155"
 _TIMEOUT_S = 60.0
+_CONTEXTS = 128  # of one association (PS3.8 9.3.2.2)
 _VERIFICATION = "1.2.840.10008.1.1"
 _STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 
@@ -107,6 +111,33 @@ class Sender:
         except (OSError, http.client.HTTPException) as error:
             return Outcome("waiting", f"the service does not answer ({type(error).__name__})")
         return _stow_outcome(status, answer, delivery.sop_uid)
+
+
+def forward(ae_title: str, destination: Destination, files: Sequence[Path]) -> Counter[int]:
+    """Store files as they are, in their own transfer syntaxes; returns how often each status came.
+
+    A file that could not be sent at all counts as -1.
+    """
+    _config.STORE_SEND_CHUNKED_DATASET = True
+    kinds = {}
+    for file in files:
+        meta = read_file_meta_info(file)
+        kinds[file] = (str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID))
+    contexts = [build_context(*kind) for kind in sorted(set(kinds.values()))]
+    association = _associate(_ae(ae_title), destination, contexts[:_CONTEXTS], None)
+    if not association.is_established:
+        return Counter({-1: len(files)})
+    statuses: Counter[int] = Counter()
+    try:
+        for file in files:
+            try:
+                statuses[int(association.send_c_store(file).get("Status", -1))] += 1
+            except (RuntimeError, ValueError):  # ended, or of a kind that is not accepted
+                statuses[-1] += 1
+    finally:
+        if association.is_established:
+            association.release()
+    return statuses
 
 
 def echo(ae_title: str, destination: Destination, tls: ssl.SSLContext | None = None) -> bool:

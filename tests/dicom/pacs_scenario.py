@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from medserve.dicom.pull import fetch
 from tests.dicom.series import RULES, series, write
 
 HTTP = "http://127.0.0.1:18042"
@@ -118,7 +119,10 @@ def main(place: str, way: str) -> None:
         wait(lambda: len(modalities()) == 3)
         time.sleep(5.0)  # for results of results, if there were any
         [study] = get("/studies")
+        (folder / "pulled").mkdir()
+        uid = get(f"/studies/{study}")["MainDicomTags"]["StudyInstanceUID"]
         found = {
+            "pulled": len(fetch(f"{HTTP}/dicom-web", uid, None, folder / "pulled")),
             "modalities": modalities(),
             "patient": get(f"/studies/{study}")["PatientMainDicomTags"]["PatientID"],
             "log": (folder / "node.log").read_text(),

@@ -42,6 +42,7 @@ def test_a_study_comes_back_with_its_results_once(
     found = json.loads(done.stdout.splitlines()[-1])
     # The archive forwards its results to the node, which answers none of them.
     assert found["modalities"] == {"MR": 9, "SEG": 1, "SR": 1}
+    assert found["pulled"] == 11
     assert found["patient"] == "S1-1"
     assert not [secret for secret in SECRETS if secret in found["log"]]
     seg = highdicom.seg.segread(tmp_path / "SEG.dcm")
