@@ -129,7 +129,11 @@ def serve(  # one parameter an option: the command line is the interface
     with contextlib.ExitStack() as stack:
         spool = stack.enter_context(contextlib.closing(Spool(state, Clock())))
         asked = Gateway(
-            address, token=environment.token, ca_file=environment.ca_file, timeout_s=timeout
+            address,
+            token=environment.token,
+            ca_file=environment.ca_file,
+            scratch=spool.receiving,
+            timeout_s=timeout,
         )
         stack.callback(asked.close)
         audit = None

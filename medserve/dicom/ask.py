@@ -42,6 +42,7 @@ class Gateway:
         address: Its gRPC port, `host:port`.
         token: Sent with each call.
         ca_file: Authority of its certificate; turns TLS on.
+        scratch: Folder where a series is packed; the system's own for such files if left out.
         timeout_s: For each call.
         message_bytes: The largest request and answer; the gateway has a limit of its own.
     """
@@ -52,10 +53,11 @@ class Gateway:
         *,
         token: str | None = None,
         ca_file: Path | None = None,
+        scratch: Path | None = None,
         timeout_s: float = 600.0,
         message_bytes: int = 1024 * 2**20,
     ) -> None:
-        self.timeout_s = timeout_s
+        self.timeout_s, self._scratch = timeout_s, scratch
         self._client = Client(
             address,
             token=token,
@@ -82,7 +84,7 @@ class Gateway:
         return self._classes(rule, files)
 
     def _volume(self, rule: Rule, files: Sequence[Path]) -> Answer:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
             series = Path(folder) / "series.zip"
             with zipfile.ZipFile(series, "w", zipfile.ZIP_DEFLATED, compresslevel=_FAST) as packed:
                 for number, file in enumerate(files):

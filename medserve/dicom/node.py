@@ -214,9 +214,11 @@ class Node:
 
     def answer(self) -> bool:
         """Ask the model about the oldest task whose time has come."""
-        for task in self.spool.tasks("waiting"):
-            if self._waits.may_try(("task", task.id), task.attempts):
-                self._answer(task)
+        for number, attempts in self.spool.waiting():
+            if self._waits.may_try(("task", number), attempts):
+                task = self.spool.task(number)
+                if task is not None:
+                    self._answer(task)
                 return True
         return False
 

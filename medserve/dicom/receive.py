@@ -13,16 +13,19 @@ What a sender is told (PS3.4 B.2.3, PS3.7 annex C):
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any
 
-from pynetdicom import _config, evt
+from pynetdicom import _config, dimse_messages, evt
 from pynetdicom.ae import ApplicationEntity
 
 from medserve.dicom.classes import STORED_CLASSES, readable_syntaxes
@@ -41,7 +44,54 @@ _VERIFICATION = "1.2.840.10008.1.1"
 _PDU_BYTES = 128 * 1024
 _NETWORK_S, _MESSAGE_S = 60.0, 60.0  # silence after which an association is ended
 
+_messages: Any = dimse_messages
 logger = logging.getLogger(__name__)
+
+
+class _Incoming:
+    """The file of an object that is on its way in, as pynetdicom uses it.
+
+    An error of the disk would end the thread that reads the connection, and the sender would wait
+    for an answer that never comes. It is kept instead, for the answer.
+    """
+
+    def __init__(self, folder: Path, **_: object) -> None:
+        self.error: OSError | None = None
+        self.file = self  # what is flushed
+        self._descriptor, self.name = -1, str(folder / "none")
+        try:
+            self._descriptor, self.name = tempfile.mkstemp(dir=folder)
+        except OSError as error:
+            self.error = error
+
+    def write(self, data: bytes) -> int:
+        """Write all of the data, or remember why not."""
+        left = memoryview(data)
+        try:
+            while left and self.error is None:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError as error:
+            self.error = error
+            os.ftruncate(self._descriptor, 0)
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: nothing is buffered."""
+
+    def tell(self) -> int:
+        """Return the place of the next byte; the head of the file is written with it."""
+        return os.lseek(self._descriptor, 0, os.SEEK_CUR) if self.error is None else 0
+
+    def close(self) -> None:
+        """Close the file, and delete what was not moved away."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            with contextlib.suppress(OSError):
+                os.unlink(self.name)
+
+    def __del__(self) -> None:  # of an association that was broken off
+        self.close()
 
 
 @dataclass(frozen=True)
@@ -87,7 +137,9 @@ class Receiver:
         # Objects go to the disk while they come in, and no key or header into a log.
         _config.STORE_RECV_CHUNKED_DATASET = True
         _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
-        self._tempdir, tempfile.tempdir = tempfile.tempdir, str(spool.receiving)
+        # pynetdicom has no parameter for either.
+        self._replaced = _messages.NamedTemporaryFile
+        _messages.NamedTemporaryFile = partial(_Incoming, spool.receiving)
         self._ae = ApplicationEntity(settings.ae_title)
         self._ae.maximum_associations = settings.associations
         self._ae.maximum_pdu_size = _PDU_BYTES
@@ -123,7 +175,7 @@ class Receiver:
         """End every association and close the port."""
         self._ae.shutdown()
         _config.STORE_RECV_CHUNKED_DATASET = False
-        tempfile.tempdir = self._tempdir
+        _messages.NamedTemporaryFile = self._replaced
 
     def _on_requested(self, event: evt.Event) -> None:
         """Reject whom the operator has not named (called before pynetdicom negotiates)."""
@@ -160,13 +212,15 @@ class Receiver:
         if not self._has_room():
             self._say_full("the limit of the operator or of the disk is reached")
             return NO_ROOM
+        request: Any = event.request
+        if (error := request._dataset_file.error) is not None:
+            raise error
         path = Path(event.dataset_path)
         try:
             facts = read_facts(path)
         except InvalidImageError:
             self._spool.count("unreadable")
             return UNREADABLE
-        request: Any = event.request
         if (facts.sop_uid, facts.sop_class) != (
             str(request.AffectedSOPInstanceUID),
             str(request.AffectedSOPClassUID),

@@ -60,6 +60,7 @@ CREATE TABLE IF NOT EXISTS image (
     sop_uid TEXT PRIMARY KEY, series INTEGER NOT NULL REFERENCES series (id),
     digest TEXT NOT NULL, bytes INTEGER NOT NULL, file TEXT, facts TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS image_series ON image (series);
+CREATE INDEX IF NOT EXISTS image_stored ON image (bytes) WHERE file IS NOT NULL;
 CREATE TABLE IF NOT EXISTS task (
     id INTEGER PRIMARY KEY, series INTEGER NOT NULL REFERENCES series (id), rule TEXT NOT NULL,
     content TEXT NOT NULL, images TEXT NOT NULL,
@@ -313,6 +314,16 @@ class Spool:
         marks = ", ".join("?" * len(states))
         rows = self._all(f"SELECT * FROM task WHERE state IN ({marks}) ORDER BY id", *states)
         return [_task(row) for row in rows]
+
+    def waiting(self) -> list[tuple[int, int]]:
+        """Return number and attempts of each task that waits for the model, the oldest first."""
+        rows = self._all("SELECT id, attempts FROM task WHERE state = 'waiting' ORDER BY id")
+        return [(row["id"], row["attempts"]) for row in rows]
+
+    def task(self, number: int) -> Task | None:
+        """Return a task; None where it was forgotten meanwhile."""
+        row = self._one("SELECT * FROM task WHERE id = ?", number)
+        return None if row is None else _task(row)
 
     def task_images(self, task: Task) -> list[Image]:
         """Return the images of a task, in the order of their identifiers."""

@@ -26,8 +26,10 @@ _PATIENCE_S = 60.0
 class NodeProcess:
     """A node that can be killed and started again on the same port and folder."""
 
-    def __init__(self, folder: Path, destination: str, quiet_s: float = 1.0) -> None:
-        self.state = folder / "state"
+    def __init__(
+        self, folder: Path, destination: str, quiet_s: float = 1.0, state: Path | None = None
+    ) -> None:
+        self.state = state or folder / "state"
         self.log = folder / "node.log"
         self._rules = folder / "rules.toml"
         self._rules.write_text(RULES.format(quiet_s=quiet_s))
@@ -188,3 +190,42 @@ def test_an_engine_that_is_down_costs_nothing_but_time(node: NodeProcess, sink: 
     down.unlink()
     node.wait(lambda: len(sink.contents) == 2)
     assert node.log.read_text().count("UNREACHABLE") == 1  # one line, however many attempts
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Give a disk of 4 MiB; skip where none can be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a disk in memory")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_full_disk_refuses_what_comes_and_loses_nothing(
+    small_disk: Path, tmp_path: Path, sink: Archive
+) -> None:
+    node = NodeProcess(tmp_path, sink.destination, state=small_disk / "state")
+    node.start()
+    try:
+        assert send(node.address, series(1)) == [0] * 5
+        with contextlib.suppress(OSError), (small_disk / "filler").open("wb") as filler:
+            while True:
+                filler.write(b"\0" * 4096)
+                filler.flush()
+        statuses = [status for number in range(2, 6)
+                    for status in send(node.address, series(number))]  # fmt: skip
+        assert 0 not in statuses
+        time.sleep(3.0)  # the series of before is due, and its results find no room
+        (small_disk / "filler").unlink()
+        for number in range(2, 6):
+            node.wait(lambda number=number: send(node.address, series(number)) == [0] * 5)  # type: ignore[misc]
+        node.wait(lambda: len(sink.digests) == 10)
+        assert node.rows("SELECT count(*) FROM task WHERE state = 'answered'") == [(5,)]
+        assert len(node.log.read_text().splitlines()) < 60
+    finally:
+        node.kill()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -163,6 +164,35 @@ def test_a_broken_association_loses_only_what_was_not_acknowledged(running: Runn
     assert send(running.address, files, abort_after=3) == [0] * 3
     [found] = running.spool.open_series()
     assert len(running.spool.images(found.id)) == 3
+
+
+def test_a_disk_that_fails_within_an_object_is_an_answer_and_no_broken_association(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if len(data) > 50 and "receiving" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device")
+        return writes(descriptor, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.write", full)
+        assert send(running.address, series(1)) == [receive.NO_ROOM] * 5
+    assert send(running.address, series(1)) == [0] * 5
+    assert list(running.spool.receiving.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_made_is_an_answer_too(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.mkstemp", full)
+        assert send(running.address, series(1)) == [receive.NO_ROOM] * 5
+    assert send(running.address, series(1)) == [0] * 5
 
 
 def test_syntaxes_are_those_that_can_be_read(running: Running) -> None:
