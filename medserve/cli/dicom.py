@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medserve.cli.logs import configure_logging
+from medserve.cli.show.console import configure_logging
 from medserve.errors import ConfigError
 from medserve.settings import Address, Settings
 

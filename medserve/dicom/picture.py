@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MultiFrameTrueColorSecondaryCapt
 
 from medserve.imaging.codecs import dicom_frames
 from medserve.imaging.frames import FrameLimits
-from medserve.results.files.dicom_seg import MANUFACTURER
+from medserve.results.files.dicom_derived import MANUFACTURER
 from medserve.results.files.frame_overlay import coloured
 from medserve.results.frame_segmentation import FrameSegmentation
 from medserve.spec import InputKind, InputSpec

@@ -12,7 +12,7 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from medserve.results.files.dicom_seg import MANUFACTURER
+from medserve.results.files.dicom_derived import MANUFACTURER
 from medserve.tasks.classification import Classification
 from medserve.tasks.frames import FrameResult
 from medserve.tasks.result import Provenance
