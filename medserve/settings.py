@@ -6,6 +6,7 @@
 | `MEDSERVE_TOKEN` | token for a gateway that asks for one | none |
 | `MEDSERVE_CA_FILE` | certificates (PEM) to trust; turns TLS on in the client | none |
 | `MEDSERVE_STORE` | folder of the model archives | `model_store` |
+| `MEDSERVE_DICOM_TOKEN` | bearer token that the DICOM node shows to a STOW-RS service | none |
 
 A flag beats the environment, the environment beats the default. What a worker process reads
 (`MEDSERVE_ENGINE`, `MEDSERVE_ENGINE_THREADS`) belongs to the handlers: it travels in the archive.
@@ -22,7 +23,9 @@ from medserve.errors import ConfigError
 
 __all__ = ["Address", "Settings"]
 
-_KNOWN = frozenset(f"MEDSERVE_{name}" for name in ("ADDRESS", "TOKEN", "CA_FILE", "STORE"))
+_KNOWN = frozenset(
+    f"MEDSERVE_{name}" for name in ("ADDRESS", "TOKEN", "CA_FILE", "STORE", "DICOM_TOKEN")
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Settings:
     token: str | None = field(default=None, repr=False)  # a secret: never printed
     ca_file: Path | None = None
     store: Path = Path("model_store")
+    dicom_token: str | None = field(default=None, repr=False)  # a secret, too
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -67,9 +71,10 @@ class Settings:
         default = cls()
         return cls(
             address=_address(given, "MEDSERVE_ADDRESS", default.address),
-            token=_token(given.get("MEDSERVE_TOKEN")),
+            token=_token(given, "MEDSERVE_TOKEN"),
             ca_file=_file(given, "MEDSERVE_CA_FILE"),
             store=Path(given.get("MEDSERVE_STORE", default.store)),
+            dicom_token=_token(given, "MEDSERVE_DICOM_TOKEN"),
         )
 
 
@@ -77,12 +82,12 @@ def _address(given: Mapping[str, str], name: str, default: Address) -> Address:
     return Address.parse(given[name], name) if name in given else default
 
 
-def _token(text: str | None) -> str | None:
-    if text is None:
+def _token(given: Mapping[str, str], name: str) -> str | None:
+    if name not in given:
         return None
-    token = text.strip()
+    token = given[name].strip()
     if not (token.isascii() and token.isprintable()):  # gRPC metadata carries nothing else
-        raise ConfigError("MEDSERVE_TOKEN: expected printable ASCII, got other characters")
+        raise ConfigError(f"{name}: expected printable ASCII, got other characters")
     return token
 
 

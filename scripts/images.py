@@ -22,6 +22,7 @@ _NAMES = {
     "cpu": "medserve/torchserve-cpu",
     "gpu": "medserve/torchserve-gpu",
     "gateway": "medserve/gateway",
+    "dicom": "medserve/dicom",
 }
 TARGETS = tuple(_NAMES)
 _DEFAULT_HOST = "unix:///var/run/docker.sock"

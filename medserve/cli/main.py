@@ -24,8 +24,8 @@ from medserve.errors import MedserveError
 
 __all__ = ["app", "main"]
 
-# Name of the command -> module of medserve.cli that has a function of that name; shown in this
-# order, by what a newcomer needs first.
+# Name of the command -> module of medserve.cli that has a function, or a group of commands, of that
+# name; shown in this order, by what a newcomer needs first.
 _COMMANDS = {
     "demo": "demo",
     "serve": "serve",
@@ -35,6 +35,7 @@ _COMMANDS = {
     "sort": "sort",
     "models": "models",
     "ping": "models",
+    "dicom": "dicom",
     "package": "package",
     "inspect": "package",
     "token": "access",
@@ -55,8 +56,16 @@ class _Commands(TyperGroup):
         if cmd_name not in _COMMANDS:
             return None
         module = import_module(f"medserve.cli.{_COMMANDS[cmd_name]}")
+        found = getattr(module, cmd_name)
+        if isinstance(found, typer.Typer):
+            group = typer.main.get_command(found)
+            assert isinstance(group, TyperGroup)
+            for each in group.commands.values():
+                assert each.callback is not None
+                each.callback = _ending_in_one_line(each.callback)
+            return group
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        single.command(cmd_name)(_ending_in_one_line(getattr(module, cmd_name)))
+        single.command(cmd_name)(_ending_in_one_line(found))
         return typer.main.get_command(single)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

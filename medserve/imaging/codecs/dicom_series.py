@@ -43,7 +43,7 @@ from medserve.imaging.geometry import Geometry
 from medserve.imaging.intensity import without_background
 from medserve.imaging.volume import Volume, VolumeLimits, check_shape
 
-__all__ = ["DicomVolume", "decode", "recognises"]
+__all__ = ["DicomVolume", "decode", "geometry_of", "recognises"]
 
 _IMAGE_CLASS = "Image Storage"  # how the names of all classes with pixels end (PS3.6 annex A)
 # AppleDouble and .DS_Store of macOS, Thumbs.db of Windows: by content, names play no part.
@@ -103,6 +103,28 @@ def decode(
     except Exception:  # pydicom quotes values in what it raises
         raise InvalidImageError(
             "expected whole DICOM files, got some that are damaged; export the series again"
+        ) from None
+
+
+def geometry_of(headers: Sequence[Dataset]) -> Geometry:
+    """Return the grid of the images of one series, given by headers without pixels.
+
+    Raises:
+        InvalidImageError: they are not one volume, or a slice within them is missing.
+    """
+    try:
+        with quietly():
+            planes = [plane for n, each in enumerate(headers) for plane in planes_of(each, n)]
+            _check_alike(planes)
+            normal = planes[0].normal
+            planes.sort(key=lambda plane: float(normal @ plane.position))
+            return _geometry(planes)
+    except MedserveError:
+        raise
+    except Exception:  # pydicom quotes values in what it raises
+        raise InvalidImageError(
+            "expected whole DICOM files, got some whose headers are damaged; export the series "
+            "again"
         ) from None
 
 

@@ -16,7 +16,7 @@ from medserve.imaging.image import Image
 from medserve.results.files.overlay import COLOURS, blend
 from medserve.results.frame_segmentation import FrameSegmentation
 
-__all__ = ["draw"]
+__all__ = ["coloured", "draw"]
 
 _TILES, _COLUMNS, _TILE_SIDE = 12, 4, 256  # of a contact sheet, pixels
 _LINE = 400  # pixels of a frame's shorter side for each pixel of the line's width
@@ -31,12 +31,12 @@ def draw(source: FrameStack, found: FrameSegmentation) -> bytes:
     frames are spread evenly over those that show the structure, over all where none does.
     """
     if not source.is_stack:
-        return _png(pillow.fromarray(_coloured(source.read(0), found.masks[0])))
+        return _png(pillow.fromarray(coloured(source.read(0), found.masks[0])))
     return _png(_sheet(source, found))
 
 
-def _coloured(image: Image, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The frame in grey with a wash of colour, and a line that is seen at any size."""
+def coloured(image: Image, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the frame (H, W, 3) in grey with a wash of colour and a line seen at any size."""
     grey = image.grey()
     width = max(1, round(min(mask.shape) / _LINE))
     picture = blend(grey, mask, _ALPHA, contour=False)
@@ -92,7 +92,7 @@ def _shrunk(
     grey = pillow.fromarray(np.ascontiguousarray(image.grey()))
     smooth = np.asarray(grey.resize((width, height), pillow.Resampling.BILINEAR))
     sharp = np.asarray(pillow.fromarray(mask).resize((width, height), pillow.Resampling.NEAREST))
-    return _coloured(Image(np.clip(smooth, 0.0, 1.0)), sharp)
+    return coloured(Image(np.clip(smooth, 0.0, 1.0)), sharp)
 
 
 def _chosen(found: FrameSegmentation) -> Sequence[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from medserve import __version__
+from medserve.cli.dicom import dicom
+from medserve.dicom.rules import Rules
 from medserve.engine.torchserve import container
 from medserve.gateway.settings import GatewaySettings
 from scripts.images import ROOT
@@ -61,7 +65,7 @@ def test_an_engine_without_newer_frontends_can_build_it() -> None:
     assert "<<" not in DOCKERFILE
 
 
-@pytest.mark.parametrize("target", ["cpu", "gpu", "gateway"])
+@pytest.mark.parametrize("target", ["cpu", "gpu", "gateway", "dicom"])
 def test_a_target_ends_as_a_user_without_rights(target: str) -> None:
     assert re.findall(r"^USER (.*)$", _stage(target), re.M) == ["10001:10001"]
 
@@ -113,6 +117,24 @@ def test_the_containers_understand_what_compose_tells_them() -> None:
     settings = GatewaySettings.read(environment=told | {"MEDSERVE_GATEWAY_HOSTS": ""})
     assert settings.engine == f"{options.host}:{options.port}"
     assert settings.engine_management == f"{options.host}:{options.management_port}"
+
+
+def test_the_node_understands_what_compose_tells_it() -> None:
+    arguments = SERVICES["dicom"]["command"]
+    group = typer.main.get_command(dicom)
+    assert isinstance(group, typer.core.TyperGroup)
+    told = (
+        group.commands["serve"]
+        .make_context("serve", [str(ROOT / "docker/dicom/rules.toml"), *arguments[1:]])
+        .params
+    )
+    assert [each.model for each in Rules.read(told["rules"])] == [
+        "segmentation_3d",
+        "trus_prostate",
+    ]
+    archive = json.loads((ROOT / "docker/dicom/orthanc.json").read_text(encoding="utf-8"))
+    assert told["destination"] == [f"{archive['DicomAet']}@pacs:{archive['DicomPort']}"]
+    assert archive["DicomModalities"]["medserve"] == [told["ae_title"], "dicom", told["port"]]
 
 
 def test_requests_under_way_get_less_time_than_the_container() -> None:

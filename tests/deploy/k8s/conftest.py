@@ -19,6 +19,7 @@ COMBINATIONS = {
     "monitoring": ("monitoring", "hpa-in-flight"),
     "keda": ("monitoring", "keda"),
     "gateway-api": ("tokens", "gateway-api"),
+    "dicom": ("dicom",),
     "kserve": ("models-pvc", "tokens", "kserve"),
     "all": ("models-image", "gpu", "tokens", "tls", "monitoring", "hpa-in-flight", "gateway-api"),
 }

@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
+from medserve.cli.dicom import dicom
+from medserve.dicom.rules import Rules
 from medserve.engine.torchserve import container, probe
 from medserve.gateway.settings import GatewaySettings
 from medserve.settings import Address, Settings
@@ -95,6 +98,23 @@ def test_production_asks_for_tokens_and_speaks_tls(rendered: dict[str, list[Mani
     settings = GatewaySettings.read(environment=_environment(rendered["production"], "gateway"))
     assert settings.tokens_file is not None
     assert settings.tls_cert is not None
+
+
+def test_the_node_understands_its_arguments(rendered: dict[str, list[Manifest]]) -> None:
+    pod = only(rendered["dicom"], "StatefulSet")["spec"]["template"]["spec"]
+    [node] = pod["containers"]
+    rules = K8S / "components/dicom" / Path(node["args"][0]).name
+    group = typer.main.get_command(dicom)
+    assert isinstance(group, typer.core.TyperGroup)
+    told = group.commands["serve"].make_context("serve", [str(rules), *node["args"][1:]]).params
+    ports = {each["name"]: each["containerPort"] for each in node["ports"]}
+    assert (told["port"], told["metrics"]) == (ports["dicom"], f"0.0.0.0:{ports['metrics']}")
+    assert told["state"].parent == Path(node["volumeMounts"][1]["mountPath"])
+    service = only(rendered["dicom"], "Service", told["address"].partition(":")[0])
+    assert int(told["address"].partition(":")[2]) in {
+        each["port"] for each in service["spec"]["ports"]
+    }
+    Rules.read(rules)
 
 
 def test_gateway_and_engine_meet_on_loopback(base: list[Manifest]) -> None:

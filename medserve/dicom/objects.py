@@ -1,0 +1,222 @@
+"""The objects of a result: a model's segmentation with the node's identifiers, report, picture.
+
+Identifiers are computed from the images, the rule, the model's archive and the task, so that the
+objects of one result refer to each other and no two results share one. What is made here is kept
+and sent as it is; it is never made a second time for the same task.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import highdicom
+from pydicom import Dataset, dcmread
+from pydicom.uid import generate_uid
+
+from medserve.dicom.ask import Answer
+from medserve.dicom.evidence import evidence_of
+from medserve.dicom.headers import read_header
+from medserve.dicom.picture import draw_picture
+from medserve.dicom.report import Segments, frame_report, image_report, volume_report
+from medserve.dicom.rules import Kind, Rule, RuleTask
+from medserve.dicom.spool import MadeObject, Task
+from medserve.errors import InvalidImageError, MedserveError, ServerFailedError
+from medserve.results.files.overlay import COLOURS
+from medserve.tasks.frames import FrameResult
+from medserve.tasks.result import Provenance
+from medserve.tasks.volumes import VolumeResult
+
+__all__ = ["make_objects"]
+
+_SERIES_NUMBERS = {Kind.SEG: 9001, Kind.LABELMAP: 9001, Kind.SR: 9002, Kind.SC: 9003}
+_SPOKEN = {
+    Kind.SEG: "segmentation",
+    Kind.LABELMAP: "segmentation",
+    Kind.SR: "measurements",
+    Kind.SC: "picture",
+}
+_LABEL_LENGTH = 64  # of VR LO (PS3.5 6.2)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the identifiers of one result are computed from."""
+
+    task: Task
+    provenance: Provenance
+
+    def uid(self, *parts: object) -> str:
+        """Return the identifier of that part of the result."""
+        of = self.provenance
+        seed = [
+            *(self.task.content, self.task.rule, repr(self.task.created)),
+            *(of.model, of.version, of.archive_digest),
+        ]
+        return str(generate_uid(entropy_srcs=[*seed, *map(str, parts)]))
+
+    def series_uid(self, kind: Kind) -> str:
+        """Return the identifier of the series that holds all objects of one kind."""
+        return self.uid("series", kind)
+
+    def description(self, kind: Kind) -> str:
+        """Return the text of such a series, which says that it is for research."""
+        of = self.provenance
+        return f"{of.model} {of.version} {_SPOKEN[kind]} (research)"[:_LABEL_LENGTH]
+
+
+def make_objects(task: Task, rule: Rule, answer: Answer, files: Sequence[Path]) -> list[MadeObject]:
+    """Return all objects of a result, as they will be sent.
+
+    Args:
+        task: The task that was answered.
+        rule: Its rule.
+        answer: What the model found.
+        files: The images that it was asked about, in the order of the answer.
+
+    Raises:
+        InvalidImageError: the images' headers do not allow an object to be derived from them.
+        OSError: an image is gone.
+    """
+    origin = Origin(task, answer.provenance)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of foreign headers, whose values they quote
+        try:
+            datasets = list(_datasets(origin, rule, answer, files))
+        except (MedserveError, OSError):
+            raise
+        except Exception as error:
+            raise InvalidImageError(
+                "expected images whose headers allow a result to be derived, got some that do not "
+                f"({type(error).__name__}); send the original series"
+            ) from None  # not chained: libraries quote the header
+    return [_made(kind, dataset) for kind, dataset in datasets]
+
+
+def _datasets(
+    origin: Origin, rule: Rule, answer: Answer, files: Sequence[Path]
+) -> list[tuple[Kind, Dataset]]:
+    headers = [read_header(file) for file in files]
+    if rule.task is RuleTask.VOLUMES:
+        return _of_volume(origin, rule, answer, headers)
+    if rule.task is RuleTask.FRAMES:
+        return _of_frames(origin, rule, answer, headers, files)
+    found: Any = answer.found
+    report = image_report(found, [evidence_of(each) for each in headers], answer.provenance,
+                          origin.uid)  # fmt: skip
+    return [(Kind.SR, _stamped(report, origin, Kind.SR, 1))]
+
+
+def _of_volume(
+    origin: Origin, rule: Rule, answer: Answer, headers: Sequence[Dataset]
+) -> list[tuple[Kind, Dataset]]:
+    [result] = answer.found
+    assert isinstance(result, VolumeResult)
+    kind = Kind.LABELMAP if Kind.LABELMAP in rule.kinds else Kind.SEG
+    volumes = {each.label: each.volume_ml for each in result.measures}
+    seg = _segmentation(result.dicom_seg, origin, 1, volumes)
+    if kind is Kind.LABELMAP:
+        seg = _as_labelmap(seg, headers)
+    made = [(kind, seg)]
+    if Kind.SR in rule.kinds:
+        report = volume_report(
+            result.measures, Segments(seg), [evidence_of(each) for each in headers],
+            answer.provenance, origin.uid,
+        )  # fmt: skip
+        made.append((Kind.SR, _stamped(report, origin, Kind.SR, 1)))
+    return made
+
+
+def _of_frames(
+    origin: Origin,
+    rule: Rule,
+    answer: Answer,
+    headers: Sequence[Dataset],
+    files: Sequence[Path],
+) -> list[tuple[Kind, Dataset]]:
+    made = []
+    for number, (result, header, file) in enumerate(
+        zip(answer.found, headers, files, strict=True), start=1
+    ):
+        assert isinstance(result, FrameResult)
+        evidence = evidence_of(header)
+        if Kind.SEG in rule.kinds:
+            volume = result.stack.volume_ml
+            label = result.labels[-1]
+            seg = _segmentation(result.dicom_seg, origin, number,
+                                {} if volume is None else {label: volume})  # fmt: skip
+            made.append((Kind.SEG, seg))
+            if Kind.SR in rule.kinds:
+                report = frame_report(result, Segments(seg), evidence, origin.uid)
+                made.append((Kind.SR, _stamped(report, origin, Kind.SR, number)))
+        if Kind.SC in rule.kinds:
+            picture = draw_picture(result, file, evidence)
+            made.append((Kind.SC, _stamped(picture, origin, Kind.SC, number)))
+    return made
+
+
+def _segmentation(
+    content: bytes | None, origin: Origin, number: int, volumes_ml: dict[str, float]
+) -> Dataset:
+    """Return the model's segmentation under the node's identifiers, its segments named for people.
+
+    Viewers show the label of a segment and nothing else of it, so the volume stands there, too.
+    """
+    if content is None:
+        raise ServerFailedError(
+            "expected a DICOM segmentation in the model's answer, got none; does the archive have "
+            "codes for its labels?"
+        )
+    dataset = dcmread(io.BytesIO(content))
+    for place, segment in enumerate(dataset.SegmentSequence):
+        label = str(segment.SegmentLabel)
+        segment.TrackingID = label
+        segment.TrackingUID = origin.uid("track", number, segment.SegmentNumber)
+        if label in volumes_ml:
+            segment.SegmentLabel = f"{label} {volumes_ml[label]:.2f} ml"[:_LABEL_LENGTH]
+        if "RecommendedDisplayCIELabValue" not in segment:
+            colour = highdicom.color.CIELabColor.from_rgb(*COLOURS[place % len(COLOURS)])
+            segment.RecommendedDisplayCIELabValue = list(colour.value)
+    return _stamped(dataset, origin, Kind.SEG, number)
+
+
+def _as_labelmap(seg: Dataset, headers: Sequence[Dataset]) -> Dataset:
+    """Return the same segments as one label map (PS3.3 A.51, Label Map Segmentation)."""
+    binary = highdicom.seg.Segmentation.from_dataset(seg)
+    return highdicom.seg.Segmentation(
+        source_images=headers,
+        pixel_array=binary.get_volume(combine_segments=True),
+        segmentation_type=highdicom.seg.SegmentationTypeValues.LABELMAP,
+        segment_descriptions=list(binary.SegmentSequence),
+        series_instance_uid=seg.SeriesInstanceUID,
+        series_number=seg.SeriesNumber,
+        sop_instance_uid=seg.SOPInstanceUID,
+        instance_number=seg.InstanceNumber,
+        manufacturer=seg.Manufacturer,
+        manufacturer_model_name=seg.ManufacturerModelName,
+        software_versions=seg.SoftwareVersions,
+        device_serial_number=seg.DeviceSerialNumber,
+        series_description=seg.SeriesDescription,
+    )
+
+
+def _stamped(dataset: Dataset, origin: Origin, kind: Kind, number: int) -> Dataset:
+    dataset.SeriesInstanceUID = origin.series_uid(kind)
+    dataset.SOPInstanceUID = origin.uid("object", kind, number)
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.SeriesNumber, dataset.InstanceNumber = _SERIES_NUMBERS[kind], number
+    dataset.SeriesDescription = origin.description(kind)
+    return dataset
+
+
+def _made(kind: Kind, dataset: Dataset) -> MadeObject:
+    stream = io.BytesIO()
+    dataset.save_as(stream, enforce_file_format=True)
+    return MadeObject(
+        str(dataset.SOPInstanceUID), str(dataset.SOPClassUID), str(dataset.SeriesInstanceUID),
+        str(kind), stream.getvalue(),
+    )  # fmt: skip

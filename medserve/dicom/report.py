@@ -1,0 +1,214 @@
+"""Measurements as DICOM structured reports: TID 1500 with groups of TID 1411 or 1501 (PS3.16)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+import highdicom
+from highdicom import sr
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from medserve.results.files.dicom_derived import MANUFACTURER
+from medserve.tasks.classification import Classification
+from medserve.tasks.frames import FrameResult
+from medserve.tasks.result import Provenance
+from medserve.tasks.volumes import LabelMeasure
+
+__all__ = ["Segments", "frame_report", "image_report", "volume_report"]
+
+Uid = Callable[..., str]
+
+_SCHEME = "99MEDSERVE"  # private codes: names of classes, for which there is no other code
+_FINDING = Code("121071", "DCM", "Finding")
+_PROCEDURE = Code("363679005", "SCT", "Imaging procedure")
+_PROBABILITY = Code("PROBABILITY", _SCHEME, "Probability of the class")
+_REVIEW = Code("REVIEW", _SCHEME, "A person should look at the image")
+_YES, _NO = Code("373066001", "SCT", "Yes"), Code("373067005", "SCT", "No")
+_ML = Code("ml", "UCUM", "milliliter")
+_MM = Code("mm", "UCUM", "millimeter")
+_CM2 = Code("cm2", "UCUM", "square centimeter")
+_ONE = Code("1", "UCUM", "no units")
+# What a stack of frames measures: its attribute, concept and unit.
+_OF_STACK = (
+    ("volume_ml", Code("118565006", "SCT", "Volume"), _ML),
+    ("area_cm2", Code("42798000", "SCT", "Area"), _CM2),
+    ("width_mm", Code("103355008", "SCT", "Width"), _MM),
+    ("height_mm", Code("121207", "DCM", "Height"), _MM),
+    ("length_mm", Code("410668003", "SCT", "Length"), _MM),
+)
+
+
+class Segments:
+    """The segments of a segmentation object, to which a report refers."""
+
+    def __init__(self, seg: Dataset) -> None:
+        self.dataset = seg
+        self.by_label: Mapping[str, Dataset] = {
+            str(each.TrackingID): each for each in seg.SegmentSequence if "TrackingID" in each
+        }
+
+
+def volume_report(
+    measures: Sequence[LabelMeasure],
+    segments: Segments,
+    evidence: Sequence[Dataset],
+    provenance: Provenance,
+    uid: Uid,
+) -> Dataset:
+    """Return a report with the volume of each segment in millilitres."""
+    groups = []
+    for measure in measures:
+        segment = segments.by_label[measure.label]
+        groups.append(
+            sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+                tracking_identifier=_tracking(segment),
+                referenced_segment=sr.ReferencedSegment(
+                    sop_class_uid=segments.dataset.SOPClassUID,
+                    sop_instance_uid=segments.dataset.SOPInstanceUID,
+                    segment_number=int(segment.SegmentNumber),
+                    source_series=sr.SourceSeriesForSegmentation(evidence[0].SeriesInstanceUID),
+                ),
+                algorithm_id=_algorithm(provenance),
+                measurements=[_measurement(_OF_STACK[0][1], round(measure.volume_ml, 3), _ML)],
+                **_meaning(segment),
+            )
+        )
+    return _document(groups, [*evidence, segments.dataset], provenance, uid)
+
+
+def frame_report(result: FrameResult, segments: Segments, evidence: Dataset, uid: Uid) -> Dataset:
+    """Return a report with what was measured over all frames of one object."""
+    [segment] = segments.dataset.SegmentSequence
+    measured = ((getattr(result.stack, name), concept, unit) for name, concept, unit in _OF_STACK)
+    measurements = [
+        _measurement(concept, round(value, 3), unit)
+        for value, concept, unit in measured
+        if value is not None
+    ]
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking(segment),
+        source_images=[sr.SourceImageForMeasurementGroup.from_source_image(evidence)],
+        algorithm_id=_algorithm(result.provenance),
+        measurements=measurements or None,
+        **_meaning(segment),
+    )
+    return _document([group], [evidence, segments.dataset], result.provenance, uid)
+
+
+def image_report(
+    found: Sequence[Classification],
+    evidence: Sequence[Dataset],
+    provenance: Provenance,
+    uid: Uid,
+) -> Dataset:
+    """Return a report with the class of each image, its probability and the advice to look."""
+    groups = []
+    for number, (image, each) in enumerate(zip(evidence, found, strict=True)):
+        kind = _class_code(provenance.model, each.label)
+        look = _YES if each.review or each.unlike_training else _NO
+        groups.append(
+            sr.MeasurementsAndQualitativeEvaluations(
+                tracking_identifier=sr.TrackingIdentifier(
+                    uid=uid("track", number), identifier=f"image {number + 1}"
+                ),
+                source_images=[sr.SourceImageForMeasurementGroup.from_source_image(image)],
+                algorithm_id=_algorithm(provenance),
+                finding_type=kind,
+                measurements=[_measurement(_PROBABILITY, round(each.probability, 6), _ONE)],
+                qualitative_evaluations=[
+                    sr.QualitativeEvaluation(name=_FINDING, value=kind),
+                    sr.QualitativeEvaluation(name=_REVIEW, value=look),
+                ],
+            )
+        )
+    report = _document(groups, evidence, provenance, uid)
+    scheme = Dataset()  # PS3.3 C.12.1.1: says whose the private codes are
+    scheme.CodingSchemeDesignator = _SCHEME
+    scheme.CodingSchemeName = "medserve: labels of models, by a digest of model and label"
+    scheme.CodingSchemeResponsibleOrganization = MANUFACTURER
+    report.CodingSchemeIdentificationSequence = [scheme]
+    return report
+
+
+def _document(
+    groups: Sequence[Any], evidence: Sequence[Dataset], provenance: Provenance, uid: Uid
+) -> Dataset:
+    device = sr.DeviceObserverIdentifyingAttributes(
+        uid=uid("device"),
+        name=provenance.model,
+        manufacturer_name=MANUFACTURER,
+        model_name=provenance.model,
+        serial_number=provenance.version,
+    )
+    content = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(
+            observer_device_context=sr.ObserverContext(
+                observer_type=codes.DCM.Device, observer_identifying_attributes=device
+            )
+        ),
+        procedure_reported=_PROCEDURE,
+        imaging_measurements=list(groups),
+        title=codes.DCM.ImagingMeasurementReport,
+        language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
+            sr.CodedConcept("en", "RFC5646", "English")
+        ),
+    )
+    return sr.ComprehensiveSR(
+        evidence=list(evidence),
+        content=content,
+        series_number=1,
+        series_instance_uid=uid("document series"),
+        sop_instance_uid=uid("document"),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=provenance.model,
+        software_versions=provenance.version,
+        is_complete=True,
+        is_final=False,  # preliminary: research use
+        is_verified=False,
+    )
+
+
+def _tracking(segment: Dataset) -> sr.TrackingIdentifier:
+    return sr.TrackingIdentifier(uid=segment.TrackingUID, identifier=str(segment.TrackingID))
+
+
+def _meaning(segment: Dataset) -> dict[str, Any]:
+    """Return category, type and place of what a segment shows, in its own codes."""
+    kind = segment.SegmentedPropertyTypeCodeSequence[0]
+    modifiers = kind.get("SegmentedPropertyTypeModifierCodeSequence") or []
+    finding = _code(kind)
+    site = sr.FindingSite(
+        anatomic_location=finding,
+        topographical_modifier=_code(modifiers[0]) if modifiers else None,
+    )
+    return {
+        "finding_category": _code(segment.SegmentedPropertyCategoryCodeSequence[0]),
+        "finding_type": finding,
+        "finding_sites": [site],
+    }
+
+
+def _code(item: Dataset) -> Code:
+    return Code(str(item.CodeValue), str(item.CodingSchemeDesignator), str(item.CodeMeaning))
+
+
+def _class_code(model: str, label: str) -> Code:
+    digest = sha256(f"{model}\n{label}".encode()).hexdigest()[:16].upper()
+    return Code(digest, _SCHEME, label[:64])
+
+
+def _algorithm(provenance: Provenance) -> sr.AlgorithmIdentification:
+    return sr.AlgorithmIdentification(
+        name=provenance.model,
+        version=provenance.version,
+        parameters=[f"archive {provenance.archive_digest}"],
+    )
+
+
+def _measurement(name: Code, value: float, unit: Code) -> sr.Measurement:
+    return sr.Measurement(name=highdicom.sr.CodedConcept.from_code(name), value=value, unit=unit)

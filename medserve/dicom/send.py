@@ -1,0 +1,263 @@
+"""Sending results: by C-STORE to an archive, or by STOW-RS (PS3.18 10.5)."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydicom.filereader import read_file_meta_info
+from pynetdicom import _config
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.presentation import build_context
+
+from medserve.dicom.peers import Destination
+from medserve.dicom.spool import Delivery
+
+__all__ = ["Outcome", "Sender", "echo", "forward", "image_count"]
+
+_EXPLICIT = "1.2.840.10008.1.2.1"
+_REFUSED_FOR_GOOD = {0x0122, 0x0124, 0x0117}  # class not supported, not authorised, wrong UID
+_DUPLICATE = 0x0111
+_BOUNDARY = "medserve-object"
+_FAILED, _STORED = "00081198", "00081199"
+_REASON, _INSTANCE = "00081197", "00081155"
+_TIMEOUT_S = 60.0
+_CONTEXTS = 128  # of one association (PS3.8 9.3.2.2)
+_VERIFICATION = "1.2.840.10008.1.1"
+_STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one object.
+
+    Attributes:
+        state: `sent`, `waiting` (try again later) or `held` (it would be refused again).
+        reason: For the operator; "" where it was sent.
+    """
+
+    state: str
+    reason: str = ""
+
+
+SENT = Outcome("sent")
+
+
+class Sender:
+    """Sends the bytes that a spool keeps.
+
+    Args:
+        ae_title: The title that the node calls itself.
+        token: Bearer token for STOW-RS.
+        tls: Context for C-STORE over TLS; None for plain text.
+    """
+
+    def __init__(
+        self, ae_title: str, token: str | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._ae_title, self._token, self._tls = ae_title, token, tls
+        _config.STORE_SEND_CHUNKED_DATASET = True  # the bytes of the file, never encoded anew
+
+    def send(self, destination: Destination, deliveries: Sequence[Delivery]) -> list[Outcome]:
+        """Send objects over one connection; one outcome each, in order."""
+        if destination.url:
+            return [self._stow(destination, each) for each in deliveries]
+        return self._c_store(destination, deliveries)
+
+    def _c_store(self, destination: Destination, deliveries: Sequence[Delivery]) -> list[Outcome]:
+        ae = _ae(self._ae_title)
+        classes = sorted({each.sop_class for each in deliveries})
+        association = _associate(
+            ae, destination, [build_context(each, _EXPLICIT) for each in classes], self._tls
+        )
+        if not association.is_established:
+            reason = "the archive rejects the association" if association.is_rejected else \
+                "no association with the archive"  # fmt: skip
+            return [Outcome("waiting", reason)] * len(deliveries)
+        try:
+            accepted = {context.abstract_syntax for context in association.accepted_contexts}
+            return [
+                _store_one(association, each)
+                if each.sop_class in accepted
+                else Outcome("held", "the archive does not take objects of this class")
+                for each in deliveries
+            ]
+        finally:
+            if association.is_established:
+                association.release()
+
+    def _stow(self, destination: Destination, delivery: Delivery) -> Outcome:
+        content = _content(delivery)
+        if isinstance(content, Outcome):
+            return content
+        head = f"--{_BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        body = head + content + f"\r\n--{_BOUNDARY}--\r\n".encode()
+        headers = {
+            "Content-Type": f'multipart/related; type="application/dicom"; boundary={_BOUNDARY}',
+            "Accept": "application/dicom+json",
+        }
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        try:
+            status, answer = _post(destination.url, body, headers)
+        except (OSError, http.client.HTTPException) as error:
+            return Outcome("waiting", f"the service does not answer ({type(error).__name__})")
+        return _stow_outcome(status, answer, delivery.sop_uid)
+
+
+def forward(ae_title: str, destination: Destination, files: Sequence[Path]) -> Counter[int]:
+    """Store files as they are, in their own transfer syntaxes; returns how often each status came.
+
+    A file that could not be sent at all counts as -1.
+    """
+    _config.STORE_SEND_CHUNKED_DATASET = True
+    kinds = {}
+    for file in files:
+        meta = read_file_meta_info(file)
+        kinds[file] = (str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID))
+    contexts = [build_context(*kind) for kind in sorted(set(kinds.values()))]
+    association = _associate(_ae(ae_title), destination, contexts[:_CONTEXTS], None)
+    if not association.is_established:
+        return Counter({-1: len(files)})
+    statuses: Counter[int] = Counter()
+    try:
+        for file in files:
+            try:
+                statuses[int(association.send_c_store(file).get("Status", -1))] += 1
+            except (RuntimeError, ValueError):  # ended, or of a kind that is not accepted
+                statuses[-1] += 1
+    finally:
+        if association.is_established:
+            association.release()
+    return statuses
+
+
+def echo(ae_title: str, destination: Destination, tls: ssl.SSLContext | None = None) -> bool:
+    """Tell whether the other end answers C-ECHO."""
+    association = _associate(_ae(ae_title), destination, [build_context(_VERIFICATION)], tls)
+    if not association.is_established:
+        return False
+    try:
+        answer = association.send_c_echo()
+        return "Status" in answer and answer.Status == 0
+    finally:
+        association.release()
+
+
+def image_count(ae_title: str, archive: Destination, study: str, series: str) -> int | None:
+    """Ask an archive how many images a series has (C-FIND); None where it does not say."""
+    from pydicom import Dataset
+
+    association = _associate(_ae(ae_title), archive, [build_context(_STUDY_ROOT_FIND)], None)
+    if not association.is_established:
+        return None
+    try:
+        keys = Dataset()
+        keys.QueryRetrieveLevel = "SERIES"
+        keys.StudyInstanceUID, keys.SeriesInstanceUID = study, series
+        keys.NumberOfSeriesRelatedInstances = None
+        for _, found in association.send_c_find(keys, _STUDY_ROOT_FIND):
+            number = None if found is None else found.get("NumberOfSeriesRelatedInstances")
+            if number is not None:
+                return int(number)
+        return None
+    finally:
+        association.release()
+
+
+def _ae(ae_title: str) -> ApplicationEntity:
+    ae = ApplicationEntity(ae_title)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = _TIMEOUT_S
+    ae.connection_timeout = 10.0
+    return ae
+
+
+def _associate(
+    ae: ApplicationEntity, peer: Destination, contexts: list[Any], tls: ssl.SSLContext | None
+) -> Any:
+    assert peer.address is not None  # a destination without one has a URL
+    return ae.associate(
+        peer.address.host,
+        peer.address.port,
+        contexts,
+        peer.ae_title,
+        tls_args=None if tls is None else (tls, peer.address.host),
+    )
+
+
+def _store_one(association: Any, delivery: Delivery) -> Outcome:
+    content = _content(delivery)
+    if isinstance(content, Outcome):
+        return content
+    if not association.is_established:
+        return Outcome("waiting", "the archive ended the association")
+    try:
+        answer = association.send_c_store(delivery.path)
+    except (RuntimeError, ValueError, OSError) as error:
+        return Outcome("waiting", f"sending failed ({type(error).__name__})")
+    if "Status" not in answer:
+        return Outcome("waiting", "the archive ended the association")
+    status = int(answer.Status)
+    if status in (0, _DUPLICATE) or status >> 12 == 0xB:  # a warning: it was stored
+        return SENT
+    held = status in _REFUSED_FOR_GOOD or status >> 8 == 0xA9
+    return Outcome("held" if held else "waiting", f"the archive answers {status:04X}")
+
+
+def _content(delivery: Delivery) -> bytes | Outcome:
+    """Return the bytes of an object, or the reason why they cannot be sent."""
+    try:
+        if delivery.path is None:
+            raise FileNotFoundError
+        content = delivery.path.read_bytes()
+    except OSError:
+        return Outcome("held", "the file of the result is gone")
+    if sha256(content).hexdigest() != delivery.digest:
+        return Outcome("held", "the file of the result was altered on the disk")
+    return content
+
+
+def _post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
+    try:
+        connection.request("POST", parts.path or "/", body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read(2**20)
+    finally:
+        connection.close()
+
+
+def _stow_outcome(status: int, answer: bytes, sop_uid: str) -> Outcome:
+    """Read the body, never the status alone: some services store an object and answer 400."""
+    try:
+        content: dict[str, Any] = json.loads(answer)
+        content = content[0] if isinstance(content, list) else content
+        stored = {_value(each, _INSTANCE) for each in content.get(_STORED, {}).get("Value", [])}
+        failed = {
+            _value(each, _INSTANCE): _value(each, _REASON)
+            for each in content.get(_FAILED, {}).get("Value", [])
+        }
+    except (ValueError, AttributeError, TypeError, IndexError):
+        stored, failed = set(), {}
+    reason = failed.get(sop_uid)
+    if sop_uid in stored or reason == _DUPLICATE or (status == 200 and not failed):
+        return SENT
+    if reason is not None and (int(reason) in _REFUSED_FOR_GOOD or int(reason) >> 8 == 0xA9):
+        return Outcome("held", f"the service answers {status}, failure {int(reason):04X}")
+    if status in (400, 406, 413, 415):
+        return Outcome("held", f"the service answers {status}")
+    return Outcome("waiting", f"the service answers {status}")
+
+
+def _value(item: dict[str, Any], tag: str) -> Any:
+    return item.get(tag, {}).get("Value", [None])[0]

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import shutil
+import subprocess
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.tag import Tag
+
+from medserve.dicom.ask import Answer
+from medserve.dicom.evidence import evidence_of
+from medserve.dicom.objects import make_objects
+from medserve.dicom.rules import Kind, Rule, RuleTask
+from medserve.dicom.spool import MadeObject, Task
+from medserve.imaging.codecs import dicom_frames, nifti
+from medserve.imaging.frames import FrameLimits
+from medserve.imaging.packed_masks import PackedMasks
+from medserve.results.files import dicom_seg_frames
+from medserve.results.frame_measure import measure_frame, measure_stack
+from medserve.results.frame_segmentation import FrameFinding, FrameSegmentation
+from medserve.spec import InputKind, InputSpec
+from medserve.spec.volumes import CodedTerm, SegmentCoding
+from medserve.tasks.classification import Classification
+from medserve.tasks.frames import FrameResult
+from tests.dicom.series import PROVENANCE, answer_volume, series, write
+from tests.frame_phantoms import cine, region, saved, ultrasound
+from tests.volume_phantoms import as_bytes
+
+TASK = Task(1, 1, "brain", "content", ("1.2.3",), "waiting", "", 0, 1e9)
+VOLUMES = Rule(name="brain", model="segmentation_3d", task=RuleTask.VOLUMES)
+_PROSTATE = SegmentCoding(CodedTerm("41216001", "Prostate"))
+
+
+def of_volume(folder: Path, rule: Rule = VOLUMES, task: Task = TASK) -> list[MadeObject]:
+    files = write(folder, series(1))
+    return make_objects(task, rule, answer_volume(rule, files), files)
+
+
+def of_frames(folder: Path) -> list[MadeObject]:
+    rule = Rule(name="us", model="trus_prostate", task=RuleTask.FRAMES)
+    files = write(folder, [loop()])
+    return make_objects(TASK, rule, Answer(PROVENANCE, (answer_frames(files[0]),)), files)
+
+
+def of_images(folder: Path) -> list[MadeObject]:
+    rule = Rule(name="kind", model="mednist", task=RuleTask.CLASSIFICATION)
+    files = write(folder, series(1)[:2])
+    found = tuple(
+        Classification(("Hand", "Head CT"), (0.1, 0.9), False, novelty) for novelty in (0.2, 1.5)
+    )
+    return make_objects(TASK, rule, Answer(PROVENANCE, found), files)
+
+
+def loop() -> bytes:
+    """Return a cine loop as a scanner would write it, as far as a validator looks."""
+    dataset = ultrasound(
+        cine(),
+        SequenceOfUltrasoundRegions=[region()],
+        SeriesNumber=1,
+        InstanceNumber=1,
+        Manufacturer="",
+        PatientOrientation="",
+        FrameTime=40.0,
+        FrameIncrementPointer=Tag("FrameTime"),
+    )
+    return saved(dataset)
+
+
+def answer_frames(file: Path) -> FrameResult:
+    plane = InputSpec(kinds=(InputKind.DICOM,), size=(8, 8))
+    source = dicom_frames.decode(file.read_bytes(), FrameLimits(plane))
+    mask = np.zeros((source.grid.count, *source.grid.size), np.uint8)
+    mask[1:, 10:20, 8:30] = 1
+    masks = PackedMasks.of(mask)
+    measures = [measure_frame(each, source.grid) for each in mask]
+    found = FrameSegmentation(
+        masks,
+        source.grid,
+        ("background", "prostate"),
+        tuple(map(FrameFinding, measures)),
+        measure_stack(measures, source.grid),
+    )
+    return msgspec.structs.replace(
+        found.to_result(source),
+        model=PROVENANCE.model,
+        version=PROVENANCE.version,
+        archive_digest=PROVENANCE.archive_digest,
+        dicom_seg=dicom_seg_frames.encode(masks, source, "prostate", _PROSTATE, PROVENANCE),
+    )
+
+
+MAKERS: list[Callable[[Path], list[MadeObject]]] = [of_volume, of_frames, of_images]
+
+
+def datasets(objects: list[MadeObject]) -> dict[str, Dataset]:
+    return {each.kind: dcmread(io.BytesIO(each.content)) for each in objects}
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_identifiers_are_of_the_task_and_of_no_other(
+    tmp_path: Path, make: Callable[[Path], list[MadeObject]]
+) -> None:
+    first = [each.sop_uid for each in make(tmp_path / "a")]
+    assert len(set(first)) == len(first)
+    assert [each.sop_uid for each in make(tmp_path / "b")] == first
+
+
+def test_another_rule_or_content_has_other_identifiers(tmp_path: Path) -> None:
+    objects = of_volume(tmp_path / "a")
+    for changed in (
+        dataclasses.replace(TASK, rule="other"),
+        dataclasses.replace(TASK, content="more"),
+        dataclasses.replace(TASK, created=2e9),
+    ):
+        others = of_volume(tmp_path / "b", VOLUMES, changed)
+        assert not {each.sop_uid for each in objects} & {each.sop_uid for each in others}
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_every_object_is_of_the_patient_and_says_that_it_is_for_research(
+    tmp_path: Path, make: Callable[[Path], list[MadeObject]]
+) -> None:
+    objects = datasets(make(tmp_path))
+    source = dcmread(tmp_path / "000.dcm")
+    for dataset in objects.values():
+        assert dataset.StudyInstanceUID == source.StudyInstanceUID
+        assert dataset.PatientID == source.PatientID
+        assert dataset.SeriesInstanceUID != source.SeriesInstanceUID
+        assert "research" in dataset.SeriesDescription
+        assert dataset.Manufacturer == "medserve"
+    assert len({each.SeriesInstanceUID for each in objects.values()}) == len(objects)
+
+
+def test_report_and_segmentation_speak_of_the_same_segments(tmp_path: Path) -> None:
+    objects = of_volume(tmp_path)
+    made = datasets(objects)
+    seg, report = made["seg"], made["sr"]
+    tracked = {str(each.TrackingUID) for each in seg.SegmentSequence}
+    text = str(report)
+    assert len(tracked) == 2
+    assert all(uid in text for uid in tracked)
+    assert str(seg.SOPInstanceUID) in text
+    assert PROVENANCE.archive_digest.encode() in objects[1].content
+    assert [each.SegmentLabel for each in seg.SegmentSequence] == [
+        "anterior 0.02 ml",
+        "posterior 0.03 ml",
+    ]
+    assert report.VerificationFlag == "UNVERIFIED"
+    assert report.PreliminaryFlag == "PRELIMINARY"
+
+
+def test_a_picture_shows_the_contour_and_every_frame(tmp_path: Path) -> None:
+    picture = datasets(of_frames(tmp_path))["sc"]
+    pixels = picture.pixel_array
+    assert pixels.shape == (*cine().shape, 3)
+    colourful = (pixels.max(-1) != pixels.min(-1))[:, :26]  # above the line of text
+    assert not colourful[0].any()
+    assert colourful[3, 10:20, 8:30].all()
+    assert not colourful[3, 22:].any()
+
+
+def test_headers_that_are_not_conformant_are_left_empty(tmp_path: Path) -> None:
+    header = dcmread(write(tmp_path, series(1)[:1])[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        header.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+        header.PatientName = "Yamada^Tarou=山田^太郎"
+        header.PatientSex, header.PatientBirthDate = "X", "19700230"
+        header.AccessionNumber, header.StudyID = "A" * 20, "7"
+        del header.PatientID
+        found = evidence_of(dcmread(io.BytesIO(as_bytes(header))))
+    assert (found.SpecificCharacterSet, str(found.PatientName)) == (
+        "ISO_IR 192",
+        "Yamada^Tarou=山田^太郎",
+    )
+    empty = ("PatientSex", "PatientBirthDate", "AccessionNumber", "PatientID")
+    assert [found[name].value or "" for name in empty] == [""] * 4
+    assert found.StudyID == "7"
+
+
+@pytest.mark.pacs
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_validator_finds_no_error(
+    tmp_path: Path, make: Callable[[Path], list[MadeObject]]
+) -> None:
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("needs dciodvfy; apt-get install dicom3tools")
+    for each in make(tmp_path / "in"):
+        path = tmp_path / f"{each.kind}.dcm"
+        path.write_bytes(each.content)
+        done = subprocess.run(
+            ["dciodvfy", "-new", str(path)], capture_output=True, text=True, errors="replace"
+        )
+        lines = (done.stdout + done.stderr).splitlines()
+        assert [line for line in lines if line.startswith("Error")] == [], each.kind
+
+
+@pytest.mark.pacs
+@pytest.mark.parametrize("kind", [Kind.SEG, Kind.LABELMAP])
+def test_an_independent_reader_finds_segments_and_volumes(tmp_path: Path, kind: Kind) -> None:
+    if shutil.which("segimage2itkimage") is None:
+        pytest.skip("needs dcmqi; pip install dcmqi")
+    rule = msgspec.structs.replace(VOLUMES, results=(kind, Kind.SR))
+    for each in of_volume(tmp_path / "in", rule):
+        (tmp_path / f"{each.kind}.dcm").write_bytes(each.content)
+    out = tmp_path / "out"
+    out.mkdir()
+    run("segimage2itkimage", "--inputDICOM", tmp_path / f"{kind}.dcm", "--outputDirectory", out,
+        "--outputType", "nii")  # fmt: skip
+    voxels = [nifti.decode(path.read_bytes()).array for path in out.glob("*.nii.gz")]
+    found = [int((array == label).sum()) for array in voxels for label in (1, 2)]
+    assert sorted(filter(None, found)) == [12, 16]
+    run("tid1500reader", "--inputDICOM", tmp_path / "sr.dcm", "--outputMetadata", out / "sr.json")
+    measured = json.loads((out / "sr.json").read_text())["Measurements"]
+    values = [float(each["measurementItems"][0]["value"]) for each in measured]
+    voxel_ml = 0.8 * 1.1 * 2.3 / 1000
+    assert values == pytest.approx([12 * voxel_ml, 16 * voxel_ml], abs=1e-3)
+
+
+def run(program: str, *arguments: object) -> None:
+    subprocess.run([program, *map(str, arguments)], check=True, capture_output=True)

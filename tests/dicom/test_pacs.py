@@ -1,0 +1,50 @@
+"""A real archive sends to a node, and gets back what the node made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import highdicom
+import numpy as np
+import pytest
+
+from tests.dicom.series import SECRETS
+
+pytestmark = pytest.mark.pacs
+
+_UNSHARE = ["unshare", "--net"]
+
+
+@pytest.fixture
+def namespace() -> list[str]:
+    """Return the command that gives a process a network of its own; skip where there is none."""
+    for program in ("Orthanc", "storescu", "unshare"):
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}; apt-get install orthanc orthanc-dicomweb dcmtk")
+    if subprocess.run([*_UNSHARE, "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to make a network namespace")
+    return _UNSHARE
+
+
+@pytest.mark.parametrize("way", ["c-store", "stow"])
+def test_a_study_comes_back_with_its_results_once(
+    namespace: list[str], tmp_path: Path, way: str
+) -> None:
+    done = subprocess.run(
+        [*namespace, sys.executable, "-m", "tests.dicom.pacs_scenario", str(tmp_path), way],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    # The archive forwards its results to the node, which answers none of them.
+    assert found["modalities"] == {"MR": 9, "SEG": 1, "SR": 1}
+    assert found["pulled"] == 11
+    assert found["patient"] == "S1-1"
+    assert not [secret for secret in SECRETS if secret in found["log"]]
+    seg = highdicom.seg.segread(tmp_path / "SEG.dcm")
+    array = np.asarray(seg.get_volume(combine_segments=True).array)
+    assert [(array == label).sum() for label in (1, 2)] == [12, 16]
