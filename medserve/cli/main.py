@@ -19,8 +19,8 @@ from medserve.errors import MedserveError
 
 __all__ = ["app", "main"]
 
-# Name of the command -> module of medserve.cli that has a function of that name; shown in this
-# order, by what a newcomer needs first.
+# Name of the command -> module of medserve.cli that has a function or group of that name; shown in
+# this order, by what a newcomer needs first.
 _COMMANDS = {
     "demo": "demo",
     "serve": "serve",
@@ -31,6 +31,7 @@ _COMMANDS = {
     "models": "models",
     "ping": "models",
     "package": "package",
+    "import": "importing",
     "inspect": "package",
     "token": "access",
     "audit": "access",
@@ -50,8 +51,12 @@ class _Commands(TyperGroup):
         if cmd_name not in _COMMANDS:
             return None
         module = import_module(f"medserve.cli.{_COMMANDS[cmd_name]}")
+        # Words of Python cannot be names of functions: those of import and try end with _.
+        found = getattr(module, cmd_name, None) or getattr(module, f"{cmd_name}_")
+        if isinstance(found, typer.Typer):  # a command with commands of its own
+            return typer.main.get_command(found)
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        single.command(cmd_name)(getattr(module, cmd_name))
+        single.command(cmd_name)(found)
         return typer.main.get_command(single)
 
 
