@@ -1,7 +1,8 @@
-"""`medserve import` turns models of other tools into archives."""
+"""`medserve import` turns models of other tools into archives; `medserve try` asks one."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from medserve.archive.build import archive_path
+from medserve.cli.cases import refuse_existing, replace_file
 from medserve.errors import ConfigError
 from medserve.settings import Settings
 from medserve.spec import ModelSpec
@@ -19,7 +21,7 @@ from medserve.spec import ModelSpec
 if TYPE_CHECKING:
     from medserve.importing.source import Source
 
-__all__ = ["import_"]
+__all__ = ["import_", "try_"]
 
 _Name = Annotated[str, typer.Option("--name", help="Under which the model is served.")]
 _Version = Annotated[str, typer.Option("--version", help="Of the archive.")]
@@ -71,6 +73,66 @@ def nnunet(
     chosen = [fold.strip() for fold in folds.split(",") if fold.strip()]
     source = read_folder(folder, name, chosen, configuration)
     _finish(source, version, store, example or [], dry_run=dry_run)
+
+
+_Spec = Annotated[
+    Path, typer.Option("--spec", help="Its description, as `medserve init` writes it.")
+]
+
+
+@import_.command("onnx")
+def onnx(
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="One input, weights inside.")],
+    spec: _Spec,
+    example: _Example = None,
+    store: _Store = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Import a network of ONNX with a description of what it reads and answers."""
+    with _with_extra():
+        from medserve.importing.described import read_onnx
+    with tempfile.TemporaryDirectory(prefix="medserve-import-") as folder:
+        source = read_onnx(file, spec, Path(folder))
+        version = ModelSpec.from_file(spec).version
+        _finish(source, version, store, example or [], dry_run=dry_run)
+
+
+@import_.command("torchscript")
+def torchscript(
+    file: Annotated[Path, typer.Argument(metavar="FILE.pt", help="A program: trust its maker.")],
+    spec: _Spec,
+    example: _Example = None,
+    store: _Store = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Import a network of TorchScript with a description of what it reads and answers."""
+    with _with_extra():
+        from medserve.importing.described import read_torchscript
+    source = read_torchscript(file, spec)
+    version = ModelSpec.from_file(spec).version
+    _finish(source, version, store, example or [], dry_run=dry_run)
+
+
+def try_(
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE.mar", help="Of a model of volumes.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="One case: a file for each channel.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for mask and overlay.")] = Path("outputs/try"),
+) -> None:
+    """Answer one case in this process, without a server: mask, overlay and volumes."""
+    with _with_extra():
+        from medserve.importing.trying import ask_archive
+        from medserve.results.files import overlay
+    spec, tried = ask_archive(archive, files)
+    mask, picture = out / f"{spec.name}_mask.nii.gz", out / f"{spec.name}_overlay.png"
+    refuse_existing([mask, picture])
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(mask, tried.mask_nifti())
+    replace_file(picture, overlay.montage(tried.volume, tried.segmentation))
+    for label, volume_ml in tried.segmentation.volumes_ml.items():
+        typer.echo(f"{label}: {volume_ml:.2f} ml")
+    typer.echo(f"{mask} and {picture}")
 
 
 @contextmanager
@@ -126,7 +188,8 @@ def _print_plan(source: Source, spec: ModelSpec, archive: Path, console: Console
         "images": ", ".join(spec.volume.channels) or "one",
         "network's input": " x ".join(map(str, spec.input.size)),
         "networks": str(spec.volume.ensemble),
-        "spacing (mm)": " x ".join(f"{mm:g}" if mm else "own" for mm in spec.volume.spacing_mm),
+        "spacing (mm)": " x ".join(f"{mm:g}" if mm else "own" for mm in spec.volume.spacing_mm)
+        or "any",
         "axes": spec.volume.orientation,
         "mirror images": "yes" if spec.volume.flips else "no",
     }

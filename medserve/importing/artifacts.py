@@ -15,6 +15,7 @@ from torch import Tensor, nn
 __all__ = ["write_onnx", "write_torchscript"]
 
 _OPSET = 18
+_OPSET_OF_SCRIPT = 17  # the latest that torch's exporter of scripts writes
 
 
 def write_torchscript(
@@ -28,6 +29,9 @@ def write_torchscript(
         inputs: For each argument, in their order, an example (N, ...) with N >= 2.
         outputs: Names of the answers, in their order.
     """
+    if isinstance(artifact, torch.jit.ScriptModule):
+        artifact.save(str(path))  # as it is; its first answer counts as the first name
+        return
     with warnings.catch_warnings(), torch.no_grad():
         # Deprecated since torch 2.10 without a successor that runs without its Python code.
         warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
@@ -62,6 +66,9 @@ def write_onnx(
 ) -> None:
     """Write one ONNX file of the same network; arguments as for `write_torchscript`."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, we do not
+    if isinstance(artifact, torch.jit.ScriptModule):
+        _write_onnx_of_script(artifact, path, inputs, outputs)
+        return
     with warnings.catch_warnings():
         # torch's own exporter uses what torch deprecates.
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
@@ -91,3 +98,22 @@ def write_onnx(
             del node.metadata_props[:]
     onnx.checker.check_model(model, full_check=True)
     onnx.save_model(model, path)
+
+
+def _write_onnx_of_script(
+    artifact: nn.Module, path: Path, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+) -> None:
+    """Write the ONNX file of a network that is TorchScript already, which has no Python code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter that can read it is deprecated
+        torch.onnx.export(
+            artifact,
+            tuple(inputs.values()),
+            str(path),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={name: {0: "N"} for name in (*inputs, *outputs)},
+            opset_version=_OPSET_OF_SCRIPT,
+            dynamo=False,
+        )
+    onnx.checker.check_model(onnx.load(str(path)), full_check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from medserve.importing.measure import network_bytes
 from medserve.importing.source import Source
 from medserve.inference import volume_memory
 from medserve.inference.engines import load_engine
+from medserve.inference.engines.engine import ONNX_FILE, TORCHSCRIPT_FILE
 from medserve.inference.sliding_window import Predict
 from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.results.segmentation import Segmentation
@@ -126,16 +128,20 @@ def import_model(
     with tempfile.TemporaryDirectory(prefix="medserve-import-") as temporary:
         folder = Path(temporary)
         progress("computing the golden answer with the network as it was read")
-        proof = _prove(source, spec, example)
-        progress("writing TorchScript and ONNX")
-        _export(source, proof.window, folder)
+        proof = _prove(source, spec, example, _reference(source, folder))
+        engines = [EngineName.OPENVINO, EngineName.ONNXRUNTIME]
+        if not isinstance(source.network, Path):
+            progress("writing TorchScript and ONNX")
+            _export(source.network, proof.window, folder)
+            engines.append(EngineName.TORCHSCRIPT)
         agreements = []
-        for engine in (EngineName.OPENVINO, EngineName.ONNXRUNTIME, EngineName.TORCHSCRIPT):
+        for engine in engines:
             progress(f"comparing {engine}")
             agreements.append(_compare(engine, folder, spec, proof))
         chosen = _chosen(agreements, proof.tolerance)
         progress(f"measuring the memory of {chosen}")
-        shape = (source.volume["window_batch"], source.channels, *source.size)
+        assert spec.volume is not None
+        shape = (spec.volume.window_batch, source.channels, *source.size)
         config = _with_memory(source, version, chosen, network_bytes(folder, chosen, shape))
         spec = ModelSpec.from_mapping(config)
         progress("packing the archive")
@@ -147,7 +153,10 @@ def import_model(
 
 
 def _refuse_large(source: Source) -> None:
-    size = sum(each.numel() * each.element_size() for each in source.network.parameters())
+    network = source.network
+    if isinstance(network, Path):
+        return  # it is a file of that kind
+    size = sum(each.numel() * each.element_size() for each in network.parameters())
     if size > _MAX_FILE_BYTES:
         raise ConfigError(
             f"expected weights of at most {_MAX_FILE_BYTES // 2**20} MiB in one file, got "
@@ -155,10 +164,17 @@ def _refuse_large(source: Source) -> None:
         )
 
 
-def _eager(source: Source) -> Predict:
+def _reference(source: Source, folder: Path) -> Predict:
+    """Return the network as it was read: torch, or ONNX Runtime for a file of ONNX."""
+    network = source.network
+    if isinstance(network, Path):
+        shutil.copyfile(network, folder / ONNX_FILE)
+        loaded = load_engine(EngineName.ONNXRUNTIME, folder, threads=available_cores())
+        return lambda windows: loaded.run(windows)["logits"]
+
     def predict(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            scores: npt.NDArray[np.float32] = source.network(
+            scores: npt.NDArray[np.float32] = network(
                 torch.from_numpy(np.ascontiguousarray(windows))
             ).numpy()
         return scores
@@ -166,9 +182,9 @@ def _eager(source: Source) -> Predict:
     return predict
 
 
-def _prove(source: Source, spec: ModelSpec, example: Sequence[Path]) -> _Proof:
+def _prove(source: Source, spec: ModelSpec, example: Sequence[Path], predict: Predict) -> _Proof:
     volume = golden.read_example(example, spec) if example else golden.computed(spec)
-    pipeline, predict = VolumePipeline(spec), _eager(source)
+    pipeline = VolumePipeline(spec)
     prepared = pipeline.prepare(volume.volumes)
     window = pipeline.golden_window(prepared)
     logits = predict(window)
@@ -189,11 +205,12 @@ def _prove(source: Source, spec: ModelSpec, example: Sequence[Path]) -> _Proof:
     return _Proof(volume, window, logits, segmented.segmentation, seconds, tolerance)
 
 
-def _export(source: Source, window: npt.NDArray[np.float32], folder: Path) -> None:
+def _export(network: torch.nn.Module, window: npt.NDArray[np.float32], folder: Path) -> None:
     inputs = {"image": torch.from_numpy(np.concatenate([window, window[:, :, ::-1]]))}
-    network = _Named(source.network).eval()
-    write_torchscript(network, folder / "model.pt", inputs, ("logits",))
-    write_onnx(network, folder / "model.onnx", inputs, ("logits",))
+    is_script = isinstance(network, torch.jit.ScriptModule)
+    named = network if is_script else _Named(network).eval()
+    write_torchscript(named, folder / TORCHSCRIPT_FILE, inputs, ("logits",))
+    write_onnx(named, folder / ONNX_FILE, inputs, ("logits",))
 
 
 class _Named(torch.nn.Module):
@@ -271,7 +288,7 @@ def _pack(
     (folder / CARD).write_text(report.card(source, spec, agreements), encoding="utf-8")
     suffix = ".nii.gz" if proof.volume.payload[:2] == b"\x1f\x8b" else ".nii"
     (folder / f"golden_input{suffix}").write_bytes(proof.volume.payload)
-    np.savez(
+    np.savez_compressed(
         folder / "golden_output.npz",
         logits=proof.logits,
         tolerance=np.float32(proof.tolerance),
@@ -279,9 +296,11 @@ def _pack(
     figures = {f"same_voxels_{each.engine}": round(each.share, 6) for each in agreements}
     (folder / "metrics.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
     names = [
-        "model-config.yaml", CARD, "model.onnx", "model.pt", f"golden_input{suffix}",
-        "golden_output.npz", "metrics.json",
-    ]  # fmt: skip
+        *("model-config.yaml", CARD, ONNX_FILE, f"golden_input{suffix}"),
+        *("golden_output.npz", "metrics.json"),
+    ]
+    if (folder / TORCHSCRIPT_FILE).is_file():
+        names.append(TORCHSCRIPT_FILE)
     sources = carried_code(handler) | {name: folder / name for name in names}
     return pack_archive(spec, sources, store, "unknown")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -37,11 +38,13 @@ class Source:
         size: Sides of the network's input, without channels.
         channels: Images that it sees.
         volume: The section `volume` of its configuration.
-        network: In eval mode, on the CPU.
+        network: In eval mode, on the CPU; or the ONNX file that is to be served as it is.
         origin: Where it comes from, in one sentence without a verb.
         licence: As its files state it.
         modalities: DICOM modalities that it takes; all where it is empty.
         typical_shape: Sides of a usual volume on the network's grid.
+        serving: Keys of TorchServe, where the model's description has its own.
+        input: Values of the section `input` that the description has beside those above.
     """
 
     name: str
@@ -50,11 +53,13 @@ class Source:
     size: tuple[int, ...]
     channels: int
     volume: Mapping[str, Any]
-    network: nn.Module = field(repr=False)
+    network: nn.Module | Path = field(repr=False)
     origin: str
     licence: str
     modalities: list[str]
     typical_shape: tuple[int, ...]
+    serving: Mapping[str, Any] = field(default_factory=dict)
+    input: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self, version: str, engine: str, **measured: int) -> dict[str, Any]:
         """Return the content of `model-config.yaml`, with what was measured of the network.
@@ -64,6 +69,7 @@ class Source:
         """
         content = {
             **_SERVING,
+            **self.serving,
             "medserve": {
                 "name": self.name,
                 "version": version,
@@ -76,8 +82,9 @@ class Source:
                     "channels": self.channels,
                     "max_payload_bytes": _MAX_PAYLOAD_BYTES,
                     "min_side": 1,
+                    **self.input,
                 },
-                "volume": {**self.volume, "modalities": self.modalities, **measured},
+                "volume": {"modalities": self.modalities, **measured, **self.volume},
                 "engine": {"name": engine, "precision": "f32"},
             },
         }

@@ -74,9 +74,9 @@ def test_plans_of_before_their_description_of_networks_are_read(copy: Path) -> N
 
     image = torch.rand(1, 1, 24, 24, 24)
     with torch.inference_mode():
-        expected = read_folder(copy, "liver").network(image)
+        expected = _network_of(read_folder(copy, "liver"))(image)
         _edit(copy / "plans.json", older)
-        torch.testing.assert_close(read_folder(copy, "liver").network(image), expected)
+        torch.testing.assert_close(_network_of(read_folder(copy, "liver"))(image), expected)
 
 
 def _edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -202,12 +202,17 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(
     assert not witness.exists()
 
 
+def _network_of(source: Source) -> torch.nn.Module:
+    assert isinstance(source.network, torch.nn.Module)
+    return source.network
+
+
 def own_mask(source: Source, files: list[Path]) -> npt.NDArray[np.uint8]:
     pipeline = VolumePipeline(ModelSpec.from_mapping(source.config("1.0", "onnxruntime")))
 
     def predict(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            scores: npt.NDArray[np.float32] = source.network(
+            scores: npt.NDArray[np.float32] = _network_of(source)(
                 torch.from_numpy(np.ascontiguousarray(windows))
             ).numpy()
         return scores
