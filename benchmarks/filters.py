@@ -25,7 +25,7 @@ import numpy.typing as npt
 from benchmarks.machine import describe_machine
 from medserve.inference import filters
 from medserve.spec.frames import FilterKind, FilterSpec
-from training.config import Setting, run
+from training.core.config import Setting, run
 
 __all__ = ["FiltersConfig", "loop_perona_malik", "main"]
 

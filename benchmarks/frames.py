@@ -32,6 +32,7 @@ from rich.table import Table
 from scipy import ndimage
 
 from benchmarks.archives import build_or_take, unpack, with_setting
+from benchmarks.gateway import PATIENT, gateway_before
 from benchmarks.machine import describe_machine
 from benchmarks.processes import family, hold, release
 from benchmarks.ratios import Spread, percentile
@@ -95,8 +96,10 @@ def run(options: Options, console: Console) -> Results:
         limits = Limits(message_bytes=_MESSAGE_BYTES)
         with (
             Server(config) as server,
-            Client(server.inference_address, timeout_s=_CALL_TIMEOUT_S, limits=limits) as client,
+            gateway_before(server, *PATIENT) as (address, _),
+            Client(address, timeout_s=_CALL_TIMEOUT_S, limits=limits) as client,
         ):
+            client.wait_ready()
             name = inspect_archive(archive).spec.name
             _compare(
                 options, handler, lambda payload: client.predict(name, payload), server, results

@@ -30,11 +30,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.archives import build_or_take, unpack, with_setting
+from benchmarks.gateway import PATIENT, gateway_before
 from benchmarks.machine import describe_machine
 from benchmarks.processes import hold, release
 from benchmarks.ratios import Spread
 from medserve.archive.read import inspect_archive
-from medserve.client import Client, SampleOptions
+from medserve.client import Client, GenerationOptions
 from medserve.cores import available_cores
 from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.inference.engines import Engine, load_engine
@@ -95,8 +96,10 @@ def run(options: Options, console: Console) -> Results:
         )
         with (
             Server(config) as server,
-            Client(server.inference_address, timeout_s=_CALL_TIMEOUT_S) as client,
+            gateway_before(server, *PATIENT) as (address, _),
+            Client(address, timeout_s=_CALL_TIMEOUT_S) as client,
         ):
+            client.wait_ready()
             _compare_serving(options, own, (server, client), results)
     return results
 
@@ -135,11 +138,11 @@ def _compare_serving(
     name, count = own.spec.name, options.images
 
     def unary(seed: int) -> list[bytes]:
-        drawn = client.sample_all(name, SampleOptions(count=count, seed=seed))
+        drawn = client.sample_all(name, GenerationOptions(count=count, seed=seed))
         return [image.png for image in drawn.images]
 
     def streamed(seed: int) -> object:
-        return list(client.sample(name, SampleOptions(count=count, seed=seed)))
+        return list(client.sample(name, GenerationOptions(count=count, seed=seed)))
 
     # A copy that is withheld costs the server an image more; the first seeds show that none is.
     if own.draw(0, count) != unary(0):

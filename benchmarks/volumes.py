@@ -33,6 +33,7 @@ from rich.table import Table
 
 from benchmarks.archives import build_or_take, unpack, with_setting
 from benchmarks.eager_network import eager_network
+from benchmarks.gateway import PATIENT, gateway_before
 from benchmarks.machine import describe_machine
 from benchmarks.processes import family, hold, release
 from benchmarks.ratios import Spread, percentile
@@ -104,8 +105,10 @@ def run(options: Options, console: Console) -> Results:
         limits = Limits(message_bytes=_MESSAGE_BYTES)
         with (
             Server(config) as server,
-            Client(server.inference_address, timeout_s=_CALL_TIMEOUT_S, limits=limits) as client,
+            gateway_before(server, *PATIENT) as (address, _),
+            Client(address, timeout_s=_CALL_TIMEOUT_S, limits=limits) as client,
         ):
+            client.wait_ready()
             ask = _asking(client, inspect_archive(archive).spec.name)
             _compare_serving(options, handler, (ask, payload), server, results)
             console.print("serving compared; sending the large volume")

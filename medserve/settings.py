@@ -2,9 +2,8 @@
 
 | variable | what | default |
 |---|---|---|
-| `MEDSERVE_ADDRESS` | where the inference API answers, `host:port` | `127.0.0.1:7070` |
-| `MEDSERVE_MANAGEMENT_ADDRESS` | where the management API answers, `host:port` | `127.0.0.1:7071` |
-| `MEDSERVE_TOKEN` | key for a server that asks for one | none |
+| `MEDSERVE_ADDRESS` | the gateway's gRPC port, `host:port` | `127.0.0.1:8001` |
+| `MEDSERVE_TOKEN` | token for a gateway that asks for one | none |
 | `MEDSERVE_CA_FILE` | certificates (PEM) to trust; turns TLS on in the client | none |
 | `MEDSERVE_STORE` | folder of the model archives | `model_store` |
 
@@ -23,9 +22,7 @@ from medserve.errors import ConfigError
 
 __all__ = ["Address", "Settings"]
 
-_KNOWN = frozenset(
-    f"MEDSERVE_{name}" for name in ("ADDRESS", "MANAGEMENT_ADDRESS", "TOKEN", "CA_FILE", "STORE")
-)
+_KNOWN = frozenset(f"MEDSERVE_{name}" for name in ("ADDRESS", "TOKEN", "CA_FILE", "STORE"))
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Address:
             host = ""  # a bare IPv6 address: which colon starts the port is a guess
         if not (colon and host and port.isdecimal() and 0 < int(port) < 2**16):
             raise ConfigError(
-                f"{source}: expected host:port such as 127.0.0.1:7070 or [::1]:7070, got {text!r}"
+                f"{source}: expected host:port such as 127.0.0.1:8001 or [::1]:8001, got {text!r}"
             )
         return cls(host, int(port))
 
@@ -55,10 +52,9 @@ class Address:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that the environment decides for client, command line and server."""
+    """Everything that the environment decides for client and command line."""
 
-    address: Address = Address("127.0.0.1", 7070)
-    management_address: Address = Address("127.0.0.1", 7071)
+    address: Address = Address("127.0.0.1", 8001)
     token: str | None = field(default=None, repr=False)  # a secret: never printed
     ca_file: Path | None = None
     store: Path = Path("model_store")
@@ -71,9 +67,6 @@ class Settings:
         default = cls()
         return cls(
             address=_address(given, "MEDSERVE_ADDRESS", default.address),
-            management_address=_address(
-                given, "MEDSERVE_MANAGEMENT_ADDRESS", default.management_address
-            ),
             token=_token(given.get("MEDSERVE_TOKEN")),
             ca_file=_file(given, "MEDSERVE_CA_FILE"),
             store=Path(given.get("MEDSERVE_STORE", default.store)),

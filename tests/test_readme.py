@@ -30,7 +30,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def served() -> Iterator[None]:
     """`make serve` on its own ports, until it says that the models are ready."""
-    for port in (7070, 7071, 8080, 8081, 8082):
+    for port in (7070, 7071, 8000, 8001, 8002, 8080, 8081, 8082):
         if listens(port):
             pytest.skip(f"port {port}, which `make serve` uses, is taken on this machine")
     log = ROOT / "outputs" / "readme-serve.log"

@@ -12,8 +12,7 @@ from medserve.settings import Address, Settings
 
 def test_an_empty_environment_means_the_defaults() -> None:
     assert Settings.from_environment({}) == Settings()
-    assert str(Settings().address) == "127.0.0.1:7070"
-    assert str(Settings().management_address) == "127.0.0.1:7071"
+    assert str(Settings().address) == "127.0.0.1:8001"
 
 
 def test_every_variable_is_taken(tmp_path: Path) -> None:
@@ -22,14 +21,12 @@ def test_every_variable_is_taken(tmp_path: Path) -> None:
     settings = Settings.from_environment(
         {
             "MEDSERVE_ADDRESS": "models.example:443",
-            "MEDSERVE_MANAGEMENT_ADDRESS": "[::1]:7171",
             "MEDSERVE_TOKEN": "k3y",
             "MEDSERVE_CA_FILE": str(certificate),
             "MEDSERVE_STORE": str(tmp_path),
         }
     )
     assert settings.address == Address("models.example", 443)
-    assert settings.management_address == Address("::1", 7171)
     assert (settings.token, settings.ca_file, settings.store) == ("k3y", certificate, tmp_path)
 
 

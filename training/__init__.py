@@ -1,1 +1,1 @@
-"""Training, export and evaluation; one module per model."""
+"""Training: `training.core`, a package for each task, and one entry module for each room."""

@@ -13,12 +13,14 @@ import lightning
 import models
 from medserve.errors import ConfigError
 from models.blood_cell.network import VIEWS, BloodCellNet
-from training import data, engine, shipping
 from training.cells.augment import CellAugment
 from training.cells.kinds import FOLDERS, with_kinds
 from training.cells.module import CellClassifier
-from training.config import FitConfig, Setting, TrainPrecision, run, write
-from training.evaluation import EvaluationRequest, evaluate_classifier
+from training.classification import data
+from training.classification import ship as shipping
+from training.classification.evaluation import EvaluationRequest, evaluate_classifier
+from training.classification.fit import fit_classifier
+from training.core.config import FitConfig, Setting, TrainPrecision, run, write
 
 __all__ = ["NAME", "TrainConfig", "evaluate", "main"]
 
@@ -86,7 +88,7 @@ def main(config: TrainConfig) -> None:
         config.first_side,
         config.small_share,
     )
-    fitted = engine.fit_classifier(module, with_kinds(train), validation, config.out_dir)
+    fitted = fit_classifier(module, with_kinds(train), validation, config.out_dir)
     network = cast(BloodCellNet, fitted.network)
     network.views = config.views
     shipment = shipping.Shipment(

@@ -26,15 +26,15 @@ import models
 from medserve.errors import ConfigError
 from medserve.inference.engines import Engine, load_engine
 from medserve.spec import ModelSpec, Precision
-from training import comparison_report, metrics
-from training.config import Setting, run
-from training.data import decoded, labelled_files, read_split, to_images
-from training.export import sha256
-from training.mcnemar import mcnemar
+from training.classification import comparison_report, metrics
+from training.classification.data import decoded, labelled_files, read_split, to_images
+from training.classification.mcnemar import mcnemar
+from training.core.config import Setting, run
+from training.core.export import sha256
 
 __all__ = ["ComparisonConfig", "main"]
 
-_log = logging.getLogger("training.comparison")  # also where the module is the program
+_log = logging.getLogger(__name__)
 
 _BATCH = 64  # images a call when answering
 _TIMED = (1, 16)  # images a call when timing: a lone request, and a gathered batch

@@ -15,18 +15,20 @@ import lightning
 import torch
 
 import models
-from training import data
-from training.config import require_folder, run, write
+from training.classification import data
+from training.core.config import run, write
+from training.core.files import require_folder
+from training.core.fit import Fitted, checkpoints_of, load_best
+from training.core.ini import parse_with_file
 from training.diffusion import extractor
 from training.diffusion.evaluation import DiffusionEvaluation, evaluate_diffusion
 from training.diffusion.finish import finish, stored
-from training.diffusion.fit import Fitted, ImageMetric, fit, load_best
+from training.diffusion.fit import SCORE, ImageMetric, fit_diffusion
 from training.diffusion.images import FolderRequest, read_folder
 from training.diffusion.module import Diffusion
 from training.diffusion.networks import build
 from training.diffusion.settings import INI_KEYS, DiffusionConfig
 from training.diffusion.ship import NAME, Shipment
-from training.ini import parse_with_file
 
 __all__ = ["EVALUATION", "NAME", "evaluate", "main", "train_network"]
 
@@ -43,8 +45,9 @@ def main(config: DiffusionConfig) -> None:
     parts = data.split(images, config.seed)
     train, validation = images.take(parts["train"]), images.take(parts["validation"])
     if config.finish:
-        checkpoint = require_folder(config.out_dir, "--out-dir") / "checkpoints" / "best.ckpt"
-        fitted = load_best(_module(config, train), checkpoint)
+        folder = require_folder(config.out_dir, "--out-dir")
+        checkpoint = checkpoints_of(folder) / "best.ckpt"
+        fitted = load_best(_module(config, train), checkpoint, SCORE)
     else:
         write(config, config.out_dir / "config.json")
         data.write_split(config.out_dir / "split.csv", images, parts)
@@ -62,7 +65,7 @@ def train_network(
         torch.save(extractor.train_extractor(train, seed=config.seed).state_dict(), extractor_path)
     feature_network = extractor.load_extractor(extractor_path, config.channels, len(train.labels))
     metric = ImageMetric(validation, feature_network, config.out_dir, config.mirror)
-    return fit(_module(config, train), train, metric, config.out_dir)
+    return fit_diffusion(_module(config, train), train, metric, config.out_dir)
 
 
 def evaluate(config: DiffusionEvaluation) -> None:

@@ -18,8 +18,8 @@ from typing import Annotated
 import models
 from medserve.errors import ConfigError
 from medserve.spec import EngineName
-from training.config import Setting, parse, run
-from training.evaluation import EvaluationRequest
+from training.classification.evaluation import EvaluationRequest
+from training.core.config import Setting, parse, run
 
 __all__ = ["EvaluateConfig", "main"]
 

@@ -13,27 +13,26 @@ from typing import Annotated, Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, SumMetric
 
 import models
 from models.mednist.mednet import MedNet, MedNetShape
-from training import data, loop, shipping
-from training.config import Setting, TrainPrecision, run, write
-from training.data import Batches, LabelledImages
-from training.engine import Fitted
+from training.classification import data
+from training.classification import ship as shipping
+from training.classification.data import LabelledImages
+from training.classification.fit import SCORE, batches
+from training.core.config import Setting, TrainPrecision, run, write
+from training.core.fit import Fitted, checkpoints_of, epoch_of, fit
 from training.mednet_rule import RatioStop, class_weights
 
-__all__ = ["NAME", "VARIANT", "MedNetConfig", "MedNetTraining", "fit", "main"]
+__all__ = ["NAME", "VARIANT", "MedNetConfig", "MedNetTraining", "fit_by_rule", "main"]
 
 NAME = "mednist"
 VARIANT = "mednet"
 _HISTORY = ("epoch", "train_loss", "validation_loss", "validation_errors", "epochs_apart")
-_SCORE = "validation_score"
 
-_log = logging.getLogger("training.mednet")  # also where the module is the program
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,9 @@ class MedNetTraining(L.LightningModule):
         )
         self.history.append(epoch)
         self.log_dict({key: float(epoch[key]) for key in _HISTORY[1:]}, prog_bar=True)
-        self.log(_SCORE, errors + min(validation_loss, 0.999))  # errors first, loss among equals
+        self.log(
+            SCORE.name, errors + min(validation_loss, 0.999)
+        )  # errors first, loss among equals
         for metric in (self.train_loss, self.validation_loss, self.errors):
             metric.reset()
         if due:
@@ -150,60 +151,31 @@ class MedNetTraining(L.LightningModule):
         return losses, self.weights[label_ids], (logits.argmax(dim=1) != label_ids).sum()
 
 
-def fit(
+def fit_by_rule(
     module: MedNetTraining, train: LabelledImages, validation: LabelledImages, out_dir: Path
 ) -> Fitted:
     """Train by the rule and return the epoch that validated best.
 
-    Writes `checkpoints/best.ckpt` and `last.ckpt`, `logs/` and the losses as `training.csv`.
+    The losses of all epochs lie in `training.csv`.
     """
     config = module.config
-    folder = out_dir / "checkpoints"
-    resumed = loop.resumed_from(folder, config.resume)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    best = ModelCheckpoint(folder, filename="best", monitor=_SCORE, enable_version_counter=False)
-    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
-    trainer = L.Trainer(
+    fit(
+        module,
+        out_dir,
+        batches(config, train, validation),
+        SCORE,
+        resume=config.resume,
+        threads=config.threads,
         max_epochs=config.max_epochs,
         precision=config.precision.value,
-        callbacks=[best, last, RichProgressBar()],
-        logger=loop.loggers(out_dir),
-        num_sanity_val_steps=0,  # it would count as an epoch
-        enable_model_summary=False,
-        default_root_dir=out_dir,
     )
-    order = torch.Generator().manual_seed(config.seed)
-    with loop.expected_remarks():
-        trainer.fit(
-            module,
-            _loader(train, config.batch_size, order),
-            _loader(validation, config.batch_size),
-            ckpt_path=resumed,
-        )
     _write_history(out_dir / "training.csv", module.history)
-    content = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
+    checkpoint = checkpoints_of(out_dir) / "best.ckpt"
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(content["state_dict"])
     network = module.network.cpu().to(memory_format=torch.contiguous_format).eval()
-    assert best.best_model_score is not None  # one epoch at least was validated
-    score = float(best.best_model_score)
-    return Fitted(network, folder / "best.ckpt", loop.epoch_of(content), score)
-
-
-def _loader(
-    images: LabelledImages, batch_size: int, order: torch.Generator | None = None
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    return DataLoader(
-        Batches(images),
-        batch_size,
-        shuffle=order is not None,
-        generator=order,
-        collate_fn=_as_it_comes,  # Batches hands out whole batches
-    )
-
-
-def _as_it_comes(batch: Any) -> Any:
-    return batch
+    best = [epoch["validation_errors"] for epoch in module.history]
+    return Fitted(network, checkpoint, epoch_of(content), min(best))
 
 
 def _write_history(path: Path, history: list[dict[str, float]]) -> None:
@@ -227,7 +199,7 @@ def main(config: MedNetConfig) -> None:
     L.seed_everything(config.seed, verbose=False)
     weights = class_weights(torch.from_numpy(train.label_ids), len(spec.labels))
     module = MedNetTraining(MedNet(len(spec.labels), shape), config, weights)
-    fitted = fit(module, train, validation, config.out_dir)
+    fitted = fit_by_rule(module, train, validation, config.out_dir)
     shipment = shipping.Shipment(
         spec,
         train,

@@ -11,10 +11,12 @@ import lightning
 
 import models
 from models.mednist.network import MednistNet
-from training import data, engine, shipping
-from training.augment import Augment
-from training.config import FitConfig, Setting, TrainPrecision, run, write
-from training.evaluation import EvaluationRequest, evaluate_classifier
+from training.classification import data
+from training.classification import ship as shipping
+from training.classification.augment import Augment
+from training.classification.evaluation import EvaluationRequest, evaluate_classifier
+from training.classification.fit import Classifier, fit_classifier
+from training.core.config import FitConfig, Setting, TrainPrecision, run, write
 
 __all__ = ["NAME", "TrainConfig", "evaluate", "main"]
 
@@ -54,8 +56,8 @@ def main(config: TrainConfig) -> None:
     train, validation = images.take(parts["train"]), images.take(parts["validation"])
     lightning.seed_everything(config.seed, verbose=False)
     network = MednistNet(len(spec.labels), config.width)
-    module = engine.Classifier(network, config, Augment(), config.label_smoothing)
-    fitted = engine.fit_classifier(module, train, validation, config.out_dir)
+    module = Classifier(network, config, Augment(), config.label_smoothing)
+    fitted = fit_classifier(module, train, validation, config.out_dir)
     shipment = shipping.Shipment(
         spec, train, validation, config.data_dir, config.out_dir, config.foreign_dir
     )

@@ -24,21 +24,22 @@ from torch import nn
 import models
 from medserve.inference.volume_pipeline import VolumePipeline
 from models.segmentation_3d.network import NetworkName, NetworkSize, build
-from training.config import Setting, require_folder, run, write
-from training.evaluation import EvaluationRequest
-from training.segmentation.config import SegmentationConfig
-from training.segmentation.data import Case, LoadedCase, find_cases, load_cases
-from training.segmentation.evaluation import evaluate_segmentation
-from training.segmentation.fit import (
-    FittedSegmenter,
+from training.classification.evaluation import EvaluationRequest
+from training.core.config import Setting, run, write
+from training.core.files import require_folder
+from training.core.fit import Fitted
+from training.core.split import Split, write_split
+from training.volumes.config import SegmentationConfig
+from training.volumes.data import Case, LoadedCase, find_cases, load_cases, split_cases
+from training.volumes.evaluation import evaluate_segmentation
+from training.volumes.fit import (
     fit_segmenter,
     initialise_from,
     is_fitted,
     load_fitted,
 )
-from training.segmentation.module import Segmenter
-from training.segmentation.ship import Shipment, install, ship, what_parts_add
-from training.segmentation.split import Split, split_cases, write_split
+from training.volumes.module import Segmenter
+from training.volumes.ship import Shipment, install, ship, what_parts_add
 
 __all__ = ["NAME", "TrainConfig", "evaluate", "main", "report", "train_member"]
 
@@ -118,7 +119,7 @@ def train_member(
     pipeline: VolumePipeline,
     split: Split,
     loaded: dict[str, LoadedCase],
-) -> FittedSegmenter:
+) -> Fitted:
     """Train one network, on all folds but its own; a finished one is read instead.
 
     Members differ in fold, first weights, order and augmentation. A finished one keeps the

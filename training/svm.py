@@ -31,13 +31,14 @@ from sklearn.svm import SVC
 import models
 from medserve.errors import ConfigError
 from models.mednist.svm import SupportVectorMachine
-from training import data, shipping
-from training.calibration import fit_temperature
-from training.config import Setting, run, write
-from training.data import LabelledImages
-from training.evaluation import EvaluationRequest, evaluate_classifier
-from training.novelty import BLANK, fit_novelty
-from training.svm_export import TOLERANCE, ServedSvm, export_svm, fitted_parts
+from training.classification import data
+from training.classification import ship as shipping
+from training.classification.calibration import fit_temperature
+from training.classification.data import LabelledImages
+from training.classification.evaluation import EvaluationRequest, evaluate_classifier
+from training.classification.novelty import BLANK, fit_novelty
+from training.classification.svm_export import TOLERANCE, ServedSvm, export_svm, fitted_parts
+from training.core.config import Setting, run, write
 
 __all__ = ["GRID", "NAME", "VARIANT", "Shrink", "SvmConfig", "build", "main", "search"]
 
@@ -51,7 +52,7 @@ _BATCH = 2048  # images a pass of the calibration
 _CACHE_MB = 500  # of kernel values
 _SEARCH = ("kernel", "C", "gamma", "accuracy", "deviation", "rank", "seconds")
 
-_log = logging.getLogger("training.svm")  # also where the module is the program
+_log = logging.getLogger(__name__)
 Rows = npt.NDArray[np.uint8]
 
 

@@ -25,26 +25,31 @@ import lightning
 import torch
 
 import models
+from annotation.importer import ImportConfig, import_annotations
+from annotation.prepare import PrepareConfig, prepare
+from annotation.simulated_annotator import AnnotateConfig, annotate
 from medserve.errors import ConfigError
 from medserve.inference.frame_pipeline import FramePipeline
 from medserve.spec import ModelSpec
 from models.trus_prostate.network import SIDES_DIVIDE_BY, build, load_encoder
-from training.config import Setting, require_folder, run, write
+from simulation.simulated_set import SimulateConfig, simulate_set
+from training.core.config import Setting, run, write
+from training.core.files import require_folder
+from training.core.fit import Fitted, load_best
+from training.core.split import Split, write_split
 from training.evaluate import EvaluateConfig
-from training.segmentation.split import Split, write_split
-from training.ultrasound import fold_table
-from training.ultrasound.commands import run_command
-from training.ultrasound.compare import CompareConfig, compare
-from training.ultrasound.config import FrameConfig
-from training.ultrasound.data import LoadedFrame, find_frames, load_frames
-from training.ultrasound.evaluation import FrameEvaluation, evaluate_frames
-from training.ultrasound.fit import FittedFrames, fit_frames, load_best
-from training.ultrasound.folds import mask_shares, split_frames
-from training.ultrasound.module import FrameSegmenter
-from training.ultrasound.sheets import SheetsConfig, write_sheets
-from training.ultrasound.ship import Shipment, install, ship
+from training.frames import fold_table
+from training.frames.compare import CompareConfig, compare
+from training.frames.config import FrameConfig
+from training.frames.data import LoadedFrame, find_frames, load_frames, mask_shares, split_frames
+from training.frames.evaluation import FrameEvaluation, evaluate_frames
+from training.frames.fit import fit_frames
+from training.frames.module import SCORE, FrameSegmenter
+from training.frames.sheets import SheetsConfig, write_sheets
+from training.frames.ship import Shipment, install, ship
 
-__all__ = ["EVALUATION", "NAME", "TrainConfig", "TrusEvaluateConfig", "evaluate", "main"]
+__all__ = ["EVALUATION", "NAME", "TrainConfig", "TrusEvaluateConfig", "evaluate", "main",
+           "run_command"]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +111,7 @@ def main(config: TrainConfig) -> None:
     ]
     fold_table.write(config.out_dir, pipeline, members, split, cases)
     if not config.ensemble:
-        members = [max(members, key=lambda each: each.validation_iou)]
+        members = [max(members, key=lambda each: each.score)]
     shipment = Shipment(
         pipeline, members, list(loaded.values()), model_config, config.out_dir, config.fp16_weights
     )
@@ -167,7 +172,7 @@ def _train_member(
     pipeline: FramePipeline,
     split: Split,
     loaded: dict[str, LoadedFrame],
-) -> FittedFrames:
+) -> Fitted:
     """Train one network on all folds but its own; a finished one is read instead."""
     folder = config.out_dir / f"member_{member}"
     last = folder / "checkpoints" / "last.ckpt"
@@ -183,7 +188,7 @@ def _train_member(
         _log.info("%d tensors of the encoder from %s", fitted, config.encoder_weights)
     module = FrameSegmenter(network, config, pipeline.frame.threshold)
     if started and int(torch.load(last, weights_only=True)["epoch"]) + 1 >= config.epochs:
-        return load_best(module, folder / "checkpoints" / "best.ckpt")
+        return load_best(module, folder / "checkpoints" / "best.ckpt", SCORE)
     parts = split.parts(member)
     return fit_frames(
         module,
@@ -194,18 +199,21 @@ def _train_member(
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "compare": lambda flags: run(compare, CompareConfig, flags),
+    "simulate": lambda flags: run(simulate_set, SimulateConfig, flags),
+    "prepare": lambda flags: run(prepare, PrepareConfig, flags),
+    "annotate": lambda flags: run(annotate, AnnotateConfig, flags),
+    "import": lambda flags: run(import_annotations, ImportConfig, flags),
     "sheets": lambda flags: run(write_sheets, SheetsConfig, flags),
+    "compare": lambda flags: run(compare, CompareConfig, flags),
 }
 
 
-def _run(arguments: Sequence[str]) -> int:
-    """A command where the first argument names one, else the training."""
+def run_command(arguments: Sequence[str]) -> int:
+    """Run the command that the first argument names, or else the training; return its exit code."""
     if arguments and arguments[0] in _COMMANDS:
         return _COMMANDS[arguments[0]](arguments[1:])
-    code = run_command(arguments)
-    return run(main, TrainConfig, arguments) if code is None else code
+    return run(main, TrainConfig, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(_run(sys.argv[1:]))
+    sys.exit(run_command(sys.argv[1:]))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 __all__ = ["audit", "token"]
 
@@ -43,5 +42,4 @@ def audit(
     from medserve.gateway.core.audit import verify
 
     verdict = verify(log, expect)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{log}: {verdict.lines} lines, intact; last hash {verdict.last_hash}")
+    typer.echo(f"{log}: {verdict.lines} lines, intact; last hash {verdict.last_hash}")

@@ -1,4 +1,4 @@
-"""The options by which every command finds its server: flag, then environment, then default."""
+"""The options by which commands find their gateway: flag, then environment, then default."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from typing import Annotated
 
 import typer
 
-from medserve.client import Client, TlsConfig, Tokens
-from medserve.engine.torchserve.keys import read_tokens
+from medserve.client import Client, TlsConfig
 from medserve.errors import ConfigError
 from medserve.settings import Settings
 
 __all__ = [
     "Address",
     "CaFile",
-    "ManagementAddress",
     "Timeout",
     "TokenFile",
     "connect",
@@ -23,11 +21,9 @@ __all__ = [
 
 Address = Annotated[
     str | None,
-    typer.Option(metavar="HOST:PORT", help="Inference API (gRPC).", show_default="127.0.0.1:7070"),
-]
-ManagementAddress = Annotated[
-    str | None,
-    typer.Option(metavar="HOST:PORT", help="Management API (gRPC).", show_default="the next port"),
+    typer.Option(
+        metavar="HOST:PORT", help="The gateway's gRPC port.", show_default="127.0.0.1:8001"
+    ),
 ]
 TokenFile = Annotated[
     Path | None,
@@ -35,7 +31,7 @@ TokenFile = Annotated[
         metavar="FILE",
         exists=True,
         dir_okay=False,
-        help="File with the token, or the server's key_file.json.",
+        help="File with the token.",
         show_default="MEDSERVE_TOKEN",
     ),
 ]
@@ -55,26 +51,20 @@ def connect(
     token_file: Path | None,
     ca_file: Path | None,
     timeout_s: float,
-    management_address: str | None = None,
 ) -> Client:
     """A client from the options of a command and the environment."""
     settings = Settings.from_environment()
-    if management_address is None and address is None:
-        management_address = str(settings.management_address)
     authority = ca_file or settings.ca_file
     return Client(
         address or str(settings.address),
-        management_address=management_address,
         token=settings.token if token_file is None else _token(token_file),
         tls=None if authority is None else TlsConfig(authority),
         timeout_s=timeout_s,
     )
 
 
-def _token(path: Path) -> str | Tokens:
+def _token(path: Path) -> str:
     text = path.read_text(encoding="utf-8", errors="replace").strip()
-    if text.startswith("{"):
-        return read_tokens(path)
     if not text or not (text.isascii() and text.isprintable()):
         raise ConfigError(f"{path}: expected one token in printable ASCII")
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -16,22 +17,23 @@ from rich.text import Text
 
 from medserve.archive.build import build_archive, find_checkout, room_names
 from medserve.archive.read import golden_input, inspect_archive
-from medserve.cli import sheet
-from medserve.cli.inputs import shown, walk
-from medserve.cli.records import console_for_people
-from medserve.cli.samples import contact_sheet, sample_record
+from medserve.cli.gateway import require_gateway, run_gateway
+from medserve.cli.show import sheet
+from medserve.cli.show.console import console_for_people, shown
+from medserve.cli.show.files import walk, writing_to
 from medserve.client import (
     Classification,
+    ClassificationOptions,
     Client,
-    FrameAnswer,
     FrameOptions,
-    SampleOptions,
-    SampleSet,
-    SegmentationOptions,
-    SegmentationResult,
+    FrameResult,
+    GenerationOptions,
+    GenerationResult,
+    VolumeOptions,
+    VolumeResult,
 )
 from medserve.engine.torchserve.lifecycle import Server, ServerConfig
-from medserve.errors import ConfigError, MedserveError, UnknownModelError
+from medserve.errors import MedserveError, UnknownModelError
 from medserve.settings import Settings
 from medserve.spec import InputKind, ModelSpec, Task
 
@@ -51,10 +53,10 @@ class _Example:
     data: bytes = b""
     broken: bool = False  # damaged on purpose: an error is the right answer
     explained: bool = False  # asked for a second time, with what its class rests on
-    wishes: SampleOptions | None = None  # of a model that makes images, in the place of data
+    wishes: GenerationOptions | None = None  # of a model that makes images, in the place of data
 
 
-_Outcome = Classification | SegmentationResult | FrameAnswer | SampleSet | bytes | MedserveError
+_Outcome = Classification | VolumeResult | FrameResult | GenerationResult | MedserveError
 
 
 @dataclass(frozen=True)
@@ -76,18 +78,17 @@ class _Answer:
         match self.outcome:
             case Classification():
                 return self.outcome.label
-            case SegmentationResult():
+            case VolumeResult():
                 volumes = self.outcome.volumes_ml.items()
                 return ", ".join(f"{label} {volume:.2f} ml" for label, volume in volumes)
-            case FrameAnswer():
+            case FrameResult():
                 found, area = self.outcome.stack.frames_found, self.outcome.stack.area_cm2
                 size = "" if area is None else f", {area:.2f} cm2"
-                return f"found in {found} of {self.outcome.segmentation.grid.count} frames{size}"
-            case SampleSet():
+                return f"found in {found} of {self.outcome.grid.frames} frames{size}"
+            case GenerationResult():
                 return f"{len(self.outcome.images)} synthetic images"
             case MedserveError():
                 return self.outcome.code
-        return f"{len(self.outcome)} bytes"
 
     @property
     def probability(self) -> str:
@@ -118,16 +119,19 @@ class _Answer:
         match self.outcome:
             case Classification():
                 return content | replace(self.outcome, explanation=None).to_json()
-            case SegmentationResult():
-                return content | self.outcome.segmentation.to_result().without_files()
-            case FrameAnswer():
+            case VolumeResult():
+                return content | self.outcome.without_files()
+            case FrameResult():
                 return content | {"stack": self.outcome.stack.to_json()}
-            case SampleSet():
-                return content | {"images": [sample_record(each) for each in self.outcome.images]}
+            case GenerationResult():
+                return content | {
+                    "images": [
+                        sheet.sample_record(each, self.outcome) for each in self.outcome.images
+                    ]
+                }
             case MedserveError():
                 error = {"code": self.outcome.code, "message": self.outcome.message}
                 return content | {"error": error}
-        return content | {"size_bytes": len(self.outcome)}
 
 
 def demo(
@@ -143,10 +147,11 @@ def demo(
         Path, typer.Option(metavar="DIR", file_okay=False, help="Where the pictures go.")
     ] = Path("outputs"),
 ) -> None:
-    """Build every archive, start the server, send real images, show the answers, stop.
+    """Build every archive, start server and gateway, send real images, show the answers, stop.
 
     Exit code: 0 every example got its answer, 1 some did not, 2 no server came up.
     """
+    require_gateway()
     root = find_checkout()
     names = models or room_names(root)
     folder = store or Settings.from_environment().store
@@ -166,8 +171,7 @@ def demo(
             for example in _examples(root / "models" / name, archive)
         ]
         with Server(ServerConfig(store=folder, models=tuple(names))) as server:
-            status.update("asking")
-            answers = list(_ask(server, examples))
+            answers = asyncio.run(_served(server, examples))
     console_for_people().print(_table(answers))
     _write(answers, out)
     if not all(answer.as_expected for answer in answers):
@@ -202,43 +206,47 @@ def _wishes(spec: ModelSpec) -> Iterator[_Example]:
     """Some images of every class, and more than a call may ask for."""
     count = _DRAWN // max(1, min(_DRAWN, len(spec.labels)))
     for place, label in enumerate(spec.labels[:_DRAWN] or [None]):
-        wishes = SampleOptions(count=count, label=label, seed=100 * place)
+        wishes = GenerationOptions(count=count, label=label, seed=100 * place)
         yield _Example(spec, label or "any", wishes=wishes)
-    yield _Example(spec, "10000 images", broken=True, wishes=SampleOptions(count=10_000))
+    yield _Example(spec, "10000 images", broken=True, wishes=GenerationOptions(count=10_000))
 
 
-def _ask(server: Server, examples: list[_Example]) -> Iterator[_Answer]:
-    with Client(
-        server.inference_address, management_address=server.management_address, timeout_s=60
-    ) as client:
+async def _served(server: Server, examples: list[_Example]) -> list[_Answer]:
+    """The answers of a gateway before the server, which this process runs meanwhile."""
+    from medserve.gateway.server import GatewayServer
+    from medserve.gateway.settings import GatewaySettings
+
+    settings = GatewaySettings(grpc_port=0, metrics_port=0, page=False).before(server)
+    front = GatewayServer(replace(settings, models=",".join(server.config.models)))
+    async with run_gateway(front):
+        await front.wait_serving(server.config.start_timeout_s)
+        return await asyncio.to_thread(lambda: list(_ask(front.addresses.grpc, examples)))
+
+
+def _ask(address: str, examples: list[_Example]) -> Iterator[_Answer]:
+    with Client(address, timeout_s=60) as client:
         for example in examples:
             started = time.perf_counter()
-            outcome: _Outcome
-            try:
-                if example.spec.task is Task.CLASSIFICATION:
-                    outcome = client.classify_one(example.spec.name, example.data)
-                elif example.wishes is not None:
-                    outcome = client.sample_all(example.spec.name, example.wishes)
-                elif example.spec.volume is not None:
-                    options = SegmentationOptions(overlay=True)
-                    outcome = client.segment(example.spec.name, example.data, options=options)
-                elif example.spec.frame is not None:
-                    wanted = FrameOptions(overlay=True)
-                    name, data = example.spec.name, example.data
-                    outcome = client.segment_frame(name, data, options=wanted)
-                else:
-                    outcome = client.predict(example.spec.name, example.data)
-            except MedserveError as error:
-                outcome = error
+            outcome = _outcome(client, example)
             took_ms = 1000 * (time.perf_counter() - started)
             if example.explained and isinstance(outcome, Classification):
-                outcome = _explained(client, example)
+                outcome = _outcome(client, example, explain=True)
             yield _Answer(example, outcome, took_ms)
 
 
-def _explained(client: Client, example: _Example) -> _Outcome:
+def _outcome(client: Client, example: _Example, *, explain: bool = False) -> _Outcome:
+    name, data = example.spec.name, example.data
     try:
-        return client.classify_one(example.spec.name, example.data, explain=True)
+        match example.spec.task:
+            case Task.CLASSIFICATION:
+                options = ClassificationOptions(explain=explain)
+                return client.classify_one(name, data, options=options)
+            case Task.VOLUMES:
+                return client.segment(name, data, options=VolumeOptions(overlay=True))
+            case Task.FRAMES:
+                return client.segment_frame(name, data, options=FrameOptions(overlay=True))
+            case Task.GENERATION:
+                return client.sample_all(name, example.wishes)
     except MedserveError as error:
         return error
 
@@ -261,7 +269,7 @@ def _table(answers: list[_Answer]) -> Table:
 
 def _write(answers: list[_Answer], out: Path) -> None:
     """One picture per model, of its inputs or of its first mask, and all answers as JSON."""
-    try:
+    with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
         content = json.dumps([answer.to_json() for answer in answers], indent=2)
         (out / "demo.json").write_text(content + "\n", encoding="utf-8")
@@ -270,8 +278,6 @@ def _write(answers: list[_Answer], out: Path) -> None:
         for name in names:
             own = [answer for answer in answers if answer.example.spec.name == name]
             written += _picture(own, out / f"{name}.png")
-    except OSError as error:
-        raise ConfigError(f"--out {shown(str(out))}: {error.strerror}") from error
     console_for_people().print(Text(f"\nwrote {', '.join(map(str, written))}"))
 
 
@@ -286,13 +292,13 @@ def _picture(answers: list[_Answer], path: Path) -> list[Path]:
         beside = path.with_name(f"{path.stem}_explained.png")
         sheet.draw(maps, spec.input, beside)
         return [path, beside]
-    drawn = [answer.outcome for answer in answers if isinstance(answer.outcome, SampleSet)]
+    drawn = [answer.outcome for answer in answers if isinstance(answer.outcome, GenerationResult)]
     if drawn:
-        contact_sheet([image for each in drawn for image in each.images], path)
+        sheet.contact_sheet([image for each in drawn for image in each.images], path)
         return [path]
     for answer in answers:
         outcome = answer.outcome
-        if isinstance(outcome, SegmentationResult | FrameAnswer) and outcome.overlay_png:
+        if isinstance(outcome, VolumeResult | FrameResult) and outcome.overlay_png:
             path.write_bytes(outcome.overlay_png)
             return [path]
     return []

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import enum
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medserve.errors import MedserveError, ServerUnreachableError
+from medserve.cli.connection import Address, CaFile, TokenFile, connect
+from medserve.client import Client
+from medserve.errors import AuthenticationError, MedserveError, ServerUnreachableError
+from medserve.settings import Address as _Address
 from medserve.settings import Settings
-
-if TYPE_CHECKING:
-    from medserve.gateway.settings import GatewaySettings
 
 __all__ = ["doctor"]
 
 _MIN_FREE_BYTES = 2 * 2**30  # archives are unpacked once per start; logs go nowhere
 _SERVING = ("torchserve", "torch-model-archiver", "torch", "psutil")
+_INSTALL = "pip install 'medserve[serve]'"
 
 
 class _Level(enum.StrEnum):
@@ -50,24 +52,35 @@ def doctor(
     store: Annotated[
         Path | None, typer.Option(help="Folder of the archives (MEDSERVE_STORE).")
     ] = None,
+    address: Address = None,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
 ) -> None:
-    """Look at all that serving needs and say what to do; exit code 1 if something must be fixed."""
+    """Look at a gateway, and at all that serving needs where it is installed; say what to do.
+
+    Exit code: 0 nothing has to be fixed, 1 something has to.
+    """
     settings = Settings.from_environment()
-    checks: tuple[Callable[[], Iterator[_Finding]], ...] = (
-        _python,
-        _java,
-        _libraries,
-        lambda: _archives(store or settings.store),
-        _disk,
-        lambda: _server(settings),
-        _gateway,
-    )
-    findings = [finding for check in checks for finding in check()]
+    findings = [*_python()]
+    if any(map(_installed, _SERVING)):
+        serving: tuple[Callable[[], Iterator[_Finding]], ...] = (
+            _java,
+            _libraries,
+            lambda: _archives(store or settings.store),
+            _disk,
+        )
+        findings += [finding for check in serving for finding in check()]
+    else:
+        advice = f"to serve models from here: {_INSTALL}"
+        findings.append(_Finding("serving", _Level.NOTE, "not installed: a client alone", advice))
+    findings += _gateway(connect(address, token_file, ca_file, timeout_s=5.0))
     table = Table("", "what", box=None, pad_edge=False)
     table.add_column("found", overflow="fold")
     table.add_column("what to do", overflow="fold")
     for finding in findings:
-        table.add_row(finding.level, finding.what, escape(finding.found), escape(finding.advice))
+        table.add_row(
+            finding.level, escape(finding.what), escape(finding.found), escape(finding.advice)
+        )
     Console(highlight=False).print(table)
     if any(finding.level is _Level.FAIL for finding in findings):
         raise typer.Exit(1)
@@ -91,15 +104,14 @@ def _java() -> Iterator[_Finding]:
 
 def _libraries() -> Iterator[_Finding]:
     """What serving needs, and the engines of which one is enough."""
-    install = "pip install 'medserve[serve]'"
     for package in _SERVING:
         version = _installed(package)
         level = _Level.OK if version else _Level.FAIL
-        yield _Finding(package, level, version or "missing", "" if version else install)
+        yield _Finding(package, level, version or "missing", "" if version else _INSTALL)
     engines = {name: _installed(name) for name in ("openvino", "onnxruntime", "torch")}
     found = ", ".join(f"{name} {version}" for name, version in engines.items() if version)
     level = _Level.OK if all(engines.values()) else _Level.NOTE
-    yield _Finding("engines", level, found or "none", "" if all(engines.values()) else install)
+    yield _Finding("engines", level, found or "none", "" if all(engines.values()) else _INSTALL)
 
 
 def _installed(package: str) -> str | None:
@@ -140,77 +152,33 @@ def _disk() -> Iterator[_Finding]:
         yield _Finding("disk", _Level.NOTE, found, advice)
 
 
-def _server(settings: Settings) -> Iterator[_Finding]:
-    """Either a server answers, or its port is free for one."""
-    from medserve.cli.connection import connect
-    from medserve.engine.torchserve.ports import Ports, choose_ports, resolve
-
-    what = f"server at {settings.address}"
+def _gateway(client: Client) -> Iterator[_Finding]:
+    """Tell what a gateway at the address has, or why this client cannot use it."""
+    what = f"gateway at {client.address}"
     try:
-        with connect(None, None, None, timeout_s=5.0) as client:
+        with client:
             models = client.models()
-    except ServerUnreachableError:
-        try:
-            choose_ports(resolve(settings.address.host), Ports(settings.address.port))
-        except MedserveError as error:
-            yield _Finding(what, _Level.FAIL, "another program has its port", error.message)
+    except AuthenticationError as error:
+        yield _Finding(what, _Level.NOTE, "answers, and asks for a token", error.message)
+    except ServerUnreachableError as error:
+        if _listens(client.address):
+            yield _Finding(what, _Level.FAIL, "answers, but not this client", error.message)
         else:
             yield _Finding(what, _Level.NOTE, "nobody answers", "start one: medserve serve")
     except MedserveError as error:
         yield _Finding(what, _Level.FAIL, "does not answer as it should", error.message)
     else:
         ready = ", ".join(f"{model.name} {model.version}" for model in models if model.ready)
-        level = _Level.OK if ready else _Level.FAIL
-        advice = "" if ready else "see its output, or start it again: medserve serve"
-        yield _Finding(what, level, f"ready: {ready or 'no model'}", advice)
+        missing = ", ".join(model.name for model in models if not model.ready)
+        level = _Level.OK if ready and not missing else _Level.FAIL
+        found = f"ready: {ready or 'no model'}" + (f"; not ready: {missing}" if missing else "")
+        advice = "" if level is _Level.OK else "see its output, or start it again: medserve serve"
+        yield _Finding(what, level, found, advice)
 
 
-def _gateway() -> Iterator[_Finding]:
-    """Its packages, and whether one that runs here serves."""
-    from medserve.cli.gateway import require_gateway
-    from medserve.gateway.settings import GatewaySettings
-
+def _listens(address: _Address) -> bool:
     try:
-        require_gateway()
-        settings = GatewaySettings.read()
-    except MedserveError as error:
-        yield _Finding("gateway", _Level.NOTE, "cannot be started", error.message)
-        return
-    port = settings.grpc_port
-    what = f"gateway at {settings.host}:{port}"
-    try:
-        status = _health(settings)
-    except MedserveError as error:
-        yield _Finding(what, _Level.NOTE, "nobody answers", error.message)
-        return
-    page = f", page at port {settings.http_port}" if settings.page else ""
-    if status == "SERVING":
-        yield _Finding(what, _Level.OK, f"every model serves{page}")
-    else:
-        advice = "see its output; `medserve models` names the model"
-        yield _Finding(what, _Level.FAIL, f"health says {status}", advice)
-
-
-def _health(settings: GatewaySettings) -> str:
-    """What grpc.health.v1 says of the gateway on this machine."""
-    import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-    from medserve.engine.torchserve.ports import reachable_host, resolve
-    from medserve.settings import Address
-
-    address = str(Address(reachable_host(resolve(settings.host)), settings.grpc_port))
-    options = [("grpc.enable_http_proxy", 0)]
-    if settings.tls_cert is None:
-        channel = grpc.insecure_channel(address, options)
-    else:
-        credentials = grpc.ssl_channel_credentials(settings.tls_cert.read_bytes())
-        channel = grpc.secure_channel(address, credentials, options)
-    with channel:
-        try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=5
-            )
-        except grpc.RpcError as error:
-            raise ServerUnreachableError("start one: medserve serve") from error
-    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+        socket.create_connection((address.host, address.port), timeout=2.0).close()
+    except OSError:
+        return False
+    return True

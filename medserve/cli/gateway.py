@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import json
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
@@ -17,7 +17,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from medserve.cli.logs import configure_logging
+from medserve.cli.options import add_options
+from medserve.cli.show.console import configure_logging
 from medserve.errors import ConfigError
 from medserve.gateway.settings import GatewaySettings, variable
 
@@ -126,12 +127,4 @@ def _options() -> list[inspect.Parameter]:
     return parameters
 
 
-def _with_options(command: Callable[..., None]) -> None:
-    """Let typer see the settings in the place of `**given`."""
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
-    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + _options()
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in parameters}
-
-
-_with_options(gateway)
+add_options(gateway, _options())

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from medserve.archive.build import archive_path
-from medserve.cli.cases import refuse_existing, replace_file
+from medserve.cli.show.files import OutFolder
 from medserve.errors import ConfigError
 from medserve.settings import Settings
 from medserve.spec import ModelSpec
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["import_", "try_"]
 
+_MASK, _OVERLAY = "mask.nii.gz", "overlay.png"  # that `try` writes
 _Name = Annotated[str, typer.Option("--name", help="Under which the model is served.")]
 _Version = Annotated[str, typer.Option("--version", help="Of the archive.")]
 _Store = Annotated[
@@ -119,17 +120,17 @@ def try_(
         list[Path], typer.Argument(metavar="FILE...", help="One case: a file for each channel.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for mask and overlay.")] = Path("outputs/try"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Answer one case in this process, without a server: mask, overlay and volumes."""
     with _with_extra():
         from medserve.importing.trying import ask_archive
         from medserve.results.files import overlay
-    spec, tried = ask_archive(archive, files)
-    mask, picture = out / f"{spec.name}_mask.nii.gz", out / f"{spec.name}_overlay.png"
-    refuse_existing([mask, picture])
-    out.mkdir(parents=True, exist_ok=True)
-    replace_file(mask, tried.mask_nifti())
-    replace_file(picture, overlay.montage(tried.volume, tried.segmentation))
+    with OutFolder(out, overwrite=overwrite) as folder:
+        folder.refuse_existing([_MASK, _OVERLAY])
+        tried = ask_archive(archive, files)
+        mask = folder.write(_MASK, tried.mask_nifti())
+        picture = folder.write(_OVERLAY, overlay.montage(tried.volume, tried.segmentation))
     for label, volume_ml in tried.segmentation.volumes_ml.items():
         typer.echo(f"{label}: {volume_ml:.2f} ml")
     typer.echo(f"{mask} and {picture}")

@@ -6,12 +6,17 @@ when it is asked for, so each starts as fast as what it needs.
 
 from __future__ import annotations
 
+import errno
+import functools
+import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 from typer.core import TyperGroup
 
 from medserve import __version__
@@ -56,11 +61,22 @@ class _Commands(TyperGroup):
         module = import_module(f"medserve.cli.{_COMMANDS[cmd_name]}")
         # Words of Python cannot be names of functions: those of import and try end with _.
         found = getattr(module, cmd_name, None) or getattr(module, f"{cmd_name}_")
-        if isinstance(found, typer.Typer):  # a command with commands of its own
-            return typer.main.get_command(found)
+        if isinstance(found, typer.Typer):
+            group: Any = typer.main.get_command(found)
+            for each in group.commands.values():
+                each.callback = _ending_in_one_line(each.callback)
+            return group
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        single.command(cmd_name)(found)
+        single.command(cmd_name)(_ending_in_one_line(found))
         return typer.main.get_command(single)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the first argument names, or say which one may be meant."""
+        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from medserve.cli.show.console import nearest, shown
+
+            ctx.fail(f"There is no command {shown(args[0])}{nearest(args[0], _COMMANDS)}.")
+        return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(
@@ -89,22 +105,50 @@ def _medserve(
 
 
 def main() -> None:
-    """Run the command line; every expected error becomes one line on stderr and exit code 2."""
-    try:
-        app()
-    except MedserveError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"[bold red]error:[/] {_escape(error.message)}"
-        )
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    """Run the command line."""
+    app()
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
+def _ending_in_one_line(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command, of which every expected failure ends in one line on standard error.
 
-    return escape(text)
+    Exit code: 2, and 130 after Ctrl-C, as shells have it.
+    """
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **named: Any) -> None:
+        try:
+            command(*arguments, **named)
+            sys.stdout.flush()
+        except MedserveError as error:
+            _end(error.message)
+        except KeyboardInterrupt:
+            _end("interrupted; run the same command again to go on", 130)
+        except OSError as error:
+            _leave_standard_output()
+            _end(_what_failed(error))
+
+    return run
+
+
+def _end(message: str, code: int = 2) -> NoReturn:
+    text = Text.assemble(("error:", "bold red"), " ", message)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text)
+    raise typer.Exit(code)
+
+
+def _what_failed(error: OSError) -> str:
+    if error.errno == errno.EPIPE:
+        return "whoever read the output has closed it; the rest was not written"
+    where = "the output" if error.filename is None else str(error.filename)
+    return f"{where}: {error.strerror or error}; mend that and run the same command again"
+
+
+def _leave_standard_output() -> None:
+    """Let what is still to be written go nowhere, so that the interpreter ends quietly."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 if __name__ == "__main__":

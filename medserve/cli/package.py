@@ -53,7 +53,9 @@ def package(
             info = inspect_archive(build_archive(name, folder, root, version))
         except ArchiveError as error:
             failures += 1
-            Console(stderr=True, soft_wrap=True).print(f"[red]{name}:[/] {escape(str(error))}")
+            Console(stderr=True, soft_wrap=True).print(
+                f"[red]{escape(name)}:[/] {escape(str(error))}"
+            )
             continue
         Console(soft_wrap=True, highlight=False).print(
             f"{escape(str(info.path))}  {_size(info.size_bytes)}  {info.digest}"

@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
-import csv
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from medserve.cli.connection import Address, CaFile, TokenFile, connect
-from medserve.cli.frames import FrameOutput, segment_frames
-from medserve.cli.inputs import STDIN, find_files, shown
-from medserve.cli.masks import MaskFormat, Segments, segments_what
-from medserve.cli.progress import counted
-from medserve.cli.records import CSV_FIELDS, Record, console_for_people, table
-from medserve.cli.volumes import VolumeOutput, segment_volumes
-from medserve.client import Client, FrameOptions, SegmentationOptions, View
-from medserve.errors import ConfigError
+from medserve.cli.options import add_options, read_options, task_options
+from medserve.cli.show.classes import Record, table, write_folder
+from medserve.cli.show.console import console_for_people, counted, nearest, shown
+from medserve.cli.show.files import (
+    STDIN,
+    contents,
+    find_cases,
+    find_files,
+    find_frame_cases,
+    writing_to,
+)
+from medserve.cli.show.frames import FRAMES
+from medserve.cli.show.masks import MaskFormat, MaskOutput, show_masks
+from medserve.cli.show.volumes import VOLUMES
+from medserve.client import ClassificationOptions, Client, FrameOptions, VolumeOptions
+from medserve.errors import ConfigError, UnknownModelError
+from medserve.spec import Task
 
 __all__ = ["predict"]
 
 _IMAGES_TIMEOUT_S = 30.0  # a packed call of 32
 _MASKS_TIMEOUT_S = 300.0  # one volume or cine loop, and the one before it
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a call of the command asks of which model."""
+
+    client: Client
+    model: str
+    version: str | None
+    paths: Sequence[Path]
+    given: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """The model for the terminal."""
+        return shown(self.model)
 
 
 def predict(
@@ -40,42 +64,11 @@ def predict(
         Path | None,
         typer.Option(metavar="DIR", file_okay=False, help="Write the answers here."),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes to show per image.")] = 1,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Also write a heat map of what each class rests on.")
-    ] = False,
-    form: Annotated[
+    mask_format: Annotated[
         MaskFormat | None,
         typer.Option(
             "--format", help="How masks are written.", show_default="nifti, of single frames png"
         ),
-    ] = None,
-    uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Also write where a mask is uncertain.")
-    ] = False,
-    flips: Annotated[
-        bool | None,
-        typer.Option(help="Average over mirror images.", show_default="the model's"),
-    ] = None,
-    channel: Annotated[
-        int | None, typer.Option(min=0, help="Which volume of a 4D NIfTI file.")
-    ] = None,
-    spacing: Annotated[
-        tuple[float, float, float] | None,
-        typer.Option(metavar="MM MM MM", help="Spacing of an NPY array.", show_default="1 1 1"),
-    ] = None,
-    view: Annotated[
-        View | None, typer.Option(help="How frames lie in a NIfTI array.", show_default="stored")
-    ] = None,
-    pixel_spacing: Annotated[
-        tuple[float, float] | None,
-        typer.Option(metavar="MM MM", help="Between rows and columns of frames."),
-    ] = None,
-    step: Annotated[
-        float | None, typer.Option(metavar="MM", help="From one frame of a stack to the next.")
-    ] = None,
-    length: Annotated[
-        float | None, typer.Option(metavar="MM", help="Third diameter, for the ellipsoid.")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace masks that exist in --out.")
@@ -90,6 +83,7 @@ def predict(
             metavar="SECONDS", min=0.001, help="Time for each call.", show_default="30, masks 300"
         ),
     ] = None,
+    **given: Any,
 ) -> None:
     """Ask a model: classify images, segment volumes or frames; one answer per input, in order.
 
@@ -97,72 +91,88 @@ def predict(
     For a model of volumes, a folder with DICOM files is one series.
     A broken input is reported in its place and costs no other.
 
-    Exit code: 0 all answered, 1 some failed, 2 no server or wrong usage.
+    Exit code: 0 all answered or nothing to do, 1 some failed, 2 no server or wrong usage.
+
+    Examples:
+    medserve predict mednist IMAGES --json
+    medserve predict mednist IMAGES --explain --out ANSWERS
+    medserve predict segmentation_3d SERIES brain.nii.gz --out MASKS
     """
-    if explain and out is None:
+    if given["explain"] and out is None:
         raise ConfigError("--explain: expected --out DIR for the heat maps, got none; name one")
-    for_images = timeout or _IMAGES_TIMEOUT_S
-    with connect(address, token_file, ca_file, for_images) as client:
-        kind = segments_what(client, model, version)
-        if kind is Segments.NOTHING:
-            how = _Shown(as_json, out, top_k, explain)
-            every_one = _classify(client, model, paths, how, version)
-    if explain and kind is not Segments.NOTHING:
-        raise ConfigError(f"--explain: expected a model that classifies, got {shown(model)}")
-    if kind is not Segments.NOTHING:
-        with connect(address, token_file, ca_file, timeout or _MASKS_TIMEOUT_S) as client:
-            if kind is Segments.VOLUMES:
-                wanted = SegmentationOptions(
-                    channel=channel, spacing_mm=spacing, flips=flips, uncertainty=uncertainty
-                )
-                volumes = VolumeOutput(out, form or MaskFormat.NIFTI, as_json, overwrite)
-                every_one = segment_volumes(client, model, paths, wanted, volumes, version=version)
-            else:
-                asked = FrameOptions(
-                    view=view, spacing_mm=pixel_spacing, step_mm=step, length_mm=length, flips=flips
-                )
-                frames = FrameOutput(out, form, as_json, overwrite)
-                every_one = segment_frames(client, model, paths, asked, frames, version=version)
+    if out is None:
+        given["uncertainty"] = None  # a map to write, and nowhere to write it
+    with connect(address, token_file, ca_file, timeout or _IMAGES_TIMEOUT_S) as client:
+        task = _task(client, model, version)
+        asked = _Asked(client, model, version, paths, given)
+        if task is Task.CLASSIFICATION:
+            every_one = _classify(asked, as_json, out)
+        else:
+            client.timeout_s = timeout or _MASKS_TIMEOUT_S
+            every_one = _segment(asked, task, MaskOutput(out, mask_format, as_json, overwrite))
     if not every_one:
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """How classes are shown."""
+add_options(
+    predict,
+    task_options(
+        *(Task.CLASSIFICATION, Task.VOLUMES, Task.FRAMES),
+        without=("output", "format", "overlay"),  # follow from what is written
+    ),
+)
 
-    as_json: bool
-    out: Path | None
-    top_k: int
-    explain: bool
+
+def _task(client: Client, model: str, version: str | None) -> Task:
+    """The kind of work that the model does."""
+    found = client.models()
+    known = [each.name for each in found]
+    for each in found:
+        if each.name == model and (each.version == version if version else each.default):
+            if each.task is None or each.task is Task.GENERATION:
+                hint = "medserve sample draws images" if each.task else "install a newer medserve"
+                raise ConfigError(
+                    f"{shown(model)} neither classifies images nor segments them; {hint}"
+                )
+            return each.task
+    wanted = f"{model} {version}" if version else model
+    raise UnknownModelError(
+        f"the gateway has no model {shown(wanted)}{nearest(model, known)}; `medserve models` lists "
+        "what it has"
+    )
 
 
-def _classify(
-    client: Client, model: str, paths: Sequence[Path], how: _Shown, version: str | None
-) -> bool:
+def _classify(asked: _Asked, as_json: bool, out: Path | None) -> bool:
     """Whether every image got its class."""
-    files = find_files(paths)
+    files = find_files(asked.paths)
+    if not files:
+        return _nothing()
     if files.count(STDIN) > 1:
         raise ConfigError("expected - (standard input) once at most")
-    results = client.classify_each(model, _contents(files), version=version, explain=how.explain)
-    records = (
-        Record(str(path), result, how.top_k)
-        for path, result in zip(files, counted(results, len(files), model), strict=True)
+    options = read_options(ClassificationOptions, asked.given, asked.title)
+    if out is not None:
+        with writing_to(out):
+            out.mkdir(parents=True, exist_ok=True)
+    results = asked.client.classify_each(
+        asked.model, contents(files), options=options, version=asked.version
     )
-    seen = list(_printed(records) if how.as_json else records)
-    if not how.as_json:
+    records = (
+        Record(str(path), result, options.top_k or 1)
+        for path, result in zip(files, counted(results, len(files), asked.model), strict=True)
+    )
+    seen = list(_printed(records) if as_json else records)
+    if not as_json:
         console_for_people().print(table(seen))
-    if how.out is not None:
-        try:
-            write_folder(seen, how.out)
-        except OSError as error:
-            raise ConfigError(f"--out {shown(str(how.out))}: {error.strerror}") from error
+    if out is not None:
+        with writing_to(out):
+            write_folder(seen, out)
     return not any(record.failed for record in seen)
 
 
-def _contents(files: Iterable[Path]) -> Iterator[bytes | Path]:
-    for path in files:
-        yield sys.stdin.buffer.read() if path == STDIN else path
+def _nothing() -> bool:
+    """Say that there is nothing to do, which is no failure."""
+    Console(stderr=True).print("nothing to do: the given folders hold no file")
+    return True
 
 
 def _printed(records: Iterable[Record]) -> Iterator[Record]:
@@ -171,34 +181,27 @@ def _printed(records: Iterable[Record]) -> Iterator[Record]:
         yield record
 
 
-def write_folder(records: Iterable[Record], folder: Path) -> None:
-    """`<stem>.json` per input, a number behind the stem where two share one, and results.csv.
-
-    Where a class was explained, `<stem>_heatmap.png` lies beside it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    taken: set[str] = set()
-    with (folder / "results.csv").open(
-        "w", newline="", encoding="utf-8", errors="surrogateescape"
-    ) as file:
-        rows = csv.DictWriter(file, (*CSV_FIELDS, "json"))
-        rows.writeheader()
-        for record in records:
-            name = _free_name(
-                "stdin" if record.path == str(STDIN) else Path(record.path).stem, taken
-            )
-            (folder / name).write_text(record.to_line() + "\n", encoding="utf-8")
-            if (explanation := record.explanation) is not None:
-                picture = folder / f"{name.removesuffix('.json')}_heatmap.png"
-                picture.write_bytes(explanation.heatmap_png)
-            rows.writerow({**record.to_row(), "json": name})
-
-
-def _free_name(stem: str, taken: set[str]) -> str:
-    number = 1
-    name = f"{stem}.json"
-    while name.casefold() in taken:  # some file systems see no difference in case
-        number += 1
-        name = f"{stem}-{number}.json"
-    taken.add(name.casefold())
-    return name
+def _segment(asked: _Asked, task: Task, output: MaskOutput) -> bool:
+    """Whether every volume, or every file and every frame in it, got its mask."""
+    client, model, version = asked.client, asked.model, asked.version
+    if task is Task.VOLUMES:
+        cases = find_cases(asked.paths)
+        if not cases:
+            return _nothing()
+        wanted = read_options(VolumeOptions, asked.given, asked.title, **output.params)
+        return show_masks(
+            lambda: client.segment_each(
+                model, contents(each.path for each in cases), options=wanted, version=version
+            ),
+            *(cases, output, VOLUMES, model),
+        )
+    cases = find_frame_cases(asked.paths)
+    if not cases:
+        return _nothing()
+    options = read_options(FrameOptions, asked.given, asked.title, **output.params)
+    return show_masks(
+        lambda: client.segment_frames(
+            model, contents(each.path for each in cases), options=options, version=version
+        ),
+        *(cases, output, FRAMES, model),
+    )

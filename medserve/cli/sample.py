@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,12 +15,19 @@ from rich.table import Table
 from rich.text import Text
 
 from medserve.cli.connection import Address, CaFile, Timeout, TokenFile, connect
-from medserve.cli.inputs import shown
-from medserve.cli.records import console_for_people
-from medserve.cli.samples import contact_sheet, sample_record
-from medserve.client import Client, SampleOptions, SampleProgress, SampleSet
+from medserve.cli.options import add_options, read_options, task_options
+from medserve.cli.show.console import console_for_people, shown
+from medserve.cli.show.files import OutFolder, writing_to
+from medserve.cli.show.sheet import contact_sheet, sample_record
+from medserve.client import (
+    Client,
+    GenerationOptions,
+    GenerationResult,
+    SampleFormat,
+    SampleProgress,
+)
 from medserve.errors import ConfigError, ServerFailedError
-from medserve.spec.generation import SamplerKind
+from medserve.spec import Task
 
 __all__ = ["sample"]
 
@@ -32,31 +39,6 @@ def sample(
     model: Annotated[
         str, typer.Option(metavar="NAME", help="Name of the model.")
     ] = "diffusion_sampler",
-    label: Annotated[
-        str | None,
-        typer.Option("--class", metavar="NAME", help="Class to draw.", show_default="by chance"),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Of the first image; the next count up.", show_default="by chance"),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Network calls an image.", show_default="the model's")
-    ] = None,
-    sampler: Annotated[
-        SamplerKind | None, typer.Option(help="From noise to image.", show_default="the model's")
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(metavar="PIXELS", help="Side of the images.", show_default="the model's"),
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Weight of the class.", show_default="the model's")
-    ] = None,
-    form: Annotated[
-        Literal["png", "npz", "nifti", "dicom"],
-        typer.Option("--format", help="What to write beside the PNGs."),
-    ] = "png",
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", file_okay=False, help="Write the images here."),
@@ -72,6 +54,7 @@ def sample(
     token_file: TokenFile = None,
     ca_file: CaFile = None,
     timeout: Timeout = 300.0,
+    **given: Any,
 ) -> None:
     """Draw synthetic images. They show nobody, and every file says so.
 
@@ -79,27 +62,25 @@ def sample(
     In --out: sample_<seed>.png, contact_sheet.png, samples.json.
 
     Exit code: 0 all drawn, 2 refused, no server or wrong usage.
+
+    Example:
+    medserve sample 8 --seed 1 --class NonDemented --out SAMPLES
     """
-    if form != "png" and out is None:
-        raise ConfigError(f"--format {form}: expected --out DIR to write to, got none")
-    if out is not None and not overwrite:
-        _refuse_existing(out)
-    wishes = SampleOptions(
-        count=count,
-        label=label,
-        seed=seed,
-        steps=steps,
-        sampler=None if sampler is None else sampler.value,
-        size=size,
-        guidance=guidance,
-        file=None if form == "png" else form,
-    )
-    with connect(address, token_file, ca_file, timeout) as client:
-        drawn = _draw(client, model, wishes, version)
-    files = [] if out is None else _write(drawn, out)
+    options = read_options(GenerationOptions, {"count": count, **given})
+    if options.format is not SampleFormat.PNG and out is None:
+        raise ConfigError(f"--format {options.format}: expected --out DIR to write to, got none")
+    files: list[Path] = []
+    with contextlib.ExitStack() as stack:
+        folder = out and stack.enter_context(OutFolder(out, overwrite=overwrite))
+        if folder:
+            folder.refuse_existing(_taken(folder.path))
+        client = stack.enter_context(connect(address, token_file, ca_file, timeout))
+        drawn = _draw(client, model, options, version)
+        if folder:
+            files = _write(drawn, folder)
     if as_json:
         for image in drawn.images:
-            print(json.dumps(sample_record(image)), flush=True)
+            print(json.dumps(sample_record(image, drawn)), flush=True)
         return
     console = console_for_people()
     console.print(_table(drawn))
@@ -112,7 +93,12 @@ def sample(
         console.print(Text(f"wrote {len(files)} files to {shown(str(out))}"))
 
 
-def _draw(client: Client, model: str, wishes: SampleOptions, version: str | None) -> SampleSet:
+add_options(sample, task_options(Task.GENERATION, without=("count",)))
+
+
+def _draw(
+    client: Client, model: str, options: GenerationOptions, version: str | None
+) -> GenerationResult:
     """The images, with a bar on standard error while they form."""
     console = Console(stderr=True)
     bar = Progress(
@@ -125,11 +111,11 @@ def _draw(client: Client, model: str, wishes: SampleOptions, version: str | None
         disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task(model, total=None, image=1, images=wishes.count)
-        for part in client.sample(model, wishes, version=version):
-            if isinstance(part, SampleSet):
+        task = bar.add_task(model, total=None, image=1, images=options.count)
+        for part in client.sample(model, options, version=version):
+            if isinstance(part, GenerationResult):
                 return part
-            _advance(bar, task, part, wishes.count)
+            _advance(bar, task, part, options.count)
     raise ServerFailedError("expected images at the end of the stream, got none")
 
 
@@ -142,35 +128,23 @@ def _advance(bar: Progress, task: Any, part: SampleProgress, count: int) -> None
     )
 
 
-def _refuse_existing(out: Path) -> None:
-    """Nothing that was drawn before is replaced unasked."""
-    if not out.is_dir():
-        return
-    taken = [path for path in out.iterdir() if path.name in (_SHEET, _RECORDS)]
-    taken += sorted(out.glob("sample_*"))
-    if taken:
-        raise ConfigError(
-            f"--out {shown(str(out))}: expected a folder without samples, got one with "
-            f"{shown(taken[0].name)}; name another one, or --overwrite"
-        )
+def _taken(out: Path) -> Iterator[str]:
+    """What was drawn before, and must not be replaced unasked."""
+    for path in sorted(out.iterdir()):
+        if path.name in (_SHEET, _RECORDS) or path.name.startswith("sample_"):
+            yield path.name
 
 
-def _write(drawn: SampleSet, out: Path) -> list[Path]:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        written = []
-        for name, content in _files(drawn):
-            _replace(out / name, content)
-            written.append(out / name)
-        contact_sheet(drawn.images, out / _SHEET)
-    except OSError as error:
-        raise ConfigError(f"--out {shown(str(out))}: {error.strerror}") from error
-    return [*written, out / _SHEET]
+def _write(drawn: GenerationResult, out: OutFolder) -> list[Path]:
+    written = [out.write(name, content) for name, content in _files(drawn)]
+    with writing_to(out.path):
+        contact_sheet(drawn.images, out.note(_SHEET))
+    return [*written, out.path / _SHEET]
 
 
-def _files(drawn: SampleSet) -> Iterator[tuple[str, bytes]]:
+def _files(drawn: GenerationResult) -> Iterator[tuple[str, bytes]]:
     for image in drawn.images:
-        stem = f"sample_{image.sample.seed:010d}"
+        stem = f"sample_{image.seed:010d}"
         yield f"{stem}.png", image.png
         if image.dicom is not None:
             yield f"{stem}.dcm", image.dicom
@@ -180,35 +154,22 @@ def _files(drawn: SampleSet) -> Iterator[tuple[str, bytes]]:
         yield "samples.nii.gz", drawn.nifti
     records = {
         "withheld": drawn.withheld,
-        "images": [sample_record(image) for image in drawn.images],
+        "images": [sample_record(image, drawn) for image in drawn.images],
     }
     yield _RECORDS, (json.dumps(records, indent=2) + "\n").encode()
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """All of the file under its name, or nothing."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def _table(drawn: SampleSet) -> Table:
+def _table(drawn: GenerationResult) -> Table:
     shape = Table("seed", "class", "sampler", "steps", "guidance", "pixels", box=None)
     for column in (0, 3, 4):
         shape.columns[column].justify = "right"
     for image in drawn.images:
-        each = image.sample
-        height, width = each.image.shape[:2]
         shape.add_row(
-            str(each.seed),
-            Text(shown(each.label or "-")),
-            Text(shown(each.sampler)),
-            str(each.steps),
-            f"{each.guidance:g}",
-            f"{width} x {height}",
+            str(image.seed),
+            Text(shown(image.label or "-")),
+            Text(shown(image.sampler)),
+            str(image.steps),
+            f"{image.guidance:g}",
+            f"{image.size} x {image.size}",
         )
     return shape

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medserve.cli.gateway import announce, require_gateway, run_gateway
-from medserve.cli.logs import configure_logging
+from medserve.cli.show.console import configure_logging
 from medserve.errors import ConfigError
 from medserve.settings import Settings
 
@@ -40,9 +40,11 @@ _Default = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VERSION", help="Version for requests that name none."),
 ]
-_Host = Annotated[str | None, typer.Option(help="Address of the inference API.")]
-_Port = Annotated[int | None, typer.Option(help="gRPC inference; 0 takes a free port.")]
-_ManagementPort = Annotated[int | None, typer.Option(help="gRPC management, on loopback.")]
+_Host = Annotated[str, typer.Option(help="Address of TorchServe's inference API.")]
+_Port = Annotated[int, typer.Option(help="TorchServe's gRPC inference; 0 takes a free port.")]
+_ManagementPort = Annotated[
+    int | None, typer.Option(help="Its gRPC management, on loopback.", show_default="the next port")
+]
 _HttpPort = Annotated[int, typer.Option(help="TorchServe's REST API, on loopback; 0: a free port.")]
 _MetricsPort = Annotated[int, typer.Option(help="Prometheus metrics, on loopback.")]
 _Workers = Annotated[
@@ -73,8 +75,8 @@ def serve(  # one parameter an option: the command line is the interface
     store: _Store = None,
     models: _Models = "",
     default: _Default = None,
-    host: _Host = None,
-    port: _Port = None,
+    host: _Host = "127.0.0.1",
+    port: _Port = 7070,
     management_port: _ManagementPort = None,
     http_port: _HttpPort = 0,
     metrics_port: _MetricsPort = 8082,
@@ -98,13 +100,12 @@ def serve(  # one parameter an option: the command line is the interface
     from medserve.engine.torchserve.lifecycle import ServerConfig
 
     configure_logging(log_level)
-    settings = Settings.from_environment()
     config = ServerConfig(
-        store=store or settings.store,
+        store=store or Settings.from_environment().store,
         models=tuple(name.strip() for name in models.split(",") if name.strip()),
         defaults=dict(_pair(each) for each in default or []),
-        host=host or settings.address.host,
-        ports=_ports(settings, port, management_port, http_port, metrics_port),
+        host=host,
+        ports=_ports(port, management_port, http_port, metrics_port),
         workers=workers,
         token_auth=token,
         certificate=tls_cert,
@@ -138,20 +139,18 @@ def _wants_gateway(asked: bool | None) -> bool:
     except ConfigError as error:
         if asked:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[yellow]no gateway:[/] {error.message}")
+        Console(stderr=True, soft_wrap=True).print(
+            f"[yellow]no gateway:[/] {escape(error.message)}"
+        )
         return False
     return True
 
 
-def _ports(
-    settings: Settings, port: int | None, management: int | None, http: int, metrics: int
-) -> Ports:
-    """Beside an inference port that was chosen, management takes the next: clients look there."""
+def _ports(port: int, management: int | None, http: int, metrics: int) -> Ports:
+    """Management takes the port beside inference unless another one was chosen."""
     from medserve.engine.torchserve.ports import Ports
 
-    if management is None:
-        management = settings.management_address.port if port is None else port and port + 1
-    return Ports(settings.address.port if port is None else port, management, http, metrics)
+    return Ports(port, (port and port + 1) if management is None else management, http, metrics)
 
 
 def _run(config: ServerConfig, ready_file: Path | None, gateway: dict[str, Any] | None) -> None:
@@ -247,32 +246,30 @@ def _announce(server: Server, front: GatewayServer | None, console: Console) -> 
         f"{server.management_address}, metrics {server.metrics_url}"
     )
     if server.key_file is not None:
-        console.print(f"Requests need a key: MEDSERVE_TOKEN, from {escape(str(server.key_file))}")
+        console.print(f"Its requests need a key of {escape(str(server.key_file))}")
         if server.config.certificate is None:
             console.print("[yellow]Without TLS the key travels in clear: --tls-cert, --tls-key[/]")
     if front is not None:
         announce(front, console)
-    console.print("\n" + "\n".join(_calls(server)) + "\n", markup=False)
+    console.print("\n" + "\n".join(_calls(server, front)) + "\n", markup=False)
     console.print("Ctrl-C stops.")
 
 
-def _calls(server: Server) -> list[str]:
-    """Two commands to copy: our own client, and any gRPC client."""
+def _calls(server: Server, front: GatewayServer | None) -> list[str]:
+    """Commands to copy: our own client, which needs the gateway, and any gRPC client."""
     name = server.ready[0].name
-    default = str(Settings().address)
-    where = (
-        ""
-        if server.inference_address == default
-        else f"MEDSERVE_ADDRESS={server.inference_address} "
-    )
     plain = "" if server.config.certificate else "-plaintext "
     request = f'{{"model_name":"{name}","input":{{"data":"\'"$(base64 -w0 IMAGE)"\'"}}}}'
-    return [
-        f"  {where}medserve predict {name} IMAGE",
+    calls = [
         f"  grpcurl {plain}-protoset build/medserve.protoset -d '{request}' \\",
         f"    {server.inference_address} "
         f"org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions",
     ]
+    if front is not None:
+        address = front.addresses.grpc
+        where = "" if address == str(Settings().address) else f"MEDSERVE_ADDRESS={address} "
+        calls.insert(0, f"  {where}medserve predict {name} IMAGE")
+    return calls
 
 
 def _addresses(server: Server, front: GatewayServer | None) -> dict[str, object]:

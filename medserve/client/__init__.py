@@ -1,62 +1,68 @@
 """The client: typed answers over gRPC, without torch.
 
-    from medserve.client import Client, SampleOptions
+    from medserve.client import Client, GenerationOptions
 
-    with Client("127.0.0.1:7070") as client:
+    with Client("127.0.0.1:8001") as client:
         for result in client.classify("mednist", sorted(Path("images").iterdir())):
             print(result.error or result.unwrap().label)
         answer = client.segment("segmentation_3d", Path("brain.nii.gz"))
         print(answer.volumes_ml)
         Path("brain_mask.nii.gz").write_bytes(answer.mask_nifti)
         print(client.segment_frame("trus_prostate", Path("cine.dcm")).stack.volume_ml)
-        for part in client.sample("diffusion_sampler", SampleOptions(count=8, seed=1)):
+        for part in client.sample("diffusion_sampler", GenerationOptions(count=8, seed=1)):
             print(part)
 
-Every failure is an error of `medserve.errors`.
+`AsyncClient` has the same methods for asyncio. `Segmentation`, `FrameSegmentation` and `Sample`
+unpack the pixels of a result into arrays. Every failure is an error of `medserve.errors`.
 """
 
-from medserve.client._async import AsyncClient
-from medserve.client._connection import Limits, TlsConfig
-from medserve.client._frames import FrameAnswer, FrameOptions, FrameResult, View
-from medserve.client._results import (
-    ItemResult,
-    ModelStatus,
-    SegmentationOptions,
-    SegmentationResult,
-    VolumeResult,
-)
-from medserve.client._sampling import SampledImage, SampleOptions, SampleProgress, SampleSet
-from medserve.client._sync import Client
-from medserve.engine.torchserve.keys import Tokens
+from medserve.client.aio import AsyncClient
+from medserve.client.connection import Limits, TlsConfig
+from medserve.client.inputs import Source
+from medserve.client.results import FileResult, ModelStatus
+from medserve.client.sync import Client
 from medserve.results.frame_segmentation import FrameSegmentation
 from medserve.results.sample import Sample
 from medserve.results.segmentation import Segmentation
-from medserve.tasks.classification import Classification, Explanation
+from medserve.spec.generation import SamplerKind
+from medserve.tasks.classification import Classification, ClassificationOptions, Explanation
+from medserve.tasks.frames import FrameFormat, FrameOptions, FrameResult, View
+from medserve.tasks.generation import (
+    GenerationOptions,
+    GenerationResult,
+    SampleFormat,
+    SampleImage,
+    SampleProgress,
+)
 from medserve.tasks.result import Provenance
+from medserve.tasks.volumes import VolumeFormat, VolumeOptions, VolumeResult
 
 __all__ = [
     "AsyncClient",
     "Classification",
+    "ClassificationOptions",
     "Client",
     "Explanation",
-    "FrameAnswer",
+    "FileResult",
+    "FrameFormat",
     "FrameOptions",
     "FrameResult",
     "FrameSegmentation",
-    "ItemResult",
+    "GenerationOptions",
+    "GenerationResult",
     "Limits",
     "ModelStatus",
     "Provenance",
     "Sample",
-    "SampleOptions",
+    "SampleFormat",
+    "SampleImage",
     "SampleProgress",
-    "SampleSet",
-    "SampledImage",
+    "SamplerKind",
     "Segmentation",
-    "SegmentationOptions",
-    "SegmentationResult",
+    "Source",
     "TlsConfig",
-    "Tokens",
     "View",
+    "VolumeFormat",
+    "VolumeOptions",
     "VolumeResult",
 ]

@@ -20,7 +20,6 @@ from medserve.inference.engines import load_engine
 from medserve.inference.engines.engine import ONNX_FILE, TORCHSCRIPT_FILE
 from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.results.segmentation import Segmentation
-from medserve.spec import ModelSpec
 
 __all__ = ["Tried", "ask_archive"]
 
@@ -43,7 +42,7 @@ class Tried:
         return self.segmentation.to_nifti(space)
 
 
-def ask_archive(archive: Path, files: Sequence[Path]) -> tuple[ModelSpec, Tried]:
+def ask_archive(archive: Path, files: Sequence[Path]) -> Tried:
     """Answer one case.
 
     Args:
@@ -76,4 +75,4 @@ def ask_archive(archive: Path, files: Sequence[Path]) -> tuple[ModelSpec, Tried]
         found = pipeline.segment(
             pipeline.prepare(volumes), lambda windows: engine.run(windows)["logits"]
         )
-    return spec, Tried(volumes[0], found.segmentation)
+    return Tried(volumes[0], found.segmentation)

@@ -15,7 +15,7 @@ from msgspec import inspect
 
 from medserve.errors import ConfigError
 
-__all__ = ["Section", "read_section"]
+__all__ = ["Section", "read_section", "unwrapped"]
 
 _Section = TypeVar("_Section", bound="Section")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
@@ -58,7 +58,7 @@ def _told(problem: str, found: inspect.Type) -> str:
 def _type_at(found: inspect.Type, path: str) -> inspect.Type:
     """Follow a path such as `.volume.roi` or `.labels[2]` from a type to the type of its value."""
     for name, index in re.findall(r"\.(\w+)|\[([^]]*)\]", path):
-        found = _bare(found)
+        found, _ = unwrapped(found)
         if name and isinstance(found, inspect.StructType):
             fields = {field.encode_name: field.type for field in found.fields}
             found = fields.get(name, inspect.AnyType())
@@ -66,14 +66,16 @@ def _type_at(found: inspect.Type, path: str) -> inspect.Type:
             found = found.item_type
         elif index and isinstance(found, inspect.DictType):
             found = found.value_type
-    return _bare(found)
+    return unwrapped(found)[0]
 
 
-def _bare(found: inspect.Type) -> inspect.Type:
-    """Strip a description, and the None of an optional value."""
+def unwrapped(found: inspect.Type) -> tuple[inspect.Type, str]:
+    """Strip a description, and the None of an optional value; return the type and its help."""
+    text = ""
     while isinstance(found, inspect.Metadata | inspect.UnionType):
         if isinstance(found, inspect.Metadata):
+            text = text or (found.extra_json_schema or {}).get("description", "")
             found = found.type
         else:
             found = next(each for each in found.types if not isinstance(each, inspect.NoneType))
-    return found
+    return found, text

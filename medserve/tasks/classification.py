@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from medserve.errors import MedserveError, ServerFailedError
+from medserve.errors import MedserveError, PayloadTooLargeError, ServerFailedError
 from medserve.spec import ModelSpec
 from medserve.tasks.options import Options
-from medserve.tasks.result import Provenance, Value, error_of, read_answer
+from medserve.tasks.result import Provenance, Value, concerns_all, error_of, read_answer
 
 __all__ = [
     "EXPLAINED_PER_CALL",
@@ -20,8 +20,12 @@ __all__ = [
     "ClassificationOptions",
     "Explanation",
     "Packed",
+    "ask_in_halves",
     "read_packed",
 ]
+
+_Image = TypeVar("_Image")
+_Outcome = TypeVar("_Outcome")
 
 # Each costs as much as a large batch of plain images, so a call may not ask for many.
 EXPLAINED_PER_CALL = 8
@@ -30,7 +34,10 @@ EXPLAINED_PER_CALL = 8
 class ClassificationOptions(Options, frozen=True, kw_only=True):
     """What a caller may ask of a classifier."""
 
-    top_k: Annotated[int | None, Meta(description="Classes in `top`, most probable first.")] = None
+    top_k: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="Classes in `top`, most probable first."),
+    ] = None
     explain: Annotated[
         bool,
         Meta(
@@ -42,7 +49,7 @@ class ClassificationOptions(Options, frozen=True, kw_only=True):
     @classmethod
     def bounds(cls, spec: ModelSpec) -> Mapping[str, Mapping[str, Any]]:
         """Let no more classes be asked for than the model has."""
-        return {"top_k": {"least": 1, "most": len(spec.labels)}}
+        return {"top_k": {"most": len(spec.labels)}}
 
     def filled(self, spec: ModelSpec) -> Self:
         """Fill the number of classes that the model shows."""
@@ -199,3 +206,24 @@ def _outcome(item: Mapping[str, Any] | None) -> dict[str, Any] | MedserveError:
 
 def _provenance(content: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(content.get(name, "")) for name in Provenance.__struct_fields__}
+
+
+async def ask_in_halves(
+    images: Sequence[_Image], ask: Callable[[Sequence[_Image]], Awaitable[Sequence[_Outcome]]]
+) -> list[_Outcome | MedserveError]:
+    """Return one outcome an image; a call that is too large is made again as two of half the size.
+
+    Raises:
+        MedserveError: an error that concerns every image.
+    """
+    try:
+        return list(await ask(images))
+    except PayloadTooLargeError as error:
+        if len(images) == 1:
+            return [error]
+        middle = len(images) // 2
+        return await ask_in_halves(images[:middle], ask) + await ask_in_halves(images[middle:], ask)
+    except MedserveError as error:
+        if concerns_all(error):
+            raise
+        return [error for _ in images]

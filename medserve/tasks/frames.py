@@ -82,11 +82,7 @@ _WANTED: dict[tuple[FrameOutput, FrameFormat | None], tuple[FramePart, bool]] = 
 
 
 class FrameOptions(Options, frozen=True, kw_only=True):
-    """What a caller may ask of a model that segments frames.
-
-    Raises:
-        InvalidRequestError: output, format and overlay do not go together.
-    """
+    """What a caller may ask of a model that segments frames."""
 
     output: Annotated[
         FrameOutput | None,
@@ -146,7 +142,8 @@ class FrameOptions(Options, frozen=True, kw_only=True):
         ),
     ] = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse output, format and extras that do not go together."""
         if (wanted := self._wanted) is not None and wanted not in _WANTED:
             fitting = [each for of, each in _WANTED if of is wanted[0] and each is not None]
             raise InvalidRequestError(

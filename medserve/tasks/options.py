@@ -20,6 +20,7 @@ from msgspec import inspect
 
 from medserve.errors import InvalidRequestError
 from medserve.spec import ModelSpec
+from medserve.spec.section import unwrapped
 
 __all__ = ["Option", "Options", "declared"]
 
@@ -42,7 +43,8 @@ class Options(
 
         Raises:
             InvalidRequestError: a key is unknown (the known ones are named), or a value is not of
-                the type or within the bounds that its option declares or the model has.
+                the type or within the bounds that its option declares or the model has, or two
+                contradict each other.
         """
         known = {option.key: option for option in cls.of_model(spec)}
         if set(params) - set(known):
@@ -50,6 +52,7 @@ class Options(
                 f"params: expected only known keys: {', '.join(sorted(known))}; got another one"
             )
         options = cls(**{known[key].name: known[key].read(each) for key, each in params.items()})
+        options.check()
         return options if spec is None else options.filled(spec)
 
     @classmethod
@@ -62,6 +65,9 @@ class Options(
     def bounds(cls, spec: ModelSpec) -> Mapping[str, Mapping[str, Any]]:
         """Name the members of `Option` that a model narrows, by the names of options."""
         return {}
+
+    def check(self) -> None:
+        """Refuse options that contradict each other."""
 
     def filled(self, spec: ModelSpec) -> Self:
         """Fill what the model decides, and refuse what it cannot do."""
@@ -180,11 +186,11 @@ def declared(options: type[Options]) -> tuple[Option, ...]:
 
 
 def _option(field: inspect.Field, hint: Any) -> Option:
-    found, text = _unwrapped(field.type)
+    found, text = unwrapped(field.type)
     count = 1
     if isinstance(found, inspect.TupleType):
         count = len(found.item_types)
-        found, _ = _unwrapped(found.item_types[0])
+        found, _ = unwrapped(found.item_types[0])
     choices: tuple[str, ...] = ()
     if isinstance(found, inspect.EnumType):
         choices = tuple(member.value for member in found.cls)
@@ -210,18 +216,6 @@ _KINDS: dict[type[inspect.Type], Any] = {
     inspect.StrType: str,
     inspect.EnumType: str,
 }
-
-
-def _unwrapped(found: inspect.Type) -> tuple[inspect.Type, str]:
-    """Strip descriptions and the None of an optional value; the type itself and its help."""
-    text = ""
-    while isinstance(found, inspect.Metadata | inspect.UnionType):
-        if isinstance(found, inspect.Metadata):
-            text = text or (found.extra_json_schema or {}).get("description", "")
-            found = found.type
-        else:
-            found = next(each for each in found.types if not isinstance(each, inspect.NoneType))
-    return found, text
 
 
 def _plain(kind: Any, text: str) -> Any:

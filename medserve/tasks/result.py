@@ -10,11 +10,19 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import msgspec
 
-from medserve.errors import MedserveError, ServerFailedError, error_from_code
+from medserve.errors import (
+    AuthenticationError,
+    InvalidRequestError,
+    MedserveError,
+    ServerFailedError,
+    ServerUnreachableError,
+    UnknownModelError,
+    error_from_code,
+)
 
 _Kind = TypeVar("_Kind")
 
-__all__ = ["Provenance", "Result", "Value", "error_of", "read_answer"]
+__all__ = ["Provenance", "Result", "Value", "concerns_all", "error_of", "read_answer"]
 
 
 class Value(msgspec.Struct, frozen=True):
@@ -107,6 +115,14 @@ def error_of(content: object) -> MedserveError:
     if not isinstance(content, Mapping):
         return ServerFailedError("the model reports an error without saying which")
     return error_from_code(str(content.get("code")), str(content.get("message")))
+
+
+def concerns_all(error: MedserveError) -> bool:
+    """Tell whether every file of a request would fail in the same way."""
+    # Exactly InvalidRequestError: its subclass speaks of one file.
+    return type(error) is InvalidRequestError or isinstance(
+        error, AuthenticationError | ServerUnreachableError | UnknownModelError
+    )
 
 
 def _no(kind: type[Value], content: object) -> ServerFailedError:

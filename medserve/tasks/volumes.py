@@ -86,11 +86,7 @@ _OUTPUT_OF = {
 
 
 class VolumeOptions(Options, frozen=True, kw_only=True):
-    """What a caller may ask of a model that segments volumes.
-
-    Raises:
-        InvalidRequestError: output, format and extras do not go together.
-    """
+    """What a caller may ask of a model that segments volumes."""
 
     output: Annotated[
         VolumeOutput | None,
@@ -136,7 +132,8 @@ class VolumeOptions(Options, frozen=True, kw_only=True):
         ),
     ] = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse output, format and extras that do not go together."""
         if self._wanted not in _BARE | _IN_JSON:
             output = self._wanted[0]
             fitting = [each for of, each in (*_BARE, *_IN_JSON) if of is output]

@@ -16,7 +16,8 @@ SOURCES = {
     for package in ("handlers", "medserve")
     for path in (REPOSITORY / package).rglob("*.py")
 }
-OF_IMAGES = {"msgspec", "numpy", "onnxruntime", "openvino", "pillow", "pydicom", "pyyaml"}
+OF_ALL = {"msgspec", "numpy", "onnxruntime", "openvino", "pillow", "pydicom", "pyyaml"}
+OF_IMAGES = OF_ALL | {"tifffile"}
 OF_MASKS = OF_IMAGES | {"highdicom", "nibabel", "scipy"}
 
 
@@ -26,7 +27,7 @@ def test_a_room_requires_what_its_task_imports(name: str) -> None:
         Task.CLASSIFICATION: OF_IMAGES,
         Task.VOLUMES: OF_MASKS,
         Task.FRAMES: OF_MASKS,
-        Task.GENERATION: OF_IMAGES | {"nibabel"},  # NIfTI is one of its formats
+        Task.GENERATION: OF_ALL | {"nibabel"},  # NIfTI is one of its formats
     }[models.spec(name).task]
     assert set(required_distributions(f"handlers/{name}.py", SOURCES)) == expected
 

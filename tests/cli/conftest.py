@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from medserve.cli.main import main
-from tests.client.fake_server import FakeServer, serving
+from tests.client.fake_gateway import FakeGateway, serving
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,6 @@ def medserve(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeServer]:
-    with serving(FakeServer()) as server:
+def fake() -> Iterator[FakeGateway]:
+    with serving(FakeGateway()) as server:
         yield server

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Medserve
-from tests.client.fake_server import FakeServer, serving
-from tests.client.framing import by_frame_size
+from tests.client.fake_gateway import FakeGateway, serving
+from tests.client.framing import by_frame_size, frames_model
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeServer]:
-    with serving(FakeServer(answer=by_frame_size, segments=True, frames=True)) as server:
+def fake() -> Iterator[FakeGateway]:
+    with serving(FakeGateway(frames_model(), answer=by_frame_size)) as server:
         yield server
 
 
@@ -38,7 +38,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_masks_pictures_and_tables_are_written(
-    medserve: Medserve, fake: FakeServer, frames: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, frames: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     run = medserve("predict", "mednist", frames, "--out", out, "--address", fake.address)
@@ -76,7 +76,7 @@ def test_formats_write_what_they_name(
     form: str,
     names: list[str],
     medserve: Medserve,
-    fake: FakeServer,
+    fake: FakeGateway,
     frames: Path,
     tmp_path: Path,
 ) -> None:
@@ -86,7 +86,7 @@ def test_formats_write_what_they_name(
     )
     written = {path.name for path in out.iterdir()}
     assert written - {"files.csv", "frames.csv", "sweep_overlay.png"} == set(names)
-    params = json.loads(fake.requests[-1].input["params"])
+    params = json.loads(fake.requests[-1].inputs["params"])
     assert params.get("format") == ("dicom-seg" if form == "dicom-seg" else None)
     if form == "png":
         masks = sorted((out / "sweep_masks").iterdir())
@@ -94,10 +94,10 @@ def test_formats_write_what_they_name(
         assert np.count_nonzero(np.asarray(Image.open(io.BytesIO(masks[1].read_bytes())))) == 30
 
 
-def test_options_reach_the_model(medserve: Medserve, fake: FakeServer, frames: Path) -> None:
-    arguments = ("--pixel-spacing", 0.2, 0.3, "--step", 5, "--length", 41, "--view", "axial")
+def test_options_reach_the_model(medserve: Medserve, fake: FakeGateway, frames: Path) -> None:
+    arguments = ("--spacing-mm", "0.2,0.3", "--step-mm", 5, "--length-mm", 41, "--view", "axial")
     medserve("predict", "mednist", frames / "one.png", *arguments, "--address", fake.address)
-    assert json.loads(fake.requests[-1].input["params"]) == {
+    assert json.loads(fake.requests[-1].inputs["params"]) == {
         "output": "json",
         "view": "axial",
         "spacing_mm": [0.2, 0.3],
@@ -107,7 +107,7 @@ def test_options_reach_the_model(medserve: Medserve, fake: FakeServer, frames: P
 
 
 def test_nothing_is_overwritten_unless_that_is_wanted(
-    medserve: Medserve, fake: FakeServer, frames: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, frames: Path, tmp_path: Path
 ) -> None:
     arguments = ("predict", "mednist", frames, "--out", tmp_path, "--address", fake.address)
     medserve(*arguments)
@@ -118,7 +118,7 @@ def test_nothing_is_overwritten_unless_that_is_wanted(
 
 
 def test_a_broken_file_is_told_and_costs_no_other(
-    medserve: Medserve, fake: FakeServer, frames: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, frames: Path, tmp_path: Path
 ) -> None:
     (frames / "a.png").write_bytes(b"broken")
     (frames / "sweep.dcm").unlink()
@@ -132,7 +132,7 @@ def test_a_broken_file_is_told_and_costs_no_other(
     assert (out / "one_mask.png").exists()
 
 
-def test_json_has_one_line_per_file(medserve: Medserve, fake: FakeServer, frames: Path) -> None:
+def test_json_has_one_line_per_file(medserve: Medserve, fake: FakeGateway, frames: Path) -> None:
     (frames / "a.png").write_bytes(b"broken")
     run = medserve("predict", "mednist", frames, "--json", "--address", fake.address)
     bad, one, sweep = (json.loads(line) for line in run.out.splitlines())
@@ -143,7 +143,7 @@ def test_json_has_one_line_per_file(medserve: Medserve, fake: FakeServer, frames
 
 
 def test_files_of_one_name_get_numbers(
-    medserve: Medserve, fake: FakeServer, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, tmp_path: Path
 ) -> None:
     for folder in ("a", "b"):
         (tmp_path / "in" / folder).mkdir(parents=True)

@@ -6,47 +6,53 @@ import json
 
 import pytest
 
+from medserve.spec import Task
 from tests.cli.conftest import Medserve
-from tests.client.fake_server import FakeServer
+from tests.client.fake_gateway import DIGEST, LABELS, FakeGateway, served_model, serving
+
+pytestmark = pytest.mark.loopback
 
 
-def at(fake: FakeServer) -> tuple[str, ...]:
-    return ("--address", fake.address, "--management-address", fake.address)
-
-
-def test_models_are_listed_with_their_workers(medserve: Medserve, fake: FakeServer) -> None:
-    fake.workers = {"blood_cell": ["UNLOADING"], "mednist": ["READY", "UNLOADING"]}
-    fake.versions = ("1.0", "1.1")
-    run = medserve("models", *at(fake))
+def test_models_are_listed_with_task_and_state(medserve: Medserve) -> None:
+    models = (
+        served_model("organs", task=Task.VOLUMES, ready=False),
+        served_model(),
+        served_model(version="1.1", default=False),
+    )
+    with serving(FakeGateway(models)) as fake:
+        run = medserve("models", "--address", fake.address)
     assert run.code == 0
-    rows = [line.split() for line in run.out.splitlines()]
-    assert rows[1] == ["blood_cell", "1.0", "0/1", "16", "2"]
-    assert rows[4] == ["mednist", "1.1", "yes", "1/2", "16", "2"]
+    rows = [line.split()[:5] for line in run.out.splitlines()]
+    assert rows[1:] == [
+        ["organs", "1.0", "yes", "volumes", "NOT"],
+        ["mednist", "1.0", "yes", "classification", "ready"],
+        ["mednist", "1.1", "classification", "ready", "The"],
+    ]
 
 
-def test_models_as_json(medserve: Medserve, fake: FakeServer) -> None:
-    [model] = json.loads(medserve("models", "--json", *at(fake)).out)
+def test_models_as_json(medserve: Medserve, fake: FakeGateway) -> None:
+    [model] = json.loads(medserve("models", "--json", "--address", fake.address).out)
+    del model["title"], model["input_kinds"]
     assert model == {
         "name": "mednist",
         "version": "1.0",
         "default": True,
-        "workers": 1,
-        "workers_ready": 1,
-        "batch_size": 16,
-        "pending": 2,
         "ready": True,
+        "task": "classification",
+        "labels": list(LABELS),
+        "archive_digest": DIGEST,
     }
 
 
-def test_ping_is_fine_when_every_model_is_ready(medserve: Medserve, fake: FakeServer) -> None:
-    run = medserve("ping", *at(fake))
+def test_ping_is_fine_when_every_model_is_ready(medserve: Medserve, fake: FakeGateway) -> None:
+    run = medserve("ping", "--address", fake.address)
     assert run.code == 0
     assert run.out.splitlines() == ["mednist 1.0: ready", "ready"]
 
 
-def test_ping_says_which_model_is_not_ready(medserve: Medserve, fake: FakeServer) -> None:
-    fake.workers = {"blood_cell": ["UNLOADING"], "mednist": ["READY"]}
-    run = medserve("ping", *at(fake))
+def test_ping_says_which_model_is_not_ready(medserve: Medserve) -> None:
+    with serving(FakeGateway((served_model("blood_cell", ready=False), served_model()))) as fake:
+        run = medserve("ping", "--address", fake.address)
     assert run.code == 1
     assert run.out.splitlines() == [
         "blood_cell 1.0: NOT READY",
@@ -55,14 +61,14 @@ def test_ping_says_which_model_is_not_ready(medserve: Medserve, fake: FakeServer
     ]
 
 
-def test_ping_without_models_is_not_ready(medserve: Medserve, fake: FakeServer) -> None:
-    fake.workers = {}
-    run = medserve("ping", "--json", *at(fake))
+def test_ping_without_models_is_not_ready(medserve: Medserve) -> None:
+    with serving(FakeGateway(())) as fake:
+        run = medserve("ping", "--json", "--address", fake.address)
     assert run.code == 1
-    assert json.loads(run.out) == {"ready": False, "process": "Healthy", "models": []}
+    answer = json.loads(run.out)
+    assert (answer["ready"], answer["models"]) == (False, [])
 
 
-@pytest.mark.loopback
 def test_ping_of_a_dead_server_is_one_line_and_exit_code_2(medserve: Medserve) -> None:
     run = medserve("ping", "--address", "127.0.0.1:9")
     assert run.code == 2

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Medserve
-from tests.client.fake_server import LABELS, FakeServer
+from tests.client.fake_gateway import LABELS, FakeGateway, serving
+from tests.client.segmenting import volumes_model
 
 MEMBERS = {
     *("path", "status", "label", "label_id", "probability", "probabilities", "top", "review"),
@@ -38,7 +39,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_json_has_one_line_per_input_in_sorted_order(
-    medserve: Medserve, fake: FakeServer, images: Path
+    medserve: Medserve, fake: FakeGateway, images: Path
 ) -> None:
     run = medserve("predict", "mednist", images, "--json", "--address", fake.address)
     assert run.code == 0
@@ -50,7 +51,7 @@ def test_json_has_one_line_per_input_in_sorted_order(
 
 
 def test_json_line_has_the_documented_members(
-    medserve: Medserve, fake: FakeServer, images: Path
+    medserve: Medserve, fake: FakeGateway, images: Path
 ) -> None:
     (images / "d.png").write_bytes(b"broken")
     run = medserve("predict", "mednist", images, "--json", "--address", fake.address)
@@ -64,7 +65,7 @@ def test_json_line_has_the_documented_members(
 
 
 def test_one_broken_file_gives_exit_code_1_and_costs_no_other(
-    medserve: Medserve, fake: FakeServer, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, tmp_path: Path
 ) -> None:
     for place in range(300):
         content = b"broken" if place in (3, 150, 299) else LABELS[place % 6].encode()
@@ -76,7 +77,7 @@ def test_one_broken_file_gives_exit_code_1_and_costs_no_other(
 
 
 def test_table_shows_class_probability_and_flags(
-    medserve: Medserve, fake: FakeServer, images: Path
+    medserve: Medserve, fake: FakeGateway, images: Path
 ) -> None:
     (images / "d.png").write_bytes(b"broken")
     run = medserve("predict", "mednist", images, "--address", fake.address)
@@ -89,7 +90,7 @@ def test_table_shows_class_probability_and_flags(
     assert "unlike the training data" in rows[4]
 
 
-def test_top_k_adds_the_next_classes(medserve: Medserve, fake: FakeServer, images: Path) -> None:
+def test_top_k_adds_the_next_classes(medserve: Medserve, fake: FakeGateway, images: Path) -> None:
     arguments = ("predict", "mednist", images / "c.png", "--top-k", 3, "--address", fake.address)
     assert len(medserve(*arguments).out.splitlines()) == 4
     [answer] = lines(medserve(*arguments, "--json").out)
@@ -98,7 +99,7 @@ def test_top_k_adds_the_next_classes(medserve: Medserve, fake: FakeServer, image
 
 
 def test_out_folder_gets_a_file_per_input_and_a_table(
-    medserve: Medserve, fake: FakeServer, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, tmp_path: Path
 ) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -121,7 +122,7 @@ def test_out_folder_gets_a_file_per_input_and_a_table(
 
 
 def test_dash_reads_one_input_from_standard_input(
-    medserve: Medserve, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+    medserve: Medserve, fake: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"BreastMRI")))
     run = medserve("predict", "mednist", "-", "--json", "--address", fake.address)
@@ -131,7 +132,7 @@ def test_dash_reads_one_input_from_standard_input(
 
 
 def test_address_comes_from_the_environment_and_the_flag_beats_it(
-    medserve: Medserve, fake: FakeServer, images: Path, monkeypatch: pytest.MonkeyPatch
+    medserve: Medserve, fake: FakeGateway, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MEDSERVE_ADDRESS", fake.address)
     assert medserve("predict", "mednist", images).code == 0
@@ -139,17 +140,17 @@ def test_address_comes_from_the_environment_and_the_flag_beats_it(
     assert medserve("predict", "mednist", images, "--address", fake.address).code == 0
 
 
-def test_token_comes_from_a_file_or_the_keys_of_the_server(
-    medserve: Medserve, fake: FakeServer, images: Path, tmp_path: Path
+@pytest.mark.loopback
+def test_token_comes_from_a_file_or_the_environment(
+    medserve: Medserve, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake.token = "s3cret"
-    plain, keys = tmp_path / "token", tmp_path / "key_file.json"
-    plain.write_text("s3cret\n")
-    keys.write_text(json.dumps({"inference": {"key": "s3cret"}, "management": {"key": "other"}}))
-    arguments = ("predict", "mednist", images, "--address", fake.address)
-    assert medserve(*arguments, "--token-file", plain).code == 0
-    assert medserve(*arguments, "--token-file", keys).code == 0
-    refused = medserve(*arguments)
+    (tmp_path / "token").write_text("s3cret\n")
+    with serving(FakeGateway(token="s3cret")) as fake:
+        arguments = ("predict", "mednist", images, "--address", fake.address)
+        assert medserve(*arguments, "--token-file", tmp_path / "token").code == 0
+        refused = medserve(*arguments)
+        monkeypatch.setenv("MEDSERVE_TOKEN", "s3cret")
+        assert medserve(*arguments).code == 0
     assert refused.code == 2
     assert "token" in refused.err
 
@@ -168,11 +169,10 @@ def test_file_without_a_usable_token_is_refused(
     ("arguments", "message"),
     [
         (["predict", "mednist", "nowhere.png"], "expected an existing file"),
-        (["predict", "mednist", "{empty}"], "hold none"),
         (["predict", "mednist", "-", "-"], "once at most"),
         (["predict", "mednist", "{images}", "--address", "nonsense"], "host:port"),
         (["predict", "mednist", "{images}", "--address", "127.0.0.1:9"], "medserve serve"),
-        (["predict", "nosuch", "{images}"], "Model not found"),
+        (["predict", "nosuch", "{images}"], "has no model nosuch"),
         (["predict", "mednist", "{images}", "--out", "{images}/c.png"], "file"),
         (["predict", "mednist"], "Missing argument"),
     ],
@@ -181,14 +181,13 @@ def test_wrong_usage_and_dead_server_give_exit_code_2(
     arguments: list[str],
     message: str,
     medserve: Medserve,
-    fake: FakeServer,
+    fake: FakeGateway,
     images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MEDSERVE_ADDRESS", fake.address)
-    (tmp_path / "empty").mkdir()
-    run = medserve(*(each.format(empty=tmp_path / "empty", images=images) for each in arguments))
+    run = medserve(*(each.format(images=images) for each in arguments))
     assert run.code == 2
     assert message in run.err
     assert "Traceback" not in run.err
@@ -202,7 +201,7 @@ def test_error_of_a_dead_server_is_one_line(medserve: Medserve, images: Path) ->
 
 
 def test_hostile_names_neither_paint_the_terminal_nor_break_the_lines(
-    medserve: Medserve, fake: FakeServer, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, tmp_path: Path
 ) -> None:
     (tmp_path / "a\x1b[31m\n[red]b.png").write_bytes(b"Hand")
     (tmp_path / "=cmd().png").write_bytes(b"Hand")
@@ -219,7 +218,7 @@ def test_hostile_names_neither_paint_the_terminal_nor_break_the_lines(
 
 
 def test_link_out_of_the_folder_is_not_followed(
-    medserve: Medserve, fake: FakeServer, images: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, images: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "secret.png").write_bytes(b"Hand")
     (images / "out.png").symlink_to(tmp_path / "secret.png")
@@ -240,7 +239,7 @@ def test_commands_start_without_engines_and_codecs() -> None:
 
 
 def test_explain_writes_a_heat_map_beside_each_answer(
-    medserve: Medserve, fake: FakeServer, images: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, images: Path, tmp_path: Path
 ) -> None:
     (images / "d.png").write_bytes(b"broken")
     out = tmp_path / "out"
@@ -267,7 +266,7 @@ def test_explain_writes_a_heat_map_beside_each_answer(
 
 
 def test_explain_needs_a_folder_and_says_so_before_any_work(
-    medserve: Medserve, fake: FakeServer, images: Path
+    medserve: Medserve, fake: FakeGateway, images: Path
 ) -> None:
     run = medserve("predict", "mednist", images, "--explain", "--address", fake.address)
     assert run.code == 2
@@ -275,13 +274,15 @@ def test_explain_needs_a_folder_and_says_so_before_any_work(
     assert not fake.requests
 
 
-def test_explain_is_refused_for_a_model_that_segments(
-    medserve: Medserve, fake: FakeServer, images: Path, tmp_path: Path
+@pytest.mark.loopback
+def test_a_flag_of_another_task_is_refused_before_any_work(
+    medserve: Medserve, images: Path, tmp_path: Path
 ) -> None:
-    fake.segments = True
-    run = medserve(
-        *("predict", "mednist", images, "--explain"),
-        *("--out", tmp_path / "out", "--address", fake.address),
-    )
+    with serving(FakeGateway(volumes_model())) as fake:
+        run = medserve(
+            *("predict", "mednist", images, "--explain"),
+            *("--out", tmp_path / "out", "--address", fake.address),
+        )
     assert run.code == 2
-    assert "--explain: expected a model that classifies" in run.err
+    assert run.err.strip() == "error: --explain: mednist has no such option; leave it out"
+    assert not fake.requests

@@ -7,21 +7,21 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 from PIL import Image
 
+from medserve.errors import InvalidRequestError
 from tests.cli.conftest import Medserve
-from tests.client.drawing import DrawingServer, drawing, picture, progress, sample_answer
-from tests.client.fake_server import Status
+from tests.client.drawing import painting, picture, progress, sample_answer
+from tests.client.fake_gateway import FakeGateway, serving
 
 pytestmark = pytest.mark.loopback
 
 
 @pytest.fixture
-def server() -> Iterator[DrawingServer]:
-    with drawing() as running:
+def server() -> Iterator[FakeGateway]:
+    with serving(painting("diffusion_sampler")) as running:
         running.streams = [[progress(0, 1), progress(0, 2), sample_answer([7, 8])]]
         yield running
 
@@ -31,7 +31,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_images_a_contact_sheet_and_records_are_written(
-    medserve: Medserve, server: DrawingServer, tmp_path: Path
+    medserve: Medserve, server: FakeGateway, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "out"
     run = medserve("sample", 2, "--seed", 7, "--out", out, "--address", server.address)
@@ -49,7 +49,7 @@ def test_images_a_contact_sheet_and_records_are_written(
 
 
 def test_the_contact_sheet_shows_every_image_and_says_what_it_is(
-    medserve: Medserve, server: DrawingServer, tmp_path: Path
+    medserve: Medserve, server: FakeGateway, tmp_path: Path
 ) -> None:
     server.streams = [[sample_answer([60, 200])]]
     medserve("sample", 2, "--out", tmp_path, "--address", server.address)
@@ -60,7 +60,7 @@ def test_the_contact_sheet_shows_every_image_and_says_what_it_is(
     assert (pixels == 200).sum() > 10_000
 
 
-def test_every_wish_reaches_the_model(medserve: Medserve, server: DrawingServer) -> None:
+def test_every_wish_reaches_the_model(medserve: Medserve, server: FakeGateway) -> None:
     run = medserve(
         *("sample", 3, "--model", "painter", "--class", "left", "--seed", 0, "--steps", 9),
         *("--sampler", "ddim", "--size", 16, "--guidance", 1.5, "--version", "2.0"),
@@ -68,8 +68,8 @@ def test_every_wish_reaches_the_model(medserve: Medserve, server: DrawingServer)
     )
     assert run.code == 0, run.err
     [request] = server.requests
-    assert (request.model_name, request.model_version) == ("painter", "2.0")
-    assert json.loads(request.input["params"]) == {
+    assert (request.model, request.version) == ("painter", "2.0")
+    assert json.loads(request.inputs["params"]) == {
         "n": 3, "class": "left", "seed": 0, "steps": 9, "sampler": "ddim", "size": 16,
         "guidance": 1.5,
     }  # fmt: skip
@@ -84,7 +84,7 @@ def test_every_wish_reaches_the_model(medserve: Medserve, server: DrawingServer)
     ],
 )
 def test_a_further_format_is_written_beside_the_pngs(
-    medserve: Medserve, server: DrawingServer, tmp_path: Path, form: str, written: list[str]
+    medserve: Medserve, server: FakeGateway, tmp_path: Path, form: str, written: list[str]
 ) -> None:
     server.streams = [[sample_answer([7], form)]]
     run = medserve("sample", "--format", form, "--out", tmp_path, "--address", server.address)
@@ -94,7 +94,7 @@ def test_a_further_format_is_written_beside_the_pngs(
 
 
 def test_json_lines_hold_what_draws_each_image_again(
-    medserve: Medserve, server: DrawingServer
+    medserve: Medserve, server: FakeGateway
 ) -> None:
     run = medserve("sample", 2, "--json", "--address", server.address)
     first, second = (json.loads(line) for line in run.out.splitlines())
@@ -104,7 +104,7 @@ def test_json_lines_hold_what_draws_each_image_again(
 
 
 def test_a_folder_with_samples_is_left_alone_unless_told(
-    medserve: Medserve, server: DrawingServer, tmp_path: Path
+    medserve: Medserve, server: FakeGateway, tmp_path: Path
 ) -> None:
     (tmp_path / "sample_0000000007.png").write_bytes(b"mine")
     run = medserve("sample", "--out", tmp_path, "--address", server.address)
@@ -117,16 +117,16 @@ def test_a_folder_with_samples_is_left_alone_unless_told(
     assert (tmp_path / "sample_0000000007.png").read_bytes() == picture(7)
 
 
-def test_a_format_without_a_folder_is_refused(medserve: Medserve, server: DrawingServer) -> None:
+def test_a_format_without_a_folder_is_refused(medserve: Medserve, server: FakeGateway) -> None:
     run = medserve("sample", "--format", "npz", "--address", server.address)
     assert run.code == 2
     assert "expected --out DIR" in run.err
     assert server.requests == []
 
 
-def test_what_the_model_refuses_is_one_line(medserve: Medserve, server: DrawingServer) -> None:
-    text = "INVALID_REQUEST: params: n: expected a whole number from 1 to 64, got more"
-    server.streams = [[Status(grpc.StatusCode.INVALID_ARGUMENT, text)]]
+def test_what_the_model_refuses_is_one_line(medserve: Medserve, server: FakeGateway) -> None:
+    text = "params: n: expected a whole number from 1 to 64, got more"
+    server.streams = [[InvalidRequestError(text)]]
     run = medserve("sample", 10_000, "--address", server.address)
     assert run.code == 2
     assert run.err.strip() == "error: params: n: expected a whole number from 1 to 64, got more"
@@ -139,7 +139,7 @@ def test_an_unknown_sampler_is_refused_with_those_there_are(medserve: Medserve) 
 
 
 def test_a_folder_that_cannot_be_written_is_named(
-    medserve: Medserve, server: DrawingServer, tmp_path: Path
+    medserve: Medserve, server: FakeGateway, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
     run = medserve("sample", "--out", tmp_path / "file" / "below", "--address", server.address)

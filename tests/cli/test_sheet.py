@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as pillow
 
-from medserve.cli.sheet import Tile, draw
+from medserve.cli.show.sheet import Tile, draw
 from medserve.results.files import heatmap
 from medserve.spec import InputKind, InputSpec
 from tests.phantoms import dicom_bytes, raster_bytes, wedge

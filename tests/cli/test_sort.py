@@ -7,14 +7,21 @@ import hashlib
 import os
 from pathlib import Path
 
-import grpc
 import pytest
 
-from medserve.cli import sorting
-from medserve.errors import ServerFailedError
+from medserve.cli import sort
+from medserve.errors import ServerFailedError, ServerUnreachableError
 from medserve.results import sorted_folders
 from tests.cli.conftest import Medserve
-from tests.client.fake_server import LABELS, FakeServer, classification, passing, refusing
+from tests.client.fake_gateway import (
+    LABELS,
+    FakeGateway,
+    classification,
+    passing,
+    refusing,
+    served_model,
+    serving,
+)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -43,7 +50,7 @@ def mixed(tmp_path: Path) -> Path:
 
 
 def test_each_file_lands_where_its_answer_says(
-    medserve: Medserve, fake: FakeServer, mixed: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, mixed: Path, tmp_path: Path
 ) -> None:
     before = tree(mixed)
     run = medserve("sort", mixed, "--out", tmp_path / "out", "--address", fake.address)
@@ -59,7 +66,7 @@ def test_each_file_lands_where_its_answer_says(
 
 
 def test_manifest_tells_it_for_each_file(
-    medserve: Medserve, fake: FakeServer, mixed: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, mixed: Path, tmp_path: Path
 ) -> None:
     medserve("sort", mixed, "--out", tmp_path / "out", "--address", fake.address)
     rows = {row["source"]: row for row in manifest(tmp_path / "out")}
@@ -75,7 +82,7 @@ def test_manifest_tells_it_for_each_file(
 
 
 def test_summary_counts_files_per_folder(
-    medserve: Medserve, fake: FakeServer, mixed: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, mixed: Path, tmp_path: Path
 ) -> None:
     run = medserve("sort", mixed, "--out", tmp_path / "out", "--address", fake.address)
     counts = {line.split()[0]: line.split()[1] for line in run.out.splitlines()[1:] if line.strip()}
@@ -86,7 +93,7 @@ def test_summary_counts_files_per_folder(
 
 
 def test_second_run_asks_nothing_and_changes_nothing(
-    medserve: Medserve, fake: FakeServer, mixed: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, mixed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     medserve("sort", mixed, "--out", out, "--address", fake.address)
@@ -100,13 +107,13 @@ def test_second_run_asks_nothing_and_changes_nothing(
 
 
 def test_run_that_lost_the_server_goes_on_later(
-    medserve: Medserve, fake: FakeServer, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, tmp_path: Path
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     for place in range(100):
         (folder / f"{place:03}.png").write_bytes(f"{LABELS[place % 6]} {place}".encode())
-    fake.hooks = [passing, refusing(grpc.StatusCode.UNAVAILABLE, "Socket closed")]
+    fake.hooks = [passing, refusing(ServerUnreachableError("the engine does not answer"))]
     lost = medserve("sort", folder, "--out", out, "--address", fake.address)
     assert lost.code == 2
     assert len(lost.err.strip().splitlines()) == 1
@@ -118,10 +125,10 @@ def test_run_that_lost_the_server_goes_on_later(
 
 
 def test_file_without_an_answer_stays_for_the_next_run(
-    medserve: Medserve, fake: FakeServer, mixed: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, mixed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    fake.hooks = [refusing(grpc.StatusCode.INTERNAL, "Worker died.")]
+    fake.hooks = [refusing(ServerFailedError("the model's worker died"))]
     run = medserve("sort", mixed, "--out", out, "--address", fake.address)
     assert run.code == 1
     assert "run again" in run.out
@@ -134,12 +141,12 @@ def test_file_without_an_answer_stays_for_the_next_run(
 
 def test_file_too_large_for_any_call_is_left_alone(
     medserve: Medserve,
-    fake: FakeServer,
+    fake: FakeGateway,
     mixed: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sorting, "_LARGEST_BYTES", 100)
+    monkeypatch.setattr(sort, "_LARGEST_BYTES", 100)
     (mixed / "film.dcm").write_bytes(bytes(101))
     run = medserve("sort", mixed, "--out", tmp_path / "out", "--address", fake.address)
     assert "too large" in run.out
@@ -147,7 +154,7 @@ def test_file_too_large_for_any_call_is_left_alone(
 
 
 def test_copy_without_its_row_is_recognised(
-    medserve: Medserve, fake: FakeServer, mixed: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, mixed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     (out / "Hand").mkdir(parents=True)
@@ -157,7 +164,7 @@ def test_copy_without_its_row_is_recognised(
 
 
 def test_row_torn_by_a_crash_counts_as_not_done(
-    medserve: Medserve, fake: FakeServer, mixed: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, mixed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     medserve("sort", mixed, "--out", out, "--address", fake.address)
@@ -171,7 +178,7 @@ def test_row_torn_by_a_crash_counts_as_not_done(
 
 
 def test_file_that_is_in_the_way_is_kept(
-    medserve: Medserve, fake: FakeServer, mixed: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, mixed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     (out / "Hand").mkdir(parents=True)
@@ -185,7 +192,7 @@ def test_file_that_is_in_the_way_is_kept(
 
 
 def test_twins_of_name_and_content_share_one_copy(
-    medserve: Medserve, fake: FakeServer, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, tmp_path: Path
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     (folder / "ward").mkdir(parents=True)
@@ -198,7 +205,7 @@ def test_twins_of_name_and_content_share_one_copy(
 
 
 def test_changed_file_is_sorted_again(
-    medserve: Medserve, fake: FakeServer, mixed: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, mixed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     medserve("sort", mixed, "--out", out, "--address", fake.address)
@@ -209,7 +216,7 @@ def test_changed_file_is_sorted_again(
 
 
 def test_review_limit_of_the_caller_replaces_that_of_the_model(
-    medserve: Medserve, fake: FakeServer, mixed: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, mixed: Path, tmp_path: Path
 ) -> None:
     strict, lax = tmp_path / "strict", tmp_path / "lax"
     address = ("--address", fake.address)
@@ -223,7 +230,7 @@ def test_review_limit_of_the_caller_replaces_that_of_the_model(
 
 
 def test_out_below_the_sorted_folder_is_not_sorted_itself(
-    medserve: Medserve, fake: FakeServer, mixed: Path
+    medserve: Medserve, fake: FakeGateway, mixed: Path
 ) -> None:
     out = mixed / "sorted"
     address = ("--address", fake.address)
@@ -235,26 +242,27 @@ def test_out_below_the_sorted_folder_is_not_sorted_itself(
 
 @pytest.mark.parametrize("out", [".", ".."])
 def test_out_that_holds_the_sorted_folder_is_refused(
-    out: str, medserve: Medserve, fake: FakeServer, mixed: Path
+    out: str, medserve: Medserve, fake: FakeGateway, mixed: Path
 ) -> None:
     run = medserve("sort", mixed, "--out", mixed / out, "--address", fake.address)
     assert run.code == 2
     assert "--out" in run.err
 
 
+@pytest.mark.loopback
 def test_folder_sorted_by_another_model_is_refused(
-    medserve: Medserve, fake: FakeServer, mixed: Path, tmp_path: Path
+    medserve: Medserve, mixed: Path, tmp_path: Path
 ) -> None:
-    fake.workers["blood_cell"] = ["READY"]
-    address = ("--address", fake.address)
-    medserve("sort", mixed, "--out", tmp_path / "out", *address)
-    run = medserve("sort", mixed, "--out", tmp_path / "out", "--model", "blood_cell", *address)
+    with serving(FakeGateway((served_model(), served_model("blood_cell")))) as fake:
+        address = ("--address", fake.address)
+        medserve("sort", mixed, "--out", tmp_path / "out", *address)
+        run = medserve("sort", mixed, "--out", tmp_path / "out", "--model", "blood_cell", *address)
     assert run.code == 2
     assert "another --out" in run.err
 
 
 def test_foreign_manifest_is_refused_and_kept(
-    medserve: Medserve, fake: FakeServer, mixed: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, mixed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -290,7 +298,7 @@ def test_ordinary_label_names_its_folder(label: str) -> None:
 
 
 def test_hostile_label_writes_nothing_outside_the_folder(
-    medserve: Medserve, fake: FakeServer, mixed: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, mixed: Path, tmp_path: Path
 ) -> None:
     evil = classification("Hand") | {"probabilities": {"../../evil": 1.0}, "review": False}
     fake.answer = lambda payload: evil
@@ -301,7 +309,7 @@ def test_hostile_label_writes_nothing_outside_the_folder(
 
 
 def test_hostile_file_names_are_kept_and_listed(
-    medserve: Medserve, fake: FakeServer, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, tmp_path: Path
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -319,7 +327,7 @@ def test_hostile_file_names_are_kept_and_listed(
 
 def test_file_system_without_hard_links_works_too(
     medserve: Medserve,
-    fake: FakeServer,
+    fake: FakeGateway,
     mixed: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -333,7 +341,7 @@ def test_file_system_without_hard_links_works_too(
 
 
 def test_disk_that_cannot_be_written_is_one_line(
-    medserve: Medserve, fake: FakeServer, mixed: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, mixed: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "Hand").write_bytes(b"a file, not a folder")

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Medserve
-from tests.client.fake_server import FakeServer, serving
-from tests.client.segmenting import by_size
+from tests.client.fake_gateway import FakeGateway, serving
+from tests.client.segmenting import by_size, volumes_model
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeServer]:
-    with serving(FakeServer(answer=by_size, segments=True)) as server:
+def fake() -> Iterator[FakeGateway]:
+    with serving(FakeGateway(volumes_model(), answer=by_size)) as server:
         yield server
 
 
@@ -32,7 +32,7 @@ def cases(tmp_path: Path) -> Path:
 
 
 def test_masks_pictures_and_a_table_are_written(
-    medserve: Medserve, fake: FakeServer, cases: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, cases: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     run = medserve("predict", "mednist", cases, "--out", out, "--address", fake.address)
@@ -71,7 +71,7 @@ def test_formats_write_what_they_name(
     names: list[str],
     asked: dict[str, object],
     medserve: Medserve,
-    fake: FakeServer,
+    fake: FakeGateway,
     cases: Path,
     tmp_path: Path,
 ) -> None:
@@ -79,7 +79,7 @@ def test_formats_write_what_they_name(
     arguments = ("--out", out, "--format", form, "--address", fake.address)
     assert medserve("predict", "mednist", cases / "one.nii.gz", *arguments).code == 0
     assert sorted(path.name for path in out.iterdir()) == [*names, "volumes.csv"]
-    assert json.loads(fake.requests[-1].input["params"]) == {"output": "json", **asked}
+    assert json.loads(fake.requests[-1].inputs["params"]) == {"output": "json", **asked}
     if form == "json":
         record = json.loads((out / "one.json").read_text())
         assert record["volumes_ml"]["anterior"] == pytest.approx(0.2)
@@ -87,7 +87,7 @@ def test_formats_write_what_they_name(
 
 
 def test_uncertainty_is_a_file_of_its_own(
-    medserve: Medserve, fake: FakeServer, cases: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, cases: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     arguments = ("--uncertainty", "--out", out, "--address", fake.address)
@@ -95,10 +95,10 @@ def test_uncertainty_is_a_file_of_its_own(
     assert (out / "two_uncertainty.nii.gz").read_bytes() == b"ENTROPY"
 
 
-def test_options_reach_the_model(medserve: Medserve, fake: FakeServer, cases: Path) -> None:
-    arguments = ("--no-flips", "--channel", 2, "--spacing", 1, 1, 2.5, "--address", fake.address)
+def test_options_reach_the_model(medserve: Medserve, fake: FakeGateway, cases: Path) -> None:
+    arguments = ("--no-flips", "--channel", 2, "--spacing-mm", "1,1,2.5", "--address", fake.address)
     assert medserve("predict", "mednist", cases / "two.nii", *arguments).code == 0
-    assert json.loads(fake.requests[-1].input["params"]) == {
+    assert json.loads(fake.requests[-1].inputs["params"]) == {
         "output": "json",
         "flips": False,
         "channel": 2,
@@ -107,7 +107,7 @@ def test_options_reach_the_model(medserve: Medserve, fake: FakeServer, cases: Pa
 
 
 def test_nothing_is_overwritten_unless_that_is_wanted(
-    medserve: Medserve, fake: FakeServer, cases: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, cases: Path, tmp_path: Path
 ) -> None:
     arguments = ("predict", "mednist", cases, "--out", tmp_path / "out", "--address", fake.address)
     assert medserve(*arguments).code == 0
@@ -115,12 +115,12 @@ def test_nothing_is_overwritten_unless_that_is_wanted(
     run = medserve(*arguments)
     assert run.code == 2
     assert "--overwrite" in run.err
-    assert len(fake.requests) == sent + 2  # only the questions what the model does
+    assert len(fake.requests) == sent
     assert medserve(*arguments, "--overwrite").code == 0
 
 
 def test_a_broken_case_is_told_and_costs_no_other(
-    medserve: Medserve, fake: FakeServer, cases: Path, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, cases: Path, tmp_path: Path
 ) -> None:
     (cases / "a.nii").write_bytes(b"broken")
     out = tmp_path / "out"
@@ -133,7 +133,7 @@ def test_a_broken_case_is_told_and_costs_no_other(
     assert first["error"].startswith("INVALID_IMAGE: ")
 
 
-def test_json_has_one_line_per_case(medserve: Medserve, fake: FakeServer, cases: Path) -> None:
+def test_json_has_one_line_per_case(medserve: Medserve, fake: FakeGateway, cases: Path) -> None:
     (cases / "a.nii").write_bytes(b"broken")
     run = medserve("predict", "mednist", cases, "--json", "--address", fake.address)
     bad, good, *_ = (json.loads(line) for line in run.out.splitlines())
@@ -145,7 +145,7 @@ def test_json_has_one_line_per_case(medserve: Medserve, fake: FakeServer, cases:
 
 
 def test_cases_of_one_name_get_numbers(
-    medserve: Medserve, fake: FakeServer, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, tmp_path: Path
 ) -> None:
     for folder in ("a", "b"):
         (tmp_path / "in" / folder).mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_cases_of_one_name_get_numbers(
 
 
 def test_a_path_that_is_none_is_wrong_usage(
-    medserve: Medserve, fake: FakeServer, tmp_path: Path
+    medserve: Medserve, fake: FakeGateway, tmp_path: Path
 ) -> None:
     run = medserve("predict", "mednist", tmp_path / "missing.nii", "--address", fake.address)
     assert run.code == 2

@@ -5,16 +5,16 @@ from collections.abc import Iterator
 import pytest
 
 from medserve.client import Client
-from tests.client.fake_server import FakeServer, serving
+from tests.client.fake_gateway import FakeGateway, serving
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeServer]:
-    with serving(FakeServer()) as server:
-        yield server
+def fake() -> Iterator[FakeGateway]:
+    with serving(FakeGateway()) as gateway:
+        yield gateway
 
 
 @pytest.fixture
-def client(fake: FakeServer) -> Iterator[Client]:
-    with Client(fake.address, management_address=fake.address, timeout_s=10) as client:
+def client(fake: FakeGateway) -> Iterator[Client]:
+    with Client(fake.address, timeout_s=10) as client:
         yield client

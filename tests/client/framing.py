@@ -8,19 +8,25 @@ from typing import Any
 import numpy as np
 
 from medserve.errors import InvalidImageError
+from medserve.gateway.core.calls import ModelInfo
 from medserve.imaging.frames import FrameGrid, FrameStack, SingleFrame
 from medserve.imaging.image import Image
 from medserve.imaging.packed_masks import PackedMasks
 from medserve.results.frame_measure import measure_frame, measure_stack
 from medserve.results.frame_segmentation import FrameFinding, FrameSegmentation
-from medserve.spec import InputKind
-from tests.client.fake_server import failure
+from medserve.spec import InputKind, Task
+from tests.client.fake_gateway import failure, served_model
 
-__all__ = ["GRID", "LABELS", "LOOP", "by_frame_size"]
+__all__ = ["GRID", "LABELS", "LOOP", "by_frame_size", "frames_model"]
 
 GRID = FrameGrid((20, 30), 1, (0.2, 0.3))
 LOOP = FrameGrid((20, 30), 3, (0.2, 0.3), 5.0)
 LABELS = ("background", "prostate")
+
+
+def frames_model() -> tuple[ModelInfo, ...]:
+    """What a gateway serves that has one model of frames."""
+    return (served_model(task=Task.FRAMES, labels=LABELS),)
 
 
 class _Loop(FrameStack):

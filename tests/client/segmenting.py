@@ -7,14 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from medserve.gateway.core.calls import ModelInfo
 from medserve.imaging.geometry import Geometry
 from medserve.results.segmentation import Segmentation
-from tests.client.fake_server import failure
+from medserve.spec import Task
+from tests.client.fake_gateway import failure, served_model
 
-__all__ = ["GEOMETRY", "LABELS", "by_size"]
+__all__ = ["GEOMETRY", "LABELS", "by_size", "volumes_model"]
 
 GEOMETRY = Geometry.from_spacing((12, 10, 8), (1.0, 1.0, 2.0))
 LABELS = ("background", "anterior", "posterior")
+
+
+def volumes_model() -> tuple[ModelInfo, ...]:
+    """What a gateway serves that has one model of volumes."""
+    return (served_model(task=Task.VOLUMES, labels=LABELS),)
 
 
 def by_size(payload: bytes) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-import grpc
 import pytest
 
 from medserve.client import AsyncClient, Client, Limits
@@ -16,35 +15,33 @@ from medserve.errors import (
     DeadlineError,
     InvalidImageError,
     MedserveError,
+    PayloadTooLargeError,
     ServerBusyError,
     ServerFailedError,
     ServerUnreachableError,
     UnknownModelError,
 )
-from medserve.wire.inference_pb2 import PredictionsRequest
-from tests.client.fake_server import (
+from tests.client.fake_gateway import (
     LABELS,
-    FakeServer,
+    FakeGateway,
     passing,
-    refuse,
     refusing,
     waiting,
 )
+from tests.gateway.fake_engine import Request
 
 T = TypeVar("T")
 
 
 def with_client(
-    fake: FakeServer,
+    fake: FakeGateway,
     use: Callable[[AsyncClient], Awaitable[T]],
     *,
     timeout_s: float = 10,
     limits: Limits | None = None,
 ) -> T:
     async def run() -> T:
-        async with AsyncClient(
-            fake.address, management_address=fake.address, timeout_s=timeout_s, limits=limits
-        ) as client:
+        async with AsyncClient(fake.address, timeout_s=timeout_s, limits=limits) as client:
             return await use(client)
 
     return asyncio.run(run())
@@ -62,7 +59,7 @@ def test_both_clients_have_the_same_methods_and_arguments() -> None:
     assert inspect.signature(AsyncClient).parameters == inspect.signature(Client).parameters
 
 
-def test_results_equal_those_of_the_ordinary_client(fake: FakeServer, client: Client) -> None:
+def test_results_equal_those_of_the_ordinary_client(fake: FakeGateway, client: Client) -> None:
     images = [*numbered(100), b"broken", b"Hand?", b"CXR!"]
     ours = with_client(fake, lambda client: client.classify("mednist", images))
     theirs = client.classify("mednist", images)
@@ -70,14 +67,14 @@ def test_results_equal_those_of_the_ordinary_client(fake: FakeServer, client: Cl
     assert [r.provenance for r in ours] == [r.provenance for r in theirs]
 
 
-def test_no_more_calls_than_allowed_are_in_flight(fake: FakeServer) -> None:
+def test_no_more_calls_than_allowed_are_in_flight(fake: FakeGateway) -> None:
     fake.hooks = [waiting(0.02)]
     limits = Limits(items_per_call=2, calls_in_flight=3)
     with_client(fake, lambda client: client.classify("mednist", numbered(40)), limits=limits)
     assert fake.most_in_flight == 3
 
 
-def test_progress_counts_images_up_to_all_of_them(fake: FakeServer) -> None:
+def test_progress_counts_images_up_to_all_of_them(fake: FakeGateway) -> None:
     seen: list[tuple[int, int]] = []
     with_client(
         fake,
@@ -88,7 +85,7 @@ def test_progress_counts_images_up_to_all_of_them(fake: FakeServer) -> None:
     assert seen[-1] == (40, 40)
 
 
-def test_files_are_read_from_their_paths(fake: FakeServer, tmp_path: Path) -> None:
+def test_files_are_read_from_their_paths(fake: FakeGateway, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"Hand")
     answer = with_client(fake, lambda client: client.classify_one("mednist", tmp_path / "a.png"))
     assert answer.label == "Hand"
@@ -96,49 +93,41 @@ def test_files_are_read_from_their_paths(fake: FakeServer, tmp_path: Path) -> No
     assert missing.error is not None
 
 
-def test_call_that_the_server_finds_too_large_is_sent_in_smaller_ones(fake: FakeServer) -> None:
-    def at_most_four_images(request: PredictionsRequest) -> None:
-        if len([key for key in request.input if key.startswith("data.")]) > 4:
-            refuse(grpc.StatusCode.CANCELLED, "Received RST_STREAM with error code 8")
+def test_call_that_the_server_finds_too_large_is_sent_in_smaller_ones(fake: FakeGateway) -> None:
+    def at_most_four_images(request: Request) -> None:
+        if len([key for key in request.inputs if key.startswith("data.")]) > 4:
+            raise PayloadTooLargeError("the request is larger than the engine accepts")
 
     fake.hooks = [at_most_four_images]
     results = with_client(fake, lambda client: client.classify("mednist", numbered(20)))
     assert [r.unwrap().label for r in results] == [LABELS[place % 6] for place in range(20)]
 
 
-def test_safe_failure_is_tried_again(fake: FakeServer) -> None:
-    fake.hooks = [refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, "Worker died."), passing]
+def test_safe_failure_is_tried_again(fake: FakeGateway) -> None:
+    fake.hooks = [refusing(ServerBusyError("the queue is full")), passing]
     answer = with_client(fake, lambda client: client.classify_one("mednist", b"Hand"))
     assert answer.label == "Hand"
     assert len(fake.requests) == 2
 
 
 @pytest.mark.parametrize(
-    ("code", "text", "expected"),
-    [
-        ("INTERNAL", "Model not found: mednist", UnknownModelError),
-        ("UNAVAILABLE", "Prediction failed", ServerFailedError),
-        ("RESOURCE_EXHAUSTED", "Worker died.", ServerBusyError),
-        ("INVALID_ARGUMENT", "INVALID_IMAGE: expected PNG", InvalidImageError),
-    ],
+    "expected", [UnknownModelError, ServerFailedError, ServerBusyError, InvalidImageError]
 )
-def test_status_becomes_its_error(
-    code: str, text: str, expected: type[MedserveError], fake: FakeServer
-) -> None:
-    fake.hooks = [refusing(grpc.StatusCode[code], text)]
-    with pytest.raises(expected):
+def test_status_becomes_its_error(expected: type[MedserveError], fake: FakeGateway) -> None:
+    fake.hooks = [refusing(expected("expected PNG"))]
+    with pytest.raises(expected, match=r"^expected PNG$"):
         with_client(
             fake, lambda client: client.predict("mednist", b"Hand"), limits=Limits(attempts=1)
         )
 
 
-def test_late_answer_is_a_deadline_error(fake: FakeServer) -> None:
+def test_late_answer_is_a_deadline_error(fake: FakeGateway) -> None:
     fake.hooks = [waiting(1.0)]
     with pytest.raises(DeadlineError):
         with_client(fake, lambda client: client.classify_one("mednist", b"Hand"), timeout_s=0.3)
 
 
-def test_models_ping_and_wait_work(fake: FakeServer) -> None:
+def test_models_ping_and_wait_work(fake: FakeGateway) -> None:
     async def use(client: AsyncClient) -> tuple[str, list[str]]:
         await client.wait_ready(["mednist"], timeout_s=5)
         return await client.ping(), [each.name for each in await client.models()]
@@ -156,7 +145,7 @@ def test_dead_server_is_told_with_its_address() -> None:
         asyncio.run(use())
 
 
-def test_stream_that_is_left_early_cancels_its_calls(fake: FakeServer) -> None:
+def test_stream_that_is_left_early_cancels_its_calls(fake: FakeGateway) -> None:
     async def use(client: AsyncClient) -> str:
         stream = client.classify_each("mednist", numbered(500))
         async for result in stream:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import pytest
 
 import medserve.client
-from medserve.client import Client, Limits, _answers
+from medserve.client import Client, Limits
 from medserve.errors import (
     ConfigError,
     InvalidImageError,
@@ -20,17 +20,16 @@ from medserve.errors import (
     ServerFailedError,
     UnknownModelError,
 )
-from medserve.wire.inference_pb2 import PredictionsRequest
-from tests.client.fake_server import (
+from tests.client.fake_gateway import (
     DIGEST,
     LABELS,
-    FakeServer,
+    FakeGateway,
     classification,
     passing,
-    refuse,
     refusing,
     waiting,
 )
+from tests.gateway.fake_engine import Request
 
 
 def numbered(n: int) -> list[bytes]:
@@ -49,14 +48,14 @@ def test_result_names_the_archive_that_answered(client: Client) -> None:
     assert provenance.archive_digest == DIGEST
 
 
-def test_three_broken_files_cost_none_of_the_other_297(client: Client, fake: FakeServer) -> None:
+def test_three_broken_files_cost_none_of_the_other_297(client: Client, fake: FakeGateway) -> None:
     images = numbered(300)
     for place in (0, 149, 299):
         images[place] = b"broken"
     results = client.classify("mednist", images)
     assert [place for place, result in enumerate(results) if result.error] == [0, 149, 299]
     assert all(isinstance(results[place].error, InvalidImageError) for place in (0, 149, 299))
-    labels = [result.classification.label for result in results if result.classification]
+    labels = [result.unwrap().label for result in results if result.result]
     assert labels == [LABELS[place % 6] for place in range(300) if place not in (0, 149, 299)]
     assert len(fake.requests) == 10  # 32 a call
 
@@ -67,13 +66,13 @@ def test_broken_image_raises_its_error_when_unwrapped(client: Client) -> None:
         result.unwrap()
 
 
-def test_order_is_kept_when_later_calls_end_first(client: Client, fake: FakeServer) -> None:
+def test_order_is_kept_when_later_calls_end_first(client: Client, fake: FakeGateway) -> None:
     fake.hooks = [waiting(0.3), passing]
     results = client.classify("mednist", numbered(90))
     assert [r.unwrap().label for r in results] == [LABELS[place % 6] for place in range(90)]
 
 
-def test_no_more_calls_than_allowed_are_in_flight(fake: FakeServer) -> None:
+def test_no_more_calls_than_allowed_are_in_flight(fake: FakeGateway) -> None:
     fake.hooks = [waiting(0.02)]
     limits = Limits(items_per_call=2, calls_in_flight=3)
     with Client(fake.address, limits=limits) as client:
@@ -81,11 +80,13 @@ def test_no_more_calls_than_allowed_are_in_flight(fake: FakeServer) -> None:
     assert fake.most_in_flight == 3
 
 
-def test_calls_stay_below_the_limit_of_bytes(fake: FakeServer) -> None:
+def test_calls_stay_below_the_limit_of_bytes(fake: FakeGateway) -> None:
     images = [b"Hand" + bytes(400)] * 10
     with Client(fake.address, limits=Limits(bytes_per_call=1000)) as client:
-        assert all(result.classification for result in client.classify("mednist", images))
-    assert [len(request.input) - 2 for request in fake.requests] == [2] * 5
+        assert all(result.result for result in client.classify("mednist", images))
+    assert [
+        sum(key.startswith("data.") for key in request.inputs) for request in fake.requests
+    ] == [2] * 5
 
 
 def test_progress_counts_images_up_to_all_of_them(client: Client) -> None:
@@ -118,42 +119,42 @@ def test_files_are_read_from_their_paths(client: Client, tmp_path: Path) -> None
 
 
 def test_files_that_all_fail_to_open_are_never_sent(
-    client: Client, fake: FakeServer, tmp_path: Path
+    client: Client, fake: FakeGateway, tmp_path: Path
 ) -> None:
     results = client.classify("mednist", [tmp_path / "a.png", tmp_path / "b.png"])
     assert all(isinstance(result.error, InvalidRequestError) for result in results)
     assert not fake.requests
 
 
-def test_too_large_file_is_refused_before_it_is_sent(fake: FakeServer) -> None:
+def test_too_large_file_is_refused_before_it_is_sent(fake: FakeGateway) -> None:
     with Client(fake.address, limits=Limits(message_bytes=100_000)) as client:
         small, large = client.classify("mednist", [b"Hand", b"Hand" + bytes(100_000)])
     assert small.unwrap().label == "Hand"
     assert isinstance(large.error, PayloadTooLargeError)
-    assert [len(request.input["data.0"]) for request in fake.requests] == [4]
+    assert [len(request.inputs["data.0"]) for request in fake.requests] == [4]
 
 
 def test_call_that_the_server_finds_too_large_is_sent_in_smaller_ones(
-    client: Client, fake: FakeServer
+    client: Client, fake: FakeGateway
 ) -> None:
-    def at_most_four_images(request: PredictionsRequest) -> None:
-        if len([key for key in request.input if key.startswith("data.")]) > 4:
-            refuse(grpc.StatusCode.CANCELLED, "Received RST_STREAM with error code 8")
+    def at_most_four_images(request: Request) -> None:
+        if len([key for key in request.inputs if key.startswith("data.")]) > 4:
+            raise PayloadTooLargeError("the request is larger than the engine accepts")
 
     fake.hooks = [at_most_four_images]
     results = client.classify("mednist", numbered(20))
     assert [r.unwrap().label for r in results] == [LABELS[place % 6] for place in range(20)]
 
 
-def test_request_carries_marker_and_time_left(client: Client, fake: FakeServer) -> None:
+def test_request_carries_the_time_that_is_left(client: Client, fake: FakeGateway) -> None:
     client.classify_one("mednist", b"Hand")
     [request] = fake.requests
-    assert request.input["transport"] == b"grpc"
-    assert 9_000 < int(request.input["deadline_ms"]) <= 10_000
+    assert request.deadline is not None
+    assert 9 < request.deadline - time.monotonic() <= 10
 
 
-def test_call_that_fails_costs_only_its_own_images(client: Client, fake: FakeServer) -> None:
-    fake.hooks = [passing, refusing(grpc.StatusCode.UNAVAILABLE, "Prediction failed"), passing]
+def test_call_that_fails_costs_only_its_own_images(client: Client, fake: FakeGateway) -> None:
+    fake.hooks = [passing, refusing(ServerFailedError("the model failed")), passing]
     results = client.classify("mednist", numbered(96))
     failed = [place for place, result in enumerate(results) if result.error]
     assert len(failed) == 32
@@ -162,18 +163,18 @@ def test_call_that_fails_costs_only_its_own_images(client: Client, fake: FakeSer
 
 
 def test_unknown_model_is_told_once_for_all_images(client: Client) -> None:
-    with pytest.raises(UnknownModelError, match="medserve models"):
+    with pytest.raises(UnknownModelError, match="list of models"):
         client.classify("nosuch", numbered(3))
 
 
-def test_error_of_the_whole_request_is_raised(client: Client, fake: FakeServer) -> None:
-    fake.hooks = [refusing(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST: unknown key 'x'")]
+def test_error_of_the_whole_request_is_raised(client: Client, fake: FakeGateway) -> None:
+    fake.hooks = [refusing(InvalidRequestError("unknown key 'x'"))]
     with pytest.raises(InvalidRequestError, match="unknown key"):
         client.classify("mednist", numbered(3))
 
 
 def test_answer_that_leaves_an_image_out_is_a_server_failure(
-    client: Client, fake: FakeServer
+    client: Client, fake: FakeGateway
 ) -> None:
     fake.answer = lambda payload: {"index": 0, **classification("Hand")}
     first, second = client.classify("mednist", [b"a", b"b"])
@@ -181,17 +182,17 @@ def test_answer_that_leaves_an_image_out_is_a_server_failure(
     assert isinstance(second.error, ServerFailedError)
 
 
-def test_answer_of_another_task_is_a_server_failure(client: Client, fake: FakeServer) -> None:
+def test_answer_of_another_task_is_a_server_failure(client: Client, fake: FakeGateway) -> None:
     fake.answer = lambda payload: {"status": "ok", "mask": "…"}
     [result] = client.classify("mednist", [b"a"])
     assert isinstance(result.error, ServerFailedError)
 
 
-def test_raw_prediction_comes_as_the_model_wrote_it(client: Client, fake: FakeServer) -> None:
+def test_raw_prediction_comes_as_the_model_wrote_it(client: Client, fake: FakeGateway) -> None:
     answer = client.predict("mednist", b"Hand", {"top_k": 2})
     assert b'"label": "Hand"' in answer
-    assert fake.requests[0].input["params"] == b'{"top_k": 2}'
-    assert fake.requests[0].input["data"] == b"Hand"
+    assert fake.requests[0].inputs["params"] == b'{"top_k": 2}'
+    assert fake.requests[0].inputs["data"] == b"Hand"
 
 
 def test_raw_prediction_that_is_an_error_raises_it(client: Client) -> None:
@@ -199,12 +200,17 @@ def test_raw_prediction_that_is_an_error_raises_it(client: Client) -> None:
         client.predict("mednist", b"broken")
 
 
-@pytest.mark.parametrize("answer", [b"\x89PNG", b"{not json", b"", b"[]"])
-def test_raw_prediction_that_is_no_json_object_is_left_alone(answer: bytes) -> None:
-    assert _answers.whole(answer) == answer
+@pytest.mark.parametrize(
+    "answer", [b"\x89PNG", b"{not json", b"", b"[]", b'["error"]', b'{"error" no json']
+)
+def test_raw_prediction_that_is_no_json_object_is_left_alone(
+    client: Client, fake: FakeGateway, answer: bytes
+) -> None:
+    fake.answers = [answer]
+    assert client.predict("mednist", b"Hand") == answer
 
 
-@pytest.mark.parametrize("address", ["localhost", "127.0.0.1:", "127.0.0.1:99999", ":7070"])
+@pytest.mark.parametrize("address", ["localhost", "127.0.0.1:", "127.0.0.1:99999", ":8001"])
 def test_address_without_a_usable_port_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="host:port"):
         Client(address)
@@ -228,26 +234,29 @@ def test_public_names_are_these() -> None:
     assert medserve.client.__all__ == [
         "AsyncClient",
         "Classification",
+        "ClassificationOptions",
         "Client",
         "Explanation",
-        "FrameAnswer",
+        "FileResult",
+        "FrameFormat",
         "FrameOptions",
         "FrameResult",
         "FrameSegmentation",
-        "ItemResult",
+        "GenerationOptions",
+        "GenerationResult",
         "Limits",
         "ModelStatus",
         "Provenance",
         "Sample",
-        "SampleOptions",
+        "SampleFormat",
+        "SampleImage",
         "SampleProgress",
-        "SampleSet",
-        "SampledImage",
+        "SamplerKind",
         "Segmentation",
-        "SegmentationOptions",
-        "SegmentationResult",
+        "Source",
         "TlsConfig",
-        "Tokens",
         "View",
+        "VolumeFormat",
+        "VolumeOptions",
         "VolumeResult",
     ]

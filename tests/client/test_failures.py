@@ -1,25 +1,28 @@
-"""Every status that TorchServe gives, and what the client makes of it."""
+"""How a call fails, what the client says of it, and when it is made again."""
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
+import grpc.aio
 import pytest
 
 from medserve.client import Client, Limits, TlsConfig
-from medserve.client._failures import explain
-from medserve.client._requests import Job, Target
+from medserve.client.connection import Connection, PendingCall, call_error
 from medserve.errors import (
     AuthenticationError,
     ConfigError,
     DeadlineError,
+    ForbiddenError,
     InvalidImageError,
     InvalidRequestError,
     MedserveError,
@@ -30,38 +33,29 @@ from medserve.errors import (
     ServerUnreachableError,
     UnknownModelError,
 )
-from tests.client.fake_server import FakeServer, passing, refusing, serving, waiting
+from medserve.settings import Address
+from tests.client.fake_gateway import FakeGateway, passing, refusing, serving, waiting
 
-JAVA = "org.pytorch.serve.archive.model"
-NO_WORKER = 'Model "mednist" has no worker to serve inference request. Please use scale workers API'
+pytestmark = pytest.mark.loopback
+
+
+def status(code: str, text: str, **trailing: str) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(
+        grpc.StatusCode[code],
+        grpc.aio.Metadata(),
+        grpc.aio.Metadata(*((key.replace("_", "-"), each) for key, each in trailing.items())),
+        text,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
     ("code", "text", "expected"),
     [
-        ("INTERNAL", "Model not found: mednist", UnknownModelError),
-        ("INTERNAL", f"Model not found: mednist\n{JAVA}.ModelNotFoundException", UnknownModelError),
-        (
-            "INTERNAL",
-            f"Model version: 9 does not exist for model: mednist\n{JAVA}.ModelVersion…",
-            UnknownModelError,
-        ),
-        (
-            "INTERNAL",
-            "Parameter model_name is required.\nBadRequestException.()",
-            InvalidRequestError,
-        ),
-        ("INTERNAL", NO_WORKER, ServerBusyError),
-        ("INTERNAL", "Worker died.", ServerFailedError),
-        ("INTERNAL", "anything else", ServerFailedError),
-        ("RESOURCE_EXHAUSTED", "Worker died.", ServerBusyError),
         ("RESOURCE_EXHAUSTED", "Received message larger than max (9 vs. 8)", PayloadTooLargeError),
-        ("CANCELLED", "Received RST_STREAM with error code 8", PayloadTooLargeError),
-        ("UNAVAILABLE", "Prediction failed", ServerFailedError),
-        ("UNAVAILABLE", "Invalid model predict output", ServerFailedError),
-        ("UNAVAILABLE", "number of batch response mismatched", ServerFailedError),
+        ("RESOURCE_EXHAUSTED", "", ServerBusyError),
         ("UNAVAILABLE", "recvmsg:Connection reset by peer", ServerUnreachableError),
-        ("PERMISSION_DENIED", "Token Authorization failed.", AuthenticationError),
+        ("PERMISSION_DENIED", "", ForbiddenError),
         ("UNAUTHENTICATED", "", AuthenticationError),
         ("DEADLINE_EXCEEDED", "", DeadlineError),
         ("INVALID_ARGUMENT", "expected a name", InvalidRequestError),
@@ -70,129 +64,155 @@ NO_WORKER = 'Model "mednist" has no worker to serve inference request. Please us
         ("UNAVAILABLE", "BUSY: come back later", ServerBusyError),
         ("FAILED_PRECONDITION", "NOT_READY: no golden answer", ModelNotReadyError),
         ("INTERNAL", "NOT_OURS: a colon in a text", ServerFailedError),
+        ("INTERNAL", "anything else", ServerFailedError),
         ("NOT_FOUND", "no model mednist", UnknownModelError),
         ("UNIMPLEMENTED", "Method not found", ServerUnreachableError),
+        ("CANCELLED", "Received RST_STREAM with error code 8", ServerFailedError),
         ("UNKNOWN", "", ServerFailedError),
     ],
 )
-def test_status_becomes_its_error(
-    code: str, text: str, expected: type[MedserveError], fake: FakeServer
+def test_status_becomes_its_error(code: str, text: str, expected: type[MedserveError]) -> None:
+    error = call_error(status(code, text), "127.0.0.1:8001")
+    assert type(error) is expected
+    assert error.message
+    assert "\n" not in error.message
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        *(AuthenticationError, ForbiddenError, DeadlineError, InvalidImageError),
+        *(InvalidRequestError, ModelNotReadyError, PayloadTooLargeError, ServerBusyError),
+        *(ServerFailedError, ServerUnreachableError, UnknownModelError),
+    ],
+)
+def test_every_error_of_a_gateway_arrives_as_what_it_is(
+    expected: type[MedserveError], fake: FakeGateway
 ) -> None:
-    fake.hooks = [refusing(grpc.StatusCode[code], text)]
+    fake.hooks = [refusing(expected("expected this; send that"))]
     with (
         Client(fake.address, limits=Limits(attempts=1)) as client,
         pytest.raises(MedserveError) as caught,
     ):
         client.predict("mednist", b"Hand")
     assert type(caught.value) is expected
-    assert caught.value.message
-    assert "\n" not in caught.value.message
+    assert caught.value.message == "expected this; send that"
 
 
-@pytest.mark.parametrize(
-    ("left_s", "expected"), [(60.0, PayloadTooLargeError), (0.0, DeadlineError)]
-)
-def test_call_that_the_server_ends_with_no_time_left_is_late_and_not_too_large(
+@pytest.mark.parametrize(("left_s", "expected"), [(60.0, ServerFailedError), (0.0, DeadlineError)])
+def test_call_that_the_gateway_ends_with_no_time_left_is_late(
     left_s: float, expected: type[MedserveError]
 ) -> None:
-    cut = grpc.aio.AioRpcError(
-        grpc.StatusCode.CANCELLED,
-        grpc.aio.Metadata(),
-        grpc.aio.Metadata(),
-        "Received RST_STREAM with error code 8",
-        None,
-    )
-    job = Job(Target("mednist", "", left_s, attempts=3), {"data": b"Hand"})
-    failure = explain(cut, "127.0.0.1:7070")
-    assert type(job.error_of(failure)) is expected  # what ends a stream that had begun
+    cut = status("CANCELLED", "Received RST_STREAM with error code 8")
+    pending = PendingCall(Connection(Address("127.0.0.1", 8001)), left_s)
+    assert type(pending.error(cut)) is expected  # what ends a stream that had begun
     with pytest.raises(expected):
-        job.wait_after(failure)
+        asyncio.run(pending.pause(cut))
 
 
-@pytest.mark.parametrize(
-    ("code", "text"),
-    [
-        ("RESOURCE_EXHAUSTED", "Worker died."),
-        ("INTERNAL", NO_WORKER),
-        ("UNAVAILABLE", "BUSY: come back later"),
-    ],
-)
-def test_safe_failure_is_tried_again(
-    code: str, text: str, client: Client, fake: FakeServer
-) -> None:
-    fake.hooks = [refusing(grpc.StatusCode[code], text), passing]
+def test_busy_gateway_is_asked_again(client: Client, fake: FakeGateway) -> None:
+    fake.hooks = [refusing(ServerBusyError("the queue is full")), passing]
     assert client.classify_one("mednist", b"Hand").label == "Hand"
     assert len(fake.requests) == 2
 
 
+def test_busy_gateway_is_given_the_time_that_it_asks_for(client: Client, fake: FakeGateway) -> None:
+    fake.hooks = [refusing(ServerBusyError("the queue is full")), passing]
+    started = time.monotonic()
+    client.classify_one("mednist", b"Hand")
+    assert time.monotonic() - started >= 1.0  # RetryInfo of every gateway
+
+
 @pytest.mark.parametrize(
-    ("code", "text"),
+    "error",
     [
-        ("UNAVAILABLE", "Prediction failed"),
-        ("UNAVAILABLE", "Socket closed"),
-        ("INTERNAL", "Worker died."),
-        ("INVALID_ARGUMENT", "INVALID_IMAGE: no"),
-        ("UNKNOWN", ""),
+        ServerFailedError("the model failed"),
+        ServerUnreachableError("the engine does not answer"),
+        InvalidImageError("expected PNG"),
+        DeadlineError("no answer"),
     ],
 )
 def test_failure_that_may_have_done_work_is_never_repeated(
-    code: str, text: str, client: Client, fake: FakeServer
+    error: MedserveError, client: Client, fake: FakeGateway
 ) -> None:
-    fake.hooks = [refusing(grpc.StatusCode[code], text)]
+    fake.hooks = [refusing(error)]
     with pytest.raises(MedserveError):
         client.predict("mednist", b"Hand")
     assert len(fake.requests) == 1
 
 
-def test_attempts_end_at_the_limit(fake: FakeServer) -> None:
-    fake.hooks = [refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, "Worker died.")]
-    with Client(fake.address, limits=Limits(attempts=3)) as client, pytest.raises(ServerBusyError):
+@pytest.mark.parametrize(
+    ("text", "repeats"),
+    [
+        ("Socket closed", False),
+        ("failed to connect to all addresses; last error: Connection refused", True),
+        ("failed to connect to all addresses; last error: UNKNOWN: tcp handshaker shutdown", True),
+        ("failed to connect to all addresses; last error: Ssl handshake failed", False),
+        ("failed to connect to all addresses; last error: Connection reset by peer", False),
+        ("DNS resolution failed for nowhere.invalid", False),
+    ],
+)
+def test_only_what_was_never_sent_is_sent_again(text: str, repeats: bool) -> None:
+    pending = PendingCall(Connection(Address("127.0.0.1", 8001)), 10)
+    call = pending.pause(status("UNAVAILABLE", text))
+    if repeats:
+        asyncio.run(call)
+    else:
+        with pytest.raises(ServerUnreachableError):
+            asyncio.run(call)
+
+
+def test_attempts_end_at_the_limit(fake: FakeGateway) -> None:
+    fake.hooks = [refusing(ServerBusyError("the queue is full"))]
+    with Client(fake.address, limits=Limits(attempts=2)) as client, pytest.raises(ServerBusyError):
         client.predict("mednist", b"Hand")
-    assert len(fake.requests) == 3
+    assert len(fake.requests) == 2
 
 
-def test_attempts_end_with_the_time(fake: FakeServer) -> None:
-    fake.hooks = [refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, "Worker died.")]
+def test_attempts_end_with_the_time(fake: FakeGateway) -> None:
+    fake.hooks = [refusing(ServerBusyError("the queue is full"))]
     with (
-        Client(fake.address, timeout_s=0.5) as client,
+        Client(fake.address, timeout_s=1.5) as client,
         pytest.raises(DeadlineError, match="try again after"),
     ):
         client.predict("mednist", b"Hand")
-    assert len(fake.requests) == 2  # at 0.0 s and 0.2 s; 0.4 s more would be too late
+    assert len(fake.requests) == 2  # at 0 s and 1 s; 1 s more would be too late
 
 
-def test_each_attempt_tells_the_time_that_is_left(client: Client, fake: FakeServer) -> None:
-    fake.hooks = [refusing(grpc.StatusCode.INTERNAL, NO_WORKER), passing]
+def test_each_attempt_tells_the_time_that_is_left(client: Client, fake: FakeGateway) -> None:
+    fake.hooks = [refusing(ServerBusyError("the queue is full")), passing]
     client.classify_one("mednist", b"Hand")
-    first, second = (int(request.input["deadline_ms"]) for request in fake.requests)
-    assert first - second >= 200
+    first, second = (request.deadline for request in fake.requests)
+    assert first is not None
+    assert first == pytest.approx(second, abs=0.5)  # a second later, a second less
 
 
-def test_late_answer_is_a_deadline_error_and_the_next_request_works(fake: FakeServer) -> None:
+def test_late_answer_is_a_deadline_error_and_the_next_request_works(fake: FakeGateway) -> None:
     fake.hooks = [waiting(1.0), passing]
     with Client(fake.address, timeout_s=0.3) as client:
-        with pytest.raises(DeadlineError, match=fake.address):
+        with pytest.raises(DeadlineError, match="gave no answer"):
             client.classify_one("mednist", b"Hand")
         assert client.classify_one("mednist", b"Hand").label == "Hand"
 
 
-@pytest.mark.loopback
 def test_request_over_the_limit_of_the_server_is_too_large() -> None:
-    with serving(FakeServer(), max_message_bytes=50_000) as fake, Client(fake.address) as client:
+    with serving(FakeGateway(), max_message_bytes=50_000) as fake, Client(fake.address) as client:
         with pytest.raises(PayloadTooLargeError):
             client.predict("mednist", b"Hand" + bytes(200_000))
         assert client.classify_one("mednist", b"Hand").label == "Hand"
 
 
-def test_token_is_sent_with_each_call(fake: FakeServer) -> None:
-    fake.token = "s3cret"
-    with Client(fake.address, token="s3cret") as client:
+def test_token_is_sent_with_each_call() -> None:
+    with (
+        serving(FakeGateway(token="s3cret")) as fake,
+        Client(fake.address, token="s3cret") as client,
+    ):
         assert client.classify_one("mednist", b"Hand").label == "Hand"
 
 
-def test_wrong_token_is_told_without_repeating_it(fake: FakeServer) -> None:
-    fake.token = "s3cret"
+def test_wrong_token_is_told_without_repeating_it() -> None:
     with (
+        serving(FakeGateway(token="s3cret")) as fake,
         Client(fake.address, token="wr0ng") as client,
         pytest.raises(AuthenticationError) as caught,
     ):
@@ -200,7 +220,6 @@ def test_wrong_token_is_told_without_repeating_it(fake: FakeServer) -> None:
     assert "wr0ng" not in str(caught.value)
 
 
-@pytest.mark.loopback
 def test_dead_server_is_told_with_its_address_and_what_to_do() -> None:
     with (
         Client(f"127.0.0.1:{free_port()}", limits=Limits(attempts=2)) as client,
@@ -209,9 +228,8 @@ def test_dead_server_is_told_with_its_address_and_what_to_do() -> None:
         client.classify("mednist", [b"Hand"])
 
 
-@pytest.mark.loopback
 def test_server_that_starts_a_moment_later_is_reached() -> None:
-    fake = FakeServer()
+    fake = FakeGateway()
     port = free_port()
     with ExitStack() as stack, Client(f"127.0.0.1:{port}") as client:
         start = threading.Timer(0.3, lambda: stack.enter_context(serving(fake, port=port)))
@@ -220,7 +238,6 @@ def test_server_that_starts_a_moment_later_is_reached() -> None:
         start.join()
 
 
-@pytest.mark.loopback
 def test_http_port_is_recognised(http_port: int) -> None:
     with (
         Client(f"127.0.0.1:{http_port}") as client,
@@ -229,20 +246,19 @@ def test_http_port_is_recognised(http_port: int) -> None:
         client.classify("mednist", [b"Hand"])
 
 
-@pytest.mark.loopback
 def test_port_of_another_grpc_service_is_recognised() -> None:
     other = grpc.server(ThreadPoolExecutor(1))
     port = other.add_insecure_port("127.0.0.1:0")
     other.start()
     with (
         Client(f"127.0.0.1:{port}") as client,
-        pytest.raises(ServerUnreachableError, match="mixed up"),
+        pytest.raises(ServerUnreachableError, match="no gateway of medserve"),
     ):
         client.classify("mednist", [b"Hand"])
     other.stop(None).wait()
 
 
-def test_tls_against_plain_text_is_recognised(fake: FakeServer) -> None:
+def test_tls_against_plain_text_is_recognised(fake: FakeGateway) -> None:
     with (
         Client(fake.address, tls=TlsConfig()) as client,
         pytest.raises(ServerUnreachableError, match="agree on TLS"),
@@ -250,10 +266,9 @@ def test_tls_against_plain_text_is_recognised(fake: FakeServer) -> None:
         client.classify("mednist", [b"Hand"])
 
 
-@pytest.mark.loopback
 def test_name_that_does_not_exist_is_told_at_once() -> None:
     with (
-        Client("no.such.host.invalid:7070") as client,
+        Client("no.such.host.invalid:8001") as client,
         pytest.raises(ServerUnreachableError, match=r"no\.such\.host"),
     ):
         client.ping()
@@ -288,21 +303,3 @@ def http_port() -> Iterator[int]:
         yield server.server_port
         server.shutdown()
         thread.join()
-
-
-def test_the_name_of_a_java_class_is_no_part_of_a_message(fake: FakeServer) -> None:
-    text = "INVALID_IMAGE: expected NIfTI, got text\norg.pytorch.serve.http.InternalServerException"
-    fake.hooks = [refusing(grpc.StatusCode.INTERNAL, text)]
-    with (
-        Client(fake.address, limits=Limits(attempts=1)) as client,
-        pytest.raises(InvalidImageError) as refusal,
-    ):
-        client.predict("mednist", b"Hand")
-    assert refusal.value.message == "expected NIfTI, got text"
-
-
-def test_a_machine_too_busy_to_connect_is_no_matter_of_tls(fake: FakeServer) -> None:
-    text = "failed to connect to all addresses; last error: UNKNOWN: tcp handshaker shutdown"
-    fake.hooks = [refusing(grpc.StatusCode.UNAVAILABLE, text), passing]
-    with Client(fake.address) as client:
-        assert client.predict("mednist", b"Hand")  # tried again

@@ -15,9 +15,11 @@ from PIL import Image
 from medserve.client import (
     AsyncClient,
     Client,
-    FrameAnswer,
+    FileResult,
+    FrameFormat,
     FrameOptions,
     FrameResult,
+    FrameSegmentation,
     Limits,
     View,
 )
@@ -27,25 +29,26 @@ from medserve.errors import (
     ServerFailedError,
     UnknownModelError,
 )
-from tests.client.fake_server import FakeServer, serving
-from tests.client.framing import GRID, LABELS, LOOP, by_frame_size
+from tests.client.fake_gateway import FakeGateway, serving
+from tests.client.framing import GRID, LABELS, LOOP, by_frame_size, frames_model
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeServer]:
-    with serving(FakeServer(answer=by_frame_size, segments=True, frames=True)) as server:
+def fake() -> Iterator[FakeGateway]:
+    with serving(FakeGateway(frames_model(), answer=by_frame_size)) as server:
         yield server
 
 
 @pytest.fixture
-def client(fake: FakeServer) -> Iterator[Client]:
+def client(fake: FakeGateway) -> Iterator[Client]:
     with Client(fake.address, limits=Limits(attempts=1)) as client:
         yield client
 
 
 def test_a_frame_gives_its_mask_and_area(client: Client) -> None:
-    answer = client.segment_frame("mednist", b"x" * 90)
-    found = answer.segmentation
+    options = FrameOptions(overlay=True, format=FrameFormat.DICOM_SEG)
+    answer = client.segment_frame("mednist", b"x" * 90, options=options)
+    found = FrameSegmentation.from_result(answer)
     assert found.grid == GRID
     assert found.labels == LABELS
     assert found.mask.shape == (1, 20, 30)
@@ -60,7 +63,8 @@ def test_a_frame_gives_its_mask_and_area(client: Client) -> None:
 
 
 def test_a_loop_tells_the_status_of_each_frame(client: Client) -> None:
-    found = client.segment_frame("mednist", b"loop" + b"x" * 56).segmentation
+    answer = client.segment_frame("mednist", b"loop" + b"x" * 56)
+    found = FrameSegmentation.from_result(answer)
     assert found.grid == LOOP
     assert [each.error is None for each in found.frames] == [True, True, False]
     assert isinstance(found.frames[2].error, InvalidImageError)
@@ -69,7 +73,7 @@ def test_a_loop_tells_the_status_of_each_frame(client: Client) -> None:
     assert found.mask.sum(axis=(1, 2)).tolist() == [60, 60, 0]
 
 
-def test_only_what_was_decided_is_asked_for(client: Client, fake: FakeServer) -> None:
+def test_only_what_was_decided_is_asked_for(client: Client, fake: FakeGateway) -> None:
     client.segment_frame("mednist", b"x")
     client.segment_frame(
         "mednist",
@@ -83,10 +87,10 @@ def test_only_what_was_decided_is_asked_for(client: Client, fake: FakeServer) ->
             largest_component=False,
             fill_holes=True,
             overlay=True,
-            dicom_seg=True,
+            format=FrameFormat.DICOM_SEG,
         ),
     )
-    plain, full = (json.loads(request.input["params"]) for request in fake.requests)
+    plain, full = (json.loads(request.inputs["params"]) for request in fake.requests)
     assert plain == {"output": "json"}
     assert full == {
         "output": "json",
@@ -103,13 +107,15 @@ def test_only_what_was_decided_is_asked_for(client: Client, fake: FakeServer) ->
 
 
 def test_many_files_come_in_order_and_a_broken_one_costs_no_other(
-    client: Client, fake: FakeServer, tmp_path: Path
+    client: Client, fake: FakeGateway, tmp_path: Path
 ) -> None:
     files: list[bytes | Path] = [b"x" * 10, tmp_path / "missing.png", b"broken", b"x" * 30]
     results = list(client.segment_frames("mednist", files))
     errors = [type(each.error) for each in results]
     assert errors == [type(None), InvalidRequestError, InvalidImageError, type(None)]
-    assert [each.unwrap().segmentation.mask.sum() for each in results if each.result] == [10, 30]
+    assert [
+        FrameSegmentation.from_result(each.unwrap()).mask.sum() for each in results if each.result
+    ] == [10, 30]
     assert fake.most_in_flight <= 2
     with pytest.raises(InvalidImageError):
         results[2].unwrap()
@@ -120,14 +126,14 @@ def test_what_concerns_every_file_is_raised(client: Client) -> None:
         list(client.segment_frames("nosuch", [b"x", b"y"]))
 
 
-def test_files_that_nobody_waits_for_are_not_sent(client: Client, fake: FakeServer) -> None:
+def test_files_that_nobody_waits_for_are_not_sent(client: Client, fake: FakeGateway) -> None:
     stream = client.segment_frames("mednist", [b"x"] * 50)
     next(stream)
     stream.close()
     assert len(fake.requests) <= 3
 
 
-def test_another_answer_is_no_mask(fake: FakeServer, client: Client) -> None:
+def test_another_answer_is_no_mask(fake: FakeGateway, client: Client) -> None:
     fake.answer = lambda payload: {"status": "ok", "label": "Hand"}
     with pytest.raises(ServerFailedError, match="masks of frames"):
         client.segment_frame("mednist", b"x")
@@ -143,15 +149,15 @@ def test_another_answer_is_no_mask(fake: FakeServer, client: Client) -> None:
     ):
         fake.answer = lambda payload, answer=spoilt: answer  # type: ignore[misc]
         with pytest.raises(ServerFailedError):
-            client.segment_frame("mednist", b"x")
+            FrameSegmentation.from_result(client.segment_frame("mednist", b"x"))
 
 
-def test_the_other_client_gives_the_same(fake: FakeServer, client: Client, tmp_path: Path) -> None:
-    async def one() -> FrameAnswer:
+def test_the_other_client_gives_the_same(fake: FakeGateway, client: Client, tmp_path: Path) -> None:
+    async def one() -> FrameResult:
         async with AsyncClient(fake.address) as other:
             return await other.segment_frame("mednist", tmp_path / "frame.png")
 
-    async def many() -> list[FrameResult]:
+    async def many() -> list[FileResult[FrameResult]]:
         async with AsyncClient(fake.address) as other:
             files: list[bytes | Path] = [b"x" * 5, b"broken", tmp_path / "missing"]
             return [each async for each in other.segment_frames("mednist", files)]
@@ -159,5 +165,5 @@ def test_the_other_client_gives_the_same(fake: FakeServer, client: Client, tmp_p
     (tmp_path / "frame.png").write_bytes(b"x" * 40)
     assert asyncio.run(one()).stack == client.segment_frame("mednist", b"x" * 40).stack
     good, bad, missing = asyncio.run(many())
-    assert good.unwrap().segmentation.mask.sum() == 5
+    assert FrameSegmentation.from_result(good.unwrap()).mask.sum() == 5
     assert (type(bad.error), type(missing.error)) == (InvalidImageError, InvalidRequestError)

@@ -1,22 +1,25 @@
-"""Both clients and models that make images, against a server that answers as TorchServe does."""
+"""Both clients and models that make images, against a gateway whose engine answers as they do."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import pytest
 
 from medserve.client import (
     AsyncClient,
     Client,
-    SampleOptions,
+    GenerationOptions,
+    GenerationResult,
+    Sample,
+    SampleFormat,
     SampleProgress,
-    SampleSet,
+    SamplerKind,
 )
 from medserve.errors import (
     DeadlineError,
@@ -24,15 +27,8 @@ from medserve.errors import (
     ServerBusyError,
     ServerFailedError,
 )
-from tests.client.drawing import (
-    WAITS,
-    DrawingServer,
-    drawing,
-    picture,
-    progress,
-    sample_answer,
-)
-from tests.client.fake_server import DIGEST, Status
+from tests.client.drawing import painting, picture, progress, sample_answer
+from tests.client.fake_gateway import DIGEST, WAITS, FakeGateway, serving
 
 pytestmark = pytest.mark.loopback
 
@@ -44,66 +40,76 @@ def _text(content: bytes) -> str:
 
 
 @pytest.fixture
-def server() -> Iterator[DrawingServer]:
-    with drawing() as running:
+def server() -> Iterator[FakeGateway]:
+    with serving(painting()) as running:
         yield running
 
 
 @pytest.fixture
-def client(server: DrawingServer) -> Iterator[Client]:
+def client(server: FakeGateway) -> Iterator[Client]:
     with Client(server.address, timeout_s=20) as connected:
         yield connected
 
 
 def test_progress_comes_while_images_form_and_all_images_at_the_end(
-    server: DrawingServer, client: Client
+    server: FakeGateway, client: Client
 ) -> None:
     server.streams = [PARTS]
     first, second, last = client.sample("painter")
     assert first == SampleProgress(image=0, step=1, steps=2, preview_png=picture(9))
     assert second == SampleProgress(image=0, step=2, steps=2)
-    assert isinstance(last, SampleSet)
+    assert isinstance(last, GenerationResult)
     [image] = last.images
-    assert (image.sample.seed, image.sample.label, image.sample.sampler) == (5, "left", "ddim")
-    assert (image.sample.image == 5).all()
+    assert (image.seed, image.label, image.sampler) == (5, "left", "ddim")
     assert image.png == picture(5)
     assert last.withheld == 1
-    assert last.provenance == image.sample.provenance
+    sample = Sample.from_image(image, last.provenance)
+    assert (sample.image == 5).all()
+    assert sample.provenance == last.provenance
     assert last.provenance.archive_digest == DIGEST
 
 
 def test_wishes_travel_as_params_and_what_is_not_wished_does_not(
-    server: DrawingServer, client: Client
+    server: FakeGateway, client: Client
 ) -> None:
     server.streams = [PARTS, PARTS]
     list(client.sample("painter"))
-    everything = SampleOptions(
-        count=3, label="left", seed=0, steps=7, sampler="ddpm", size=16, guidance=0.0, file="npz"
+    everything = GenerationOptions(
+        count=3,
+        label="left",
+        seed=0,
+        steps=7,
+        sampler=SamplerKind.DDPM,
+        size=16,
+        guidance=0.0,
+        format=SampleFormat.NPZ,
     )
     list(client.sample("painter", everything, version="2.0"))
     first, second = server.requests
-    assert json.loads(first.input["params"]) == {"n": 1}
-    assert json.loads(second.input["params"]) == {
+    assert "params" not in first.inputs
+    assert json.loads(second.inputs["params"]) == {
         "n": 3, "class": "left", "seed": 0, "steps": 7, "sampler": "ddpm", "size": 16,
         "guidance": 0.0, "format": "npz",
     }  # fmt: skip
-    assert second.model_version == "2.0"
-    assert {first.input["stream"], second.input["stream"]} == {b"1"}
-    assert 0 < int(first.input["deadline_ms"]) <= 20_000
-    assert "data" not in first.input
+    assert second.version == "2.0"
+    assert first.stream
+    assert second.stream
+    assert first.deadline is not None
+    assert first.deadline <= time.monotonic() + 20
+    assert "data" not in first.inputs
 
 
-def test_files_that_were_asked_for_come_as_bytes(server: DrawingServer, client: Client) -> None:
+def test_files_that_were_asked_for_come_as_bytes(server: FakeGateway, client: Client) -> None:
     server.answers = [sample_answer([5], form) for form in ("npz", "nifti", "dicom")]
     npz, nifti, dicom = (client.sample_all("painter") for _ in range(3))
     assert (npz.npz, npz.nifti, npz.images[0].dicom) == (b"npz", None, None)
     assert (nifti.npz, nifti.nifti, nifti.images[0].dicom) == (None, b"nifti", None)
     assert (dicom.npz, dicom.nifti, dicom.images[0].dicom) == (None, None, b"dicom")
-    assert server.requests[0].input["stream"] == b"0"
+    assert not server.requests[0].stream
 
 
 def test_an_error_at_the_end_of_a_stream_is_raised_as_what_it_is(
-    server: DrawingServer, client: Client
+    server: FakeGateway, client: Client
 ) -> None:
     error = {"code": "DEADLINE_EXCEEDED", "message": "stopped between two steps"}
     last = json.dumps({"status": "error", "error": error}).encode()
@@ -115,19 +121,19 @@ def test_an_error_at_the_end_of_a_stream_is_raised_as_what_it_is(
 
 
 def test_a_refusal_by_status_is_raised_without_a_second_attempt(
-    server: DrawingServer, client: Client
+    server: FakeGateway, client: Client
 ) -> None:
-    refusal = "INVALID_REQUEST: params: n: expected a whole number from 1 to 64, got more"
-    server.streams = [[Status(grpc.StatusCode.INVALID_ARGUMENT, refusal)]]
+    refusal = "params: n: expected a whole number from 1 to 64, got more"
+    server.streams = [[InvalidRequestError(refusal)]]
     with pytest.raises(InvalidRequestError, match="1 to 64"):
-        list(client.sample("painter", SampleOptions(count=10_000)))
+        list(client.sample("painter", GenerationOptions(count=10_000)))
     assert len(server.requests) == 1
 
 
 def test_a_busy_server_is_asked_again_unless_images_have_begun_to_form(
-    server: DrawingServer, client: Client
+    server: FakeGateway, client: Client
 ) -> None:
-    busy = Status(grpc.StatusCode.INTERNAL, 'Model "painter" has no worker to serve')
+    busy = ServerBusyError("the model's queue is full")
     server.streams = [[busy], PARTS]
     assert len(list(client.sample("painter"))) == 3
     server.streams = [[progress(0, 1), busy]]
@@ -136,9 +142,7 @@ def test_a_busy_server_is_asked_again_unless_images_have_begun_to_form(
     assert len(server.requests) == 3
 
 
-def test_a_stream_that_ends_without_images_is_an_error(
-    server: DrawingServer, client: Client
-) -> None:
+def test_a_stream_that_ends_without_images_is_an_error(server: FakeGateway, client: Client) -> None:
     server.streams = [[progress(0, 1)]]
     with pytest.raises(ServerFailedError, match="images at the end of the stream"):
         list(client.sample("painter"))
@@ -152,19 +156,26 @@ def test_a_stream_that_ends_without_images_is_an_error(
         b'{"event": "progress", "image": 0}',
         b'{"label": "Hand"}',
         sample_answer([5]).replace(b'"seed"', b'"sow"'),
-        sample_answer([5]).replace(_text(picture(5)).encode(), _text(b"no picture").encode()),
         sample_answer([5]).replace(_text(picture(5)).encode(), b"%%%"),
     ],
 )
 def test_an_answer_that_holds_no_images_is_a_clear_error(
-    server: DrawingServer, client: Client, last: bytes
+    server: FakeGateway, client: Client, last: bytes
 ) -> None:
     server.streams = [[last]]
     with pytest.raises(ServerFailedError, match="expected"):
         list(client.sample("painter"))
 
 
-def test_closing_the_generator_cancels_the_call(server: DrawingServer, client: Client) -> None:
+def test_an_image_that_is_no_picture_is_a_clear_error(server: FakeGateway, client: Client) -> None:
+    spoilt = sample_answer([5]).replace(_text(picture(5)).encode(), _text(b"no picture").encode())
+    server.answers = [spoilt]
+    drawn = client.sample_all("painter")
+    with pytest.raises(ServerFailedError, match="expected"):
+        Sample.from_image(drawn.images[0], drawn.provenance)
+
+
+def test_closing_the_generator_cancels_the_call(server: FakeGateway, client: Client) -> None:
     server.streams = [[progress(0, 1), WAITS]]
     drawing = client.sample("painter")
     assert isinstance(next(drawing), SampleProgress)
@@ -172,19 +183,19 @@ def test_closing_the_generator_cancels_the_call(server: DrawingServer, client: C
     assert server.cancelled.wait(20)
 
 
-def test_the_client_for_asyncio_draws_the_same(server: DrawingServer) -> None:
+def test_the_client_for_asyncio_draws_the_same(server: FakeGateway) -> None:
     server.streams = [PARTS, [progress(0, 1), WAITS]]
     server.answers = [sample_answer([1, 2])]
 
-    async def scenario() -> tuple[list[Any], SampleSet]:
+    async def scenario() -> tuple[list[Any], GenerationResult]:
         async with AsyncClient(server.address, timeout_s=20) as client:
             parts = [part async for part in client.sample("painter")]
             drawing = client.sample("painter")
             await anext(drawing)
             await drawing.aclose()
-            return parts, await client.sample_all("painter", SampleOptions(count=2))
+            return parts, await client.sample_all("painter", GenerationOptions(count=2))
 
     parts, drawn = asyncio.run(scenario())
-    assert [type(part) for part in parts] == [SampleProgress, SampleProgress, SampleSet]
-    assert [image.sample.seed for image in drawn.images] == [1, 2]
+    assert [type(part) for part in parts] == [SampleProgress, SampleProgress, GenerationResult]
+    assert [image.seed for image in drawn.images] == [1, 2]
     assert server.cancelled.wait(20)

@@ -9,16 +9,17 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 
 from medserve.client import (
     AsyncClient,
     Client,
+    FileResult,
     Limits,
-    SegmentationOptions,
-    SegmentationResult,
+    Segmentation,
+    VolumeFormat,
+    VolumeOptions,
     VolumeResult,
 )
 from medserve.errors import (
@@ -28,27 +29,29 @@ from medserve.errors import (
     ServerFailedError,
     UnknownModelError,
 )
-from tests.client.fake_server import FakeServer, refusing, serving
-from tests.client.segmenting import GEOMETRY, LABELS, by_size
+from tests.client.fake_gateway import FakeGateway, refusing, serving
+from tests.client.segmenting import GEOMETRY, LABELS, by_size, volumes_model
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeServer]:
-    with serving(FakeServer(answer=by_size, segments=True)) as server:
+def fake() -> Iterator[FakeGateway]:
+    with serving(FakeGateway(volumes_model(), answer=by_size)) as server:
         yield server
 
 
 @pytest.fixture
-def client(fake: FakeServer) -> Iterator[Client]:
+def client(fake: FakeGateway) -> Iterator[Client]:
     with Client(fake.address, limits=Limits(attempts=1)) as client:
         yield client
 
 
 def test_a_volume_gives_its_mask_with_volumes_and_grid(client: Client) -> None:
-    answer = client.segment("mednist", b"x" * 100)
+    options = VolumeOptions(overlay=True, uncertainty=True, format=VolumeFormat.DICOM_SEG)
+    answer = client.segment("mednist", b"x" * 100, options=options)
     assert answer.volumes_ml == {"anterior": 0.2, "posterior": 0.002}
-    assert answer.segmentation.geometry == GEOMETRY
-    assert answer.segmentation.labels == LABELS
+    segmentation = Segmentation.from_result(answer)
+    assert segmentation.geometry == GEOMETRY
+    assert segmentation.labels == LABELS
     assert answer.mask_nifti[:2] == b"\x1f\x8b"
     assert (answer.overlay_png, answer.entropy_nifti, answer.dicom_seg) == (
         b"PNG",
@@ -58,22 +61,22 @@ def test_a_volume_gives_its_mask_with_volumes_and_grid(client: Client) -> None:
     assert answer.provenance.model == "mednist"
 
 
-def test_only_what_was_decided_is_asked_for(client: Client, fake: FakeServer) -> None:
+def test_only_what_was_decided_is_asked_for(client: Client, fake: FakeGateway) -> None:
     client.segment("mednist", b"x")
     client.segment(
         "mednist",
         b"x",
-        options=SegmentationOptions(
+        options=VolumeOptions(
             channel=0,
             spacing_mm=(1.0, 2.0, 3.0),
             flips=False,
             largest_component=True,
             overlay=True,
             uncertainty=True,
-            dicom_seg=True,
+            format=VolumeFormat.DICOM_SEG,
         ),
     )
-    plain, full = (json.loads(request.input["params"]) for request in fake.requests)
+    plain, full = (json.loads(request.inputs["params"]) for request in fake.requests)
     assert plain == {"output": "json"}
     assert full == {
         "output": "json",
@@ -88,7 +91,7 @@ def test_only_what_was_decided_is_asked_for(client: Client, fake: FakeServer) ->
 
 
 def test_a_folder_travels_as_one_zip_without_names(
-    client: Client, fake: FakeServer, tmp_path: Path
+    client: Client, fake: FakeGateway, tmp_path: Path
 ) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "Doe^John.dcm").write_bytes(b"one")
@@ -96,12 +99,12 @@ def test_a_folder_travels_as_one_zip_without_names(
     (tmp_path / ".DS_Store").write_bytes(b"no")
     (tmp_path / "link.dcm").symlink_to(tmp_path / "Doe^John.dcm")
     client.segment("mednist", tmp_path)
-    sent = zipfile.ZipFile(io.BytesIO(fake.requests[0].input["data"]))
+    sent = zipfile.ZipFile(io.BytesIO(fake.requests[0].inputs["data"]))
     assert [sent.read(name) for name in sent.namelist()] == [b"one", b"two"]
     assert all(name.isdigit() for name in sent.namelist())
 
 
-def test_an_empty_or_too_large_folder_is_refused_unsent(fake: FakeServer, tmp_path: Path) -> None:
+def test_an_empty_or_too_large_folder_is_refused_unsent(fake: FakeGateway, tmp_path: Path) -> None:
     with Client(fake.address, limits=Limits(message_bytes=50_000)) as client:
         with pytest.raises(InvalidRequestError, match="got none"):
             client.segment("mednist", tmp_path)
@@ -117,16 +120,15 @@ def test_the_error_of_a_volume_is_raised(client: Client) -> None:
 
 
 def test_an_error_that_comes_as_a_status_is_the_same_error(
-    client: Client, fake: FakeServer
+    client: Client, fake: FakeGateway
 ) -> None:
-    text = "PAYLOAD_TOO_LARGE: expected at most 7 voxels, got 8"
-    fake.hooks = [refusing(grpc.StatusCode.INVALID_ARGUMENT, text)]
+    fake.hooks = [refusing(PayloadTooLargeError("expected at most 7 voxels, got 8"))]
     with pytest.raises(PayloadTooLargeError, match="at most 7 voxels"):
         client.segment("mednist", b"x")
 
 
 def test_many_volumes_come_in_order_and_a_broken_one_costs_no_other(
-    client: Client, fake: FakeServer, tmp_path: Path
+    client: Client, fake: FakeGateway, tmp_path: Path
 ) -> None:
     missing = tmp_path / "missing.nii"
     cases: list[bytes | Path] = [b"x" * 10, missing, b"broken", b"x" * 20, b"x" * 30]
@@ -150,28 +152,28 @@ def test_what_concerns_every_volume_is_raised(client: Client) -> None:
         list(client.segment_each("nosuch", [b"x", b"y"]))
 
 
-def test_volumes_that_nobody_waits_for_are_not_sent(client: Client, fake: FakeServer) -> None:
+def test_volumes_that_nobody_waits_for_are_not_sent(client: Client, fake: FakeGateway) -> None:
     stream = client.segment_each("mednist", [b"x"] * 50)
     next(stream)
     stream.close()
     assert len(fake.requests) <= 3
 
 
-def test_a_classifier_s_answer_is_no_mask(fake: FakeServer, client: Client) -> None:
+def test_a_classifier_s_answer_is_no_mask(fake: FakeGateway, client: Client) -> None:
     fake.answer = lambda payload: {"status": "ok", "label": "Hand"}
     with pytest.raises(ServerFailedError, match="segmentation with its mask"):
         client.segment("mednist", b"x")
     fake.answer = lambda payload: {**by_size(b"x"), "overlay_png": "no base64!"}
     with pytest.raises(ServerFailedError, match="overlay_png"):
-        client.segment("mednist", b"x")
+        client.segment("mednist", b"x", options=VolumeOptions(overlay=True))
 
 
-def test_the_other_client_gives_the_same(fake: FakeServer, client: Client, tmp_path: Path) -> None:
-    async def one() -> SegmentationResult:
+def test_the_other_client_gives_the_same(fake: FakeGateway, client: Client, tmp_path: Path) -> None:
+    async def one() -> VolumeResult:
         async with AsyncClient(fake.address) as other:
             return await other.segment("mednist", tmp_path / "case.nii")
 
-    async def many() -> list[VolumeResult]:
+    async def many() -> list[FileResult[VolumeResult]]:
         async with AsyncClient(fake.address) as other:
             cases: list[bytes | Path] = [b"x" * 5, b"broken", tmp_path / "missing"]
             return [each async for each in other.segment_each("mednist", cases)]

@@ -10,7 +10,7 @@ import pytest
 from medserve.client import Client, TlsConfig
 from medserve.errors import ServerUnreachableError
 from tests.client.certificates import HAVE_OPENSSL, self_signed
-from tests.client.fake_server import FakeServer, serving
+from tests.client.fake_gateway import FakeGateway, serving
 
 pytestmark = [
     pytest.mark.loopback,
@@ -23,7 +23,7 @@ def test_trusted_server_answers_over_tls(tmp_path: Path) -> None:
     chain, key = self_signed(tmp_path, "server")
     identity = grpc.ssl_server_credentials([(key.read_bytes(), chain.read_bytes())])
     tls = TlsConfig(ca_file=chain, server_name="localhost")
-    with serving(FakeServer(), tls=identity) as fake, Client(fake.address, tls=tls) as client:
+    with serving(FakeGateway(), tls=identity) as fake, Client(fake.address, tls=tls) as client:
         assert client.classify_one("mednist", b"Hand").label == "Hand"
 
 
@@ -33,7 +33,7 @@ def test_server_of_another_authority_is_refused(tmp_path: Path) -> None:
     identity = grpc.ssl_server_credentials([(key.read_bytes(), chain.read_bytes())])
     tls = TlsConfig(ca_file=stranger, server_name="localhost")
     with (
-        serving(FakeServer(), tls=identity) as fake,
+        serving(FakeGateway(), tls=identity) as fake,
         Client(fake.address, tls=tls) as client,
         pytest.raises(ServerUnreachableError, match="TLS"),
     ):
@@ -47,7 +47,7 @@ def test_client_proves_itself_with_its_own_self_signed(tmp_path: Path) -> None:
         [(key.read_bytes(), chain.read_bytes())], own_chain.read_bytes(), require_client_auth=True
     )
     tls = TlsConfig(chain, own_chain, own_key, server_name="localhost")
-    with serving(FakeServer(), tls=identity) as fake, Client(fake.address, tls=tls) as client:
+    with serving(FakeGateway(), tls=identity) as fake, Client(fake.address, tls=tls) as client:
         assert client.ping() == "Healthy"
 
 
@@ -55,7 +55,7 @@ def test_plain_text_against_a_server_with_tls_is_told(tmp_path: Path) -> None:
     chain, key = self_signed(tmp_path, "server")
     identity = grpc.ssl_server_credentials([(key.read_bytes(), chain.read_bytes())])
     with (
-        serving(FakeServer(), tls=identity) as fake,
+        serving(FakeGateway(), tls=identity) as fake,
         Client(fake.address) as client,
         pytest.raises(ServerUnreachableError, match="does it expect TLS"),
     ):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +55,7 @@ class Request:
     deadline: float | None = None
 
 
-Answers = Callable[[Request], bytes | Sequence[bytes]]
+Answers = Callable[[Request], bytes | Sequence[bytes] | AsyncIterator[bytes]]
 
 
 @dataclass
@@ -64,7 +64,7 @@ class FakeEngine:
 
     Attributes:
         answers: The answer to a request; a sequence is streamed chunk by chunk, and its last
-            chunk answers a unary call.
+            chunk answers a unary call. An iterator may wait between its chunks.
         pause_s: Before each answer and each chunk.
         hold: Answers nothing before it is set.
         known: Names of the models that it has in version 1.0.
@@ -129,8 +129,7 @@ class FakeEngine:
             async with asyncio.timeout(timeout_s):
                 if self.hold is not None:
                     await self.hold.wait()
-                answer = self.answers(request)
-                for chunk in [answer] if isinstance(answer, bytes) else answer:
+                async for chunk in _chunks(self.answers(request)):
                     await asyncio.sleep(self.pause(request))
                     yield chunk
         except TimeoutError:
@@ -186,6 +185,17 @@ class FakeEngine:
             if each.name == model and (each.version == version or (not version and each.default)):
                 return each
         raise UnknownModelError(f"no {model} {version}")
+
+
+async def _chunks(
+    answer: bytes | Sequence[bytes] | AsyncIterator[bytes],
+) -> AsyncIterator[bytes]:
+    if isinstance(answer, AsyncIterator):
+        async for chunk in answer:
+            yield chunk
+    else:
+        for chunk in [answer] if isinstance(answer, bytes) else answer:
+            yield chunk
 
 
 def model(

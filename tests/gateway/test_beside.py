@@ -69,13 +69,15 @@ def test_one_command_serves_both_ways_and_the_page_and_leaves_nothing(
 ) -> None:
     addresses = ready(served, short_path / "ready.json")
     front = addresses["gateway"]
-    for inference, management in (
-        (addresses["inference_address"], addresses["management_address"]),
-        (front["grpc"], front["grpc"]),
-    ):
-        with Client(inference, management_address=management) as client:
-            assert client.classify_one("tiny", bright_tile(2)).label == LABELS[2]
-            assert all(model.ready for model in client.models())
+    with Client(front["grpc"]) as client:
+        assert client.classify_one("tiny", bright_tile(2)).label == LABELS[2]
+        assert all(model.ready for model in client.models())
+    with grpc.insecure_channel(addresses["inference_address"]) as channel:
+        request = inference_pb2.PredictionsRequest(
+            model_name="tiny", input={"data": bright_tile(2)}
+        )
+        answer = inference_pb2_grpc.InferenceAPIsServiceStub(channel).Predictions(request)
+        assert json.loads(answer.prediction)["label"] == LABELS[2]
     with urllib.request.urlopen(front["page_url"], timeout=30) as page:
         assert page.status == 200
     with urllib.request.urlopen(front["metrics_url"], timeout=30) as metrics:

@@ -200,7 +200,7 @@ def test_a_stream_that_is_cancelled_leaves_the_model_well(edge: grpc.Channel) ->
 
 def test_the_typed_client_works_unchanged_at_the_gateway(gateway: GatewayServer) -> None:
     address = gateway.addresses.grpc
-    with Client(address, management_address=address) as client:
+    with Client(address) as client:
         results = client.classify("tiny", [bright_tile(tile) for tile in range(6)] + [b"broken"])
         assert [each.unwrap().label for each in results[:6]] == list(LABELS)
         assert results[6].error is not None

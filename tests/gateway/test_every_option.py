@@ -1,4 +1,7 @@
-"""Every option that a task declares reaches the engine through every face that answers the task."""
+"""Every option that a task declares reaches the engine through every face that answers the task.
+
+The client and the command line are held to it, too.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,9 +17,10 @@ import grpc.aio
 import pytest
 from google.protobuf.message import Message
 
+from medserve.client import AsyncClient
 from medserve.errors import InvalidRequestError
 from medserve.gateway.core.gateway import Gateway
-from medserve.gateway.faces.v1.messages import _KEYS
+from medserve.gateway.faces.v1.messages import OPTION_KEYS
 from medserve.spec import Task
 from medserve.tasks import OPTIONS, Option, declared
 from medserve.wire import inference_pb2, inference_pb2_grpc
@@ -23,6 +28,8 @@ from medserve.wire import open_inference_pb2 as oip
 from medserve.wire import open_inference_pb2_grpc as oip_grpc
 from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
+from tests.cli.conftest import Medserve
+from tests.cli.conftest import medserve as medserve
 from tests.gateway.faces import served
 from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
 from tests.gateway.test_rest import ask
@@ -42,7 +49,12 @@ _NUMBERS = {"n": 2, "top_k": 2, "size": 64, "guidance": 0.5}
 _BESIDE = {"overlay": {"output": "json"}, "uncertainty": {"output": "json"}}
 # The form of the page has no control for these: it always asks for JSON with an overlay.
 _OF_THE_PAGE = ("output", "format", "overlay")
-
+# The command line asks for what it writes: which flags those are, and what they ask for.
+_OF_WHAT_IS_WRITTEN: dict[str, tuple[list[str], Any]] = {
+    "output": ([], "json"),
+    "format": (["--format", "dicom-seg"], "dicom-seg"),
+    "overlay": ([], True),
+}
 
 _EVERY_OPTION = [
     pytest.param(task, option, id=f"{task}-{option.key}")
@@ -192,6 +204,56 @@ def test_an_option_reaches_the_engine_over_the_contract_of_torchserve(
     OPTIONS[task].from_params(wanted)  # as the handler reads them
 
 
+@pytest.mark.parametrize(("task", "option"), _EVERY_OPTION)
+def test_an_option_reaches_the_engine_from_the_client(task: Task, option: Option) -> None:
+    engine = FakeEngine(refuses)
+    value = sample(task, option)
+    wanted = {option.key: value, **_BESIDE.get(option.key, {})}
+    options: Any = OPTIONS[task].from_params(wanted)
+
+    async def ask() -> None:
+        async with served(gateway(engine)) as address, AsyncClient(address) as client:
+            name = _NAMES[task]
+            asking: dict[Task, Any] = {
+                Task.CLASSIFICATION: lambda: client.classify_one(name, b"file", options=options),
+                Task.VOLUMES: lambda: client.segment(name, b"file", options=options),
+                Task.FRAMES: lambda: client.segment_frame(name, b"file", options=options),
+                Task.GENERATION: lambda: client.sample_all(name, options),
+            }
+            with contextlib.suppress(InvalidRequestError):
+                await asking[task]()
+
+    asyncio.run(ask())
+    assert reached(engine, option.key) == value
+
+
+@pytest.mark.parametrize(("task", "option"), _EVERY_OPTION)
+def test_an_option_reaches_the_engine_from_the_command_line(
+    task: Task, option: Option, medserve: Medserve, tmp_path: Path
+) -> None:
+    engine = FakeEngine(refuses)
+    value = sample(task, option)
+    flag = f"--{option.key.replace('_', '-')}"
+    arguments = [flag] if value is True else [flag, _text(value)]
+    if task.segments and option.key in _OF_WHAT_IS_WRITTEN:
+        arguments, value = _OF_WHAT_IS_WRITTEN[option.key]
+    if (task, option.key) == (Task.GENERATION, "n"):
+        arguments = [_text(value)]
+    image = tmp_path / "image"
+    image.write_bytes(b"file")
+    command: tuple[Any, ...] = ("predict", _NAMES[task], image)
+    if task is Task.GENERATION:
+        command = ("sample", "--model", _NAMES[task])
+
+    async def ask() -> None:
+        async with served(gateway(engine)) as address:
+            out = ("--out", tmp_path / "out", "--address", address)
+            await asyncio.to_thread(medserve, *command, *arguments, *out)
+
+    asyncio.run(ask())
+    assert reached(engine, option.key) == value
+
+
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value))
@@ -199,7 +261,7 @@ def _text(value: Any) -> str:
 
 
 def _set(message: Message, key: str, value: Any) -> None:
-    names = {own: field for field, own in _KEYS.items()}
+    names = {own: field for field, own in OPTION_KEYS.items()}
     fields = message.DESCRIPTOR.fields_by_name
     field: Any = fields[key] if key in fields else fields[names[key]]
     if field.enum_type is not None:

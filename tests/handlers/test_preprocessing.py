@@ -16,7 +16,7 @@ from handlers.classification import ClassificationHandler
 from medserve.inference.fit import fit_colour, fit_lanczos
 from medserve.spec import ModelSpec, Task
 from tests.tiny_colour_room import make_colour_checkout, tinted
-from training.data import decoded
+from training.classification.data import decoded
 
 CLASSIFIERS = [name for name in models.names() if models.spec(name).task is Task.CLASSIFICATION]
 

@@ -48,9 +48,9 @@ def test_a_described_network_becomes_an_archive_that_answers(
     archive = tmp_path / "store/tiny_volume-1.0.mar"
     run = medserve("try", archive, tmp_path / "case.nii.gz", "--out", tmp_path / "out")
     assert run.code == 0, run.err
-    mask = nifti.decode((tmp_path / "out/tiny_volume_mask.nii.gz").read_bytes())
+    mask = nifti.decode((tmp_path / "out/mask.nii.gz").read_bytes())
     np.testing.assert_array_equal(mask.array, known_mask(volume))
-    assert (tmp_path / "out/tiny_volume_overlay.png").is_file()
+    assert (tmp_path / "out/overlay.png").is_file()
     assert medserve("inspect", archive).code == 0
 
 
@@ -141,6 +141,6 @@ def test_real_weights_of_a_third_party_are_served_by_a_description_alone(
     archive = tmp_path / "store/brain-1.0.mar"
     run = medserve("try", archive, tmp_path / "mni.nii.gz", "--out", tmp_path / "out")
     assert run.code == 0, run.err
-    mask = nifti.decode((tmp_path / "out/brain_mask.nii.gz").read_bytes()).array > 0
+    mask = nifti.decode((tmp_path / "out/mask.nii.gz").read_bytes()).array > 0
     dice = 2 * np.sum(mask & reference) / (mask.sum() + reference.sum())
     assert dice >= 0.98

@@ -13,8 +13,8 @@ from medserve.inference.engines import load_engine
 from medserve.inference.fingerprints import FingerprintIndex
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
 from medserve.spec import EngineName, ModelSpec, Precision
-from training.config import parse_value
-from training.data import SPLITS, read_split
+from training.classification.data import SPLITS, read_split
+from training.core.config import parse_value
 from training.diffusion.evaluation import DiffusionEvaluation
 from training.diffusion.settings import DiffusionConfig
 from training.evaluate import EvaluateConfig, _read

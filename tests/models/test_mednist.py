@@ -20,7 +20,7 @@ from medserve.inference.fit import fit_grey
 from medserve.spec import EngineName, Precision
 from models.mednist.network import MednistNet
 from training import evaluate
-from training.config import run
+from training.core.config import run
 
 ROOM = models.room("mednist")
 SPEC = models.spec("mednist")

@@ -15,7 +15,7 @@ from medserve.imaging.codecs import sniff
 from medserve.inference.engines import load_engine
 from medserve.inference.fit import fit_grey
 from medserve.spec import EngineName, Precision
-from training import comparison_report
+from training.classification import comparison_report
 
 OWN = models.spec("mednist")
 ROOM = models.room("mednist")

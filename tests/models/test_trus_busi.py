@@ -14,8 +14,8 @@ from medserve.imaging.codecs import raster
 from medserve.inference.engines import load_engine
 from medserve.inference.frame_pipeline import FramePipeline
 from medserve.spec import EngineName, Precision
-from training.ultrasound.data import find_frames
-from training.ultrasound.evaluation import FrameEvaluation, evaluate_frames
+from training.frames.data import find_frames
+from training.frames.evaluation import FrameEvaluation, evaluate_frames
 
 NAME, VARIANT = "trus_prostate", "busi"
 ROOM = models.room(NAME, VARIANT)

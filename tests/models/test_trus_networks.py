@@ -8,8 +8,8 @@ from torch import nn
 
 from medserve.errors import ConfigError
 from models.trus_prostate.network import NetworkName, NetworkSize, build, load_encoder
-from training.export import export_network
-from training.ultrasound.ensemble import FrameEnsemble
+from training.core.export import export_network
+from training.frames.ensemble import FrameEnsemble
 
 
 def noise(items: int = 2, height: int = 64, width: int = 96) -> torch.Tensor:

@@ -15,9 +15,9 @@ from medserve.inference.engines import load_engine
 from medserve.inference.frame_pipeline import FramePipeline
 from medserve.spec import EngineName, Precision
 from models.trus_prostate.network import NetworkName, NetworkSize, build
-from training.ultrasound.evaluation import predict_by
-from training.ultrasound.scores import compare_frame
-from training.ultrasound.simulate import SimulationConfig, simulate_frame
+from simulation.simulate import SimulationConfig, simulate_frame
+from training.frames.evaluation import predict_by
+from training.frames.scores import compare_frame
 
 NAME = "trus_prostate"
 UNSEEN = range(90_000, 90_012)  # seeds of patients; those of training and card are below 10,000

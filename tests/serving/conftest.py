@@ -27,7 +27,7 @@ def _real(engine_installed: None) -> None:
 @pytest.fixture
 def client(address: str) -> Iterator[Client]:
     """A client of the shared gateway, patient with a busy machine."""
-    with Client(address, management_address=address, timeout_s=120) as client:
+    with Client(address, timeout_s=120) as client:
         yield client
 
 

@@ -73,8 +73,8 @@ def test_bad_file_gets_one_typed_error(
         before, packed, after = client.classify(model, [bright_tile(0), data, bright_tile(1)])
         assert type(packed.error) is expected
         assert str(packed.error) == str(alone.value)
-        assert before.classification is not None
-        assert after.classification is not None
+        assert before.result is not None
+        assert after.result is not None
 
 
 def test_sixteen_bit_tiff_is_answered(client: Client, classifiers: tuple[str, ...]) -> None:
@@ -156,7 +156,7 @@ def test_http_port_is_recognised(torchserve: Server) -> None:
 def test_management_port_is_recognised(torchserve: Server) -> None:
     with (
         Client(torchserve.management_address) as wrong,
-        pytest.raises(ServerUnreachableError, match="mixed up"),
+        pytest.raises(ServerUnreachableError, match="no gateway of medserve"),
     ):
         wrong.classify("tiny", [bright_tile(0)])
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image as pillow
 
-from medserve.client import Client
+from medserve.client import ClassificationOptions, Client
 from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import DeadlineError, InvalidImageError, MedserveError
 from medserve.tasks.classification import EXPLAINED_PER_CALL
@@ -25,6 +25,7 @@ from tests.tiny_room import LABELS, bright_tile
 
 REPOSITORY = Path(__file__).parents[2]
 GREY = wedge(128, 128)
+EXPLAINED = ClassificationOptions(explain=True)
 
 
 @pytest.fixture(params=["tiny_colour", "blood_cell"])
@@ -46,8 +47,8 @@ def test_a_bad_file_costs_a_colour_model_nothing_but_itself(
     with pytest.raises(MedserveError) as alone:
         client.predict(of_colour, data)
     assert str(alone.value) == str(bad.error)
-    assert before.classification is not None
-    assert after.classification is not None
+    assert before.result is not None
+    assert after.result is not None
 
 
 def test_dicom_is_no_smear(client: Client, of_colour: str) -> None:
@@ -81,7 +82,7 @@ def test_three_broken_files_of_300_cost_none_of_the_others(client: Client, of_co
 
 def levels(client: Client, model: str, image: bytes) -> npt.NDArray[np.int64]:
     """The heat map as numbers around zero."""
-    explanation = client.classify_one(model, image, explain=True).explanation
+    explanation = client.classify_one(model, image, options=EXPLAINED).explanation
     assert explanation is not None
     picture = pillow.open(io.BytesIO(explanation.heatmap_png))
     return np.asarray(picture).astype(np.int64) - 128
@@ -109,7 +110,8 @@ def test_trained_classifiers_lose_most_where_their_maps_are_warmest(
     if model not in models:
         pytest.skip(f"models/{model}/weights is not complete; python -m training.{model}")
     examples = sorted((REPOSITORY / "models" / model / "examples").iterdir())
-    for path, result in zip(examples, client.classify(model, examples, explain=True), strict=True):
+    results = client.classify(model, examples, options=EXPLAINED)
+    for path, result in zip(examples, results, strict=True):
         answer = result.unwrap()
         assert answer.explanation is not None
         assert answer.explanation.label == answer.label
@@ -140,7 +142,7 @@ def test_more_images_than_a_call_may_explain_are_refused(torchserve: Server) -> 
 
 def test_the_client_explains_any_number(client: Client) -> None:
     images = [bright_tile(place % 6) for place in range(2 * EXPLAINED_PER_CALL + 3)]
-    results = client.classify("tiny", images, explain=True)
+    results = client.classify("tiny", images, options=EXPLAINED)
     explanations = [result.unwrap().explanation for result in results]
     assert [each.label for each in explanations if each] == [
         LABELS[place % 6] for place in range(len(images))
@@ -152,5 +154,5 @@ def test_an_explanation_that_nobody_waits_for_is_not_made(address: str, client: 
         Client(address, timeout_s=0.005) as hasty,
         pytest.raises(DeadlineError),
     ):
-        hasty.classify_one("tiny", bright_tile(0), explain=True)
+        hasty.classify_one("tiny", bright_tile(0), options=EXPLAINED)
     assert client.classify_one("tiny", bright_tile(2)).label == "top-right"

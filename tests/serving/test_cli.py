@@ -32,7 +32,6 @@ def medserve(
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDSERVE_")}
     if address:
         environment["MEDSERVE_ADDRESS"] = address
-        environment["MEDSERVE_MANAGEMENT_ADDRESS"] = address
     return subprocess.run(
         [sys.executable, "-m", "medserve.cli.main", *map(str, arguments)],
         cwd=folder,

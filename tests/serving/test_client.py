@@ -1,63 +1,69 @@
-"""Both clients against the real TorchServe."""
+"""Both clients against a real gateway and TorchServe."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from medserve.client import AsyncClient, Client, Limits, TlsConfig, Tokens
+from medserve.client import AsyncClient, Client, Limits, TlsConfig
 from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.errors import AuthenticationError, PayloadTooLargeError, ServerUnreachableError
+from medserve.gateway.core.tokens import add_token, new_token
+from medserve.gateway.server import GatewayServer
 from tests.client.certificates import HAVE_OPENSSL, self_signed
+from tests.gateway.running import quick_settings, running_gateway
 from tests.phantoms import raster_bytes
 from tests.serving.conftest import TinyArchive
 from tests.tiny_room import LABELS, bright_tile
 
 
+@dataclass(frozen=True)
+class Guarded:
+    """A gateway with a token, small messages and, where openssl is, TLS."""
+
+    gateway: GatewayServer
+    torchserve: Server
+    token: str
+
+    def client(self, token: str | None, limits: Limits | None = None) -> Client:
+        """Open a client that trusts its certificate."""
+        authority = self.gateway.settings.tls_cert
+        return Client(
+            self.gateway.addresses.grpc,
+            token=token,
+            tls=TlsConfig(authority, server_name="localhost") if authority else None,
+            timeout_s=60,
+            limits=limits,
+        )
+
+
 @pytest.fixture(scope="module")
 def guarded(
     tiny_archive: TinyArchive, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """A server of this module's own: with keys, with TLS where openssl is, with small messages."""
+) -> Iterator[Guarded]:
+    """One of this module's own, before a TorchServe that asks for its own keys, and for TLS."""
     folder = tmp_path_factory.mktemp("guarded")
     tiny_archive(folder / "store")
     chain, key = self_signed(folder, "server") if HAVE_OPENSSL else (None, None)
-    config = ServerConfig(
+    token, entry = new_token("tester")
+    add_token(folder / "tokens.json", entry)
+    settings = quick_settings(
         folder / "store",
-        token_auth=True,
-        certificate=chain,
-        private_key=key,
-        max_message_bytes=2**20,
+        tokens_file=folder / "tokens.json",
+        tls_cert=chain,
+        tls_key=key,
+        max_message_mb=1,
     )
-    with Server(config) as running:
-        yield running
-
-
-@pytest.fixture
-def tokens(guarded: Server) -> Tokens:
-    assert guarded.key_file is not None
-    keys = json.loads(guarded.key_file.read_text())
-    return Tokens(keys["inference"]["key"], keys["management"]["key"])
-
-
-def open_client(
-    server: Server, tokens: Tokens | str | None, limits: Limits | None = None
-) -> Client:
-    authority = server.config.certificate
-    return Client(
-        server.inference_address,
-        management_address=server.management_address,
-        token=tokens,
-        tls=TlsConfig(authority, server_name="localhost") if authority else None,
-        timeout_s=60,
-        limits=limits,
-    )
+    config = ServerConfig(folder / "store", token_auth=True, certificate=chain, private_key=key)
+    with Server(config) as running, running_gateway(settings.before(running)) as gateway:
+        yield Guarded(gateway, running, token)
 
 
 def test_every_image_gets_its_class_and_its_archive(client: Client, torchserve: Server) -> None:
@@ -92,25 +98,26 @@ def test_models_tell_what_is_ready(client: Client, models: tuple[str, ...]) -> N
     assert client.ping() == "Healthy"
 
 
-def test_plain_text_against_tls_is_told(guarded: Server, tokens: Tokens) -> None:
-    if guarded.config.certificate is None:
+def test_plain_text_against_tls_is_told(guarded: Guarded) -> None:
+    if guarded.gateway.settings.tls_cert is None:
         pytest.skip("needs openssl")
+    address, limits = guarded.gateway.addresses.grpc, Limits(attempts=1)
     with (
-        Client(guarded.inference_address, token=tokens, limits=Limits(attempts=1)) as client,
+        Client(address, token=guarded.token, limits=limits) as client,
         pytest.raises(ServerUnreachableError),
     ):
         client.ping()
 
 
-def test_keys_of_the_server_open_both_of_its_apis(guarded: Server, tokens: Tokens) -> None:
-    with open_client(guarded, tokens) as client:
+def test_the_token_of_the_gateway_opens_models_behind_keys_and_tls(guarded: Guarded) -> None:
+    with guarded.client(guarded.token) as client:
         assert client.classify_one("tiny", bright_tile(1)).label == "top-middle"
         assert client.models()[0].ready
 
 
 @pytest.mark.parametrize("token", [None, "wrong"])
-def test_refused_key_is_told(token: str | None, guarded: Server) -> None:
-    with open_client(guarded, token) as client:
+def test_refused_token_is_told(token: str | None, guarded: Guarded) -> None:
+    with guarded.client(token) as client:
         with pytest.raises(AuthenticationError):
             client.classify("tiny", [bright_tile(1)])
         with pytest.raises(AuthenticationError):
@@ -123,30 +130,26 @@ def noise(side: int) -> bytes:
     return raster_bytes(pixels)
 
 
-def test_file_over_the_limit_of_the_server_costs_only_itself(
-    guarded: Server, tokens: Tokens
-) -> None:
+def test_file_over_the_limit_of_the_server_costs_only_itself(guarded: Guarded) -> None:
     images = [bright_tile(0), noise(1200), bright_tile(1)]
-    with open_client(guarded, tokens) as client:
+    with guarded.client(guarded.token) as client:
         first, large, last = client.classify("tiny", images)
     assert type(large.error) is PayloadTooLargeError
     assert [first.unwrap().label, last.unwrap().label] == ["top-left", "top-middle"]
 
 
-def test_calls_over_the_limit_of_the_server_are_made_smaller(
-    guarded: Server, tokens: Tokens
-) -> None:
-    with open_client(guarded, tokens) as client:  # 12 x 250 kB in one call at first
+def test_calls_over_the_limit_of_the_server_are_made_smaller(guarded: Guarded) -> None:
+    with guarded.client(guarded.token) as client:  # 12 x 250 kB in one call at first
         results = client.classify("tiny", [noise(500)] * 12)
-    assert all(result.classification for result in results)
+    assert all(result.result for result in results)
 
 
-def test_killed_worker_costs_no_answer(guarded: Server, tokens: Tokens) -> None:
+def test_killed_worker_costs_no_answer(guarded: Guarded) -> None:
     images = [bright_tile(place % 6) for place in range(400)]
-    with open_client(guarded, tokens, Limits(items_per_call=2)) as client:
+    with guarded.client(guarded.token, Limits(items_per_call=2)) as client:
         stream = client.classify_each("tiny", images)
         labels = [next(stream).unwrap().label]
-        for worker in psutil.Process(guarded.pid).children(recursive=True):
+        for worker in psutil.Process(guarded.torchserve.pid).children(recursive=True):
             if "model_service_worker" in " ".join(worker.cmdline()):
                 worker.kill()
         labels += [result.unwrap().label for result in stream]

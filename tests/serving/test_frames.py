@@ -16,7 +16,14 @@ import pytest
 from PIL import Image
 
 import models
-from medserve.client import AsyncClient, Client, FrameAnswer, FrameOptions
+from medserve.client import (
+    AsyncClient,
+    Client,
+    FrameFormat,
+    FrameOptions,
+    FrameResult,
+    FrameSegmentation,
+)
 from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import DeadlineError, InvalidImageError, InvalidRequestError
 from medserve.wire import inference_pb2, inference_pb2_grpc
@@ -44,10 +51,10 @@ def test_the_bare_answer_is_the_mask_as_png(client: Client) -> None:
 def test_a_loop_is_answered_in_json_nifti_and_dicom(client: Client) -> None:
     frames = cine(8)
     source = ultrasound(frames, SequenceOfUltrasoundRegions=[region()])
-    options = FrameOptions(step_mm=5.0, overlay=True, dicom_seg=True)
+    options = FrameOptions(step_mm=5.0, overlay=True, format=FrameFormat.DICOM_SEG)
     answer = client.segment_frame("tiny_frame", saved(source), options=options)
     known = frames > 127
-    np.testing.assert_array_equal(answer.segmentation.mask, known)
+    np.testing.assert_array_equal(FrameSegmentation.from_result(answer).mask, known)
     assert answer.stack.volume_ml == pytest.approx(known.sum() * 0.2 * 0.3 * 5.0 / 1000)
     written = _Image.from_bytes(gzip.decompress(answer.mask_nifti))
     np.testing.assert_array_equal(np.asarray(written.dataobj).transpose(2, 1, 0), known)
@@ -88,7 +95,7 @@ def test_the_client_gives_one_result_a_file(client: Client, tmp_path: Path) -> N
     path.write_bytes(saved(ultrasound(cine(4))))
     results = list(client.segment_frames("tiny_frame", [raster_bytes(scan()), b"no", path]))
     assert [each.error is None for each in results] == [True, False, True]
-    assert results[2].unwrap().segmentation.grid.count == 4
+    assert results[2].unwrap().grid.frames == 4
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,7 @@ def test_the_client_gives_one_result_a_file(client: Client, tmp_path: Path) -> N
         (saved(ultrasound(cine(3)))[:5000], None, InvalidImageError),
         (saved(ultrasound(cine(3), Modality="MR")), None, InvalidImageError),
         (raster_bytes(scan()), FrameOptions(step_mm=1.0), InvalidRequestError),
-        (raster_bytes(scan()), FrameOptions(dicom_seg=True), InvalidRequestError),
+        (raster_bytes(scan()), FrameOptions(format=FrameFormat.DICOM_SEG), InvalidRequestError),
     ],
     ids=["empty", "cut", "modality", "step", "dicom-seg"],
 )
@@ -122,7 +129,7 @@ def test_a_deadline_that_is_over_ends_the_work(address: str) -> None:
 
 
 def test_both_clients_agree(address: str, client: Client) -> None:
-    async def ask() -> FrameAnswer:
+    async def ask() -> FrameResult:
         async with AsyncClient(address, timeout_s=120) as other:
             return await other.segment_frame("tiny_frame", raster_bytes(scan()))
 

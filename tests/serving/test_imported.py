@@ -105,7 +105,7 @@ def _asked(address: str, data: dict[str, bytes]) -> bytes:
     """Ask over TorchServe's own contract, which carries any key."""
     import grpc
 
-    from medserve.client._failures import explain
+    from medserve.client.connection import call_error
     from medserve.wire import inference_pb2, inference_pb2_grpc
 
     with grpc.insecure_channel(address) as channel:
@@ -114,4 +114,4 @@ def _asked(address: str, data: dict[str, bytes]) -> bytes:
         try:
             return bytes(stub.Predictions(request, timeout=120).prediction)
         except grpc.RpcError as error:
-            raise explain(error, address).error from None
+            raise call_error(error, address) from None

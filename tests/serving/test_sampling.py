@@ -1,4 +1,4 @@
-"""Synthetic images over real gRPC: TorchServe alone, and with the gateway before it."""
+"""Synthetic images over real gRPC, through a gateway before TorchServe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from medserve.client import Client, SampleOptions, SampleProgress, SampleSet
+from medserve.client import (
+    Client,
+    GenerationOptions,
+    GenerationResult,
+    Sample,
+    SampleFormat,
+    SampleProgress,
+)
 from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import DeadlineError, InvalidRequestError
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
@@ -27,14 +33,7 @@ from tests.painter_room import SLOW
 from tests.tiny_diffusion_room import DIFFUSION_CONFIG, LABELS, SIDE, run
 
 # 300 s of work: who gets an answer while it would go on knows that it was stopped.
-_ENDLESS = SampleOptions(count=1, steps=200, guidance=SLOW)
-
-
-@pytest.fixture(scope="module", params=["torchserve", "gateway"])
-def client(request: pytest.FixtureRequest, torchserve: Server, address: str) -> Iterator[Client]:
-    where = torchserve.inference_address if request.param == "torchserve" else address
-    with Client(where, timeout_s=120) as connected:
-        yield connected
+_ENDLESS = GenerationOptions(count=1, steps=200, guidance=SLOW)
 
 
 def expected(seed: int, label: str, steps: int) -> npt.NDArray[np.uint8]:
@@ -45,25 +44,25 @@ def expected(seed: int, label: str, steps: int) -> npt.NDArray[np.uint8]:
 
 
 def test_images_form_step_by_step_and_are_those_of_the_same_code_here(client: Client) -> None:
-    wishes = SampleOptions(count=2, label="middle", seed=30, steps=6)
+    wishes = GenerationOptions(count=2, label="middle", seed=30, steps=6)
     *progress, last = client.sample("painter", wishes)
-    assert isinstance(last, SampleSet)
+    assert isinstance(last, GenerationResult)
     events = [part for part in progress if isinstance(part, SampleProgress)]
     assert [(each.image, each.step, each.steps) for each in events] == [
         (image, step, 6) for image in range(2) for step in range(1, 7)
     ]
     assert events[-1].preview_png == last.images[-1].png
     for image in last.images:
-        sample = image.sample
+        sample = Sample.from_image(image, last.provenance)
         np.testing.assert_array_equal(sample.image, expected(sample.seed, "middle", 6))
         assert sample.provenance.archive_digest.startswith("sha256:")
-    assert [image.sample.seed for image in last.images] == [30, 31]
+    assert [image.seed for image in last.images] == [30, 31]
 
 
 def test_a_unary_call_and_a_stream_give_the_same_bytes(client: Client) -> None:
-    wishes = SampleOptions(count=3, seed=40, file="nifti")
+    wishes = GenerationOptions(count=3, seed=40, format=SampleFormat.NIFTI)
     *_, streamed = client.sample("painter", wishes)
-    assert isinstance(streamed, SampleSet)
+    assert isinstance(streamed, GenerationResult)
     whole = client.sample_all("painter", wishes)
     assert [each.png for each in whole.images] == [each.png for each in streamed.images]
     assert whole.nifti == streamed.nifti is not None
@@ -71,7 +70,7 @@ def test_a_unary_call_and_a_stream_give_the_same_bytes(client: Client) -> None:
 
 def test_several_callers_at_once_get_what_each_would_get_alone(client: Client) -> None:
     def draw(seed: int) -> bytes:
-        return client.sample_all("painter", SampleOptions(seed=seed)).images[0].png
+        return client.sample_all("painter", GenerationOptions(seed=seed)).images[0].png
 
     alone = [draw(seed) for seed in range(8)]
     with ThreadPoolExecutor(8) as callers:
@@ -79,14 +78,14 @@ def test_several_callers_at_once_get_what_each_would_get_alone(client: Client) -
 
 
 def test_a_refused_stream_says_why_and_leaves_the_worker_well(client: Client) -> None:
-    for wishes in (SampleOptions(count=0), SampleOptions(label="Jane Doe")):
+    for wishes in (GenerationOptions(count=0), GenerationOptions(label="Jane Doe")):
         with pytest.raises(InvalidRequestError, match="expected"):
             list(client.sample("painter", wishes))
     assert client.sample_all("painter").images
 
 
-def test_work_ends_when_the_callers_time_is_over(torchserve: Server, client: Client) -> None:
-    with Client(torchserve.inference_address, timeout_s=4) as hasty, pytest.raises(DeadlineError):
+def test_work_ends_when_the_callers_time_is_over(address: str, client: Client) -> None:
+    with Client(address, timeout_s=4) as hasty, pytest.raises(DeadlineError):
         list(hasty.sample("painter", _ENDLESS))
     assert client.sample_all("painter").images  # well before the 300 s of that work
 
@@ -116,11 +115,11 @@ def test_the_typed_contract_draws_the_same_images(address: str) -> None:
     assert len(parts) == 2 * 4 + 2
 
 
-def test_the_command_draws_a_contact_sheet(torchserve: Server, tmp_path: Path) -> None:
+def test_the_command_draws_a_contact_sheet(address: str, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MEDSERVE_")}
     command = [sys.executable, "-m", "medserve.cli.main", "sample", "5", "--model", "painter"]
     command += ["--seed", "60", "--class", "right", "--out", str(tmp_path / "out"), "--json"]
-    command += ["--address", torchserve.inference_address]
+    command += ["--address", address]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     records = [json.loads(line) for line in ran.stdout.splitlines()]

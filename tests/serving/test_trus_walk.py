@@ -17,14 +17,14 @@ import pytest
 from PIL import Image
 
 from tests.pages import blocks, listens
-from training.ultrasound.scores import compare_frame
+from training.frames.scores import compare_frame
 
 pytest.importorskip("segmentation_models_pytorch", reason="needs the extra `train`")
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/build/frames-walk.md"
 SERVE = "medserve serve"
-PORTS = (7070, 7071, 8082)
+PORTS = (7070, 7071, 8000, 8001, 8002, 8082)
 
 
 class Walk:
@@ -32,7 +32,7 @@ class Walk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("handlers", "medserve", "models", "training"):
+        for name in ("annotation", "handlers", "medserve", "models", "simulation", "training"):
             shutil.copytree(ROOT / name, folder / name)
         here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.environment = os.environ | {"PATH": here, "PYTHONPATH": str(folder)}

@@ -12,6 +12,7 @@ from medserve.client import Client
 from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.errors import ArchiveError, UnknownModelError
 from tests.archives import packaged
+from tests.gateway.running import running_gateway, settings_for
 
 OWN = models.spec("mednist")
 EXAMPLES = sorted((models.room("mednist") / "examples").glob("*.png"))
@@ -19,7 +20,7 @@ EXAMPLES = sorted((models.room("mednist") / "examples").glob("*.png"))
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """Of a server with `mednist` and its variant `svm`."""
+    """Of a gateway with `mednist` and its variant `svm`."""
     store = tmp_path_factory.mktemp("versions") / "store"
     try:
         for variant in ("", "svm"):
@@ -28,9 +29,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         pytest.skip(str(error))
     with (
         Server(ServerConfig(store=store)) as server,
-        Client(
-            server.inference_address, management_address=server.management_address, timeout_s=120
-        ) as client,
+        running_gateway(settings_for(server)) as gateway,
+        Client(gateway.addresses.grpc, timeout_s=120) as client,
     ):
         yield client
 

@@ -22,7 +22,7 @@ from pydicom import dcmread
 
 import models
 from medserve.archive.read import golden_input
-from medserve.client import AsyncClient, Client, SegmentationOptions
+from medserve.client import AsyncClient, Client, Segmentation, VolumeFormat, VolumeOptions
 from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import DeadlineError
 from medserve.imaging.codecs import nifti, npy, volume_file
@@ -63,7 +63,7 @@ def test_a_nifti_file_is_answered_on_its_own_grid(client: Client) -> None:
     written = _Image.from_bytes(gzip.decompress(answer.mask_nifti))
     np.testing.assert_array_equal(written.affine, _Image.from_bytes(source.to_bytes()).affine)
     np.testing.assert_array_equal(np.asarray(written.dataobj), known_mask(volume))
-    np.testing.assert_array_equal(answer.segmentation.mask, known_mask(volume))
+    np.testing.assert_array_equal(Segmentation.from_result(answer).mask, known_mask(volume))
     assert answer.provenance.archive_digest.startswith("sha256:")
 
 
@@ -87,24 +87,27 @@ def test_a_dicom_series_is_answered_in_nifti_and_dicom(
         payload = tmp_path
         for place, content in enumerate(files):
             (tmp_path / f"{99 - place}.dcm").write_bytes(content)
-    answer = client.segment("tiny_volume", payload, options=SegmentationOptions(dicom_seg=True))
-    np.testing.assert_array_equal(answer.segmentation.mask, known_mask(volume))
-    assert answer.segmentation.geometry.matches(volume.geometry)
+    answer = client.segment(
+        "tiny_volume", payload, options=VolumeOptions(format=VolumeFormat.DICOM_SEG)
+    )
+    found = Segmentation.from_result(answer)
+    np.testing.assert_array_equal(found.mask, known_mask(volume))
+    assert found.geometry.matches(volume.geometry)
     assert answer.dicom_seg is not None
-    found = highdicom.seg.Segmentation.from_dataset(dcmread(io.BytesIO(answer.dicom_seg)))
-    assert found.segmented_property_types[0].value == "5366008"
+    file = highdicom.seg.Segmentation.from_dataset(dcmread(io.BytesIO(answer.dicom_seg)))
+    assert file.segmented_property_types[0].value == "5366008"
 
 
 def test_an_npy_array_is_answered_with_the_stated_spacing(client: Client) -> None:
     volume = phantom(Geometry.from_spacing((20, 18, 16), (1.0, 2.0, 1.5)))
-    options = SegmentationOptions(spacing_mm=(1.0, 2.0, 1.5))
+    options = VolumeOptions(spacing_mm=(1.0, 2.0, 1.5))
     answer = client.segment("tiny_volume", npy.encode(volume.array), options=options)
-    assert answer.segmentation.geometry == volume.geometry
+    assert Segmentation.from_result(answer).geometry == volume.geometry
 
 
 def test_picture_and_uncertainty_come_with_the_mask(client: Client) -> None:
     payload = nifti.encode(phantom())
-    options = SegmentationOptions(overlay=True, uncertainty=True, flips=True)
+    options = VolumeOptions(overlay=True, uncertainty=True, flips=True)
     answer = client.segment("tiny_volume", payload, options=options)
     assert answer.overlay_png is not None
     assert Image.open(io.BytesIO(answer.overlay_png)).format == "PNG"
@@ -118,7 +121,7 @@ def test_the_asynchronous_client_gives_the_same(address: str) -> None:
     async def ask() -> list[npt.NDArray[np.uint8]]:
         async with AsyncClient(address, timeout_s=120) as client:
             stream = client.segment_each("tiny_volume", [payload] * 4)
-            return [result.unwrap().segmentation.mask async for result in stream]
+            return [Segmentation.from_result(each.unwrap()).mask async for each in stream]
 
     for mask in asyncio.run(ask()):
         np.testing.assert_array_equal(mask, known_mask(phantom()))
@@ -142,7 +145,7 @@ def test_the_served_mask_is_that_of_every_engine_without_a_server(
 ) -> None:
     path = next(Path(torchserve.config.store).glob(f"{real}-*.mar"))
     payload = golden_input(path)
-    served = client.segment(real, payload).segmentation.mask
+    served = Segmentation.from_result(client.segment(real, payload)).mask
     pipeline = VolumePipeline(models.spec(real))
     engine = load_engine(name, models.room(real) / "weights", threads=2)
     volume = volume_file.decode(payload, pipeline.spec.input.kinds)
@@ -179,7 +182,7 @@ def test_a_zip_within_a_folder_is_a_case_of_its_own(client: Client, tmp_path: Pa
     path = tmp_path / "series.zip"
     path.write_bytes(zipped([as_bytes(each) for each in dicom_slices(upright())]))
     assert zipfile.is_zipfile(path)
-    found = client.segment("tiny_volume", path).segmentation
+    found = Segmentation.from_result(client.segment("tiny_volume", path))
     np.testing.assert_array_equal(found.mask, known_mask(upright()))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from medserve.client import Client
+from medserve.client import Client, Segmentation
 from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import (
     InvalidImageError,
@@ -49,7 +49,7 @@ def _the_same_worker_answers_the_next_good_request(
 ) -> Iterator[None]:
     yield
     answer = client.segment(MODEL, nifti.encode(phantom()))
-    np.testing.assert_array_equal(answer.segmentation.mask, known_mask(phantom()))
+    np.testing.assert_array_equal(Segmentation.from_result(answer).mask, known_mask(phantom()))
     assert _workers(torchserve) == workers
 
 

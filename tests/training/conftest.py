@@ -10,8 +10,10 @@ import torch
 import models
 from models.mednist.network import MednistNet
 from tests.training.drawn import class_folders
-from training import data, export, shipping
-from training.data import LabelledImages
+from training.classification import data
+from training.classification import ship as shipping
+from training.classification.data import LabelledImages
+from training.core import export
 
 
 @pytest.fixture(scope="session")

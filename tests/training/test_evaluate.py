@@ -17,9 +17,10 @@ from medserve.inference.engines import load_engine
 from medserve.spec import EngineName, Precision
 from tests.training.drawn import LABELS
 from training import evaluate
-from training.config import run
-from training.data import LabelledImages, files_below, write_split
-from training.evaluation import EvaluationRequest, answer_files, evaluate_classifier
+from training.classification.data import LabelledImages, write_split
+from training.classification.evaluation import EvaluationRequest, answer_files, evaluate_classifier
+from training.core.config import run
+from training.core.files import files_below
 
 FIGURES = ("confusion_matrix", "reliability", "novelty")
 

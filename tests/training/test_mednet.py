@@ -15,9 +15,10 @@ import models
 from medserve.errors import ConfigError
 from models.mednist.mednet import MedNet, MedNetShape
 from tests.training.drawn import LABELS, class_folders
-from training import mednet, shipping
-from training.config import TrainPrecision, run
-from training.data import LabelledImages
+from training import mednet
+from training.classification import ship as shipping
+from training.classification.data import LabelledImages
+from training.core.config import TrainPrecision, run
 from training.mednet import MedNetConfig, MedNetTraining
 
 TINY = MedNetConfig(
@@ -62,7 +63,7 @@ def test_the_last_batch_counts_though_it_is_short(
     weights = torch.tensor([1.0, 2.0, 0.5, 1.0, 1.0, 0.5])
     torch.manual_seed(0)
     module = MedNetTraining(MedNet(6, TINY.shape), TINY, weights)
-    mednet.fit(module, unevenly_many, unevenly_many, tmp_path)
+    mednet.fit_by_rule(module, unevenly_many, unevenly_many, tmp_path)
     last = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     module.load_state_dict(last["state_dict"])
     with torch.no_grad():
@@ -81,11 +82,11 @@ def test_training_ends_by_the_ratio_and_goes_on_where_it_was(
         **{**vars(TINY), "t2v_ratio": 0.0, "t2v_epochs": 3, "max_epochs": 2}
     )
     first = MedNetTraining(MedNet(6, TINY.shape), always_apart, torch.ones(6))
-    mednet.fit(first, unevenly_many, unevenly_many, tmp_path)
+    mednet.fit_by_rule(first, unevenly_many, unevenly_many, tmp_path)
     assert [epoch["epochs_apart"] for epoch in first.history] == [1, 2]
     longer = MedNetConfig(**{**vars(always_apart), "max_epochs": 9, "resume": True})
     second = MedNetTraining(MedNet(6, TINY.shape), longer, torch.ones(6))
-    mednet.fit(second, unevenly_many, unevenly_many, tmp_path)
+    mednet.fit_by_rule(second, unevenly_many, unevenly_many, tmp_path)
     assert [epoch["epochs_apart"] for epoch in second.history] == [1, 2, 3]  # not 9 epochs
 
 

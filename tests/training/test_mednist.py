@@ -18,10 +18,12 @@ from medserve.inference.fit import fit_grey
 from medserve.spec import EngineName, Precision
 from models.mednist.network import MednistNet
 from tests.training.drawn import LABELS, class_folders
-from training import engine, mednist, shipping
-from training.augment import Augment
-from training.config import TrainPrecision, run
-from training.data import LabelledImages
+from training import mednist
+from training.classification import ship as shipping
+from training.classification.augment import Augment
+from training.classification.data import LabelledImages
+from training.classification.fit import Classifier, fit_classifier
+from training.core.config import TrainPrecision, run
 from training.mednist import TrainConfig
 
 pytestmark = pytest.mark.training
@@ -95,16 +97,18 @@ def test_a_finished_training_can_be_resumed_for_more_epochs(
         precision=TrainPrecision.F32,
         resume=True,
     )
-    module = engine.Classifier(MednistNet(width=8), config, Augment(), 0.0)
-    engine.fit_classifier(module, drawn_images, drawn_images, out_dir)
+    module = Classifier(MednistNet(width=8), config, Augment(), 0.0)
+    fit_classifier(module, drawn_images, drawn_images, out_dir)
     last = torch.load(out_dir / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["epoch"] == 3
 
 
-def test_there_is_nothing_to_resume_in_a_new_folder(data_dir: Path, tmp_path: Path) -> None:
-    module = engine.Classifier(MednistNet(width=4), TrainConfig(resume=True), Augment(), 0.0)
+def test_there_is_nothing_to_resume_in_a_new_folder(
+    drawn_images: LabelledImages, tmp_path: Path
+) -> None:
+    module = Classifier(MednistNet(width=4), TrainConfig(resume=True), Augment(), 0.0)
     with pytest.raises(ConfigError, match="leave out --resume"):
-        engine.fit_classifier(module, _nothing(), _nothing(), tmp_path)
+        fit_classifier(module, drawn_images, drawn_images, tmp_path)
 
 
 def test_installing_copies_artifact_and_examples_into_the_room(
@@ -116,8 +120,3 @@ def test_installing_copies_artifact_and_examples_into_the_room(
         installed = (tmp_path / "weights" / name).read_bytes()
         assert installed == (out_dir / "artifact" / name).read_bytes()
     assert np.asarray(Image.open(tmp_path / "examples" / "CXR.png")).shape == (64, 64)
-
-
-def _nothing() -> LabelledImages:
-    empty = np.zeros((0, 64, 64), dtype=np.uint8)
-    return LabelledImages(empty, np.zeros(0, dtype=np.int64), (), LABELS)

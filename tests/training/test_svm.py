@@ -19,10 +19,10 @@ from medserve.spec import EngineName, Precision
 from models.mednist.svm import PairwiseLogits, SupportVectorMachine
 from tests.training.drawn import LABELS, class_folders, picture
 from training import svm
-from training.config import run
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
+from training.classification.svm_export import export_svm, fitted_parts
+from training.core.config import run
 from training.svm import GRID, Shrink, SvmConfig
-from training.svm_export import export_svm, fitted_parts
 
 TINY = SvmConfig(factor=8, components=12, search_images=0, folds=3, jobs=1)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.augment import Augment, around_zero, happens, sample
+from training.classification.augment import Augment, around_zero, happens, sample
 
 __all__ = ["CellAugment"]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.blood_cell.transfer import TransferNet
 from training.cells.augment import CellAugment
-from training.engine import one_cycle
+from training.core.fit import one_cycle
 
 __all__ = ["EXPECTED", "Budget", "BudgetedClassifier", "seen"]
 

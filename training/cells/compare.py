@@ -24,13 +24,15 @@ from torch import nn
 from medserve.errors import ConfigError
 from models.blood_cell.network import BloodCellNet
 from models.blood_cell.transfer import Backbone, TransferNet, Weights
-from training import loop, metrics
 from training.cells import budget, comparison_report
 from training.cells.augment import CellAugment
 from training.cells.budget import Budget, BudgetedClassifier
 from training.cells.comparison_report import Row
 from training.cells.data import BarcelonaDataModule, BarcelonaDataset, SourceConfig
-from training.config import Setting, require_folder, run, write
+from training.classification import metrics
+from training.core.config import Setting, run, write
+from training.core.files import require_folder
+from training.core.fit import expected_remarks, loggers
 
 __all__ = ["NETWORKS", "CompareConfig", "main"]
 
@@ -129,7 +131,7 @@ def _row(
     trainer = L.Trainer(
         max_epochs=-1,
         accelerator="cpu",
-        logger=loop.loggers(config.out_dir / name),
+        logger=loggers(config.out_dir / name),
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
@@ -138,7 +140,7 @@ def _row(
         log_every_n_steps=20,
         default_root_dir=config.out_dir,
     )
-    with loop.expected_remarks(*budget.EXPECTED):
+    with expected_remarks(*budget.EXPECTED):
         trainer.fit(module, data.train_dataloader())
     test = data.parts["test"]
     probabilities = _answers(module, test)

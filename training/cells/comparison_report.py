@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 
-from training import report
-from training.mcnemar import mcnemar
-from training.metrics import ClassificationMetrics
+from training.classification import report
+from training.classification.mcnemar import mcnemar
+from training.classification.metrics import ClassificationMetrics
+from training.core.files import markdown_table, write_json
+from training.core.page import data_uri, draw, write_page
 
 __all__ = ["Row", "best_two", "markdown", "write"]
+
+_COLUMNS: Mapping[str, Callable[[Any], object]] = {
+    "network": lambda row: row["name"],
+    "first weights": lambda row: row["start"],
+    "accuracy (95 %)": lambda row: "{:.2f} % ({:.2f} to {:.2f})".format(
+        *(100 * each for each in (row["accuracy"], *row["accuracy_interval_95_exact"]))
+    ),
+    "macro F1": lambda row: f"{row['macro_f1']:.4f}",
+    "ECE": lambda row: f"{row['ece']:.4f}",
+    "passes": lambda row: f"{row['passes']:.1f}",
+    "parameters": lambda row: f"{row['parameters']:,}",
+    "MB": lambda row: f"{row['megabytes']:.1f}",
+    "ms an image": lambda row: f"{row['image_ms']:.1f}",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,26 +85,16 @@ def best_two(rows: list[Row]) -> tuple[Row, Row] | None:
 
 def write(out_dir: Path, rows: list[Row], about: dict[str, Any]) -> Path:
     """Write the three forms of the comparison; returns the page."""
-    out_dir.mkdir(parents=True, exist_ok=True)
     content = {"about": about, "rows": [row.to_json() for row in rows], "mcnemar": _test(rows)}
-    text = json.dumps(content, indent=2)
-    (out_dir / "comparison.json").write_text(text + "\n", encoding="utf-8")
+    write_json(out_dir / "comparison.json", content)
     (out_dir / "comparison.md").write_text(markdown(content), encoding="utf-8")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent.parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    shown = {"about": about, "mcnemar": content["mcnemar"]}
+    return write_page(
+        out_dir / "comparison.html",
+        "cell_comparison.html",
+        {**shown, "rows": [(row, _figures(out_dir, row)) for row in rows]},
+        {},
     )
-    page = environment.get_template("cell_comparison.html").render(
-        about=about,
-        rows=[(row, _figures(out_dir, row)) for row in rows],
-        mcnemar=content["mcnemar"],
-    )
-    path = out_dir / "comparison.html"
-    path.write_text(page, encoding="utf-8")
-    return path
 
 
 def _test(rows: list[Row]) -> dict[str, Any] | None:
@@ -104,35 +109,23 @@ def _figures(out_dir: Path, row: Row) -> dict[str, str]:
     """Confusion matrix and reliability as data URIs, and as PNG beside the page."""
     folder = out_dir / row.name
     folder.mkdir(exist_ok=True)
+    confusion, labels = row.measured.confusion, row.measured.labels
     pngs = {
-        "confusion_matrix": report.confusion_png(row.measured),
-        "reliability": report.reliability_png(row.probabilities, row.label_ids),
+        "confusion_matrix": draw(lambda: report.confusion_matrix(confusion, labels)),
+        "reliability": draw(lambda: report.reliability_curve(row.probabilities, row.label_ids)),
     }
     for name, png in pngs.items():
         (folder / f"{name}.png").write_bytes(png)
-    return {name: report.data_uri(png) for name, png in pngs.items()}
+    return {name: data_uri(png) for name, png in pngs.items()}
 
 
 def markdown(content: dict[str, Any]) -> str:
     """The table of `comparison.json`, and what McNemar's test says of the best two."""
-    lines = [
-        "| network | first weights | accuracy (95 %) | macro F1 | ECE | passes | parameters | MB "
-        "| ms an image |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in content["rows"]:
-        low, high = row["accuracy_interval_95_exact"]
-        lines.append(
-            f"| {row['name']} | {row['start']} "
-            f"| {100 * row['accuracy']:.2f} % ({100 * low:.2f} to {100 * high:.2f}) "
-            f"| {row['macro_f1']:.4f} | {row['ece']:.4f} | {row['passes']:.1f} "
-            f"| {row['parameters']:,} | {row['megabytes']:.1f} | {row['image_ms']:.1f} |"
-        )
-    if test := content["mcnemar"]:
-        lines += [
-            "",
-            f"Of the best two, only {test['first']} is right on {test['only_first']} images and "
-            f"only {test['second']} on {test['only_second']}: "
-            f"McNemar's exact p = {test['p_value']:.2g}.",
-        ]
-    return "\n".join(lines) + "\n"
+    table = markdown_table(_COLUMNS, content["rows"])
+    if not (test := content["mcnemar"]):
+        return table
+    return (
+        f"{table}\nOf the best two, only {test['first']} is right on {test['only_first']} images "
+        f"and only {test['second']} on {test['only_second']}: McNemar's exact p = "
+        f"{test['p_value']:.2g}.\n"
+    )

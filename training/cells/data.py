@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 import models
 from medserve.errors import ConfigError
 from medserve.spec import ModelSpec
-from training import data
 from training.cells.kinds import FOLDERS
-from training.data import SPLITS, LabelledImages, to_images, to_planes
+from training.classification import data
+from training.classification.data import SPLITS, LabelledImages, to_images, to_planes
 
 __all__ = ["BarcelonaDataModule", "BarcelonaDataset", "SourceConfig", "read_source"]
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.blood_cell.units import UNITS
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
 
 __all__ = ["FOLDERS", "KindLoss", "with_kinds"]
 

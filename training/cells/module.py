@@ -10,8 +10,8 @@ from torch import Tensor
 from models.blood_cell.network import BloodCellNet
 from training.cells.augment import CellAugment
 from training.cells.kinds import KindLoss
-from training.config import FitConfig
-from training.engine import Classifier
+from training.classification.fit import Classifier
+from training.core.config import FitConfig
 
 __all__ = ["CellClassifier"]
 

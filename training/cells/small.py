@@ -7,7 +7,6 @@ the same is made of them.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from dataclasses import dataclass
@@ -23,13 +22,16 @@ from torch import nn
 
 from medserve.errors import ConfigError
 from models.blood_cell.network import BloodCellNet
-from training import engine, metrics, report
 from training.cells.augment import CellAugment
 from training.cells.data import SourceConfig, read_source
 from training.cells.kinds import with_kinds
 from training.cells.module import CellClassifier
-from training.config import FitConfig, Setting, TrainPrecision, run, write
-from training.data import LabelledImages, to_planes
+from training.classification import metrics, report
+from training.classification.data import LabelledImages, to_planes
+from training.classification.fit import fit_classifier
+from training.core.config import FitConfig, Setting, TrainPrecision, run, write
+from training.core.files import write_json
+from training.core.page import draw
 
 __all__ = ["SIDE", "SmallConfig", "main", "shrunk", "small_network"]
 
@@ -78,9 +80,7 @@ def main(config: SmallConfig) -> None:
         first_side=SIDE,
         small_share=0.0,
     )
-    fitted = engine.fit_classifier(
-        module, with_kinds(parts["train"]), parts["validation"], config.out_dir
-    )
+    fitted = fit_classifier(module, with_kinds(parts["train"]), parts["validation"], config.out_dir)
     test = parts["test"]
     probabilities = _answers(fitted.network, test, config.views)
     measured = metrics.measure(probabilities, test.label_ids, test.labels)
@@ -94,9 +94,9 @@ def main(config: SmallConfig) -> None:
         "parameters": sum(each.numel() for each in fitted.network.parameters()),
         **measured.to_json(),
     }
-    text = json.dumps(content, indent=2)
-    (config.out_dir / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    (config.out_dir / "confusion_matrix.png").write_bytes(report.confusion_png(measured))
+    write_json(config.out_dir / "metrics.json", content)
+    png = draw(lambda: report.confusion_matrix(measured.confusion, measured.labels))
+    (config.out_dir / "confusion_matrix.png").write_bytes(png)
     _log.info(
         "%d errors in %d images (%.2f %%)", measured.errors, measured.n, 100 * measured.accuracy
     )

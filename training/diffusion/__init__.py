@@ -1,1 +1,1 @@
-"""Training and judging of diffusion models."""
+"""Training of diffusion models that make images."""

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from medserve.errors import ConfigError
 from models.diffusion_sampler.network import Activation, Down, Norm
-from training import data
-from training.config import Setting, TrainPrecision, run, write
-from training.data import LabelledImages
+from training.classification import data
+from training.classification.data import LabelledImages
+from training.core.config import Setting, TrainPrecision, run, write
 from training.diffusion import extractor
 from training.diffusion.distances import frechet_distance, kernel_distance
 from training.diffusion.images import FolderRequest, read_folder
@@ -38,8 +38,7 @@ from training.diffusion.settings import DiffusionConfig, NetworkName
 
 __all__ = ["VARIANTS", "AblationConfig", "Row", "main", "markdown"]
 
-# By name: run as a command, __name__ is none of the loggers that `run` lets speak.
-_log = logging.getLogger("training.diffusion.ablation")
+_log = logging.getLogger(__name__)
 
 # Name -> what differs from the defaults.
 VARIANTS: dict[str, dict[str, Any]] = {

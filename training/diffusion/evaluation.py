@@ -25,9 +25,10 @@ from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
 from medserve.spec import ModelSpec, Precision
 from medserve.spec.generation import SamplerKind
-from training import data
-from training.config import Setting
-from training.data import LabelledImages
+from training.classification import data
+from training.classification.data import LabelledImages
+from training.core.config import Setting
+from training.core.export import sha256
 from training.diffusion import extractor, report
 from training.diffusion.images import FolderRequest, read_folder
 from training.diffusion.inception import load_inception
@@ -35,7 +36,6 @@ from training.diffusion.measures import ImageSets, Measured, SetFeatures, measur
 from training.diffusion.synthesis import draw, spec_beside
 from training.diffusion.train_on_synthetic import RealScore, train_and_test
 from training.evaluate import EvaluateConfig
-from training.export import sha256
 
 __all__ = [
     "DiffusionEvaluation",

@@ -23,7 +23,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from models.blocks import ResidualBlock2d, conv_norm_2d
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
 
 __all__ = ["DomainExtractor", "features", "load_extractor", "train_extractor"]
 

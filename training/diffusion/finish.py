@@ -18,16 +18,17 @@ from medserve.inference.generation import DiffusionPipeline, SampleSettings
 from medserve.results.files.synthetic import encode_png
 from medserve.results.sample import Sample
 from medserve.tasks.result import Provenance
-from training.config import parse_value
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
+from training.core.config import parse_value
+from training.core.export import sha256
+from training.core.fit import Fitted
+from training.core.page import draw as draw_figure
 from training.diffusion.evaluation import DiffusionEvaluation, evaluate_diffusion, open_artifact
-from training.diffusion.fit import SCORE, Fitted
+from training.diffusion.fit import SCORE
 from training.diffusion.pictures import denoising_strip, noising_strip, sheet, write_png
 from training.diffusion.settings import DiffusionConfig
 from training.diffusion.ship import Shipment, install, ship
 from training.diffusion.synthesis import draw
-from training.export import sha256
-from training.segmentation.page import draw as draw_figure
 
 __all__ = ["finish", "stored"]
 
@@ -112,7 +113,7 @@ def _write_curves(out_dir: Path) -> None:
     def both() -> Figure:
         figure = Figure(figsize=(9.2, 3.2), layout="constrained")
         axes = figure.subplots(1, 2)
-        for each, name in zip(axes, ("train_loss", SCORE), strict=True):
+        for each, name in zip(axes, ("train_loss", SCORE.name), strict=True):
             _curve(each, name, sorted(_logged(out_dir, name)))
         return figure
 

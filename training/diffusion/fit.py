@@ -1,46 +1,31 @@
-"""The training loop of a diffusion model: checkpoints, resume, the best by an image metric."""
+"""The training of a diffusion model; an image metric tells which epoch is best."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import (
-    Callback,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    RichProgressBar,
-)
-from torch import Tensor, nn
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from training import loop
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
+from training.core.fit import Fitted, Score, checkpoints_of, fit, load_best, seen_in_order
 from training.diffusion import extractor
 from training.diffusion.distances import frechet_distance
 from training.diffusion.module import Diffusion, sample
 from training.diffusion.pictures import sheet, write_png
 
-__all__ = ["Fitted", "fit", "load_best"]
+__all__ = ["SCORE", "ImageMetric", "fit_diffusion"]
 
 _log = logging.getLogger(__name__)
 
-SCORE = "frechet_distance"
+SCORE = Score("frechet_distance")
 _METRIC_STEPS = 15  # of DPM-Solver++; more say little about which epoch is better
 _SHOWN = 36
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """The averaged weights of the epoch whose samples were nearest to real images."""
-
-    network: nn.Module  # in eval mode, on the CPU
-    epoch: int  # counted from 1; the one whose weights ship
-    distance: float  # Fréchet, to the validation images
 
 
 class ImageMetric(Callback):
@@ -58,7 +43,7 @@ class ImageMetric(Callback):
         self._real = extractor.features(network, validation.images, mirrored)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Log `SCORE`, on which the best checkpoint is chosen."""
+        """Log the score on which the best checkpoint is chosen."""
         assert isinstance(module, Diffusion)
         config, epoch = module.config, trainer.current_epoch + 1
         if epoch % config.judge_every and epoch != config.epochs:
@@ -70,48 +55,41 @@ class ImageMetric(Callback):
         images = sample(module, label_ids, _METRIC_STEPS, config.seed)
         found = extractor.features(self._network, images, self._mirrored)
         distance = frechet_distance(found, self._real)
-        module.log(SCORE, distance, prog_bar=True)
+        module.log(SCORE.name, distance, prog_bar=True)
         _log.info("epoch %d: Fréchet distance %.4f", epoch, distance)
         if config.debug:
             picture = sheet(images[:_SHOWN])
             write_png(self._out_dir / "pictures" / f"epoch_{epoch:04d}.png", picture)
 
 
-def fit(
-    module: Diffusion,
-    train: LabelledImages,
-    metric: ImageMetric,
-    out_dir: Path,
+def fit_diffusion(
+    module: Diffusion, train: LabelledImages, metric: ImageMetric, out_dir: Path
 ) -> Fitted:
-    """Train; writes `checkpoints/{best,last}.ckpt`, `logs/` and, with debug, `pictures/`."""
+    """Train, and return the averaged weights of the epoch whose samples were nearest to real ones.
+
+    With `config.debug`, samples of each judged epoch lie in `pictures/`.
+    """
     config = module.config
-    folder = out_dir / "checkpoints"
-    resumed = loop.resumed_from(folder, config.resume)
-    best = ModelCheckpoint(
-        folder, filename="best", monitor=SCORE, every_n_epochs=config.judge_every,
-        enable_version_counter=False, save_on_train_epoch_end=True,
-    )  # fmt: skip
-    every = ModelCheckpoint(
-        folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+    fit(
+        module,
+        out_dir,
+        [_loader(train, module)],
+        SCORE,
+        resume=config.resume,
+        threads=config.threads,
+        callbacks=[metric, LearningRateMonitor()],
+        remarks=(
+            ".*You defined a `validation_step`",
+            ".*this may be a|.*could not find the monitored key",
+        ),
+        score_every_n_epochs=config.judge_every,
+        max_epochs=config.epochs,
+        accumulate_grad_batches=config.accumulate,
+        devices=config.devices or "auto",
+        precision=config.precision.value,
+        gradient_clip_val=1.0,
     )
-    trainer = _trainer(module, out_dir, [metric, best, every])
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    with loop.expected_remarks(
-        ".*You defined a `validation_step`", ".*this may be a|.*could not find the monitored key"
-    ):
-        trainer.fit(module, _loader(train, module), ckpt_path=resumed)
-    return load_best(module, folder / "best.ckpt")
-
-
-def load_best(module: Diffusion, checkpoint: Path) -> Fitted:
-    """The averaged weights of a checkpoint, as a plain network ready for export."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    module.load_state_dict(content["state_dict"])
-    network = loop.plain_network(module.average)
-    savers = [state for name, state in content["callbacks"].items() if SCORE in name]
-    distance = min(float(each["best_model_score"]) for each in savers)
-    return Fitted(network, loop.epoch_of(content), distance)
+    return load_best(module, checkpoints_of(out_dir) / "best.ckpt", SCORE)
 
 
 def _loader(images: LabelledImages, module: Diffusion) -> DataLoader[tuple[Tensor, ...]]:
@@ -123,21 +101,5 @@ def _loader(images: LabelledImages, module: Diffusion) -> DataLoader[tuple[Tenso
         module.config.batch_size,
         shuffle=True,
         drop_last=len(images) > module.config.batch_size,
-        generator=torch.Generator().manual_seed(module.config.seed),
-    )
-
-
-def _trainer(module: Diffusion, out_dir: Path, callbacks: list[Callback]) -> L.Trainer:
-    config = module.config
-    return L.Trainer(
-        max_epochs=config.epochs,
-        devices=config.devices or "auto",
-        precision=config.precision.value,
-        accumulate_grad_batches=config.accumulate,
-        callbacks=[*callbacks, LearningRateMonitor(), RichProgressBar()],
-        logger=loop.loggers(out_dir),
-        log_every_n_steps=20,
-        gradient_clip_val=1.0,
-        enable_model_summary=False,
-        default_root_dir=out_dir,
+        generator=seen_in_order(module.config.seed),
     )

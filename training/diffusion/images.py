@@ -15,8 +15,8 @@ from medserve.errors import ConfigError, InvalidImageError, PayloadTooLargeError
 from medserve.imaging.codecs import sniff
 from medserve.inference.fit import fit_colour, fit_grey
 from medserve.spec import InputKind, InputSpec
-from training.config import require_folder
-from training.data import LabelledImages, files_below
+from training.classification.data import LabelledImages
+from training.core.files import files_below, require_folder
 
 __all__ = ["FolderRequest", "read_folder"]
 

@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 
 from medserve.errors import ConfigError
 from medserve.inference.samplers import Prediction, SamplerKind, clean_image, guided, walk
 from medserve.inference.schedules import NoiseSchedule
+from training.core.fit import AveragedNetwork, one_cycle
 from training.diffusion.settings import DiffusionConfig
-from training.engine import one_cycle, warmed_average
 
 __all__ = ["Diffusion", "Sampling", "loss_weights", "sample"]
 
 _LAST_RATE = 0.1  # share of the peak rate at the end; the average needs no full stop
 
 
-class Diffusion(L.LightningModule):
-    """A denoising network with its loss, its optimiser and the running average that is kept."""
+class Diffusion(AveragedNetwork):
+    """A denoising network with its loss and its optimiser."""
+
+    config: DiffusionConfig
 
     def __init__(self, network: nn.Module, classes: int, config: DiffusionConfig) -> None:
-        super().__init__()
-        self.config, self.classes = config, classes
+        super().__init__(network, config)
+        self.classes = classes
         self.schedule = config.noise_schedule
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = AveragedModel(
-            self.network, multi_avg_fn=warmed_average(config.ema_decay), use_buffers=True
-        ).requires_grad_(False)
-        self.draws = torch.Generator()
         alpha_bar = torch.from_numpy(self.schedule.alpha_bar)
         self.register_buffer("signal", alpha_bar.sqrt().float(), persistent=False)
         self.register_buffer("noise", (1 - alpha_bar).sqrt().float(), persistent=False)
         weights = loss_weights(self.schedule, config.prediction, config.snr_limit)
         self.register_buffer("weights", torch.from_numpy(weights).float(), persistent=False)
-
-    def on_train_epoch_start(self) -> None:
-        """Seed steps and noise by epoch and rank, so that a resumed run draws the same."""
-        seed = self.config.seed * 1_000_003 + 1009 * self.current_epoch + self.global_rank
-        self.draws.manual_seed(seed)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """One batch: image uint8 (N, C, H, W), label_ids int64 (N,)."""
@@ -81,12 +71,8 @@ class Diffusion(L.LightningModule):
     def _factor(self, name: str, step: Tensor) -> Tensor:
         return self.get_buffer(name)[step][:, None, None, None]
 
-    def on_train_batch_end(self, *_: object) -> None:
-        """Move the average one step."""
-        self.average.update_parameters(self.network)
-
     def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
-        """Adam, as asked; its rate warms up and falls to a tenth over the whole training."""
+        """AdamW; its rate warms up and falls to a tenth over the whole training."""
         optimiser = torch.optim.AdamW(
             self.network.parameters(),
             lr=self.config.learning_rate,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image as PillowImage
 
 from medserve.spec import ModelSpec
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
+from training.core.page import data_uri, encode_png, write_page
 from training.diffusion.copies import CopyCheck
 from training.diffusion.measures import ImageSets, Measured
 from training.diffusion.pictures import sheet, write_png
-from training.segmentation.page import data_uri, write_page
 
 __all__ = ["write"]
 
@@ -50,7 +48,9 @@ def write(
         {
             "spec": spec,
             "content": content,
-            "sheets": {name: data_uri(_png(picture)) for name, picture in sheets.items()},
+            "sheets": {
+                name: data_uri(encode_png(picture, _ZOOM)) for name, picture in sheets.items()
+            },
             "nearest": _NEAREST,
         },
         {"distances": lambda: _histograms(measured)},
@@ -101,10 +101,3 @@ def _histogram(axes: Axes, check: CopyCheck, unit: str) -> None:
     axes.axvline(check.threshold, color="#b04848", linewidth=1, label="copy below")
     axes.set(xlabel=f"to the nearest training image: {unit}", ylabel="density")
     axes.legend(frameon=False)
-
-
-def _png(picture: Images) -> bytes:
-    buffer = BytesIO()
-    enlarged = picture.repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)
-    PillowImage.fromarray(enlarged).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()

@@ -23,8 +23,9 @@ import models
 from medserve.errors import ConfigError
 from medserve.inference.generation import SampleSettings
 from medserve.spec.generation import SamplerKind
-from training.config import Setting, run
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
+from training.core.config import Setting, run
+from training.core.page import draw as draw_figure
 from training.diffusion import extractor
 from training.diffusion.distances import Features, frechet_distance, kernel_distance
 from training.diffusion.evaluation import (
@@ -35,12 +36,10 @@ from training.diffusion.evaluation import (
 )
 from training.diffusion.pictures import sheet, write_png
 from training.diffusion.synthesis import draw
-from training.segmentation.page import draw as draw_figure
 
 __all__ = ["ComparisonConfig", "Row", "main", "markdown", "parse_ways"]
 
-# By name: run as a command, __name__ is none of the loggers that `run` lets speak.
-_log = logging.getLogger("training.diffusion.sampler_comparison")
+_log = logging.getLogger(__name__)
 
 _WAYS = "ddpm:1000,ddim:50,ddim:20,dpm-solver++:20,dpm-solver++:10"
 _SHOWN = 8

@@ -10,7 +10,7 @@ from typing import Annotated
 from medserve.inference.samplers import Prediction
 from medserve.inference.schedules import NoiseSchedule, ScheduleKind
 from models.diffusion_sampler.network import Activation, Down, NetworkConfig, Norm
-from training.config import FitConfig, Setting, TrainPrecision
+from training.core.config import FitConfig, Setting, TrainPrecision
 
 __all__ = ["INI_KEYS", "DiffusionConfig", "NetworkName"]
 

@@ -19,10 +19,10 @@ from medserve.inference.fingerprints import FINGERPRINTS_FILE, FingerprintIndex
 from medserve.inference.generation import OUTPUT, DiffusionPipeline, SampleSettings
 from medserve.inference.samplers import SamplerKind
 from medserve.spec import EngineName, ModelSpec, Precision
-from training import export
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
+from training.core import export
+from training.core.fit import Fitted
 from training.diffusion.copies import copy_threshold
-from training.diffusion.fit import Fitted
 from training.diffusion.settings import DiffusionConfig
 
 __all__ = ["ARTIFACT_FILES", "NAME", "Shipment", "install", "room_config", "ship"]
@@ -84,7 +84,7 @@ def ship(fitted: Fitted, shipment: Shipment) -> dict[str, Any]:
         "train_images": len(shipment.train),
         "validation_images": len(shipment.validation),
         "best_epoch": fitted.epoch,
-        "validation_frechet_distance": round(fitted.distance, 4),
+        "validation_frechet_distance": round(fitted.score, 4),
         "parameters": sum(each.numel() for each in fitted.network.parameters()),
         "largest_export_difference": exported.largest_difference,
         "largest_difference_of_an_image": farthest,

@@ -11,7 +11,7 @@ from rich.progress import track
 import models
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
 from medserve.spec import ModelSpec
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
 
 __all__ = ["draw", "spec_beside"]
 

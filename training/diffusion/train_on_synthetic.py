@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from sklearn.metrics import balanced_accuracy_score
 
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
 from training.diffusion.extractor import DomainExtractor
 
 __all__ = ["RealScore", "train_and_test"]

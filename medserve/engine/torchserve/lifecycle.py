@@ -50,6 +50,7 @@ from medserve.errors import (
     ModelNotReadyError,
     ServerFailedError,
 )
+from medserve.interrupts import signals_held_back
 from medserve.run_folder import RunFolder
 from medserve.settings import Address
 
@@ -217,15 +218,16 @@ class Server:
             raise ServerFailedError("the server runs already")
         java = find_java()
         self._ports = choose_ports(self.host, self.config.ports)
-        self._folder = RunFolder.create()
-        try:
-            self._process = self._launch(java, self._folder)
-        except BaseException:
-            self.stop()
-            raise
-        assert self._process.stdout is not None
-        self._log = EngineLog(self._process.stdout)
-        self._log.start()
+        with signals_held_back():  # a process, thread or folder that nobody knows would stay
+            self._folder = RunFolder.create()
+            try:
+                self._process = self._launch(java, self._folder)
+            except BaseException:
+                self.stop()
+                raise
+            assert self._process.stdout is not None
+            self._log = EngineLog(self._process.stdout)
+            self._log.start()
 
     def wait_ready(self) -> tuple[ReadyModel, ...]:
         """Wait until every model has answered its golden input.
@@ -263,13 +265,18 @@ class Server:
                 "requests did not end within %g s and are cut off", self.config.drain_timeout_s
             )
         finally:  # also when a second Ctrl-C cuts the wait short
-            if process is not None:
-                _kill_group(process)
-            if self._log is not None:
-                self._log.join(timeout_s=2.0)
-            if self._folder is not None:
-                self._folder.remove()
-            self._folder, self.ready = None, ()
+            with signals_held_back():
+                self._remove_traces(process)
+
+    def _remove_traces(self, process: subprocess.Popen[str] | None) -> None:
+        """End what still runs and remove the private folder."""
+        if process is not None:
+            _kill_group(process)
+        if self._log is not None:
+            self._log.join(timeout_s=2.0)
+        if self._folder is not None:
+            self._folder.remove()
+        self._folder, self.ready = None, ()
 
     def _launch(self, java: Java, run: RunFolder) -> subprocess.Popen[str]:
         """Fill the folder and start Java in it."""

@@ -9,38 +9,23 @@ sends: no further image is taken until an outcome has left.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from medserve.errors import (
-    AuthenticationError,
-    DeadlineError,
-    ForbiddenError,
-    InvalidRequestError,
-    MedserveError,
-    PayloadTooLargeError,
-    ServerBusyError,
-    ServerFailedError,
-    ServerUnreachableError,
-    UnknownModelError,
-    error_from_code,
-)
+from medserve.errors import DeadlineError, MedserveError, ServerBusyError
 from medserve.gateway.core.calls import EngineCall
 from medserve.gateway.core.requests import TaskRequest
-from medserve.tasks.classification import EXPLAINED_PER_CALL, Classification
+from medserve.tasks.classification import (
+    EXPLAINED_PER_CALL,
+    Classification,
+    ask_in_halves,
+    read_packed,
+)
 from medserve.tasks.result import Provenance
 
 __all__ = ["PACKING", "ImageFile", "Outcome", "Packing", "Predictor", "classify_each"]
 
-# What concerns every image of the request, so that sending the next one would be no use.
-_OF_THE_WHOLE = (
-    AuthenticationError,
-    ForbiddenError,
-    ServerUnreachableError,
-    UnknownModelError,
-)
 _FIRST_WAIT_S = 0.1  # after a busy engine; doubles with each attempt
 
 
@@ -232,22 +217,21 @@ class _PackedRequest:
 
     async def _classify(self, pack: Sequence[_Item]) -> list[Outcome]:
         """The outcomes of one call; raises what concerns the whole request."""
+        outcomes = await ask_in_halves(pack, self._ask)
+        return [
+            item.outcome(each) if isinstance(each, MedserveError) else each
+            for item, each in zip(pack, outcomes, strict=True)
+        ]
+
+    async def _ask(self, pack: Sequence[_Item]) -> list[Outcome]:
         call = self._order.call(
             {f"data.{place}": item.file.content for place, item in enumerate(pack)}
         )
-        try:
-            answer = await self._predict(call)
-            return _outcomes(answer, pack)
-        except PayloadTooLargeError as error:
-            if len(pack) == 1:
-                return [pack[0].outcome(error)]
-            middle = len(pack) // 2  # together they are more than the engine takes at a time
-            return await self._classify(pack[:middle]) + await self._classify(pack[middle:])
-        except MedserveError as error:
-            # Exactly InvalidRequestError: its subclass speaks of one image.
-            if isinstance(error, _OF_THE_WHOLE) or type(error) is InvalidRequestError:
-                raise
-            return [item.outcome(error) for item in pack]
+        packed = read_packed(await self._predict(call), len(pack))
+        return [
+            item.outcome(each, packed.provenance)
+            for item, each in zip(pack, packed.outcomes, strict=True)
+        ]
 
     async def _predict(self, call: EngineCall) -> bytes:
         """Ask again while the engine is busy: the images are here already."""
@@ -268,33 +252,3 @@ async def _next(images: AsyncIterator[ImageFile]) -> ImageFile | None:
 
 def _size(items: Sequence[_Item]) -> int:
     return sum(len(item.file.content) for item in items)
-
-
-def _outcomes(answer: bytes, pack: Sequence[_Item]) -> list[Outcome]:
-    """Read the answer to a packed call; ServerFailedError where it is none."""
-    try:
-        content = json.loads(answer)
-        if "error" in content:
-            raise _error(content["error"])
-        by_place = {each["index"]: each for each in content["items"]}
-        provenance = Provenance.from_json(content)
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as problem:
-        raise ServerFailedError(
-            "the model's answer is no list of items; does it classify?"
-        ) from problem
-    return [_outcome(by_place.get(place), item, provenance) for place, item in enumerate(pack)]
-
-
-def _outcome(answer: dict[str, Any] | None, item: _Item, provenance: Provenance) -> Outcome:
-    if answer is None:
-        return item.outcome(ServerFailedError("the model's answer leaves this image out"))
-    if answer.get("status") != "ok":
-        return item.outcome(_error(answer.get("error")), provenance)
-    members = {key: value for key, value in answer.items() if key not in ("index", "status")}
-    return item.outcome(members, provenance)
-
-
-def _error(content: object) -> MedserveError:
-    if not isinstance(content, dict):
-        return ServerFailedError("the model reports an error without saying which")
-    return error_from_code(str(content.get("code")), str(content.get("message")))

@@ -100,7 +100,8 @@ async def find_served(gateway: Gateway, request: TaskRequest, *tasks: Task) -> M
     A caller who may not use it, or who names one that is not served, is accounted.
 
     Raises:
-        MedserveError: the caller may not use it, there is none, or its task is another.
+        MedserveError: the caller may not use it, there is none, or its task is none of
+            `tasks`.
     """
     return _of_task(gateway.find(request.call({})), tasks)
 

@@ -3,10 +3,12 @@
 What the stored numbers mean, and what becomes of them:
 
 - 8 bits a channel, palettes, 1-bit and CMYK are display values: value / 255 exactly, white = 1.
-- 16-bit colour is cut to its upper 8 bits by Pillow and treated the same way.
-- One channel of 16 or 32 bits or of floats carries measurements in a unit that the file does not
-  state: `percentile_window` maps the range in use (0.5th to 99.5th percentile) to [0, 1].
-- Transparent pixels lie on black, the ground of radiographs and of the padding in `fit_grey`.
+- 16-bit colour is cut to its upper 8 bits and treated the same way.
+- One channel of more bits, of signed numbers or of floats carries measurements in a unit that the
+  file does not state: `percentile_window` maps the range in use (0.5th to 99.5th percentile) to
+  [0, 1].
+- Transparent pixels lie on black, the ground of radiographs and of the padding in `fit_grey`, and
+  do not count for that range.
 - The orientation in EXIF and TIFF is applied. Colour profiles are not.
 """
 
@@ -21,6 +23,7 @@ from PIL import Image as pillow
 from PIL import UnidentifiedImageError
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
+from medserve.imaging.codecs import jpeg_frame, tiff
 from medserve.imaging.codecs.payload import Payload, check_size, quietly
 from medserve.imaging.image import Image
 from medserve.imaging.intensity import full_range, percentile_window
@@ -30,7 +33,9 @@ __all__ = ["decode", "prepare"]
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _MEASURED_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
-_PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0 section 4; Pillow inverts only 8 bits
+_PNG, _PNG_16_BIT_GREY_ALPHA = b"\x89PNG\r\n\x1a\n", b"\x10\x04"  # of IHDR, ISO 15948 11.2.2
+_TIFF, _JPEG = (b"II", b"MM"), b"\xff\xd8"
+_RAW_COLOUR = "YCbCr"  # the mode in which Pillow leaves the components of a JPEG as they are
 _PNG_END = b"IEND\xaeB`\x82"  # the empty last chunk and its checksum
 _ORIENTATION_TAG = 0x0112  # CIPA DC-008 (EXIF 2.32) section 4.6.4
 
@@ -40,18 +45,13 @@ def decode(payload: Payload, limits: InputSpec) -> Image:
 
     Raises:
         InvalidImageError: not a PNG, JPEG or TIFF, damaged, cut short, too small, several
-            frames, or values that are not finite.
+            frames or planes, values that are not finite, or of a kind that cannot be read exactly.
         PayloadTooLargeError: more pixels than `limits.max_pixels`; known from the header, so no
             pixel of a decompression bomb is decoded.
     """
     with quietly():
         try:
-            picture = pillow.open(io.BytesIO(payload), formats=_FORMATS)
-            check_size(picture.height, picture.width, limits)
-            _refuse_several_frames(picture)
-            picture.load()
-            _refuse_missing_end(picture, payload)
-            upright = _upright(_intensities(picture), _orientation(picture))
+            upright = _decode(payload, limits)
         except MedserveError:
             raise
         except UnidentifiedImageError:
@@ -75,18 +75,47 @@ def decode(payload: Payload, limits: InputSpec) -> Image:
 def prepare() -> None:
     """Load Pillow's readers, which the first damaged file would otherwise wait for."""
     pillow.init()
+    tiff.prepare()
+
+
+def _decode(payload: Payload, limits: InputSpec) -> npt.NDArray[np.float32]:
+    head = bytes(payload[:2])
+    frame = jpeg_frame.frame_of(payload) if head == _JPEG else None
+    if frame is not None:
+        frame.refuse_unreadable()
+    samples = tiff.samples(payload, limits) if head in _TIFF else None
+    picture = pillow.open(io.BytesIO(payload), formats=_FORMATS) if samples is None else None
+    if picture is None:
+        assert samples is not None  # one of the two has read it
+        return _upright(_of_samples(samples), samples.orientation)
+    check_size(picture.height, picture.width, limits)
+    _refuse_several_frames(picture)
+    if frame is not None and frame.is_rgb_read_as_ycbcr:
+        picture.draft(_RAW_COLOUR, None)  # the whole size
+    _refuse_wide_transparency(payload)
+    picture.load()
+    _refuse_missing_end(picture, payload)
+    return _upright(_intensities(picture), _orientation(picture))
 
 
 def _refuse_several_frames(picture: pillow.Image) -> None:
     # A JPEG may hide a preview behind the photograph (MPO); the first picture is the photograph.
-    if picture.format not in ("PNG", "TIFF"):
+    if picture.format != "PNG":
         return
     try:
         picture.seek(1)
     except EOFError:
         return
-    kind = "an animated PNG" if picture.format == "PNG" else "a TIFF of several pages"
-    raise InvalidImageError(f"expected one image, got {kind}; send one frame")
+    raise InvalidImageError("expected one image, got an animated PNG; send one frame")
+
+
+def _refuse_wide_transparency(payload: Payload) -> None:
+    # Pillow drops 8 of the 16 bits, in which a measurement of 12 bits is almost black.
+    if bytes(payload[:8]) == _PNG and bytes(payload[24:26]) == _PNG_16_BIT_GREY_ALPHA:
+        raise InvalidImageError(
+            "expected an image that can be read exactly, got a PNG of 16-bit grey with an alpha "
+            "channel; save it without"
+        )
 
 
 def _refuse_missing_end(picture: pillow.Image, payload: Payload) -> None:
@@ -98,7 +127,11 @@ def _refuse_missing_end(picture: pillow.Image, payload: Payload) -> None:
 def _intensities(picture: pillow.Image) -> npt.NDArray[np.float32]:
     """Pixels of a loaded picture -> float32 (H, W) or (H, W, 3) in [0, 1]."""
     if picture.mode in _MEASURED_MODES:
-        return _measured(picture)
+        values = np.asarray(picture)
+        ground = picture.info.get("transparency")  # of a 16-bit grey PNG: the value that is clear
+        return _measured(values, None if ground is None else values != ground)
+    if picture.mode == _RAW_COLOUR:
+        return full_range(np.asarray(picture), 255)
     is_grey = picture.mode in ("1", "L", "LA", "La")
     if picture.has_transparency_data:
         layers = full_range(np.asarray(picture.convert("LA" if is_grey else "RGBA")), 255)
@@ -107,17 +140,31 @@ def _intensities(picture: pillow.Image) -> npt.NDArray[np.float32]:
     return full_range(np.asarray(picture.convert("L" if is_grey else "RGB")), 255)
 
 
-def _measured(picture: pillow.Image) -> npt.NDArray[np.float32]:
-    values = np.asarray(picture)
+def _of_samples(samples: tiff.Samples) -> npt.NDArray[np.float32]:
+    """What a TIFF stores -> float32 (H, W) or (H, W, 3) in [0, 1]."""
+    values, alpha = samples.values, samples.alpha
+    if values.ndim == 3:
+        colour = full_range(values >> 8 if values.dtype == np.uint16 else values, 255)
+        return colour if alpha is None else colour * alpha[..., np.newaxis]
+    if values.dtype == np.uint8:
+        intensities = full_range(values, 255)
+    else:
+        intensities = _measured(values, None if alpha is None else alpha > 0)
+    if samples.white_is_zero:
+        intensities = 1.0 - intensities
+    return intensities if alpha is None else intensities * alpha
+
+
+def _measured(
+    values: npt.NDArray[Any], seen: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.float32]:
+    """Measurements -> [0, 1]; what is not seen is black and does not set the contrast."""
     if not np.isfinite(values).all():
         raise InvalidImageError(
             "expected finite intensities, got NaN or infinity; replace them before sending"
         )
-    intensities = percentile_window(values)
-    tags: Any = getattr(picture, "tag_v2", {})
-    if tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
-        return 1.0 - intensities
-    return intensities
+    intensities = percentile_window(values, seen)
+    return intensities if seen is None else intensities * seen
 
 
 def _orientation(picture: pillow.Image) -> int:

@@ -6,26 +6,27 @@ keeps the empty frames, so that viewers find a frame for every slice.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
 
 import highdicom
 import numpy as np
+from pydicom import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian
 
-from medserve.errors import InvalidImageError, InvalidRequestError
+from medserve.errors import InvalidRequestError
 from medserve.imaging.codecs.dicom_series import DicomVolume
 from medserve.imaging.codecs.payload import quietly
 from medserve.imaging.volume import Volume
+from medserve.results.files import dicom_derived
+from medserve.results.files.overlay import COLOURS
 from medserve.results.segmentation import Segmentation
 from medserve.spec.volumes import CodedTerm, SegmentCoding
 from medserve.tasks.result import Provenance
 
-__all__ = ["MANUFACTURER", "describe_segment", "encode", "incomplete"]
+__all__ = ["CONTENT_LABEL", "describe_segment", "encode"]
 
-MANUFACTURER = "medserve"
+CONTENT_LABEL = "SEGMENTATION"  # VR CS, at most 16 characters
 
 
 def encode(
@@ -34,10 +35,9 @@ def encode(
     codes: Mapping[str, SegmentCoding],
     provenance: Provenance,
 ) -> bytes:
-    """One DICOM file with a binary segment for each label but the background.
+    """Return one DICOM file with a binary segment for each label but the background.
 
-    The identifiers are computed from mask, source and archive: the same answer, made twice, is the
-    same object.
+    The same answer, made twice, is the same file, byte for byte.
 
     Args:
         segmentation: The mask, on the grid of `source`.
@@ -47,7 +47,8 @@ def encode(
 
     Raises:
         InvalidRequestError: the source was no DICOM series.
-        InvalidImageError: the source's headers lack what a derived object must repeat.
+        InvalidImageError: the source's headers lack an identifier that a derived object must
+            repeat, or speak of several patients.
         ValueError: a label without a code, or another grid: mistakes of the code.
     """
     if not isinstance(source, DicomVolume):
@@ -60,53 +61,89 @@ def encode(
     if missing := set(segmentation.labels[1:]) - set(codes):
         raise ValueError(f"labels without a code: {sorted(missing)}")
     with quietly():
+        headers = _headers(source)
         try:
-            dataset = _build(segmentation, source, codes, provenance)
+            dataset = _build(segmentation, source, headers, codes, provenance)
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise incomplete() from None  # not chained: highdicom quotes the header
-        stream = io.BytesIO()
-        dataset.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
+            raise dicom_derived.incomplete() from None  # not chained: highdicom quotes the header
+        return dicom_derived.finished(dataset)
 
 
-def incomplete() -> InvalidImageError:
-    """The error of a source whose headers lack what a derived object must repeat."""
-    return InvalidImageError(
-        "expected DICOM headers complete enough to derive an object from, got some that are not; "
-        "send the original series, or ask for NIfTI"
+def _headers(source: DicomVolume) -> Sequence[Dataset]:
+    """Return the sources' headers as highdicom wants them: one orientation, and a thickness."""
+    headers = [dicom_derived.repeatable(each) for each in source.sources]
+    dicom_derived.check_one_patient(headers)
+    if "FrameOfReferenceUID" not in headers[0]:
+        raise dicom_derived.incomplete("FrameOfReferenceUID") from None
+    step_mm = float(source.geometry.spacing_mm[2])
+    if "PerFrameFunctionalGroupsSequence" in headers[0]:
+        _simplify_groups(headers[0], step_mm)
+        return headers
+    for each in headers:  # which differ by rounding, or the series were no volume
+        each.ImageOrientationPatient = headers[0].ImageOrientationPatient
+        each.SliceThickness = _thickness(each, step_mm)
+    return headers
+
+
+def _simplify_groups(header: Dataset, step_mm: float) -> None:
+    """Reduce functional groups to orientation, spacing and positions, wherever they stand."""
+    shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    groups = header.PerFrameFunctionalGroupsSequence
+
+    def item(group: Dataset, name: str) -> Dataset:
+        found: Dataset = group[name][0] if name in group else shared[name][0]
+        return found
+
+    orientation, measures, common = Dataset(), Dataset(), Dataset()
+    first = item(groups[0], "PixelMeasuresSequence")
+    orientation.ImageOrientationPatient = item(
+        groups[0], "PlaneOrientationSequence"
+    ).ImageOrientationPatient
+    measures.PixelSpacing, measures.SliceThickness = first.PixelSpacing, _thickness(first, step_mm)
+    common.PlaneOrientationSequence, common.PixelMeasuresSequence = [orientation], [measures]
+    frames = []
+    for group in groups:
+        position, frame = Dataset(), Dataset()
+        position.ImagePositionPatient = item(group, "PlanePositionSequence").ImagePositionPatient
+        frame.PlanePositionSequence = [position]
+        frames.append(frame)
+    header.SharedFunctionalGroupsSequence, header.PerFrameFunctionalGroupsSequence = (
+        [common],
+        frames,
     )
+
+
+def _thickness(item: Dataset, step_mm: float) -> float:
+    """Return the stated thickness of a slice in mm, or where it is empty the way to the next."""
+    return float(item.get("SliceThickness") or 0) or round(step_mm, 6)
 
 
 def _build(
     segmentation: Segmentation,
     source: DicomVolume,
+    headers: Sequence[Dataset],
     codes: Mapping[str, SegmentCoding],
     provenance: Provenance,
 ) -> highdicom.seg.Segmentation:
-    series = str(source.sources[0].get("SeriesInstanceUID"))
-    seed = [series, provenance.model, provenance.version, provenance.archive_digest]
-    return highdicom.seg.Segmentation(
-        source_images=source.sources,
+    dataset = highdicom.seg.Segmentation(
+        source_images=headers,
         pixel_array=_frames(segmentation, source),
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[
-            describe_segment(number, label, codes[label], provenance)
+            describe_segment(number, label, codes[label], headers[0], provenance)
             for number, label in enumerate(segmentation.labels)
             if number > 0
         ],
-        series_instance_uid=generate_uid(entropy_srcs=seed),
-        series_number=100,
-        sop_instance_uid=generate_uid(
-            entropy_srcs=[*seed, sha256(segmentation.mask.tobytes()).hexdigest()]
-        ),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=provenance.model,
-        software_versions=provenance.version,
-        device_serial_number="0",
+        content_label=CONTENT_LABEL,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=False,
+        **dicom_derived.identity(headers[0], provenance),
     )
+    for segment, measure in zip(dataset.SegmentSequence, segmentation.measures, strict=True):
+        segment.SegmentDescription = (
+            f"{measure.volume_ml:.2f} ml"  # viewers show it beside the label
+        )
+    return dataset
 
 
 def _frames(segmentation: Segmentation, source: DicomVolume) -> np.ndarray:
@@ -118,9 +155,9 @@ def _frames(segmentation: Segmentation, source: DicomVolume) -> np.ndarray:
 
 
 def describe_segment(
-    number: int, label: str, coding: SegmentCoding, provenance: Provenance
+    number: int, label: str, coding: SegmentCoding, source: Dataset, provenance: Provenance
 ) -> highdicom.seg.SegmentDescription:
-    """A segment of that number: its meaning, and the model as the algorithm that found it."""
+    """Return a segment: its meaning, colour, identity, and the archive that found it."""
     description = highdicom.seg.SegmentDescription(
         segment_number=number,
         segment_label=label,
@@ -131,7 +168,11 @@ def describe_segment(
             name=provenance.model,
             family=Code("123109", "DCM", "Artificial Intelligence"),
             version=provenance.version,
+            parameters={"archive_digest": provenance.archive_digest},
         ),
+        tracking_uid=dicom_derived.tracking_uid(source, label, provenance),
+        tracking_id=label,
+        display_color=highdicom.color.CIELabColor.from_rgb(*COLOURS[(number - 1) % len(COLOURS)]),
     )
     if coding.modifier is not None:  # PS3.3 C.8.20-4, within the type; highdicom has no argument
         kind = description.SegmentedPropertyTypeCodeSequence[0]

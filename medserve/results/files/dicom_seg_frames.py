@@ -9,21 +9,21 @@ here, for it takes several only with positions.
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Iterator
 from functools import partial
-from hashlib import sha256
 
 import highdicom
 import numpy as np
 from pydicom import DataElement, Dataset
 from pydicom.tag import Tag
-from pydicom.uid import UID, ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, UltrasoundImageStorage
 
 from medserve.imaging.codecs.dicom_frames import DicomFrames
 from medserve.imaging.codecs.payload import quietly
+from medserve.imaging.frames import FrameGrid
 from medserve.imaging.packed_masks import PackedMasks
-from medserve.results.files.dicom_seg import MANUFACTURER, describe_segment, incomplete
+from medserve.results.files import dicom_derived
+from medserve.results.files.dicom_seg import CONTENT_LABEL, describe_segment
 from medserve.spec.volumes import SegmentCoding
 from medserve.tasks.result import Provenance
 
@@ -31,6 +31,15 @@ __all__ = ["encode"]
 
 _STACK = "1"  # name of the one stack that the frames belong to
 _ONE_FRAME = UltrasoundImageStorage
+# Groups for each frame describe more of them than one image has; a segmentation needs none.
+_OF_PLACES = (
+    "FrameOfReferenceUID",
+    "NumberOfFrames",
+    "PerFrameFunctionalGroupsSequence",
+    "SharedFunctionalGroupsSequence",
+)
+# Readers refuse an object without a thickness, and 0 is no valid one; so little claims no volume.
+_UNKNOWN_THICKNESS_MM = 1e-3
 _FRAMES_A_BLOCK = 8  # whose bits fill whole bytes, whatever a frame's size
 _FRAME_CONTENT, _IN_STACK = Tag("FrameContentSequence"), Tag("InStackPositionNumber")
 
@@ -42,65 +51,60 @@ def encode(
     coding: SegmentCoding,
     provenance: Provenance,
 ) -> bytes:
-    """One DICOM file with one binary segment and a frame for each frame of the source.
+    """Return one DICOM file with one binary segment and a frame for each frame of the source.
 
-    The identifiers are computed from masks, source and archive: the same answer, made twice, is
-    the same object.
+    The same answer, made twice, is the same file, byte for byte.
 
     Raises:
-        InvalidImageError: the source's header lacks what a derived object must repeat.
+        InvalidImageError: the source's header lacks an identifier that a derived object repeats.
     """
-    header = source.header()
     with quietly():
+        header = dicom_derived.repeatable(source.header())
         try:
             dataset = _first_frame(masks, header, label, coding, provenance)
             dataset.walk(partial(_refer, header.SOPClassUID))
             if source.is_stack:
                 _add_frames(dataset, masks)
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise incomplete() from None  # not chained: highdicom quotes the header
+            raise dicom_derived.incomplete() from None  # not chained: highdicom quotes the header
+        dataset.PatientOrientation = None  # type 2C of an image without a place in the patient
+        _state_spacing(dataset, source.grid)
         dataset.PixelData = b"".join(_packed(masks))
-        stream = io.BytesIO()
-        dataset.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
+        return dicom_derived.finished(dataset)
 
 
 def _first_frame(
     masks: PackedMasks, header: Dataset, label: str, coding: SegmentCoding, provenance: Provenance
 ) -> highdicom.seg.Segmentation:
-    """The object of the first frame alone.
+    """Return the object of the first frame alone.
 
-    highdicom wants positions of whatever calls itself multi-frame, so it is told of one image.
+    highdicom wants positions of whatever calls itself multi-frame or names a frame of reference,
+    so it is told of one image without.
     """
-    single = copy.copy(header)  # elements are shared, and none of them is changed
-    if "NumberOfFrames" in single:
-        single.NumberOfFrames = 1
-    # Groups for each frame describe more of them than `single` has; a segmentation needs none.
-    for name in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        if name in single:
-            delattr(single, name)
+    single = copy.deepcopy(header)  # an assignment changes the element, which a copy would share
+    for name in _OF_PLACES:
+        single.pop(name, None)
     single.SOPClassUID = _ONE_FRAME
-    seed = [
-        str(header.get("SOPInstanceUID")),
-        *(provenance.model, provenance.version, provenance.archive_digest),
-    ]
-    digest = sha256(b"".join(_packed(masks))).hexdigest()
     return highdicom.seg.Segmentation(
         source_images=[single],
         pixel_array=masks[0][np.newaxis],
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[describe_segment(1, label, coding, provenance)],
-        series_instance_uid=generate_uid(entropy_srcs=seed),
-        series_number=100,
-        sop_instance_uid=generate_uid(entropy_srcs=[*seed, digest]),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=provenance.model,
-        software_versions=provenance.version,
-        device_serial_number="0",
+        segment_descriptions=[describe_segment(1, label, coding, header, provenance)],
+        content_label=CONTENT_LABEL,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=False,
+        **dicom_derived.identity(header, provenance),
     )
+
+
+def _state_spacing(dataset: Dataset, grid: FrameGrid) -> None:
+    """Add the size of a pixel where it is known; viewers measure by it."""
+    if grid.spacing_mm is None:
+        return
+    measures = Dataset()
+    measures.PixelSpacing = [round(mm, 9) for mm in grid.spacing_mm]
+    measures.SliceThickness = round(grid.step_mm or _UNKNOWN_THICKNESS_MM, 9)
+    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = [measures]
 
 
 def _add_frames(dataset: Dataset, masks: PackedMasks) -> None:

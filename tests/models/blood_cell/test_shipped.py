@@ -22,7 +22,7 @@ from medserve.spec import EngineName, Precision
 from models.blood_cell.network import BloodCellNet
 from training import evaluate
 from training.cells.kinds import FOLDERS
-from training.config import run
+from training.core.config import run
 
 ROOM = models.room("blood_cell")
 SPEC = models.spec("blood_cell")

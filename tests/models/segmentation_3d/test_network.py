@@ -14,7 +14,7 @@ from medserve.errors import ConfigError
 from medserve.inference.engines import load_engine
 from medserve.spec import EngineName, Precision
 from models.segmentation_3d.network import NetworkName, NetworkSize, VolumeNetwork, build
-from training.export import export_network
+from training.core.export import export_network
 
 TOLERANCE = {  # on logits
     EngineName.TORCHSCRIPT: 1e-4,

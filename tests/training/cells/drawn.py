@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 import models
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
 
 __all__ = ["LABELS", "cell", "cell_folders", "labelled"]
 

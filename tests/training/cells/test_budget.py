@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from models.blood_cell.network import BloodCellNet
 from models.blood_cell.transfer import Backbone, TransferNet
 from tests.training.cells.drawn import labelled
-from training import loop
 from training.cells.augment import CellAugment
 from training.cells.budget import EXPECTED, Budget, BudgetedClassifier, seen
 from training.cells.data import BarcelonaDataset
+from training.core.fit import expected_remarks
 
 AUGMENT = CellAugment(window=32, side=32)
 
@@ -40,7 +40,7 @@ def fit(module: BudgetedClassifier) -> None:
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-    with loop.expected_remarks(*EXPECTED):
+    with expected_remarks(*EXPECTED):
         trainer.fit(module, loader)
 
 

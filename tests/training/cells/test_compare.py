@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from tests.training.cells.drawn import LABELS, cell_folders
-from training import metrics
 from training.cells import compare
 from training.cells.comparison_report import Row, best_two, markdown
-from training.config import run
+from training.classification import metrics
+from training.core.config import run
 
 
 def command(*flags: str) -> int:

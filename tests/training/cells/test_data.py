@@ -14,7 +14,6 @@ import models
 from medserve.errors import ConfigError
 from tests.training.cells.drawn import LABELS, cell_folders, labelled
 from tests.training.drawn import class_folders
-from training import data
 from training.cells.data import (
     BarcelonaDataModule,
     BarcelonaDataset,
@@ -22,7 +21,8 @@ from training.cells.data import (
     read_source,
 )
 from training.cells.kinds import FOLDERS
-from training.data import SPLITS
+from training.classification import data
+from training.classification.data import SPLITS
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from models.blood_cell.units import UNITS
 from tests.training.cells.drawn import LABELS
 from training.cells.kinds import KindLoss, with_kinds
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
 
 FLAT = [unit for units in UNITS for unit in units]
 

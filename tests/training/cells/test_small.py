@@ -12,8 +12,8 @@ import pytest
 from medserve.errors import ConfigError
 from tests.training.cells.drawn import LABELS, labelled
 from training.cells import small
-from training.config import run
-from training.data import LabelledImages
+from training.classification.data import LabelledImages
+from training.core.config import run
 
 
 def test_the_middle_200_of_360_pixels_are_kept() -> None:

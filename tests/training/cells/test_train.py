@@ -17,10 +17,11 @@ from medserve.inference.fit import fit_lanczos
 from medserve.spec import EngineName, Precision
 from models.blood_cell.network import BloodCellNet
 from tests.training.cells.drawn import LABELS, cell_folders
-from training import blood_cell, evaluate, shipping
+from training import blood_cell, evaluate
 from training.cells.augment import CellAugment
 from training.cells.module import CellClassifier
-from training.config import run
+from training.classification import ship as shipping
+from training.core.config import run
 
 
 def train(data_dir: Path, out_dir: Path, *more: str) -> int:

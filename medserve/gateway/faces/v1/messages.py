@@ -18,11 +18,23 @@ from medserve.tasks.result import Provenance, error_of
 from medserve.tasks.volumes import VolumeResult
 from medserve.wire.v1 import imaging_pb2 as pb
 
-__all__ = ["chunks", "message_params", "provenance_message", "sample_files", "segment_result"]
+__all__ = [
+    "OPTION_KEYS",
+    "chunks",
+    "message_params",
+    "provenance_message",
+    "sample_files",
+    "segment_result",
+]
 
 _CHUNK_BYTES = 512 * 2**10  # well below the 4 MB that a gRPC client takes by default
 _OWN = ("model_name", "model_version", "content_bytes")  # what of a request is no option
-_KEYS = {"image_count": "n", "class_name": "class", "size_px": "size", "mask_format": "format"}
+OPTION_KEYS = {
+    "image_count": "n",
+    "class_name": "class",
+    "size_px": "size",
+    "mask_format": "format",
+}
 _NIFTI, _PNG, _DICOM = "application/gzip", "image/png", "application/dicom"
 _Message = TypeVar("_Message", bound=Message)
 
@@ -40,12 +52,12 @@ class File:
 def message_params(message: Message) -> dict[str, Any]:
     """Return the options that a request or its settings set, by the keys of the tasks' options.
 
-    A field has the name of its option, but for those in `_KEYS`; what is not set is left out.
+    A field has the name of its option, but for those in `OPTION_KEYS`; what is not set is left out.
     """
     params: dict[str, Any] = {}
     for field, value in message.ListFields():
         if field.name not in _OWN:
-            params[_KEYS.get(field.name, field.name)] = _plain(field, value)
+            params[OPTION_KEYS.get(field.name, field.name)] = _plain(field, value)
     return params
 
 

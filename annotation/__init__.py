@@ -1,0 +1,1 @@
+"""Preparing raw frames for annotators, and reading back what annotation tools export."""

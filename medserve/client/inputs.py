@@ -1,0 +1,201 @@
+"""The files of a request: read or encoded when their turn comes, and packed into calls."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from medserve.client.connection import Limits
+from medserve.errors import InvalidRequestError, MedserveError, PayloadTooLargeError
+
+__all__ = ["Source", "pack", "read", "read_case", "read_each"]
+
+_ENVELOPE_BYTES = 16 * 2**10  # of the protobuf around a file: names, keys, lengths, parameters
+_FAST = 1  # zlib's level: 12-bit images in 16-bit words halve at once, more costs seconds
+
+
+@runtime_checkable
+class Picture(Protocol):
+    """A picture of Pillow, which is not imported for those who have none."""
+
+    @property
+    def mode(self) -> str:
+        """How a pixel is stored."""
+
+    def save(self, fp: Any, format: str | None = None, /) -> None:
+        """Write it to a file."""
+
+
+# What a caller may send: bytes as they are; a path as text or as a Path; a file that is open in
+# binary mode; pixels as an array or as a picture of Pillow.
+Source = bytes | str | os.PathLike[str] | BinaryIO | npt.NDArray[Any] | Picture
+Contents = bytes | MedserveError  # of a file, or the reason why it cannot be sent
+
+
+def pack(images: Iterable[Source], limits: Limits, items_per_call: int) -> Iterator[list[Contents]]:
+    """Group images in order; a file is read only when its group is being filled."""
+    group: list[Contents] = []
+    size = 0
+    for image in read_each(images, limits, read):
+        extra = len(image) if isinstance(image, bytes) else 0
+        if group and (len(group) == items_per_call or size + extra > limits.bytes_per_call):
+            yield group
+            group, size = [], 0
+        group.append(image)
+        size += extra
+    if group:
+        yield group
+
+
+def read_each(
+    files: Iterable[Source],
+    limits: Limits,
+    read_one: Callable[[Source, Limits], bytes],
+) -> Iterator[Contents]:
+    """Read files one by one; a file that cannot be sent is its error."""
+    if isinstance(files, str | bytes | os.PathLike):
+        raise InvalidRequestError("expected several files, got one; put it into a list")
+    for file in files:
+        try:
+            yield read_one(file, limits)
+        except MedserveError as error:
+            yield error
+
+
+def read(file: Source, limits: Limits) -> bytes:
+    """Return the bytes to send; pixels become a PNG.
+
+    Raises:
+        InvalidRequestError: nothing can be read there, or it is nothing that can be sent.
+        PayloadTooLargeError: over the limit of one message.
+    """
+    if isinstance(file, bytes | bytearray | memoryview):
+        content = bytes(file)
+    elif isinstance(file, str | os.PathLike):
+        content = _read_path(Path(file), limits)
+    elif isinstance(file, np.ndarray):
+        content = _png(_picture(file))
+    elif isinstance(file, Picture):
+        content = _png(file)
+    elif hasattr(file, "read"):
+        content = _read_open(file, limits)
+    else:
+        raise InvalidRequestError(
+            "expected bytes, a path, a file that is open in binary mode, an array or a picture of "
+            f"Pillow, got {type(file).__name__}"
+        )
+    _check_size(len(content), limits)
+    return content
+
+
+def read_case(case: Source, limits: Limits, *, has_spacing: bool = True) -> bytes:
+    """Return the bytes to send: the files of a folder as one zip, an array of voxels as NPY.
+
+    Names stay here: in the zip files are numbered.
+
+    Raises:
+        InvalidRequestError: nothing can be read there, or the size of an array's voxels is
+            unknown.
+        PayloadTooLargeError: over the limit of one message.
+    """
+    if isinstance(case, str | os.PathLike) and os.path.isdir(case):
+        return _zipped(Path(case), limits)
+    if not isinstance(case, np.ndarray):
+        return read(case, limits)
+    if not has_spacing:
+        raise InvalidRequestError(
+            "expected the size of a voxel with an array, which states none; give "
+            "VolumeOptions(spacing_mm=(x, y, z))"
+        )
+    if case.dtype.kind not in "biuf":
+        raise InvalidRequestError(f"expected an array of numbers, got one of {case.dtype}")
+    stream = io.BytesIO()
+    np.save(stream, case, allow_pickle=False)
+    return read(stream.getvalue(), limits)
+
+
+def _read_path(path: Path, limits: Limits) -> bytes:
+    try:
+        _check_size(path.stat().st_size, limits)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        reason = getattr(error, "strerror", None) or "no path"
+        raise InvalidRequestError(f"expected a readable file, got {path} ({reason})") from error
+
+
+def _read_open(file: BinaryIO, limits: Limits) -> bytes:
+    content: object = file.read(limits.message_bytes + 1)
+    if not isinstance(content, bytes):
+        raise InvalidRequestError('expected a file that is open in binary mode; open it with "rb"')
+    return content
+
+
+def _picture(pixels: npt.NDArray[Any]) -> Picture:
+    """Return pixels as a picture; their type states their range."""
+    colour = pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8
+    grey = pixels.ndim == 2 and pixels.dtype in (np.uint8, np.uint16)
+    if not (colour or grey) or not pixels.size:
+        raise InvalidRequestError(
+            "expected pixels as uint8 (H, W) or (H, W, 3), which are shown as they are, or as "
+            f"uint16 (H, W), which are measurements; got {pixels.dtype} {pixels.shape}"
+        )
+    from PIL import Image
+
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _png(picture: Picture) -> bytes:
+    """Encode a picture without loss."""
+    stream = io.BytesIO()
+    try:
+        picture.save(stream, "PNG")
+    except OSError as error:  # Pillow has modes that a PNG has not
+        raise InvalidRequestError(
+            f"expected a picture that a PNG can hold, got the mode {picture.mode}; convert it to L "
+            "or RGB"
+        ) from error
+    return stream.getvalue()
+
+
+def _zipped(folder: Path, limits: Limits) -> bytes:
+    stream = io.BytesIO()
+    count = 0
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=_FAST) as archive:
+        for path in _files(folder):
+            archive.writestr(f"{count:05d}", _read_path(path, limits))
+            count += 1
+            if stream.tell() > limits.message_bytes:
+                raise PayloadTooLargeError(
+                    f"expected a folder of at most {limits.message_bytes} bytes when packed, got "
+                    f"more in {folder}; send one series, or raise Limits.message_bytes here and "
+                    "the limit of the gateway"
+                )
+    if count == 0:
+        raise InvalidRequestError(f"expected a folder with a DICOM series, got none in {folder}")
+    return read(stream.getvalue(), limits)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Give every file below the folder, sorted; hidden ones and links are left out."""
+    for current, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(current) / name
+            if not name.startswith(".") and path.is_file() and not path.is_symlink():
+                yield path
+
+
+def _check_size(size: int, limits: Limits) -> None:
+    limit = max(limits.message_bytes - _ENVELOPE_BYTES, 0)
+    if size > limit:
+        raise PayloadTooLargeError(
+            f"expected at most {limit} bytes, got {size}; send a smaller file or raise "
+            "Limits.message_bytes here and the limit of the gateway"
+        )

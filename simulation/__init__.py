@@ -1,0 +1,1 @@
+"""Simulated transrectal ultrasound of the prostate, with the truth of every pixel."""

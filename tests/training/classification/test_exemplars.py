@@ -1,0 +1,70 @@
+"""Example pictures are means that show no single image."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from medserve.errors import ConfigError
+from training.classification.exemplars import mean_picture
+
+
+def noisy(count: int, spread: float, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Images (N, 16, 16) around one ramp."""
+    generator = np.random.default_rng(seed)
+    ramp = np.linspace(60, 180, 256).reshape(16, 16)
+    return np.clip(ramp + generator.normal(0, spread, (count, 16, 16)), 0, 255).astype(np.uint8)
+
+
+def sure(_: npt.NDArray[np.uint8]) -> float:
+    return 1.0
+
+
+def test_the_mean_keeps_what_is_common() -> None:
+    mean = mean_picture(noisy(100, spread=20.0), sure, enough=0.9)
+    ramp = np.linspace(60, 180, 256).reshape(16, 16)
+    assert np.abs(mean - ramp).mean() < 5.0
+
+
+def test_no_image_comes_back_as_it_was() -> None:
+    images = noisy(100, spread=20.0)
+    mean = mean_picture(images, sure, enough=0.9).astype(np.float64)
+    distances = np.sqrt(np.square(images - mean).mean(axis=(1, 2)))
+    assert distances.min() > 10.0
+
+
+def test_images_that_are_nearly_alike_do_not_make_a_mean() -> None:
+    with pytest.raises(ConfigError, match="more alike"):
+        mean_picture(noisy(100, spread=1.0), sure, enough=0.9)
+
+
+def test_too_few_images_do_not_make_a_mean() -> None:
+    with pytest.raises(ConfigError, match="got 15"):
+        mean_picture(noisy(15, spread=20.0), sure, enough=0.9)
+
+
+def test_the_first_mean_that_is_good_enough_is_taken() -> None:
+    scores = iter((0.1, 0.95, 0.99))
+    asked: list[npt.NDArray[np.uint8]] = []
+
+    def score(picture: npt.NDArray[np.uint8]) -> float:
+        asked.append(picture)
+        return next(scores)
+
+    mean = mean_picture(noisy(100, spread=20.0), score, enough=0.9)
+    assert len(asked) == 2
+    np.testing.assert_array_equal(mean, asked[1])
+
+
+def test_the_best_is_taken_with_a_warning_where_none_is_good_enough(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def brightness(picture: npt.NDArray[np.uint8]) -> float:
+        return float(picture.mean()) / 1000.0
+
+    with caplog.at_level(logging.WARNING):
+        mean_picture(noisy(100, spread=20.0), brightness, enough=0.9)
+    assert "below 0.900" in caplog.text

@@ -1,0 +1,235 @@
+"""From members to what a room ships: one graph, a volume that is nobody's, honest figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import models
+from medserve.errors import ConfigError
+from medserve.imaging.codecs import nifti
+from medserve.inference.engines import load_engine
+from medserve.inference.roi import Box
+from medserve.inference.volume_pipeline import Inverse, VolumePipeline
+from medserve.spec import EngineName, Precision
+from tests.training.volumes.drawn import case, tiny_spec, write_folder
+from training import segmentation_3d
+from training.classification.evaluation import EvaluationRequest
+from training.core.config import run
+from training.segmentation_3d import TrainConfig
+from training.volumes import ship
+from training.volumes.data import LoadedCase, find_cases, load_cases
+from training.volumes.ensemble import Ensemble
+from training.volumes.exemplar import LEAST_CASES, average_volume
+
+
+class Fixed(nn.Module):
+    """Says the same of every voxel."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.register_buffer("logits", torch.tensor(logits).reshape(1, -1, 1, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image (N, C, I, J, K) -> logits of the same sides."""
+        return self.get_buffer("logits") + 0.0 * image
+
+
+def loaded(count: int) -> list[LoadedCase]:
+    cases = []
+    for n in range(count):
+        volume, mask = case(n)
+        image = volume.array / volume.array.max()
+        grid = volume.geometry
+        inverse = Inverse(grid, grid.axis_order("RAS"), Box.whole(grid.shape), grid, grid)
+        cases.append(LoadedCase(str(n), torch.from_numpy(image)[None], torch.from_numpy(mask),
+                                inverse))  # fmt: skip
+    return cases
+
+
+def test_softmax_of_the_ensemble_is_the_mean_of_the_members_probabilities() -> None:
+    members = [Fixed(0.0, 2.0, -1.0), Fixed(1.0, 0.0, 3.0)]
+    image = torch.zeros(2, 1, 2, 3, 4)
+    found = torch.softmax(Ensemble(members)(image), dim=1)
+    one, two = (torch.softmax(member.get_buffer("logits"), dim=1) for member in members)
+    torch.testing.assert_close(found, ((one + two) / 2).expand(2, 3, 2, 3, 4))
+
+
+def test_one_member_keeps_its_logits() -> None:
+    image = torch.zeros(1, 1, 2, 2, 2)
+    assert torch.equal(Ensemble([Fixed(0.0, 9.0)])(image), Fixed(0.0, 9.0)(image))
+
+
+def test_an_impossible_label_stays_finite() -> None:
+    logits = Ensemble([Fixed(0.0, 200.0), Fixed(0.0, 300.0)])(torch.zeros(1, 1, 1, 1, 1))
+    assert bool(torch.isfinite(logits).all())
+    assert float(logits[0, 0]) < -10.0
+
+
+def test_an_ensemble_of_nobody_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least one member"):
+        Ensemble([])
+
+
+def test_the_average_of_many_is_like_all_and_none_of_them() -> None:
+    cases = loaded(LEAST_CASES)
+    average = average_volume(cases, (16, 24, 16), (1.0, 1.0, 1.0))
+    assert average.array.dtype == np.int16
+    middle = average.array[6:10, 14:18, 6:10].mean()
+    behind = average.array[6:10, 7:10, 6:10].mean()
+    assert middle > 1.4 * behind > 3.0 * average.array[0].mean()
+    for each in cases:
+        image = 1000.0 * each.image[0].numpy()
+        parts = image[1:17, :24, :16], average.array
+        correlation = np.corrcoef(parts[0].ravel(), parts[1].ravel())[0, 1]
+        assert correlation < 0.99
+
+
+def test_a_few_volumes_are_not_averaged() -> None:
+    with pytest.raises(ConfigError, match=f"at least {LEAST_CASES} volumes"):
+        average_volume(loaded(LEAST_CASES - 1), (16, 24, 16), (1.0, 1.0, 1.0))
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("drawn"), 20)
+
+
+def flags(data_dir: Path, out_dir: Path, *more: str) -> list[str]:
+    """Flags of the smallest training of two members."""
+    size = ["--width", "8", "--epochs", "1", "--validate-every", "1", "--precision", "32-true",
+            "--threads", "1", "--folds", "3", "--test-share", "0.15", "--members", "2"]  # fmt: skip
+    return ["--data-dir", str(data_dir), "--out-dir", str(out_dir), *size, *more]
+
+
+@pytest.fixture(scope="module")
+def out_dir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    room = folder / "room"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "spec", lambda name: tiny_spec())
+        patch.setattr(models, "room", lambda name: room)
+        room.mkdir()
+        arguments = flags(data_dir, folder, "--install")
+        assert run(segmentation_3d.main, TrainConfig, arguments) == 0
+    return folder
+
+
+@pytest.mark.training
+def test_a_training_leaves_everything_that_a_room_ships(out_dir: Path) -> None:
+    installed = {path.name for path in (out_dir / "room" / "weights").iterdir()}
+    assert installed == {
+        "model.onnx", "model.pt", "golden_input.nii.gz", "golden_output.npz", "metrics.json",
+        "config.json", "split.csv",
+    }  # fmt: skip
+    example = (out_dir / "room/examples" / ship.EXAMPLE).read_bytes()
+    assert example == (out_dir / "room/weights/golden_input.nii.gz").read_bytes()
+    assert nifti.decode(example).geometry.spacing_mm == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.training
+def test_no_artifact_names_a_folder_of_the_machine_that_trained(out_dir: Path) -> None:
+    here = str(Path(segmentation_3d.__file__).parent.parent).encode()
+    for path in (out_dir / "artifact").iterdir():
+        if path.suffix == ".pt":
+            with zipfile.ZipFile(path) as archive:
+                content = b"".join(archive.read(name) for name in archive.namelist())
+        else:
+            content = path.read_bytes()
+        assert here not in content, path.name
+        assert str(out_dir).encode() not in content, path.name
+
+
+@pytest.mark.training
+def test_members_are_trained_on_different_folds_and_never_on_the_test_part(out_dir: Path) -> None:
+    configs = json.loads((out_dir / "artifact/config.json").read_text())["members"]
+    assert [(each["fold"], each["seed"]) for each in configs] == [(0, 0), (1, 1)]
+    assert not any("_dir" in name for each in configs for name in each)
+    rows = list(csv.DictReader((out_dir / "artifact/split.csv").read_text().splitlines()))
+    assert sum(row["part"] == "test" for row in rows) == 3
+    assert all(row["fold"] == "" for row in rows if row["part"] == "test")
+
+
+@pytest.mark.training
+def test_metrics_are_of_the_test_part_and_say_what_members_and_flips_add(out_dir: Path) -> None:
+    metrics = json.loads((out_dir / "artifact/metrics.json").read_text())
+    assert metrics["n"] == 3
+    rows = metrics["training"]["what_parts_add"]
+    assert {(row["network"], row["flips"]) for row in rows} == {
+        (name, flips) for name in ("all members", "member 0", "member 1") for flips in (False, True)
+    }
+    assert len(metrics["training"]["members"]) == 2
+    agreeing = metrics["training"]["agreement_with_eager"]
+    assert {row["engine"] for row in agreeing} == {name.value for name in EngineName}
+    assert all(row["agreement"] >= ship.LEAST_AGREEMENT for row in agreeing)
+
+
+@pytest.mark.training
+def test_the_golden_input_gives_the_golden_output_in_every_engine(out_dir: Path) -> None:
+    folder = out_dir / "artifact"
+    pipeline = VolumePipeline(tiny_spec())
+    prepared = pipeline.prepare(nifti.decode((folder / "golden_input.nii.gz").read_bytes()))
+    window = pipeline.golden_window(prepared)
+    golden = np.load(folder / "golden_output.npz", allow_pickle=False)
+    for name in EngineName:
+        engine = load_engine(name, folder, precision=Precision.F32, threads=1)
+        difference = np.abs(engine.run(window)["logits"] - golden["logits"]).max()
+        assert difference <= golden["tolerance"]
+
+
+@pytest.mark.training
+def test_a_finished_training_ships_again_without_training(
+    data_dir: Path, out_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
+    before = (out_dir / "member_0/checkpoints/last.ckpt").stat().st_mtime_ns
+    assert run(segmentation_3d.main, TrainConfig, flags(data_dir, out_dir, "--resume")) == 0
+    assert (out_dir / "member_0/checkpoints/last.ckpt").stat().st_mtime_ns == before
+    assert len(list((out_dir / "member_0/logs").iterdir())) == 1
+
+
+@pytest.mark.training
+def test_finished_members_of_other_widths_ship_as_one_graph_of_half_the_size(
+    data_dir: Path, out_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
+    shutil.copytree(out_dir / "member_0", tmp_path / "member_0")
+    arguments = [*flags(data_dir, tmp_path), "--width", "16", "--fp16-weights", "--resume"]
+    assert run(segmentation_3d.main, TrainConfig, arguments) == 0
+    described = json.loads((tmp_path / "artifact/metrics.json").read_text())["training"]
+    narrow, wide = (each["parameters"] for each in described["members"])
+    assert 3.5 * narrow < wide < 4.5 * narrow
+    settings = json.loads((tmp_path / "artifact/config.json").read_text())["members"]
+    assert [each["width"] for each in settings] == [8, 16]
+    for name in ("model.onnx", "model.pt"):
+        size = (tmp_path / "artifact" / name).stat().st_size
+        assert 2.0 * (narrow + wide) < size < 2.6 * (narrow + wide), name
+
+
+@pytest.mark.training
+def test_an_artifact_that_says_something_else_is_refused(data_dir: Path, out_dir: Path) -> None:
+    pipeline = VolumePipeline(tiny_spec())
+    cases = load_cases(find_cases(data_dir)[:2], pipeline)
+    [first, *_] = ship.agreement(
+        pipeline, Ensemble([Fixed(0.0, 0.0, 5.0)]).eval(), out_dir / "artifact", cases, 1
+    )
+    assert first.share < ship.LEAST_AGREEMENT
+    assert first.voxels == sum(each.mask.numel() for each in cases)
+
+
+@pytest.mark.training
+def test_the_command_for_evaluation_measures_a_training_artifact(
+    data_dir: Path, out_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
+    request = EvaluationRequest(data_dir, tmp_path, weights=out_dir / "artifact", threads=1)
+    segmentation_3d.evaluate(request)
+    assert json.loads((tmp_path / "metrics.json").read_text())["n"] == 20

@@ -1,0 +1,245 @@
+"""Folders of labelled images: read once into memory, split once for all."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from medserve.errors import ConfigError, InvalidImageError, PayloadTooLargeError
+from medserve.imaging.codecs import sniff
+from medserve.inference.fit import fit_image
+from medserve.spec import ModelSpec
+from training.core.files import files_below, require_folder
+
+__all__ = [
+    "SPLITS",
+    "Batches",
+    "LabelledImages",
+    "decoded",
+    "labelled_files",
+    "read_class_folders",
+    "read_split",
+    "split",
+    "to_images",
+    "to_planes",
+    "without_contradictions",
+    "write_split",
+]
+
+_log = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+_AS_NAMED: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images as the network sees them, with their label ids.
+
+    Attributes:
+        images: uint8 (N, H, W) grey or (N, H, W, 3) colour; 255 is an intensity of 1.
+        label_ids: int64 (N,), indices into `labels`.
+        paths: One per image, relative to the data folder, with forward slashes.
+        labels: Class names in the model's order.
+        skipped: Files that could not be decoded.
+    """
+
+    images: npt.NDArray[np.uint8]
+    label_ids: npt.NDArray[np.int64]
+    paths: tuple[str, ...]
+    labels: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, indices: npt.NDArray[np.intp]) -> LabelledImages:
+        """The images at `indices`, in that order."""
+        paths = tuple(self.paths[i] for i in indices)
+        return LabelledImages(self.images[indices], self.label_ids[indices], paths, self.labels)
+
+
+def labelled_files(
+    data_dir: Path,
+    labels: Sequence[str],
+    *,
+    every_class: bool = False,
+    folders: Mapping[str, str] = _AS_NAMED,
+) -> list[Path]:
+    """Files of all class folders, in label order and sorted by path within a class.
+
+    Args:
+        data_dir: Holds one folder per class.
+        labels: In the model's order; each is the name of its folder.
+        every_class: Whether none may be missing.
+        folders: Label by folder, for folders that carry another name than their label.
+
+    Raises:
+        ConfigError: no such folder, a folder that is no label, no class folder at all (with
+            `every_class`: one is missing), or no file.
+    """
+    require_folder(data_dir, "--data-dir")
+    there = [path.name for path in data_dir.iterdir() if path.is_dir() and path.name[0] != "."]
+    found = {folders.get(name, name): name for name in there}
+    if unknown := sorted(set(found) - set(labels)):
+        raise ConfigError(
+            f"{data_dir}: expected only folders named {', '.join(labels)}, got {unknown[0]!r}"
+        )
+    missing = [label for label in labels if label not in found]
+    if (every_class and missing) or len(missing) == len(labels):
+        raise ConfigError(f"{data_dir}: expected folders of images named {', '.join(missing)}")
+    files = [
+        path for label in labels if label in found for path in files_below(data_dir / found[label])
+    ]
+    if not files:
+        raise ConfigError(f"{data_dir}: expected images in the class folders, found no file")
+    return files
+
+
+def decoded(
+    paths: Iterable[Path], spec: ModelSpec, skipped: list[Path]
+) -> Iterator[tuple[Path, npt.NDArray[np.float32]]]:
+    """Each file with its planes float32 (C, H, W), by the code that serving uses.
+
+    What serving would refuse is logged and added to `skipped` instead.
+    """
+    for path in paths:
+        try:
+            image = sniff.decode(path.read_bytes(), spec.input)
+        except (InvalidImageError, PayloadTooLargeError) as error:
+            _log.warning("skipped %s: %s", path, error)
+            skipped.append(path)
+            continue
+        yield path, fit_image(image, spec.input)
+
+
+def read_class_folders(
+    data_dir: Path, spec: ModelSpec, folders: Mapping[str, str] = _AS_NAMED
+) -> LabelledImages:
+    """Decode every file below the class folders by the code that serving uses.
+
+    A file that is no image is skipped, counted and named in `skipped`; ConfigError where a class
+    has no folder or no image left. `folders` says the label of a folder that has another name.
+    """
+    pixels: list[npt.NDArray[np.uint8]] = []
+    kept: list[Path] = []
+    skipped: list[Path] = []
+    files = labelled_files(data_dir, spec.labels, every_class=True, folders=folders)
+    for path, planes in decoded(track(files, description="Reading images"), spec, skipped):
+        pixels.append(to_images(planes[np.newaxis])[0])
+        kept.append(path.relative_to(data_dir))
+    names = [folders.get(path.parts[0], path.parts[0]) for path in kept]
+    if empty := [label for label in spec.labels if label not in names]:
+        raise ConfigError(f"{data_dir / empty[0]}: expected images, found none that decodes")
+    label_ids = np.array([spec.labels.index(name) for name in names], dtype=np.int64)
+    paths = tuple(path.as_posix() for path in kept)
+    refused = tuple(path.relative_to(data_dir).as_posix() for path in skipped)
+    return LabelledImages(np.stack(pixels), label_ids, paths, spec.labels, refused)
+
+
+def to_images(planes: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Planes float32 (N, C, H, W) in [0, 1] -> pixels uint8 (N, H, W) or (N, H, W, 3)."""
+    pixels = np.rint(255.0 * planes).astype(np.uint8)
+    return pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1).copy()
+
+
+def to_planes(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """Pixels uint8 (N, H, W) or (N, H, W, 3) -> planes uint8 (N, C, H, W), sharing memory."""
+    images = torch.from_numpy(pixels)
+    return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+
+
+def split(
+    dataset: LabelledImages, seed: int, held_out: float = 0.1, validation: float | None = None
+) -> dict[str, npt.NDArray[np.intp]]:
+    """Indices of train, validation and test; of every class, `held_out` is tested.
+
+    As much is validated, or the share `validation`.
+
+    Images whose pixels occur more than once all go to train, so that no copy of a training image
+    is ever validated or tested. Depends on paths, pixels and seed, not on the order of reading.
+    """
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in dataset.images]
+    _, inverse, counts = np.unique(digests, return_inverse=True, return_counts=True)
+    is_single = counts[inverse] == 1
+    by_path = np.argsort(np.array(dataset.paths))
+    generator = np.random.default_rng(seed)
+    parts: dict[str, list[npt.NDArray[np.intp]]] = {name: [] for name in SPLITS}
+    for label_id in range(len(dataset.labels)):
+        members = by_path[dataset.label_ids[by_path] == label_id]
+        singles = generator.permutation(members[is_single[members]])
+        tested, validated = (
+            min(max(1, round(share * len(members))), len(singles) // 3)
+            for share in (held_out, held_out if validation is None else validation)
+        )
+        parts["test"].append(singles[:tested])
+        parts["validation"].append(singles[tested : tested + validated])
+        parts["train"] += [singles[tested + validated :], members[~is_single[members]]]
+    return {name: np.sort(np.concatenate(indices)) for name, indices in parts.items()}
+
+
+def without_contradictions(dataset: LabelledImages) -> LabelledImages:
+    """Leave out images whose very pixels occur under two labels: one of the two is wrong."""
+    digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in dataset.images]
+    labels_of: dict[str, set[int]] = {}
+    for digest, label_id in zip(digests, dataset.label_ids, strict=True):
+        labels_of.setdefault(digest, set()).add(int(label_id))
+    kept = np.flatnonzero([len(labels_of[digest]) == 1 for digest in digests])
+    if len(kept) < len(dataset):
+        _log.warning("left out %d images that occur under two labels", len(dataset) - len(kept))
+    return dataset.take(kept)
+
+
+def write_split(
+    path: Path, dataset: LabelledImages, parts: dict[str, npt.NDArray[np.intp]]
+) -> None:
+    """Write one row `path,split` for each image held out; what is not listed is training."""
+    rows = sorted((dataset.paths[i], name) for name in SPLITS[1:] for i in parts[name])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("path", "split"))
+        writer.writerows(rows)
+
+
+def read_split(path: Path) -> dict[str, str]:
+    """Path -> split for each image held out, as `write_split` wrote it."""
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            split_of = {row["path"]: row["split"] for row in csv.DictReader(stream)}
+    except (OSError, KeyError, UnicodeDecodeError) as error:
+        raise ConfigError(f"expected a split with columns path,split at {path}: {error}") from error
+    if unknown := sorted(set(split_of.values()) - set(SPLITS)):
+        raise ConfigError(f"{path}: expected splits {', '.join(SPLITS)}, got {unknown[0]!r}")
+    return split_of
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Labelled images as tensors, fetched a whole batch at a time (no per-image Python)."""
+
+    def __init__(self, dataset: LabelledImages) -> None:
+        self.images = to_planes(dataset.images)  # (N, C, H, W)
+        self.label_ids = torch.from_numpy(dataset.label_ids)
+
+    def __len__(self) -> int:
+        return len(self.label_ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.label_ids[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """What DataLoader calls: uint8 (N, C, H, W) and int64 (N,)."""
+        chosen = torch.as_tensor(indices)
+        return self.images[chosen], self.label_ids[chosen]

@@ -1,0 +1,212 @@
+"""Run a shipped classifier over a folder of labelled images, exactly as serving would."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import track
+from scipy.special import softmax
+
+import models
+from medserve.errors import ConfigError
+from medserve.inference.engines import Engine, load_engine
+from medserve.spec import EngineName, ModelSpec, Precision
+from training.classification import metrics, report
+from training.classification.data import SPLITS, decoded, labelled_files, read_split, to_images
+from training.core.export import sha256
+from training.core.files import files_below
+
+__all__ = ["Answers", "EvaluationRequest", "answer_files", "evaluate_classifier"]
+
+_log = logging.getLogger(__name__)
+
+_BATCH = 64  # images a call of the engine
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to evaluate on.
+
+    Attributes:
+        data_dir: One folder of images per class, named by the labels; some may be missing.
+        out_dir: Receives `metrics.json`, `report.html` and the figures.
+        weights: Folder of the artifact; the room's own where None.
+        split: The `split.csv` of a training, to evaluate one part only.
+        part: Which part of `split`.
+        foreign_dir: Images that the model should call unlike, one folder per kind.
+        engine: What runs the artifact; the room's choice where None.
+        threads: Of the engine; 0 takes every core.
+        variant: Of the room; empty for the room's own network.
+        folders: Label by folder, for folders that carry another name than their label.
+    """
+
+    data_dir: Path
+    out_dir: Path
+    weights: Path | None = None
+    split: Path | None = None
+    part: str = "test"
+    foreign_dir: Path | None = None
+    engine: EngineName | None = None
+    threads: int = 0
+    variant: str = ""
+    folders: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What the artifact said about each file that serving would accept.
+
+    Attributes:
+        paths: Of those files, in the order asked.
+        pixels: uint8 (N, H, W) or (N, H, W, 3), what the network saw.
+        probabilities: float64 (N, K), calibrated.
+        novelty: float32 (N,).
+        skipped: Number of files that serving would refuse.
+    """
+
+    paths: tuple[Path, ...]
+    pixels: npt.NDArray[np.uint8]
+    probabilities: npt.NDArray[np.float64]
+    novelty: npt.NDArray[np.float32]
+    skipped: int
+
+    @property
+    def flagged(self) -> int:
+        """Number of images called unlike the training data."""
+        return int((self.novelty > 1.0).sum())
+
+
+def evaluate_classifier(name: str, request: EvaluationRequest) -> dict[str, Any]:
+    """Write `metrics.json`, `report.html` and figures of the artifact; return the metrics.
+
+    Raises:
+        ConfigError: a folder that is no label, or no image that serving would accept.
+    """
+    spec = models.spec(name, request.variant)
+    weights = request.weights or models.room(name, request.variant) / "weights"
+    files = _chosen_files(request, spec)
+    engine_name = request.engine or spec.engine.name
+    engine = load_engine(engine_name, weights, precision=Precision.F32, threads=request.threads)
+    answers = answer_files(engine, spec, files, progress="Evaluating")
+    if not answers.paths:
+        raise ConfigError(f"{request.data_dir}: expected images, found none that can be decoded")
+    names = tuple(path.relative_to(request.data_dir) for path in answers.paths)
+    folders = [each.parts[0] for each in names]
+    label_ids = np.array(
+        [spec.labels.index(request.folders.get(each, each)) for each in folders], dtype=np.int64
+    )
+    measured = metrics.measure(answers.probabilities, label_ids, spec.labels)
+    content = {
+        "model": spec.name,
+        "version": spec.version,
+        "engine": str(engine_name),
+        "artifact_sha256": sha256(weights / "model.onnx"),
+        **measured.to_json(),
+        "skipped": answers.skipped,
+        "review": _review(answers, label_ids, spec.classifier.review_below),
+        "novelty": {"flagged": answers.flagged, "foreign": _foreign(engine, spec, request)},
+    }
+    request.out_dir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=2)
+    (request.out_dir / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    findings = report.Findings(
+        tuple(each.as_posix() for each in names),
+        answers.pixels,
+        answers.probabilities,
+        answers.novelty,
+        label_ids,
+    )
+    page = report.write(request.out_dir, spec, measured, findings)
+    _log.info(
+        "%d errors in %d images (%.3f %%); %s",
+        measured.errors,
+        measured.n,
+        100.0 * measured.accuracy,
+        page,
+    )
+    return content
+
+
+def _chosen_files(request: EvaluationRequest, spec: ModelSpec) -> list[Path]:
+    """The files to evaluate: all, or one part of a split."""
+    files = labelled_files(request.data_dir, spec.labels, folders=request.folders)
+    if request.split is None:
+        return files
+    if request.part not in SPLITS:
+        raise ConfigError(f"expected --part to be one of {', '.join(SPLITS)}, got {request.part!r}")
+    split_of = read_split(request.split)
+    chosen = []
+    for path in files:
+        name = path.relative_to(request.data_dir).as_posix()
+        if split_of.get(name, "train") == request.part:
+            chosen.append(path)
+    if not chosen:
+        raise ConfigError(f"{request.split}: expected rows about the files in {request.data_dir}")
+    return chosen
+
+
+def answer_files(
+    engine: Engine, spec: ModelSpec, paths: list[Path], *, progress: str = ""
+) -> Answers:
+    """Decode, preprocess and infer as the handler does; `progress` is the title of a bar."""
+    skipped: list[Path] = []
+    kept: list[Path] = []
+    height, width = spec.input.size
+    nothing = np.zeros((0, spec.input.channels, height, width), np.float32)
+    pixels = [to_images(nothing)]
+    logits = [np.zeros((0, len(spec.labels)), np.float32)]
+    novelty = [np.zeros(0, np.float32)]
+    shown: Iterable[Path] = track(paths, description=progress) if progress else paths
+    for batch in _batches(decoded(shown, spec, skipped)):
+        tensor = np.stack([planes for _, planes in batch])  # (N, C, H, W)
+        outputs = engine.run(tensor)
+        kept += [path for path, _ in batch]
+        pixels.append(to_images(tensor))
+        logits.append(outputs["logits"])
+        novelty.append(outputs["novelty"])
+    probabilities = softmax(np.concatenate(logits).astype(np.float64), axis=1)
+    return Answers(
+        tuple(kept), np.concatenate(pixels), probabilities, np.concatenate(novelty), len(skipped)
+    )
+
+
+_Readable = tuple[Path, npt.NDArray[np.float32]]
+
+
+def _batches(items: Iterator[_Readable]) -> Iterator[list[_Readable]]:
+    while batch := list(islice(items, _BATCH)):
+        yield batch
+
+
+def _review(
+    answers: Answers, label_ids: npt.NDArray[np.int64], review_below: float
+) -> dict[str, float | int]:
+    """How many images a person should look at, and how many errors that would catch."""
+    is_review = answers.probabilities.max(axis=1) < review_below
+    is_error = answers.probabilities.argmax(axis=1) != label_ids
+    return {
+        "below": review_below,
+        "images": int(is_review.sum()),
+        "errors_among_them": int((is_review & is_error).sum()),
+    }
+
+
+def _foreign(
+    engine: Engine, spec: ModelSpec, request: EvaluationRequest
+) -> dict[str, dict[str, int]]:
+    """Images and flagged ones for each folder of `foreign_dir`."""
+    if request.foreign_dir is None:
+        return {}
+    content = {}
+    for folder in sorted(path for path in request.foreign_dir.iterdir() if path.is_dir()):
+        answers = answer_files(engine, spec, files_below(folder), progress=folder.name)
+        content[folder.name] = {"n": len(answers.paths), "flagged": answers.flagged}
+    return content

@@ -1,0 +1,218 @@
+"""From the best weights of a classifier to everything that its room ships."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image as PillowImage
+from torch import Tensor, nn
+
+import models
+from medserve.errors import ConfigError
+from medserve.spec import ModelSpec
+from training.classification import exemplars
+from training.classification.calibration import fit_temperature
+from training.classification.data import LabelledImages, to_planes
+from training.classification.evaluation import EvaluationRequest, evaluate_classifier
+from training.classification.novelty import BLANK, describe, fit_novelty
+from training.core import export
+from training.core.fit import Fitted
+
+__all__ = ["Shipment", "calibrate", "install", "install_variant", "ship_classifier"]
+
+_log = logging.getLogger(__name__)
+
+ARTIFACT_FILES = (
+    "model.onnx", "model.pt", "golden_input.png", "golden_output.npz", "metrics.json",
+    "config.json", "split.csv",
+)  # fmt: skip
+_BATCH = 512  # images a pass
+_SURE = 0.99  # probability that an example picture must reach
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What is shipped, and where it is gathered.
+
+    Attributes:
+        spec: The room.
+        train: Images trained on.
+        validation: Images for temperature, limits and the choice of the epoch.
+        data_dir: Where both were read, with `out_dir/split.csv` saying what is test.
+        out_dir: Receives `artifact/`, `examples/` and `report/`.
+        foreign_dir: Images that the model should call unlike, one folder per kind.
+        folders: Label by folder, for folders that carry another name than their label.
+        variant: Of the room; empty for the room's own network.
+    """
+
+    spec: ModelSpec
+    train: LabelledImages
+    validation: LabelledImages
+    data_dir: Path
+    out_dir: Path
+    foreign_dir: Path | None = None
+    folders: Mapping[str, str] = field(default_factory=dict)
+    variant: str = ""
+
+
+def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
+    """Calibrate, export, prove and report; returns the folder of the artifact.
+
+    The held-out test images play no part before this.
+    """
+    spec, folder = shipment.spec, shipment.out_dir / "artifact"
+    artifact = calibrate(fitted.network, shipment.train, shipment.validation)
+    examples = _tensor(shipment.validation.images[:: max(1, len(shipment.validation) // 32)])
+    exported = export.export_classifier(artifact, folder, examples)
+    pictures = _write_examples(artifact, shipment)
+    golden = spec.labels[0]
+    shutil.copyfile(shipment.out_dir / "examples" / f"{golden}.png", folder / "golden_input.png")
+    export.write_golden(folder, _tensor(pictures[golden][np.newaxis]).numpy(), artifact)
+    for name in ("config.json", "split.csv"):
+        shutil.copyfile(shipment.out_dir / name, folder / name)
+    measured = evaluate_classifier(
+        spec.name,
+        EvaluationRequest(
+            data_dir=shipment.data_dir,
+            out_dir=shipment.out_dir / "report",
+            weights=folder,
+            split=folder / "split.csv",
+            foreign_dir=shipment.foreign_dir,
+            folders=shipment.folders,
+            variant=shipment.variant,
+        ),
+    )
+    measured["training"] = {
+        "train_images": len(shipment.train),
+        "validation_images": len(shipment.validation),
+        "validation_errors": int(fitted.score),
+        "best_epoch": fitted.epoch,
+        "parameters": sum(each.numel() for each in fitted.network.parameters()),
+        "temperature": float(artifact.temperature),
+        "novelty_limit": float(artifact.novelty.get_buffer("limit")),
+        "largest_export_difference": exported.largest_difference,
+    }
+    text = json.dumps(measured, indent=2)
+    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+def install(folder: Path, out_dir: Path, name: str) -> None:
+    """Copy artifact and example pictures into the room, where packaging takes them from."""
+    room = models.room(name)
+    for target, sources in (
+        (room / "weights", [folder / each for each in ARTIFACT_FILES]),
+        (room / "examples", sorted((out_dir / "examples").glob("*.png"))),
+    ):
+        target.mkdir(exist_ok=True)
+        for source in sources:
+            shutil.copyfile(source, target / source.name)
+            _log.info("%s  %s", export.sha256(source), target / source.name)
+
+
+def install_variant(folder: Path, name: str, variant: str, further: Sequence[str] = ()) -> None:
+    """Copy an artifact into a variant of a room, on the split that its other versions have.
+
+    Args:
+        folder: Of the artifact.
+        name: The room.
+        variant: Its variant.
+        further: Files beside the folder of the artifact that go along.
+
+    Raises:
+        ConfigError: the artifact was trained on another split than the room's own network.
+    """
+    target = models.room(name, variant) / "weights"
+    if (folder / "split.csv").read_bytes() != (
+        models.room(name) / "weights/split.csv"
+    ).read_bytes():
+        raise ConfigError(
+            f"expected the split of models/{name}/weights/split.csv, got another one; train "
+            "on the same images with --seed 0"
+        )
+    target.mkdir(exist_ok=True)
+    sources = [folder / each for each in ARTIFACT_FILES if each != "split.csv"]
+    for source in [*sources, *(folder.parent / each for each in further)]:
+        shutil.copyfile(source, target / source.name)
+        _log.info("%s  %s", export.sha256(source), target / source.name)
+
+
+def calibrate(
+    network: nn.Module, train: LabelledImages, validation: LabelledImages
+) -> export.ClassifierArtifact:
+    """The network with the temperature and the novelty that fit its held-out images."""
+    network = network.eval()
+    described, _ = _describe_all(network, train.images)
+    held_out, logits = _describe_all(network, validation.images)
+    temperature = fit_temperature(logits, torch.from_numpy(validation.label_ids))
+    contrast = _contrast(train.images)
+    shows_something = contrast >= BLANK
+    label_ids = torch.from_numpy(train.label_ids)[shows_something]
+    novelty = fit_novelty(
+        described[shows_something],
+        label_ids,
+        held_out[_contrast(validation.images) >= BLANK],
+        least_contrast=float(contrast[shows_something].min()),
+    )
+    return export.ClassifierArtifact(network, novelty, temperature).eval()
+
+
+@torch.no_grad()
+def _describe_all(network: nn.Module, images: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """What novelty sees (N, D) and logits (N, K) of uint8 images (N, H, W) or (N, H, W, 3)."""
+    described, logits = [], []
+    for start in range(0, len(images), _BATCH):
+        maps = network.features(_tensor(images[start : start + _BATCH]))  # type: ignore[operator]
+        described.append(describe(maps))
+        logits.append(network.classify(maps))  # type: ignore[operator]
+    return torch.cat(described), torch.cat(logits)
+
+
+def _tensor(images: npt.NDArray[np.uint8]) -> Tensor:
+    """Pixels uint8 (N, H, W) or (N, H, W, 3) -> float32 (N, C, H, W) in [0, 1]."""
+    return to_planes(images).contiguous().float() / 255.0
+
+
+def _contrast(images: npt.NDArray[np.uint8]) -> Tensor:
+    """Standard deviation of the intensities of each image (N,)."""
+    return torch.cat(
+        [
+            _tensor(images[start : start + _BATCH]).flatten(1).std(dim=1)
+            for start in range(0, len(images), _BATCH)
+        ]
+    )
+
+
+def _write_examples(
+    artifact: export.ClassifierArtifact, shipment: Shipment
+) -> dict[str, npt.NDArray[np.uint8]]:
+    """Write `examples/<label>.png` for each class; returns the pictures."""
+    folder = shipment.out_dir / "examples"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {}
+    for label_id, label in enumerate(shipment.spec.labels):
+        images = shipment.train.images[shipment.train.label_ids == label_id]
+        pictures[label] = exemplars.mean_picture(images, _certainty(artifact, label_id), _SURE)
+        PillowImage.fromarray(pictures[label]).save(folder / f"{label}.png", optimize=True)
+    return pictures
+
+
+def _certainty(
+    artifact: export.ClassifierArtifact, label_id: int
+) -> Callable[[npt.NDArray[np.uint8]], float]:
+    """Probability of the class, or 0 for a picture that is unlike the training data."""
+
+    @torch.no_grad()
+    def score(picture: npt.NDArray[np.uint8]) -> float:
+        logits, novelty = artifact(_tensor(picture[np.newaxis]))
+        return float(logits.softmax(dim=1)[0, label_id]) * float(novelty[0] < 1.0)
+
+    return score

@@ -1,0 +1,1 @@
+"""Shared by the training of every task: settings, splits, the loop, export, shipping, pages."""

@@ -1,0 +1,55 @@
+"""Folders and tables on disk: what every command reads and writes alike."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from medserve.errors import ConfigError
+
+__all__ = [
+    "files_below",
+    "markdown_table",
+    "require_folder",
+    "write_csv",
+    "write_json",
+]
+
+Row = TypeVar("Row")
+
+
+def require_folder(path: Path, flag: str) -> Path:
+    """Return the folder itself, or raise a ConfigError that names the flag."""
+    if not path.is_dir():
+        raise ConfigError(f"expected {flag} to be a folder, but there is none at {path}")
+    return path
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return every file below a folder that is not hidden, sorted by path."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def write_json(path: Path, content: Any, indent: int = 2) -> None:
+    """Write a JSON file, and the folder that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=indent, default=str)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table whose columns are the keys of the first row."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def markdown_table(columns: Mapping[str, Callable[[Row], object]], rows: Sequence[Row]) -> str:
+    """Return a table in Markdown: a heading for each column, and how a row fills it."""
+    cells = [list(columns), *([str(cell(row)) for cell in columns.values()] for row in rows)]
+    head, *body = [f"| {' | '.join(line)} |" for line in cells]
+    return "\n".join([head, "|" + "---|" * len(columns), *body, ""])

@@ -1,1 +1,0 @@
-"""Training of networks that segment volumes, one module a step."""

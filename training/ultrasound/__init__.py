@@ -1,1 +1,0 @@
-"""Ultrasound of the prostate: data, training and judging of a segmentation of single frames."""

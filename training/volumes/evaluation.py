@@ -1,0 +1,243 @@
+"""Measure a segmentation artifact on labelled volumes, exactly as serving would answer them.
+
+    python -m training.evaluate segmentation_3d --data-dir Task04_Hippocampus --out evaluation
+
+Every volume is decoded, prepared, segmented and brought back by the code of serving
+(`medserve.inference.volume_pipeline`), with the engine, its precision and the options of the room's
+`model-config.yaml`, and compared with its reference on the volume's own grid.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import track
+
+import models
+from medserve.cores import available_cores
+from medserve.errors import ConfigError, MedserveError
+from medserve.imaging.codecs import volume_file
+from medserve.imaging.volume import Volume
+from medserve.inference import volume_memory
+from medserve.inference.engines import Engine, load_engine
+from medserve.inference.sliding_window import Predict
+from medserve.inference.volume_pipeline import VolumePipeline
+from medserve.spec import ModelSpec
+from training.classification.evaluation import EvaluationRequest
+from training.core.export import sha256
+from training.core.split import PARTS, read_split
+from training.volumes import report
+from training.volumes.curves import read_runs
+from training.volumes.data import Case, read_mask
+from training.volumes.metrics import TOLERANCE_MM, LabelScore, compare_masks, summarise
+from training.volumes.pictures import Picture
+from training.volumes.references import References, find_references
+
+__all__ = ["MeasuredCase", "evaluate_segmentation", "measure_cases", "predict_by", "segment_case"]
+
+_log = logging.getLogger(__name__)
+
+_FILES = ("model.onnx", "model.pt")
+
+
+@dataclass(frozen=True)
+class MeasuredCase:
+    """One volume that was segmented and compared.
+
+    Attributes:
+        case: Which.
+        scores: One for each label but the background.
+        seconds: From the file's bytes to the mask on its grid.
+    """
+
+    case: Case
+    scores: tuple[LabelScore, ...]
+    seconds: float
+
+    @property
+    def mean_dice(self) -> float:
+        """Over the labels."""
+        return statistics.fmean(each.dice for each in self.scores)
+
+
+def evaluate_segmentation(name: str, request: EvaluationRequest) -> dict[str, Any]:
+    """Write `metrics.json`, `cases.csv` and `report.html` of an artifact; return the metrics.
+
+    Args:
+        name: Of the room.
+        request: What to measure; `weights` is another artifact than the shipped one, `split` and
+            `part` choose among the cases.
+
+    Raises:
+        ConfigError: nothing to measure, half a pair, a reference on another grid, or an artifact
+            of another room.
+    """
+    if request.foreign_dir is not None:
+        raise ConfigError("expected no --foreign-dir: a segmentation has no measure of novelty")
+    spec = models.spec(name)
+    weights = request.weights or models.room(name) / "weights"
+    references = find_references(request.data_dir, spec.labels)
+    for remark in references.remarks:
+        _log.warning("%s", remark)
+    cases = _chosen(request, references)
+    pipeline = VolumePipeline(spec)
+    engine = _engine(spec, request, weights)
+    predict = predict_by(engine)
+    measured = measure_cases(pipeline, predict, cases, progress="Evaluating")
+    scores = [score for each in measured for score in each.scores]
+    summary = summarise(scores)
+    content = {
+        "model": spec.name,
+        "version": spec.version,
+        **_artifact(weights),
+        "settings": _settings(pipeline, engine, request),
+        **summary.to_json(),
+        "seconds_per_volume": round(statistics.median(each.seconds for each in measured), 4),
+        "remarks": list(references.remarks),
+        "cases": [score.to_json() for score in scores],
+    }
+    request.out_dir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=2)
+    (request.out_dir / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    _write_csv(request.out_dir / "cases.csv", scores)
+    worst = sorted(measured, key=lambda each: each.mean_dice)[: report.GALLERY]
+    pictures = [_picture(pipeline, predict, each) for each in worst]
+    runs = read_runs(weights.parent) if request.weights else []  # a training's own artifact
+    findings = report.Findings(summary, tuple(scores), tuple(pictures), content, runs)
+    page = report.write(request.out_dir, spec, findings)
+    means = ", ".join(f"{label} {value:.4f}" for label, value in summary.means["dice"].items())
+    _log.info("Dice of %d volumes: %s; %s", summary.n, means, page)
+    return content
+
+
+def measure_cases(
+    pipeline: VolumePipeline, predict: Predict, cases: Sequence[Case], *, progress: str = ""
+) -> list[MeasuredCase]:
+    """Segment and compare every case; `progress` is the title of a bar."""
+    shown: Iterable[Case] = track(cases, description=progress) if progress else cases
+    return [_measure(pipeline, predict, case) for case in shown]
+
+
+def _measure(pipeline: VolumePipeline, predict: Predict, case: Case) -> MeasuredCase:
+    started = time.perf_counter()
+    volume, mask = segment_case(pipeline, predict, case)
+    seconds = time.perf_counter() - started
+    reference = read_mask(case, volume, len(pipeline.spec.labels))
+    scores = compare_masks(
+        mask, reference, volume.geometry, pipeline.spec.labels, (case.name, case.subject)
+    )
+    return MeasuredCase(case, tuple(scores), seconds)
+
+
+def segment_case(
+    pipeline: VolumePipeline, predict: Predict, case: Case
+) -> tuple[Volume, npt.NDArray[np.uint8]]:
+    """The volume of a case and the mask that serving would answer with, on its grid."""
+    spec = pipeline.spec
+    try:
+        payload = case.image.read_bytes()
+        volume = volume_file.decode(payload, spec.input.kinds, volume_memory.limits(spec))
+        prepared = pipeline.prepare(volume)
+    except (OSError, MedserveError) as error:
+        raise ConfigError(f"{case.image}: serving would refuse it ({error})") from error
+    return volume, pipeline.segment(prepared, predict).segmentation.mask
+
+
+def predict_by(engine: Engine) -> Predict:
+    """The engine as the sliding window calls it."""
+
+    def predict(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return engine.run(windows)["logits"]
+
+    return predict
+
+
+def _engine(spec: ModelSpec, request: EvaluationRequest, weights: Path) -> Engine:
+    return load_engine(
+        request.engine or spec.engine.name,
+        weights,
+        precision=spec.engine.precision,  # as served, or the figures were another model's
+        threads=request.threads,
+    )
+
+
+def _chosen(request: EvaluationRequest, references: References) -> Sequence[Case]:
+    """All cases, or one part of a training's split."""
+    if request.split is None:
+        return references.cases
+    if request.part not in PARTS:
+        raise ConfigError(f"expected --part to be one of {', '.join(PARTS)}, got {request.part!r}")
+    wanted = set(read_split(request.split).parts(_fold(request.split))[request.part])
+    chosen = [case for case in references.cases if case.name in wanted]
+    if not chosen:
+        raise ConfigError(
+            f"{request.split}: expected its {request.part} part to name volumes in "
+            f"{request.data_dir}, found none"
+        )
+    return chosen
+
+
+def _fold(split: Path) -> int:
+    """The fold that the training beside a split left out."""
+    config = split.parent / "config.json"
+    try:
+        return int(json.loads(config.read_text(encoding="utf-8"))["fold"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _artifact(weights: Path) -> dict[str, Any]:
+    files = [weights / name for name in _FILES if (weights / name).is_file()]
+    return {
+        "artifact_sha256": sha256(files[0]),
+        "artifacts": {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+        },
+    }
+
+
+def _settings(
+    pipeline: VolumePipeline, engine: Engine, request: EvaluationRequest
+) -> dict[str, Any]:
+    defaults, volume = pipeline.defaults(), pipeline.volume
+    return {
+        "engine": str(engine.name),
+        "precision": str(pipeline.spec.engine.precision),
+        "threads": request.threads or available_cores(),
+        "window": list(pipeline.window.size),
+        "overlap": pipeline.window.overlap,
+        "spacing_mm": list(volume.spacing_mm),
+        "flips": defaults.flips,
+        "flip_axes": list(volume.flip_axes),
+        "largest_component": defaults.largest_component,
+        "fill_holes": defaults.fill_holes,
+        "part": request.part if request.split is not None else "all",
+        "surface_dice_tolerance_mm": TOLERANCE_MM,
+        "grid": "native",
+        "interval": "95 % of the mean, bootstrap over subjects",
+    }
+
+
+def _picture(pipeline: VolumePipeline, predict: Predict, measured: MeasuredCase) -> Picture:
+    """Segment once more: keeping every mask until the worst are known would cost memory."""
+    volume, mask = segment_case(pipeline, predict, measured.case)
+    reference = read_mask(measured.case, volume, len(pipeline.spec.labels))
+    return Picture(measured.case.name, volume, mask, reference, measured.scores)
+
+
+def _write_csv(path: Path, scores: Sequence[LabelScore]) -> None:
+    rows = [score.to_json() for score in scores]
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

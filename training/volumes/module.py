@@ -1,0 +1,161 @@
+"""A segmentation network in training: loss, optimiser, weight average, validation by windows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset
+from torchmetrics import MeanMetric
+
+from medserve.imaging.geometry import Shape
+from medserve.inference import sliding_window
+from medserve.inference.sliding_window import Predict, SlidingWindow
+from training.core.fit import AveragedNetwork, Score, one_cycle
+from training.volumes.augment import Augmentation, Placement
+from training.volumes.config import SegmentationConfig
+from training.volumes.data import LoadedCase
+from training.volumes.losses import absolute_weights, dice_and_cross_entropy
+from training.volumes.metrics import compare_masks
+
+__all__ = ["SCORE", "Cases", "Segmenter", "freeze_body", "predict_with"]
+
+SCORE = Score("validation_dice", higher_is_better=True)
+
+
+class Cases(Dataset[LoadedCase]):
+    """Loaded cases, one at a time."""
+
+    def __init__(self, cases: Sequence[LoadedCase]) -> None:
+        self.cases = list(cases)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> LoadedCase:
+        return self.cases[index]
+
+
+class Segmenter(AveragedNetwork):
+    """A network of volumes with its loss and its optimiser; whole volumes validate the average."""
+
+    config: SegmentationConfig
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: SegmentationConfig,
+        window: SlidingWindow,
+        labels: Sequence[str],
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        super().__init__(network, config, torch.channels_last_3d)
+        self.window = window
+        self.labels = tuple(labels)
+        placement = Placement(
+            rotate=config.rotate, elastic=config.elastic, mirrored=(config.mirror, 0.0, 0.0)
+        )
+        self.augmentation = augmentation or Augmentation(placement)
+        self.dice = nn.ModuleList(MeanMetric() for _ in self.labels[1:])
+        self._started = time.monotonic()
+
+    def transfer_batch_to_device(
+        self, batch: list[LoadedCase], device: torch.device, dataloader_idx: int
+    ) -> list[LoadedCase]:
+        """Leave volumes where they are: only patches and windows go to the device."""
+        return batch
+
+    def on_train_start(self) -> None:
+        """Start the clock of a training that ends after minutes."""
+        self._started = time.monotonic()
+
+    def on_train_epoch_start(self) -> None:
+        """Let only the head learn in the first epochs, where that is asked for."""
+        super().on_train_epoch_start()
+        freeze_body(self.network, self.current_epoch < self.config.freeze_epochs)
+
+    def patches(self, cases: Sequence[LoadedCase]) -> tuple[Tensor, Tensor]:
+        """One random patch of each case: image (N, C, i, j, k), shares (N, classes, i, j, k)."""
+        size: Shape = self.window.size
+        pairs = [
+            self.augmentation(case.image, case.mask, size, len(self.labels), self.draws)
+            for case in cases
+        ]
+        images, shares = zip(*pairs, strict=True)
+        return torch.stack(images), torch.stack(shares)
+
+    def training_step(self, batch: list[LoadedCase], batch_index: int) -> Tensor:
+        """Loss of one patch of each case."""
+        with torch.autocast(self.device.type, enabled=False):  # coordinates need float32
+            image, shares = (each.to(self.device) for each in self.patches(batch))
+        logits = self.network(image.contiguous(memory_format=torch.channels_last_3d))
+        loss = dice_and_cross_entropy(logits, shares, self.config.dice_weight)
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch))
+        if self.config.l1:
+            loss = loss + self.config.l1 * absolute_weights(self.network)
+        return loss
+
+    def validation_step(self, batch: list[LoadedCase], batch_index: int) -> None:
+        """Dice of every label of whole volumes, by the sliding window that serving uses."""
+        predict = predict_with(self.average, self.device)
+        for case in batch:
+            mask = sliding_window.labels(case.image.numpy(), predict, self.window, len(self.labels))
+            geometry = case.inverse.grid
+            scores = compare_masks(mask, case.mask.numpy(), geometry, self.labels)
+            for metric, score in zip(self.dice, scores, strict=True):
+                cast(MeanMetric, metric).update(score.dice)
+
+    def on_validation_epoch_end(self) -> None:
+        """Mean Dice, of each label and of all."""
+        means = []
+        for label, metric in zip(self.labels[1:], self.dice, strict=True):
+            means.append(cast(MeanMetric, metric).compute())
+            self.log(f"validation_dice_{label}", means[-1])
+            cast(MeanMetric, metric).reset()
+        self.log(SCORE.name, torch.stack(means).mean(), prog_bar=True)
+
+    def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
+        """AdamW on one cycle over the whole training; norms and biases are not decayed."""
+        weights = [each for each in self.network.parameters() if each.ndim > 1]
+        others = [each for each in self.network.parameters() if each.ndim <= 1]
+        optimiser = torch.optim.AdamW(
+            [
+                {"params": weights, "weight_decay": self.config.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=self.config.learning_rate,
+        )
+        steps = max(2, int(self.trainer.estimated_stepping_batches))
+        schedule = LambdaLR(optimiser, lambda step: one_cycle(self._progress(step / steps)))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _progress(self, share_of_steps: float) -> float:
+        """Share of the training that is done, by steps or by the clock, whichever is further."""
+        if not self.config.minutes:
+            return share_of_steps
+        spent = (time.monotonic() - self._started) / (60.0 * self.config.minutes)
+        return min(1.0, max(share_of_steps, spent))
+
+
+def freeze_body(network: nn.Module, frozen: bool) -> None:
+    """Let only the head learn, or everything again."""
+    head = {id(each) for each in cast(nn.Module, network.head).parameters()}
+    for parameter in network.parameters():
+        parameter.requires_grad_(not frozen or id(parameter) in head)
+
+
+def predict_with(network: nn.Module, device: torch.device | None = None) -> Predict:
+    """The network as the sliding window calls it: arrays in, float32 logits out."""
+
+    @torch.no_grad()
+    def predict(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        logits: Tensor = network(torch.from_numpy(windows).to(device or "cpu"))
+        return logits.float().cpu().numpy()
+
+    return predict
