@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medserve.errors import InvalidImageError, InvalidRequestError
@@ -25,6 +25,7 @@ def _decoded(payloads: list[bytes], channel: int | None = None) -> tuple[Volume,
     )
 
 
+@settings(deadline=None)
 @given(geometry=geometries(), count=st.integers(1, 5))
 def test_channels_keep_their_order_in_one_file_as_in_several(
     geometry: Geometry, count: int

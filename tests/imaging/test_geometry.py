@@ -161,6 +161,7 @@ def test_anything_but_three_positive_axes_is_refused(shape: tuple[int, int, int]
         Geometry(shape, np.eye(4))
 
 
+@settings(deadline=None)
 @given(geometry=geometries(), codes=st.sampled_from(["ijk", "kji", "jki"]))
 def test_axes_of_the_file_are_permuted_whatever_they_point_to(
     geometry: Geometry, codes: str

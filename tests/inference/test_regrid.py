@@ -33,6 +33,7 @@ def test_splines_are_those_of_skimage(
     np.testing.assert_allclose(grid.image(image, region), expected, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(shape=_sides, old=_spacings, new=_spacings, axis=st.integers(0, 2))
 def test_thick_slices_are_repeated_and_never_mixed(
     shape: tuple[int, int, int],
@@ -54,6 +55,7 @@ def test_thick_slices_are_repeated_and_never_mixed(
         assert not set(np.unique(mixed.round(9))) <= set(index)
 
 
+@settings(deadline=None)
 @given(shape=_sides, old=_spacings, new=_spacings, seed=st.integers(0, 99))
 def test_nothing_leaves_the_range_of_the_volume(
     shape: tuple[int, int, int],
@@ -76,6 +78,7 @@ def test_scores_keep_the_rounding_of_sixteen_bits() -> None:
     np.testing.assert_array_equal(back, back.astype(np.float16).astype(np.float32))
 
 
+@settings(deadline=None)
 @given(shape=_sides, spacing=_spacings)
 def test_a_spacing_of_zero_keeps_the_volumes_own(
     shape: tuple[int, int, int], spacing: tuple[float, float, float]
