@@ -147,10 +147,10 @@ def _in_process(handler: VolumeHandler, payload: bytes) -> bytes:
     """The five verbs, nothing around them."""
     options = handler.parse_params(_PARAMS)
     settings = handler.settings(options)
-    volume = handler.decode(payload, options)
-    prepared = handler.to_network(volume, settings)
+    volumes = handler.decode([payload], options)
+    prepared = handler.to_network(volumes, settings)
     found = handler.infer(prepared, settings)
-    return handler.encode(handler.from_network(found, prepared, settings), volume, options)
+    return handler.encode(handler.from_network(found, prepared, settings), volumes[0], options)
 
 
 def _compare_serving(

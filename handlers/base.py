@@ -127,6 +127,11 @@ class Handler(ABC, Generic[Chosen]):
 
     # ---- around the line
 
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the images that make one case; empty where a file is a case."""
+        return () if self.spec.volume is None else tuple(self.spec.volume.channels)
+
     def parse_params(self, params: Mapping[str, object]) -> Chosen:
         """Read what the caller asks for, as the task declares it and this model allows it."""
         return cast(Chosen, OPTIONS[self.spec.task].from_params(params, self.spec))
@@ -141,8 +146,11 @@ class Handler(ABC, Generic[Chosen]):
     def _job(self, inputs: Inputs, server_id: str) -> Job[Chosen]:
         try:
             needs_data = self.spec.task is not Task.GENERATION
-            parsed = request.parse(inputs, self.spec.input, needs_data=needs_data)
-            if self.raises_errors and parsed.packed:
+            channels = self.channels
+            parsed = request.parse(
+                inputs, self.spec.input, needs_data=needs_data, channels=channels
+            )
+            if self.raises_errors and parsed.packed and not channels:
                 raise InvalidRequestError("expected one file a call, got data.0; send it as data")
             params = self.parse_params(parsed.params)
         except MedserveError as error:
@@ -150,6 +158,8 @@ class Handler(ABC, Generic[Chosen]):
         except Exception as error:
             return Job(error=internal(error, server_id))
         reference = parsed.request_id or server_id
+        if channels:  # all files are one case, which has one answer
+            return Job([Item(parsed.payloads[0], params, parsed, reference)])
         payloads = parsed.payloads or (b"",)  # a generator answers a call, not a file
         items = [Item(payload, params, parsed, reference) for payload in payloads]
         return Job(items, parsed.packed)

@@ -2,6 +2,7 @@
 
     data | data.0 … data.N   one file's bytes, or several packed into one call; none for models
                              that make images
+    data.t1, data.flair      the same by the names of channels, for models that see several images
     params                   optional JSON object, read by the model's task
     transport                "grpc" where our client or gateway brought the call
     stream                   "1" where the caller reads a stream of answers
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,19 +67,22 @@ def needs_end_marker(inputs: Inputs) -> bool:
     return "stream" in inputs or _text(inputs, "transport") == "grpc"
 
 
-def parse(inputs: Inputs, limits: InputSpec, *, needs_data: bool = True) -> Request:
+def parse(
+    inputs: Inputs, limits: InputSpec, *, needs_data: bool = True, channels: Sequence[str] = ()
+) -> Request:
     """Check and parse one input map.
 
     Args:
         inputs: What came.
         limits: How many files the model takes at a time.
         needs_data: Whether the model answers files; a generator answers params alone.
+        channels: Names of the images that make one case, where a model sees several.
 
     Raises:
         InvalidRequestError: unknown keys, no data, gaps in the numbering, malformed options.
         PayloadTooLargeError: more files than `limits.max_items`.
     """
-    payloads, packed = _payloads(inputs, limits, needs_data)
+    payloads, packed = _payloads(_numbered(inputs, channels), limits, needs_data)
     stream = _text(inputs, "stream")
     if stream not in ("", "0", "1"):
         raise InvalidRequestError("stream: expected 0 or 1, got something else")
@@ -96,6 +100,18 @@ def parse(inputs: Inputs, limits: InputSpec, *, needs_data: bool = True) -> Requ
         expires_at=_expiry(inputs),
         request_id=request_id,
     )
+
+
+def _numbered(inputs: Inputs, channels: Sequence[str]) -> Inputs:
+    """Replace the names of channels by their numbers; a mixture of both stays and is refused."""
+    keys = {f"data.{name}": f"data.{number}" for number, name in enumerate(channels)}
+    if not any(key in inputs for key in keys):
+        return inputs
+    if missing := [key for key in keys if key not in inputs]:
+        raise InvalidRequestError(
+            f"expected one file for each of {', '.join(keys)}, got no {missing[0]}"
+        )
+    return {keys.get(key, key): value for key, value in inputs.items()}
 
 
 def _payloads(

@@ -27,7 +27,8 @@ from medserve.errors import (
     PayloadTooLargeError,
     ServerFailedError,
 )
-from medserve.imaging.codecs import nifti, volume_file
+from medserve.imaging.codecs import nifti
+from medserve.imaging.codecs.channels import decode_channels
 from medserve.imaging.codecs.nifti import NiftiSpace, NiftiVolume
 from medserve.imaging.codecs.payload import Payload
 from medserve.imaging.codecs.volume_file import ReadOptions
@@ -68,28 +69,31 @@ class VolumeHandler(Handler[VolumeOptions]):
 
     # ---- the five verbs
 
-    def decode(self, payload: Payload, options: VolumeOptions) -> Volume:
-        """NIfTI, DICOM series or NPY, by content -> the volume in it."""
-        if len(payload) > self.spec.input.max_payload_bytes:
-            raise PayloadTooLargeError(
-                f"expected at most {self.spec.input.max_payload_bytes} bytes a volume, got "
-                f"{len(payload)}; compress or crop it"
-            )
+    def decode(self, payloads: Sequence[Payload], options: VolumeOptions) -> tuple[Volume, ...]:
+        """NIfTI, DICOM series or NPY, by content -> the volumes of the network's channels."""
+        for payload in payloads:
+            if len(payload) > self.spec.input.max_payload_bytes:
+                raise PayloadTooLargeError(
+                    f"expected at most {self.spec.input.max_payload_bytes} bytes a volume, got "
+                    f"{len(payload)}; compress or crop it"
+                )
         limits = volume_memory.limits(self.spec)
-        volume = volume_file.decode(
-            payload,
+        volumes = decode_channels(
+            payloads,
+            self.channels,
             self.spec.input.kinds,
             limits,
             ReadOptions(options.channel, options.spacing_mm, self.pipeline.volume.modalities),
         )
-        _refuse_blank(volume)
+        for volume in volumes:
+            _refuse_blank(volume)
         if VolumePart.DICOM_SEG in options.parts:
-            self._refuse_dicom_seg(volume)
-        return volume
+            self._refuse_dicom_seg(volumes[0])
+        return volumes
 
-    def to_network(self, volume: Volume, settings: VolumeSettings) -> Prepared:
-        """Bring a volume to the network's grid and intensities, with the inverse."""
-        return self.pipeline.prepare(volume, settings)
+    def to_network(self, volumes: Sequence[Volume], settings: VolumeSettings) -> Prepared:
+        """Bring the volumes to the network's grid and intensities, with the inverse."""
+        return self.pipeline.prepare(volumes, settings)
 
     def infer(self, prepared: Prepared, settings: VolumeSettings) -> Found:
         """Run the network window by window: labels or scores on its own grid."""
@@ -131,14 +135,14 @@ class VolumeHandler(Handler[VolumeOptions]):
             with errors_to(item):
                 refuse_expired(item.request)
                 settings = self.settings(item.params, item.request.expires_at)
-                volume = self.decode(item.payload, item.params)
-                prepared = self.to_network(volume, settings)
+                volumes = self.decode(item.request.payloads, item.params)
+                prepared = self.to_network(volumes, settings)
                 found = self.infer(prepared, settings)
                 result = self.from_network(found, prepared, settings)
                 doubts = self.doubts(prepared, result) if item.params.as_json else ()
                 del prepared, found  # not beside the answer
                 refuse_expired(item.request)
-                item.outcome = self.encode(result, volume, item.params, doubts)
+                item.outcome = self.encode(result, volumes[0], item.params, doubts)
 
     def prepare(self) -> None:
         """Build the way of this model's volumes."""
@@ -151,17 +155,20 @@ class VolumeHandler(Handler[VolumeOptions]):
     def reproduce(self, payload: Payload) -> Outputs:
         """The logits of the middle window, and the whole way once with its largest batch."""
         options = self.parse_params({})
-        prepared = self.to_network(self.decode(payload, options), self.settings(options))
+        settings = replace(self.pipeline.defaults(), flips=False)  # mirror images prove no more
+        prepared = self.to_network(self.decode([payload], options), settings)
         window = self.pipeline.golden_window(prepared)
         outputs = self.engine.run(window)
         self.check_outputs(outputs)
-        self.pipeline.segment(prepared, self._logits)
+        self.pipeline.segment(prepared, self._logits, settings)
         self._logits(np.repeat(window, self.pipeline.window.batch, axis=0))
         return outputs
 
     def check_outputs(self, outputs: Outputs) -> None:
         """One score per label and voxel of a window, or the artifact is another model's."""
-        expected = (1, len(self.spec.labels), *self.spec.input.size)
+        rules = self.pipeline.volume
+        classes = rules.ensemble * (len(rules.regions) or len(self.spec.labels))
+        expected = (1, classes, *self.spec.input.size)
         got = outputs["logits"].shape if "logits" in outputs else None
         if got != expected:
             raise ModelNotReadyError(

@@ -1,4 +1,4 @@
-"""Build one self-contained model archive (`.mar`) from a room of the checkout.
+"""Build one self-contained model archive (`.mar`): from a room of the checkout, or from any files.
 
 torch-model-archiver writes the archive; afterwards the zip is written again with sorted members,
 one fixed time and one fixed mode, so that the same inputs always give the same bytes.
@@ -22,11 +22,19 @@ from typing import Any
 
 from medserve import __version__
 from medserve.archive.read import CARD, MANIFEST, TORCHSERVE_MANIFEST, verify_archive
-from medserve.archive.requirements import required_distributions
+from medserve.archive.requirements import reachable_files, required_distributions
 from medserve.errors import ArchiveError, ConfigError, UnknownModelError
 from medserve.spec import ModelSpec
 
-__all__ = ["archive_path", "build_archive", "find_checkout", "room_names", "variant_names"]
+__all__ = [
+    "archive_path",
+    "build_archive",
+    "carried_code",
+    "find_checkout",
+    "pack_archive",
+    "room_names",
+    "variant_names",
+]
 
 # What a handler may import from medserve travels with it: rolling back an archive rolls back its
 # preprocessing.
@@ -98,6 +106,21 @@ def build_archive(name: str, store: Path, root: Path | None = None, variant: str
             f"and {spec.version!r}"
         )
     sources = _sources(root, room, spec)
+    return pack_archive(spec, sources, store, _git_commit(root, sources.values()))
+
+
+def pack_archive(spec: ModelSpec, sources: Mapping[str, Path], store: Path, commit: str) -> Path:
+    """Pack files into the archive of a model, verify it and put it into `store`.
+
+    Args:
+        spec: The model.
+        sources: Path in the archive -> file; handler, artifacts, golden pair and card among them.
+        store: Folder of the archives.
+        commit: Of the code that travels; "unknown" outside of a checkout.
+
+    Raises:
+        ConfigError: the `serve` extra is not installed.
+    """
     required = required_distributions(f"{spec.name}.py", sources)
     store.mkdir(parents=True, exist_ok=True)
     target = archive_path(spec, store)
@@ -107,7 +130,7 @@ def build_archive(name: str, store: Path, root: Path | None = None, variant: str
         versions = {package: _installed(package) for package in required}
         pinned = "".join(f"{package}=={version}\n" for package, version in versions.items())
         (stage / "requirements.txt").write_text(pinned, encoding="utf-8")
-        manifest = _manifest(root, spec, sources.values(), stage, versions)
+        manifest = _manifest(spec, commit, stage, versions)
         (stage / MANIFEST).write_text(_json(manifest), encoding="utf-8")
         built = _run_archiver(spec, stage, Path(folder))
         normalised = Path(folder) / "normalised.mar"
@@ -115,6 +138,35 @@ def build_archive(name: str, store: Path, root: Path | None = None, variant: str
         verify_archive(normalised)
         _publish(normalised, target)
     return target
+
+
+def carried_code(handler: Path) -> dict[str, Path]:
+    """Return path in the archive -> file of the code that a handler needs, handler included.
+
+    Works from an installed wheel as from a checkout: the wheel brings the handlers as files.
+
+    Args:
+        handler: File of the model's own handler; its name is that of the model.
+
+    Raises:
+        ConfigError: the handlers are not there.
+    """
+    package = Path(__file__).resolve().parents[1]
+    places = (package / "archive" / "handlers", package.parent / "handlers")
+    handlers = next((each for each in places if (each / "__init__.py").is_file()), None)
+    if handlers is None:
+        raise ConfigError(
+            "expected the handlers beside medserve, there are none; install medserve again"
+        )
+    found = {handler.name: handler}
+    found |= {f"handlers/{path.relative_to(handlers)}": path for path in _python_files(handlers)}
+    found |= _travelling(package)
+    needed = reachable_files(handler.name, found)
+    return {
+        inside: path
+        for inside, path in sorted(found.items())
+        if inside in needed or inside.startswith("medserve/")
+    }
 
 
 def _room(root: Path, name: str, variant: str) -> Path:
@@ -151,11 +203,18 @@ def _sources(root: Path, room: Path, spec: ModelSpec) -> dict[str, Path]:
     for path in _python_files(root / "handlers"):
         if path.name not in own_handlers:
             wanted[path.relative_to(root).as_posix()] = path
-    for part in _TRAVELLING:
-        for place in (root / "medserve").glob(part):
-            for path in _python_files(place):
-                wanted[path.relative_to(root).as_posix()] = path
+    wanted |= _travelling(root / "medserve")
     return dict(sorted(wanted.items()))
+
+
+def _travelling(package: Path) -> dict[str, Path]:
+    """Path in the archive -> file, of what a handler may import from medserve."""
+    return {
+        path.relative_to(package.parent).as_posix(): path
+        for part in _TRAVELLING
+        for place in package.glob(part)
+        for path in _python_files(place)
+    }
 
 
 def _python_files(path: Path) -> Iterator[Path]:
@@ -164,7 +223,7 @@ def _python_files(path: Path) -> Iterator[Path]:
     yield from sorted(path.rglob("*.py"))
 
 
-def _stage(stage: Path, sources: dict[str, Path]) -> None:
+def _stage(stage: Path, sources: Mapping[str, Path]) -> None:
     for inside, source in sources.items():
         target = stage / inside
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -172,11 +231,7 @@ def _stage(stage: Path, sources: dict[str, Path]) -> None:
 
 
 def _manifest(
-    root: Path,
-    spec: ModelSpec,
-    sources: Iterable[Path],
-    stage: Path,
-    required: Mapping[str, str],
+    spec: ModelSpec, commit: str, stage: Path, required: Mapping[str, str]
 ) -> dict[str, object]:
     """What the archive says about itself; `members` covers every file but the two manifests."""
     versions = {"python": platform.python_version(), **required}
@@ -187,7 +242,7 @@ def _manifest(
         "name": spec.name,
         "version": spec.version,
         "medserve_version": __version__,
-        "git_commit": _git_commit(root, sources),
+        "git_commit": commit,
         "versions": versions,
         "metrics": _summary(stage / "metrics.json"),
         "labels": list(spec.labels),

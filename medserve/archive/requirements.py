@@ -9,7 +9,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["required_distributions"]
+__all__ = ["reachable_files", "required_distributions"]
 
 _TRAVELLING_PACKAGES = ("handlers", "medserve")
 _LOADED_BY_NAME = "medserve/inference/engines/"  # the configuration chooses one of them
@@ -25,21 +25,28 @@ def required_distributions(handler: str, sources: Mapping[str, Path]) -> tuple[s
         handler: Path in the archive of the handler's file.
         sources: Path in the archive -> file of the checkout.
     """
+    modules = {
+        module.partition(".")[0]
+        for path in reachable_files(handler, sources)
+        for module in _imported_modules(sources[path])
+    }
+    libraries = modules - {*_TRAVELLING_PACKAGES, *_BROUGHT_BY_THE_SERVER, *sys.stdlib_module_names}
+    return tuple(sorted(_distribution(name) for name in libraries))
+
+
+def reachable_files(handler: str, sources: Mapping[str, Path]) -> frozenset[str]:
+    """Return the paths of all files that a handler can import; arguments as above."""
     waiting = [handler, *(path for path in sources if path.startswith(_LOADED_BY_NAME))]
     seen: set[str] = set()
-    libraries: set[str] = set()
     while waiting:
         path = waiting.pop()
         if path in seen:
             continue
         seen.add(path)
         for module in _imported_modules(sources[path]):
-            top = module.partition(".")[0]
-            if top in _TRAVELLING_PACKAGES:
+            if module.partition(".")[0] in _TRAVELLING_PACKAGES:
                 waiting += [each for each in _files_of(module) if each in sources]
-            elif top not in sys.stdlib_module_names:
-                libraries.add(top)
-    return tuple(sorted(_distribution(name) for name in libraries - {*_BROUGHT_BY_THE_SERVER}))
+    return frozenset(seen)
 
 
 def _imported_modules(path: Path) -> Iterator[str]:

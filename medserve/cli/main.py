@@ -37,6 +37,10 @@ _COMMANDS = {
     "ping": "models",
     "dicom": "dicom",
     "package": "package",
+    "import": "importing",
+    "try": "importing",
+    "init": "describing",
+    "spec": "describing",
     "inspect": "package",
     "token": "access",
     "audit": "access",
@@ -56,7 +60,8 @@ class _Commands(TyperGroup):
         if cmd_name not in _COMMANDS:
             return None
         module = import_module(f"medserve.cli.{_COMMANDS[cmd_name]}")
-        found = getattr(module, cmd_name)
+        # Words of Python cannot be names of functions: those of import and try end with _.
+        found = getattr(module, cmd_name, None) or getattr(module, f"{cmd_name}_")
         if isinstance(found, typer.Typer):
             group = typer.main.get_command(found)
             assert isinstance(group, TyperGroup)

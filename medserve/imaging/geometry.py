@@ -186,8 +186,12 @@ class Geometry:
         """How to permute and flip the axes so that they run along `codes`, as nearly as possible.
 
         Of the six permutations the one with the largest sum of cosines is taken; nothing is
-        interpolated, so an oblique grid stays oblique.
+        interpolated, so an oblique grid stays oblique. Codes such as "kji" name the grid's own
+        axes instead, which are permuted and never flipped.
         """
+        if sorted(codes) == ["i", "j", "k"]:
+            first, second, third = ("ijk".index(code) for code in codes)
+            return AxisOrder((first, second, third), (False, False, False))
         targets = [_world_axis(code) for code in codes]
         if sorted(axis for axis, _ in targets) != [0, 1, 2]:
             raise ValueError(f"expected one letter each of R/L, A/P and S/I, got {codes!r}")

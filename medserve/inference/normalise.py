@@ -1,11 +1,12 @@
 """Intensities of any scanner -> what a network was trained on: one source for both sides.
 
-All three kinds take integers as well as floats, compute in float32 or better, leave their input
-as it is, and give zeros for a constant image, which has no contrast to show.
+All kinds take integers as well as floats, compute in float32 or better and leave their input as it
+is; those that measure the image give zeros for a constant one, which has no contrast to show.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ import numpy.typing as npt
 
 from medserve.spec.volumes import NormalisationKind, NormalisationSpec
 
-__all__ = ["Normalisation", "NormalisationKind", "percentile", "window", "z_score"]
+__all__ = ["Normalisation", "NormalisationKind", "normalise", "percentile", "window", "z_score"]
 
 _Array = npt.NDArray[Any]
 _Mask = npt.NDArray[np.bool_]
 
 _TINY = float(np.finfo(np.float32).tiny)  # a contrast below it cannot be divided by
+_LEAST_DEVIATION = 1e-8  # nnU-Net's own
 
 
 class Normalisation(NormalisationSpec, frozen=True):
@@ -27,16 +29,37 @@ class Normalisation(NormalisationSpec, frozen=True):
     @classmethod
     def of(cls, spec: NormalisationSpec) -> Normalisation:
         """The function that a configuration describes."""
-        return cls(spec.kind, spec.low, spec.high, spec.foreground_only)
+        return cls(spec.kind, spec.low, spec.high, spec.foreground_only, spec.mean, spec.deviation)
 
-    def __call__(self, array: _Array) -> npt.NDArray[np.float32]:
-        """Any shape -> float32 of the same shape."""
+    def __call__(self, array: _Array, body: _Mask | None = None) -> npt.NDArray[np.float32]:
+        """Any shape -> float32 of the same shape; `body` is what `z_score_body` counts."""
+        match self.kind:
+            case NormalisationKind.NONE:
+                return array.astype(np.float32)
+            case NormalisationKind.STANDARD:
+                return _standard(array, self)
+            case NormalisationKind.MIN_MAX:
+                return _min_max(array)
+            case NormalisationKind.Z_SCORE_NONZERO:
+                return _z_score_of(array, array != 0)
+            case NormalisationKind.Z_SCORE_BODY:
+                return _z_score_of(array, np.ones(array.shape, np.bool_) if body is None else body)
         counted = array > array.min() if self.foreground_only else None
         if self.kind is NormalisationKind.WINDOW:
             return window(array, self.low, self.high)
         if self.kind is NormalisationKind.Z_SCORE:
             return z_score(array, counted)
         return percentile(array, self.low, self.high, counted)
+
+
+def normalise(
+    array: _Array, steps: Sequence[NormalisationSpec], body: _Mask | None = None
+) -> npt.NDArray[np.float32]:
+    """Apply the steps of one channel in their order; any shape -> float32 of the same shape."""
+    values = array
+    for step in steps:
+        values = Normalisation.of(step)(values, body)
+    return values.astype(np.float32, copy=False)
 
 
 def window(array: _Array, low: float, high: float) -> npt.NDArray[np.float32]:
@@ -78,6 +101,32 @@ def z_score(array: _Array, counted: _Mask | None = None) -> npt.NDArray[np.float
     if deviation <= max(abs(mean) * 1e-7, _TINY):  # rounding of a constant
         return np.zeros(array.shape, dtype=np.float32)
     return _scaled(array, mean, deviation)
+
+
+def _standard(array: _Array, spec: NormalisationSpec) -> npt.NDArray[np.float32]:
+    """Clip to fixed limits, then subtract a fixed mean and divide by a fixed deviation."""
+    values = array.astype(np.float32)
+    np.clip(values, spec.low, spec.high, out=values)
+    values -= spec.mean
+    values /= max(spec.deviation, _LEAST_DEVIATION)
+    return values
+
+
+def _min_max(array: _Array) -> npt.NDArray[np.float32]:
+    """Bring the smallest value to 0 and the largest to 1."""
+    low, high = float(array.min()), float(array.max())
+    if high - low <= _TINY:
+        return np.zeros(array.shape, dtype=np.float32)
+    return _scaled(array, low, high - low)
+
+
+def _z_score_of(array: _Array, counted: _Mask) -> npt.NDArray[np.float32]:
+    """Zero mean and unit variance of the voxels that count; the others keep their values."""
+    values = array.astype(np.float32)
+    inside = values[counted]
+    if inside.size:  # sums in float32, as those do whose answers are to be met
+        values[counted] = (inside - inside.mean()) / max(inside.std(), _LEAST_DEVIATION)
+    return values
 
 
 def _rounding(dtype: np.dtype[Any], largest: float) -> float:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from medserve.imaging.geometry import Shape
 from medserve.imaging.volume import Volume
 from medserve.inference.components import largest_component
 
-__all__ = ["Box", "crop", "otsu_threshold", "threshold_box"]
+__all__ = ["Box", "crop", "mask_box", "nonzero_body", "otsu_threshold", "threshold_box"]
 
 _BINS = 256
 
@@ -122,3 +123,18 @@ def threshold_box(
         start.append(max(0, int(found[0]) - margin))
         stop.append(min(size, int(found[-1]) + 1 + margin))
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+def nonzero_body(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
+    """Return what is not 0 in some channel (I, J, K), with the holes that it encloses."""
+    found = np.logical_or.reduce([array != 0 for array in arrays])
+    return np.asarray(ndimage.binary_fill_holes(found), dtype=np.bool_)
+
+
+def mask_box(mask: npt.NDArray[np.bool_]) -> Box:
+    """Return the tight box around a mask; the whole grid where it is empty."""
+    found = ndimage.find_objects(mask.view(np.uint8))
+    if not found:
+        return Box.whole(mask.shape)
+    i, j, k = found[0]
+    return Box((i.start, j.start, k.start), (i.stop, j.stop, k.stop))

@@ -1,9 +1,9 @@
 """Run a network of fixed window over a volume of any size, in memory known before work starts.
 
 Windows overlap and are blended with a Gaussian, since a network sees least at the faces of its
-window (nnU-Net, Isensee et al., Nature Methods 2021). Places, weights and padding are those of
-MONAI's `sliding_window_inference` with mode "gaussian" and padding with zeros, so a network scores
-alike in training and serving.
+window (nnU-Net, Isensee et al., Nature Methods 2021). Places, weights and padding are by default
+those of MONAI's `sliding_window_inference` with mode "gaussian" and padding with zeros, so a
+network scores alike in training and serving; a network that nnU-Net trained has nnU-Net's own.
 
 Windows are taken plane by plane along the first axis. As soon as no later window can reach a
 plane it is finished and leaves the accumulator, which therefore holds about one window's depth and
@@ -19,11 +19,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
-from medserve.errors import ConfigError, DeadlineError
+from medserve.errors import ConfigError, DeadlineError, ServerFailedError
 from medserve.imaging.geometry import Shape
 from medserve.inference.argmax import argmax_channels
 from medserve.inference.memory import mib, refuse_above
+from medserve.spec.volumes import BlendingSpec, Placement, Sums, WindowWeights
 
 __all__ = ["Predict", "SlidingWindow", "WorkLimits", "labels", "place", "scores", "until"]
 
@@ -31,6 +33,7 @@ _Array = npt.NDArray[np.float32]
 Predict = Callable[[_Array], _Array]  # (N, C, i, j, k) -> (N, classes, i, j, k)
 
 _FLOAT = 4  # bytes
+_BLENDING = BlendingSpec()  # MONAI's
 _LEAST_WEIGHT = 1e-3  # of the window's corners, where a Gaussian would vanish
 
 
@@ -43,12 +46,14 @@ class SlidingWindow:
         overlap: Share of a window that its neighbour covers too, 0 up to but not 1.
         batch: Windows in one call of the network; more cost memory and gain little on a CPU.
         sigma_scale: Standard deviation of the Gaussian over the window's side.
+        blending: Which windows and weights, and the arithmetic of their sums.
     """
 
     size: Shape
     overlap: float = 0.5
     batch: int = 4
     sigma_scale: float = 0.125
+    blending: BlendingSpec = _BLENDING
 
     def __post_init__(self) -> None:
         if len(self.size) != 3 or min(self.size) < 1 or self.batch < 1:
@@ -69,8 +74,17 @@ class SlidingWindow:
         layout = _Layout(self, shape)
         return [layout[n] for n in range(len(layout))]
 
+    @property
+    def sums(self) -> npt.DTypeLike:
+        """The type in which scores and weights are added."""
+        return np.float16 if self.blending.sums is Sums.F16 else np.float32
+
     def weights(self) -> _Array:
-        """The Gaussian of one window, largest in its middle."""
+        """The weights of one window, largest in its middle."""
+        if self.blending.weights is WindowWeights.UNIFORM:
+            return np.ones(self.size, dtype=np.float32)
+        if self.blending.weights is WindowWeights.PEAK:
+            return self._peak()
         axes = []
         for side in self.size:
             away = np.arange(side, dtype=np.float32) - np.float32((side - 1) / 2)
@@ -78,6 +92,16 @@ class SlidingWindow:
         product: _Array = axes[0][:, None, None] * axes[1][:, None] * axes[2]
         least = np.float32(max(float(product.min()), _LEAST_WEIGHT))
         return np.maximum(product, least, out=product)
+
+    def _peak(self) -> _Array:
+        """The weights of nnU-Net: a filtered peak of height 10, rounded to 16 bits, never 0."""
+        peak = np.zeros(self.size)
+        peak[tuple(side // 2 for side in self.size)] = 1.0
+        sigma = [side * self.sigma_scale for side in self.size]
+        smooth = ndimage.gaussian_filter(peak, sigma, mode="constant", cval=0.0)
+        rounded = (smooth / (smooth.max() / 10.0)).astype(np.float16)
+        rounded[rounded == 0] = rounded[rounded > 0].min()
+        return np.asarray(rounded, dtype=np.float32)
 
     def memory_bytes(
         self, shape: Sequence[int], channels: int, classes: int, *, whole_scores: bool = False
@@ -134,17 +158,23 @@ def scores(
     classes: int,
     limits: WorkLimits | None = None,
 ) -> _Array:
-    """Image (C, I, J, K) -> blended scores float32 (classes, I, J, K).
+    """Image (C, I, J, K) -> blended scores (classes, I, J, K), float32 or the type of the sums.
 
     Raises:
         PayloadTooLargeError: it would take more memory than allowed; known before work starts.
         DeadlineError: `limits.between` found that time is up.
+        ServerFailedError: a score is too large for sums in 16 bits.
         ValueError: the network answers with another shape than (N, classes, *window.size).
     """
     shape = image.shape[1:]
     _check_memory(window, image.shape, classes, limits, whole_scores=True)
-    full = np.empty((classes, *shape), dtype=np.float32)
+    full = np.empty((classes, *shape), dtype=window.sums)
     for first, total, weight in _slabs(image, predict, window, classes, limits):
+        if not np.isfinite(total).all():
+            raise ServerFailedError(
+                "expected scores that can be added in 16 bits, got larger ones; the model needs "
+                "blending.sums f32"
+            )
         np.divide(total, weight, out=full[:, first : first + weight.shape[0]])
     return full
 
@@ -157,6 +187,8 @@ def labels(
     limits: WorkLimits | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Image (C, I, J, K) -> the class of the largest blended score, uint8 (I, J, K).
+
+    For sums in float32: those in float16 are rounded once more when they are divided.
 
     The same as `scores(...).argmax(axis=0)` (of equal scores the first), without ever holding
     them. Raises as `scores` does.
@@ -184,8 +216,8 @@ def _slabs(
     layout = _Layout(window, shape)
     count = len(layout)
     gaussian = window.weights()
-    total = np.zeros((classes, layout.depth, *shape[1:]), dtype=np.float32)
-    weight = np.zeros((layout.depth, *shape[1:]), dtype=np.float32)
+    total = np.zeros((classes, layout.depth, *shape[1:]), dtype=window.sums)
+    weight = np.zeros((layout.depth, *shape[1:]), dtype=window.sums)
     batch = np.zeros((min(window.batch, count), image.shape[0], *window.size), np.float32)
     base = 0  # the plane of the volume that the accumulators begin with
     for done in range(0, count, window.batch):
@@ -219,7 +251,7 @@ class _Layout:
     def __init__(self, window: SlidingWindow, shape: Sequence[int]) -> None:
         self._window, self._planes = window, shape[0]
         self._axes = [
-            _along(side, size, window.overlap)
+            _along(side, size, window.overlap, window.blending.placement)
             for side, size in zip(shape, window.size, strict=True)
         ]
 
@@ -242,9 +274,14 @@ class _Layout:
         return int((ends - np.maximum(0, i[first // per_plane])).max())
 
 
-def _along(side: int, window: int, overlap: float) -> list[int]:
+def _along(side: int, window: int, overlap: float, placement: Placement) -> list[int]:
     if side <= window:
         return [-((window - side) // 2)]
+    if window == 1:  # planes: every one, once
+        return list(range(side))
+    if placement is Placement.EVEN:
+        count = math.ceil((side - window) / (window * (1 - overlap))) + 1
+        return [round((side - window) / (count - 1) * n) for n in range(count)]
     step = max(1, int(window * (1 - overlap)))
     count = math.ceil((side - window) / step) + 1
     return [min(n * step, side - window) for n in range(count)]

@@ -10,17 +10,19 @@ from medserve.errors import ConfigError
 from medserve.imaging.geometry import Geometry, Shape
 from medserve.imaging.volume import Volume, VolumeLimits
 from medserve.inference.memory import mib, refuse_above
-from medserve.inference.resample import spaced_shape
+from medserve.inference.regrid import grid_of
 from medserve.inference.sliding_window import SlidingWindow
 from medserve.spec import ModelSpec
-from medserve.spec.volumes import RoiKind, VolumeSpec
+from medserve.spec.volumes import ResamplingKind, RoiKind, Sums
 
-__all__ = ["Extras", "check", "check_limit", "limits", "peak_bytes"]
+__all__ = ["Extras", "check", "check_limit", "limits", "peak_bytes", "windows"]
 
 _FLOAT = 4  # bytes
 # Bytes a voxel of each step, counted in the code that it names.
 _READ = 16  # nifti: expanded as float64, then rescaled beside it
 _LINEAR = 12  # resample.linear: the values, one axis moved to the front, the answer
+_SPLINE = 32  # regrid.SplineGrid: values as float64, filtered, zoomed, and the answer of planes
+_BODY = 3  # roi.nonzero_body: two masks and their union
 _NORMALISE = 16  # normalise.percentile: values, those that count, their sorted copy, the answer
 _REGION = 10  # roi.threshold_box: bright voxels, their pieces as int32 with bincount's copy; and
 # the volume once more, in the order in which np.histogram wants it
@@ -69,7 +71,8 @@ def check_limit(spec: ModelSpec) -> None:
         ConfigError: the limit is too low for the network.
     """
     assert spec.volume is not None
-    window = Geometry.from_spacing(spec.input.size, spec.volume.spacing_mm)
+    spacing_mm = [mm or 1.0 for mm in spec.volume.spacing_mm or (0.0, 0.0, 0.0)]
+    window = Geometry.from_spacing(windows(spec).size, spacing_mm)
     least = peak_bytes(spec, window, _FLOAT, _Mask())
     if least > spec.volume.max_memory_bytes:
         raise ConfigError(
@@ -107,24 +110,34 @@ def peak_bytes(spec: ModelSpec, geometry: Geometry, itemsize: int, extras: Extra
     """
     if spec.volume is None:
         raise ConfigError(f"{spec.name}: expected the section 'volume', there is none")
-    upright = geometry.reordered(geometry.axis_order(spec.volume.orientation))
-    seen = spaced_shape(upright, spec.volume.spacing_mm)
-    voxels, prepared, classes = math.prod(geometry.shape), math.prod(seen), len(spec.labels)
-    source, tensor = voxels * itemsize, prepared * _FLOAT
+    rules, channels = spec.volume, spec.input.channels
+    upright = geometry.reordered(geometry.axis_order(rules.orientation))
+    seen = grid_of(rules.resampling, rules.spacing_mm, spec.input.size).shape(upright)
+    classes = max(len(spec.labels), len(rules.regions))
+    voxels, prepared = math.prod(geometry.shape), math.prod(seen)
+    source, tensor = channels * voxels * itemsize, channels * prepared * _FLOAT
     if source + tensor > spec.volume.max_memory_bytes:
         return source + tensor  # windows of such a grid are not even worth counting
     is_resized = seen != upright.shape
     maps = classes * extras.probabilities + extras.entropy  # float32 on the source's grid
-    scores = classes * tensor if is_resized or maps else 0
-    region = 0 if spec.volume.roi.kind is RoiKind.NONE else (_REGION + itemsize) * voxels
+    is_whole = is_resized or maps or rules.regions or rules.ensemble > 1
+    is_whole = is_whole or rules.blending.sums is Sums.F16
+    scores = classes * prepared * _FLOAT if is_whole else 0
+    region = 0 if rules.roi.kind is RoiKind.NONE else (_REGION + itemsize) * voxels
+    region = _BODY * voxels if rules.roi.kind is RoiKind.NONZERO else region
     resized = max(voxels, prepared) if is_resized else 0
-    running = _windows(spec, spec.volume).memory_bytes(
-        seen, spec.input.channels, classes, whole_scores=scores > 0
+    is_spline = rules.resampling.kind is ResamplingKind.SPLINE
+    resampling = _SPLINE if is_spline else _LINEAR
+    relabelling = resampling + _RELABEL - _LINEAR
+    measured = voxels if rules.resampling.normalise_first else prepared
+    ready = tensor - prepared * _FLOAT  # the channels before the last one
+    running = windows(spec).memory_bytes(
+        seen, channels, rules.ensemble * classes, whole_scores=scores > 0
     )
     steps = (
-        max(region, _LINEAR * resized, _NORMALISE * prepared),
-        running + spec.volume.network_bytes,
-        tensor + scores + _RELABEL * resized + (_MASK + _TIDY) * voxels,
+        ready + max(region, resampling * resized, _NORMALISE * measured),
+        running + rules.network_bytes,
+        tensor + scores + relabelling * resized + (_MASK + _TIDY) * voxels,
         tensor + scores + (_SOFTMAX * classes + _MASK if maps else 0) * voxels
         + maps * _FLOAT * voxels,
         (_MASK + _ENCODE + maps * _FLOAT * _ENCODE) * voxels,
@@ -132,6 +145,9 @@ def peak_bytes(spec: ModelSpec, geometry: Geometry, itemsize: int, extras: Extra
     return source + max(steps)
 
 
-def _windows(spec: ModelSpec, volume: VolumeSpec) -> SlidingWindow:
-    i, j, k = spec.input.size
-    return SlidingWindow((i, j, k), volume.overlap, volume.window_batch)
+def windows(spec: ModelSpec) -> SlidingWindow:
+    """Return the windows of a model; those of a network for planes are one plane deep."""
+    assert spec.volume is not None
+    rules = spec.volume
+    i, j, k = spec.input.size if len(spec.input.size) == 3 else (1, *spec.input.size)
+    return SlidingWindow((i, j, k), rules.overlap, rules.window_batch, blending=rules.blending)

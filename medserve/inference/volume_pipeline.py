@@ -8,13 +8,14 @@ were. The mask therefore has the source's shape and affine to the last bit, what
 
 Where the spacing changed, scores come back and the largest wins there: labels would come back with
 steps, and a structure by a fifth of a voxel aside. Where it did not, scores of the whole volume
-exist only if a caller asks for probabilities or for their entropy.
+exist only if a caller asks for probabilities or for their entropy, or if the model's rules need
+them: regions, several networks, sums in 16 bits.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,19 +26,15 @@ from medserve.errors import ConfigError, InvalidImageError
 from medserve.imaging.geometry import AxisOrder, Geometry
 from medserve.imaging.volume import Volume
 from medserve.inference import components, sliding_window, volume_memory
-from medserve.inference.normalise import Normalisation
-from medserve.inference.resample import (
-    linear,
-    resample_labels,
-    restore,
-    restore_labels,
-    spaced_shape,
-)
-from medserve.inference.roi import Box, crop, threshold_box
-from medserve.inference.sliding_window import Predict, SlidingWindow, WorkLimits
+from medserve.inference.argmax import argmax_channels
+from medserve.inference.normalise import normalise
+from medserve.inference.regrid import grid_of
+from medserve.inference.resample import resample_labels
+from medserve.inference.roi import Box, crop, mask_box, nonzero_body, threshold_box
+from medserve.inference.sliding_window import Predict, WorkLimits
 from medserve.results.segmentation import Segmentation
 from medserve.spec import ModelSpec
-from medserve.spec.volumes import RoiKind, VolumeSpec
+from medserve.spec.volumes import NormalisationKind, RoiKind, ScoreKind, Sums, VolumeSpec
 
 __all__ = ["Found", "Inverse", "Prepared", "Segmented", "VolumePipeline", "VolumeSettings"]
 
@@ -125,7 +122,7 @@ class Found:
 
     Attributes:
         mask: Label ids uint8 (i, j, k), where that is all that is needed.
-        scores: Blended logits float32 (labels, i, j, k).
+        scores: Blended scores (channels, i, j, k).
     """
 
     mask: _Mask | None = field(default=None, repr=False)
@@ -155,10 +152,10 @@ class VolumePipeline:
             raise ConfigError(f"{spec.name}: expected the section 'volume', there is none")
         self.spec = spec
         self.volume: VolumeSpec = spec.volume
-        i, j, k = spec.input.size
-        self.window = SlidingWindow((i, j, k), self.volume.overlap, self.volume.window_batch)
+        self.window = volume_memory.windows(spec)
+        self.grid = grid_of(self.volume.resampling, self.volume.spacing_mm, spec.input.size)
         volume_memory.check_limit(spec)
-        self._normalise = Normalisation.of(self.volume.normalisation)
+        self._classes = len(self.volume.regions) or len(spec.labels)
 
     def defaults(self) -> VolumeSettings:
         """What the model's configuration says where a caller does not."""
@@ -168,22 +165,39 @@ class VolumePipeline:
             fill_holes=self.volume.fill_holes,
         )
 
-    def prepare(self, volume: Volume, options: VolumeSettings | None = None) -> Prepared:
+    def prepare(
+        self, volume: Volume | Sequence[Volume], options: VolumeSettings | None = None
+    ) -> Prepared:
         """Volume -> what the network sees of it.
+
+        Args:
+            volume: The image, or one for each channel of the network, all on the same grid.
+            options: By default `defaults()`.
 
         Raises:
             PayloadTooLargeError: this call would take more memory than the model allows.
-            InvalidImageError: the volume is smaller than anything that the network knows.
+            InvalidImageError: the volume is smaller than anything that the network knows, or
+                there is another number of channels, or they lie on different grids.
         """
-        upright, order = volume.reoriented(self.volume.orientation)
-        self._refuse_small(upright.geometry)
-        volume_memory.check(self.spec, volume, options or self.defaults())
-        box = self._region(upright)
-        part = crop(upright, box)
-        grid = part.geometry.with_shape(spaced_shape(part.geometry, self.volume.spacing_mm))
-        image = self._normalise(linear(part.array, grid.shape))
-        inverse = Inverse(volume.geometry, order, box, part.geometry, grid)
-        return Prepared(image[np.newaxis], inverse)
+        channels = [volume] if isinstance(volume, Volume) else list(volume)
+        self._refuse_other_channels(channels)
+        order = channels[0].geometry.axis_order(self.volume.orientation)
+        geometry = channels[0].geometry.reordered(order)
+        self._refuse_small(geometry)
+        volume_memory.check(self.spec, channels[0], options or self.defaults())
+        upright = [Volume(order.apply(each.array), geometry) for each in channels]
+        body = self._body(upright)
+        box = self._region(upright[0], body)
+        parts = [crop(each, box) for each in upright]
+        region = parts[0].geometry
+        seen = None if body is None else box.cut(body)
+        arrays = [
+            self._channel(part, steps, seen)
+            for part, steps in zip(parts, self.volume.steps, strict=True)
+        ]
+        grid = region.with_shape(self.grid.shape(region))
+        inverse = Inverse(channels[0].geometry, order, box, region, grid)
+        return Prepared(np.stack(arrays) if len(arrays) > 1 else arrays[0][np.newaxis], inverse)
 
     def prepare_labels(self, mask: _Mask, inverse: Inverse) -> _Mask:
         """A reference mask (I, J, K) on the source's grid -> the network's grid, for training."""
@@ -214,11 +228,16 @@ class VolumePipeline:
         """The first half of `segment`: what the network says, on its own grid."""
         options = options or self.defaults()
         inverse = prepared.inverse
-        if options.wants_scores or inverse.grid.shape != inverse.region.shape:
+        rules = self.volume
+        if (
+            options.wants_scores
+            or inverse.grid.shape != inverse.region.shape
+            or (rules.ensemble > 1 or rules.regions or rules.blending.sums is Sums.F16)
+        ):
             return Found(scores=self.scores(prepared, predict, options))
         mask = sliding_window.labels(
             prepared.tensor, self._predict(predict, options), self.window,
-            len(self.spec.labels), WorkLimits(between=options.between),
+            self._classes, WorkLimits(between=options.between),
         )  # fmt: skip
         return Found(mask=mask)
 
@@ -230,25 +249,35 @@ class VolumePipeline:
         if found.mask is not None:
             return Segmented(self._tidied(found.mask, inverse, options))
         assert found.scores is not None  # one of the two is there
-        segmentation = self._tidied(restore_labels(found.scores, inverse.region), inverse, options)
         if not options.wants_scores:
-            return Segmented(segmentation)
-        probabilities = _softmax(restore(found.scores, inverse.region))
+            labels = self._winners(self._restored(found.scores, inverse.region))
+            return Segmented(self._tidied(labels, inverse, options))
+        probabilities = np.stack(list(self._restored(found.scores, inverse.region)))
+        segmentation = self._tidied(self._winners(probabilities), inverse, options)
+        self._to_probabilities(probabilities)
         return Segmented(
             segmentation,
-            inverse.undo_probabilities(probabilities) if options.probabilities else None,
-            inverse.undo(_entropy(probabilities)) if options.entropy else None,
+            self._all_labels(probabilities, inverse) if options.probabilities else None,
+            inverse.undo(self._entropy(probabilities)) if options.entropy else None,
         )
 
     def scores(
         self, prepared: Prepared, predict: Predict, options: VolumeSettings | None = None
     ) -> _Scores:
-        """Blended logits float32 (labels, i, j, k) on the network's grid."""
+        """Blended scores (channels, i, j, k) on the network's grid: the mean of all networks."""
         options = options or self.defaults()
-        return sliding_window.scores(
+        networks = self.volume.ensemble
+        found = sliding_window.scores(
             prepared.tensor, self._predict(predict, options), self.window,
-            len(self.spec.labels), WorkLimits(between=options.between),
+            networks * self._classes, WorkLimits(between=options.between),
         )  # fmt: skip
+        if networks == 1:
+            return found
+        total = found[: self._classes]
+        for first in range(self._classes, len(found), self._classes):
+            total += found[first : first + self._classes]  # in the type of the sums
+        total /= networks
+        return total.copy()  # so that the scores of the single networks can go
 
     def golden_window(self, prepared: Prepared) -> _Scores:
         """The window (1, C, i, j, k) in the middle: what a golden pair holds the logits of."""
@@ -257,7 +286,7 @@ class VolumePipeline:
         inside, outside = sliding_window.place((i, j, k), shape, size)
         window = np.zeros((1, prepared.tensor.shape[0], *size), dtype=np.float32)
         window[0][:, *inside] = prepared.tensor[:, *outside]
-        return window
+        return window if len(self.spec.input.size) == 3 else window[:, :, 0]
 
     def _tidied(self, mask: _Mask, inverse: Inverse, options: VolumeSettings) -> Segmentation:
         """A mask on the region's grid -> the source's grid."""
@@ -270,19 +299,104 @@ class VolumePipeline:
 
     def _predict(self, predict: Predict, options: VolumeSettings) -> Predict:
         axes = self.volume.flip_axes
-        return _mirrored(predict, axes) if options.flips and axes else predict
+        inner = predict if len(self.spec.input.size) == 3 else _of_planes(predict)
+        return _mirrored(inner, axes) if options.flips and axes else inner
 
-    def _region(self, upright: Volume) -> Box:
+    def _channel(
+        self, part: Volume, steps: Sequence[Any], body: npt.NDArray[np.bool_] | None
+    ) -> _Scores:
+        """One channel of the region -> the network's grid and intensities."""
+        if self.volume.resampling.normalise_first:
+            return self.grid.image(normalise(part.array, steps, body), part.geometry)
+        return normalise(self.grid.image(part.array, part.geometry), steps)
+
+    def _body(self, upright: Sequence[Volume]) -> npt.NDArray[np.bool_] | None:
+        """What is not 0, where the region or the normalisation of a channel asks for it."""
+        counted = any(
+            step.kind is NormalisationKind.Z_SCORE_BODY
+            for steps in self.volume.steps
+            for step in steps
+        )
+        if not counted and self.volume.roi.kind is not RoiKind.NONZERO:
+            return None
+        body = nonzero_body([each.array for each in upright])
+        return body if body.any() else np.ones_like(body)
+
+    def _region(self, upright: Volume, body: npt.NDArray[np.bool_] | None) -> Box:
         roi = self.volume.roi
         if roi.kind is RoiKind.NONE:
             return Box.whole(upright.geometry.shape)
+        if roi.kind is RoiKind.NONZERO:
+            assert body is not None  # `_body` sees to it
+            return mask_box(body)
         threshold = roi.threshold if roi.kind is RoiKind.THRESHOLD else None
         return threshold_box(upright, threshold, roi.margin_mm, largest_only=roi.largest_only)
+
+    def _restored(self, scores: _Scores, region: Geometry) -> Iterator[_Scores]:
+        """Scores -> each channel on the region's grid, one at a time."""
+        rules = self.volume
+        if rules.restored is ScoreKind.PROBABILITIES and rules.scores is ScoreKind.LOGITS:
+            scores = _sigmoid(scores) if rules.regions else _softmax(scores)
+        return (self.grid.scores(channel, region) for channel in scores)
+
+    def _winners(self, channels: Iterator[_Scores] | _Scores) -> _Mask:
+        """Restored channels -> label ids uint8 on the region's grid."""
+        rules = self.volume
+        if not rules.regions:
+            return argmax_channels(channels)
+        limit = 0.5 if rules.restored is ScoreKind.PROBABILITIES else 0.0  # sigmoid(0) is a half
+        inside = [channel > limit for channel in channels]
+        mask = np.zeros(inside[0].shape, dtype=np.uint8)
+        for label, channel in rules.regions.items():
+            mask[inside[channel]] = self.spec.labels.index(label)
+        return mask
+
+    def _to_probabilities(self, restored: _Scores) -> None:
+        """Turn restored scores into probabilities, in place."""
+        if self.volume.restored is ScoreKind.LOGITS:
+            restored[:] = _sigmoid(restored) if self.volume.regions else _softmax(restored)
+
+    def _all_labels(self, probabilities: _Scores, inverse: Inverse) -> _Scores:
+        """Probabilities of channels -> (labels, I, J, K) on the source's grid.
+
+        Regions may overlap; the background's probability is then that of no region at all.
+        """
+        if not self.volume.regions:
+            return inverse.undo_probabilities(probabilities)
+        labels = np.zeros((len(self.spec.labels), *probabilities.shape[1:]), dtype=np.float32)
+        labels[0] = 1.0 - probabilities.max(axis=0)
+        for label, channel in self.volume.regions.items():
+            labels[self.spec.labels.index(label)] = probabilities[channel]
+        return inverse.undo_probabilities(labels)
+
+    def _entropy(self, probabilities: _Scores) -> _Scores:
+        """Of labels that exclude each other Shannon's; of regions that of the least certain."""
+        if not self.volume.regions:
+            return _entropy(probabilities)
+        each = [_entropy(np.stack([channel, 1 - channel])) for channel in probabilities]
+        return np.asarray(np.max(each, axis=0))
+
+    def _refuse_other_channels(self, channels: Sequence[Volume]) -> None:
+        names = list(self.volume.channels)
+        if len(channels) != (len(names) or 1):
+            wanted = f"{len(names)} images ({', '.join(names)})" if names else "one image"
+            raise InvalidImageError(
+                f"expected {wanted} of one grid, got {len(channels)}; send them in this order"
+            )
+        for name, each in zip(names[1:], channels[1:], strict=True):
+            if not each.geometry.matches(channels[0].geometry):
+                raise InvalidImageError(
+                    f"expected {name} on the grid of {names[0]}, got another grid; resample one "
+                    f"to the other"
+                )
 
     def _refuse_small(self, upright: Geometry) -> None:
         least = self.spec.input.min_side
         extent = [n * mm for n, mm in zip(upright.shape, upright.spacing_mm, strict=True)]
-        needed = [least * mm for mm in self.volume.spacing_mm]
+        wanted = self.volume.spacing_mm or (0.0, 0.0, 0.0)
+        needed = [least * (mm or own) for mm, own in zip(wanted, upright.spacing_mm, strict=True)]
+        if least == 1:
+            return  # the model takes what there is
         if any(has < wants for has, wants in zip(extent, needed, strict=True)):
             raise InvalidImageError(
                 f"expected a volume of at least {_millimetres(needed)}, got "
@@ -311,6 +425,21 @@ def _mirrored(predict: Predict, axes: tuple[int, ...]) -> Predict:
         return total
 
     return mean
+
+
+def _of_planes(predict: Predict) -> Predict:
+    """A network for planes as one for windows of a single plane, across the first axis."""
+
+    def predicted(windows: _Scores) -> _Scores:
+        return predict(windows[:, :, 0])[:, :, np.newaxis]  # (N, C, 1, h, w) -> (N, C, h, w)
+
+    return predicted
+
+
+def _sigmoid(scores: _Scores) -> _Scores:
+    """Logits -> probabilities of regions, float32."""
+    logits = np.asarray(scores, dtype=np.float32)
+    return np.asarray(np.exp(-np.logaddexp(np.float32(0), -logits)))
 
 
 def _softmax(scores: _Scores) -> _Scores:

@@ -18,7 +18,7 @@ from medserve.errors import ConfigError
 from medserve.spec.frames import FrameSpec
 from medserve.spec.generation import GenerationSpec
 from medserve.spec.section import Section, read_section
-from medserve.spec.volumes import VolumeSpec
+from medserve.spec.volumes import ResamplingKind, VolumeSpec
 
 __all__ = [
     "EngineName",
@@ -235,11 +235,19 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
     def _check_input(self) -> None:
         """Refuse an input that does not fit the task's section."""
         size, channels, labels = self.input.size, self.input.channels, len(self.labels)
-        if self.volume is not None and (len(size) != 3 or channels != 1 or labels < 2):
-            raise ConfigError(
-                f"{self.name}: expected a window (I, J, K) of one channel and at least two labels, "
-                f"got {size}, {channels} and {labels}"
-            )
+        if self.volume is not None:
+            named = len(self.volume.channels) or 1
+            if labels < 2 or channels != named:
+                raise ConfigError(
+                    f"{self.name}: expected at least two labels and {named} channels, as many as "
+                    f"volume.channels names, got {labels} and {channels}"
+                )
+            if unknown := sorted(set(self.volume.regions) - set(self.labels[1:])):
+                raise ConfigError(
+                    f"{self.name}: regions: {unknown[0]!r} is no label of a structure"
+                )
+            if len(size) != 3 and self.volume.resampling.kind is ResamplingKind.FIXED:
+                raise ConfigError(f"{self.name}: expected an input of 3 sides, got {size}")
         if self.frame is not None and (len(size) != 2 or channels != 1 or labels != 2):
             raise ConfigError(
                 f"{self.name}: expected a frame (H, W) of one channel and two labels, background "

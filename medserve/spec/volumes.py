@@ -15,13 +15,21 @@ from medserve.spec.section import Section
 from medserve.spec.seen import SeenSpec
 
 __all__ = [
+    "BlendingSpec",
     "CodedTerm",
     "NormalisationKind",
     "NormalisationSpec",
+    "Placement",
+    "ResamplingKind",
+    "ResamplingSpec",
     "RoiKind",
     "RoiSpec",
+    "ScoreKind",
     "SegmentCoding",
+    "Sums",
+    "ThickSlices",
     "VolumeSpec",
+    "WindowWeights",
 ]
 
 _ORIENTATIONS = {
@@ -29,6 +37,8 @@ _ORIENTATIONS = {
     for axes in itertools.permutations(("RL", "AP", "SI"))
     for codes in itertools.product(*axes)
 }
+_STORED_AXES = {"".join(axes) for axes in itertools.permutations("ijk")}
+_INFINITY = float("inf")
 
 
 class NormalisationKind(enum.StrEnum):
@@ -37,6 +47,11 @@ class NormalisationKind(enum.StrEnum):
     PERCENTILE = "percentile"  # of the volume itself: MR and ultrasound, which have no unit
     WINDOW = "window"  # fixed values: CT, whose unit is the Hounsfield
     Z_SCORE = "z_score"  # mean and standard deviation of the volume itself
+    Z_SCORE_NONZERO = "z_score_nonzero"  # of the voxels that are not 0; zeros stay zeros
+    Z_SCORE_BODY = "z_score_body"  # of what is not 0 in some channel, holes filled; the rest stays
+    STANDARD = "standard"  # fixed limits, mean and deviation: CT as nnU-Net reads it
+    MIN_MAX = "min_max"  # the smallest value of the volume becomes 0, the largest 1
+    NONE = "none"  # as stored
 
 
 class NormalisationSpec(Section, frozen=True):
@@ -47,9 +62,18 @@ class NormalisationSpec(Section, frozen=True):
     )
     low: Annotated[
         float,
-        Meta(description="Percentile (0 to 100) or value that becomes 0; unused by the z-score."),
+        Meta(
+            description="Percentile (0 to 100) or value that becomes 0; for `standard` the value "
+            "below which is clipped; unused by the others."
+        ),
     ] = 0.5
-    high: Annotated[float, Meta(description="Percentile or value that becomes 1.")] = 99.5
+    high: Annotated[
+        float,
+        Meta(
+            description="Percentile or value that becomes 1; for `standard` the value above which "
+            "is clipped."
+        ),
+    ] = 99.5
     foreground_only: Annotated[
         bool,
         Meta(
@@ -57,14 +81,24 @@ class NormalisationSpec(Section, frozen=True):
             "minimum: an image that was cut out of its surroundings is mostly padding."
         ),
     ] = False
+    mean: Annotated[float, Meta(description="Subtracted after clipping; of `standard` only.")] = 0.0
+    deviation: Annotated[float, Meta(description="Divided by then; of `standard` only.")] = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind is not NormalisationKind.Z_SCORE and not self.low < self.high:
+        if self.kind in _LIMITED and not self.low < self.high:
             raise ConfigError(f"normalisation: expected low < high, got {self.low}, {self.high}")
+        if not 0.0 < self.deviation < _INFINITY or not abs(self.mean) < _INFINITY:
+            raise ConfigError(
+                f"normalisation: expected a finite mean and a deviation above 0, got {self.mean} "
+                f"and {self.deviation}"
+            )
         if self.kind is NormalisationKind.PERCENTILE and (self.low < 0 or self.high > 100):
             raise ConfigError(
                 f"normalisation: expected percentiles from 0 to 100, got {self.low}, {self.high}"
             )
+
+
+_LIMITED = (NormalisationKind.PERCENTILE, NormalisationKind.WINDOW, NormalisationKind.STANDARD)
 
 
 class RoiKind(enum.StrEnum):
@@ -73,6 +107,7 @@ class RoiKind(enum.StrEnum):
     NONE = "none"  # the whole volume
     OTSU = "otsu"  # the box around what is brighter than Otsu's threshold
     THRESHOLD = "threshold"  # the box around what is brighter than a fixed value, as in CT
+    NONZERO = "nonzero"  # the tight box around what is not 0 in some channel; no margin
 
 
 class RoiSpec(Section, frozen=True):
@@ -86,6 +121,97 @@ class RoiSpec(Section, frozen=True):
     largest_only: Annotated[bool, Meta(description="Look at the largest bright piece alone.")] = (
         False
     )
+
+
+class ResamplingKind(enum.StrEnum):
+    """How a volume comes to the network's grid, and scores come back."""
+
+    LINEAR = "linear"  # the same block of space, outer face to outer face; widened when it shrinks
+    SPLINE = "spline"  # the same block, splines clamped to the volume's range, as in nnU-Net
+    FIXED = "fixed"  # the whole region has `input.size`, whatever its spacing
+
+
+class ThickSlices(enum.StrEnum):
+    """When planes across the widest spacing are resampled each on its own."""
+
+    BY_SPACING = "by_spacing"  # where one spacing is more than three times another
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+_Order = Annotated[int, Meta(ge=0, le=5)]
+
+
+class ResamplingSpec(Section, frozen=True):
+    """The way of a volume to the network's grid, and of scores back."""
+
+    kind: Annotated[ResamplingKind, Meta(description="Which grid and which interpolation.")] = (
+        ResamplingKind.LINEAR
+    )
+    order: Annotated[
+        _Order, Meta(description="Degree of the spline for the image; of `spline` and `fixed`.")
+    ] = 3
+    order_through: Annotated[
+        _Order, Meta(description="The same across thick slices; of `spline` only.")
+    ] = 0
+    inverse_order: Annotated[
+        _Order, Meta(description="Degree for scores on their way back; of `spline` and `fixed`.")
+    ] = 1
+    inverse_order_through: Annotated[
+        _Order, Meta(description="The same across thick slices; of `spline` only.")
+    ] = 0
+    thick_slices: Annotated[
+        ThickSlices, Meta(description="When slices are resampled one by one; of `spline` only.")
+    ] = ThickSlices.BY_SPACING
+    normalise_first: Annotated[
+        bool, Meta(description="Normalise on the volume's own grid rather than on the network's.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        if self.kind is ResamplingKind.FIXED and max(self.order, self.inverse_order) > 1:
+            raise ConfigError(
+                f"resampling: expected order and inverse_order 0 (nearest) or 1 (linear) for the "
+                f"kind fixed, got {self.order} and {self.inverse_order}"
+            )
+
+
+class WindowWeights(enum.StrEnum):
+    """How much the places of a window count where windows overlap."""
+
+    GAUSSIAN = "gaussian"  # about the middle, at least a thousandth, as in MONAI
+    UNIFORM = "uniform"  # all alike
+    PEAK = "peak"  # about the voxel at half the side, in 16 bits, as in nnU-Net
+
+
+class Placement(enum.StrEnum):
+    """Where windows lie."""
+
+    STRIDE = "stride"  # a fixed step, the last one drawn back to the edge, as in MONAI
+    EVEN = "even"  # spread evenly from edge to edge, as in nnU-Net
+
+
+class Sums(enum.StrEnum):
+    """Arithmetic in which scores of windows are added."""
+
+    F32 = "f32"
+    F16 = "f16"  # as nnU-Net does on every device; it decides about voxels
+
+
+class BlendingSpec(Section, frozen=True):
+    """How windows are placed, and how their scores become those of the volume."""
+
+    weights: Annotated[WindowWeights, Meta(description="Of the places of a window.")] = (
+        WindowWeights.GAUSSIAN
+    )
+    placement: Annotated[Placement, Meta(description="Where windows lie.")] = Placement.STRIDE
+    sums: Annotated[Sums, Meta(description="In which arithmetic scores are added.")] = Sums.F32
+
+
+class ScoreKind(enum.StrEnum):
+    """What a score is."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
 
 
 class CodedTerm(Section, frozen=True):
@@ -116,19 +242,42 @@ class SegmentCoding(Section, frozen=True):
 
 
 class VolumeSpec(Section, frozen=True):
-    """The way of a volume to the network and back; `input.size` is the sliding window."""
+    """The way of a volume to the network and back; `input.size` is the sliding window.
+
+    A window of two sides is that of a network for planes: it sees them across the first axis.
+    """
 
     spacing_mm: Annotated[
         tuple[float, ...],
-        Meta(description="Voxels that the network sees, along the axes of `orientation`."),
-    ]
+        Meta(
+            description="Voxels that the network sees, along the axes of `orientation`; 0 keeps "
+            "the volume's own. None for the resampling `fixed`."
+        ),
+    ] = ()
     orientation: Annotated[
-        str, Meta(description="Axis codes in which the network sees every volume.")
+        str,
+        Meta(
+            description="Axis codes in which the network sees every volume, such as RAS; or the "
+            "axes of the file in the network's order, such as kji, whatever they point to."
+        ),
     ] = "RAS"
+    channels: Annotated[
+        Mapping[str, NormalisationSpec | tuple[NormalisationSpec, ...]],
+        Meta(
+            description="Of a network that sees several images of one grid: their names in its "
+            "order, each with its normalisation; empty for a single image."
+        ),
+    ] = msgspec.field(default_factory=dict)
     normalisation: Annotated[
-        NormalisationSpec,
-        Meta(description="How intensities become what the network was trained on."),
+        NormalisationSpec | tuple[NormalisationSpec, ...],
+        Meta(
+            description="How the intensities of a single image become what the network was "
+            "trained on: one step, or several in this order."
+        ),
     ] = NormalisationSpec()
+    resampling: Annotated[
+        ResamplingSpec, Meta(description="How a volume comes to the network's grid and back.")
+    ] = ResamplingSpec()
     roi: Annotated[RoiSpec, Meta(description="Which part of the volume the network sees.")] = (
         RoiSpec()
     )
@@ -136,6 +285,29 @@ class VolumeSpec(Section, frozen=True):
         float, Meta(description="Share of a window that its neighbour covers too.")
     ] = 0.5
     window_batch: Annotated[int, Meta(description="Windows in one call of the network.")] = 4
+    blending: Annotated[BlendingSpec, Meta(description="How windows become a volume.")] = (
+        BlendingSpec()
+    )
+    ensemble: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Networks in the artifact, whose scores stand one after the other along "
+            "its channels; their mean decides.",
+        ),
+    ] = 1
+    scores: Annotated[ScoreKind, Meta(description="What the network answers.")] = ScoreKind.LOGITS
+    restored: Annotated[
+        ScoreKind, Meta(description="What is brought back to the volume's own grid.")
+    ] = ScoreKind.LOGITS
+    regions: Annotated[
+        Mapping[str, int],
+        Meta(
+            description="For a network whose channels are regions that may overlap: the label "
+            "that each writes and its channel, in the order of writing. A voxel belongs to a "
+            "region from a probability (sigmoid) above one half. Empty: the largest score wins."
+        ),
+    ] = msgspec.field(default_factory=dict)
     flips: Annotated[
         bool,
         Meta(
@@ -175,10 +347,36 @@ class VolumeSpec(Section, frozen=True):
         Meta(description="What training saw; an answer for something else asks for a review."),
     ] = None
 
+    @property
+    def steps(self) -> tuple[tuple[NormalisationSpec, ...], ...]:
+        """The steps of normalisation of each channel, in the network's order."""
+        chosen = tuple(self.channels.values()) or (self.normalisation,)
+        return tuple(each if isinstance(each, tuple) else (each,) for each in chosen)
+
     def __post_init__(self) -> None:
-        if len(self.spacing_mm) != 3 or not min(self.spacing_mm) > 0:
-            raise ConfigError(f"volume: expected 3 spacings above 0, got {self.spacing_mm}")
-        if self.orientation not in _ORIENTATIONS:
-            raise ConfigError(f"volume: expected axis codes such as RAS, got {self.orientation!r}")
+        is_fixed = self.resampling.kind is ResamplingKind.FIXED
+        if is_fixed is bool(self.spacing_mm):
+            wanted = "no spacing_mm, for every volume becomes the size of the network's input"
+            wanted = wanted if is_fixed else "3 spacings"
+            raise ConfigError(f"volume: expected {wanted}, got {self.spacing_mm}")
+        if self.spacing_mm and (len(self.spacing_mm) != 3 or not min(self.spacing_mm) >= 0):
+            raise ConfigError(f"volume: expected 3 spacings of at least 0, got {self.spacing_mm}")
+        if self.orientation not in _ORIENTATIONS | _STORED_AXES:
+            raise ConfigError(
+                f"volume: expected axis codes such as RAS, or axes of the file such as kji, got "
+                f"{self.orientation!r}"
+            )
         if not set(self.flip_axes) <= {0, 1, 2}:
             raise ConfigError(f"volume: expected flip_axes among 0, 1, 2, got {self.flip_axes}")
+        if len(self.channels) == 1:
+            raise ConfigError(
+                "volume: expected at least two channels by name, got one; describe a single image "
+                "by normalisation"
+            )
+        if self.regions and sorted(self.regions.values()) != list(range(len(self.regions))):
+            raise ConfigError(
+                f"volume: expected regions with the channels 0 to {len(self.regions) - 1}, each "
+                f"once, got {sorted(self.regions.values())}"
+            )
+        if self.scores is ScoreKind.PROBABILITIES and self.restored is ScoreKind.LOGITS:
+            raise ConfigError("volume: expected restored: probabilities, for such are the scores")

@@ -159,3 +159,14 @@ def test_two_axes_in_one_direction_are_refused_as_singular() -> None:
 def test_anything_but_three_positive_axes_is_refused(shape: tuple[int, int, int]) -> None:
     with pytest.raises(InvalidImageError, match="3 axes"):
         Geometry(shape, np.eye(4))
+
+
+@settings(deadline=None)
+@given(geometry=geometries(), codes=st.sampled_from(["ijk", "kji", "jki"]))
+def test_axes_of_the_file_are_permuted_whatever_they_point_to(
+    geometry: Geometry, codes: str
+) -> None:
+    order = geometry.axis_order(codes)
+    assert [("ijk")[axis] for axis in order.axes] == list(codes)
+    assert order.flips == (False, False, False)
+    assert geometry.reordered(order).shape == tuple(geometry.shape[axis] for axis in order.axes)

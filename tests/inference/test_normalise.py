@@ -11,10 +11,12 @@ from medserve.errors import ConfigError
 from medserve.inference.normalise import (
     Normalisation,
     NormalisationKind,
+    normalise,
     percentile,
     window,
     z_score,
 )
+from medserve.spec.volumes import NormalisationSpec
 
 KINDS = [
     Normalisation(NormalisationKind.PERCENTILE),
@@ -121,3 +123,36 @@ def test_rounding_of_a_constant_is_no_contrast() -> None:
     constant = np.full(1000, 7.0, dtype=np.float32)
     constant[::3] = np.nextafter(np.float32(7.0), np.float32(8.0))
     np.testing.assert_array_equal(percentile(constant), 0.0)
+
+
+def test_fixed_figures_clip_shift_and_scale() -> None:
+    step = NormalisationSpec(NormalisationKind.STANDARD, -100.0, 300.0, mean=50.0, deviation=25.0)
+    array = np.array([-1000, -100, 50, 100, 300, 2000], dtype=np.int16)
+    np.testing.assert_allclose(normalise(array, [step]), [-6, -6, 0, 2, 10, 10])
+
+
+def test_what_is_zero_is_not_counted_and_stays() -> None:
+    array = np.array([0, 0, 2, 4, 6], dtype=np.float32)
+    found = normalise(array, [NormalisationSpec(NormalisationKind.Z_SCORE_NONZERO)])
+    np.testing.assert_array_equal(found[:2], 0)
+    np.testing.assert_allclose([found[2:].mean(), found[2:].std()], [0, 1], atol=1e-6)
+
+
+def test_holes_of_the_body_are_counted() -> None:
+    array = np.array([0, 0, 2, 4, 6], dtype=np.float32)
+    body = np.array([False, True, True, True, True])
+    found = normalise(array, [NormalisationSpec(NormalisationKind.Z_SCORE_BODY)], body)
+    assert found[0] == 0
+    np.testing.assert_allclose([found[1:].mean(), found[1:].std()], [0, 1], atol=1e-6)
+
+
+def test_steps_follow_each_other() -> None:
+    array = np.array([5, 10, 15], dtype=np.uint8)
+    steps = [
+        NormalisationSpec(NormalisationKind.MIN_MAX),
+        NormalisationSpec(NormalisationKind.STANDARD, -np.inf, np.inf, mean=0.5, deviation=0.25),
+    ]
+    np.testing.assert_allclose(normalise(array, steps), [-2, 0, 2])
+    np.testing.assert_array_equal(
+        normalise(array, [NormalisationSpec(NormalisationKind.NONE)]), [5, 10, 15]
+    )

@@ -10,7 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medserve.errors import ConfigError, DeadlineError, PayloadTooLargeError
+from medserve.errors import (
+    ConfigError,
+    DeadlineError,
+    PayloadTooLargeError,
+    ServerFailedError,
+)
 from medserve.inference.sliding_window import (
     Predict,
     SlidingWindow,
@@ -19,7 +24,9 @@ from medserve.inference.sliding_window import (
     scores,
     until,
 )
+from medserve.spec.volumes import BlendingSpec, Placement, Sums, WindowWeights
 
+_NNUNET = BlendingSpec(WindowWeights.PEAK, Placement.EVEN, Sums.F16)
 _Array = npt.NDArray[np.float32]
 RNG = np.random.default_rng(0)
 
@@ -214,3 +221,42 @@ def test_a_network_with_another_number_of_classes_is_a_mistake_of_the_code() -> 
 def test_settings_that_cannot_work_are_refused(settings_: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="sliding window"):
         SlidingWindow(**settings_)
+
+
+@settings(deadline=None)
+@given(
+    side=st.integers(1, 60),
+    window=st.integers(2, 16),
+    overlap=st.sampled_from([0.25, 0.5, 0.75]),
+    axis=st.integers(0, 2),
+)
+def test_even_windows_reach_from_edge_to_edge_and_overlap_enough(
+    side: int, window: int, overlap: float, axis: int
+) -> None:
+    shape, size = [1, 1, 1], [1, 1, 1]
+    shape[axis], size[axis] = side, window
+    windows = SlidingWindow((size[0], size[1], size[2]), overlap, blending=_NNUNET)
+    along = sorted({start[axis] for start in windows.starts(shape)})
+    if side <= window:
+        assert along == [-((window - side) // 2)]
+        return
+    assert (along[0], along[-1]) == (0, side - window)
+    assert np.diff(along).max() <= window * (1 - overlap) + 1
+
+
+def test_sums_in_sixteen_bits_are_rounded_at_every_addition() -> None:
+    image = np.random.default_rng(0).normal(size=(1, 20, 12, 12)).astype(np.float32)
+    window = SlidingWindow((8, 8, 8), blending=_NNUNET)
+    found = scores(image, lambda windows: 3 * windows, window, 1)
+    assert found.dtype == np.float16
+    inner = (slice(None), slice(4, -4), slice(3, -3), slice(3, -3))  # weights vanish at corners
+    assert 0 < np.abs(found - 3 * image)[inner].max() < 0.1
+
+
+def test_scores_too_large_for_sixteen_bits_are_told() -> None:
+    window = SlidingWindow((8, 8, 8), blending=_NNUNET)
+    with (
+        pytest.raises(ServerFailedError, match=r"sums f32"),
+        np.errstate(over="ignore", invalid="ignore"),
+    ):
+        scores(np.ones((1, 8, 8, 8), np.float32), lambda x: 1e5 * x, window, 1)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from medserve.errors import ArchiveError, ConfigError
+from medserve.importing.artifacts import write_onnx, write_torchscript
 from medserve.inference.engines import load_engine
 from medserve.spec import EngineName, Precision
 from models.classifier import Classifier
@@ -40,7 +38,6 @@ _log = logging.getLogger(__name__)
 
 OUTPUTS = ("logits", "novelty")
 TOLERANCE = 1e-4  # absolute; engines order their sums differently
-_OPSET = 18
 
 
 class ClassifierArtifact(nn.Module):
@@ -149,8 +146,8 @@ def export_network(
     folder.mkdir(parents=True, exist_ok=True)
     network = network.eval()
     inputs = {"image": example} if isinstance(example, Tensor) else dict(example)
-    _write_torchscript(network, folder / "model.pt", inputs, outputs)
-    _write_onnx(network, folder / "model.onnx", inputs, outputs)
+    write_torchscript(network, folder / "model.pt", inputs, outputs)
+    write_onnx(network, folder / "model.onnx", inputs, outputs)
     largest = 0.0
     for given in (inputs, {name: each[:1] for name, each in inputs.items()}):
         expected = _answers(network, given, outputs)
@@ -177,73 +174,6 @@ def _answers(
     answer = network(*inputs.values())
     tensors = [answer] if isinstance(answer, Tensor) else answer
     return {name: each.numpy() for name, each in zip(outputs, tensors, strict=True)}
-
-
-def _write_torchscript(
-    artifact: nn.Module, path: Path, inputs: Mapping[str, Tensor], outputs: Sequence[str]
-) -> None:
-    with warnings.catch_warnings(), torch.no_grad():
-        # Deprecated since torch 2.10 without a successor that runs without its Python code.
-        warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
-        # Sides are meant to become constants of the trace.
-        warnings.filterwarnings("ignore", "Converting a tensor to a Python")
-        # The trace reads every attribute, those that transformers deprecates too.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        traced = torch.jit.trace(artifact, tuple(inputs.values()))  # type: ignore[no-untyped-call]
-        # A trace keeps no attribute of its network, so the names are registered afterwards.
-        names = torch._C.ListType(torch._C.StringType.get())
-        traced._c._register_attribute("outputs", names, list(outputs))
-        halves = any(each.dtype is torch.float16 for each in artifact.parameters())
-        if not halves:  # frozen, kernels would be stored as they are computed with
-            traced = torch.jit.freeze(traced, preserved_attrs=["outputs"])
-        torch.jit.save(traced, path)
-    _drop_source_lines(path)
-
-
-def _drop_source_lines(path: Path) -> None:
-    """Leave out what names files of the machine that trained; nothing reads it but tracebacks."""
-    whole = path.with_suffix(".whole")
-    path.rename(whole)
-    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w") as target:
-        for member in source.infolist():
-            if not member.filename.endswith(".debug_pkl"):
-                target.writestr(member, source.read(member))
-    whole.unlink()
-
-
-def _write_onnx(
-    artifact: nn.Module, path: Path, inputs: Mapping[str, Tensor], outputs: Sequence[str]
-) -> None:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, we do not
-    with warnings.catch_warnings():
-        # torch's own exporter uses what torch deprecates.
-        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
-        # Several inputs share the number of images, and its name.
-        warnings.filterwarnings("ignore", ".*The axis name: N will not be used")
-        program = torch.onnx.export(
-            artifact,
-            tuple(inputs.values()),
-            input_names=list(inputs),
-            output_names=list(outputs),
-            opset_version=_OPSET,
-            dynamo=True,
-            dynamic_shapes={name: {0: torch.export.Dim("N")} for name in inputs},
-            verbose=False,
-        )
-    assert program is not None  # dynamo=True returns the program
-    model = program.model_proto
-    # Source lines of the machine that trained have no place in a published file.
-    del model.metadata_props[:]
-    for node in model.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
-        del value.metadata_props[:]
-    for function in model.functions:
-        for node in function.node:
-            del node.metadata_props[:]
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save_model(model, path)
 
 
 def write_golden(folder: Path, tensor: npt.NDArray[np.float32], artifact: nn.Module) -> None:

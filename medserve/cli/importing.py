@@ -1,0 +1,198 @@
+"""`medserve import` turns models of other tools into archives; `medserve try` asks one."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from medserve.archive.build import archive_path
+from medserve.cli.show.files import OutFolder
+from medserve.errors import ConfigError
+from medserve.settings import Settings
+from medserve.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from medserve.importing.source import Source
+
+__all__ = ["import_", "try_"]
+
+_MASK, _OVERLAY = "mask.nii.gz", "overlay.png"  # that `try` writes
+_Name = Annotated[str, typer.Option("--name", help="Under which the model is served.")]
+_Version = Annotated[str, typer.Option("--version", help="Of the archive.")]
+_Store = Annotated[
+    Path | None, typer.Option(help="Folder for the archive.", show_default="model_store")
+]
+_Example = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--example",
+        help="A NIfTI file of a case (one for each channel) with which the archive proves itself; "
+        "it travels in the archive. A computed volume by default.",
+    ),
+]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be, and write nothing.")]
+
+import_ = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@import_.callback()
+def _import() -> None:
+    """Turn a model of another tool into an archive; nothing in it is executed."""
+
+
+@import_.command("nnunet")
+def nnunet(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="With plans.json, dataset.json and fold_*.")
+    ],
+    name: _Name,
+    folds: Annotated[
+        str, typer.Option(help="Which to average, such as 0,1,2,3,4 or all; all that are there.")
+    ] = "",
+    configuration: Annotated[
+        str, typer.Option(help="Refuse a folder of another one, such as 3d_fullres.")
+    ] = "",
+    example: _Example = None,
+    version: _Version = "1.0",
+    store: _Store = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Import a folder that nnU-Net v2 trained; it answers as nnUNetv2_predict does on a CPU."""
+    with _with_extra():
+        from medserve.importing.nnunet import read_folder
+    chosen = [fold.strip() for fold in folds.split(",") if fold.strip()]
+    source = read_folder(folder, name, chosen, configuration)
+    _finish(source, version, store, example or [], dry_run=dry_run)
+
+
+_Spec = Annotated[
+    Path, typer.Option("--spec", help="Its description, as `medserve init` writes it.")
+]
+
+
+@import_.command("onnx")
+def onnx(
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="One input, weights inside.")],
+    spec: _Spec,
+    example: _Example = None,
+    store: _Store = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Import a network of ONNX with a description of what it reads and answers."""
+    with _with_extra():
+        from medserve.importing.described import read_onnx
+    with tempfile.TemporaryDirectory(prefix="medserve-import-") as folder:
+        source = read_onnx(file, spec, Path(folder))
+        version = ModelSpec.from_file(spec).version
+        _finish(source, version, store, example or [], dry_run=dry_run)
+
+
+@import_.command("torchscript")
+def torchscript(
+    file: Annotated[Path, typer.Argument(metavar="FILE.pt", help="A program: trust its maker.")],
+    spec: _Spec,
+    example: _Example = None,
+    store: _Store = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Import a network of TorchScript with a description of what it reads and answers."""
+    with _with_extra():
+        from medserve.importing.described import read_torchscript
+    source = read_torchscript(file, spec)
+    version = ModelSpec.from_file(spec).version
+    _finish(source, version, store, example or [], dry_run=dry_run)
+
+
+def try_(
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE.mar", help="Of a model of volumes.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="One case: a file for each channel.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for mask and overlay.")] = Path("outputs/try"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """Answer one case in this process, without a server: mask, overlay and volumes."""
+    with _with_extra():
+        from medserve.importing.trying import ask_archive
+        from medserve.results.files import overlay
+    with OutFolder(out, overwrite=overwrite) as folder:
+        folder.refuse_existing([_MASK, _OVERLAY])
+        tried = ask_archive(archive, files)
+        mask = folder.write(_MASK, tried.mask_nifti())
+        picture = folder.write(_OVERLAY, overlay.montage(tried.volume, tried.segmentation))
+    for label, volume_ml in tried.segmentation.volumes_ml.items():
+        typer.echo(f"{label}: {volume_ml:.2f} ml")
+    typer.echo(f"{mask} and {picture}")
+
+
+@contextmanager
+def _with_extra() -> Iterator[None]:
+    """Say which extra is missing where a library is."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f"importing needs {error.name}, which is not installed; pip install 'medserve[import]'"
+        ) from None
+
+
+def _finish(
+    source: Source, version: str, store: Path | None, example: list[Path], *, dry_run: bool
+) -> None:
+    """Export, compare and pack; end with how the model is served and asked."""
+    from medserve.importing.package import import_model
+
+    console = Console(soft_wrap=True, highlight=False)
+    folder = store or Settings.from_environment().store
+    spec = ModelSpec.from_mapping(source.config(version, "openvino"))
+    if dry_run:
+        _print_plan(source, spec, archive_path(spec, folder), console)
+        return
+    watched = Console(stderr=True, soft_wrap=True, highlight=False)
+    with watched.status("reading") as status:
+        outcome = import_model(
+            source, folder, version, example, lambda step: status.update(escape(step))
+        )
+    best = next(each for each in outcome.agreements if each.engine is outcome.engine)
+    files = " ".join(f"{each.upper()}.nii.gz" for each in _images(spec))
+    console.print(
+        f"{escape(str(outcome.archive))}: {outcome.engine} gives the network's own label in "
+        f"{best.share:.4%} of the voxels (report: {escape(str(outcome.report))}). Serve it with "
+        f"`medserve serve {spec.name} --store {escape(str(folder))}`, ask it with "
+        f"`medserve predict {spec.name} {files}`."
+    )
+
+
+def _images(spec: ModelSpec) -> list[str]:
+    assert spec.volume is not None
+    return [each.replace(" ", "_") for each in spec.volume.channels] or ["volume"]
+
+
+def _print_plan(source: Source, spec: ModelSpec, archive: Path, console: Console) -> None:
+    assert spec.volume is not None
+    rows = {
+        "would write": str(archive),
+        "from": source.origin,
+        "licence": source.licence,
+        "labels": ", ".join(spec.labels),
+        "images": ", ".join(spec.volume.channels) or "one",
+        "network's input": " x ".join(map(str, spec.input.size)),
+        "networks": str(spec.volume.ensemble),
+        "spacing (mm)": " x ".join(f"{mm:g}" if mm else "own" for mm in spec.volume.spacing_mm)
+        or "any",
+        "axes": spec.volume.orientation,
+        "mirror images": "yes" if spec.volume.flips else "no",
+    }
+    for key, value in rows.items():
+        console.print(f"{key:>16}  {escape(value)}")

@@ -1,0 +1,155 @@
+"""A network in a file of ONNX or TorchScript, and a description of what it reads and answers."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+import yaml
+from torch import nn
+
+from medserve.errors import ConfigError
+from medserve.importing.source import Source
+from medserve.spec import ModelSpec, Task
+
+__all__ = ["read_onnx", "read_torchscript"]
+
+_BRANCHES = ("If", "Loop", "Scan")
+_STANDARD = ("", "ai.onnx")
+_MAX_BYTES = 2**31
+_LOGITS = "logits"
+
+
+def read_onnx(path: Path, description: Path, folder: Path) -> Source:
+    """Read a network of ONNX with its description.
+
+    Args:
+        path: One file, weights included, with one input float32 (N, C, ...).
+        description: A `model-config.yaml`, as `medserve init` writes it.
+        folder: Where the network is written with the names that serving wants.
+
+    Raises:
+        ConfigError: the file or its description cannot be used, or they contradict each other.
+    """
+    spec = _description(description)
+    model = _loaded(path)
+    graph = model.graph
+    weights = {each.name for each in graph.initializer}
+    inputs = [each for each in graph.input if each.name not in weights]
+    if len(inputs) != 1 or not graph.output:
+        raise ConfigError(f"{path}: expected one input and an output, got {len(inputs)} inputs")
+    for node in graph.node:
+        if node.op_type in _BRANCHES or node.domain not in _STANDARD:
+            raise ConfigError(
+                f"{path}: expected operators of ONNX without branches, got "
+                f"{node.domain or 'ai.onnx'}.{node.op_type}; export the network again without it"
+            )
+    _check_input(path, inputs[0], spec)
+    if graph.output[0].name != _LOGITS:
+        _rename(graph, graph.output[0].name)
+    written = folder / "named.onnx"
+    onnx.save_model(model, str(written))
+    return _source(spec, description, written, f"ONNX file {path.name}")
+
+
+def read_torchscript(path: Path, description: Path) -> Source:
+    """Read a network of TorchScript with its description; arguments and errors as above.
+
+    A TorchScript file is a program: it cannot reach Python, but what it does is its maker's.
+    """
+    spec = _description(description)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            network: nn.Module = torch.jit.load(  # type: ignore[no-untyped-call]
+                str(path), map_location="cpu"
+            ).eval()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: expected a file that torch.jit.save wrote, got another or a damaged one"
+        ) from error
+    return _source(spec, description, network, f"TorchScript file {path.name}")
+
+
+def _loaded(path: Path) -> onnx.ModelProto:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ConfigError(f"{path}: expected at most {_MAX_BYTES} bytes, got more")
+        model = onnx.load(str(path), load_external_data=False)
+        if any(each.data_location == onnx.TensorProto.EXTERNAL for each in model.graph.initializer):
+            raise ConfigError(
+                f"{path}: expected one file with its weights, got one that names other files; "
+                f"save it with save_as_external_data=False"
+            )
+        onnx.checker.check_model(model)
+    except ConfigError:
+        raise
+    except Exception as error:  # protobuf and the checker have no common base
+        raise ConfigError(f"{path}: expected a valid ONNX file, got something else") from error
+    return model
+
+
+def _check_input(path: Path, found: onnx.ValueInfoProto, spec: ModelSpec) -> None:
+    kind = found.type.tensor_type
+    if kind.elem_type != onnx.TensorProto.FLOAT:
+        raise ConfigError(f"{path}: expected an input of float32, got another type")
+    stated = [each.dim_value or None for each in kind.shape.dim]
+    wanted = [spec.input.channels, *spec.input.size]
+    if len(stated) != len(wanted) + 1 or any(
+        has is not None and has != needs for has, needs in zip(stated[1:], wanted, strict=True)
+    ):
+        shown = ", ".join("N" if each is None else str(each) for each in stated)
+        raise ConfigError(
+            f"{path}: expected an input of (N, {', '.join(map(str, wanted))}) by its description, "
+            f"got ({shown}); correct input.size and input.channels"
+        )
+    assert spec.volume is not None
+    if stated[0] not in (None, spec.volume.window_batch):
+        raise ConfigError(
+            f"{path}: expected any number of rows or {spec.volume.window_batch}, got "
+            f"{stated[0]}; set volume.window_batch to it"
+        )
+
+
+def _rename(graph: onnx.GraphProto, name: str) -> None:
+    """Give the first output the name that serving wants."""
+    taken = {each for node in graph.node for each in (*node.input, *node.output)}
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for place, each in enumerate(names):
+                if each == name:
+                    names[place] = _LOGITS
+                elif each == _LOGITS and _LOGITS in taken:
+                    names[place] = f"{_LOGITS}_before"
+    graph.output[0].name = _LOGITS
+
+
+def _description(path: Path) -> ModelSpec:
+    spec = ModelSpec.from_file(path)
+    if spec.task is not Task.VOLUMES:
+        raise ConfigError(
+            f"{path}: expected the task volumes, got {spec.task}; no other can be imported yet"
+        )
+    return spec
+
+
+def _source(spec: ModelSpec, description: Path, network: nn.Module | Path, origin: str) -> Source:
+    content = yaml.safe_load(description.read_text(encoding="utf-8"))
+    own = content.pop("medserve")
+    return Source(
+        name=spec.name,
+        title=spec.title,
+        labels=spec.labels,
+        size=spec.input.size,
+        channels=spec.input.channels,
+        volume=own["volume"],
+        network=network,
+        origin=f"{origin}, described by hand",
+        licence="not stated",
+        modalities=[],
+        typical_shape=spec.input.size,
+        serving=content,
+        input=own["input"],
+    )

@@ -1,0 +1,310 @@
+"""From a model that was read to the archive that serves it, proven equal on the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import yaml
+from msgspec import structs
+
+from medserve.archive.build import archive_path, carried_code, pack_archive
+from medserve.archive.read import CARD
+from medserve.cores import available_cores
+from medserve.errors import ArchiveError, ConfigError
+from medserve.imaging.geometry import Geometry
+from medserve.importing import golden, report
+from medserve.importing.artifacts import write_onnx, write_torchscript
+from medserve.importing.measure import network_bytes
+from medserve.importing.source import Source
+from medserve.inference import volume_memory
+from medserve.inference.engines import load_engine
+from medserve.inference.engines.engine import ONNX_FILE, TORCHSCRIPT_FILE
+from medserve.inference.sliding_window import Predict
+from medserve.inference.volume_pipeline import VolumePipeline
+from medserve.results.segmentation import Segmentation
+from medserve.spec import EngineName, ModelSpec
+
+__all__ = ["LEAST_AGREEMENT", "Agreement", "Imported", "import_model"]
+
+LEAST_AGREEMENT = 0.9999  # share of voxels with the same label
+_LEAST_TOLERANCE = 1e-3  # of a logit, absolute
+_TOLERANCE = 1e-3  # of the range of the logits
+_GROWTH = 2.0  # a volume twice as long along each axis as a usual one is still answered
+_LEAST_MEMORY = 2 * 2**30
+_MAX_FILE_BYTES = 2**31 - 2**20  # of one ONNX file
+_ROUND = 2**20
+_BOUNDLESS = 2**62  # no limit, to ask what a volume would take
+
+_HANDLER = '''"""{title}"""
+
+from handlers.volumes import VolumeHandler
+
+
+class ImportedHandler(VolumeHandler):
+    """Everything stands in the model's configuration."""
+'''
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far one engine is from the network as it was read, on the golden volume.
+
+    Attributes:
+        engine: Which.
+        largest: Difference of a score, absolute.
+        share: Of voxels with the same label.
+        seconds: For the volume, of wall time.
+    """
+
+    engine: EngineName
+    largest: float
+    share: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a model.
+
+    Attributes:
+        archive: The `.mar` file.
+        report: What was compared, as HTML, beside it.
+        engine: What is to execute it.
+        agreements: Of all engines.
+        peak_bytes: Predicted for a usual volume of the model.
+    """
+
+    archive: Path
+    report: Path
+    engine: EngineName
+    agreements: tuple[Agreement, ...]
+    peak_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Proof:
+    """The golden volume, what the network says of it, and within which bounds."""
+
+    volume: golden.GoldenVolume
+    window: npt.NDArray[np.float32] = field(repr=False)
+    logits: npt.NDArray[np.float32] = field(repr=False)
+    segmentation: Segmentation
+    seconds: float
+    tolerance: float
+
+
+def import_model(
+    source: Source,
+    store: Path,
+    version: str = "1.0",
+    example: Sequence[Path] = (),
+    progress: Callable[[str], None] = lambda step: None,
+) -> Imported:
+    """Export, compare, describe and pack a model.
+
+    Args:
+        source: The model as it was read.
+        store: Where the archive goes; a file of its name there is replaced.
+        version: Of the archive.
+        example: Files of one case, which become the golden input: they travel in the archive.
+        progress: Told what is being done.
+
+    Raises:
+        ArchiveError: no engine answers as the network that was read.
+        ConfigError: the description contradicts the network.
+    """
+    spec = ModelSpec.from_mapping(source.config(version, EngineName.ONNXRUNTIME))
+    _refuse_large(source)
+    with tempfile.TemporaryDirectory(prefix="medserve-import-") as temporary:
+        folder = Path(temporary)
+        progress("computing the golden answer with the network as it was read")
+        proof = _prove(source, spec, example, _reference(source, folder))
+        engines = [EngineName.OPENVINO, EngineName.ONNXRUNTIME]
+        if not isinstance(source.network, Path):
+            progress("writing TorchScript and ONNX")
+            _export(source.network, proof.window, folder)
+            engines.append(EngineName.TORCHSCRIPT)
+        agreements = []
+        for engine in engines:
+            progress(f"comparing {engine}")
+            agreements.append(_compare(engine, folder, spec, proof))
+        chosen = _chosen(agreements, proof.tolerance)
+        progress(f"measuring the memory of {chosen}")
+        assert spec.volume is not None
+        shape = (spec.volume.window_batch, source.channels, *source.size)
+        config = _with_memory(source, version, chosen, network_bytes(folder, chosen, shape))
+        spec = ModelSpec.from_mapping(config)
+        progress("packing the archive")
+        archive = _pack(source, spec, config, proof, agreements, folder, store)
+    written = archive_path(spec, store).with_suffix(".report.html")
+    outcome = Imported(archive, written, chosen, tuple(agreements), _usual_peak(source, spec))
+    report.write(written, source, spec, outcome, proof.volume, proof.segmentation)
+    return outcome
+
+
+def _refuse_large(source: Source) -> None:
+    network = source.network
+    if isinstance(network, Path):
+        return  # it is a file of that kind
+    size = sum(each.numel() * each.element_size() for each in network.parameters())
+    if size > _MAX_FILE_BYTES:
+        raise ConfigError(
+            f"expected weights of at most {_MAX_FILE_BYTES // 2**20} MiB in one file, got "
+            f"{size // 2**20} MiB; import fewer folds"
+        )
+
+
+def _reference(source: Source, folder: Path) -> Predict:
+    """Return the network as it was read: torch, or ONNX Runtime for a file of ONNX."""
+    network = source.network
+    if isinstance(network, Path):
+        shutil.copyfile(network, folder / ONNX_FILE)
+        loaded = load_engine(EngineName.ONNXRUNTIME, folder, threads=available_cores())
+        return lambda windows: loaded.run(windows)["logits"]
+
+    def predict(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            scores: npt.NDArray[np.float32] = network(
+                torch.from_numpy(np.ascontiguousarray(windows))
+            ).numpy()
+        return scores
+
+    return predict
+
+
+def _prove(source: Source, spec: ModelSpec, example: Sequence[Path], predict: Predict) -> _Proof:
+    volume = golden.read_example(example, spec) if example else golden.computed(spec)
+    pipeline = VolumePipeline(spec)
+    prepared = pipeline.prepare(volume.volumes)
+    window = pipeline.golden_window(prepared)
+    logits = predict(window)
+    assert spec.volume is not None
+    classes = spec.volume.ensemble * (len(spec.volume.regions) or len(spec.labels))
+    if logits.shape != (1, classes, *source.size):
+        raise ConfigError(
+            f"expected scores of shape {(1, classes, *source.size)} for one window, got "
+            f"{logits.shape}; the description contradicts the network"
+        )
+    if not np.isfinite(logits).all():
+        raise ConfigError("expected finite scores for the golden volume, got others")
+    started = time.perf_counter()
+    plain = replace(pipeline.defaults(), flips=False)
+    segmented = pipeline.segment(prepared, predict, plain)
+    seconds = time.perf_counter() - started
+    tolerance = max(_LEAST_TOLERANCE, _TOLERANCE * float(np.ptp(logits)))
+    return _Proof(volume, window, logits, segmented.segmentation, seconds, tolerance)
+
+
+def _export(network: torch.nn.Module, window: npt.NDArray[np.float32], folder: Path) -> None:
+    inputs = {"image": torch.from_numpy(np.concatenate([window, window[:, :, ::-1]]))}
+    is_script = isinstance(network, torch.jit.ScriptModule)
+    named = network if is_script else _Named(network).eval()
+    write_torchscript(named, folder / TORCHSCRIPT_FILE, inputs, ("logits",))
+    write_onnx(named, folder / ONNX_FILE, inputs, ("logits",))
+
+
+class _Named(torch.nn.Module):
+    """A network whose argument is called `image`."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.network(image)
+        return result
+
+
+def _compare(engine: EngineName, folder: Path, spec: ModelSpec, proof: _Proof) -> Agreement:
+    loaded = load_engine(engine, folder, threads=available_cores())
+    largest = float(np.abs(loaded.run(proof.window)["logits"] - proof.logits).max())
+    pipeline = VolumePipeline(spec)
+    prepared = pipeline.prepare(proof.volume.volumes)
+    plain = replace(pipeline.defaults(), flips=False)
+    started = time.perf_counter()
+    found = pipeline.segment(prepared, lambda windows: loaded.run(windows)["logits"], plain)
+    seconds = time.perf_counter() - started
+    same = found.segmentation.mask == proof.segmentation.mask
+    return Agreement(engine, largest, float(same.mean()), seconds)
+
+
+def _chosen(agreements: Sequence[Agreement], tolerance: float) -> EngineName:
+    """Return the first engine that holds: they stand in the order of their speed."""
+    for each in agreements:
+        if each.share >= LEAST_AGREEMENT and each.largest <= tolerance:
+            return each.engine
+    found = ", ".join(f"{each.engine} {each.share:.4%}" for each in agreements)
+    raise ArchiveError(
+        f"expected an engine to give the network's own label in {LEAST_AGREEMENT:.2%} of the "
+        f"voxels, got {found}; the network cannot be exported faithfully"
+    )
+
+
+def _with_memory(source: Source, version: str, engine: EngineName, needed: int) -> dict[str, Any]:
+    """Return the configuration with what the network takes, and a limit for one volume."""
+    network = -(-needed // _ROUND) * _ROUND + _ROUND
+    config = source.config(version, engine.value, network_bytes=network)
+    usual = _usual_peak(source, ModelSpec.from_mapping(config), _GROWTH)
+    limit = -(-max(_LEAST_MEMORY, usual) // _ROUND) * _ROUND
+    return source.config(version, engine.value, network_bytes=network, max_memory_bytes=limit)
+
+
+def _usual_peak(source: Source, spec: ModelSpec, growth: float = 1.0) -> int:
+    """Return the memory that a usual volume takes, or one `growth` times as long in each axis."""
+    assert spec.volume is not None
+    shape = source.typical_shape
+    sides = [round(growth * side) for side in ((1, *shape) if len(shape) == 2 else shape)]
+    spacing_mm = [mm or 1.0 for mm in spec.volume.spacing_mm or (0.0, 0.0, 0.0)]
+    geometry = Geometry.from_spacing(sides, spacing_mm)
+    boundless = structs.replace(spec.volume, max_memory_bytes=_BOUNDLESS)
+    relaxed = structs.replace(spec, volume=boundless)
+    return volume_memory.peak_bytes(relaxed, geometry, 4, VolumePipeline(relaxed).defaults())
+
+
+def _pack(
+    source: Source,
+    spec: ModelSpec,
+    config: dict[str, Any],
+    proof: _Proof,
+    agreements: Sequence[Agreement],
+    folder: Path,
+    store: Path,
+) -> Path:
+    handler = folder / f"{spec.name}.py"
+    handler.write_text(_HANDLER.format(title=_docstring(spec.title)), encoding="utf-8")
+    (folder / "model-config.yaml").write_text(
+        yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+    (folder / CARD).write_text(report.card(source, spec, agreements), encoding="utf-8")
+    suffix = ".nii.gz" if proof.volume.payload[:2] == b"\x1f\x8b" else ".nii"
+    (folder / f"golden_input{suffix}").write_bytes(proof.volume.payload)
+    np.savez_compressed(
+        folder / "golden_output.npz",
+        logits=proof.logits,
+        tolerance=np.float32(proof.tolerance),
+    )
+    figures = {f"same_voxels_{each.engine}": round(each.share, 6) for each in agreements}
+    (folder / "metrics.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    names = [
+        *("model-config.yaml", CARD, ONNX_FILE, f"golden_input{suffix}"),
+        *("golden_output.npz", "metrics.json"),
+    ]
+    if (folder / TORCHSCRIPT_FILE).is_file():
+        names.append(TORCHSCRIPT_FILE)
+    sources = carried_code(handler) | {name: folder / name for name in names}
+    return pack_archive(spec, sources, store, "unknown")
+
+
+def _docstring(title: str) -> str:
+    """Return a title that can stand in a docstring, whatever it holds."""
+    return title.replace("\\", " ").replace('"', "'") + "."

@@ -1,0 +1,110 @@
+"""What is written about an imported model: a card to be completed, and what was compared."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medserve.results.files import overlay
+from medserve.results.segmentation import Segmentation
+from medserve.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from medserve.importing.golden import GoldenVolume
+    from medserve.importing.package import Agreement, Imported
+    from medserve.importing.source import Source
+
+__all__ = ["card", "write"]
+
+_STYLE = (
+    "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "td,th{text-align:left;padding:.2rem 1rem .2rem 0}img{max-width:100%}"
+)
+
+
+def card(source: Source, spec: ModelSpec, agreements: Sequence[Agreement]) -> str:
+    """Return a model card with what is known, and the questions that only its maker can answer."""
+    labels = "\n".join(f"| {number} | {label} |" for number, label in enumerate(spec.labels))
+    figures = "\n".join(
+        f"| {each.engine} | {each.share:.4%} | {each.largest:.1e} |" for each in agreements
+    )
+    return f"""# {spec.name}: {spec.title}
+
+Research use, not a medical device.
+
+Imported from another tool: {source.origin}.
+
+## Intended use
+
+Not stated by its files. Say here what the model is for, on which patients, scanners and sequences
+it was trained, and what it must not be used for.
+
+## Labels
+
+| id | label |
+|---|---|
+{labels}
+
+## Licence
+
+Of weights and training data, as the files state it: {source.licence}. Check it before you pass
+the archive on.
+
+## Import
+
+Share of voxels of the golden volume with the label that the network gives as it was read, and the
+largest difference of a score:
+
+| engine | same label | largest difference |
+|---|---|---|
+{figures}
+
+## Limits
+
+Not known: training data, metrics on unseen cases, behaviour on foreign images. The platform does
+not flag inputs that are unlike the training data of an imported model.
+"""
+
+
+def write(
+    path: Path,
+    source: Source,
+    spec: ModelSpec,
+    outcome: Imported,
+    volume: GoldenVolume,
+    segmentation: Segmentation,
+) -> None:
+    """Write the report of an import as one HTML file."""
+    picture = overlay.montage(volume.volumes[0], segmentation)
+    rows = "".join(
+        f"<tr><td>{each.engine}</td><td>{each.share:.4%}</td><td>{each.largest:.1e}</td>"
+        f"<td>{each.seconds:.2f} s</td></tr>"
+        for each in outcome.agreements
+    )
+    golden = "a computed volume, nobody's image" if volume.is_computed else "the example given"
+    found = "".join(
+        f"<tr><td>{html.escape(each.label)}</td><td>{each.voxels}</td></tr>"
+        for each in segmentation.measures
+    )
+    path.write_text(
+        f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(spec.name)}: import</title>
+<style>{_STYLE}</style></head><body>
+<h1>{html.escape(spec.name)} {html.escape(spec.version)}</h1>
+<p>{html.escape(source.origin)}. Licence: {html.escape(source.licence)}.</p>
+<h2>Engines</h2>
+<p>Compared with the network as it was read, on {golden}. The archive uses {outcome.engine}.</p>
+<table><tr><th>engine</th><th>same label</th><th>largest difference of a score</th>
+<th>time of the volume</th></tr>{rows}</table>
+<h2>Labels on that volume</h2>
+<table><tr><th>label</th><th>voxels</th></tr>{found}</table>
+<p><img alt="Slices of the volume with its mask"
+ src="data:image/png;base64,{base64.b64encode(picture).decode()}"></p>
+<p>A usual volume of this model takes about {-(-outcome.peak_bytes // 2**20)} MiB.</p>
+</body></html>
+""",
+        encoding="utf-8",
+    )

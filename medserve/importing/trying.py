@@ -1,0 +1,78 @@
+"""Ask an archive in this process, without a server and without the code that it carries."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medserve.archive.read import verify_archive
+from medserve.cores import available_cores
+from medserve.errors import ConfigError
+from medserve.imaging.codecs.channels import decode_channels
+from medserve.imaging.codecs.nifti import NiftiVolume
+from medserve.imaging.codecs.volume_file import ReadOptions
+from medserve.imaging.volume import Volume
+from medserve.inference import volume_memory
+from medserve.inference.engines import load_engine
+from medserve.inference.engines.engine import ONNX_FILE, TORCHSCRIPT_FILE
+from medserve.inference.volume_pipeline import VolumePipeline
+from medserve.results.segmentation import Segmentation
+
+__all__ = ["Tried", "ask_archive"]
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """One case and its answer.
+
+    Attributes:
+        volume: The image, the first one of several channels.
+        segmentation: Its mask.
+    """
+
+    volume: Volume = field(repr=False)
+    segmentation: Segmentation
+
+    def mask_nifti(self) -> bytes:
+        """Return the mask as .nii.gz, with the header of the file where it has one."""
+        space = self.volume.space if isinstance(self.volume, NiftiVolume) else None
+        return self.segmentation.to_nifti(space)
+
+
+def ask_archive(archive: Path, files: Sequence[Path]) -> Tried:
+    """Answer one case.
+
+    Args:
+        archive: A `.mar` file of a model of volumes; it is verified first.
+        files: A volume, or a file for each channel of the network in their order.
+
+    Raises:
+        ArchiveError: the archive is damaged or altered.
+        ConfigError: it does not segment volumes, or a file cannot be read.
+        InvalidImageError: the files are not what the model reads.
+    """
+    spec = verify_archive(archive).spec
+    if spec.volume is None:
+        raise ConfigError(f"expected a model that segments volumes, got {spec.name} ({spec.task})")
+    try:
+        payloads = [path.read_bytes() for path in files]
+    except OSError as error:
+        raise ConfigError(f"expected a readable file, got {error.filename}") from error
+    with tempfile.TemporaryDirectory(prefix="medserve-try-") as folder:
+        with zipfile.ZipFile(archive) as packed:
+            for name in (ONNX_FILE, TORCHSCRIPT_FILE):
+                if name in packed.namelist():
+                    packed.extract(name, folder)
+        engine = load_engine(spec.engine.name, Path(folder), threads=available_cores())
+        pipeline = VolumePipeline(spec)
+        volumes = decode_channels(
+            payloads, list(spec.volume.channels), spec.input.kinds, volume_memory.limits(spec),
+            ReadOptions(modalities=spec.volume.modalities),
+        )  # fmt: skip
+        found = pipeline.segment(
+            pipeline.prepare(volumes), lambda windows: engine.run(windows)["logits"]
+        )
+    return Tried(volumes[0], found.segmentation)

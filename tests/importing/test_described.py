@@ -1,0 +1,146 @@
+"""Networks in files of ONNX and TorchScript with a description, and real third-party weights."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import yaml
+
+from medserve.errors import ConfigError
+from medserve.imaging.codecs import nifti
+from tests.cli.conftest import medserve as medserve
+from tests.tiny_volume_room import VOLUME_CONFIG, known_mask, phantom, write_volume_artifact
+
+onnx = pytest.importorskip("onnx", reason="needs the import extra")
+_PAGE = Path(__file__).parents[2] / "docs/build"
+_Image: Any = nibabel.Nifti1Image
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_volume_artifact(tmp_path_factory.mktemp("network"))
+
+
+@pytest.fixture
+def description(tmp_path: Path) -> Path:
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(dict(VOLUME_CONFIG)))
+    return path
+
+
+@pytest.mark.archive
+@pytest.mark.parametrize(("kind", "file"), [("onnx", "model.onnx"), ("torchscript", "model.pt")])
+def test_a_described_network_becomes_an_archive_that_answers(
+    network: Path, description: Path, tmp_path: Path, medserve: Any, kind: str, file: str
+) -> None:
+    run = medserve(
+        *("import", kind, network / file, "--spec", description, "--store", tmp_path / "store")
+    )
+    assert run.code == 0, run.err
+    volume = phantom()
+    (tmp_path / "case.nii.gz").write_bytes(nifti.encode(volume))
+    archive = tmp_path / "store/tiny_volume-1.0.mar"
+    run = medserve("try", archive, tmp_path / "case.nii.gz", "--out", tmp_path / "out")
+    assert run.code == 0, run.err
+    mask = nifti.decode((tmp_path / "out/mask.nii.gz").read_bytes())
+    np.testing.assert_array_equal(mask.array, known_mask(volume))
+    assert (tmp_path / "out/overlay.png").is_file()
+    assert medserve("inspect", archive).code == 0
+
+
+def test_the_description_that_init_prints_is_a_good_one(tmp_path: Path, medserve: Any) -> None:
+    (tmp_path / "spec.yaml").write_text(medserve("init", "--task", "volumes").out)
+    run = medserve("spec", "check", tmp_path / "spec.yaml")
+    assert (run.code, run.err) == (0, "")
+    assert "my_model 1.0, volumes: background, structure" in run.out
+
+
+def _changed(model: Any, change: Callable[[Any], None]) -> bytes:
+    change(model)
+    return bytes(model.SerializeToString())
+
+
+def _with_branch(model: Any) -> None:
+    model.graph.node[0].op_type = "If"
+
+
+def _with_half(model: Any) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+
+
+def _with_channels(model: Any) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 3
+
+
+def _with_foreign(model: Any) -> None:
+    model.graph.node[0].domain = "com.microsoft"
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_with_branch, r"ONNX file|without branches"),
+        (_with_foreign, r"com\.microsoft\.Conv"),
+        (_with_half, r"float32|ONNX file"),
+        (_with_channels, r"expected an input of \(N, 1, 16, 16, 16\)|ONNX file"),
+    ],
+)
+def test_a_file_that_contradicts_its_description_is_refused(
+    network: Path, description: Path, tmp_path: Path, change: Callable[[Any], None], told: str
+) -> None:
+    from medserve.importing.described import read_onnx
+
+    path = tmp_path / "changed.onnx"
+    path.write_bytes(_changed(onnx.load(str(network / "model.onnx")), change))
+    with pytest.raises(ConfigError, match=told):
+        read_onnx(path, description, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no network", b"\x08\x09"])
+def test_what_is_no_network_is_refused_in_one_sentence(
+    description: Path, tmp_path: Path, content: bytes
+) -> None:
+    from medserve.importing.described import read_onnx, read_torchscript
+
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"ONNX file|one input"):
+        read_onnx(tmp_path / "x", description, tmp_path)
+    with pytest.raises(ConfigError, match=r"torch\.jit\.save"):
+        read_torchscript(tmp_path / "x", description)
+
+
+@pytest.mark.archive
+@pytest.mark.filterwarnings("ignore")  # of nilearn
+def test_real_weights_of_a_third_party_are_served_by_a_description_alone(
+    tmp_path: Path, medserve: Any
+) -> None:
+    reason = "deepbet and nilearn are not installed; .ci/run installs them"
+    data = pytest.importorskip("nilearn.datasets", reason=reason)
+    try:
+        files = importlib.metadata.files("deepbet") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(reason)
+    [weights] = [Path(str(each.locate())) for each in files if each.name == "bbox_model.pt"]
+    spec = _PAGE / "specs/deepbet_first_stage.yaml"
+    run = medserve(
+        *("import", "torchscript", weights, "--spec", spec, "--store", tmp_path / "store")
+    )
+    assert run.code == 0, run.err
+    template = data.load_mni152_template(resolution=1)
+    reference = np.asarray(data.load_mni152_brain_mask(resolution=1).dataobj) > 0
+    _Image(np.asarray(template.dataobj, np.float32), template.affine).to_filename(
+        tmp_path / "mni.nii.gz"
+    )
+    archive = tmp_path / "store/brain-1.0.mar"
+    run = medserve("try", archive, tmp_path / "mni.nii.gz", "--out", tmp_path / "out")
+    assert run.code == 0, run.err
+    mask = nifti.decode((tmp_path / "out/mask.nii.gz").read_bytes()).array > 0
+    dice = 2 * np.sum(mask & reference) / (mask.sum() + reference.sum())
+    assert dice >= 0.98

@@ -1,0 +1,245 @@
+"""Folders that nnU-Net v2 trained: what is read of them, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from medserve.errors import ConfigError
+from medserve.imaging.codecs import nifti
+from medserve.importing.nnunet import read_folder
+from medserve.importing.source import Source
+from medserve.inference.volume_pipeline import VolumePipeline
+from medserve.spec import ModelSpec
+from tests.importing.nnunet_folders import CASES, write_case, write_folder
+
+_FILE = "checkpoint_final.pth"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("nnunet") / "model", CASES["isotropic"])
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "model"))
+
+
+def test_plans_become_a_description(folder: Path) -> None:
+    source = read_folder(folder, "liver")
+    volume = ModelSpec.from_mapping(source.config("1.0", "openvino")).volume
+    assert volume is not None
+    assert source.labels == ("background", "liver", "tumour")
+    assert (volume.orientation, volume.spacing_mm) == ("kji", (1.5, 1.5, 1.5))
+    assert (volume.flips, volume.flip_axes) == (True, (0, 1, 2))
+    assert volume.resampling.normalise_first
+    assert "Dataset007_Tiny" in source.origin
+
+
+def test_regions_keep_the_order_of_the_file(tmp_path: Path) -> None:
+    source = read_folder(write_folder(tmp_path / "model", CASES["regions"]), "tumour")
+    assert source.labels == ("background", "whole", "core", "enhancing")
+    assert list(source.volume["regions"].items()) == [("whole", 0), ("core", 1), ("enhancing", 2)]
+
+
+def test_numbered_folds_are_preferred_to_all_of_the_data(copy: Path) -> None:
+    shutil.copytree(copy / "fold_0", copy / "fold_all")
+    assert "folds 0" in read_folder(copy, "liver").origin
+    assert "folds all" in read_folder(copy, "liver", ["all"]).origin
+
+
+def test_plans_of_before_their_description_of_networks_are_read(copy: Path) -> None:
+    def older(plans: dict[str, Any]) -> None:
+        configuration = plans["configurations"]["3d_fullres"]
+        arguments = configuration.pop("architecture")["arch_kwargs"]
+        configuration |= {
+            "UNet_class_name": "PlainConvUNet",
+            "UNet_base_num_features": 6,
+            "unet_max_num_features": 16,
+            "n_conv_per_stage_encoder": arguments["n_conv_per_stage"],
+            "n_conv_per_stage_decoder": arguments["n_conv_per_stage_decoder"],
+            "pool_op_kernel_sizes": arguments["strides"],
+            "conv_kernel_sizes": arguments["kernel_sizes"],
+        }
+
+    image = torch.rand(1, 1, 24, 24, 24)
+    with torch.inference_mode():
+        expected = _network_of(read_folder(copy, "liver"))(image)
+        _edit(copy / "plans.json", older)
+        torch.testing.assert_close(_network_of(read_folder(copy, "liver"))(image), expected)
+
+
+def _edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def _configured(**values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        _edit(
+            folder / "plans.json",
+            lambda plans: plans["configurations"]["3d_fullres"].update(values),
+        )
+
+    return change
+
+
+def _planned(**values: object) -> Callable[[Path], None]:
+    return lambda folder: _edit(folder / "plans.json", lambda plans: plans.update(values))
+
+
+def _described(**values: object) -> Callable[[Path], None]:
+    return lambda folder: _edit(folder / "dataset.json", lambda data: data.update(values))
+
+
+def _network(**values: object) -> Callable[[Path], None]:
+    def change(plans: dict[str, Any]) -> None:
+        architecture = plans["configurations"]["3d_fullres"]["architecture"]
+        architecture["arch_kwargs"].update(values)
+
+    return lambda folder: _edit(folder / "plans.json", change)
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "fold_0" / _FILE
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+_REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no plans": (lambda folder: (folder / "plans.json").unlink(), "expected plans.json"),
+    "no JSON": (lambda folder: (folder / "plans.json").write_text("{"), "expected JSON"),
+    "plans of version 1": (
+        lambda folder: (folder / "plans.json").write_text("{}"), "nnU-Net v1 cannot be imported",
+    ),
+    "no fold": (lambda folder: shutil.rmtree(folder / "fold_0"), r"expected fold_\*"),
+    "a checkpoint cut short": (_cut, "cut short or damaged"),
+    "a cascade": (_configured(previous_stage="3d_lowres"), "second stage of a cascade"),
+    "another preprocessor": (_configured(preprocessor_name="Mine"), "preprocessor_name.*'Mine'"),
+    "another resampling": (
+        _configured(resampling_fn_data="resample_torch_fornnunet"),
+        "resampling_fn_data.*'resample_torch_fornnunet'",
+    ),
+    "another normalisation": (
+        _configured(normalization_schemes=["MyNormalization"]), "got 'MyNormalization'",
+    ),
+    "another reader": (_planned(image_reader_writer="Tiff3DIO"), "image_reader_writer.*Tiff3DIO"),
+    "another network": (
+        lambda folder: _edit(
+            folder / "plans.json",
+            lambda plans: plans["configurations"]["3d_fullres"]["architecture"].update(
+                network_class_name="os.system"
+            ),
+        ),
+        "got 'os.system'",
+    ),
+    "an unknown parameter": (_network(attention=True), "got 'attention'"),
+    "an unknown class": (_network(nonlin="torch.nn.modules.activation.Softplus"), "nonlin"),
+    "a class of elsewhere": (_network(conv_op="subprocess.Conv3d"), "conv_op"),
+    "labels with gaps": (
+        _described(labels={"background": 0, "liver": 1, "tumour": 3}), "without a gap",
+    ),
+    "labels without a background": (_described(labels={"liver": 1}), "background 0"),
+    "another number of channels": (
+        _described(channel_names={"0": "T1", "1": "T2"}), "as many channels",
+    ),
+    "another number of labels": (
+        _described(labels={"background": 0, "liver": 1}), "the trainer may have changed it",
+    ),
+    "regions without an order": (
+        _described(labels={"background": 0, "all": [1, 2], "core": 2}), "regions_class_order",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("problem", _REFUSED)
+def test_what_cannot_be_served_alike_is_refused_by_name(copy: Path, problem: str) -> None:
+    change, told = _REFUSED[problem]
+    change(copy)
+    with pytest.raises(ConfigError, match=told):
+        read_folder(copy, "liver")
+
+
+def test_a_missing_fold_and_another_configuration_are_named(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected fold_3/.*folds that are there: 0"):
+        read_folder(folder, "liver", ["0", "3"])
+    with pytest.raises(ConfigError, match="got a checkpoint of '3d_fullres'"):
+        read_folder(folder, "liver", configuration="2d")
+
+
+class _Hostile:
+    """Pickled, it creates a file when it is read."""
+
+    def __init__(self, witness: Path) -> None:
+        self._witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self._witness,))
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(
+    copy: Path, tmp_path: Path, as_zip: bool
+) -> None:
+    witness, path = tmp_path / "was-here", copy / "fold_0" / _FILE
+    content = {"network_weights": {}, "init_args": _Hostile(witness)}
+    if as_zip:
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(ConfigError, match=r"would run code|cut short or damaged"):
+        read_folder(copy, "liver")
+    assert not witness.exists()
+
+
+def _network_of(source: Source) -> torch.nn.Module:
+    assert isinstance(source.network, torch.nn.Module)
+    return source.network
+
+
+def own_mask(source: Source, files: list[Path]) -> npt.NDArray[np.uint8]:
+    pipeline = VolumePipeline(ModelSpec.from_mapping(source.config("1.0", "onnxruntime")))
+
+    def predict(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            scores: npt.NDArray[np.float32] = _network_of(source)(
+                torch.from_numpy(np.ascontiguousarray(windows))
+            ).numpy()
+        return scores
+
+    volumes = [nifti.decode(path.read_bytes()) for path in files]
+    return pipeline.segment(pipeline.prepare(volumes), predict).segmentation.mask
+
+
+@pytest.mark.cpu
+@pytest.mark.filterwarnings("ignore")  # the other tool's own
+@pytest.mark.parametrize("name", CASES)
+def test_masks_are_those_of_nnunets_own_predictor(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    reason = "nnunetv2 is not installed; .ci/run installs it"
+    inference = pytest.importorskip("nnunetv2.inference.predict_from_raw_data", reason=reason)
+    readers = pytest.importorskip("nnunetv2.imageio.simpleitk_reader_writer", reason=reason)
+    case = CASES[name]
+    folder, files = write_folder(tmp_path / "model", case), write_case(tmp_path / "case", case)
+    predictor = inference.nnUNetPredictor(
+        perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
+    )
+    predictor.initialize_from_trained_model_folder(str(folder), case.folds)
+    image, properties = readers.SimpleITKIO().read_images([str(path) for path in files])
+    theirs = predictor.predict_single_npy_array(image, properties, None, None, False)
+    ours = own_mask(read_folder(folder, "tiny", list(case.folds)), files)
+    assert len(np.unique(theirs)) > 1
+    assert np.mean(ours == theirs.transpose(2, 1, 0)) >= 0.9999

@@ -1,0 +1,117 @@
+"""A model of another tool: imported by the command, served by the real TorchServe, asked."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medserve.engine.torchserve.lifecycle import Server, ServerConfig
+from medserve.errors import InvalidImageError, InvalidRequestError
+from medserve.imaging.codecs import nifti
+from medserve.imaging.geometry import Geometry
+from medserve.imaging.volume import Volume
+from medserve.importing.nnunet import read_folder
+from tests.cli.conftest import medserve as medserve
+from tests.gateway.running import running_gateway, settings_for
+from tests.importing.nnunet_folders import CASES, write_case, write_folder
+from tests.importing.test_nnunet import own_mask
+
+_ONE, _TWO = "isotropic", "two channels, cropped"
+_AGREEMENT = 0.9999
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("trained")
+    return {name: write_folder(root / name / "model", CASES[name]) for name in (_ONE, _TWO)}
+
+
+@pytest.fixture(scope="module")
+def address(trained: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a gateway before a TorchServe that serves two imported models."""
+    from typer.testing import CliRunner
+
+    from medserve.cli.importing import import_
+
+    pytest.importorskip("onnxscript", reason="needs the import extra")
+    store = tmp_path_factory.mktemp("imported") / "store"
+    for name, model in ((_ONE, "liver"), (_TWO, "tumour")):
+        arguments = ["nnunet", str(trained[name]), "--name", model, "--store", str(store)]
+        run = CliRunner().invoke(import_, arguments)
+        assert run.exit_code == 0, run.output
+        assert f"medserve predict {model}" in run.output
+        assert (store / f"{model}-1.0.report.html").is_file()
+    with (
+        Server(ServerConfig(store=store)) as server,
+        running_gateway(settings_for(server, canary_timeout_s=30.0)) as gateway,
+    ):
+        yield gateway.addresses.grpc
+
+
+def test_an_imported_model_answers_the_command_as_its_own_tool_would(
+    address: str, trained: dict[str, Path], tmp_path: Path, medserve: Any
+) -> None:
+    [file] = write_case(tmp_path / "case", CASES[_ONE])
+    out = tmp_path / "out"
+    run = medserve("predict", "liver", file, "--out", out, "--address", address)
+    assert run.code == 0, run.err
+    [mask] = out.glob("*_mask.nii.gz")
+    expected = own_mask(read_folder(trained[_ONE], "liver"), [file])
+    found = nifti.decode(mask.read_bytes())
+    assert np.mean(found.array == expected) >= _AGREEMENT
+    np.testing.assert_array_equal(
+        found.geometry.affine, nifti.decode(file.read_bytes()).geometry.affine
+    )
+
+
+def test_several_images_of_one_case_travel_by_name_by_number_or_in_one_file(
+    address: str, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    files = write_case(tmp_path / "case", CASES[_TWO])
+    expected = own_mask(read_folder(trained[_TWO], "tumour"), files)
+    first, second = (path.read_bytes() for path in files)
+    volumes = [nifti.decode(first), nifti.decode(second)]
+    together = np.stack([each.array.astype(np.float32) for each in volumes])
+    whole = nifti.encode_maps(together, ["T1", "T2"], volumes[0])
+    for data in (
+        {"data.T1": first, "data.T2": second},
+        {"data.0": first, "data.1": second},
+        {"data": whole},
+    ):
+        mask = nifti.decode(_asked(address, data)).array
+        assert np.mean(mask == expected) >= _AGREEMENT
+
+
+def test_images_of_other_grids_or_missing_ones_are_refused(address: str, tmp_path: Path) -> None:
+    first, second = (path.read_bytes() for path in write_case(tmp_path / "case", CASES[_TWO]))
+    volume = nifti.decode(second)
+    moved = volume.geometry.affine.copy()
+    moved[0, 3] += 5.0
+    aside = nifti.encode(Volume(volume.array, Geometry(volume.geometry.shape, moved)))
+    with pytest.raises(InvalidImageError, match="T2 on the grid of T1"):
+        _asked(address, {"data.T1": first, "data.T2": aside})
+    with pytest.raises(InvalidRequestError, match=r"got no data\.T2"):
+        _asked(address, {"data.T1": first})
+    with pytest.raises(InvalidImageError, match=r"expected 2 images \(T1, T2\), got 1"):
+        _asked(address, {"data": gzip.compress(gzip.decompress(first))})
+
+
+def _asked(address: str, data: dict[str, bytes]) -> bytes:
+    """Ask over TorchServe's own contract, which carries any key."""
+    import grpc
+
+    from medserve.client.connection import call_error
+    from medserve.wire import inference_pb2, inference_pb2_grpc
+
+    with grpc.insecure_channel(address) as channel:
+        stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
+        request = inference_pb2.PredictionsRequest(model_name="tumour", input=data)
+        try:
+            return bytes(stub.Predictions(request, timeout=120).prediction)
+        except grpc.RpcError as error:
+            raise call_error(error, address) from None
