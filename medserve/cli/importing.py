@@ -165,18 +165,14 @@ def _finish(
             source, folder, version, example, lambda step: status.update(escape(step))
         )
     best = next(each for each in outcome.agreements if each.engine is outcome.engine)
-    files = " ".join(f"{each.upper()}.nii.gz" for each in _images(spec))
+    channels = spec.volume.channels if spec.volume else ()
+    case = f"one four-dimensional file of {escape(', '.join(channels))}: " if channels else ""
     console.print(
         f"{escape(str(outcome.archive))}: {outcome.engine} gives the network's own label in "
         f"{best.share:.4%} of the voxels (report: {escape(str(outcome.report))}). Serve it with "
-        f"`medserve serve {spec.name} --store {escape(str(folder))}`, ask it with "
-        f"`medserve predict {spec.name} {files}`."
+        f"`medserve serve --models {spec.name} --store {escape(str(folder))}`, ask it with {case}"
+        f"`medserve predict {spec.name} case.nii.gz`."
     )
-
-
-def _images(spec: ModelSpec) -> list[str]:
-    assert spec.volume is not None
-    return [each.replace(" ", "_") for each in spec.volume.channels] or ["volume"]
 
 
 def _print_plan(source: Source, spec: ModelSpec, archive: Path, console: Console) -> None:

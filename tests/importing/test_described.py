@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import typer
 import yaml
 
+from medserve.cli.main import app
 from medserve.errors import ConfigError
 from medserve.imaging.codecs import nifti
 from tests.cli.conftest import medserve as medserve
@@ -34,6 +38,14 @@ def description(tmp_path: Path) -> Path:
     return path
 
 
+def parsed(line: str) -> str | None:
+    """Return the command that a printed line calls; raises where it would refuse its options."""
+    _, name, *arguments = shlex.split(line)
+    group: Any = typer.main.get_command(app)
+    command = group.get_command(None, name)
+    return str(command.make_context(name, arguments).info_name)
+
+
 @pytest.mark.archive
 @pytest.mark.parametrize(("kind", "file"), [("onnx", "model.onnx"), ("torchscript", "model.pt")])
 def test_a_described_network_becomes_an_archive_that_answers(
@@ -43,6 +55,10 @@ def test_a_described_network_becomes_an_archive_that_answers(
         *("import", kind, network / file, "--spec", description, "--store", tmp_path / "store")
     )
     assert run.code == 0, run.err
+    assert [parsed(line) for line in re.findall("`(medserve .*?)`", run.out)] == [
+        "serve",
+        "predict",
+    ]
     volume = phantom()
     (tmp_path / "case.nii.gz").write_bytes(nifti.encode(volume))
     archive = tmp_path / "store/tiny_volume-1.0.mar"
