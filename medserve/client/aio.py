@@ -260,7 +260,8 @@ class AsyncClient:
         if options is not None and options.explain:
             most = min(most, EXPLAINED_PER_CALL)
         groups = pack(images, limits, most)
-        calls = (self._classify_group(asked, group) async for group in _taken(groups))
+        patience = _Patience()
+        calls = (self._classify_group(asked, group, patience) async for group in _taken(groups))
         async with aclosing(_in_order(calls, limits.calls_in_flight)) as results:
             async for each in results:
                 yield each
@@ -276,10 +277,10 @@ class AsyncClient:
         """Classify one image; raises the error where that fails."""
         asked = _Asked(model, version, options or ClassificationOptions())
         content = await self._content(image, read)
-        return (await self._classify_group(asked, [content]))[0].unwrap()
+        return (await self._classify_group(asked, [content], _Patience()))[0].unwrap()
 
     async def _classify_group(
-        self, asked: _Asked, group: Sequence[bytes | MedserveError]
+        self, asked: _Asked, group: Sequence[bytes | MedserveError], patience: _Patience
     ) -> list[FileResult[Classification]]:
         """Return one result for each file of a group, of which the readable ones are sent."""
 
@@ -291,7 +292,15 @@ class AsyncClient:
             ]
 
         images = [each for each in group if isinstance(each, bytes)]
-        answered = iter(await ask_in_halves(images, ask) if images else [])
+        found: Sequence[FileResult[Classification] | MedserveError] = ()
+        if images:
+            try:
+                found = await ask_in_halves(images, ask)
+                patience.answered()
+            except MedserveError as error:
+                patience.bear(error)
+                found = [error] * len(images)
+        answered = iter(found)
         nobody = Provenance(asked.model)
         outcomes = [each if isinstance(each, MedserveError) else next(answered) for each in group]
         return [
@@ -396,14 +405,16 @@ class AsyncClient:
         self, asked: _Asked, kind: type[Answer], files: Iterator[bytes | MedserveError]
     ) -> AsyncGenerator[FileResult[Answer], None]:
         """Give one result a file; raises what concerns every file."""
+        patience = _Patience()
 
         async def outcome(content: bytes | MedserveError) -> FileResult[Answer]:
             try:
                 found = await self._segmented(asked, kind, content)
             except MedserveError as error:
-                if error is not content and concerns_all(error):
-                    raise
+                if error is not content:
+                    patience.bear(error)
                 return FileResult(error, Provenance(asked.model))
+            patience.answered()
             return FileResult(found, found.provenance)
 
         calls = (outcome(content) async for content in _taken(files))
@@ -513,6 +524,32 @@ async def _in_order(
         for task in flying:
             task.cancel()
         await asyncio.gather(*flying, return_exceptions=True)
+
+
+class _Patience:
+    """Tells an error of one call from one that would meet every other call of a run, too.
+
+    Before the first answer an error such as a refused token ends the run. Later the same error
+    costs its own files alone, for those before it were answered, until it comes again and again.
+    """
+
+    _MOST = 3
+
+    def __init__(self) -> None:
+        self._is_answered = False
+        self._row = 0
+
+    def answered(self) -> None:
+        """Note that a call was answered."""
+        self._is_answered, self._row = True, 0
+
+    def bear(self, error: MedserveError) -> None:
+        """Raise the error if no further call is worth its while."""
+        if not concerns_all(error):
+            return
+        self._row += 1
+        if not self._is_answered or self._row >= self._MOST:
+            raise error
 
 
 @dataclass(frozen=True)

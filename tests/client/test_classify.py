@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,9 @@ from tests.client.fake_gateway import (
     DIGEST,
     LABELS,
     FakeGateway,
+    by_content,
     classification,
+    failure,
     passing,
     refusing,
     waiting,
@@ -160,6 +163,18 @@ def test_call_that_fails_costs_only_its_own_images(client: Client, fake: FakeGat
     assert len(failed) == 32
     assert failed == list(range(failed[0], failed[0] + 32))
     assert all(isinstance(results[place].error, ServerFailedError) for place in failed)
+
+
+def test_one_refused_call_among_answers_costs_no_other(fake: FakeGateway) -> None:
+    def answer(payload: bytes) -> dict[str, Any]:
+        return failure("INVALID_REQUEST", "no") if payload == b"no" else by_content(payload)
+
+    fake.answer = answer
+    images = [b"Hand", b"Hand", b"no", b"Hand", b"Hand", b"no", b"Hand"]
+    one_by_one = Limits(items_per_call=1, calls_in_flight=1)
+    with Client(fake.address, limits=one_by_one) as client:
+        results = client.classify("mednist", images)
+    assert [each.error is None for each in results] == [each == b"Hand" for each in images]
 
 
 def test_unknown_model_is_told_once_for_all_images(client: Client) -> None:

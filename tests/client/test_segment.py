@@ -6,8 +6,9 @@ import asyncio
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +28,10 @@ from medserve.errors import (
     InvalidRequestError,
     PayloadTooLargeError,
     ServerFailedError,
+    ServerUnreachableError,
     UnknownModelError,
 )
-from tests.client.fake_gateway import FakeGateway, refusing, serving
+from tests.client.fake_gateway import FakeGateway, failure, refusing, serving
 from tests.client.segmenting import GEOMETRY, LABELS, by_size, volumes_model
 
 
@@ -164,6 +166,29 @@ def test_many_volumes_come_in_order_and_a_broken_one_costs_no_other(
 def test_what_concerns_every_volume_is_raised(client: Client) -> None:
     with pytest.raises(UnknownModelError):
         list(client.segment_each("nosuch", [b"x", b"y"]))
+
+
+def _sometimes(code: str, sign: bytes) -> Callable[[bytes], dict[str, Any]]:
+    """Answers of a model whose calls fail where the payload begins with `sign`."""
+    return lambda payload: failure(code, "no") if payload.startswith(sign) else by_size(payload)
+
+
+@pytest.mark.parametrize("code", ["INVALID_REQUEST", "UNREACHABLE", "UNAUTHENTICATED"])
+def test_one_failed_call_among_answers_costs_no_other(
+    client: Client, fake: FakeGateway, code: str
+) -> None:
+    fake.answer = _sometimes(code, b"no")
+    payloads = [b"x", b"x", b"no", b"x", b"x", b"no", b"x"]
+    results = list(client.segment_each("mednist", payloads))
+    assert [each.error is None for each in results] == [each == b"x" for each in payloads]
+    assert {each.error.code for each in results if each.error} == {code}
+
+
+def test_a_run_ends_when_every_further_call_fails(client: Client, fake: FakeGateway) -> None:
+    fake.answer = _sometimes("UNREACHABLE", b"no")
+    with pytest.raises(ServerUnreachableError):
+        list(client.segment_each("mednist", [b"x"] * 2 + [b"no"] * 20))
+    assert len(fake.requests) < 8
 
 
 def test_volumes_that_nobody_waits_for_are_not_sent(client: Client, fake: FakeGateway) -> None:
