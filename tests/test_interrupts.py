@@ -24,10 +24,12 @@ from tests.archives import packaged_fixture
 
 @pytest.fixture(autouse=True)
 def as_keyboard_interrupt() -> Iterator[None]:
-    """SIGTERM takes the way of Ctrl-C, as in `medserve serve`."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Both signals raise KeyboardInterrupt, as in `medserve serve`, whatever was set before."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(each, signal.default_int_handler) for each in numbers]
     yield
-    signal.signal(signal.SIGTERM, previous)
+    for number, handler in zip(numbers, previous, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

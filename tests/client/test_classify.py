@@ -153,7 +153,8 @@ def test_request_carries_the_time_that_is_left(client: Client, fake: FakeGateway
     client.classify_one("mednist", b"Hand")
     [request] = fake.requests
     assert request.deadline is not None
-    assert 9 < request.deadline - time.monotonic() <= 10
+    # gRPC turns times of day into those of its own clock, which may run a little apart.
+    assert 9 < request.deadline - time.monotonic() < 10.5
 
 
 def test_call_that_fails_costs_only_its_own_images(client: Client, fake: FakeGateway) -> None:

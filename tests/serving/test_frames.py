@@ -50,12 +50,12 @@ def test_the_bare_answer_is_the_mask_as_png(client: Client) -> None:
 
 def test_a_loop_is_answered_in_json_nifti_and_dicom(client: Client) -> None:
     frames = cine(8)
-    source = ultrasound(frames, SequenceOfUltrasoundRegions=[region()])
+    source = ultrasound(frames, SequenceOfUltrasoundRegions=[region((0.02, 0.02))])
     options = FrameOptions(step_mm=5.0, overlay=True, format=FrameFormat.DICOM_SEG)
     answer = client.segment_frame("tiny_frame", saved(source), options=options)
     known = frames > 127
     np.testing.assert_array_equal(FrameSegmentation.from_result(answer).mask, known)
-    assert answer.stack.volume_ml == pytest.approx(known.sum() * 0.2 * 0.3 * 5.0 / 1000)
+    assert answer.stack.volume_ml == pytest.approx(known.sum() * 0.2 * 0.2 * 5.0 / 1000)
     written = _Image.from_bytes(gzip.decompress(answer.mask_nifti))
     np.testing.assert_array_equal(np.asarray(written.dataobj).transpose(2, 1, 0), known)
     found = highdicom.seg.segread(io.BytesIO(answer.dicom_seg or b""))
