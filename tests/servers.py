@@ -118,10 +118,20 @@ def address(served: GatewayServer) -> str:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     """Stop the servers after the last test that uses them: others need the memory and the cores."""
     result = yield
     running = item.config.stash.get(_RUNNING, None)
-    if running and nextitem and "servers" not in getattr(nextitem, "fixturenames", ()):
+    if running is not None and item is _last_user(item.session):
         running.stop()
     return result
+
+
+def _last_user(session: pytest.Session) -> pytest.Item | None:
+    """Return the last test that uses the servers; tests without them may stand in between."""
+    users = (each for each in reversed(session.items) if "servers" in _fixtures(each))
+    return next(users, None)
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return getattr(item, "fixturenames", [])
