@@ -175,8 +175,10 @@ def torch_index(folder: Path, version: str) -> Iterator[str]:
     ) as server:
         assert server.stdout is not None
         said = server.stdout.readline()  # Serving HTTP on 127.0.0.1 port 40123 (…
-        yield f"http://127.0.0.1:{said.split(' port ')[1].split()[0]}"
-        server.terminate()
+        try:
+            yield f"http://127.0.0.1:{said.split(' port ')[1].split()[0]}"
+        finally:
+            server.terminate()
     shutil.rmtree(wheels)
 
 
