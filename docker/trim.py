@@ -40,6 +40,10 @@ _EVERYWHERE = {
     "nibabel/**/tests": "test cases and test images",
     "pydicom/data/test_files": "test images",
     "ts/torch_handler/unit_tests": "test cases",
+    # A wheel has no links: each library of gdcm lies there under three names, and one is loaded.
+    "_gdcm/lib*.so": "copies of libraries",
+    "_gdcm/lib*.so.[0-9]*.[0-9]*.[0-9]*": "copies of libraries",
+    "_gdcm/libgdcmcharls.so.2.0": "a copy of a library",
 }
 _CPU = {
     "torch/_dynamo": "torch.compile, which needs a compiler that the image does not have",

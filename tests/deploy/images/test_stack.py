@@ -31,7 +31,7 @@ _WORKERS = _KILL.format(ending="/model_service_worker.py")
 _JAVA = _KILL.format(ending="org.pytorch.serve.ModelServer")
 
 
-@pytest.mark.parametrize(("target", "most_mb"), [("cpu", 1000), ("gateway", 400)])
+@pytest.mark.parametrize(("target", "most_mb"), [("cpu", 1030), ("gateway", 400)])
 def test_image_is_small_and_runs_as_nobody(
     built: docker.DockerClient, target: str, most_mb: int
 ) -> None:
