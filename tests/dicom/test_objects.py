@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ from tests.volume_phantoms import as_bytes
 
 TASK = Task(1, 1, "brain", "content", ("1.2.3",), "waiting", "", 0, 1e9)
 VOLUMES = Rule(name="brain", model="segmentation_3d", task=RuleTask.VOLUMES)
+_BIN = Path(sys.executable).parent  # where pip puts the programs of dcmqi
 _PROSTATE = SegmentCoding(CodedTerm("41216001", "Prostate"))
 
 
@@ -206,15 +208,15 @@ def test_a_validator_finds_no_error(
 @pytest.mark.pacs
 @pytest.mark.parametrize("kind", [Kind.SEG, Kind.LABELMAP])
 def test_an_independent_reader_finds_segments_and_volumes(tmp_path: Path, kind: Kind) -> None:
-    if shutil.which("segimage2itkimage") is None:
+    if not (_BIN / "segimage2itkimage").exists():
         pytest.skip("needs dcmqi; pip install dcmqi")
     rule = msgspec.structs.replace(VOLUMES, results=(kind, Kind.SR))
     for each in of_volume(tmp_path / "in", rule):
         (tmp_path / f"{each.kind}.dcm").write_bytes(each.content)
     out = tmp_path / "out"
     out.mkdir()
-    run("segimage2itkimage", "--inputDICOM", tmp_path / f"{kind}.dcm", "--outputDirectory", out,
-        "--outputType", "nii")  # fmt: skip
+    source = ("--inputDICOM", tmp_path / f"{kind}.dcm")
+    run("segimage2itkimage", *source, "--outputDirectory", out, "--outputType", "nii")
     voxels = [nifti.decode(path.read_bytes()).array for path in out.glob("*.nii.gz")]
     found = [int((array == label).sum()) for array in voxels for label in (1, 2)]
     assert sorted(filter(None, found)) == [12, 16]
@@ -226,4 +228,5 @@ def test_an_independent_reader_finds_segments_and_volumes(tmp_path: Path, kind: 
 
 
 def run(program: str, *arguments: object) -> None:
-    subprocess.run([program, *map(str, arguments)], check=True, capture_output=True)
+    command = [str(_BIN / program), *map(str, arguments)]
+    subprocess.run(command, check=True, capture_output=True)
