@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -45,6 +47,19 @@ def downloaded(tab: Page, button: str) -> bytes:
     return Path(waiting.value.path()).read_bytes()
 
 
+def eventually(holds: Callable[[], bool]) -> None:
+    """Wait until something holds: the page draws at most once a frame."""
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end, "it never came to hold"
+        time.sleep(0.05)
+
+
+def is_rising(percentages: list[str]) -> bool:
+    values = [float(text.rstrip("%")) for text in percentages]
+    return values == sorted(values)
+
+
 def done(tab: Page, files: int) -> None:
     tab.get_by_text(f"Done. Files: {files}", exact=True).wait_for()
 
@@ -78,18 +93,14 @@ def test_three_hundred_images_are_sorted_corrected_and_taken_home(
     assert set(shown(tab, "status")) == {"no image"}
     tab.get_by_role("button", name="Hand").first.click()
     tab.locator("[data-folder=Hand][aria-pressed=true]").wait_for()
-    tab.wait_for_timeout(200)
-    assert set(shown(tab, "id")) == {"4"}
+    eventually(lambda: set(shown(tab, "id")) == {"4"})
     tab.get_by_role("button", name="All files").click()
     tab.get_by_role("button", name="Probability").click()
     tab.locator("[data-sort=probability][aria-sort=ascending]").wait_for()
-    tab.wait_for_timeout(200)
-    rising = [float(text.rstrip("%")) for text in shown(tab, "probability")[:20]]
-    assert rising == sorted(rising)
+    eventually(lambda: is_rising(shown(tab, "probability")[:20]))
     tab.get_by_role("button", name="Probability").click()
     tab.get_by_role("button", name="Probability").click()
     tab.locator("[data-sort=probability][aria-sort=none]").wait_for()
-    tab.wait_for_timeout(200)
 
     # a class by hand, taken back, and set again
     first = tab.locator("tr.file").first
@@ -97,11 +108,10 @@ def test_three_hundred_images_are_sorted_corrected_and_taken_home(
     after = "Hand" if before != "Hand" else "CXR"
     first.locator("select").select_option(after)
     tab.locator("tr.corrected").first.wait_for()
-    assert counts(tab)[after] == whole[after] + 1
+    eventually(lambda: counts(tab)[after] == whole[after] + 1)  # drawn with the next frame
     tab.keyboard.press("Control+z")
     tab.locator("tr.corrected").first.wait_for(state="detached")
-    tab.wait_for_timeout(200)  # the folders are drawn with the next frame
-    assert counts(tab) == whole
+    eventually(lambda: counts(tab) == whole)
     tab.locator("#redo").click()
     tab.locator("tr.corrected").first.wait_for()
 
@@ -122,7 +132,7 @@ def test_three_hundred_images_are_sorted_corrected_and_taken_home(
     # all of it is still there after a reload
     tab.reload()
     done(tab, 304)
-    assert counts(tab)[after] == whole[after] + 1
+    eventually(lambda: counts(tab)[after] == whole[after] + 1)
 
 
 def test_a_folder_keeps_its_paths_and_twins_apart(tab: Page, tmp_path: Path) -> None:
