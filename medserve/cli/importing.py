@@ -166,12 +166,13 @@ def _finish(
         )
     best = next(each for each in outcome.agreements if each.engine is outcome.engine)
     channels = spec.volume.channels if spec.volume else ()
-    case = f"one four-dimensional file of {escape(', '.join(channels))}: " if channels else ""
+    files = [f"case_{number:04d}.nii.gz" for number in range(len(channels))] or ["case.nii.gz"]
+    order = f" ({escape(', '.join(channels))})" if channels else ""
     console.print(
         f"{escape(str(outcome.archive))}: {outcome.engine} gives the network's own label in "
         f"{best.share:.4%} of the voxels (report: {escape(str(outcome.report))}). Serve it with "
-        f"`medserve serve --models {spec.name} --store {escape(str(folder))}`, ask it with {case}"
-        f"`medserve predict {spec.name} case.nii.gz`."
+        f"`medserve serve --models {spec.name} --store {escape(str(folder))}`, ask it with "
+        f"`medserve predict {spec.name} {' '.join(files)}`{order}."
     )
 
 

@@ -25,6 +25,7 @@ class ModelStatus:
         task: Its kind of work; None for one that this client does not know.
         labels: What it tells apart, by number.
         input_kinds: The families of file formats that it reads.
+        channels: Names of the images that make one case, in its order; empty where one file is.
         archive_digest: Of the archive's manifest.
         card: Its card in Markdown.
         metrics: The figures that its archive states.
@@ -38,6 +39,7 @@ class ModelStatus:
     title: str
     labels: tuple[str, ...]
     input_kinds: tuple[str, ...]
+    channels: tuple[str, ...]
     archive_digest: str
     card: str = field(repr=False)
     metrics: Mapping[str, Any] = field(repr=False)

@@ -1,14 +1,16 @@
 """Segmentation: a volume or frames in, masks and measurements out.
 
 One file goes to the model as it is; several are the slices of one DICOM series and travel as a
-zip, which is made here and never unpacked here. The model's answer is one JSON object; its parts
-are kept in the job's folder and given out as files.
+zip, which is made here and never unpacked here. Of a model that sees several images of one case
+they are its channels, each under its place among them. The model's answer is one JSON object; its
+parts are kept in the job's folder and given out as files.
 """
 
 from __future__ import annotations
 
 import asyncio
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,16 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from medserve.errors import InvalidRequestError
-from medserve.gateway.core.gateway import Gateway
+from medserve.gateway.core.gateway import Gateway, ModelInfo
 from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.faces.options import read_options, within_json
 from medserve.gateway.faces.page.context import TASKS, page_context, read_json
 from medserve.gateway.faces.page.exports import plain_name
-from medserve.gateway.faces.page.jobs import Job, Kind
+from medserve.gateway.faces.page.jobs import Item, Job, Kind
 from medserve.gateway.faces.page.uploads import Allowance, receive
 from medserve.imaging.codecs import dicom_series, sniff
 from medserve.results.files.overlay import COLOURS
-from medserve.spec import InputKind, ModelSpec, Task
+from medserve.spec import InputKind, Task
 from medserve.tasks.frames import FrameResult
 from medserve.tasks.volumes import VolumeResult
 
@@ -45,7 +47,7 @@ _PARTS = {  # member of an answer: name and media type of its file
 
 
 async def add(request: Request) -> Response:
-    """Store a volume: one file, or the slices of a DICOM series."""
+    """Store a volume: one file, the slices of a DICOM series, or the channels by their places."""
     context = page_context(request)
     job, _ = context.job(request, Kind.SEGMENT)
     async with context.slots.upload(job):
@@ -64,7 +66,7 @@ async def run(request: Request) -> Response:
     params = read_options(model, {"overlay": True} | asked)
     async with context.slots.call(job):
         order = context.order(job.model, job.version, visitor.caller, params)
-        answer = await _segment(context.gateway, job, order, model.task)
+        answer = await _segment(context.gateway, job, order, model)
     job.options = params
     return JSONResponse(answer)
 
@@ -76,7 +78,7 @@ async def volume(request: Request) -> Response:
     order = context.order(job.model, job.version, visitor.caller)
     model = await context.find(order, *TASKS[job.kind])
     async with context.slots.call(job):
-        path = await asyncio.to_thread(_volume, job, model.spec)
+        path = await asyncio.to_thread(_volume, job, model)
     return FileResponse(path, media_type="application/octet-stream")
 
 
@@ -90,7 +92,8 @@ async def part(request: Request) -> Response:
         params = {key: each for key, each in (job.options | alone).items() if each is not None}
         async with context.slots.call(job):
             order = context.order(job.model, job.version, visitor.caller, params)
-            path = await _dicom_seg(context.gateway, job, order)
+            model = await context.find(order, *TASKS[job.kind])
+            path = await _dicom_seg(context.gateway, job, order, model)
         return FileResponse(path, media_type=_DICOM, filename=_saved(job, name))
     media_types = dict(_PARTS.values())
     if name not in media_types:
@@ -99,15 +102,18 @@ async def part(request: Request) -> Response:
     return FileResponse(_part(job, name), media_type=media_types[name], filename=saved)
 
 
-async def _segment(gateway: Gateway, job: Job, order: TaskRequest, task: Task) -> dict[str, Any]:
+async def _segment(
+    gateway: Gateway, job: Job, order: TaskRequest, model: ModelInfo
+) -> dict[str, Any]:
     """Ask the model; what the page shows of its answer.
 
     Raises:
         MedserveError: what the model or the gateway says against it.
     """
-    data = await asyncio.to_thread(_source(job).read_bytes)
-    answer = await gateway.predict(order.call({"data": data}))
-    job.answers = await asyncio.to_thread(_kept, job, answer, task)
+    files = await asyncio.to_thread(_contents, job, model)
+    answer = await gateway.predict(order.call(files))
+    job.answers = await asyncio.to_thread(_kept, job, answer, model.task)
+    data = next(iter(files.values()))  # the grid of an answer is that of the first
     job.answers["dicom"] = dicom_series.recognises(data)
     # Frames other than those of a NIfTI stack are shown as the picture that the model drew.
     is_stack = sniff.kind(data).input_kind is InputKind.NIFTI
@@ -115,12 +121,12 @@ async def _segment(gateway: Gateway, job: Job, order: TaskRequest, task: Task) -
     return job.answers
 
 
-async def _dicom_seg(gateway: Gateway, job: Job, order: TaskRequest) -> Path:
+async def _dicom_seg(gateway: Gateway, job: Job, order: TaskRequest, model: ModelInfo) -> Path:
     """The mask as DICOM Segmentation, asked for when it is wanted and kept."""
     path = job.folder / _SEG
     if not path.exists():
-        data = await asyncio.to_thread(_source(job).read_bytes)
-        path.write_bytes(await gateway.predict(order.call({"data": data})))
+        files = await asyncio.to_thread(_contents, job, model)
+        path.write_bytes(await gateway.predict(order.call(files)))
     return path
 
 
@@ -132,13 +138,28 @@ def _saved(job: Job, name: str) -> str:
     return f"{case}-{name}" if case else name
 
 
-def _source(job: Job) -> Path:
-    """The one file that the model gets; several files become a zip."""
+def _contents(job: Job, model: ModelInfo) -> dict[str, bytes]:
+    """The bytes that the model gets, by their keys in a call."""
+    return {key: path.read_bytes() for key, path in _sources(job, model).items()}
+
+
+def _sources(job: Job, model: ModelInfo) -> dict[str, Path]:
+    """The files that the model gets, the first channel first; slices of a series become a zip."""
     items = [job.items[number] for number in sorted(job.items)]
     if not items:
         raise InvalidRequestError("expected an uploaded file, there is none; send it again")
     if len(items) == 1:
-        return job.path(items[0])
+        return {"data": job.path(items[0])}
+    if not model.channels:
+        return {"data": _zipped(job, items)}
+    if items[-1].number >= len(model.channels):
+        raise InvalidRequestError(
+            f"expected a file for each of {', '.join(model.channels)}, got one more; leave it out"
+        )
+    return {f"data.{model.channels[each.number]}": job.path(each) for each in items}
+
+
+def _zipped(job: Job, items: Sequence[Item]) -> Path:
     path = job.folder / _SOURCE
     if not path.exists():
         part = path.with_suffix(".part")
@@ -149,7 +170,7 @@ def _source(job: Job) -> Path:
     return path
 
 
-def _volume(job: Job, spec: ModelSpec) -> Path:
+def _volume(job: Job, model: ModelInfo) -> Path:
     """The source as a NIfTI file that the viewer reads, on the same grid as the mask.
 
     A NIfTI is given back as it came. Anything else is decoded by the codec of the models, with
@@ -157,7 +178,7 @@ def _volume(job: Job, spec: ModelSpec) -> Path:
     """
     from medserve.imaging.codecs import nifti, volume_file  # nibabel takes a while to import
 
-    given = _source(job)
+    given = next(iter(_sources(job, model).values()))
     path = job.folder / _VOLUME
     if not path.exists():
         payload = given.read_bytes()
@@ -165,7 +186,7 @@ def _volume(job: Job, spec: ModelSpec) -> Path:
             return given
         if not (job.folder / _MASK).exists():
             raise InvalidRequestError("expected a segmented volume, got one that is not; run it")
-        found = volume_file.decode(payload, spec.input.kinds)
+        found = volume_file.decode(payload, model.input_kinds)
         path.write_bytes(nifti.encode(found))
     return path
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing
 from typing import Any
 
@@ -98,22 +105,23 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
             model = await find_served(self._gateway, order, Task.VOLUMES, Task.FRAMES)
             asked = message_params(settings)
             order = order.with_params(read_options(model, within_json(model, asked)))
-            limit = min(self._gateway.limits.message_bytes, model.spec.input.max_payload_bytes)
+            limit = min(self._gateway.limits.message_bytes, model.max_case_bytes)
             _check_size(settings.content_bytes, limit)
             size, owner = settings.content_bytes or limit, incoming.caller.owner
             need = max(size, STREAMED_BYTES)
             async with self._gateway.budget.reserve(need, owner, incoming.deadline) as held:
                 incoming.memory.reserved = True
                 yield _progress(pb.SEGMENT_STAGE_ACCEPTED, 0)
-                content = await _gather(parts, size)
-                held.resize(len(content))
-                yield _progress(pb.SEGMENT_STAGE_RUNNING, len(content))
-                answer = await self._gateway.predict(order.call({"data": content}))
-            result, files = await asyncio.to_thread(
+                files = await _gather(parts, size, model.channels)
+                received = sum(map(len, files.values()))
+                held.resize(received)
+                yield _progress(pb.SEGMENT_STAGE_RUNNING, received)
+                answer = await self._gateway.predict(order.call(files))
+            result, parts_of_it = await asyncio.to_thread(
                 segment_result, answer, model.task, asked.get("format")
             )
             yield pb.SegmentResponse(result=result)
-            for chunk in chunks(files):
+            for chunk in chunks(parts_of_it):
                 yield pb.SegmentResponse(chunk=chunk)
 
     async def Sample(  # noqa: D102
@@ -180,25 +188,48 @@ async def _images(parts: AsyncIterator[pb.ClassifyRequest]) -> AsyncGenerator[Im
         yield ImageFile(part.image.id, part.image.content)
 
 
-async def _gather(parts: AsyncIterator[pb.SegmentRequest], limit: int) -> bytes:
-    """The file in the chunks."""
-    content = bytearray()
+async def _gather(
+    parts: AsyncIterator[pb.SegmentRequest], limit: int, channels: Sequence[str]
+) -> dict[str, bytes]:
+    """The files in the chunks, by their keys in a call; together at most `limit` bytes."""
+    files: dict[str, bytearray] = {}
+    key, size = "data", 0
     try:
         async with asyncio.timeout(_UPLOAD_S):
             async for part in parts:
-                if part.WhichOneof("part") != "chunk":
-                    raise InvalidRequestError(
-                        "expected a chunk in every message but the first, got something else"
-                    )
-                content += part.chunk
-                _check_size(len(content), limit)
+                match part.WhichOneof("part"):
+                    case "chunk":
+                        files.setdefault(key, bytearray()).extend(part.chunk)
+                        size += len(part.chunk)
+                        _check_size(size, limit)
+                    case "input":
+                        key = _channel_key(part.input.channel, channels, files)
+                        files[key] = bytearray()
+                    case _:
+                        raise InvalidRequestError(
+                            "expected a chunk in every message but the first, or the channel whose "
+                            "chunks follow, got something else"
+                        )
     except TimeoutError:
         raise DeadlineError(
             f"expected the whole file within {_UPLOAD_S:g} s, got a part of it; send a smaller one"
         ) from None
-    if not content:
+    if not size or not all(files.values()):
         raise InvalidRequestError("expected a file in chunks, got none")
-    return bytes(content)
+    return {key: bytes(content) for key, content in files.items()}
+
+
+def _channel_key(channel: str, channels: Sequence[str], given: Collection[str]) -> str:
+    """Return the key under which the file of a channel travels."""
+    key = f"data.{channel}"
+    if not channels:
+        raise InvalidRequestError("expected no channel, for a single file is a case of this model")
+    if channel not in channels or key in given:
+        raise InvalidRequestError(
+            f"input.channel: expected each of {', '.join(channels)} once, got another one or one "
+            "twice"
+        )
+    return key
 
 
 def _check_size(size: int, limit: int) -> None:
@@ -290,6 +321,7 @@ def _model(info: ModelInfo) -> pb.Model:
         title=info.title,
         labels=info.labels,
         input_kinds=info.input_kinds,
+        channels=info.channels,
         ready=info.ready,
         card_markdown=info.card,
         metrics=_struct(info.metrics),
