@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from medserve.errors import MedserveError
 from medserve.spec import Task
-from medserve.tasks.result import Provenance
+from medserve.tasks.result import Provenance, as_html
 
 __all__ = ["FileResult", "ModelStatus"]
 
@@ -66,6 +66,13 @@ class FileResult(Generic[Answer]):
     def error(self) -> MedserveError | None:
         """Why the file failed, or None where it did not."""
         return self.outcome if isinstance(self.outcome, MedserveError) else None
+
+    def _repr_html_(self) -> str:
+        """Return the answer as a notebook shows it, or why there is none."""
+        if isinstance(self.outcome, MedserveError):
+            return as_html(f"{self.outcome.code}: {self.outcome.message}", (), ())
+        shown: str = self.outcome._repr_html_()  # type: ignore[attr-defined] # every answer has it
+        return shown
 
     def unwrap(self) -> Answer:
         """Return the answer; raises the error where the file failed."""

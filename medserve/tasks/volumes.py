@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Self
 
 import msgspec
@@ -263,6 +263,19 @@ class VolumeResult(Result, frozen=True, kw_only=True):
     entropy_nifti: bytes | None = None
     overlay_png: bytes | None = None
     dicom_seg: bytes | None = None
+
+    def table(self) -> Iterator[Sequence[str]]:
+        """Yield a line for each label, and one for each doubt."""
+        yield "label", "ml", "voxels", "note"
+        for each in self.measures:
+            note = "reaches the edge" if each.touches_border else ""
+            yield each.label, f"{each.volume_ml:.3f}", str(each.voxels), note
+        for doubt in self.doubts:
+            yield "review", "", "", f"{doubt.reason}: {doubt.message}"
+
+    def pictures(self) -> Iterator[bytes]:
+        """Yield the mask drawn on the volume, where it was asked for."""
+        return iter(() if self.overlay_png is None else (self.overlay_png,))
 
 
 def case_and_number(name: str) -> tuple[str, int] | None:
