@@ -63,6 +63,9 @@ def nnunet(
     configuration: Annotated[
         str, typer.Option(help="Refuse a folder of another one, such as 3d_fullres.")
     ] = "",
+    postprocessing: Annotated[
+        Path | None, typer.Option(help="postprocessing.json, to be applied; by default none is.")
+    ] = None,
     example: _Example = None,
     version: _Version = "1.0",
     store: _Store = None,
@@ -72,7 +75,7 @@ def nnunet(
     with _with_extra():
         from medserve.importing.nnunet import read_folder
     chosen = [fold.strip() for fold in folds.split(",") if fold.strip()]
-    source = read_folder(folder, name, chosen, configuration)
+    source = read_folder(folder, name, chosen, configuration, postprocessing)
     _finish(source, version, store, example or [], dry_run=dry_run)
 
 

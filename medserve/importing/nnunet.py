@@ -27,6 +27,7 @@ __all__ = ["read_folder"]
 
 _CHECKPOINT = "checkpoint_final.pth"
 _MAX_JSON_BYTES = 64 * 2**20
+_LARGEST = "remove_all_but_largest_component_from_segmentation"
 _RESAMPLING = "resample_data_or_seg_to_shape"
 _PREPROCESSORS = ("DefaultPreprocessor",)
 # Axes of nnU-Net's arrays: z, y, x of the file as it is stored, or of the volume turned to RAS.
@@ -62,7 +63,11 @@ class _Folder:
 
 
 def read_folder(
-    path: Path, name: str, folds: Sequence[str] = (), configuration: str = ""
+    path: Path,
+    name: str,
+    folds: Sequence[str] = (),
+    configuration: str = "",
+    postprocessing: Path | None = None,
 ) -> Source:
     """Map a trained folder to a model description and a network.
 
@@ -71,6 +76,7 @@ def read_folder(
         name: Under which the model is to be served.
         folds: Which to average; by default every numbered fold, or `all` where it is the only one.
         configuration: Checked against the checkpoint's where it is given.
+        postprocessing: `postprocessing.json` of nnUNetv2_find_best_configuration, to be applied.
 
     Raises:
         ConfigError: the folder is incomplete, or holds what cannot be served as nnU-Net would.
@@ -80,6 +86,8 @@ def read_folder(
     labels, regions = _labels(folder.dataset)
     classes = len(regions) or len(labels)
     config = _description(folder, channels, labels, regions)
+    if postprocessing is not None:
+        config |= _postprocessing(postprocessing, labels)
     networks: list[nn.Module] = []
     for weights, fold in zip(folder.weights, folder.folds, strict=True):
         network = build_network(_architecture(folder.configuration), len(channels), classes)
@@ -375,6 +383,48 @@ def _description(
         "flip_axes": [axis + is_flat for axis in folder.mirror_axes],
         **({"regions": dict(regions)} if regions else {}),
     }
+
+
+def _postprocessing(path: Path, labels: Sequence[str]) -> dict[str, Any]:
+    """Return the steps that nnU-Net found to help, as the section `volume` has them.
+
+    The pickled file beside the JSON says the same and is not read.
+    """
+    if path.suffix != ".json":
+        raise ConfigError(
+            f"{path}: expected postprocessing.json; the pickled file beside it would run code"
+        )
+    content = _json(path)
+    functions: Any = content.get("postprocessing_fns")
+    kwargs: Any = content.get("postprocessing_kwargs")
+    are_lists = isinstance(functions, list) and isinstance(kwargs, list)
+    if not are_lists or len(functions) != len(kwargs):
+        raise ConfigError(
+            f"{path}: expected postprocessing_fns and postprocessing_kwargs, lists of one length"
+        )
+    groups = []
+    for function, arguments in zip(functions, kwargs, strict=True):
+        _one_of("postprocessing_fns", function, (_LARGEST,))
+        values = arguments.get("labels_or_regions") if isinstance(arguments, Mapping) else None
+        numbers = _flat(values)
+        if not numbers or not numbers <= set(range(1, len(labels))):
+            raise ConfigError(
+                f"{path}: labels_or_regions: expected labels from 1 to {len(labels) - 1}, got "
+                f"{values!r}"
+            )
+        if arguments.get("background_label", 0) != 0:
+            raise ConfigError(f"{path}: expected the background_label 0, got another one")
+        groups.append([labels[number] for number in sorted(numbers)])
+    return {"largest_component": True, "largest_of": groups} if groups else {}
+
+
+def _flat(values: object) -> set[int]:
+    """Return the labels in a label, a region, or a list of both; none of anything else."""
+    if isinstance(values, int):
+        return {values}
+    if not isinstance(values, list):
+        return set()
+    return {number for each in values for number in _flat(each)}
 
 
 def _sides(configuration: Mapping[str, Any], key: str) -> list[float]:

@@ -288,11 +288,19 @@ class VolumePipeline:
         window[0][:, *inside] = prepared.tensor[:, *outside]
         return window if len(self.spec.input.size) == 3 else window[:, :, 0]
 
+    def _largest(self, mask: _Mask) -> _Mask:
+        """Keep the largest piece of what the model counts as one structure."""
+        if not self.volume.largest_of:
+            return components.largest_component(mask)
+        number = self.spec.labels.index
+        groups = [[number(label) for label in group] for group in self.volume.largest_of]
+        return components.largest_union(mask, groups)
+
     def _tidied(self, mask: _Mask, inverse: Inverse, options: VolumeSettings) -> Segmentation:
         """A mask on the region's grid -> the source's grid."""
         full = inverse.undo(mask)
         if options.largest_component:
-            full = components.largest_component(full)
+            full = self._largest(full)
         if options.fill_holes:
             full = components.fill_holes(full)
         return Segmentation(full, inverse.source, self.spec.labels)

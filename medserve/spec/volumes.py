@@ -324,6 +324,13 @@ class VolumeSpec(Section, frozen=True):
     largest_component: Annotated[
         bool, Meta(description="Whether only the largest piece of each label stays, by default.")
     ] = False
+    largest_of: Annotated[
+        tuple[tuple[str, ...], ...],
+        Meta(
+            description="What largest_component counts as one structure: groups of labels, of "
+            "whose union only the largest piece stays, group after group. Empty: each label."
+        ),
+    ] = ()
     fill_holes: Annotated[
         bool, Meta(description="Whether holes inside a label are filled, by default.")
     ] = False
