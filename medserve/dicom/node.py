@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from medserve.dicom.ask import Gateway
 from medserve.dicom.completeness import judge, quiet_s
 from medserve.dicom.headers import quiet_libraries
+from medserve.dicom.intake import Intake
 from medserve.dicom.objects import make_objects
 from medserve.dicom.peers import Destination
 from medserve.dicom.receive import Receiver, ReceiverSettings
@@ -161,7 +162,8 @@ class Node:
         self._room = (0.0, True)
         self._next_housekeeping = 0.0
         self.beats: dict[str, float] = {}
-        self.receiver = Receiver(settings.receiver, spool, self._has_room, self._on_arrival)
+        self.intake = Intake(spool, self._has_room, self._on_arrival)
+        self.receiver = Receiver(settings.receiver, self.intake)
         self._named = {each.name: each for each in self._every_destination()}
 
     def start(self) -> None:

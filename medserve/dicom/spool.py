@@ -25,7 +25,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -43,6 +43,7 @@ __all__ = [
     "Receipt",
     "Series",
     "Spool",
+    "Stored",
     "Task",
     "content_of",
     "counts",
@@ -81,12 +82,20 @@ CREATE TABLE IF NOT EXISTS delivery (
     changed REAL NOT NULL, PRIMARY KEY (object, destination));
 CREATE INDEX IF NOT EXISTS delivery_state ON delivery (state);
 CREATE TABLE IF NOT EXISTS count (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS image_study ON image (json_extract(facts, '$.study_uid'));
+CREATE VIEW IF NOT EXISTS stored (study, series, sop_uid, file) AS
+    SELECT json_extract(facts, '$.study_uid'), json_extract(facts, '$.series_uid'), sop_uid, file
+    FROM image WHERE file IS NOT NULL
+    UNION ALL SELECT (SELECT json_extract(facts, '$.study_uid') FROM image
+        WHERE image.series = task.series LIMIT 1), series_uid, sop_uid, file
+    FROM object JOIN task ON task.id = task WHERE file IS NOT NULL;
 """
 _DATABASE, _LOCK, _RECEIVING, _IMAGES, _RESULTS = (
     "node.sqlite", "lock", "receiving", "images", "results",
 )  # fmt: skip
 _NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p"}
 _BUSY_S = 30.0
+_LEVELS = ("study", "series", "sop_uid")  # columns of the view `stored`
 
 
 class Receipt(enum.Enum):
@@ -118,6 +127,21 @@ class Image:
 
     facts: Facts
     path: Path | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A group of objects whose bytes are here: a study, a series or a single one.
+
+    Attributes:
+        path: Of one of its objects, an image where there is one.
+        series: How many series it has, or is of.
+        objects: How many objects.
+    """
+
+    path: Path
+    series: int
+    objects: int
 
 
 @dataclass(frozen=True)
@@ -410,6 +434,24 @@ class Spool:
     def counts(self) -> dict[str, Counter[str]]:
         """Return how many series, tasks, deliveries and stored bytes there are, by state."""
         return counts(self._db)
+
+    # What is shown of it.
+
+    def stored(self, level: str, within: Mapping[str, str]) -> list[Stored]:
+        """Return the studies, series or objects whose bytes are here, images and results.
+
+        Args:
+            level: `study`, `series` or `sop_uid`.
+            within: Identifiers by level that narrow it.
+        """
+        assert {level, *within} <= set(_LEVELS)
+        conditions = " AND ".join(f"{name} = ?" for name in within) or "TRUE"
+        rows = self._all(
+            "SELECT min(file) AS file, count(DISTINCT series) AS series, count(*) AS objects "
+            f"FROM stored WHERE {conditions} GROUP BY {level} ORDER BY {level}",
+            *within.values(),
+        )
+        return [Stored(self.folder / row["file"], row["series"], row["objects"]) for row in rows]
 
     # What time takes away.
 

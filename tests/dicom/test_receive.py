@@ -13,7 +13,8 @@ from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless, JPEGLossless, RLELossless
 from pynetdicom.ae import ApplicationEntity
 
-from medserve.dicom import receive
+from medserve.dicom import intake
+from medserve.dicom.intake import Intake
 from medserve.dicom.peers import Destination, Sender
 from medserve.dicom.receive import Receiver, ReceiverSettings
 from medserve.dicom.send import echo
@@ -37,9 +38,7 @@ class Running:
         self.arrived: list[str] = []
         self.receiver = Receiver(
             ReceiverSettings("NODE", HERE, **settings),
-            self.spool,
-            lambda: self.has_room,
-            self.arrived.append,
+            Intake(self.spool, lambda: self.has_room, self.arrived.append),
         )
         self.receiver.start()
 
@@ -84,7 +83,7 @@ def test_other_bytes_under_a_known_identifier_are_a_warning(running: Running) ->
 
 def test_no_room_is_a_status_that_invites_to_try_again(running: Running) -> None:
     running.has_room = False
-    assert send(running.address, series(1)) == [receive.NO_ROOM] * 5
+    assert send(running.address, series(1)) == [intake.NO_ROOM] * 5
     running.has_room = True
     assert send(running.address, series(1)) == [0] * 5
     assert running.spool.counts()["count"]["refused"] == 5
@@ -98,7 +97,7 @@ def test_a_full_disk_refuses_and_recovers(
 
     with monkeypatch.context() as patch:
         patch.setattr("medserve.dicom.spool._move", full)
-        assert send(running.address, series(1)) == [receive.NO_ROOM] * 5
+        assert send(running.address, series(1)) == [intake.NO_ROOM] * 5
     assert send(running.address, series(1)) == [0] * 5
 
 
@@ -118,7 +117,7 @@ def test_an_object_that_is_another_than_was_announced_is_refused(running: Runnin
             return "1.2.3.4.5"
 
     dataset.__class__ = Renamed
-    assert association.send_c_store(dataset).Status == receive.MISMATCH
+    assert association.send_c_store(dataset).Status == intake.MISMATCH
     association.release()
     assert running.spool.counts()["count"]["mismatched"] == 1
 
@@ -178,7 +177,7 @@ def test_a_disk_that_fails_within_an_object_is_an_answer_and_no_broken_associati
 
     with monkeypatch.context() as patch:
         patch.setattr("os.write", full)
-        assert send(running.address, series(1)) == [receive.NO_ROOM] * 5
+        assert send(running.address, series(1)) == [intake.NO_ROOM] * 5
     assert send(running.address, series(1)) == [0] * 5
     assert list(running.spool.receiving.iterdir()) == []
 
@@ -191,7 +190,7 @@ def test_a_file_that_cannot_be_made_is_an_answer_too(
 
     with monkeypatch.context() as patch:
         patch.setattr("tempfile.mkstemp", full)
-        assert send(running.address, series(1)) == [receive.NO_ROOM] * 5
+        assert send(running.address, series(1)) == [intake.NO_ROOM] * 5
     assert send(running.address, series(1)) == [0] * 5
 
 

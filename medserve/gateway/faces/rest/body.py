@@ -23,6 +23,7 @@ __all__ = [
     "arriving_bytes",
     "files",
     "is_form",
+    "pieces",
     "single_file",
     "whole",
 ]
@@ -64,7 +65,7 @@ async def whole(request: Request, limit: int, times: RestLimits) -> bytes:
     if (announced_bytes(request) or 0) > limit:
         raise _too_large(limit)
     body = bytearray()
-    async for piece in _pieces(request, times):
+    async for piece in pieces(request, times):
         body += piece
         if len(body) > limit:
             raise _too_large(limit)
@@ -144,14 +145,14 @@ async def files(
     if not boundary:
         raise InvalidRequestError("expected a boundary in the content type of the form, got none")
     form = _Form(boundary, limit, most or times.files)
-    async for piece in _pieces(request, times):
+    async for piece in pieces(request, times):
         form.feed(piece)
         while form.complete:
             yield form.complete.popleft()
     form.finish()
 
 
-async def _pieces(request: Request, times: RestLimits) -> AsyncIterator[bytes]:
+async def pieces(request: Request, times: RestLimits) -> AsyncIterator[bytes]:
     """The body as it comes, from a sender who keeps sending."""
     end = time.monotonic() + times.upload_s
     source = aiter(request.stream())
