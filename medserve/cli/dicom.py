@@ -82,7 +82,7 @@ def serve(  # one parameter an option: the command line is the interface
     web_tokens: Annotated[
         Path | None,
         typer.Option(
-            help="Tokens for DICOMweb (`medserve token --models dicom`). Must be given, or "
+            help="Tokens for DICOMweb (`medserve token --model dicom`). Must be given, or "
             "--client-ca, where that face listens beyond loopback."
         ),
     ] = None,
@@ -95,7 +95,7 @@ def serve(  # one parameter an option: the command line is the interface
         float, typer.Option(min=0, help="Know a series again, so that it is answered once.")
     ] = 365.0,
     metrics: Annotated[
-        str, typer.Option(help="Address of /metrics and /healthz.")
+        str, typer.Option(help="Address of /dicom, /metrics and /healthz.")
     ] = "127.0.0.1:8012",
     audit_log: Annotated[Path | None, typer.Option(help="A line for each task; chained.")] = None,
     ready_file: Annotated[
@@ -244,25 +244,19 @@ def queue(
     everything: Annotated[bool, typer.Option("--all", help="Answered tasks, too.")] = False,
 ) -> None:
     """Show what waits, what is held and why; no patient is named."""
+    from medserve.dicom import spool
+
     with _database(state) as database:
         console = Console(highlight=False, soft_wrap=True)
         table = Table("task", "series", "rule", "images", "state", "tries", "reason", box=None,
                       pad_edge=False)  # fmt: skip
-        hidden = "" if everything else "WHERE state NOT IN ('answered', 'replaced')"
-        for row in database.execute(
-            "SELECT id, series, rule, json_array_length(images) AS images, state, attempts, reason "
-            f"FROM task {hidden} ORDER BY id"
-        ):
-            table.add_row(*(escape(str(value)) for value in tuple(row)))
+        shown = ("id", "series", "rule", "images", "state", "attempts", "reason")
+        for row in spool.queue(database, everything=everything):
+            table.add_row(*(escape(str(row[name])) for name in shown))
         console.print(table)
-        held = database.execute(
-            "SELECT object.task AS task, destination, delivery.state AS state, count(*) AS n, "
-            "max(reason) AS reason FROM delivery JOIN object ON object = sop_uid "
-            "WHERE delivery.state <> 'sent' GROUP BY task, destination, delivery.state"
-        ).fetchall()
-        for row in held:
+        for row in spool.undelivered(database):
             console.print(
-                f"task {row['task']}: {row['n']} objects {row['state']} for "
+                f"task {row['task']}: {row['objects']} objects {row['state']} for "
                 f"{escape(row['destination'])} {escape(row['reason'])}"
             )
         console.print(_summary(database))

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -50,7 +50,11 @@ __all__ = [
     "drop_bytes",
     "forget",
     "open_database",
+    "queue",
+    "undelivered",
 ]
+
+T = TypeVar("T")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS series (
@@ -437,6 +441,11 @@ class Spool:
 
     # What is shown of it.
 
+    def read(self, look: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what a function reads of the table."""
+        with self._guard:
+            return look(self._db)
+
     def stored(self, level: str, within: Mapping[str, str]) -> list[Stored]:
         """Return the studies, series or objects whose bytes are here, images and results.
 
@@ -594,6 +603,24 @@ def counts(database: sqlite3.Connection) -> dict[str, Counter[str]]:
                               "WHERE file IS NOT NULL").fetchone()  # fmt: skip
     found["bytes"] = Counter({"images": stored["n"]})
     return found
+
+
+def queue(database: sqlite3.Connection, *, everything: bool = False) -> list[sqlite3.Row]:
+    """Return the tasks that are not done, or all of them, the oldest first; no patient is named."""
+    hidden = "" if everything else "WHERE state NOT IN ('answered', 'replaced')"
+    return database.execute(
+        "SELECT id, series, rule, json_array_length(images) AS images, state, attempts, changed, "
+        f"reason FROM task {hidden} ORDER BY id"
+    ).fetchall()
+
+
+def undelivered(database: sqlite3.Connection) -> list[sqlite3.Row]:
+    """Return what is not sent, by task, destination and state."""
+    return database.execute(
+        "SELECT object.task AS task, destination, delivery.state AS state, count(*) AS objects, "
+        "max(reason) AS reason FROM delivery JOIN object ON object = sop_uid "
+        "WHERE delivery.state <> 'sent' GROUP BY task, destination, delivery.state"
+    ).fetchall()
 
 
 def drop_bytes(database: sqlite3.Connection, folder: Path, series: int) -> None:
