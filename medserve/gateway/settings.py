@@ -79,6 +79,7 @@ class GatewaySettings:
     http_port: Annotated[int, "HTTP and the page; 0 takes a free port."] = 8000
     metrics_port: Annotated[int, "Prometheus metrics; 0 takes a free port."] = 8002
     page: Annotated[bool, "Serve HTTP and the page."] = True
+    monailabel: Annotated[bool, "Serve MONAI Label's API beyond loopback, too."] = False
     hosts: Annotated[str, "Comma-separated names under which browsers reach the page."] = ""
     engine: Annotated[str, "TorchServe's gRPC inference API."] = "127.0.0.1:7070"
     engine_management: Annotated[str, "TorchServe's gRPC management API."] = "127.0.0.1:7071"
