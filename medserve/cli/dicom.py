@@ -55,7 +55,10 @@ def serve(  # one parameter an option: the command line is the interface
     state: _State = Path("dicom-node"),
     destination: Annotated[
         list[str] | None,
-        typer.Option(help="Where results go: AE@host:port, or the URL of a STOW-RS service."),
+        typer.Option(
+            help="Where results go: AE@host:port, tls:AE@host:port, or the URL of a STOW-RS "
+            "service."
+        ),
     ] = None,
     ae_title: _Title = "MEDSERVE",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -75,6 +78,13 @@ def serve(  # one parameter an option: the command line is the interface
     tls_key: Annotated[Path | None, typer.Option(help="TLS private key of both (PEM).")] = None,
     client_ca: Annotated[
         Path | None, typer.Option(help="Senders must show a certificate of this authority (PEM).")
+    ] = None,
+    destination_ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="Authority (PEM) of destinations with TLS; the system's if left out. One that "
+            "asks for a certificate is shown --tls-cert."
+        ),
     ] = None,
     web: Annotated[
         str | None, typer.Option(help="Open the DICOMweb face at this address, host:port.")
@@ -115,7 +125,7 @@ def serve(  # one parameter an option: the command line is the interface
     from medserve.dicom.node import Clock, Keep, Node, NodeSettings, Room
     from medserve.dicom.receive import ReceiverSettings
     from medserve.dicom.rules import Rules
-    from medserve.dicom.send import Sender
+    from medserve.dicom.send import Sender, trusting
     from medserve.dicom.spool import Spool
     from medserve.gateway.core.audit import AuditLog
 
@@ -152,7 +162,11 @@ def serve(  # one parameter an option: the command line is the interface
         audit = None
         if audit_log is not None:
             audit = stack.enter_context(contextlib.closing(AuditLog(audit_log)))
-        sender = Sender(settings.receiver.ae_title, environment.dicom_token)
+        sender = Sender(
+            settings.receiver.ae_title,
+            environment.dicom_token,
+            trusting(destination_ca, tls_cert, tls_key),
+        )
         node = Node(settings, known, spool, asked, sender, audit)
         face = None
         if web is not None:
@@ -187,8 +201,11 @@ def check(
 
 @dicom.command()
 def echo(
-    peer: Annotated[str, typer.Argument(help="AE@host:port")],
+    peer: Annotated[str, typer.Argument(help="AE@host:port or tls:AE@host:port")],
     ae_title: _Title = "MEDSERVE",
+    destination_ca: Annotated[
+        Path | None, typer.Option(help="Its authority (PEM), where it has TLS.")
+    ] = None,
 ) -> None:
     """Ask another DICOM node whether it is there (C-ECHO)."""
     _require_dicom()
@@ -198,7 +215,7 @@ def echo(
     other = read_destination(peer)
     if other.address is None:
         raise ConfigError(f"expected AE@host:port, got {peer!r}")
-    is_there = send.echo(ae_title, other)
+    is_there = send.echo(ae_title, other, send.trusting(destination_ca))
     typer.echo(f"{peer} answers" if is_there else f"{peer} does not answer")
     raise typer.Exit(0 if is_there else 1)
 

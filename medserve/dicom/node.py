@@ -387,7 +387,8 @@ class Node:
         self._heard[series_uid] = time.monotonic()
 
     def _count(self, archive: Destination, study: str, series: str) -> int | None:
-        return image_count(self.settings.receiver.ae_title, archive, study, series)
+        title = self.settings.receiver.ae_title
+        return image_count(title, archive, study, series, self._sender.tls)
 
     def _every_destination(self) -> list[Destination]:
         of_rules = [each for rule in self.rules for each in rule.destinations()]

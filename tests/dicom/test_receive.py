@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from medserve.dicom import intake
 from medserve.dicom.intake import Intake
 from medserve.dicom.peers import Destination, Sender
 from medserve.dicom.receive import Receiver, ReceiverSettings
-from medserve.dicom.send import echo
+from medserve.dicom.send import echo, trusting
 from medserve.dicom.spool import Spool
+from medserve.gateway.core.tls import CertificateFiles
 from medserve.settings import Address
+from tests.client.certificates import HAVE_OPENSSL, self_signed
 from tests.dicom.archive import send
 from tests.dicom.series import series
 from tests.volume_phantoms import as_bytes
@@ -220,3 +223,18 @@ def test_senders_at_the_same_time_do_not_disturb_each_other(running: Running) ->
         thread.join()
     found = running.spool.open_series()
     assert [len(running.spool.images(each.id)) for each in found] == [5] * 8
+
+
+@pytest.mark.skipif(not HAVE_OPENSSL, reason="makes certificates with openssl")
+def test_a_port_with_tls_opens_to_certificates_of_its_authority_alone(tmp_path: Path) -> None:
+    own, sender, other = (self_signed(tmp_path, name) for name in ("node", "sender", "other"))
+    files = CertificateFiles(*own, client_ca=sender[0])
+    node = Running(tmp_path, tls=files.context())
+    there = Destination("", "NODE", Address("localhost", node.address.port), is_tls=True)
+    try:
+        assert echo("SENDER", there, trusting(own[0], *sender))
+        assert not echo("SENDER", there, trusting(own[0], *other))
+        assert not echo("SENDER", there, trusting(own[0]))
+        assert not echo("SENDER", replace(there, is_tls=False))
+    finally:
+        node.stop()
