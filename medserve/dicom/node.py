@@ -366,7 +366,7 @@ class Node:
             elif rule.query is not None:
                 self.spool.look_again(task.series)
         self.spool.purge(keep.done_h * _HOUR, keep.held_h * _HOUR, keep.remember_days * 24 * _HOUR)
-        self.spool.sweep(_HOUR)
+        self.spool.sweep(24 * _HOUR)  # a large object over a slow line takes its time
 
     def _has_room(self) -> bool:
         """Tell whether one more object may be taken; looked up once a second."""

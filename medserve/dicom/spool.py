@@ -211,7 +211,8 @@ class Spool:
 
     Args:
         folder: Made with mode 0700 where it is missing.
-        now: Wall clock in seconds; it only decides how long something is kept.
+        now: Wall clock in seconds; it only decides how long something is kept. Where it was set
+            back since the last row was written, time goes on from that row.
 
     Raises:
         ConfigError: the folder cannot be used, lies on a network disk, or another node uses it.
@@ -219,7 +220,8 @@ class Spool:
 
     def __init__(self, folder: Path, now: Callable[[], float] = time.time) -> None:
         self.folder = folder
-        self.now = now
+        self._clock, self._ahead_s = now, 0.0
+        self._strays: dict[str, float] = {}  # in `receiving`: when each was first seen
         self._guard = threading.RLock()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -238,6 +240,7 @@ class Spool:
         try:
             self._db = open_database(folder)
             self._recover()
+            self._ahead_s = max(0.0, self._latest() - now())
         except sqlite3.Error as error:
             os.close(self._lock)
             raise ConfigError(f"state folder {folder}: {error}") from error
@@ -246,6 +249,10 @@ class Spool:
     def receiving(self) -> Path:
         """The folder for objects that are on their way in; it lies on the same disk."""
         return self.folder / _RECEIVING
+
+    def now(self) -> float:
+        """Return the time by which ages are counted."""
+        return self._clock() + self._ahead_s
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -503,11 +510,18 @@ class Spool:
             drop_bytes(self._db, self.folder, series)
 
     def sweep(self, older_than_s: float) -> None:
-        """Delete what broken associations have left behind in `receiving`."""
-        for path in self.receiving.iterdir():
-            with contextlib.suppress(OSError):
-                if self.now() - path.stat().st_mtime > older_than_s:
-                    path.unlink()
+        """Delete what broken associations have left behind in `receiving`.
+
+        Times of the file system are not asked: the clock may have been set since.
+        """
+        now = self.now()
+        self._strays = {
+            path.name: self._strays.get(path.name, now) for path in self.receiving.iterdir()
+        }
+        for name, seen in self._strays.items():
+            if now - seen > older_than_s:
+                with contextlib.suppress(OSError):
+                    (self.receiving / name).unlink()
 
     # Inside.
 
@@ -524,6 +538,15 @@ class Spool:
                         path.rmdir()
                 elif str(path.relative_to(self.folder)) not in known:
                     path.unlink()  # nobody was told that it is here: it was not committed
+
+    def _latest(self) -> float:
+        """Return the time of the newest row; 0 without any."""
+        row = self._one(
+            "SELECT max(coalesce((SELECT max(arrived) FROM series), 0), "
+            "coalesce((SELECT max(changed) FROM task), 0), "
+            "coalesce((SELECT max(changed) FROM delivery), 0)) AS latest"
+        )
+        return 0.0 if row is None else float(row["latest"])
 
     def _open_series(self, facts: Facts, calling: str) -> int:
         row = self._db.execute(
