@@ -14,11 +14,11 @@ from starlette.routing import Route
 
 from medserve.errors import InvalidRequestError, MedserveError, ServerFailedError
 from medserve.gateway.core.gateway import Gateway
-from medserve.gateway.core.packing import ImageFile, classify_each
+from medserve.gateway.core.packing import PACKING, ImageFile, classify_each
 from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.faces.page import exports
 from medserve.gateway.faces.page.context import TASKS, page_context, read_json
-from medserve.gateway.faces.page.jobs import Item, Job, Kind, Status
+from medserve.gateway.faces.page.jobs import Item, Job, Kind, Status, whole_file
 from medserve.gateway.faces.page.thumbnails import SIDES
 from medserve.gateway.faces.page.uploads import Allowance, announce, receive
 from medserve.tasks.classification import Classification
@@ -132,7 +132,12 @@ async def _classify(gateway: Gateway, job: Job, items: Sequence[Item], order: Ta
     if not waiting:
         return
 
-    async with aclosing(classify_each(gateway, order, _images(job, waiting))) as outcomes:
+    sizes = [item.size_bytes for item in waiting]
+    most = min(sum(sizes), PACKING.held_bytes + max(sizes))
+    async with (
+        gateway.budget.reserve(most, order.caller.owner, order.deadline),
+        aclosing(classify_each(gateway, order, _images(job, waiting))) as outcomes,
+    ):
         async for outcome in outcomes:
             item = waiting[outcome.index]
             try:
@@ -159,12 +164,16 @@ async def _explanation(
         content: dict[str, Any] = json.loads(await asyncio.to_thread(kept.read_bytes))
         return content
     asked = order.with_params({"explain": True})
-    async with aclosing(classify_each(gateway, asked, _images(job, [item]))) as outcomes:
+    async with (
+        gateway.budget.reserve(item.size_bytes, asked.caller.owner, asked.deadline),
+        aclosing(classify_each(gateway, asked, _images(job, [item]))) as outcomes,
+    ):
         found = (await anext(outcomes)).classification().explanation
     if found is None:
         raise ServerFailedError("the model answers without an explanation")
     content = found.to_json()
-    await asyncio.to_thread(kept.write_text, json.dumps(content))
+    with whole_file(kept) as file:
+        file.write(json.dumps(content).encode())
     return content
 
 
