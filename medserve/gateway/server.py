@@ -46,6 +46,7 @@ __all__ = ["Addresses", "GatewayServer"]
 _MAX_CONNECTION_AGE_MS = 300_000  # long-lived clients come back to the load balancer
 _AGE_GRACE_MS = 600_000
 _PING_MS = 5_000  # between two pings of one connection
+_STREAMS = 128  # calls of one connection; who resets them faster than they end has to wait
 _HANDSHAKE_MS = 10_000  # for a connection to become one of HTTP/2
 _LOOK_S = 0.05
 
@@ -215,10 +216,10 @@ class GatewayServer:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+                ("grpc.max_concurrent_streams", _STREAMS),
             ]
         )
         health = register_services(server, self.gateway, self._served, settings)
-        await health.publish()
         address = str(Address(self._host, settings.grpc_port))
         try:
             if self._certificates is None:
@@ -233,7 +234,6 @@ class GatewayServer:
         self._drained.callback(self.gateway.stopping.set)
         self._drained.push_async_callback(asyncio.sleep, settings.drain_delay_s)
         self._drained.push_async_callback(health.drain)
-        self._run("health service", health.run())
         return port
 
 
