@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import struct
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Mapping
 from typing import Any, cast
@@ -20,12 +22,14 @@ from hypothesis import strategies as st
 
 from medserve.engine.interface import Health
 from medserve.errors import DeadlineError, ServerBusyError
+from medserve.gateway import http
 from medserve.gateway.core.admission import ByteBudget, CallPlaces, Gate
 from medserve.gateway.core.calls import Caller, EngineCall, network_address
 from medserve.gateway.core.gateway import Gateway, Guards, Limits
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.faces.rest import app as rest
 from medserve.gateway.faces.rest import tasks
+from medserve.gateway.server import grpc_options
 from medserve.gateway.services import register_services
 from medserve.gateway.settings import GatewaySettings
 from medserve.wire import inference_pb2, inference_pb2_grpc, open_inference_pb2_grpc
@@ -240,7 +244,7 @@ def talk(
     """Let clients talk to the gateway's gRPC port, health and reflection included."""
 
     async def run() -> Any:
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        server = grpc.aio.server(options=grpc_options(64 * _MIB))
         known = served or ServedModels([_MODEL])
         register_services(server, to, known, GatewaySettings(max_calls=40))
         port = server.add_insecure_port("127.0.0.1:0")
@@ -345,6 +349,57 @@ def test_watchers_of_health_are_bounded_by_address_and_a_probe_always_gets_in() 
 def raw_call(channel: grpc.aio.Channel, method: str) -> Any:
     """Open a call whose messages are bytes."""
     return channel.stream_stream(method, None, None)()  # type: ignore[call-arg]
+
+
+@pytest.mark.loopback
+def test_resets_of_one_connection_end_no_call_of_another() -> None:
+    path = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+    begun = threading.Event()
+
+    def flood(connection: socket.socket) -> None:
+        connection.sendall(PREFACE + frame(4, 0, 0))
+        for each in range(1, 200_001, 2):
+            connection.sendall(header(each, path) + frame(3, 0, each, struct.pack(">I", 8)))
+            begun.set()
+
+    async def conversation(address: str) -> None:
+        host, _, port = address.rpartition(":")
+        async with grpc.aio.insecure_channel(address) as channel:
+            await classified_once(channel, "ward")
+            with socket.create_connection((host, int(port))) as connection:
+                flooding = asyncio.create_task(asyncio.to_thread(flood, connection))
+                await asyncio.to_thread(begun.wait)
+                for _ in range(5):
+                    await classified_once(channel, "ward")
+                connection.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):
+                    await flooding
+
+    talk(gateway(), conversation)
+
+
+def _over(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> bool:
+    reader, _ = connection
+    return reader.at_eof() or reader.exception() is not None
+
+
+@pytest.mark.loopback
+def test_connections_are_bounded_and_who_has_one_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_MOST_CONNECTIONS", 10)
+
+    async def conversation(address: str) -> None:
+        host, _, port = address.rpartition(":")
+        async with grpc.aio.insecure_channel(address) as channel:
+            await classified_once(channel, "ward")
+            opened = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
+            for _, writer in opened:
+                writer.write(PREFACE + frame(4, 0, 0))
+            await until(lambda: sum(map(_over, opened)) >= 10)
+            await classified_once(channel, "ward")
+            for _, writer in opened:
+                writer.close()
+
+    talk(gateway(), conversation)
 
 
 _HEALTH = "/grpc.health.v1.Health"

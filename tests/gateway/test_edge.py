@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import socket
-import struct
-import threading
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,6 @@ from medserve.client import Client
 from medserve.engine.torchserve.lifecycle import Server
 from medserve.gateway.server import GatewayServer
 from medserve.wire import inference_pb2, inference_pb2_grpc
-from tests.gateway.faces import PREFACE, frame, header
 from tests.gateway.running import running_gateway, settings_for
 from tests.gateway.streaming_room import CRASH, SLOW, TICKS
 from tests.tiny_room import LABELS, bright_tile
@@ -60,31 +55,6 @@ def test_a_torchserve_client_gets_its_answer(edge: grpc.Channel) -> None:
     answer = predict(edge)
     assert (answer["status"], answer["label"]) == ("ok", LABELS[3])
     assert predict(edge, request(version="1.0"))["version"] == "1.0"
-
-
-def test_resets_of_one_connection_end_no_call_of_another(
-    edge: grpc.Channel, gateway: GatewayServer
-) -> None:
-    host, _, port = gateway.addresses.grpc.rpartition(":")
-    path = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
-    streams = range(1, 40_001, 2)
-    begun = threading.Event()
-
-    def flood(connection: socket.socket) -> None:
-        for each in streams:
-            begun.set()
-            connection.sendall(header(each, path) + frame(3, 0, each, struct.pack(">I", 8)))
-
-    with (
-        socket.create_connection((host, int(port))) as connection,
-        ThreadPoolExecutor(1) as beside,
-    ):
-        connection.sendall(PREFACE + frame(4, 0, 0))
-        flooding = beside.submit(flood, connection)
-        begun.wait()
-        assert [predict(edge)["label"] for _ in range(5)] == [LABELS[3]] * 5
-        connection.shutdown(socket.SHUT_RDWR)
-        assert isinstance(flooding.exception(), OSError | None)
 
 
 def test_ping_answers_as_torchserve_does(edge: grpc.Channel) -> None:
