@@ -50,6 +50,7 @@ _PING_MS = 5_000  # between two pings of one connection
 _STREAMS = 128  # calls of one connection; who resets them faster than they end has to wait
 _HANDSHAKE_MS = 10_000  # for a connection to become one of HTTP/2
 _LOOK_S = 0.05
+_REFUSE_S = 0.2  # before the gRPC server stops
 
 logger = logging.getLogger(__name__)
 
@@ -216,6 +217,9 @@ class GatewayServer:
         await server.start()
         self._tasks["gRPC server"] = asyncio.create_task(server.wait_for_termination())
         self._stops.append(lambda: server.stop(settings.drain_timeout_s))
+        # gRPC answers CANCELLED, which nobody repeats, to a call that arrived and was not taken yet
+        # when its server stops; so calls are refused as UNAVAILABLE for a moment first.
+        self._drained.push_async_callback(asyncio.sleep, _REFUSE_S)
         self._drained.callback(self.gateway.stopping.set)
         self._drained.push_async_callback(asyncio.sleep, settings.drain_delay_s)
         self._drained.push_async_callback(health.drain)

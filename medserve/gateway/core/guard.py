@@ -251,6 +251,8 @@ class RequestGuard(Registrar):
     async def _caller(self, context: Context) -> AsyncIterator[CallContext]:
         """Who calls, with a place among the open calls; an error inside ends the call."""
         try:
+            if self._gateway.stopping.is_set():
+                raise ServerUnreachableError("the server is stopping; connect again")
             known = identify(context, self._gateway)
             with self._places.place(known.caller.owner):
                 yield known
