@@ -104,6 +104,13 @@ class VolumeOptions(Options, frozen=True, kw_only=True):
         tuple[Millimetres, Millimetres, Millimetres] | None,
         Meta(description="Size of a voxel of an NPY array, which states none, in millimetres."),
     ] = None
+    select: Annotated[
+        str | None,
+        Meta(
+            description="Which of several series and acquisitions of a DICOM folder, such as "
+            "series=5,echo_time=30; the error that refuses the folder lists them."
+        ),
+    ] = None
     flips: Annotated[
         bool | None,
         Meta(

@@ -10,6 +10,7 @@ from medserve.imaging.codecs import dicom_series, nifti, npy, sniff
 from medserve.imaging.codecs.payload import Payload
 from medserve.imaging.volume import Volume, VolumeLimits
 from medserve.spec import InputKind
+from medserve.tasks.volumes import VolumeOptions
 
 __all__ = ["ReadOptions", "decode"]
 
@@ -27,12 +28,19 @@ class ReadOptions:
     Attributes:
         channel: Which volume of a four-dimensional NIfTI file.
         spacing_mm: Of an NPY array, which states none.
+        select: Which of several series and acquisitions of DICOM images.
         modalities: DICOM modalities that the model takes; all where it is empty.
     """
 
     channel: int | None = None
     spacing_mm: tuple[float, float, float] | None = None
+    select: str | None = None
     modalities: tuple[str, ...] = ()
+
+    @classmethod
+    def asked(cls, options: VolumeOptions, modalities: tuple[str, ...] = ()) -> ReadOptions:
+        """Return what the options of a call say about its file."""
+        return cls(options.channel, options.spacing_mm, options.select, modalities)
 
 
 def decode(
@@ -63,10 +71,14 @@ def decode(
         raise InvalidRequestError(
             "expected no spacing_mm, which the file states itself, got one; leave it out"
         )
+    if options.select is not None and kind is not InputKind.DICOM:
+        raise InvalidRequestError(
+            "expected no select, which only DICOM images need, got one; leave it out"
+        )
     if kind is InputKind.NIFTI:
         return nifti.decode(payload, limits, options.channel)
     if kind is InputKind.DICOM:
-        return dicom_series.decode(payload, limits, options.modalities)
+        return dicom_series.decode(payload, limits, options.modalities, options.select)
     return npy.decode(payload, limits, options.spacing_mm or (1.0, 1.0, 1.0))
 
 

@@ -28,7 +28,7 @@ from medserve.imaging.codecs import dicom_series, sniff
 from medserve.results.files.overlay import COLOURS
 from medserve.spec import InputKind, ModelSpec, Task
 from medserve.tasks.frames import FrameResult
-from medserve.tasks.volumes import VolumeResult
+from medserve.tasks.volumes import VolumeOptions, VolumeResult
 
 __all__ = ["routes"]
 
@@ -165,7 +165,8 @@ def _volume(job: Job, spec: ModelSpec) -> Path:
             return given
         if not (job.folder / _MASK).exists():
             raise InvalidRequestError("expected a segmented volume, got one that is not; run it")
-        found = volume_file.decode(payload, spec.input.kinds)
+        asked = volume_file.ReadOptions.asked(VolumeOptions.from_params(job.options))
+        found = volume_file.decode(payload, spec.input.kinds, options=asked)
         path.write_bytes(nifti.encode(found))
     return path
 
@@ -180,7 +181,7 @@ def _part(job: Job, name: str) -> Path:
 
 def _kept(job: Job, answer: bytes, task: Task) -> dict[str, Any]:
     """Keep the files of an answer, and return what the page shows of it."""
-    for name, _ in _PARTS.values():  # of an earlier run
+    for name in (_VOLUME, *(name for name, _ in _PARTS.values())):  # of an earlier run
         (job.folder / name).unlink(missing_ok=True)
     kind = FrameResult if task is Task.FRAMES else VolumeResult
     found: FrameResult | VolumeResult = kind.decode(answer)
