@@ -98,7 +98,7 @@ class VolumeOptions(Options, frozen=True, kw_only=True):
     ] = None
     channel: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Meta(description="Which volume of a four-dimensional NIfTI file, from 0."),
+        Meta(description="Which volume of a four-dimensional file, from 0."),
     ] = None
     spacing_mm: Annotated[
         tuple[Millimetres, Millimetres, Millimetres] | None,

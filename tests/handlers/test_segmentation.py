@@ -38,6 +38,7 @@ from medserve.inference.sliding_window import until
 from medserve.results.segmentation import Segmentation
 from medserve.tasks.volumes import VolumeResult
 from tests.handlers.volume_worker import ask, ask_json, changed, ready_for_volumes
+from tests.imaging.test_research_volumes import metaimage, mgz, nrrd
 from tests.tiny_volume_room import LABELS, known_mask, phantom, write_volume_artifact
 from tests.volume_phantoms import (
     as_bytes,
@@ -118,6 +119,16 @@ def test_a_dicom_series_is_answered_on_its_own_grid(kind: str, handler: VolumeHa
         order = [*range(1, volume.geometry.shape[2]), 0]
         payload = as_bytes(enhanced_dicom(halved, order))
     answer = loaded(ask(handler, payload))
+    np.testing.assert_allclose(answer.affine, volume.geometry.affine, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(answer.dataobj), known_mask(volume))
+
+
+@pytest.mark.parametrize("written", [nrrd, metaimage, mgz])
+def test_files_of_slicer_itk_and_freesurfer_are_answered_on_their_own_grid(
+    written: Callable[[Volume], bytes], handler: VolumeHandler
+) -> None:
+    volume = phantom(oblique((26, 22, 18), (1.0, 1.0, 1.0)))
+    answer = loaded(ask(handler, written(volume)))
     np.testing.assert_allclose(answer.affine, volume.geometry.affine, atol=1e-4)
     np.testing.assert_array_equal(np.asarray(answer.dataobj), known_mask(volume))
 

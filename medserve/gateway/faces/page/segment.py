@@ -127,7 +127,8 @@ async def _dicom_seg(gateway: Gateway, job: Job, order: TaskRequest) -> Path:
 def _saved(job: Job, name: str) -> str:
     """Return the name of a download: it starts with the case, so that two never look alike."""
     case = plain_name(job.case)
-    for suffix in (".gz", ".nii", ".zip", ".npy", ".dcm", ".dicom", ".png", ".jpg", ".jpeg"):
+    suffixes = (".gz", ".nii", ".zip", ".npy", ".dcm", ".dicom", ".nrrd", ".mha", ".mgz", ".mgh")
+    for suffix in (*suffixes, ".png", ".jpg", ".jpeg"):
         case = case.removesuffix(suffix)
     return f"{case}-{name}" if case else name
 
