@@ -302,8 +302,6 @@ def test_a_bug_is_answered_with_a_reference_and_quotes_nothing(
         ("POST", f"{_CLASSIFY}?top_k=many", 400),
         ("POST", f"{_SEGMENT}?format=exe", 400),
         ("POST", f"{_SEGMENT}?spacing_mm=1", 400),
-        ("GET", "/v2/models/nobody", 404),
-        ("GET", "/v2/models/nobody/ready", 404),
     ],
 )
 def test_a_wrong_address_is_refused_in_the_words_of_the_api(

@@ -20,6 +20,7 @@ from medserve.errors import DeadlineError, InvalidRequestError, PayloadTooLargeE
 __all__ = [
     "FormFile",
     "RestLimits",
+    "announced_bytes",
     "arriving_bytes",
     "files",
     "is_form",
