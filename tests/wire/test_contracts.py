@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -50,6 +51,15 @@ def test_descriptor_set_holds_every_contract_and_its_imports(tmp_path: Path) -> 
         "medserve/wire/management.proto",
         "medserve/wire/open_inference.proto",
     } <= names
+
+
+def test_the_contracts_compile_as_they_are_shipped(tmp_path: Path) -> None:
+    protos = tmp_path / "protos"
+    shutil.copytree(ROOT / "protos", protos)
+    names = [str(path.relative_to(protos)) for path in sorted(protos.rglob("*.proto"))]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", "protos", "--python_out=."]
+    subprocess.run([*command, *names], cwd=tmp_path, check=True)  # each file with its own imports
+    assert len(list(tmp_path.rglob("*_pb2.py"))) == len(names)
 
 
 def test_every_element_has_a_comment(tmp_path: Path) -> None:
