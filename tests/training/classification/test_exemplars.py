@@ -24,14 +24,16 @@ def sure(_: npt.NDArray[np.uint8]) -> float:
 
 def test_the_mean_keeps_what_is_common() -> None:
     mean = mean_picture(noisy(100, spread=20.0), sure, enough=0.9)
+    assert mean is not None
     ramp = np.linspace(60, 180, 256).reshape(16, 16)
     assert np.abs(mean - ramp).mean() < 5.0
 
 
 def test_no_image_comes_back_as_it_was() -> None:
     images = noisy(100, spread=20.0)
-    mean = mean_picture(images, sure, enough=0.9).astype(np.float64)
-    distances = np.sqrt(np.square(images - mean).mean(axis=(1, 2)))
+    mean = mean_picture(images, sure, enough=0.9)
+    assert mean is not None
+    distances = np.sqrt(np.square(images - mean.astype(np.float64)).mean(axis=(1, 2)))
     assert distances.min() > 10.0
 
 
