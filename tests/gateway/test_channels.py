@@ -114,7 +114,7 @@ def test_a_form_has_a_file_for_each_image(sent: Sent, keys: Mapping[str, bytes])
         ([("data.t1", ("a", b"first"))], "got no data.flair"),
         (
             [("data.t1", ("a", b"a")), ("data.t2", ("b", b"b"))],
-            "data.flair; got another field",
+            "data.flair; got a field named 'data.t2'",
         ),
         (
             [("data.t1", ("a", b"a")), ("data.t1", ("b", b"b"))],

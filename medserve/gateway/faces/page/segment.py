@@ -9,8 +9,11 @@ parts are kept in the job's folder and given out as files.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +21,25 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from medserve.errors import InvalidRequestError
+from medserve.errors import InvalidRequestError, PayloadTooLargeError
+from medserve.gateway.core.admission import Reservation
 from medserve.gateway.core.gateway import Gateway, ModelInfo
 from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.faces.options import read_options, within_json
 from medserve.gateway.faces.page.context import TASKS, page_context, read_json
 from medserve.gateway.faces.page.exports import plain_name
-from medserve.gateway.faces.page.jobs import Item, Job, Kind
+from medserve.gateway.faces.page.jobs import Job, Kind, PageLimits, whole_file
 from medserve.gateway.faces.page.uploads import Allowance, receive
 from medserve.imaging.codecs import dicom_series, sniff
 from medserve.results.files.overlay import COLOURS
 from medserve.spec import InputKind, Task
 from medserve.tasks.frames import FrameResult
-from medserve.tasks.volumes import VolumeResult
+from medserve.tasks.volumes import VolumeOptions, VolumeResult
 
 __all__ = ["routes"]
 
 _NIFTI, _PNG, _DICOM = "application/gzip", "image/png", "application/dicom"
-_MASK, _SEG, _VOLUME, _SOURCE = "mask.nii.gz", "mask.dcm", "volume.nii.gz", "source"
+_MASK, _SEG = "mask.nii.gz", "mask.dcm"
 _PARTS = {  # member of an answer: name and media type of its file
     "mask_png": ("mask.png", _PNG),
     "mask_nifti": (_MASK, _NIFTI),
@@ -66,8 +70,8 @@ async def run(request: Request) -> Response:
     params = read_options(model, {"overlay": True} | asked)
     async with context.slots.call(job):
         order = context.order(job.model, job.version, visitor.caller, params)
-        answer = await _segment(context.gateway, job, order, model)
-    job.options = params
+        sources = await _sources(job, model, context.limits)
+        answer = await _segment(context.gateway, job, sources, order, model.task)
     return JSONResponse(answer)
 
 
@@ -78,7 +82,10 @@ async def volume(request: Request) -> Response:
     order = context.order(job.model, job.version, visitor.caller)
     model = await context.find(order, *TASKS[job.kind])
     async with context.slots.call(job):
-        path = await asyncio.to_thread(_volume, job, model)
+        sources = job.sources or await _sources(job, model, context.limits)
+        first = next(iter(sources.values()))
+        async with _memory(context.gateway, {"data": first}, order):
+            path = await asyncio.to_thread(_volume, job, first, model)
     return FileResponse(path, media_type="application/octet-stream")
 
 
@@ -93,7 +100,8 @@ async def part(request: Request) -> Response:
         async with context.slots.call(job):
             order = context.order(job.model, job.version, visitor.caller, params)
             model = await context.find(order, *TASKS[job.kind])
-            path = await _dicom_seg(context.gateway, job, order, model)
+            sources = job.sources or await _sources(job, model, context.limits)
+            path = await _dicom_seg(context.gateway, job, sources, order)
         return FileResponse(path, media_type=_DICOM, filename=_saved(job, name))
     media_types = dict(_PARTS.values())
     if name not in media_types:
@@ -103,74 +111,103 @@ async def part(request: Request) -> Response:
 
 
 async def _segment(
-    gateway: Gateway, job: Job, order: TaskRequest, model: ModelInfo
+    gateway: Gateway, job: Job, sources: dict[str, Path], order: TaskRequest, task: Task
 ) -> dict[str, Any]:
     """Ask the model; what the page shows of its answer.
 
     Raises:
         MedserveError: what the model or the gateway says against it.
     """
-    files = await asyncio.to_thread(_contents, job, model)
-    answer = await gateway.predict(order.call(files))
-    job.answers = await asyncio.to_thread(_kept, job, answer, model.task)
-    data = next(iter(files.values()))  # the grid of an answer is that of the first
-    job.answers["dicom"] = dicom_series.recognises(data)
+    async with _memory(gateway, sources, order):
+        files = await asyncio.to_thread(_read, sources)
+        answer = await gateway.predict(order.call(files))
+        data = next(iter(files.values()))  # on whose grid the answer lies
+        is_dicom = dicom_series.recognises(data)
+        is_stack = sniff.kind(data).input_kind is InputKind.NIFTI
+    shown = await asyncio.to_thread(_kept, job, answer, task)
     # Frames other than those of a NIfTI stack are shown as the picture that the model drew.
-    is_stack = sniff.kind(data).input_kind is InputKind.NIFTI
-    job.answers["flat"] = "frames" in job.answers and not is_stack
+    flat = "frames" in shown and not is_stack
+    job.answers = shown | {"dicom": is_dicom, "flat": flat}
+    job.sources, job.options = sources, dict(order.params)
     return job.answers
 
 
-async def _dicom_seg(gateway: Gateway, job: Job, order: TaskRequest, model: ModelInfo) -> Path:
-    """The mask as DICOM Segmentation, asked for when it is wanted and kept."""
-    path = job.folder / _SEG
+async def _dicom_seg(
+    gateway: Gateway, job: Job, sources: Mapping[str, Path], order: TaskRequest
+) -> Path:
+    """The mask as DICOM Segmentation; asked for when it is wanted, and kept for the next time."""
+    answered = job.folder / _SEG
+    if answered.exists():
+        return answered
+    names = [path.name for path in sources.values()]
+    made_from = json.dumps([names, order.params], sort_keys=True).encode()
+    path = job.folder / f"mask-{hashlib.sha256(made_from).hexdigest()}.dcm"
     if not path.exists():
-        files = await asyncio.to_thread(_contents, job, model)
-        path.write_bytes(await gateway.predict(order.call(files)))
+        async with _memory(gateway, sources, order):
+            files = await asyncio.to_thread(_read, sources)
+            answer = await gateway.predict(order.call(files))
+        await asyncio.to_thread(_write, path, answer)
     return path
+
+
+def _memory(
+    gateway: Gateway, sources: Mapping[str, Path], order: TaskRequest
+) -> AbstractAsyncContextManager[Reservation]:
+    """Return the reservation of the memory that stored files take once they are read."""
+    size = sum(path.stat().st_size for path in sources.values())
+    return gateway.budget.reserve(size, order.caller.owner, order.deadline)
+
+
+def _read(sources: Mapping[str, Path]) -> dict[str, bytes]:
+    return {key: path.read_bytes() for key, path in sources.items()}
 
 
 def _saved(job: Job, name: str) -> str:
     """Return the name of a download: it starts with the case, so that two never look alike."""
     case = plain_name(job.case)
-    for suffix in (".gz", ".nii", ".zip", ".npy", ".dcm", ".dicom", ".png", ".jpg", ".jpeg"):
+    suffixes = (".gz", ".nii", ".zip", ".npy", ".dcm", ".dicom", ".nrrd", ".mha", ".mgz", ".mgh")
+    for suffix in (*suffixes, ".png", ".jpg", ".jpeg"):
         case = case.removesuffix(suffix)
     return f"{case}-{name}" if case else name
 
 
-def _contents(job: Job, model: ModelInfo) -> dict[str, bytes]:
-    """The bytes that the model gets, by their keys in a call."""
-    return {key: path.read_bytes() for key, path in _sources(job, model).items()}
+async def _sources(job: Job, model: ModelInfo, limits: PageLimits) -> dict[str, Path]:
+    """The files that the model gets, by their keys in a call and the first channel first.
 
+    Several files become a zip, unless the model sees several images.
 
-def _sources(job: Job, model: ModelInfo) -> dict[str, Path]:
-    """The files that the model gets, the first channel first; slices of a series become a zip."""
+    A job only ever gets more files, so their number tells which of them a zip holds.
+    """
     items = [job.items[number] for number in sorted(job.items)]
     if not items:
         raise InvalidRequestError("expected an uploaded file, there is none; send it again")
+    if sum(item.size_bytes for item in items) > limits.upload_bytes:
+        raise PayloadTooLargeError(
+            f"expected at most {limits.upload_bytes} bytes in one run, got more; begin a job with "
+            "fewer files"
+        )
     if len(items) == 1:
         return {"data": job.path(items[0])}
-    if not model.channels:
-        return {"data": _zipped(job, items)}
-    if items[-1].number >= len(model.channels):
-        raise InvalidRequestError(
-            f"expected a file for each of {', '.join(model.channels)}, got one more; leave it out"
-        )
-    return {f"data.{model.channels[each.number]}": job.path(each) for each in items}
-
-
-def _zipped(job: Job, items: Sequence[Item]) -> Path:
-    path = job.folder / _SOURCE
+    if model.channels:
+        if items[-1].number >= len(model.channels):
+            raise InvalidRequestError(
+                f"expected a file for each of {', '.join(model.channels)}, got one more; leave it "
+                "out"
+            )
+        return {f"data.{model.channels[each.number]}": job.path(each) for each in items}
+    path = job.folder / f"source-{len(items)}"
     if not path.exists():
-        part = path.with_suffix(".part")
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-            for place, item in enumerate(items):
-                archive.write(job.path(item), f"{place:06d}.dcm")
-        part.rename(path)
-    return path
+        await asyncio.to_thread(_zip, [job.path(item) for item in items], path)
+    return {"data": path}
 
 
-def _volume(job: Job, model: ModelInfo) -> Path:
+def _zip(slices: Sequence[Path], path: Path) -> None:
+    with whole_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for place, each in enumerate(slices):
+            archive.write(each, f"{place:06d}.dcm")
+
+
+def _volume(job: Job, given: Path, model: ModelInfo) -> Path:
     """The source as a NIfTI file that the viewer reads, on the same grid as the mask.
 
     A NIfTI is given back as it came. Anything else is decoded by the codec of the models, with
@@ -178,17 +215,23 @@ def _volume(job: Job, model: ModelInfo) -> Path:
     """
     from medserve.imaging.codecs import nifti, volume_file  # nibabel takes a while to import
 
-    given = next(iter(_sources(job, model).values()))
-    path = job.folder / _VOLUME
+    chosen = hashlib.sha256(str(job.options.get("select", "")).encode()).hexdigest()
+    path = job.folder / f"volume-{given.name}-{chosen}.nii.gz"
     if not path.exists():
         payload = given.read_bytes()
         if nifti.recognises(payload):
             return given
         if not (job.folder / _MASK).exists():
             raise InvalidRequestError("expected a segmented volume, got one that is not; run it")
-        found = volume_file.decode(payload, model.input_kinds)
-        path.write_bytes(nifti.encode(found))
+        asked = volume_file.ReadOptions.asked(VolumeOptions.from_params(job.options))
+        found = volume_file.decode(payload, model.input_kinds, options=asked)
+        _write(path, nifti.encode(found))
     return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def _part(job: Job, name: str) -> Path:
@@ -201,14 +244,14 @@ def _part(job: Job, name: str) -> Path:
 
 def _kept(job: Job, answer: bytes, task: Task) -> dict[str, Any]:
     """Keep the files of an answer, and return what the page shows of it."""
-    for name, _ in _PARTS.values():  # of an earlier run
+    for name in (name for name, _ in _PARTS.values()):  # of an earlier run
         (job.folder / name).unlink(missing_ok=True)
     kind = FrameResult if task is Task.FRAMES else VolumeResult
     found: FrameResult | VolumeResult = kind.decode(answer)
     parts = []
     for member, (name, _) in _PARTS.items():
         if (content := getattr(found, member, None)) is not None:
-            (job.folder / name).write_bytes(content)
+            _write(job.folder / name, content)
             parts.append(name)
     colours = ["#000000", *(_hex(place) for place in range(len(found.labels) - 1))]
     shown = found.without_files() | found.provenance.to_json()

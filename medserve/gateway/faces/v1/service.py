@@ -12,7 +12,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc.aio
@@ -23,15 +23,16 @@ from medserve.errors import (
     DeadlineError,
     InvalidRequestError,
     MedserveError,
-    PayloadTooLargeError,
 )
-from medserve.gateway.core.call_context import Context, answering
+from medserve.gateway.core.admission import Reservation
+from medserve.gateway.core.call_context import CallContext, Context, answering
 from medserve.gateway.core.calls import Face, ModelInfo
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.guard import STREAMED_BYTES
 from medserve.gateway.core.packing import HeldImages, ImageFile, Outcome, classify_each
 from medserve.gateway.core.requests import draw_samples, find_served
 from medserve.gateway.core.status import rpc_status
+from medserve.gateway.core.uploads import Incoming, InMemory, refuse_larger
 from medserve.gateway.faces.options import describe_option, options_of, read_options, within_json
 from medserve.gateway.faces.v1.messages import (
     chunks,
@@ -105,23 +106,18 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
             model = await find_served(self._gateway, order, Task.VOLUMES, Task.FRAMES)
             asked = message_params(settings)
             order = order.with_params(read_options(model, within_json(model, asked)))
-            limit = min(self._gateway.limits.message_bytes, model.max_case_bytes)
-            _check_size(settings.content_bytes, limit)
-            size, owner = settings.content_bytes or limit, incoming.caller.owner
-            need = max(size, STREAMED_BYTES)
-            async with self._gateway.budget.reserve(need, owner, incoming.deadline) as held:
-                incoming.memory.reserved = True
+            async with self._room(model, settings.content_bytes, incoming) as (file, held):
                 yield _progress(pb.SEGMENT_STAGE_ACCEPTED, 0)
-                files = await _gather(parts, size, model.channels)
-                received = sum(map(len, files.values()))
-                held.resize(received)
-                yield _progress(pb.SEGMENT_STAGE_RUNNING, received)
-                answer = await self._gateway.predict(order.call(files))
-            result, parts_of_it = await asyncio.to_thread(
+                inputs = await _gather(parts, file, model.channels)
+                if held is not None:
+                    held.resize(file.size)
+                yield _progress(pb.SEGMENT_STAGE_RUNNING, file.size)
+                answer = await self._gateway.predict(order.call(inputs))
+            result, files = await asyncio.to_thread(
                 segment_result, answer, model.task, asked.get("format")
             )
             yield pb.SegmentResponse(result=result)
-            for chunk in chunks(parts_of_it):
+            for chunk in chunks(files):
                 yield pb.SegmentResponse(chunk=chunk)
 
     async def Sample(  # noqa: D102
@@ -145,6 +141,29 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
             return pb.ListModelsResponse(
                 models=[_model(info) for info in found if info.name in names]
             )
+
+    @asynccontextmanager
+    async def _room(
+        self, model: ModelInfo, announced: int, incoming: CallContext
+    ) -> AsyncIterator[tuple[Incoming, Reservation | None]]:
+        """Give a file its place: in memory, or on the disk where it is too large for a message.
+
+        A file that is not announced has to fit into a message.
+        """
+        message = self._gateway.limits.message_bytes
+        on_disk = self._gateway.uploads.most_bytes if model.reads_uploads else 0
+        limit = min(max(message, on_disk), model.max_case_bytes)
+        refuse_larger(announced, limit)
+        owner, deadline = incoming.caller.owner, incoming.deadline
+        if on_disk and announced > message - _MAX_SETTINGS_BYTES:  # which travel with it
+            async with self._gateway.uploads.receive(announced, owner, deadline) as file:
+                yield file, None
+            return
+        size = announced or min(limit, message)
+        need = max(size, STREAMED_BYTES)
+        async with self._gateway.budget.reserve(need, owner, deadline) as held:
+            incoming.memory.reserved = True
+            yield InMemory(size), held
 
     async def _parts(self, requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
         """The messages of a client, each within the time that it may be silent."""
@@ -189,22 +208,20 @@ async def _images(parts: AsyncIterator[pb.ClassifyRequest]) -> AsyncGenerator[Im
 
 
 async def _gather(
-    parts: AsyncIterator[pb.SegmentRequest], limit: int, channels: Sequence[str]
-) -> dict[str, bytes]:
-    """The files in the chunks, by their keys in a call; together at most `limit` bytes."""
-    files: dict[str, bytearray] = {}
-    key, size = "data", 0
+    parts: AsyncIterator[pb.SegmentRequest], file: Incoming, channels: Sequence[str]
+) -> Mapping[str, bytes]:
+    """Bring the chunks into the file, or each channel's into its own; what the engine gets."""
+    given: set[str] = set()
     try:
         async with asyncio.timeout(_UPLOAD_S):
             async for part in parts:
                 match part.WhichOneof("part"):
                     case "chunk":
-                        files.setdefault(key, bytearray()).extend(part.chunk)
-                        size += len(part.chunk)
-                        _check_size(size, limit)
+                        await file.take(part.chunk)
                     case "input":
-                        key = _channel_key(part.input.channel, channels, files)
-                        files[key] = bytearray()
+                        key = _channel_key(part.input.channel, channels, given)
+                        given.add(key)
+                        file.begin(key)
                     case _:
                         raise InvalidRequestError(
                             "expected a chunk in every message but the first, or the channel whose "
@@ -214,9 +231,10 @@ async def _gather(
         raise DeadlineError(
             f"expected the whole file within {_UPLOAD_S:g} s, got a part of it; send a smaller one"
         ) from None
-    if not size or not all(files.values()):
+    inputs = file.inputs()
+    if not file.size or not all(inputs.values()):
         raise InvalidRequestError("expected a file in chunks, got none")
-    return {key: bytes(content) for key, content in files.items()}
+    return inputs
 
 
 def _channel_key(channel: str, channels: Sequence[str], given: Collection[str]) -> str:
@@ -230,13 +248,6 @@ def _channel_key(channel: str, channels: Sequence[str], given: Collection[str]) 
             "twice"
         )
     return key
-
-
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise PayloadTooLargeError(
-            f"expected a file of at most {limit} bytes, got more; send a smaller one"
-        )
 
 
 def _progress(stage: pb.SegmentStage.ValueType, received_bytes: int) -> pb.SegmentResponse:
