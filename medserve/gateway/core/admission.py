@@ -100,7 +100,8 @@ class Gate:
             if turn.done() and not turn.cancelled():
                 self._leave()  # the place came in the same moment: hand it on
             else:
-                self._waiting.remove(turn)
+                with contextlib.suppress(ValueError):  # passed over already, as it was cancelled
+                    self._waiting.remove(turn)
             if isinstance(error, TimeoutError):
                 raise DeadlineError(
                     f"{self.name}: no place came free within the call's deadline; allow more "
@@ -180,7 +181,7 @@ class _Waiting:
 
 
 class ByteBudget:
-    """Bounds the bytes of all requests that are in memory at the same time.
+    """Bounds how much is taken at the same time: bytes of requests in memory, or places.
 
     Whoever sends slowly, or leaves calls behind at the engine, holds memory for long, so one owner
     gets at most half of it. Those who wait are served in order; only who waits for their own share
@@ -250,7 +251,8 @@ class ByteBudget:
             if wanted.turn.done() and not wanted.turn.cancelled():
                 self.take(-wanted.size, wanted.owner)
             else:
-                self._waiting.remove(wanted)
+                with contextlib.suppress(ValueError):  # passed over already, as it was cancelled
+                    self._waiting.remove(wanted)
                 self._admit()  # those behind may be smaller
             if isinstance(error, TimeoutError):
                 raise DeadlineError(

@@ -103,6 +103,7 @@ class ModelInfo:
     health: Health
     card: str = ""  # markdown
     metrics: Mapping[str, Any] = field(default_factory=dict)  # of the trained model
+    reads_uploads: bool = True  # its code reads files that do not travel within a request
 
     @property
     def name(self) -> str:

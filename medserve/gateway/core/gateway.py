@@ -51,6 +51,7 @@ from medserve.gateway.core.calls import (
 from medserve.gateway.core.cancelled import CancelledCalls
 from medserve.gateway.core.metrics import GatewayMetrics
 from medserve.gateway.core.served_models import ServedModels
+from medserve.gateway.core.uploads import Uploads
 from medserve.gateway.settings import Limits
 
 __all__ = [
@@ -88,6 +89,7 @@ class Guards:
     tokens: TokenCheck | None = None  # None: nobody has to say who they are
     audit: AuditLog | None = None
     cancelled: CancelledCalls = field(default_factory=lambda: CancelledCalls(None))
+    uploads: Uploads = field(default_factory=lambda: Uploads(None, 0))
 
 
 class Gateway:
@@ -118,6 +120,11 @@ class Gateway:
     def limits(self) -> Limits:
         """How much the gateway takes on."""
         return self._guards.limits
+
+    @property
+    def uploads(self) -> Uploads:
+        """Where files go that are too large for a message."""
+        return self._guards.uploads
 
     def authenticate(self, token: str | None, name: str = "", address: str = "") -> Caller:
         """Who owns the token.

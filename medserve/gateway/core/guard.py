@@ -23,6 +23,7 @@ from medserve.errors import (
     DeadlineError,
     InvalidRequestError,
     MedserveError,
+    PayloadTooLargeError,
     ServerBusyError,
     ServerUnreachableError,
 )
@@ -42,6 +43,10 @@ _SILENCE_BEFORE_THE_END_S = 2.0  # when the gateway stops
 _SILENCE_BEFORE_OTHERS_S = 5.0  # the same while others wait for the memory
 _WRITE_S = 60.0  # for a caller to take one message of an answer
 _OPEN_STREAMS, _OPEN_STREAMS_EACH = 512, 64  # of health and reflection: of all, of one address
+_QUESTION_BYTES = 2**16  # of health and reflection; the longest name of a symbol has hundreds
+_AT_ONCE_S = 0.5  # a question comes with its call; who sends one later needs a place:
+_LATE_QUESTIONS, _LATE_QUESTIONS_EACH = 8, 4  # of all, of one address
+_LATE_S = 10.0
 
 _Method = Callable[[Any, Any], Any]
 _Parse = Callable[[bytes], Any] | None
@@ -81,35 +86,85 @@ class Registrar:
 class OpenDoor(Registrar):
     """Registers services that ask nobody who they are: health and reflection.
 
-    A single question always gets its answer. What stays open, to watch or to ask on, is bounded by
-    the caller's address and in all, apart from the calls of everybody else.
+    A single question always gets its answer, unless it is larger than any of them. What stays open,
+    to watch or to ask on, is bounded by the caller's address and in all, apart from the calls of
+    everybody else; and so is what of a question is on its way.
     """
 
     def __init__(self, server: grpc.aio.Server, gateway: Gateway) -> None:
         super().__init__(server)
         self._gateway = gateway
         self._places = CallPlaces(_OPEN_STREAMS, _OPEN_STREAMS_EACH)
+        self._late = CallPlaces(_LATE_QUESTIONS, _LATE_QUESTIONS_EACH)
 
     def wrap(self, method: _Handler) -> _Handler:
         """Return the same method; a stream of it has to find a place."""
         parse, serialize = method.request_deserializer, method.response_serializer
-        if method.unary_stream is not None:
-            answer = self._bounded(method.unary_stream)
-            return grpc.unary_stream_rpc_method_handler(answer, parse, serialize)
-        if method.stream_stream is not None:
-            answer = self._bounded(method.stream_stream)
-            return grpc.stream_stream_rpc_method_handler(answer, parse, serialize)
-        return method
+        if method.unary_unary is not None:
+            once = self._once(method.unary_unary, parse)
+            return grpc.stream_unary_rpc_method_handler(once, None, serialize)
+        answer = method.unary_stream or method.stream_stream
+        assert answer is not None  # no contract streams requests to one answer
+        bounded = self._bounded(answer, parse, asks_on=method.stream_stream is not None)
+        return grpc.stream_stream_rpc_method_handler(bounded, None, serialize)
 
-    def _bounded(self, answer: _Method) -> _Method:
-        async def bounded(request: Any, context: Context) -> None:
+    def _once(self, answer: _Method, parse: _Parse) -> _Method:
+        async def once(_: object, context: Context) -> Any:
+            try:
+                return await answer(await self._question(context, parse), context)
+            except MedserveError as error:
+                await abort(context, error)
+
+        return once
+
+    def _bounded(self, answer: _Method, parse: _Parse, *, asks_on: bool) -> _Method:
+        async def bounded(_: object, context: Context) -> None:
             try:
                 with self._places.place(peer_address(context)):
+                    request = (
+                        self._questions(context, parse)
+                        if asks_on
+                        else await self._question(context, parse)
+                    )
                     await self._until_stopping(_written(answer, request, context, _WRITE_S))
             except MedserveError as error:
                 await abort(context, error)
 
         return bounded
+
+    async def _questions(self, context: Context, parse: _Parse) -> AsyncGenerator[Any, None]:
+        with contextlib.suppress(InvalidRequestError):  # the end of the stream
+            while True:
+                yield await self._question(context, parse)
+
+    async def _question(self, context: Context, parse: _Parse) -> Any:
+        """Return the next message; few of those that do not come at once are waited for.
+
+        Raises:
+            DeadlineError: it did not come.
+            InvalidRequestError: there is none.
+            PayloadTooLargeError: it is no question.
+        """
+        reading = asyncio.ensure_future(context.read())
+        try:
+            await asyncio.wait({reading}, timeout=_AT_ONCE_S)
+            if not reading.done():
+                with self._late.place(peer_address(context)):
+                    await asyncio.wait({reading}, timeout=_LATE_S)
+            if not reading.done():
+                raise DeadlineError(
+                    f"expected a question within {_LATE_S:g} s, got none; open a new call"
+                )
+            message = reading.result()
+        finally:
+            reading.cancel()
+        if not isinstance(message, bytes):
+            raise InvalidRequestError("expected a question, got a call without one")
+        if len(message) > _QUESTION_BYTES:
+            raise PayloadTooLargeError(
+                f"expected a question of at most {_QUESTION_BYTES} bytes, got {len(message)}"
+            )
+        return _parsed(message, parse)
 
     async def _until_stopping(self, work: Coroutine[Any, Any, None]) -> None:
         """Do the work until it ends, or until a moment after the gateway stops."""

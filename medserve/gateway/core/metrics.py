@@ -14,6 +14,7 @@
 | `medserve_gateway_canary_seconds` | gauge, time of the last canary | model, version |
 | `medserve_gateway_refused_tokens_total` | counter | |
 | `medserve_gateway_reserved_bytes` | gauge, requests held in memory | |
+| `medserve_gateway_page_swept_timestamp_seconds` | gauge, last deletion of overdue files | |
 | `medserve_gateway_info` | gauge, always 1 | version |
 """
 
@@ -67,6 +68,9 @@ class GatewayMetrics:
             f"{_PREFIX}_refused_tokens", "Calls without a valid token.", registry=self.registry
         )
         self.reserved_bytes = self._gauge("reserved_bytes", "Request bytes held in memory.")
+        self.page_swept = self._gauge(
+            "page_swept_timestamp_seconds", "When overdue files of visitors were last deleted."
+        )
         self._gauge("info", "Version of the gateway.", "version").labels(__version__).set(1)
 
     def watch_gate(self, gate: Gate) -> None:
