@@ -144,6 +144,8 @@ class GatewayServer:
             self._served,
             Guards(settings.limits, self._tokens, audit, CancelledCalls(settings.cancelled_dir)),
         )
+        if (certificates := self._certificates) is not None:
+            self.gateway.metrics.watch_certificate(lambda: certificates.expires_at)
         stack.push_async_callback(self.gateway.close)
         monitor = Monitor(self.gateway, engine, self._served, self._golden, settings.timing)
         metrics_port = await self._start_metrics()

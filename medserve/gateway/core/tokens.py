@@ -14,12 +14,14 @@ a token is rotated by adding the new one, handing it out, and removing the old o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
 import logging
 import os
 import secrets
+import stat
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -119,17 +121,29 @@ def new_token(
 
 
 def add_token(path: Path, entry: TokenEntry) -> None:
-    """Put the entry into the file, which appears whole or not at all; readable by its owner."""
+    """Put the entry into the file, which appears whole or not at all.
+
+    A new file is readable by its owner alone; one that was there keeps its mode, and its owner and
+    group where the system allows that, so that the gateway's user can still read it.
+    """
     entries = read_entries(path) if path.exists() else {}
     content = {"tokens": [each.to_json() for each in [*entries.values(), entry]]}
     file, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(file, "w", encoding="utf-8") as temporary:
             temporary.write(json.dumps(content, indent=2) + "\n")
+            if path.exists():
+                _hand_over(temporary.fileno(), path.stat())
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
         raise
+
+
+def _hand_over(file: int, before: os.stat_result) -> None:
+    with contextlib.suppress(PermissionError):  # only root gives files away
+        os.fchown(file, before.st_uid, before.st_gid)
+    os.fchmod(file, stat.S_IMODE(before.st_mode))
 
 
 def read_entries(path: Path) -> dict[str, TokenEntry]:
