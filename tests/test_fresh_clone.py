@@ -54,9 +54,7 @@ def differences(printed: list[tuple[str, ...]], answers: list[dict[str, Any]]) -
             case _:
                 fits = False
         if not fits:
-            found.append(
-                f"{model} {title}: printed {text!r} {note!r}, got {answer}"
-            )
+            found.append(f"{model} {title}: printed {text!r} {note!r}, got {answer}")
     return found
 
 
