@@ -61,9 +61,11 @@ def _exported(folder: Path) -> dict[str, set[str]]:
             names[name] = set()
     metrics = GatewayMetrics()
     for declared in vars(metrics).values():
-        labels = getattr(declared, "_labelnames", None)
+        # of counters the metrics keep the cached `labels` alone
+        metric = getattr(getattr(declared, "__wrapped__", declared), "__self__", declared)
+        labels = getattr(metric, "_labelnames", None)
         if labels is not None:
-            for family in declared.describe():
+            for family in metric.describe():
                 for name in _series(family):
                     names[name] = set(labels)
     names["medserve_gateway_info"] = {"version"}
