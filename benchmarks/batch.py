@@ -6,7 +6,9 @@
 
 Each prints one line of JSON. A rate is that of a run from its first study to its last receipt, with
 reading, digests, answers and receipts on the disk; the reference is the same archive in as many
-processes that ask again and again about inputs in memory. Both take turns within a round.
+processes that ask again and again about inputs in memory. Both take turns within a round. Where
+other work runs on the same cores, compare the processor times of a study (`cpu_ratio`) instead:
+with all cores busy, they are what bounds a rate.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import csv
 import json
 import multiprocessing
+import os
 import random
 import resource
 import shutil
@@ -32,6 +35,7 @@ from typing import Any
 import psutil
 
 from benchmarks.archives import build_or_take, unpack
+from benchmarks.processes import family_usage
 from medserve.archive.read import golden_input, verify_archive
 from medserve.batch import worker
 from medserve.batch.local import LocalRun, of_shard
@@ -83,8 +87,16 @@ class Plan:
     rounds: int = 3
 
 
+@dataclass(frozen=True)
+class Rate:
+    """How fast studies were answered, and the processor time of one."""
+
+    per_s: float
+    cpu_ms: float
+
+
 def measure_rates(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Return studies a second in a run and in process, and the median of their ratios."""
+    """Compare runs with the same work in process: studies a second, and processor time of each."""
     info = verify_archive(plan.archive)
     content = golden_input(plan.archive)
     per_call = Limits().items_per_call if info.spec.task is Task.CLASSIFICATION else 1
@@ -99,19 +111,24 @@ def measure_rates(plan: Plan, folder: Path) -> dict[str, Any]:
         references.append(_in_process(unpacked, content, per_call, plan))
         runs.append(_run(studies, folder / "out", plan, per_call))
         shutil.rmtree(folder / "out")
-    ratios = [run / reference for run, reference in zip(runs, references, strict=True)]
+    ratios = [run.per_s / reference.per_s for run, reference in zip(runs, references, strict=True)]
     return {
         "model": info.name,
         "runner": plan.runner,
         "workers": plan.workers,
-        "studies_per_s": runs,
-        "in_process_per_s": references,
+        "studies_per_s": [run.per_s for run in runs],
+        "in_process_per_s": [reference.per_s for reference in references],
         "ratio": statistics.median(ratios),
+        "cpu_ms": statistics.median(run.cpu_ms for run in runs),
+        "in_process_cpu_ms": statistics.median(each.cpu_ms for each in references),
+        "cpu_ratio": statistics.median(
+            reference.cpu_ms / run.cpu_ms for run, reference in zip(runs, references, strict=True)
+        ),
     }
 
 
-def _run(studies: Path, out: Path, plan: Plan, per_call: int) -> float:
-    """Return studies a second, from the first one that is listed to the last receipt."""
+def _run(studies: Path, out: Path, plan: Plan, per_call: int) -> Rate:
+    """Run a batch, from the first study that is listed to the last receipt."""
     folder = BatchFolder(out)
     if plan.runner == "ray":
         return _run_on_ray(studies, out, plan, per_call)
@@ -125,19 +142,20 @@ def _run(studies: Path, out: Path, plan: Plan, per_call: int) -> float:
             threads=2 * plan.workers,
             per_call=per_call,
         )
-        started = time.perf_counter()
+        used, started = family_usage(os.getpid()).cpu_s, time.perf_counter()
         answered = sum(each[Became.ANSWERED] for each in local.run(
             of_shard(list_studies(studies, target.task), Shard())
         ))  # fmt: skip
         seconds = time.perf_counter() - started
+        used = family_usage(os.getpid()).cpu_s - used
     finally:
         asker.close()
     assert answered == plan.studies
-    return answered / seconds
+    return Rate(answered / seconds, used * 1e3 / answered)
 
 
-def _run_on_ray(studies: Path, out: Path, plan: Plan, per_call: int) -> float:
-    """Return studies a second, from the first receipt to the last: actors start before it."""
+def _run_on_ray(studies: Path, out: Path, plan: Plan, per_call: int) -> Rate:
+    """Run a batch from its first receipts, when the actors have started, to the last one."""
     from medserve.batch.cluster import ClusterRun
 
     target = archive_target(verify_archive(plan.archive))
@@ -148,13 +166,19 @@ def _run_on_ray(studies: Path, out: Path, plan: Plan, per_call: int) -> float:
         actors=plan.workers,
         per_call=per_call,
     )
-    assert sum(each[Became.ANSWERED] for each in run.run()) == plan.studies
+    used, answered = 0.0, 0
+    for became in run.run():
+        used = used or family_usage(os.getpid()).cpu_s
+        answered += became[Became.ANSWERED]
+    used = family_usage(os.getpid()).cpu_s - used
+    assert answered == plan.studies
     written = sorted(path.stat().st_mtime for path in (out / "receipts").rglob("*.json"))
     first = per_call * plan.workers  # with these the actors have started
-    return (len(written) - first) / (written[-1] - written[first - 1])
+    rate = (len(written) - first) / (written[-1] - written[first - 1])
+    return Rate(rate, used * 1e3 / (len(written) - first))
 
 
-def _in_process(unpacked: Path, content: bytes, per_call: int, plan: Plan) -> float:
+def _in_process(unpacked: Path, content: bytes, per_call: int, plan: Plan) -> Rate:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(plan.workers)
     results: Any = context.Queue()
@@ -162,17 +186,15 @@ def _in_process(unpacked: Path, content: bytes, per_call: int, plan: Plan) -> fl
     workers = [context.Process(target=_ask, args=arguments) for _ in range(plan.workers)]
     for each in workers:
         each.start()
-    rate: float = sum(results.get(timeout=_START_S + plan.seconds) for _ in workers)
+    rates: list[Rate] = [results.get(timeout=_START_S + plan.seconds) for _ in workers]
     for each in workers:
         each.join()
-    return rate
+    return Rate(sum(each.per_s for each in rates), statistics.mean(each.cpu_ms for each in rates))
 
 
 def _ask(
     unpacked: str, content: bytes, per_call: int, plan: Plan, barrier: Any, results: Any
 ) -> None:
-    import os
-
     os.environ["MEDSERVE_ENGINE_THREADS"] = str(max(1, available_cores() // plan.workers))
     os.environ["MEDSERVE_MAX_RESPONSE_BYTES"] = str(2**31 - 1)
     sys.path.append(unpacked)
@@ -184,11 +206,12 @@ def _ask(
     inputs["params"] = json.dumps(_params(handler.spec.task)).encode()
     handler.handle([inputs], context)
     barrier.wait(_START_S)
-    answered, started = 0, time.perf_counter()
+    answered, used, started = 0, time.process_time(), time.perf_counter()
     while time.perf_counter() < started + plan.seconds:
         handler.handle([inputs], context)
         answered += per_call
-    results.put(answered / (time.perf_counter() - started))
+    used = time.process_time() - used
+    results.put(Rate(answered / (time.perf_counter() - started), used * 1e3 / answered))
 
 
 def _params(task: Task) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class LocalRun:
                 yield from (each.result() for each in done)
         finally:
             self.answering.end()
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)  # whoever closes the asker ends calls
 
     def _work(self, group: Sequence[Study]) -> Counter[Became]:
         became: Counter[Became] = Counter()
