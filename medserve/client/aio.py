@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections import deque
 from collections.abc import (
@@ -20,6 +21,7 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -30,7 +32,8 @@ from google.protobuf.json_format import MessageToDict
 
 from medserve.client.connection import Connection, Limits, PendingCall, TlsConfig, call_error
 from medserve.client.inputs import Source, pack, read, read_case, read_each
-from medserve.client.results import FileResult, ModelStatus
+from medserve.client.results import FileResult, ModelStatus, SegmentedFile
+from medserve.client.upload import Upload
 from medserve.errors import (
     AuthenticationError,
     MedserveError,
@@ -332,6 +335,41 @@ class AsyncClient:
         asked = _Asked(model, version, (options or VolumeOptions()).in_json())
         content = await self._content(volume, _case_reader(options))
         return await self._segmented(asked, VolumeResult, content)
+
+    async def segment_file(
+        self,
+        model: str,
+        path: str | os.PathLike[str],
+        *,
+        options: VolumeOptions | None = None,
+        version: str | None = None,
+    ) -> SegmentedFile:
+        """Segment a volume that may be too large for a message: it goes up in pieces.
+
+        Neither the file nor a copy of it is held in memory. The gateway needs a folder for large
+        files (`--upload-dir`), which `medserve serve` has.
+
+        Args:
+            model: Name of the model.
+            path: NIfTI, NPY, or a DICOM series in a zip, a tar or a multi-frame file.
+            options: What to ask for; `format` may be `NIFTI` or `DICOM_SEG`.
+            version: Of the model; the gateway's default when it is left out.
+
+        Raises:
+            MedserveError: why there is no mask.
+        """
+        upload = Upload(Path(path), model, version, options or VolumeOptions(), OFF_LOOP.get())
+        pending = PendingCall(self._connection, self.timeout_s)
+        while True:
+            stub: Any = imaging_pb2_grpc.ImagingServiceStub(self._connected())
+            call = stub.Segment(timeout=pending.left_s, metadata=self._connection.metadata)
+            try:
+                return await upload.send(call)
+            except grpc.RpcError as error:
+                failed = error
+            finally:
+                call.cancel()
+            await pending.pause(failed)
 
     async def segment_each(
         self,

@@ -98,11 +98,18 @@ class VolumeOptions(Options, frozen=True, kw_only=True):
     ] = None
     channel: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Meta(description="Which volume of a four-dimensional NIfTI file, from 0."),
+        Meta(description="Which volume of a four-dimensional file, from 0."),
     ] = None
     spacing_mm: Annotated[
         tuple[Millimetres, Millimetres, Millimetres] | None,
         Meta(description="Size of a voxel of an NPY array, which states none, in millimetres."),
+    ] = None
+    select: Annotated[
+        str | None,
+        Meta(
+            description="Which of several series and acquisitions of a DICOM folder, such as "
+            "series=5,echo_time=30; the error that refuses the folder lists them."
+        ),
     ] = None
     flips: Annotated[
         bool | None,
