@@ -50,9 +50,11 @@ class LocalRun:
             while flying:
                 done, flying = wait(flying, return_when=FIRST_COMPLETED)
                 yield from (each.result() for each in done)
-        finally:
+        except BaseException:
             self.answering.end()
-            pool.shutdown(wait=False, cancel_futures=True)  # whoever closes the asker ends calls
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _work(self, group: Sequence[Study]) -> Counter[Became]:
         became: Counter[Became] = Counter()

@@ -70,6 +70,7 @@ class ArchiveAsker:
         count = workers or available_cores()
         threads = threads or max(1, available_cores() // count)
         self._folder = RunFolder.create()
+        self._closed = False
         self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._workers: list[_Worker] = []
         try:
@@ -99,10 +100,12 @@ class ArchiveAsker:
             self._free.put(worker)
 
     def close(self) -> None:
-        """End the workers and take their folder away."""
+        """End the workers and take their folder away; closing again does nothing."""
         for each in self._workers:
             each.end()
-        self._folder.remove()
+        if not self._closed:
+            self._closed = True
+            self._folder.remove()
 
     def _ask(
         self, worker: _Worker, inputs: Sequence[bytes], params: Mapping[str, Any]
