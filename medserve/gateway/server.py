@@ -35,6 +35,7 @@ from medserve.gateway.core.health import Monitor
 from medserve.gateway.core.served_models import ServedModels, describe
 from medserve.gateway.core.tls import grpc_credentials
 from medserve.gateway.core.tokens import TokenFile
+from medserve.gateway.core.uploads import Uploads
 from medserve.gateway.http import HttpServer, most_connections
 from medserve.gateway.services import register_services
 from medserve.gateway.settings import GatewaySettings
@@ -145,7 +146,13 @@ class GatewayServer:
         self.gateway = Gateway(
             engine,
             self._served,
-            Guards(settings.limits, self._tokens, audit, CancelledCalls(settings.cancelled_dir)),
+            Guards(
+                settings.limits,
+                self._tokens,
+                audit,
+                CancelledCalls(settings.cancelled_dir),
+                Uploads(settings.upload_dir, settings.max_upload_mb * 2**20),
+            ),
         )
         stack.push_async_callback(self.gateway.close)
         monitor = Monitor(self.gateway, engine, self._served, self._golden, settings.timing)

@@ -10,6 +10,7 @@ import yaml
 
 from medserve.engine.torchserve.config import (
     CANCELLED,
+    UPLOADS,
     EngineSettings,
     engine_environment,
     java_command,
@@ -143,11 +144,15 @@ def test_workers_get_their_threads_and_no_secrets(tmp_path: Path) -> None:
     assert int(environment["MEDSERVE_MAX_RESPONSE_BYTES"]) < 2**26
 
 
-def test_workers_and_a_gateway_beside_them_share_a_folder_for_cancelled_calls(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("variable", "folder"),
+    [("MEDSERVE_CANCELLED_DIR", CANCELLED), ("MEDSERVE_UPLOAD_DIR", UPLOADS)],
+)
+def test_workers_and_a_gateway_beside_them_share_folders(
+    tmp_path: Path, variable: str, folder: str
 ) -> None:
     own = engine_environment({}, tmp_path, threads=1, max_message_bytes=2**26)
-    assert own["MEDSERVE_CANCELLED_DIR"] == str(tmp_path / CANCELLED)
-    given = {"MEDSERVE_CANCELLED_DIR": "/cancelled"}  # of a gateway in another container
+    assert own[variable] == str(tmp_path / folder)
+    given = {variable: "/shared"}  # of a gateway in another container
     shared = engine_environment(given, tmp_path, threads=1, max_message_bytes=2**26)
-    assert shared["MEDSERVE_CANCELLED_DIR"] == "/cancelled"
+    assert shared[variable] == "/shared"

@@ -11,6 +11,7 @@ from medserve.gateway.core.calls import Caller, Health, ModelInfo
 
 __all__ = ["ServedModels", "describe"]
 
+_READS_UPLOADS = "handlers/uploads.py"  # archives that were built without it take small files alone
 _UNPROVEN = Health(False, "it has not answered its golden input yet")
 
 
@@ -23,6 +24,7 @@ def describe(archive: ArchiveInfo, default: bool) -> ModelInfo:
         health=_UNPROVEN,
         card=archive.card,
         metrics=archive.metrics,
+        reads_uploads=any(each.path == _READS_UPLOADS for each in archive.members),
     )
 
 

@@ -33,7 +33,7 @@ from medserve.imaging.codecs import dicom_series, sniff
 from medserve.results.files.overlay import COLOURS
 from medserve.spec import InputKind, ModelSpec, Task
 from medserve.tasks.frames import FrameResult
-from medserve.tasks.volumes import VolumeResult
+from medserve.tasks.volumes import VolumeOptions, VolumeResult
 
 __all__ = ["routes"]
 
@@ -153,7 +153,8 @@ def _memory(
 def _saved(job: Job, name: str) -> str:
     """Return the name of a download: it starts with the case, so that two never look alike."""
     case = plain_name(job.case)
-    for suffix in (".gz", ".nii", ".zip", ".npy", ".dcm", ".dicom", ".png", ".jpg", ".jpeg"):
+    suffixes = (".gz", ".nii", ".zip", ".npy", ".dcm", ".dicom", ".nrrd", ".mha", ".mgz", ".mgh")
+    for suffix in (*suffixes, ".png", ".jpg", ".jpeg"):
         case = case.removesuffix(suffix)
     return f"{case}-{name}" if case else name
 
@@ -193,14 +194,16 @@ def _volume(job: Job, given: Path, spec: ModelSpec) -> Path:
     """
     from medserve.imaging.codecs import nifti, volume_file  # nibabel takes a while to import
 
-    path = job.folder / f"volume-{given.name}.nii.gz"
+    chosen = hashlib.sha256(str(job.options.get("select", "")).encode()).hexdigest()
+    path = job.folder / f"volume-{given.name}-{chosen}.nii.gz"
     if not path.exists():
         payload = given.read_bytes()
         if nifti.recognises(payload):
             return given
         if not (job.folder / _MASK).exists():
             raise InvalidRequestError("expected a segmented volume, got one that is not; run it")
-        found = volume_file.decode(payload, spec.input.kinds)
+        asked = volume_file.ReadOptions.asked(VolumeOptions.from_params(job.options))
+        found = volume_file.decode(payload, spec.input.kinds, options=asked)
         _write(path, nifti.encode(found))
     return path
 
@@ -220,7 +223,7 @@ def _part(job: Job, name: str) -> Path:
 
 def _kept(job: Job, answer: bytes, task: Task) -> dict[str, Any]:
     """Keep the files of an answer, and return what the page shows of it."""
-    for name, _ in _PARTS.values():  # of an earlier run
+    for name in (name for name, _ in _PARTS.values()):  # of an earlier run
         (job.folder / name).unlink(missing_ok=True)
     kind = FrameResult if task is Task.FRAMES else VolumeResult
     found: FrameResult | VolumeResult = kind.decode(answer)
