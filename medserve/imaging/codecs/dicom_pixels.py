@@ -244,7 +244,7 @@ def _without_unused_bits(raw: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray
 def _padding(
     raw: npt.NDArray[Any], stored: npt.NDArray[Any], dataset: Dataset
 ) -> npt.NDArray[np.bool_] | None:
-    """True where a pixel only fills up the frame; None where none or all of them do."""
+    """True where a pixel only fills up the frame; None where none of them does."""
     value = dataset.get("PixelPaddingValue")
     if not isinstance(value, int):
         return None
@@ -253,7 +253,7 @@ def _padding(
     mask = (stored >= min(bounds)) & (stored <= max(bounds))
     if raw is not stored:  # a number that BitsStored bits cannot hold is compared as it lies there
         mask |= raw == bounds[0]
-    return mask if mask.any() and not mask.all() else None
+    return mask if mask.any() else None
 
 
 def _reread(value: int, dtype: np.dtype[Any]) -> int:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from pydicom import Dataset
 from pydicom.encaps import get_frame
-from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
+from pydicom.uid import (
+    UID,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 from medserve.errors import InvalidImageError
 
@@ -17,7 +24,8 @@ __all__ = ["check_codestream"]
 _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}
 _MOST_SCANS = 200  # of a progressive JPEG; each is work for the whole frame (libjpeg: -maxscans)
 _SIZ = b"\xff\x4f\xff\x51"  # start of codestream, size
-_SCAN = b"\xff\xda"
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"
+_PADDING = 64  # the end of a frame and what fills it up
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,8 @@ def _check(frame: bytes, dataset: Dataset, syntax: UID) -> int:
         raise ValueError("a frame states another size than the image")
     if stated.components != int(dataset.get("SamplesPerPixel") or 1):
         raise ValueError("a frame states other samples a pixel than the image")
+    if syntax in (JPEGLSLossless, JPEGLSNearLossless) and _END not in frame[-_PADDING:]:
+        raise ValueError("a frame without end, for which CharLS searches for seconds")
     if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
         if stated.precision != 8:
             raise InvalidImageError(
