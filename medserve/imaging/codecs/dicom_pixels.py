@@ -169,6 +169,8 @@ def decoded(dataset: Dataset, index: int) -> npt.NDArray[Any]:
     try:
         _refuse_long_runs(dataset, syntax)
         precision = check_codestream(dataset, syntax, index)
+        if syntax in (_JPEG, _JPEG_EXTENDED) and precision != 8:
+            return _of_12_bits(dataset, index)
         narrowed: dict[str, Any] = {}
         if syntax in (_JPEG, _JPEG_EXTENDED) and precision == 8 < int(dataset.BitsAllocated):
             # The codestream is one of bytes, whatever the header allocates for it.
@@ -181,6 +183,25 @@ def decoded(dataset: Dataset, index: int) -> npt.NDArray[Any]:
         raise
     except Exception:  # pydicom quotes values in what it raises
         raise InvalidImageError(DAMAGED.format(part="pixel data")) from None
+
+
+def _of_12_bits(dataset: Dataset, index: int) -> npt.NDArray[Any]:
+    """One grey frame of JPEG with 12 bits a sample, which Pillow and GDCM do not decode."""
+    from pydicom.encaps import get_frame
+
+    try:
+        from imagecodecs import jpeg8_decode  # of 26 MB, and seldom needed: an extra
+    except ImportError:
+        raise InvalidImageError(
+            "expected JPEG of 8 bits, got transfer syntax JPEG Extended or Baseline with 12 bits, "
+            "for which there is no decoder; install imagecodecs, or decompress it first, for "
+            "example with dcmdjpeg"
+        ) from None
+    frame = get_frame(dataset.PixelData, index, number_of_frames=frame_count(dataset))
+    array = np.asarray(jpeg8_decode(frame))
+    if array.shape != (int(dataset.Rows), int(dataset.Columns)) or array.dtype != np.uint16:
+        raise ValueError("expected one grey frame of 12 bits")
+    return array
 
 
 def check_syntax(syntax: UID) -> str:

@@ -16,8 +16,6 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from medserve.errors import InvalidImageError
-
 __all__ = ["check_codestream"]
 
 # Markers SOF0 to SOF15 of JPEG without DHT, JPG and DAC, and SOF55 of JPEG-LS.
@@ -51,7 +49,6 @@ def check_codestream(dataset: Dataset, syntax: UID, index: int) -> int | None:
 
     Raises:
         ValueError: the frame's header and the image's differ.
-        InvalidImageError: a JPEG of more than 8 bits that is not lossless.
     """
     if _has_none(syntax):
         return None
@@ -70,17 +67,13 @@ def _check(frame: bytes, dataset: Dataset, syntax: UID) -> int:
         raise ValueError("a frame states another size than the image")
     if stated.components != int(dataset.get("SamplesPerPixel") or 1):
         raise ValueError("a frame states other samples a pixel than the image")
-    if syntax in (JPEGLSLossless, JPEGLSNearLossless) and _END not in frame[-_PADDING:]:
-        raise ValueError("a frame without end, for which CharLS searches for seconds")
-    if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
-        if stated.precision != 8:
-            raise InvalidImageError(
-                f"expected JPEG of 8 bits, got transfer syntax {syntax.name} with "
-                f"{stated.precision} bits, for which there is no decoder; decompress it first, "
-                "for example with dcmdjpeg"
-            )
-        if frame.count(_SCAN) > _MOST_SCANS:
-            raise ValueError("a frame of more scans than any encoder makes")
+    is_jpeg = syntax in (JPEGBaseline8Bit, JPEGExtended12Bit)
+    # Without an end CharLS searches for seconds, and libjpeg-turbo fills up 12 bits with grey.
+    needs_end = stated.precision != 8 if is_jpeg else syntax in (JPEGLSLossless, JPEGLSNearLossless)
+    if needs_end and _END not in frame[-_PADDING:]:
+        raise ValueError("a frame without its end")
+    if is_jpeg and frame.count(_SCAN) > _MOST_SCANS:
+        raise ValueError("a frame of more scans than any encoder makes")
     return stated.precision
 
 
