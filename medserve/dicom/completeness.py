@@ -68,6 +68,9 @@ def _missing(rule: Rule, chosen: Sequence[Image], of_series: int, count: Count) 
         return f"expected {fewest} to {most} images, got {len(chosen)}"
     if gone := sum(each.path is None for each in chosen):
         return f"{gone} images were deleted after an earlier result; send the whole series again"
+    size_mb = sum(each.path.stat().st_size for each in chosen if each.path is not None) / 1e6
+    if size_mb > rule.max_mb:
+        return f"expected at most {rule.max_mb:g} MB of images (max_mb), got {size_mb:.1f}"
     if len({each.facts.identity for each in chosen}) > 1:
         return "expected images of one patient and study, got several under one series"
     if rule.query is not None:

@@ -169,6 +169,13 @@ class VolumeOptions(Options, frozen=True, kw_only=True):
         """Whether the answer is a JSON object; that always holds mask and measurements."""
         return self._wanted in _IN_JSON
 
+    def in_json(self) -> Self:
+        """Return the options of a JSON answer, which always holds mask and measurements."""
+        if self.output not in (None, VolumeOutput.MASK, VolumeOutput.JSON):
+            return msgspec.structs.replace(self, format=VolumeFormat.JSON)
+        kept = self.format if self.format == VolumeFormat.DICOM_SEG else None
+        return msgspec.structs.replace(self, output=VolumeOutput.JSON, format=kept)
+
     def filled(self, spec: ModelSpec) -> Self:
         """Refuse what the model cannot do."""
         assert spec.volume is not None  # every model of this task has the section
