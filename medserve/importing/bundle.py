@@ -64,8 +64,8 @@ class _Described:
         content = read_json(folder / _METADATA, _HINT)
         data = content.get("network_data_format")
         inputs, outputs = (_part(data, side) for side in ("inputs", "outputs"))
-        single = next(iter(inputs.values()), {}) if len(inputs) == 1 else {}
-        return cls(content, _part(inputs, "image") or single, _part(outputs, "pred"))
+        only = next(iter(inputs)) if len(inputs) == 1 else "image"
+        return cls(content, _part(inputs, only), _part(outputs, "pred"))
 
     def names(self, side: Mapping[str, Any], count: int, instead: str) -> tuple[str, ...]:
         """Return the names of channels, all different."""
@@ -164,23 +164,21 @@ def _child(parent: Component, key: str) -> Component:
 
 
 def _transforms(config: BundleConfig, evaluator: Component) -> tuple[Preprocessing, Postprocessing]:
-    dataset = config.component("dataset")
-    chains = [dataset.get("transform"), evaluator.get("postprocessing")]
+    chains: list[Component] = []
     listed: list[list[Component]] = []
-    for chain, owner in zip(chains, ("dataset.transform", "evaluator.postprocessing"), strict=True):
-        if not isinstance(chain, Component) or chain.target != "Compose":
-            got = chain.target if isinstance(chain, Component) else "something else"
-            raise ConfigError(
-                f"{config.path}: {owner}: expected a Compose of transforms, got {got}"
-            )
+    for owner, key in ((config.component("dataset"), "transform"), (evaluator, "postprocessing")):
+        chain = _child(owner, key)
+        if chain.target != "Compose":
+            raise owner.refused(key, "a Compose of transforms", chain)
         chain.only("transforms")
-        raw = config.value(chain.arguments.get("transforms"), f"{chain.where}.transforms")
+        raw = chain.get("transforms")
         many = raw if isinstance(raw, list) else [raw]
         if not all(isinstance(each, Component) for each in many):
-            raise chain.refused("transforms", "objects with a _target_", "something else")
+            raise chain.refused("transforms", "objects with a _target_", raw)
+        chains.append(chain)
         listed.append(many)
-    before = Preprocessing.read(listed[0])
-    return before, Postprocessing.read(listed[1], chains[0].where)
+    before = Preprocessing.read(chains[0], listed[0])
+    return before, Postprocessing.read(chains[1], listed[1], chains[0].where)
 
 
 def _windows(inferer: Component, described: _Described) -> _Windows:
@@ -188,7 +186,7 @@ def _windows(inferer: Component, described: _Described) -> _Windows:
     if inferer.target == "SimpleInferer":
         inferer.only()
         size = described.inputs.get("spatial_shape")
-        if not _is_size(size, 3):
+        if not isinstance(size, list) or not _is_size(size, 3):
             raise ConfigError(
                 f"{inferer.name}: expected network_data_format.inputs.image.spatial_shape with "
                 f"three sides in {_METADATA}, for the network sees a whole volume at once, got "

@@ -101,8 +101,8 @@ class Component:
         for key in self.arguments:
             if key not in known:
                 raise ConfigError(
-                    f"{self.name}: expected arguments out of {', '.join(sorted(known))}, got "
-                    f"{plain_text(key, '')!r}; a bundle with it cannot be imported"
+                    f"{self.name}: expected no argument {plain_text(key, '')!r}, got one; a bundle "
+                    f"with it cannot be imported"
                 )
 
     def must(self, key: str, *values: Any) -> None:

@@ -28,8 +28,7 @@ _Step = Mapping[str, Any]
 class Preprocessing:
     """What happens to an image before the network sees it."""
 
-    where: str = ""
-    key: str = "image"
+    key: str
     orientation: str | None = None
     spacing_mm: list[float] | None = None
     order: int = 1
@@ -38,21 +37,21 @@ class Preprocessing:
     is_cropped: bool = False
 
     @classmethod
-    def read(cls, transforms: Sequence[Component]) -> Preprocessing:
-        """Read the transforms in their order.
+    def read(cls, chain: Component, transforms: Sequence[Component]) -> Preprocessing:
+        """Read the transforms of a chain in their order.
 
         Raises:
             ConfigError: one of them, an argument or their order cannot be served alike.
         """
         if not transforms or transforms[0].target != "LoadImaged":
             raise ConfigError(
-                "preprocessing: expected LoadImaged as the first transform, got "
-                f"{transforms[0].name if transforms else 'none'}"
+                f"{chain.name}: expected LoadImaged as its first transform, got "
+                f"{transforms[0].target if transforms else 'none'}"
             )
         found = cls(key=_key(transforms[0]))
         for each in transforms:
             if each.target not in _BEFORE:
-                raise _unknown(each, _BEFORE)
+                raise _unknown(each)
             if _key(each) != found.key:
                 raise each.refused("keys", repr(found.key), each.get("keys"))
             each.must("lazy", False)
@@ -100,32 +99,35 @@ class Preprocessing:
 class Postprocessing:
     """What happens to the scores of the network."""
 
+    name: str
     activation: str | None = None
     inverted: Component | None = None
     is_nearest: bool = False
     restored: str = "logits"
     is_decided: bool = False
-    is_inverted_decided: bool = False
     is_thresholded: bool = False
     written: list[tuple[int, int]] = field(default_factory=list)
     largest: tuple[int, ...] | None = None
     is_tidied_before: bool = False
 
     @classmethod
-    def read(cls, transforms: Sequence[Component], preprocessing: str) -> Postprocessing:
-        """Read the transforms in their order.
+    def read(
+        cls, chain: Component, transforms: Sequence[Component], preprocessing: str
+    ) -> Postprocessing:
+        """Read the transforms of a chain in their order.
 
         Args:
+            chain: What stands around them.
             transforms: Of the key `pred`.
             preprocessing: Where the chain stands that is inverted.
 
         Raises:
             ConfigError: one of them, an argument or their order cannot be served alike.
         """
-        found = cls()
+        found = cls(chain.name)
         for each in transforms:
             if each.target not in _AFTER:
-                raise _unknown(each, _AFTER)
+                raise _unknown(each)
             if _key(each) != "pred":
                 raise each.refused("keys", "'pred'", each.get("keys"))
             if each.target == "Invertd":
@@ -134,7 +136,7 @@ class Postprocessing:
                 _AFTER[each.target](found, each)
         if not found.is_decided:
             raise ConfigError(
-                "postprocessing: expected AsDiscreted, which turns scores into labels, there is "
+                f"{chain.name}: expected AsDiscreted, which turns scores into labels, there is "
                 "none; a bundle that answers scores cannot be imported"
             )
         return found
@@ -149,29 +151,32 @@ class Postprocessing:
         """
         if before.is_spatial and self.inverted is None:
             raise ConfigError(
-                "postprocessing: expected Invertd, for the network sees another grid than the "
+                f"{self.name}: expected Invertd, for the network sees another grid than the "
                 "file's, there is none; a bundle without it cannot be imported"
             )
-        labels, regions = tuple(outputs), {}
+        labels, regions = tuple(outputs), dict[str, int]()
         if self.is_thresholded:
             labels, regions = self._regions(outputs)
         elif len(outputs) < 2:
             raise ConfigError(
-                "postprocessing: expected a threshold for a network of one channel, got argmax"
+                f"{self.name}: expected a threshold for a network of one channel, got argmax"
             )
         if self.largest is not None and self.largest != tuple(range(1, len(labels))):
             raise ConfigError(
-                f"postprocessing: KeepLargestConnectedComponentd: applied_labels: expected all of "
+                f"{self.name}: KeepLargestConnectedComponentd: applied_labels: expected all of "
                 f"1 to {len(labels) - 1}, got {self.largest}; a bundle with it cannot be imported"
             )
         is_other_grid = before.is_spatial and self.restored == "labels"
         if self.largest is not None and is_other_grid and not self.is_tidied_before:
             raise ConfigError(
-                "postprocessing: KeepLargestConnectedComponentd: expected it on the grid on which "
+                f"{self.name}: KeepLargestConnectedComponentd: expected it on the grid on which "
                 "labels are decided, got it after Invertd; a bundle with it cannot be imported"
             )
         if self.is_tidied_before and before.is_spatial and self.restored != "labels":
-            raise ConfigError("postprocessing: expected Invertd before or after all decisions")
+            raise ConfigError(
+                f"{self.name}: expected KeepLargestConnectedComponentd and Invertd both once "
+                f"labels are decided, got them apart; a bundle with it cannot be imported"
+            )
         resampling = dict(before.volume(None)["resampling"])
         if self.is_nearest and before.spacing_mm:
             resampling["inverse_order"] = 0
@@ -188,7 +193,7 @@ class Postprocessing:
         written = self.written or [(1, 0)]
         if sorted(channel for _, channel in written) != list(range(len(outputs))):
             raise ConfigError(
-                f"postprocessing: expected one label for each of {len(outputs)} channels above "
+                f"{self.name}: expected one label for each of {len(outputs)} channels above "
                 f"the threshold, got {len(written)}; a bundle that writes a mask for each channel "
                 f"cannot be imported"
             )
@@ -204,10 +209,10 @@ def _key(each: Component) -> str:
     return key
 
 
-def _unknown(each: Component, known: Mapping[str, Any]) -> ConfigError:
+def _unknown(each: Component) -> ConfigError:
     return ConfigError(
-        f"{each.config.path}: {each.where}: expected a transform out of "
-        f"{', '.join(sorted(known))}, got {each.target}; a bundle with it cannot be imported"
+        f"{each.config.path}: {each.where}: expected a transform that an archive can repeat, got "
+        f"{each.target}; a bundle with it cannot be imported"
     )
 
 

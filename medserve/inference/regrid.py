@@ -197,14 +197,15 @@ class CentreGrid:
     def scores(self, channel: npt.NDArray[Any], region: Geometry) -> _Array:
         """Interpolate scores at the old centres."""
         there = self._there(region)
-        back = np.linalg.inv(there.matrix)
+        back = np.linalg.inv(there.matrix).astype(np.float64)
         mapping = _Mapping(region.shape, back, -back @ there.offset)
         return _interpolated(channel, mapping, self._spec.inverse_order)
 
     def _there(self, region: Geometry) -> _Mapping:
-        columns, sides = region.affine[:3, :3], np.array(region.shape, dtype=np.float64)
+        columns = region.affine[:3, :3]
+        sides = np.array(region.shape, dtype=np.float64)
         new = _perpendicular(columns, self._kept_spacing(region))
-        matrix = np.linalg.solve(columns, new)
+        matrix = np.linalg.solve(columns, new).astype(np.float64)
         corners = np.stack(np.meshgrid(*((0.0, side - 1) for side in sides), indexing="ij"))
         corners = corners.reshape(3, -1)
         seen = np.linalg.solve(new, columns) @ corners

@@ -301,7 +301,7 @@ def cut(image: _Array, start: Shape, window: SlidingWindow, target: _Array) -> N
             np.arange(at, at + side).clip(0, end - 1)
             for at, side, end in zip(start, window.size, image.shape[1:], strict=True)
         ]
-        target[:] = image[:, *np.ix_(*index)]
+        target[:] = image[np.ix_(np.arange(len(image)), *index)]
         return
     inside, outside = _place(start, image.shape[1:], window.size)
     target[:, *inside] = image[:, *outside]

@@ -121,7 +121,7 @@ def peak_bytes(spec: ModelSpec, geometry: Geometry, itemsize: int, extras: Extra
     is_resized = seen != upright.shape
     maps = classes * extras.probabilities + extras.entropy  # float32 on the source's grid
     is_whole = is_resized and rules.restored is not Restored.LABELS
-    is_whole = is_whole or maps or rules.regions or rules.ensemble > 1
+    is_whole = is_whole or bool(maps or rules.regions) or rules.ensemble > 1
     is_whole = is_whole or rules.blending.sums is Sums.F16
     scores = classes * prepared * _FLOAT if is_whole else 0
     region = 0 if rules.roi.kind is RoiKind.NONE else (_REGION + itemsize) * voxels

@@ -214,7 +214,7 @@ class VolumePipeline:
         tensor = np.stack(arrays) if len(arrays) > 1 else arrays[0][np.newaxis]
         inner = None
         if self.volume.roi.kind is RoiKind.FOREGROUND:
-            inner = mask_box((tensor > 0).any(axis=0))
+            inner = mask_box(np.any(tensor > 0, axis=0))
             tensor = np.ascontiguousarray(inner.cut(tensor))
         return Prepared(tensor, Inverse(channels[0].geometry, order, box, region, grid, inner))
 

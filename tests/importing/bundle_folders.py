@@ -214,7 +214,8 @@ def write_bundle(folder: Path, case: BundleCase) -> Path:
     torch.save(network.state_dict(), folder / "models" / "model.pt")
     if case.as_script:
         image = torch.zeros(1, case.channels, *case.inferer["roi_size"])
-        torch.jit.trace(network, image).save(folder / "models" / "model.ts")
+        traced: Any = torch.jit.trace(network, image)  # type: ignore[no-untyped-call]
+        traced.save(folder / "models" / "model.ts")
     return folder
 
 
@@ -237,7 +238,7 @@ def write_case(folder: Path, case: BundleCase) -> list[Path]:
 
 def monai_mask(folder: Path, files: Sequence[Path], out: Path) -> npt.NDArray[np.float32]:
     """Return the mask that MONAI's own inference workflow writes."""
-    from monai.bundle import ConfigWorkflow
+    from monai.bundle.workflows import ConfigWorkflow
 
     [config] = (folder / "configs").glob("inference.*")
     workflow = ConfigWorkflow(
@@ -332,7 +333,7 @@ def _network(case: BundleCase) -> torch.nn.Module:
             network(image)
         scores = network.eval()(image).movedim(1, 0).flatten(1)
         last = [each for key, each in network.named_parameters() if key.endswith("bias")][-1]
-        last -= scores.median(dim=1).values  # so that no label is everywhere
+        last.sub_(scores.median(dim=1).values)  # so that no label is everywhere
     return network
 
 

@@ -8,20 +8,28 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from medserve.cli.importing import import_
 from medserve.errors import ConfigError, InvalidImageError
 from medserve.imaging.codecs import nifti
 from medserve.importing.bundle import read_bundle
+from medserve.importing.source import Source
+from medserve.importing.trying import ask_archive
+from medserve.inference.sliding_window import Predict
 from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.spec import ModelSpec
+from scripts.bundle_table import main
 from tests.importing.bundle_folders import CASES, monai_mask, write_bundle, write_case
 from tests.importing.test_nnunet import own_mask
 
@@ -175,7 +183,8 @@ _REFUSED: dict[str, tuple[_Change, str]] = {
         r"transforms\[3\]: Spacingd: diagonal: expected False, got True",
     ),
     "an unknown argument": (
-        _edited(lambda config: config["preprocessing"]["transforms"][3].update(new=1)), "got 'new'",
+        _edited(lambda config: config["preprocessing"]["transforms"][3].update(new=1)),
+        "no argument 'new'",
     ),
     "a later orientation": (_added("Orientationd", axcodes="LPS"), "before Spacingd"),
     "intensities after the crop": (
@@ -309,3 +318,73 @@ def test_masks_are_those_of_monais_own_workflow(tmp_path: Path, name: str) -> No
     assert len(np.unique(theirs)) > 1
     # labels that MONAI interpolates are not whole: here the nearest label is served
     assert np.mean(ours == np.rint(theirs)) >= 0.9999
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("name", ["cropped", "nearest labels back, edges repeated"])
+def test_probabilities_of_each_voxel_sum_to_one(tmp_path: Path, name: str) -> None:
+    source = read_bundle(write_bundle(tmp_path / "model", CASES[name]), "tiny")
+    pipeline = VolumePipeline(ModelSpec.from_mapping(source.config("1.0", "onnxruntime")))
+    [file] = write_case(tmp_path / "case", CASES[name])
+    plain = pipeline.defaults()
+    prepared = pipeline.prepare(nifti.decode(file.read_bytes()))
+    segmented = pipeline.segment(prepared, _predict(source), plain)
+    asked = pipeline.segment(prepared, _predict(source), replace(plain, probabilities=True))
+    np.testing.assert_array_equal(segmented.segmentation.mask, asked.segmentation.mask)
+    assert asked.probabilities is not None
+    np.testing.assert_allclose(asked.probabilities.sum(axis=0), 1.0, atol=1e-5)
+
+
+def _predict(source: Source) -> Predict:
+    def predict(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        assert isinstance(source.network, torch.nn.Module)
+        with torch.inference_mode():
+            scores: npt.NDArray[np.float32] = source.network(torch.from_numpy(windows)).numpy()
+        return scores
+
+    return predict
+
+
+@pytest.mark.cpu
+def test_the_archive_of_the_command_answers_as_the_bundle(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="needs the import extra")
+    case, store = CASES["tumour"], tmp_path / "store"
+    folder, files = write_bundle(tmp_path / "model", case), write_case(tmp_path / "case", case)
+    arguments = ["bundle", str(folder), "--name", "tumour", "--store", str(store)]
+    plan = CliRunner().invoke(import_, [*arguments, "--dry-run"])
+    assert plan.exit_code == 0, plan.output
+    assert "T1c, T1, T2, FLAIR" in plan.output
+    assert not store.exists()
+    run = CliRunner().invoke(import_, arguments)
+    assert run.exit_code == 0, run.output
+    found = ask_archive(store / "tumour-1.0.mar", files).segmentation.mask
+    assert np.mean(found == own_mask(read_bundle(folder, "tumour"), files)) >= 0.9999
+
+
+@pytest.mark.cpu
+def test_a_script_of_another_shape_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "model", CASES["straight and sheared"])
+    (folder / "models" / "model.pt").unlink()
+    _edited(lambda config: config["inferer"].update(roi_size=[10, 10, 10]))(folder)
+    arguments = ["bundle", str(folder), "--name", "tilted", "--store", str(tmp_path / "store")]
+    run = CliRunner().invoke(import_, arguments)
+    assert isinstance(run.exception, ConfigError)
+    assert "the description contradicts the network" in str(run.exception)
+    assert not list((tmp_path / "store").glob("*"))
+
+
+@pytest.mark.cpu
+def test_the_table_says_of_each_bundle_whether_it_can_be_imported(tmp_path: Path) -> None:
+    zoo, page = tmp_path / "zoo", tmp_path / "page.md"
+    write_bundle(zoo / "a", CASES["spleen"])
+    write_bundle(zoo / "b", CASES["labels back"])
+    _set("inferer", {"_target_": "SaliencyInferer"})(write_bundle(zoo / "c", CASES["spleen"]))
+    page.write_text("before\n<!-- bundles: start -->\nold\n<!-- bundles: end -->\nafter\n")
+    main([str(zoo), "--source", "a zoo at commit 1", "--page", str(page)])
+    text = page.read_text()
+    assert text.startswith("before\n<!-- bundles: start -->\n2 of 3 bundles of a zoo at commit 1")
+    assert text.endswith("<!-- bundles: end -->\nafter\n")
+    assert "old" not in text
+    assert "| `a` | yes | 16 x 16 x 16 windows |" in text
+    assert "here the nearest one" in text
+    assert "| `c` | no | inference.json: inferer: expected a SlidingWindowInferer" in text
