@@ -3,6 +3,7 @@
     data | data.0 … data.N   one file's bytes, or several packed into one call; none for models
                              that make images
     data.t1, data.flair      the same by the names of channels, for models that see several images
+    data_file                name of a file that the gateway left for this call, instead of data
     params                   optional JSON object, read by the model's task
     transport                "grpc" where our client or gateway brought the call
     stream                   "1" where the caller reads a stream of answers
@@ -21,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from handlers.uploads import with_upload
 from medserve.errors import InvalidRequestError, PayloadTooLargeError
 from medserve.imaging.codecs.payload import Payload
 from medserve.spec import InputSpec
@@ -81,7 +83,9 @@ def parse(
     Raises:
         InvalidRequestError: unknown keys, no data, gaps in the numbering, malformed options.
         PayloadTooLargeError: more files than `limits.max_items`.
+        ServerFailedError: a file that the gateway left is not there.
     """
+    inputs = with_upload(inputs)
     payloads, packed = _payloads(_numbered(inputs, channels), limits, needs_data)
     stream = _text(inputs, "stream")
     if stream not in ("", "0", "1"):

@@ -107,8 +107,12 @@ def torchserve(servers: Servers) -> Server:
 @pytest.fixture(scope="session")
 def served(servers: Servers) -> GatewayServer:
     """A gateway with its page, before every model."""
-    cancelled = servers.torchserve.cancelled_dir
-    return servers.gateway(page=True, canary_timeout_s=30.0, cancelled_dir=cancelled)
+    return servers.gateway(
+        page=True,
+        canary_timeout_s=30.0,
+        cancelled_dir=servers.torchserve.cancelled_dir,
+        upload_dir=servers.torchserve.upload_dir,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -25,12 +25,14 @@ from medserve.settings import Address, Settings
 
 if TYPE_CHECKING:
     import sqlite3
-    from ssl import SSLContext
 
     from medserve.dicom.node import Node
+    from medserve.dicom.web.server import WebServer
+    from medserve.gateway.core.tls import CertificateFiles
 
 __all__ = ["dicom"]
 
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _NEEDED = ("highdicom", "prometheus_client", "pynetdicom")
 _State = Annotated[Path, typer.Option(help="The node's folder: its queue and the images.")]
 _Rules = Annotated[
@@ -53,7 +55,10 @@ def serve(  # one parameter an option: the command line is the interface
     state: _State = Path("dicom-node"),
     destination: Annotated[
         list[str] | None,
-        typer.Option(help="Where results go: AE@host:port, or the URL of a STOW-RS service."),
+        typer.Option(
+            help="Where results go: AE@host:port, tls:AE@host:port, or the URL of a STOW-RS "
+            "service."
+        ),
     ] = None,
     ae_title: _Title = "MEDSERVE",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -68,11 +73,28 @@ def serve(  # one parameter an option: the command line is the interface
     address: Annotated[str, typer.Option(help="The gateway's gRPC port.")] = "127.0.0.1:8001",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one answer.")] = 600.0,
     tls_cert: Annotated[
-        Path | None, typer.Option(help="TLS certificate of the port (PEM).")
+        Path | None, typer.Option(help="TLS certificate of both ports (PEM).")
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="TLS private key of the port (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="TLS private key of both (PEM).")] = None,
     client_ca: Annotated[
         Path | None, typer.Option(help="Senders must show a certificate of this authority (PEM).")
+    ] = None,
+    destination_ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="Authority (PEM) of destinations with TLS; the system's if left out. One that "
+            "asks for a certificate is shown --tls-cert."
+        ),
+    ] = None,
+    web: Annotated[
+        str | None, typer.Option(help="Open the DICOMweb face at this address, host:port.")
+    ] = None,
+    web_tokens: Annotated[
+        Path | None,
+        typer.Option(
+            help="Tokens for DICOMweb (`medserve token --model dicom`). Must be given, or "
+            "--client-ca, where that face listens beyond loopback."
+        ),
     ] = None,
     associations: Annotated[int, typer.Option(min=1, help="Open at the same time.")] = 20,
     max_gb: Annotated[float, typer.Option(min=0.001, help="Most stored images, GB.")] = 200.0,
@@ -83,7 +105,7 @@ def serve(  # one parameter an option: the command line is the interface
         float, typer.Option(min=0, help="Know a series again, so that it is answered once.")
     ] = 365.0,
     metrics: Annotated[
-        str, typer.Option(help="Address of /metrics and /healthz.")
+        str, typer.Option(help="Address of /dicom, /metrics and /healthz.")
     ] = "127.0.0.1:8012",
     audit_log: Annotated[Path | None, typer.Option(help="A line for each task; chained.")] = None,
     ready_file: Annotated[
@@ -103,22 +125,23 @@ def serve(  # one parameter an option: the command line is the interface
     from medserve.dicom.node import Clock, Keep, Node, NodeSettings, Room
     from medserve.dicom.receive import ReceiverSettings
     from medserve.dicom.rules import Rules
-    from medserve.dicom.send import Sender
+    from medserve.dicom.send import Sender, trusting
     from medserve.dicom.spool import Spool
     from medserve.gateway.core.audit import AuditLog
 
-    if host not in ("127.0.0.1", "::1", "localhost") and not allow:
+    if host not in _LOOPBACK and not allow:
         raise ConfigError(
             "--allow: expected the senders of a node that listens beyond loopback, got none; name "
             "each as AE@address, or give '*' to admit everybody"
         )
+    certificates = _certificates(tls_cert, tls_key, client_ca)
     settings = NodeSettings(
         receiver=ReceiverSettings(
             ae_title=peers.ae_title(ae_title, "--ae-title"),
             address=Address(host, port),
             senders=tuple(peers.Sender.parse(each) for each in allow or []),
             associations=associations,
-            tls=_tls(tls_cert, tls_key, client_ca),
+            tls=None if certificates is None else certificates.context(),
         ),
         destinations=tuple(peers.read_destination(each) for each in destination or []),
         room=Room(most_bytes=int(max_gb * 1e9), free_share=free_percent / 100),
@@ -139,9 +162,16 @@ def serve(  # one parameter an option: the command line is the interface
         audit = None
         if audit_log is not None:
             audit = stack.enter_context(contextlib.closing(AuditLog(audit_log)))
-        sender = Sender(settings.receiver.ae_title, environment.dicom_token)
+        sender = Sender(
+            settings.receiver.ae_title,
+            environment.dicom_token,
+            trusting(destination_ca, tls_cert, tls_key),
+        )
         node = Node(settings, known, spool, asked, sender, audit)
-        _run_until_signal(node, metrics, ready_file, console)
+        face = None
+        if web is not None:
+            face = _web(node, _listening(web, "--web"), certificates, web_tokens)
+        _run_until_signal(node, _listening(metrics, "--metrics"), face, ready_file, console)
 
 
 @dicom.command()
@@ -171,8 +201,11 @@ def check(
 
 @dicom.command()
 def echo(
-    peer: Annotated[str, typer.Argument(help="AE@host:port")],
+    peer: Annotated[str, typer.Argument(help="AE@host:port or tls:AE@host:port")],
     ae_title: _Title = "MEDSERVE",
+    destination_ca: Annotated[
+        Path | None, typer.Option(help="Its authority (PEM), where it has TLS.")
+    ] = None,
 ) -> None:
     """Ask another DICOM node whether it is there (C-ECHO)."""
     _require_dicom()
@@ -182,7 +215,7 @@ def echo(
     other = read_destination(peer)
     if other.address is None:
         raise ConfigError(f"expected AE@host:port, got {peer!r}")
-    is_there = send.echo(ae_title, other)
+    is_there = send.echo(ae_title, other, send.trusting(destination_ca))
     typer.echo(f"{peer} answers" if is_there else f"{peer} does not answer")
     raise typer.Exit(0 if is_there else 1)
 
@@ -228,25 +261,19 @@ def queue(
     everything: Annotated[bool, typer.Option("--all", help="Answered tasks, too.")] = False,
 ) -> None:
     """Show what waits, what is held and why; no patient is named."""
+    from medserve.dicom import spool
+
     with _database(state) as database:
         console = Console(highlight=False, soft_wrap=True)
         table = Table("task", "series", "rule", "images", "state", "tries", "reason", box=None,
                       pad_edge=False)  # fmt: skip
-        hidden = "" if everything else "WHERE state NOT IN ('answered', 'replaced')"
-        for row in database.execute(
-            "SELECT id, series, rule, json_array_length(images) AS images, state, attempts, reason "
-            f"FROM task {hidden} ORDER BY id"
-        ):
-            table.add_row(*(escape(str(value)) for value in tuple(row)))
+        shown = ("id", "series", "rule", "images", "state", "attempts", "reason")
+        for row in spool.queue(database, everything=everything):
+            table.add_row(*(escape(str(row[name])) for name in shown))
         console.print(table)
-        held = database.execute(
-            "SELECT object.task AS task, destination, delivery.state AS state, count(*) AS n, "
-            "max(reason) AS reason FROM delivery JOIN object ON object = sop_uid "
-            "WHERE delivery.state <> 'sent' GROUP BY task, destination, delivery.state"
-        ).fetchall()
-        for row in held:
+        for row in spool.undelivered(database):
             console.print(
-                f"task {row['task']}: {row['n']} objects {row['state']} for "
+                f"task {row['task']}: {row['objects']} objects {row['state']} for "
                 f"{escape(row['destination'])} {escape(row['reason'])}"
             )
         console.print(_summary(database))
@@ -283,40 +310,82 @@ def forget(ids: _Ids, state: _State = Path("dicom-node")) -> None:
             typer.echo(f"task {task}: its series is forgotten")
 
 
-def _run_until_signal(node: Node, metrics: str, ready_file: Path | None, console: Console) -> None:
+def _web(
+    node: Node, address: Address, certificates: CertificateFiles | None, tokens: Path | None
+) -> WebServer:
+    """Make the DICOMweb face, which is closed to strangers unless it listens on loopback alone."""
+    for name in ("starlette", "uvicorn", "python_multipart"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"--web needs {name}; install it with: pip install 'medserve[dicom]'")
+    from medserve.dicom.web.app import WebLimits, create_app
+    from medserve.dicom.web.server import WebServer
+    from medserve.gateway.core.tokens import TokenFile
+
+    on_loopback = address.host in _LOOPBACK
+    asks_for_certificates = certificates is not None and certificates.client_ca is not None
+    if not (on_loopback or tokens or asks_for_certificates):
+        raise ConfigError(
+            "--web: expected --web-tokens or --client-ca for a face that listens beyond loopback, "
+            "got neither: everybody could read the images"
+        )
+    hosts = tuple(_LOOPBACK) if on_loopback else ("*",)
+    app = create_app(
+        node.spool,
+        node.intake,
+        None if tokens is None else TokenFile(tokens),
+        WebLimits(node.settings.room.most_bytes, hosts),
+    )
+    return WebServer(app, address, certificates)
+
+
+def _run_until_signal(
+    node: Node,
+    metrics: Address,
+    web: WebServer | None,
+    ready_file: Path | None,
+    console: Console,
+) -> None:
     from medserve.dicom.watch import Watch
 
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    watch = Watch(node, _listening(metrics))
+    watch = Watch(node, metrics)
     node.start()
-    receiver = node.settings.receiver
+    addresses = {"dicom": str(node.receiver.address), "metrics": str(watch.address)}
+    if web is not None:
+        web.start()
+        addresses["web"] = str(web.address)
     console.print(
-        f"DICOM [bold]{receiver.ae_title}@{node.receiver.address}[/], metrics "
+        f"DICOM [bold]{node.settings.receiver.ae_title}@{node.receiver.address}[/], metrics "
         f"http://{watch.address}/metrics, state {escape(str(node.spool.folder))}"
     )
+    if web is not None:
+        console.print(f"DICOMweb at {web.address}/dicom-web")
     if ready_file is not None:
-        addresses = {"dicom": str(node.receiver.address), "metrics": str(watch.address)}
         ready_file.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
     try:
         ended.wait()
         console.print("stopping; what is not done goes on at the next start")
     finally:
+        if web is not None:
+            web.stop()
         node.stop()
         watch.stop()
         if ready_file is not None:
             ready_file.unlink(missing_ok=True)
 
 
-def _tls(certificate: Path | None, key: Path | None, authority: Path | None) -> SSLContext | None:
+def _certificates(
+    certificate: Path | None, key: Path | None, authority: Path | None
+) -> CertificateFiles | None:
     from medserve.gateway.core.tls import CertificateFiles
 
     if certificate is None and key is None and authority is None:
         return None
     if certificate is None or key is None:
         raise ConfigError("TLS: expected --tls-cert and --tls-key together, got one of them")
-    return CertificateFiles(certificate, key, authority).context()
+    return CertificateFiles(certificate, key, authority)
 
 
 def _summary(database: sqlite3.Connection) -> str:
@@ -356,7 +425,7 @@ def _require_dicom() -> None:
         )
 
 
-def _listening(text: str) -> Address:
+def _listening(text: str, source: str) -> Address:
     """Read an address whose port may be 0."""
     host, colon, port = text.rpartition(":")
-    return Address(host, 0) if colon and port == "0" else Address.parse(text, "--metrics")
+    return Address(host, 0) if colon and port == "0" else Address.parse(text, source)

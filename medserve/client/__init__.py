@@ -19,7 +19,7 @@ unpack the pixels of a result into arrays. Every failure is an error of `medserv
 from medserve.client.aio import AsyncClient
 from medserve.client.connection import Limits, TlsConfig
 from medserve.client.inputs import Source
-from medserve.client.results import FileResult, ModelStatus
+from medserve.client.results import FileResult, ModelStatus, SegmentedFile
 from medserve.client.sync import Client
 from medserve.results.frame_segmentation import FrameSegmentation
 from medserve.results.sample import Sample
@@ -59,6 +59,7 @@ __all__ = [
     "SampleProgress",
     "SamplerKind",
     "Segmentation",
+    "SegmentedFile",
     "Source",
     "TlsConfig",
     "View",

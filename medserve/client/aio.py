@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections import deque
 from collections.abc import (
@@ -20,18 +21,19 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
-import msgspec
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.json_format import MessageToDict
 
 from medserve.client.connection import Connection, Limits, PendingCall, TlsConfig, call_error
 from medserve.client.inputs import Source, pack, read, read_case, read_each
-from medserve.client.results import FileResult, ModelStatus
+from medserve.client.results import FileResult, ModelStatus, SegmentedFile
+from medserve.client.upload import Upload
 from medserve.errors import (
     AuthenticationError,
     MedserveError,
@@ -48,7 +50,7 @@ from medserve.tasks.classification import (
     ask_in_halves,
     read_packed,
 )
-from medserve.tasks.frames import FrameFormat, FrameOptions, FrameOutput, FrameResult
+from medserve.tasks.frames import FrameOptions, FrameResult
 from medserve.tasks.generation import (
     GenerationOptions,
     GenerationResult,
@@ -57,7 +59,7 @@ from medserve.tasks.generation import (
 )
 from medserve.tasks.options import Options
 from medserve.tasks.result import Provenance, Result, concerns_all, error_of
-from medserve.tasks.volumes import VolumeFormat, VolumeOptions, VolumeOutput, VolumeResult
+from medserve.tasks.volumes import VolumeOptions, VolumeResult
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from medserve.wire.v1 import imaging_pb2, imaging_pb2_grpc
 
@@ -330,9 +332,44 @@ class AsyncClient:
         Raises:
             MedserveError: why there is no mask.
         """
-        asked = _Asked(model, version, _volumes_in_json(options))
+        asked = _Asked(model, version, (options or VolumeOptions()).in_json())
         content = await self._content(volume, _case_reader(options))
         return await self._segmented(asked, VolumeResult, content)
+
+    async def segment_file(
+        self,
+        model: str,
+        path: str | os.PathLike[str],
+        *,
+        options: VolumeOptions | None = None,
+        version: str | None = None,
+    ) -> SegmentedFile:
+        """Segment a volume that may be too large for a message: it goes up in pieces.
+
+        Neither the file nor a copy of it is held in memory. The gateway needs a folder for large
+        files (`--upload-dir`), which `medserve serve` has.
+
+        Args:
+            model: Name of the model.
+            path: NIfTI, NPY, or a DICOM series in a zip, a tar or a multi-frame file.
+            options: What to ask for; `format` may be `NIFTI` or `DICOM_SEG`.
+            version: Of the model; the gateway's default when it is left out.
+
+        Raises:
+            MedserveError: why there is no mask.
+        """
+        upload = Upload(Path(path), model, version, options or VolumeOptions(), OFF_LOOP.get())
+        pending = PendingCall(self._connection, self.timeout_s)
+        while True:
+            stub: Any = imaging_pb2_grpc.ImagingServiceStub(self._connected())
+            call = stub.Segment(timeout=pending.left_s, metadata=self._connection.metadata)
+            try:
+                return await upload.send(call)
+            except grpc.RpcError as error:
+                failed = error
+            finally:
+                call.cancel()
+            await pending.pause(failed)
 
     async def segment_each(
         self,
@@ -346,7 +383,7 @@ class AsyncClient:
 
         While one is worked on, the next one is on its way. A volume that fails costs no other.
         """
-        asked = _Asked(model, version, _volumes_in_json(options))
+        asked = _Asked(model, version, (options or VolumeOptions()).in_json())
         files = read_each(volumes, self._connection.limits, _case_reader(options))
         async with aclosing(self._each(asked, VolumeResult, files)) as results:
             async for result in results:
@@ -371,7 +408,7 @@ class AsyncClient:
         Raises:
             MedserveError: why there is no mask.
         """
-        asked = _Asked(model, version, _frames_in_json(options))
+        asked = _Asked(model, version, (options or FrameOptions()).in_json())
         return await self._segmented(asked, FrameResult, await self._content(frame, read))
 
     async def segment_frames(
@@ -386,7 +423,7 @@ class AsyncClient:
 
         While one is worked on, the next one is on its way. A file that fails costs no other.
         """
-        asked = _Asked(model, version, _frames_in_json(options))
+        asked = _Asked(model, version, (options or FrameOptions()).in_json())
         files = read_each(frames, self._connection.limits, read)
         async with aclosing(self._each(asked, FrameResult, files)) as results:
             async for result in results:
@@ -582,24 +619,6 @@ def _request(
 def _case_reader(options: VolumeOptions | None) -> Callable[[Source, Limits], bytes]:
     has_spacing = options is not None and options.spacing_mm is not None
     return partial(read_case, has_spacing=has_spacing)
-
-
-def _volumes_in_json(options: VolumeOptions | None) -> VolumeOptions:
-    """Return the options of a JSON answer, which holds mask and measurements beside the rest."""
-    options = options or VolumeOptions()
-    if options.output not in (None, VolumeOutput.MASK, VolumeOutput.JSON):
-        return msgspec.structs.replace(options, format=VolumeFormat.JSON)
-    kept = options.format if options.format == VolumeFormat.DICOM_SEG else None
-    return msgspec.structs.replace(options, output=VolumeOutput.JSON, format=kept)
-
-
-def _frames_in_json(options: FrameOptions | None) -> FrameOptions:
-    """Return the options of a JSON answer, which holds masks and measurements beside the rest."""
-    options = options or FrameOptions()
-    if options.output == FrameOutput.OVERLAY:
-        return msgspec.structs.replace(options, format=FrameFormat.JSON)
-    kept = options.format if options.format == FrameFormat.DICOM_SEG else None
-    return msgspec.structs.replace(options, output=FrameOutput.JSON, format=kept)
 
 
 def _classification(item: Mapping[str, Any] | MedserveError) -> Classification | MedserveError:

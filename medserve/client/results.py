@@ -9,8 +9,9 @@ from typing import Any, Generic, TypeVar
 from medserve.errors import MedserveError
 from medserve.spec import Task
 from medserve.tasks.result import Provenance
+from medserve.tasks.volumes import LabelMeasure
 
-__all__ = ["FileResult", "ModelStatus"]
+__all__ = ["FileResult", "ModelStatus", "SegmentedFile"]
 
 Answer = TypeVar("Answer")
 
@@ -41,6 +42,27 @@ class ModelStatus:
     archive_digest: str
     card: str = field(repr=False)
     metrics: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class SegmentedFile:
+    """The mask of a volume that was sent in pieces, in the format that was asked for.
+
+    Attributes:
+        provenance: The archive that answered.
+        labels: Names by number in the mask, the background's first.
+        measures: Every label but the background.
+        mask: The file: NIfTI (.nii.gz), or a DICOM Segmentation.
+        review: Whether a person should look.
+        unlike_training: Whether the volume is unlike the training data.
+    """
+
+    provenance: Provenance
+    labels: tuple[str, ...]
+    measures: tuple[LabelMeasure, ...]
+    mask: bytes = field(repr=False)
+    review: bool = False
+    unlike_training: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -268,6 +268,7 @@ class Client:
     wait_ready = _call(AsyncClient.wait_ready)
     classify_one = _call(AsyncClient.classify_one)
     segment = _call(AsyncClient.segment)
+    segment_file = _call(AsyncClient.segment_file)
     segment_each = _stream(AsyncClient.segment_each)
     segment_frame = _call(AsyncClient.segment_frame)
     segment_frames = _stream(AsyncClient.segment_frames)

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medserve.client import Client, Limits, TlsConfig
+from medserve.client import Client, Limits, SegmentedFile, TlsConfig
 from medserve.dicom.rules import Kind, Rule, RuleTask
 from medserve.errors import MedserveError
 from medserve.tasks.classification import Classification
 from medserve.tasks.frames import FrameResult
 from medserve.tasks.result import Provenance
-from medserve.tasks.volumes import VolumeResult
+from medserve.tasks.volumes import VolumeFormat, VolumeOptions
 
 __all__ = ["Answer", "Gateway"]
 
@@ -32,7 +32,7 @@ class Answer:
     """
 
     provenance: Provenance
-    found: tuple[VolumeResult | FrameResult | Classification, ...]
+    found: tuple[SegmentedFile | FrameResult | Classification, ...]
 
 
 class Gateway:
@@ -44,7 +44,8 @@ class Gateway:
         ca_file: Authority of its certificate; turns TLS on.
         scratch: Folder where a series is packed; the system's own for such files if left out.
         timeout_s: For each call.
-        message_bytes: The largest request and answer; the gateway has a limit of its own.
+        message_bytes: The largest request and answer about single objects; a series goes up in
+            pieces. The gateway has limits of its own.
     """
 
     def __init__(
@@ -89,10 +90,10 @@ class Gateway:
             with zipfile.ZipFile(series, "w", zipfile.ZIP_DEFLATED, compresslevel=_FAST) as packed:
                 for number, file in enumerate(files):
                     packed.write(file, f"{number:05d}")
-            answer = self._client.predict(
-                rule.model, series, {**rule.options, **_WITH_SEG}, version=rule.version
+            asked = VolumeOptions.from_params({**rule.options, "format": VolumeFormat.DICOM_SEG})
+            result = self._client.segment_file(
+                rule.model, series, options=asked, version=rule.version
             )
-        result = VolumeResult.decode(answer)
         return Answer(result.provenance, (result,))
 
     def _frames(self, rule: Rule, files: Sequence[Path]) -> Answer:

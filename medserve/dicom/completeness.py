@@ -14,7 +14,7 @@ from medserve.dicom.headers import read_header
 from medserve.dicom.peers import Destination, read_destination
 from medserve.dicom.rules import Rule, Rules, RuleTask
 from medserve.dicom.spool import Image
-from medserve.errors import InvalidImageError
+from medserve.errors import InvalidImageError, InvalidRequestError
 from medserve.imaging.codecs.dicom_series import geometry_of
 
 __all__ = ["Count", "Verdict", "judge", "quiet_s"]
@@ -68,6 +68,9 @@ def _missing(rule: Rule, chosen: Sequence[Image], of_series: int, count: Count) 
         return f"expected {fewest} to {most} images, got {len(chosen)}"
     if gone := sum(each.path is None for each in chosen):
         return f"{gone} images were deleted after an earlier result; send the whole series again"
+    size_mb = sum(each.path.stat().st_size for each in chosen if each.path is not None) / 1e6
+    if size_mb > rule.max_mb:
+        return f"expected at most {rule.max_mb:g} MB of images (max_mb), got {size_mb:.1f}"
     if len({each.facts.identity for each in chosen}) > 1:
         return "expected images of one patient and study, got several under one series"
     if rule.query is not None:
@@ -79,8 +82,9 @@ def _missing(rule: Rule, chosen: Sequence[Image], of_series: int, count: Count) 
             return f"expected {known} images, as the archive has, got {of_series}"
     if rule.task is RuleTask.VOLUMES:
         try:
-            geometry_of([read_header(each.path) for each in chosen if each.path is not None])
-        except InvalidImageError as error:
+            headers = [read_header(each.path) for each in chosen if each.path is not None]
+            geometry_of(headers, rule.options.get("select"))
+        except (InvalidImageError, InvalidRequestError) as error:
             return error.message
         except FileNotFoundError:
             return "an image has vanished from the state folder; send the series again"

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from medserve.dicom.ask import Gateway
 from medserve.dicom.completeness import judge, quiet_s
 from medserve.dicom.headers import quiet_libraries
+from medserve.dicom.intake import Intake
 from medserve.dicom.objects import make_objects
 from medserve.dicom.peers import Destination
 from medserve.dicom.receive import Receiver, ReceiverSettings
@@ -161,7 +162,8 @@ class Node:
         self._room = (0.0, True)
         self._next_housekeeping = 0.0
         self.beats: dict[str, float] = {}
-        self.receiver = Receiver(settings.receiver, spool, self._has_room, self._on_arrival)
+        self.intake = Intake(spool, self._has_room, self._on_arrival)
+        self.receiver = Receiver(settings.receiver, self.intake)
         self._named = {each.name: each for each in self._every_destination()}
 
     def start(self) -> None:
@@ -364,7 +366,7 @@ class Node:
             elif rule.query is not None:
                 self.spool.look_again(task.series)
         self.spool.purge(keep.done_h * _HOUR, keep.held_h * _HOUR, keep.remember_days * 24 * _HOUR)
-        self.spool.sweep(_HOUR)
+        self.spool.sweep(24 * _HOUR)  # a large object over a slow line takes its time
 
     def _has_room(self) -> bool:
         """Tell whether one more object may be taken; looked up once a second."""
@@ -385,7 +387,8 @@ class Node:
         self._heard[series_uid] = time.monotonic()
 
     def _count(self, archive: Destination, study: str, series: str) -> int | None:
-        return image_count(self.settings.receiver.ae_title, archive, study, series)
+        title = self.settings.receiver.ae_title
+        return image_count(title, archive, study, series, self._sender.tls)
 
     def _every_destination(self) -> list[Destination]:
         of_rules = [each for rule in self.rules for each in rule.destinations()]

@@ -18,6 +18,7 @@ import highdicom
 from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
+from medserve.client import SegmentedFile
 from medserve.dicom.ask import Answer
 from medserve.dicom.evidence import evidence_of
 from medserve.dicom.headers import read_header
@@ -29,7 +30,6 @@ from medserve.errors import InvalidImageError, MedserveError, ServerFailedError
 from medserve.results.files.overlay import COLOURS
 from medserve.tasks.frames import FrameResult
 from medserve.tasks.result import Provenance
-from medserve.tasks.volumes import VolumeResult
 
 __all__ = ["make_objects"]
 
@@ -115,10 +115,10 @@ def _of_volume(
     origin: Origin, rule: Rule, answer: Answer, headers: Sequence[Dataset]
 ) -> list[tuple[Kind, Dataset]]:
     [result] = answer.found
-    assert isinstance(result, VolumeResult)
+    assert isinstance(result, SegmentedFile)
     kind = Kind.LABELMAP if Kind.LABELMAP in rule.kinds else Kind.SEG
     volumes = {each.label: each.volume_ml for each in result.measures}
-    seg = _segmentation(result.dicom_seg, origin, 1, volumes)
+    seg = _segmentation(result.mask, origin, 1, volumes)
     if kind is Kind.LABELMAP:
         seg = _as_labelmap(seg, headers)
     made = [(kind, seg)]

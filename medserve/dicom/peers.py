@@ -11,6 +11,7 @@ from medserve.settings import Address
 
 __all__ = ["Destination", "Sender", "ae_title", "read_destination"]
 
+_TLS = "tls:"
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -34,16 +35,18 @@ class Destination:
         ae_title: Of the archive; empty for STOW-RS.
         address: Of the archive; None for STOW-RS.
         url: Of the service's studies; empty for C-STORE.
+        is_tls: Whether C-STORE and C-FIND go over TLS; a URL says so itself.
     """
 
     name: str
     ae_title: str = ""
     address: Address | None = None
     url: str = ""
+    is_tls: bool = False
 
 
 def read_destination(text: str) -> Destination:
-    """Read `AE@host:port` or an http(s) URL; ConfigError says what is expected."""
+    """Read `AE@host:port`, `tls:AE@host:port` or an http(s) URL; ConfigError says which."""
     if text.startswith(("http://", "https://")):
         parts = urlsplit(text)
         if not parts.hostname or parts.username or parts.query or parts.fragment:
@@ -52,13 +55,17 @@ def read_destination(text: str) -> Destination:
                 "fragment; a token goes into MEDSERVE_DICOM_TOKEN"
             )
         return Destination(text, url=text.rstrip("/"))
-    title, at, address = text.partition("@")
+    title, at, address = text.removeprefix(_TLS).partition("@")
     if not at:
         raise ConfigError(
-            f"destination: expected AE@host:port or the URL of a STOW-RS service, got {text!r}"
+            "destination: expected AE@host:port, tls:AE@host:port or the URL of a STOW-RS service, "
+            f"got {text!r}"
         )
     return Destination(
-        text, ae_title(title, "destination"), Address.parse(address, f"destination {text}")
+        text,
+        ae_title(title, "destination"),
+        Address.parse(address, f"destination {text}"),
+        is_tls=text.startswith(_TLS),
     )
 
 

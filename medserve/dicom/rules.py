@@ -80,6 +80,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         image_type: Words that ImageType must hold.
         calling: Accepted calling AE titles.
         images: Fewest and most images of a series.
+        max_mb: Megabytes of all images of a series.
         quiet_s: Seconds without a new image after which a series is looked at.
         query: Archive (`AE@host:port`) that is asked how many images the series has.
         give_up_h: Hours after which a series that is not complete, or cannot be answered, is held.
@@ -100,6 +101,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     image_type: tuple[str, ...] = ()
     calling: tuple[str, ...] = ()
     images: tuple[int, int] = (1, 10_000)
+    max_mb: Annotated[float, Meta(gt=0)] = 1000.0
     quiet_s: Annotated[float, Meta(ge=0, le=24 * 3600)] = 60.0
     query: str | None = None
     give_up_h: _Hours = 24.0

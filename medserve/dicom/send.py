@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import ssl
 from collections import Counter
 from collections.abc import Sequence
@@ -20,8 +21,9 @@ from pynetdicom.presentation import build_context
 
 from medserve.dicom.peers import Destination
 from medserve.dicom.spool import Delivery
+from medserve.errors import ConfigError
 
-__all__ = ["Outcome", "Sender", "echo", "forward", "image_count"]
+__all__ = ["Outcome", "Sender", "echo", "forward", "image_count", "trusting"]
 
 _EXPLICIT = "1.2.840.10008.1.2.1"
 _REFUSED_FOR_GOOD = {0x0122, 0x0124, 0x0117}  # class not supported, not authorised, wrong UID
@@ -57,13 +59,13 @@ class Sender:
     Args:
         ae_title: The title that the node calls itself.
         token: Bearer token for STOW-RS.
-        tls: Context for C-STORE over TLS; None for plain text.
+        tls: For destinations with TLS; None trusts the authorities of this system.
     """
 
     def __init__(
         self, ae_title: str, token: str | None = None, tls: ssl.SSLContext | None = None
     ) -> None:
-        self._ae_title, self._token, self._tls = ae_title, token, tls
+        self._ae_title, self._token, self.tls = ae_title, token, tls or trusting()
         _config.STORE_SEND_CHUNKED_DATASET = True  # the bytes of the file, never encoded anew
 
     def send(self, destination: Destination, deliveries: Sequence[Delivery]) -> list[Outcome]:
@@ -76,11 +78,12 @@ class Sender:
         ae = _ae(self._ae_title)
         classes = sorted({each.sop_class for each in deliveries})
         association = _associate(
-            ae, destination, [build_context(each, _EXPLICIT) for each in classes], self._tls
+            ae, destination, [build_context(each, _EXPLICIT) for each in classes], self.tls
         )
         if not association.is_established:
-            reason = "the archive rejects the association" if association.is_rejected else \
-                "no association with the archive"  # fmt: skip
+            reason = "the archive rejects the association"
+            if not association.is_rejected:
+                reason = _tls_problem(destination, self.tls) or "no association with the archive"
             return [Outcome("waiting", reason)] * len(deliveries)
         try:
             accepted = {context.abstract_syntax for context in association.accepted_contexts}
@@ -107,10 +110,34 @@ class Sender:
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         try:
-            status, answer = _post(destination.url, body, headers)
+            status, answer = _post(destination.url, body, headers, self.tls)
+        except ssl.SSLError as error:
+            return Outcome("waiting", _said(error))
         except (OSError, http.client.HTTPException) as error:
             return Outcome("waiting", f"the service does not answer ({type(error).__name__})")
         return _stow_outcome(status, answer, delivery.sop_uid)
+
+
+def trusting(
+    authority: Path | None = None, certificate: Path | None = None, key: Path | None = None
+) -> ssl.SSLContext:
+    """Return the context for destinations with TLS: 1.2 or later, names checked (BCP 195).
+
+    Args:
+        authority: PEM file of the authorities to trust; those of this system if left out.
+        certificate: PEM chain to show to who asks for one, with its `key`.
+        key: PEM private key of that certificate.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=authority)
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"TLS to destinations: {authority or certificate}: {error}") from error
+    return context
 
 
 def forward(ae_title: str, destination: Destination, files: Sequence[Path]) -> Counter[int]:
@@ -124,7 +151,7 @@ def forward(ae_title: str, destination: Destination, files: Sequence[Path]) -> C
         meta = read_file_meta_info(file)
         kinds[file] = (str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID))
     contexts = [build_context(*kind) for kind in sorted(set(kinds.values()))]
-    association = _associate(_ae(ae_title), destination, contexts[:_CONTEXTS], None)
+    association = _associate(_ae(ae_title), destination, contexts[:_CONTEXTS], trusting())
     if not association.is_established:
         return Counter({-1: len(files)})
     statuses: Counter[int] = Counter()
@@ -142,7 +169,8 @@ def forward(ae_title: str, destination: Destination, files: Sequence[Path]) -> C
 
 def echo(ae_title: str, destination: Destination, tls: ssl.SSLContext | None = None) -> bool:
     """Tell whether the other end answers C-ECHO."""
-    association = _associate(_ae(ae_title), destination, [build_context(_VERIFICATION)], tls)
+    context = tls or trusting()
+    association = _associate(_ae(ae_title), destination, [build_context(_VERIFICATION)], context)
     if not association.is_established:
         return False
     try:
@@ -152,11 +180,13 @@ def echo(ae_title: str, destination: Destination, tls: ssl.SSLContext | None = N
         association.release()
 
 
-def image_count(ae_title: str, archive: Destination, study: str, series: str) -> int | None:
+def image_count(
+    ae_title: str, archive: Destination, study: str, series: str, tls: ssl.SSLContext
+) -> int | None:
     """Ask an archive how many images a series has (C-FIND); None where it does not say."""
     from pydicom import Dataset
 
-    association = _associate(_ae(ae_title), archive, [build_context(_STUDY_ROOT_FIND)], None)
+    association = _associate(_ae(ae_title), archive, [build_context(_STUDY_ROOT_FIND)], tls)
     if not association.is_established:
         return None
     try:
@@ -181,7 +211,7 @@ def _ae(ae_title: str) -> ApplicationEntity:
 
 
 def _associate(
-    ae: ApplicationEntity, peer: Destination, contexts: list[Any], tls: ssl.SSLContext | None
+    ae: ApplicationEntity, peer: Destination, contexts: list[Any], tls: ssl.SSLContext
 ) -> Any:
     assert peer.address is not None  # a destination without one has a URL
     return ae.associate(
@@ -189,8 +219,30 @@ def _associate(
         peer.address.port,
         contexts,
         peer.ae_title,
-        tls_args=None if tls is None else (tls, peer.address.host),
+        tls_args=(tls, peer.address.host) if peer.is_tls else None,
     )
+
+
+def _tls_problem(peer: Destination, tls: ssl.SSLContext) -> str:
+    """Return why no TLS comes about with a peer that answers, "" where it does or needs none."""
+    if not peer.is_tls or peer.address is None:
+        return ""
+    host, port = peer.address.host, peer.address.port
+    try:
+        with (
+            socket.create_connection((host, port), timeout=_TIMEOUT_S) as plain,
+            tls.wrap_socket(plain, server_hostname=host),
+        ):
+            return ""
+    except ssl.SSLError as error:
+        return _said(error)
+    except OSError:
+        return ""
+
+
+def _said(error: ssl.SSLError) -> str:
+    text = getattr(error, "verify_message", "") or error.reason or type(error).__name__
+    return f"TLS with the archive fails ({text})"
 
 
 def _store_one(association: Any, delivery: Delivery) -> Outcome:
@@ -225,10 +277,12 @@ def _content(delivery: Delivery) -> bytes | Outcome:
     return content
 
 
-def _post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+def _post(url: str, body: bytes, headers: dict[str, str], tls: ssl.SSLContext) -> tuple[int, bytes]:
     parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
+    host, port = parts.hostname or "", parts.port
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    if parts.scheme == "https":
+        connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=tls)
     try:
         connection.request("POST", parts.path or "/", body, headers)
         answer = connection.getresponse()

@@ -25,11 +25,11 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -43,13 +43,18 @@ __all__ = [
     "Receipt",
     "Series",
     "Spool",
+    "Stored",
     "Task",
     "content_of",
     "counts",
     "drop_bytes",
     "forget",
     "open_database",
+    "queue",
+    "undelivered",
 ]
+
+T = TypeVar("T")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS series (
@@ -81,12 +86,20 @@ CREATE TABLE IF NOT EXISTS delivery (
     changed REAL NOT NULL, PRIMARY KEY (object, destination));
 CREATE INDEX IF NOT EXISTS delivery_state ON delivery (state);
 CREATE TABLE IF NOT EXISTS count (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS image_study ON image (json_extract(facts, '$.study_uid'));
+CREATE VIEW IF NOT EXISTS stored (study, series, sop_uid, file) AS
+    SELECT json_extract(facts, '$.study_uid'), json_extract(facts, '$.series_uid'), sop_uid, file
+    FROM image WHERE file IS NOT NULL
+    UNION ALL SELECT (SELECT json_extract(facts, '$.study_uid') FROM image
+        WHERE image.series = task.series LIMIT 1), series_uid, sop_uid, file
+    FROM object JOIN task ON task.id = task WHERE file IS NOT NULL;
 """
 _DATABASE, _LOCK, _RECEIVING, _IMAGES, _RESULTS = (
     "node.sqlite", "lock", "receiving", "images", "results",
 )  # fmt: skip
 _NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p"}
 _BUSY_S = 30.0
+_LEVELS = ("study", "series", "sop_uid")  # columns of the view `stored`
 
 
 class Receipt(enum.Enum):
@@ -118,6 +131,21 @@ class Image:
 
     facts: Facts
     path: Path | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A group of objects whose bytes are here: a study, a series or a single one.
+
+    Attributes:
+        path: Of one of its objects, an image where there is one.
+        series: How many series it has, or is of.
+        objects: How many objects.
+    """
+
+    path: Path
+    series: int
+    objects: int
 
 
 @dataclass(frozen=True)
@@ -183,7 +211,8 @@ class Spool:
 
     Args:
         folder: Made with mode 0700 where it is missing.
-        now: Wall clock in seconds; it only decides how long something is kept.
+        now: Wall clock in seconds; it only decides how long something is kept. Where it was set
+            back since the last row was written, time goes on from that row.
 
     Raises:
         ConfigError: the folder cannot be used, lies on a network disk, or another node uses it.
@@ -191,7 +220,8 @@ class Spool:
 
     def __init__(self, folder: Path, now: Callable[[], float] = time.time) -> None:
         self.folder = folder
-        self.now = now
+        self._clock, self._ahead_s = now, 0.0
+        self._strays: dict[str, float] = {}  # in `receiving`: when each was first seen
         self._guard = threading.RLock()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -210,6 +240,7 @@ class Spool:
         try:
             self._db = open_database(folder)
             self._recover()
+            self._ahead_s = max(0.0, self._latest() - now())
         except sqlite3.Error as error:
             os.close(self._lock)
             raise ConfigError(f"state folder {folder}: {error}") from error
@@ -218,6 +249,10 @@ class Spool:
     def receiving(self) -> Path:
         """The folder for objects that are on their way in; it lies on the same disk."""
         return self.folder / _RECEIVING
+
+    def now(self) -> float:
+        """Return the time by which ages are counted."""
+        return self._clock() + self._ahead_s
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -411,6 +446,29 @@ class Spool:
         """Return how many series, tasks, deliveries and stored bytes there are, by state."""
         return counts(self._db)
 
+    # What is shown of it.
+
+    def read(self, look: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what a function reads of the table."""
+        with self._guard:
+            return look(self._db)
+
+    def stored(self, level: str, within: Mapping[str, str]) -> list[Stored]:
+        """Return the studies, series or objects whose bytes are here, images and results.
+
+        Args:
+            level: `study`, `series` or `sop_uid`.
+            within: Identifiers by level that narrow it.
+        """
+        assert {level, *within} <= set(_LEVELS)
+        conditions = " AND ".join(f"{name} = ?" for name in within) or "TRUE"
+        rows = self._all(
+            "SELECT min(file) AS file, count(DISTINCT series) AS series, count(*) AS objects "
+            f"FROM stored WHERE {conditions} GROUP BY {level} ORDER BY {level}",
+            *within.values(),
+        )
+        return [Stored(self.folder / row["file"], row["series"], row["objects"]) for row in rows]
+
     # What time takes away.
 
     def purge(self, keep_s: float, held_s: float, remember_s: float) -> int:
@@ -452,11 +510,18 @@ class Spool:
             drop_bytes(self._db, self.folder, series)
 
     def sweep(self, older_than_s: float) -> None:
-        """Delete what broken associations have left behind in `receiving`."""
-        for path in self.receiving.iterdir():
-            with contextlib.suppress(OSError):
-                if self.now() - path.stat().st_mtime > older_than_s:
-                    path.unlink()
+        """Delete what broken associations have left behind in `receiving`.
+
+        Times of the file system are not asked: the clock may have been set since.
+        """
+        now = self.now()
+        self._strays = {
+            path.name: self._strays.get(path.name, now) for path in self.receiving.iterdir()
+        }
+        for name, seen in self._strays.items():
+            if now - seen > older_than_s:
+                with contextlib.suppress(OSError):
+                    (self.receiving / name).unlink()
 
     # Inside.
 
@@ -473,6 +538,15 @@ class Spool:
                         path.rmdir()
                 elif str(path.relative_to(self.folder)) not in known:
                     path.unlink()  # nobody was told that it is here: it was not committed
+
+    def _latest(self) -> float:
+        """Return the time of the newest row; 0 without any."""
+        row = self._one(
+            "SELECT max(coalesce((SELECT max(arrived) FROM series), 0), "
+            "coalesce((SELECT max(changed) FROM task), 0), "
+            "coalesce((SELECT max(changed) FROM delivery), 0)) AS latest"
+        )
+        return 0.0 if row is None else float(row["latest"])
 
     def _open_series(self, facts: Facts, calling: str) -> int:
         row = self._db.execute(
@@ -552,6 +626,24 @@ def counts(database: sqlite3.Connection) -> dict[str, Counter[str]]:
                               "WHERE file IS NOT NULL").fetchone()  # fmt: skip
     found["bytes"] = Counter({"images": stored["n"]})
     return found
+
+
+def queue(database: sqlite3.Connection, *, everything: bool = False) -> list[sqlite3.Row]:
+    """Return the tasks that are not done, or all of them, the oldest first; no patient is named."""
+    hidden = "" if everything else "WHERE state NOT IN ('answered', 'replaced')"
+    return database.execute(
+        "SELECT id, series, rule, json_array_length(images) AS images, state, attempts, changed, "
+        f"reason FROM task {hidden} ORDER BY id"
+    ).fetchall()
+
+
+def undelivered(database: sqlite3.Connection) -> list[sqlite3.Row]:
+    """Return what is not sent, by task, destination and state."""
+    return database.execute(
+        "SELECT object.task AS task, destination, delivery.state AS state, count(*) AS objects, "
+        "max(reason) AS reason FROM delivery JOIN object ON object = sop_uid "
+        "WHERE delivery.state <> 'sent' GROUP BY task, destination, delivery.state"
+    ).fetchall()
 
 
 def drop_bytes(database: sqlite3.Connection, folder: Path, series: int) -> None:

@@ -1,4 +1,4 @@
-"""What a node shows of itself over HTTP: metrics for Prometheus, and whether it makes progress.
+"""What a node shows of itself over HTTP: a page for its operator, metrics for Prometheus, health.
 
 | metric | kind | labels |
 |---|---|---|
@@ -21,16 +21,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from medserve.dicom.node import Node
+from medserve.dicom.panel import render
 from medserve.errors import ConfigError
 from medserve.settings import Address
 
 __all__ = ["Watch"]
 
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 _STUCK_S = 120.0  # a step takes seconds; waiting for the model is counted apart
 
 
 class Watch:
-    """An HTTP port with `/metrics` and `/healthz`; it says nothing of any study."""
+    """An HTTP port with `/dicom`, `/metrics` and `/healthz`; it says nothing of any study."""
 
     def __init__(self, node: Node, address: Address) -> None:
         self._node = node
@@ -44,6 +46,8 @@ class Watch:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Security-Policy", _POLICY)
+                self.send_header("X-Content-Type-Options", "nosniff")
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -67,11 +71,14 @@ class Watch:
         """Return status, content type and body of a page."""
         if path == "/metrics":
             return 200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(self._registry)
+        stuck = self._node.stuck(_STUCK_S)
+        if path == "/dicom":
+            page = render(self._node, stuck)
+            return 200, "text/html; charset=utf-8", page.encode()
         if path == "/healthz":
-            stuck = self._node.stuck(_STUCK_S)
             text = f"no progress: {', '.join(stuck)}" if stuck else "ok"
             return (503 if stuck else 200), "text/plain; charset=utf-8", f"{text}\n".encode()
-        return 404, "text/plain; charset=utf-8", b"/metrics or /healthz\n"
+        return 404, "text/plain; charset=utf-8", b"/dicom, /metrics or /healthz\n"
 
     def stop(self) -> None:
         """Close the port."""

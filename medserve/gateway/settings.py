@@ -79,6 +79,7 @@ class GatewaySettings:
     http_port: Annotated[int, "HTTP and the page; 0 takes a free port."] = 8000
     metrics_port: Annotated[int, "Prometheus metrics; 0 takes a free port."] = 8002
     page: Annotated[bool, "Serve HTTP and the page."] = True
+    monailabel: Annotated[bool, "Serve MONAI Label's API beyond loopback, too."] = False
     hosts: Annotated[str, "Comma-separated names under which browsers reach the page."] = ""
     engine: Annotated[str, "TorchServe's gRPC inference API."] = "127.0.0.1:7070"
     engine_management: Annotated[str, "TorchServe's gRPC management API."] = "127.0.0.1:7071"
@@ -93,6 +94,8 @@ class GatewaySettings:
     client_ca: Annotated[Path | None, "Authority (PEM) whose certificate clients need."] = None
     audit_log: Annotated[Path | None, "File for one line a call; see `medserve audit`."] = None
     cancelled_dir: Annotated[Path | None, "Folder shared with the workers; see operations."] = None
+    upload_dir: Annotated[Path | None, "Folder shared with the workers, for large files."] = None
+    max_upload_mb: Annotated[int, "Largest file of a typed Segment call, MiB."] = 1024
     max_message_mb: Annotated[int, "Largest request or answer, MiB."] = 64
     memory_mb: Annotated[int, "All requests in memory at one time, MiB."] = 256
     in_flight: Annotated[int, "Calls of a model in the engine; 0: twice what it takes at once."] = 0
@@ -113,6 +116,7 @@ class GatewaySettings:
         for name in ("drain_delay_s", "drain_timeout_s", "in_flight", "queue"):
             _check(getattr(self, name) >= 0, name, "0 or more")
         _check(1 <= self.max_message_mb <= 2047, "max_message_mb", "1 to 2047")
+        _check(self.max_upload_mb >= 1, "max_upload_mb", "1 or more")
         _check(self.max_calls >= 1, "max_calls", "at least 1")
         _check((self.tls_cert is None) == (self.tls_key is None), "tls_key", "both or none")
         _check(self.client_ca is None or self.tls_cert is not None, "client_ca", "a tls_cert, too")
@@ -163,6 +167,7 @@ class GatewaySettings:
             ),
             store=config.store,
             cancelled_dir=server.cancelled_dir,
+            upload_dir=server.upload_dir,
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ class Archive:
         refusing: Set while every object is refused.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.digests: dict[str, list[str]] = defaultdict(list)
         self.classes: dict[str, str] = {}
         self.contents: dict[str, bytes] = {}
@@ -39,13 +40,22 @@ class Archive:
         for sop_class in STORED_CLASSES:
             self._ae.add_supported_context(sop_class)
         self._server: Any = self._ae.start_server(
-            ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self._on_store)]
+            ("127.0.0.1", 0),
+            block=False,
+            evt_handlers=[(evt.EVT_C_STORE, self._on_store)],
+            ssl_context=tls,
         )
 
     @property
     def destination(self) -> str:
         """Where it is, as a node names it."""
-        return f"SINK@127.0.0.1:{self._server.server_address[1]}"
+        return f"SINK@127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        """Where it listens on loopback."""
+        port: int = self._server.server_address[1]
+        return port
 
     def stop(self) -> None:
         """Close the port."""
@@ -97,9 +107,9 @@ def send(
 
 
 @contextmanager
-def running_archive() -> Iterator[Archive]:
+def running_archive(tls: ssl.SSLContext | None = None) -> Iterator[Archive]:
     """Give an archive for the time of the block."""
-    archive = Archive()
+    archive = Archive(tls)
     try:
         yield archive
     finally:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 
+from medserve.client import SegmentedFile
 from medserve.dicom.ask import Answer
 from medserve.dicom.rules import Rule
 from medserve.imaging.codecs import dicom_series
@@ -84,11 +84,6 @@ def answer_volume(rule: Rule, files: Sequence[Path]) -> Answer:
     mask = np.zeros(source.geometry.shape, np.uint8)
     mask[1:4, 1:3, 1:3], mask[5:7, 2:6, 2:4] = 1, 2
     found = Segmentation(mask, source.geometry, LABELS)
-    result = msgspec.structs.replace(
-        found.to_result(),
-        model=PROVENANCE.model,
-        version=PROVENANCE.version,
-        archive_digest=PROVENANCE.archive_digest,
-        dicom_seg=dicom_seg.encode(found, source, _CODES, PROVENANCE),
-    )
-    return Answer(PROVENANCE, (result,))
+    measures = found.to_result().measures
+    seg = dicom_seg.encode(found, source, _CODES, PROVENANCE)
+    return Answer(PROVENANCE, (SegmentedFile(PROVENANCE, LABELS, measures, seg),))

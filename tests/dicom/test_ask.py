@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from medserve.client import SegmentedFile
 from medserve.dicom.ask import Gateway
 from medserve.dicom.objects import make_objects
 from medserve.dicom.rules import Kind, Rule, RuleTask
 from medserve.dicom.spool import Task
 from medserve.errors import InvalidImageError, PayloadTooLargeError, ServerUnreachableError
+from medserve.imaging.geometry import Geometry
+from medserve.imaging.volume import Volume
 from tests.dicom.series import series, write
 from tests.dicom.test_objects import loop
+from tests.servers import Servers
+from tests.volume_phantoms import as_bytes, dicom_slices
 
 SIZE = (24, 20)  # columns, rows: models refuse less
 TASK = Task(1, 1, "rule", "content", ("1.2.3",), "waiting", "", 0, 1e9)
@@ -57,12 +63,32 @@ def test_what_the_model_refuses_is_its_own_error(gateway: Gateway, tmp_path: Pat
         gateway.ask(rule, files[:9] + files[10:])
 
 
-def test_a_series_over_the_limit_says_so(address: str, tmp_path: Path) -> None:
-    rule = Rule(name="r", model="segmentation_3d", task=RuleTask.VOLUMES)
-    small = Gateway(address, message_bytes=20_000)
-    with pytest.raises(PayloadTooLargeError):
-        small.ask(rule, write(tmp_path, series(1, slices=30)))
-    small.close()
+def noisy_series() -> list[bytes]:
+    """Return 40 slices that no zip makes small: 2.5 MB."""
+    noise = np.random.default_rng(3).integers(0, 1000, (180, 180, 40), dtype=np.int16)
+    volume = Volume(noise, Geometry(noise.shape, np.diag((1.0, 1.0, 1.0, 1.0))))
+    return [as_bytes(each) for each in dicom_slices(volume)]
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["shared folder", "messages alone"])
+def test_a_series_larger_than_a_message_is_answered_where_gateway_and_workers_share_a_folder(
+    servers: Servers, tmp_path: Path, shares: bool
+) -> None:
+    folder = servers.torchserve.upload_dir
+    behind = servers.gateway(max_message_mb=1, upload_dir=folder if shares else None)
+    asked = Gateway(behind.addresses.grpc, timeout_s=120.0)
+    rule = Rule(name="r", model="tiny_volume", task=RuleTask.VOLUMES)
+    files = write(tmp_path, noisy_series())
+    if shares:
+        [found] = asked.ask(rule, files).found
+        assert isinstance(found, SegmentedFile)
+        assert sum(each.voxels for each in found.measures) > 0
+        assert folder is not None
+        assert list(folder.iterdir()) == []
+    else:
+        with pytest.raises(PayloadTooLargeError):
+            asked.ask(rule, files)
+    asked.close()
 
 
 @pytest.mark.loopback

@@ -90,5 +90,11 @@ def test_a_node_beyond_loopback_wants_to_know_its_senders(rules: Path, tmp_path:
     assert output.startswith("error: --allow")
 
 
+def test_a_web_face_beyond_loopback_is_not_open_to_everybody(rules: Path, tmp_path: Path) -> None:
+    arguments = ("--web", "0.0.0.0:0", "--destination", "PACS@h:1", "--state", tmp_path / "state")
+    output = medserve("serve", rules, *arguments, code=2)
+    assert output.startswith("error: --web")
+
+
 def test_a_folder_that_is_no_state_is_refused(tmp_path: Path) -> None:
     assert "folder of a node" in medserve("queue", "--state", tmp_path, code=2)

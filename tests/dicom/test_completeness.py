@@ -52,6 +52,16 @@ def test_too_few_images_are_not_complete(rules: Rules, tmp_path: Path) -> None:
     assert "got 4" in verdict(rules, write(tmp_path / "s", series(1))[:4])
 
 
+def test_a_series_over_the_size_of_its_rule_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text(RULES.format(quiet_s=0) + "max_mb = 0.001\n")
+    paths = write(tmp_path / "s", series(1))
+    size = sum(each.stat().st_size for each in paths)
+    assert f"at most 0.001 MB of images (max_mb), got {size / 1e6:.1f}" in verdict(
+        Rules.read(path), paths
+    )
+
+
 def test_images_of_two_patients_are_no_series(rules: Rules, tmp_path: Path) -> None:
     paths = write(tmp_path / "s", series(1))
     other = dcmread(paths[2])

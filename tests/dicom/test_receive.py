@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless, JPEGLossless, RLELossless
 from pynetdicom.ae import ApplicationEntity
 
-from medserve.dicom import receive
+from medserve.dicom import intake
+from medserve.dicom.intake import Intake
 from medserve.dicom.peers import Destination, Sender
 from medserve.dicom.receive import Receiver, ReceiverSettings
-from medserve.dicom.send import echo
+from medserve.dicom.send import echo, trusting
 from medserve.dicom.spool import Spool
+from medserve.gateway.core.tls import CertificateFiles
 from medserve.settings import Address
+from tests.client.certificates import HAVE_OPENSSL, self_signed
 from tests.dicom.archive import send
 from tests.dicom.series import series
 from tests.volume_phantoms import as_bytes
@@ -37,9 +41,7 @@ class Running:
         self.arrived: list[str] = []
         self.receiver = Receiver(
             ReceiverSettings("NODE", HERE, **settings),
-            self.spool,
-            lambda: self.has_room,
-            self.arrived.append,
+            Intake(self.spool, lambda: self.has_room, self.arrived.append),
         )
         self.receiver.start()
 
@@ -84,7 +86,7 @@ def test_other_bytes_under_a_known_identifier_are_a_warning(running: Running) ->
 
 def test_no_room_is_a_status_that_invites_to_try_again(running: Running) -> None:
     running.has_room = False
-    assert send(running.address, series(1)) == [receive.NO_ROOM] * 5
+    assert send(running.address, series(1)) == [intake.NO_ROOM] * 5
     running.has_room = True
     assert send(running.address, series(1)) == [0] * 5
     assert running.spool.counts()["count"]["refused"] == 5
@@ -98,7 +100,7 @@ def test_a_full_disk_refuses_and_recovers(
 
     with monkeypatch.context() as patch:
         patch.setattr("medserve.dicom.spool._move", full)
-        assert send(running.address, series(1)) == [receive.NO_ROOM] * 5
+        assert send(running.address, series(1)) == [intake.NO_ROOM] * 5
     assert send(running.address, series(1)) == [0] * 5
 
 
@@ -118,7 +120,7 @@ def test_an_object_that_is_another_than_was_announced_is_refused(running: Runnin
             return "1.2.3.4.5"
 
     dataset.__class__ = Renamed
-    assert association.send_c_store(dataset).Status == receive.MISMATCH
+    assert association.send_c_store(dataset).Status == intake.MISMATCH
     association.release()
     assert running.spool.counts()["count"]["mismatched"] == 1
 
@@ -178,7 +180,7 @@ def test_a_disk_that_fails_within_an_object_is_an_answer_and_no_broken_associati
 
     with monkeypatch.context() as patch:
         patch.setattr("os.write", full)
-        assert send(running.address, series(1)) == [receive.NO_ROOM] * 5
+        assert send(running.address, series(1)) == [intake.NO_ROOM] * 5
     assert send(running.address, series(1)) == [0] * 5
     assert list(running.spool.receiving.iterdir()) == []
 
@@ -191,7 +193,7 @@ def test_a_file_that_cannot_be_made_is_an_answer_too(
 
     with monkeypatch.context() as patch:
         patch.setattr("tempfile.mkstemp", full)
-        assert send(running.address, series(1)) == [receive.NO_ROOM] * 5
+        assert send(running.address, series(1)) == [intake.NO_ROOM] * 5
     assert send(running.address, series(1)) == [0] * 5
 
 
@@ -221,3 +223,18 @@ def test_senders_at_the_same_time_do_not_disturb_each_other(running: Running) ->
         thread.join()
     found = running.spool.open_series()
     assert [len(running.spool.images(each.id)) for each in found] == [5] * 8
+
+
+@pytest.mark.skipif(not HAVE_OPENSSL, reason="makes certificates with openssl")
+def test_a_port_with_tls_opens_to_certificates_of_its_authority_alone(tmp_path: Path) -> None:
+    own, sender, other = (self_signed(tmp_path, name) for name in ("node", "sender", "other"))
+    files = CertificateFiles(*own, client_ca=sender[0])
+    node = Running(tmp_path, tls=files.context())
+    there = Destination("", "NODE", Address("localhost", node.address.port), is_tls=True)
+    try:
+        assert echo("SENDER", there, trusting(own[0], *sender))
+        assert not echo("SENDER", there, trusting(own[0], *other))
+        assert not echo("SENDER", there, trusting(own[0]))
+        assert not echo("SENDER", replace(there, is_tls=False))
+    finally:
+        node.stop()

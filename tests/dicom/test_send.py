@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from medserve.dicom.peers import read_destination
-from medserve.dicom.send import Sender
+from medserve.dicom.send import Sender, trusting
 from medserve.dicom.spool import Delivery
+from medserve.errors import ConfigError
+from medserve.gateway.core.tls import CertificateFiles
+from tests.client.certificates import HAVE_OPENSSL, self_signed
 from tests.dicom.archive import Archive, running_archive
 from tests.dicom.series import series
 
@@ -126,3 +129,90 @@ def test_the_body_of_a_service_counts_before_its_status(
     assert delivery.path is not None
     assert delivery.path.read_bytes() in body
     assert headers["Authorization"] == "Bearer secret"
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Return chain and key of an archive, of a node, and of somebody else."""
+    if not HAVE_OPENSSL:
+        pytest.skip("makes certificates with openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    return {name: self_signed(folder, name) for name in ("archive", "node", "other")}
+
+
+Certificates = dict[str, tuple[Path, Path]]
+
+
+def test_objects_go_over_tls_to_an_archive_that_is_trusted_and_trusts_the_node(
+    delivery: Delivery, certificates: Certificates
+) -> None:
+    theirs, own = certificates["archive"], certificates["node"]
+    files = CertificateFiles(*theirs, client_ca=own[0])
+    with running_archive(files.context()) as sink:
+        there = read_destination(f"tls:SINK@localhost:{sink.port}")
+        for tls, state in (
+            (trusting(theirs[0], *own), "sent"),
+            (trusting(theirs[0]), "waiting"),
+            (trusting(theirs[0], *certificates["other"]), "waiting"),
+            (trusting(certificates["other"][0], *own), "waiting"),
+        ):
+            [outcome] = Sender("NODE", tls=tls).send(there, [delivery])
+            assert outcome.state == state
+        assert outcome.reason.startswith("TLS with the archive fails (self")
+    [digests] = sink.digests.values()
+    assert len(digests) == 1
+
+
+def test_a_name_that_is_not_in_the_certificate_is_not_trusted(
+    delivery: Delivery, certificates: Certificates
+) -> None:
+    theirs = certificates["archive"]
+    with running_archive(CertificateFiles(*theirs).context()) as sink:
+        there = read_destination(f"tls:{sink.destination}")  # by address; it names localhost
+        [outcome] = Sender("NODE", tls=trusting(theirs[0])).send(there, [delivery])
+    assert outcome.state == "waiting"
+    assert "TLS" in outcome.reason
+    assert sink.digests == {}
+
+
+def test_an_archive_without_tls_gets_nothing_that_was_meant_for_one_with_it(
+    delivery: Delivery, certificates: Certificates, sink: Archive
+) -> None:
+    tls = trusting(certificates["archive"][0])
+    there = read_destination(f"tls:SINK@localhost:{sink.port}")
+    [outcome] = Sender("NODE", tls=tls).send(there, [delivery])
+    assert outcome.state == "waiting"
+    assert sink.digests == {}
+
+
+@pytest.mark.parametrize(("trusted", "state"), [("archive", "sent"), ("other", "waiting")])
+def test_a_service_over_https_has_to_be_trusted(
+    delivery: Delivery, certificates: Certificates, trusted: str, state: str
+) -> None:
+    class Service(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Service) as server:
+        context = CertificateFiles(*certificates["archive"]).context()
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        url = f"https://localhost:{server.server_address[1]}/studies"
+        sender = Sender("NODE", tls=trusting(certificates[trusted][0]))
+        [outcome] = sender.send(read_destination(url), [delivery])
+        thread.join()
+    assert outcome.state == state
+    assert ("TLS" in outcome.reason) == (state == "waiting")
+
+
+def test_a_file_that_is_no_certificate_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.pem"):
+        trusting(tmp_path / "none.pem")

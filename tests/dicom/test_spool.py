@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from medserve.dicom import node
 from medserve.dicom.headers import Facts
 from medserve.dicom.spool import MadeObject, Receipt, Spool
 from medserve.errors import ConfigError
@@ -70,7 +74,8 @@ def clock() -> Clock:
 def spool(tmp_path: Path, clock: Clock) -> Iterator[Spool]:
     opened = Spool(tmp_path / "state", clock)
     yield opened
-    opened.close()
+    with contextlib.suppress(OSError):  # a test has closed it
+        opened.close()
 
 
 def test_an_object_that_comes_twice_is_kept_once(spool: Spool) -> None:
@@ -209,3 +214,56 @@ class AnyOrder(RuleBasedStateMachine):
 
 AnyOrder.TestCase.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
 TestAnyOrder = pytest.mark.cpu(AnyOrder.TestCase)
+
+
+@pytest.mark.parametrize("years", [-10, 10])
+def test_a_clock_that_is_set_while_the_node_runs_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, years: int
+) -> None:
+    spool = Spool(tmp_path / "state", node.Clock())
+    receive(spool, 1, 1)
+    settle_all(spool)
+    answer_all(spool)
+    [delivery] = spool.deliveries("PACS@h:1")
+    spool.delivered(delivery, "sent")
+    coming = spool.receiving / "coming"
+    coming.write_bytes(b"half of an object")
+    later = time.time() + years * 365 * 86400
+    monkeypatch.setattr("time.time", lambda: later)
+    os.utime(coming, (later, later))
+    before = spool.now()
+    spool.sweep(3600)
+    spool.purge(3600, 3600, 3600)
+    assert coming.exists()
+    assert len(list(spool.folder.rglob("*.dcm"))) == 2
+    assert abs(spool.now() - before) < 3600
+    spool.close()
+
+
+def test_what_is_left_behind_goes_after_its_time(spool: Spool, clock: Clock) -> None:
+    stray = spool.receiving / "stray"
+    stray.touch()
+    spool.sweep(3600)
+    clock.now += 3599
+    spool.sweep(3600)
+    assert stray.exists()
+    clock.now += 2
+    spool.sweep(3600)
+    assert not stray.exists()
+
+
+def test_images_are_not_kept_for_longer_where_the_clock_was_set_back_meanwhile(
+    spool: Spool, clock: Clock
+) -> None:
+    receive(spool, 1, 1)
+    settle_all(spool)
+    answer_all(spool)
+    [delivery] = spool.deliveries("PACS@h:1")
+    spool.delivered(delivery, "sent")
+    spool.close()
+    clock.now -= 1e8
+    again = Spool(spool.folder, clock)
+    clock.now += 11
+    again.purge(10, 10, 1000)
+    assert list(again.folder.rglob("*.dcm")) == []
+    again.close()

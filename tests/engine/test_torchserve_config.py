@@ -10,6 +10,7 @@ import yaml
 
 from medserve.engine.torchserve.config import (
     CANCELLED,
+    UPLOADS,
     EngineSettings,
     engine_environment,
     java_command,
@@ -19,7 +20,7 @@ from medserve.engine.torchserve.java import Java
 from medserve.engine.torchserve.ports import Ports
 from medserve.errors import ConfigError
 
-_PORTS = Ports(grpc=1, management=2, http=3, metrics=4)
+_PORTS = Ports(grpc=1, management=2, metrics=3)
 
 
 def written(folder: Path, **changes: object) -> dict[str, str]:
@@ -40,12 +41,13 @@ def test_only_the_inference_api_follows_the_host(tmp_path: Path) -> None:
     properties = written(tmp_path, host="0.0.0.0")
     assert properties["grpc_inference_address"] == "0.0.0.0"
     assert properties["grpc_management_address"] == "127.0.0.1"
-    assert properties["inference_address"] == "http://127.0.0.1:3"
-    assert properties["metrics_address"] == "http://127.0.0.1:4"
+    assert properties["metrics_address"] == "http://127.0.0.1:3"
 
 
-def test_http_management_is_a_socket_in_the_private_folder(tmp_path: Path) -> None:
-    assert written(tmp_path)["management_address"] == f"unix:{tmp_path}/tmp/m.sock"
+def test_http_apis_are_sockets_in_the_private_folder(tmp_path: Path) -> None:
+    properties = written(tmp_path)
+    assert properties["management_address"] == f"unix:{tmp_path}/tmp/m.sock"
+    assert properties["inference_address"] == f"unix:{tmp_path}/tmp/i.sock"
 
 
 def test_nothing_can_be_loaded_but_the_listed_archives(tmp_path: Path) -> None:
@@ -142,11 +144,15 @@ def test_workers_get_their_threads_and_no_secrets(tmp_path: Path) -> None:
     assert int(environment["MEDSERVE_MAX_RESPONSE_BYTES"]) < 2**26
 
 
-def test_workers_and_a_gateway_beside_them_share_a_folder_for_cancelled_calls(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("variable", "folder"),
+    [("MEDSERVE_CANCELLED_DIR", CANCELLED), ("MEDSERVE_UPLOAD_DIR", UPLOADS)],
+)
+def test_workers_and_a_gateway_beside_them_share_folders(
+    tmp_path: Path, variable: str, folder: str
 ) -> None:
     own = engine_environment({}, tmp_path, threads=1, max_message_bytes=2**26)
-    assert own["MEDSERVE_CANCELLED_DIR"] == str(tmp_path / CANCELLED)
-    given = {"MEDSERVE_CANCELLED_DIR": "/cancelled"}  # of a gateway in another container
+    assert own[variable] == str(tmp_path / folder)
+    given = {variable: "/shared"}  # of a gateway in another container
     shared = engine_environment(given, tmp_path, threads=1, max_message_bytes=2**26)
-    assert shared["MEDSERVE_CANCELLED_DIR"] == "/cancelled"
+    assert shared[variable] == "/shared"

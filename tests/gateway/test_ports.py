@@ -211,6 +211,32 @@ def test_running_calls_finish_while_health_says_no(tiny_store: Path, fake: FakeE
     assert fake.drained
 
 
+def test_no_call_is_cancelled_because_it_came_as_the_gateway_stopped(
+    tiny_store: Path, fake: FakeEngine
+) -> None:
+    fake.pause_s = 0.002
+    ends: list[tuple[grpc.StatusCode, str | None]] = []
+
+    def call_until_refused() -> None:
+        with channel_to(gateway) as channel:
+            while True:
+                try:
+                    predict(channel)
+                except grpc.RpcError as error:
+                    ends.append((error.code(), error.details()))
+                    return
+
+    callers = [threading.Thread(target=call_until_refused) for _ in range(12)]
+    with running_gateway(quick_settings(tiny_store), fake) as gateway:
+        for each in callers:
+            each.start()
+        while len(fake.requests) < 200:
+            time.sleep(0.01)
+    for each in callers:
+        each.join()
+    assert {code for code, _ in ends} == {grpc.StatusCode.UNAVAILABLE}, ends
+
+
 def test_an_upload_that_takes_for_ever_is_ended(tiny_store: Path, fake: FakeEngine) -> None:
     settings = quick_settings(tiny_store, upload_timeout_s=0.5)
     with running_gateway(settings, fake) as gateway, channel_to(gateway) as channel:
@@ -280,7 +306,7 @@ def test_many_large_uploads_need_no_more_memory_than_a_few(
         )
         with grpc.insecure_channel(json.loads(ready.read_text())["grpc"]) as channel:
             predictions = inference_pb2_grpc.InferenceAPIsServiceStub(channel).Predictions
-            calls = [predictions.future(message, timeout=300) for _ in range(24)]  # 384 MiB
+            calls = [predictions.future(message, timeout=300) for _ in range(12)]  # 384 MiB
             while not all(call.done() for call in calls):
                 peak = max(peak, gateway.memory_info().rss)
                 time.sleep(0.02)

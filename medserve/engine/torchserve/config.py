@@ -17,9 +17,17 @@ from medserve.engine.torchserve.java import Java
 from medserve.engine.torchserve.ports import Ports, is_loopback
 from medserve.errors import ConfigError
 
-__all__ = ["CANCELLED", "EngineSettings", "engine_environment", "java_command", "write_run_dir"]
+__all__ = [
+    "CANCELLED",
+    "UPLOADS",
+    "EngineSettings",
+    "engine_environment",
+    "java_command",
+    "write_run_dir",
+]
 
 CANCELLED = "cancelled"  # in the private folder: ids of calls that nobody waits for any more
+UPLOADS = "uploads"  # and files that are too large for a message
 
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE", re.IGNORECASE)
 _MIB = 2**20
@@ -90,7 +98,7 @@ class EngineSettings:
 
 def write_run_dir(folder: Path, settings: EngineSettings) -> None:
     """Write `config.properties`, `log4j2.xml` and `metrics.yaml` into the private folder."""
-    for name in ("store", "workflows", "tmp", CANCELLED):
+    for name in ("store", "workflows", "tmp", CANCELLED, UPLOADS):
         (folder / name).mkdir(exist_ok=True)
     (folder / "log4j2.xml").write_text(_LOG4J.format(level=settings.log_level), encoding="utf-8")
     (folder / "metrics.yaml").write_text(_METRICS, encoding="utf-8")
@@ -149,8 +157,9 @@ def engine_environment(
         "LOG_LOCATION": str(folder),
         "METRICS_LOCATION": str(folder),
         "MEDSERVE_ENGINE_THREADS": count,
-        # A gateway in another container names a folder that both of them see.
+        # A gateway in another container names folders that both of them see.
         "MEDSERVE_CANCELLED_DIR": given.get("MEDSERVE_CANCELLED_DIR") or str(folder / CANCELLED),
+        "MEDSERVE_UPLOAD_DIR": given.get("MEDSERVE_UPLOAD_DIR") or str(folder / UPLOADS),
         # A larger answer would make TorchServe kill the worker, so the handler refuses it.
         "MEDSERVE_MAX_RESPONSE_BYTES": str(max_message_bytes - _MIB // 64),
         # Libraries in a worker would each take every core.
@@ -170,7 +179,8 @@ def _properties(folder: Path, settings: EngineSettings) -> dict[str, str]:
         "grpc_inference_port": str(ports.grpc),
         "grpc_management_address": "127.0.0.1",
         "grpc_management_port": str(ports.management),
-        "inference_address": f"http://127.0.0.1:{ports.http}",
+        # No page in a browser reaches a socket file: TorchServe answers to any Host and Origin.
+        "inference_address": f"unix:{folder / 'tmp' / 'i.sock'}",
         "metrics_address": f"http://{settings.metrics_host}:{ports.metrics}",
         # The HTTP management API can load workflows, that is code, whatever enable_model_api says.
         "management_address": f"unix:{folder / 'tmp' / 'm.sock'}",

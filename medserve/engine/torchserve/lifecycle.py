@@ -28,6 +28,7 @@ from medserve.engine.torchserve.calls import (
 )
 from medserve.engine.torchserve.config import (
     CANCELLED,
+    UPLOADS,
     EngineSettings,
     engine_environment,
     java_command,
@@ -202,6 +203,11 @@ class Server:
     def cancelled_dir(self) -> Path | None:
         """Where a gateway beside the server marks cancelled calls for the workers."""
         return self._folder.path / CANCELLED if self._folder else None
+
+    @property
+    def upload_dir(self) -> Path | None:
+        """Where a gateway beside the server leaves files that are too large for a message."""
+        return self._folder.path / UPLOADS if self._folder else None
 
     @property
     def engine_threads(self) -> int:

@@ -51,6 +51,7 @@ from medserve.gateway.core.calls import (
 from medserve.gateway.core.cancelled import CancelledCalls
 from medserve.gateway.core.metrics import GatewayMetrics
 from medserve.gateway.core.served_models import ServedModels
+from medserve.gateway.core.uploads import Uploads
 from medserve.gateway.settings import Limits
 
 __all__ = [
@@ -88,6 +89,7 @@ class Guards:
     tokens: TokenCheck | None = None  # None: nobody has to say who they are
     audit: AuditLog | None = None
     cancelled: CancelledCalls = field(default_factory=lambda: CancelledCalls(None))
+    uploads: Uploads = field(default_factory=lambda: Uploads(None, 0))
 
 
 class Gateway:
@@ -118,6 +120,11 @@ class Gateway:
     def limits(self) -> Limits:
         """How much the gateway takes on."""
         return self._guards.limits
+
+    @property
+    def uploads(self) -> Uploads:
+        """Where files go that are too large for a message."""
+        return self._guards.uploads
 
     def authenticate(self, token: str | None, name: str = "", address: str = "") -> Caller:
         """Who owns the token.
@@ -266,7 +273,7 @@ class Gateway:
         gate = self.gate(model)
         arrived = time.monotonic()
         place = await gate.enter(call.deadline)
-        self.metrics.queue_seconds.labels(model.name).observe(time.monotonic() - arrived)
+        self.metrics.queue_seconds(model.name).observe(time.monotonic() - arrived)
         return place, model
 
     def _find(self, call: EngineCall) -> ModelInfo:
@@ -290,10 +297,10 @@ class Gateway:
         task = asyncio.ensure_future(self._ask(call, model))
         task.add_done_callback(lambda done: self._returned(model, place, done))
         try:
-            async with asyncio.timeout(_left_s(call)):
-                return await asyncio.shield(task)
-        except TimeoutError:
-            raise _too_late(call) from None
+            await asyncio.wait((task,), timeout=_left_s(call))  # ends the task in no case
+            if not task.done():
+                raise _too_late(call)
+            return task.result()
         finally:
             if not task.done():
                 self._leave_behind(task, call)
@@ -368,7 +375,7 @@ class Gateway:
 
     def _returned(self, model: ModelInfo, place: Place, task: asyncio.Task[Any]) -> None:
         well = not task.cancelled() and task.exception() is None
-        self.metrics.engine_seconds.labels(model.name).observe(place.give_back(well))
+        self.metrics.engine_seconds(model.name).observe(place.give_back(well))
 
     def _leave_behind(self, task: asyncio.Task[Any], call: EngineCall) -> None:
         """Keep a task whose caller has gone; nobody but its worker hears of that.

@@ -11,6 +11,7 @@ from medserve.gateway.core.calls import Caller, Health, ModelInfo
 
 __all__ = ["ServedModels", "describe"]
 
+_READS_UPLOADS = "handlers/uploads.py"  # archives that were built without it take small files alone
 _UNPROVEN = Health(False, "it has not answered its golden input yet")
 
 
@@ -23,6 +24,7 @@ def describe(archive: ArchiveInfo, default: bool) -> ModelInfo:
         health=_UNPROVEN,
         card=archive.card,
         metrics=archive.metrics,
+        reads_uploads=any(each.path == _READS_UPLOADS for each in archive.members),
     )
 
 
@@ -76,10 +78,13 @@ class ServedModels:
         self._defaults[name] = version
         for key, model in self._models.items():
             if model.name == name and model.default != (model.version == version):
-                self._models[key] = dataclasses.replace(model, default=model.version == version)
+                new = dataclasses.replace(model, default=model.version == version)
+                self._models[key] = new
+                for listener in self._listeners:
+                    listener(new)
 
     def on_change(self, listener: Callable[[ModelInfo], None]) -> None:
-        """Call `listener` with the model whenever its health changes."""
+        """Call `listener` with a model when its health, or whether it is the default, changes."""
         self._listeners.append(listener)
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from fastapi import FastAPI
+from prometheus_client import Gauge
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -20,6 +21,8 @@ from medserve import __version__
 from medserve.errors import MedserveError, ServerBusyError
 from medserve.gateway.core.gateway import Gateway, new_request_id
 from medserve.gateway.core.status import bug
+from medserve.gateway.faces.monailabel import app as monailabel
+from medserve.gateway.faces.monailabel.sessions import ImageSessions
 from medserve.gateway.faces.page import (
     classify,
     generate,
@@ -39,6 +42,7 @@ from medserve.gateway.faces.page.rendering import Templates
 from medserve.gateway.faces.page.sessions import Sessions
 from medserve.gateway.faces.page.thumbnails import Thumbnails
 from medserve.gateway.faces.rest import app as rest
+from medserve.gateway.faces.rest.body import RestLimits
 from medserve.gateway.settings import GatewaySettings
 from medserve.run_folder import RunFolder
 
@@ -65,15 +69,18 @@ def create_app(
     limits = limits or PageLimits()
     limits = replace(limits, upload_bytes=min(limits.upload_bytes, largest))
     rendered = Templates()
+    sessions = ImageSessions()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         folder = RunFolder.create()
         jobs = Jobs(folder.path, limits)
+        sessions.folder = folder.path / "monailabel"
+        sessions.folder.mkdir(mode=0o700)
         app.state.context = PageContext(
             gateway, limits, jobs, Sessions(gateway), rendered, Thumbnails(), Slots(limits)
         )
-        sweeper = asyncio.create_task(_sweep(jobs))
+        sweeper = asyncio.create_task(_sweep(jobs, sessions, gateway.metrics.page_swept))
         try:
             yield
         finally:
@@ -93,6 +100,9 @@ def create_app(
         },
     )
     app.include_router(rest.router(gateway, settings))
+    if settings.on_loopback or settings.monailabel:
+        silence = RestLimits(silence_s=settings.upload_timeout_s)
+        app.include_router(monailabel.router(gateway, sessions, silence))
     for module in (job_routes, classify, segment, generate, pages):
         app.router.routes.extend(module.routes)
     app.router.routes.append(_static(rendered))
@@ -119,12 +129,15 @@ def _static(rendered: Templates) -> Route:
     return Route(f"/static/{rendered.digest}/{{path:path}}", static)
 
 
-async def _sweep(jobs: Jobs) -> None:
+async def _sweep(jobs: Jobs, sessions: ImageSessions, swept: Gauge) -> None:
+    swept.set_to_current_time()
     while True:
         await asyncio.sleep(_SWEEP_S)
         try:
             over = jobs.over()
             await asyncio.to_thread(jobs.remove, over)
+            await asyncio.to_thread(sessions.sweep)
+            swept.set_to_current_time()
         except Exception as error:  # files must not outlive their time because of one
             bug(error, new_request_id())
 

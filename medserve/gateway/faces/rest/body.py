@@ -20,9 +20,11 @@ from medserve.errors import DeadlineError, InvalidRequestError, PayloadTooLargeE
 __all__ = [
     "FormFile",
     "RestLimits",
+    "announced_bytes",
     "arriving_bytes",
     "files",
     "is_form",
+    "pieces",
     "single_file",
     "whole",
 ]
@@ -33,6 +35,8 @@ _NO_FILE = ("application/json", "application/x-www-form-urlencoded", "text/", "m
 _FILE_FIELDS = (b"files", b"file")
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # also what turns text round
 _MAX_NAME = 255
+_MAX_TEXT_BYTES = 2**16
+_MAX_FIELD = 40
 _MAX_DIGITS = 19  # of a stated size
 _ENVELOPE_BYTES = 2**16  # of a form: boundaries and the headers of one file
 
@@ -64,7 +68,7 @@ async def whole(request: Request, limit: int, times: RestLimits) -> bytes:
     if (announced_bytes(request) or 0) > limit:
         raise _too_large(limit)
     body = bytearray()
-    async for piece in _pieces(request, times):
+    async for piece in pieces(request, times):
         body += piece
         if len(body) > limit:
             raise _too_large(limit)
@@ -129,7 +133,11 @@ def is_form(request: Request) -> bool:
 
 
 async def files(
-    request: Request, limit: int, times: RestLimits, most: int = 0
+    request: Request,
+    limit: int,
+    times: RestLimits,
+    most: int = 0,
+    texts: dict[str, str] | None = None,
 ) -> AsyncGenerator[FormFile, None]:
     """The files of a form, each as soon as it is there.
 
@@ -137,21 +145,22 @@ async def files(
         request: A form; see `is_form`.
         limit: Bytes of one file.
         times: Times, and the number of files where `most` does not give it.
-        most: The number of files.
+        most: The number of parts.
+        texts: Fields that may come beside the files; their values are written into it.
     """
     _, options = parse_options_header(request.headers["content-type"])
     boundary = options.get(b"boundary", b"")
     if not boundary:
         raise InvalidRequestError("expected a boundary in the content type of the form, got none")
-    form = _Form(boundary, limit, most or times.files)
-    async for piece in _pieces(request, times):
+    form = _Form(boundary, limit, most or times.files, texts or {})
+    async for piece in pieces(request, times):
         form.feed(piece)
         while form.complete:
             yield form.complete.popleft()
     form.finish()
 
 
-async def _pieces(request: Request, times: RestLimits) -> AsyncIterator[bytes]:
+async def pieces(request: Request, times: RestLimits) -> AsyncIterator[bytes]:
     """The body as it comes, from a sender who keeps sending."""
     end = time.monotonic() + times.upload_s
     source = aiter(request.stream())
@@ -175,9 +184,10 @@ async def _pieces(request: Request, times: RestLimits) -> AsyncIterator[bytes]:
 class _Form:
     """A form while it comes in; holds one unfinished file."""
 
-    def __init__(self, boundary: bytes, limit: int, most: int) -> None:
+    def __init__(self, boundary: bytes, limit: int, most: int, texts: dict[str, str]) -> None:
         self.complete: deque[FormFile] = deque()
-        self._limit, self._most = limit, most
+        self._limit, self._most, self._texts = limit, most, texts
+        self._text = ""  # the field of the part, where it is none of a file
         self._count = 0
         self._header = [b"", b""]  # name and value; the parser bounds their length
         self._disposition = b""
@@ -232,19 +242,34 @@ class _Form:
 
     def _begin_file(self) -> None:
         _, options = parse_options_header(self._disposition)
-        if options.get(b"name") not in _FILE_FIELDS or b"filename" not in options:
+        field_name = options.get(b"name", b"")
+        field = field_name.decode("latin-1")
+        self._text = field if field in self._texts and b"filename" not in options else ""
+        if self._text:
+            return
+        if field_name not in _FILE_FIELDS:
             raise InvalidRequestError(
-                "expected only files in the form, each in a field named files; got another field"
+                "expected only files in the form, each in a field named files; got a field named "
+                f"{_shown(field_name)[:_MAX_FIELD]!r}; options are parameters of the address"
+            )
+        if b"filename" not in options:
+            raise InvalidRequestError(
+                f"expected a file in the field {field_name.decode()}, got a text; send it with a "
+                "file name, as `curl -F files=@PATH` does"
             )
         self._name = _shown(options[b"filename"])
 
     def _append(self, data: bytes, start: int, end: int) -> None:
         self._content += data[start:end]
-        if len(self._content) > self._limit:
-            raise _too_large(self._limit)
+        limit = min(self._limit, _MAX_TEXT_BYTES) if self._text else self._limit
+        if len(self._content) > limit:
+            raise _too_large(limit)
 
     def _end_file(self) -> None:
-        self.complete.append(FormFile(self._name, bytes(self._content)))
+        if self._text:
+            self._texts[self._text] = self._content.decode("utf-8", "replace")
+        else:
+            self.complete.append(FormFile(self._name, bytes(self._content)))
         self._content = bytearray()
 
     def _end(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc.aio
@@ -16,15 +16,16 @@ from medserve.errors import (
     DeadlineError,
     InvalidRequestError,
     MedserveError,
-    PayloadTooLargeError,
 )
-from medserve.gateway.core.call_context import Context, answering
+from medserve.gateway.core.admission import Reservation
+from medserve.gateway.core.call_context import CallContext, Context, answering
 from medserve.gateway.core.calls import Face, ModelInfo
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.guard import STREAMED_BYTES
 from medserve.gateway.core.packing import HeldImages, ImageFile, Outcome, classify_each
 from medserve.gateway.core.requests import draw_samples, find_served
 from medserve.gateway.core.status import rpc_status
+from medserve.gateway.core.uploads import Incoming, InMemory, refuse_larger
 from medserve.gateway.faces.options import describe_option, options_of, read_options, within_json
 from medserve.gateway.faces.v1.messages import (
     chunks,
@@ -98,17 +99,13 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
             model = await find_served(self._gateway, order, Task.VOLUMES, Task.FRAMES)
             asked = message_params(settings)
             order = order.with_params(read_options(model, within_json(model, asked)))
-            limit = min(self._gateway.limits.message_bytes, model.spec.input.max_payload_bytes)
-            _check_size(settings.content_bytes, limit)
-            size, owner = settings.content_bytes or limit, incoming.caller.owner
-            need = max(size, STREAMED_BYTES)
-            async with self._gateway.budget.reserve(need, owner, incoming.deadline) as held:
-                incoming.memory.reserved = True
+            async with self._room(model, settings.content_bytes, incoming) as (file, held):
                 yield _progress(pb.SEGMENT_STAGE_ACCEPTED, 0)
-                content = await _gather(parts, size)
-                held.resize(len(content))
-                yield _progress(pb.SEGMENT_STAGE_RUNNING, len(content))
-                answer = await self._gateway.predict(order.call({"data": content}))
+                await _gather(parts, file)
+                if held is not None:
+                    held.resize(file.size)
+                yield _progress(pb.SEGMENT_STAGE_RUNNING, file.size)
+                answer = await self._gateway.predict(order.call(file.inputs()))
             result, files = await asyncio.to_thread(
                 segment_result, answer, model.task, asked.get("format")
             )
@@ -137,6 +134,29 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
             return pb.ListModelsResponse(
                 models=[_model(info) for info in found if info.name in names]
             )
+
+    @asynccontextmanager
+    async def _room(
+        self, model: ModelInfo, announced: int, incoming: CallContext
+    ) -> AsyncIterator[tuple[Incoming, Reservation | None]]:
+        """Give a file its place: in memory, or on the disk where it is too large for a message.
+
+        A file that is not announced has to fit into a message.
+        """
+        message = self._gateway.limits.message_bytes
+        on_disk = self._gateway.uploads.most_bytes if model.reads_uploads else 0
+        limit = min(max(message, on_disk), model.spec.input.max_payload_bytes)
+        refuse_larger(announced, limit)
+        owner, deadline = incoming.caller.owner, incoming.deadline
+        if on_disk and announced > message - _MAX_SETTINGS_BYTES:  # which travel with it
+            async with self._gateway.uploads.receive(announced, owner, deadline) as file:
+                yield file, None
+            return
+        size = announced or min(limit, message)
+        need = max(size, STREAMED_BYTES)
+        async with self._gateway.budget.reserve(need, owner, deadline) as held:
+            incoming.memory.reserved = True
+            yield InMemory(size), held
 
     async def _parts(self, requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
         """The messages of a client, each within the time that it may be silent."""
@@ -180,9 +200,8 @@ async def _images(parts: AsyncIterator[pb.ClassifyRequest]) -> AsyncGenerator[Im
         yield ImageFile(part.image.id, part.image.content)
 
 
-async def _gather(parts: AsyncIterator[pb.SegmentRequest], limit: int) -> bytes:
-    """The file in the chunks."""
-    content = bytearray()
+async def _gather(parts: AsyncIterator[pb.SegmentRequest], file: Incoming) -> None:
+    """Bring the chunks into the file."""
     try:
         async with asyncio.timeout(_UPLOAD_S):
             async for part in parts:
@@ -190,22 +209,13 @@ async def _gather(parts: AsyncIterator[pb.SegmentRequest], limit: int) -> bytes:
                     raise InvalidRequestError(
                         "expected a chunk in every message but the first, got something else"
                     )
-                content += part.chunk
-                _check_size(len(content), limit)
+                await file.take(part.chunk)
     except TimeoutError:
         raise DeadlineError(
             f"expected the whole file within {_UPLOAD_S:g} s, got a part of it; send a smaller one"
         ) from None
-    if not content:
+    if not file.size:
         raise InvalidRequestError("expected a file in chunks, got none")
-    return bytes(content)
-
-
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise PayloadTooLargeError(
-            f"expected a file of at most {limit} bytes, got more; send a smaller one"
-        )
 
 
 def _progress(stage: pb.SegmentStage.ValueType, received_bytes: int) -> pb.SegmentResponse:

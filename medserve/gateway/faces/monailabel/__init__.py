@@ -1,0 +1,1 @@
+"""The API of MONAI Label, for its clients: inference alone."""
