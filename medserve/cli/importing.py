@@ -79,6 +79,24 @@ def nnunet(
     _finish(source, version, store, example or [], dry_run=dry_run)
 
 
+@import_.command("bundle")
+def bundle(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="With configs/ and models/ of a MONAI bundle.")
+    ],
+    name: _Name,
+    example: _Example = None,
+    version: _Version = "1.0",
+    store: _Store = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Import a MONAI bundle; it answers as MONAI's own inference workflow does on a CPU."""
+    with _with_extra():
+        from medserve.importing.bundle import read_bundle
+    source = read_bundle(folder, name, with_weights=not dry_run)
+    _finish(source, version, store, example or [], dry_run=dry_run)
+
+
 _Spec = Annotated[
     Path, typer.Option("--spec", help="Its description, as `medserve init` writes it.")
 ]
