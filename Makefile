@@ -30,7 +30,7 @@ help:  ## print this list
 	@touch $@
 
 .venv/dev: .venv/serve
-	$(PIP) --editable '.[serve,gateway,dicom,train,dev]'
+	$(PIP) --editable '.[serve,gateway,dicom,ray,train,dev]'
 	@$(BIN)/python -c 'import torchvision' 2> /dev/null || $(PIP) 'torch===$(TORCH)'
 	@touch $@
 

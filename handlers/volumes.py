@@ -83,7 +83,7 @@ class VolumeHandler(Handler[VolumeOptions]):
             self.channels,
             self.spec.input.kinds,
             limits,
-            ReadOptions(options.channel, options.spacing_mm, self.pipeline.volume.modalities),
+            ReadOptions.asked(options, self.pipeline.volume.modalities),
         )
         for volume in volumes:
             _refuse_blank(volume)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +38,7 @@ def protoc(own: str, flags: list[str]) -> int:
     folders = {FOREIGN: PROTOS, own: PROTOS / "medserve/v1"}
     command = [sys.executable, "-m", "grpc_tools.protoc", *flags]
     command += [f"-I{seen}={folder}" for seen, folder in folders.items()]
-    command += [f"-I{sysconfig.get_path('purelib')}"]  # has google/rpc/status.proto
+    command += [f"-I{PROTOS}"]  # has google/rpc/status.proto
     for seen, folder in folders.items():
         command += [f"{seen}/{path.name}" for path in sorted(folder.glob("*.proto"))]
     return subprocess.run(command, check=False).returncode

@@ -125,6 +125,24 @@ def enhanced_dicom(volume: Volume, order: Sequence[int]) -> Dataset:
     return first
 
 
+def two_echoes(volume: Volume, order: Sequence[int]) -> Dataset:
+    """The volume twice in one enhanced image: echo time 30, and 500 brighter echo time 60.
+
+    Args:
+        volume: Slices (I, J, K) of the first echo.
+        order: Stored order of the frames 0 to 2K - 1; those of the second echo follow the first.
+    """
+    count = volume.geometry.shape[2]
+    both = np.concatenate([volume.array, volume.array + 500], axis=2)
+    dataset = enhanced_dicom(Volume(both, Geometry(both.shape, volume.geometry.affine)), order)
+    for k, item in zip(order, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        place, echo = _slice(volume, k % count, "1", {}), Dataset()
+        item.PlanePositionSequence[0].ImagePositionPatient = place.ImagePositionPatient
+        echo.EffectiveEchoTime = 30.0 if k < count else 60.0
+        item.MREchoSequence = [echo]
+    return dataset
+
+
 def as_bytes(dataset: Dataset) -> bytes:
     """A DICOM Part 10 file."""
     stream = io.BytesIO()

@@ -1,8 +1,8 @@
 """Evaluate a shipped model: `python -m training.evaluate mednist --data-dir DIR --out DIR`.
 
-Every room that has a `training/<name>.py` with a function `evaluate(request)` can be named. One
-that asks for more than the flags here names a configuration of its own, `EVALUATION`, which
-extends `EvaluateConfig` and is handed over as it is.
+Every room of classification and of volumes can be named. A `training/<name>.py` may bring a
+function `evaluate(request)` of its own; one that asks for more than the flags here names a
+configuration, `EVALUATION`, which extends `EvaluateConfig` and is handed over as it is.
 """
 
 from __future__ import annotations
@@ -10,18 +10,24 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import models
 from medserve.errors import ConfigError
-from medserve.spec import EngineName
-from training.classification.evaluation import EvaluationRequest
+from medserve.spec import EngineName, Task
+from training.classification.evaluation import EvaluationRequest, evaluate_classifier
 from training.core.config import Setting, parse, run
+from training.volumes.evaluation import evaluate_segmentation
 
 __all__ = ["EvaluateConfig", "main"]
+
+_BY_TASK: Mapping[Task, Callable[[str, EvaluationRequest], object]] = {
+    Task.CLASSIFICATION: evaluate_classifier,
+    Task.VOLUMES: evaluate_segmentation,
+}
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,27 @@ class EvaluateConfig:
 
 
 def main(config: EvaluateConfig) -> None:
-    """Hand the request to the room's own training module."""
+    """Hand the request to the room's own training module, or to its task's."""
     models.room(config.model, config.variant)  # names those there are where it is not one
-    module = f"training.{config.model}"
-    if importlib.util.find_spec(module) is None:
+    own = _own(config.model, "evaluate")
+    if own is not None:
+        own(config if type(config) is not EvaluateConfig else _request(config))
+        return
+    task = models.spec(config.model, config.variant).task
+    if task not in _BY_TASK:
         raise ConfigError(
-            f"expected {module} to evaluate {config.model}, but there is no such file"
+            f"{config.model}: expected a function evaluate in training/{config.model}.py, as "
+            f"models of {task} are measured in a way of their own; there is none"
         )
-    own = type(config) is not EvaluateConfig
-    importlib.import_module(module).evaluate(config if own else _request(config))
+    _BY_TASK[task](config.model, _request(config))
+
+
+def _own(name: str, attribute: str) -> Any:
+    """What the module of a room's training brings of this name, or None."""
+    module = f"training.{name}"
+    if importlib.util.find_spec(module) is None:
+        return None
+    return getattr(importlib.import_module(module), attribute, None)
 
 
 def _request(config: EvaluateConfig) -> EvaluationRequest:
@@ -74,10 +92,8 @@ def _read(config: type[EvaluateConfig], arguments: Sequence[str] | None) -> Eval
     """The flags of the model that is named, where it has its own."""
     given = sys.argv[1:] if arguments is None else arguments
     named = next((each for each in given if each in models.names()), None)
-    module = f"training.{named}"
-    if named is not None and importlib.util.find_spec(module) is not None:
-        config = getattr(importlib.import_module(module), "EVALUATION", config)
-    return parse(config, arguments)
+    own = None if named is None else _own(named, "EVALUATION")
+    return parse(own or config, arguments)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,10 @@ import models
 from training.classification import data
 from training.classification import ship as shipping
 from training.classification.augment import Augment
-from training.classification.evaluation import EvaluationRequest, evaluate_classifier
 from training.classification.fit import Classifier, fit_classifier
 from training.core.config import FitConfig, Setting, TrainPrecision, run, write
 
-__all__ = ["NAME", "TrainConfig", "evaluate", "main"]
+__all__ = ["NAME", "TrainConfig", "main"]
 
 NAME = "mednist"
 
@@ -67,11 +66,6 @@ def main(config: TrainConfig) -> None:
     folder = shipping.ship_classifier(fitted, shipment)
     if config.install:
         shipping.install(folder, NAME, config.variant)
-
-
-def evaluate(request: EvaluationRequest) -> None:
-    """Measure the shipped artifact (or another) on labelled images."""
-    evaluate_classifier(NAME, request)
 
 
 if __name__ == "__main__":

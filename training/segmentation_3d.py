@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from training.classification.evaluation import EvaluationRequest
 from training.core.config import Setting, run
-from training.volumes.evaluation import evaluate_segmentation
 from training.volumes.train import VolumesConfig, train
 
-__all__ = ["NAME", "TrainConfig", "evaluate", "main"]
+__all__ = ["NAME", "TrainConfig", "main"]
 
 NAME = "segmentation_3d"
 
@@ -42,11 +40,6 @@ class TrainConfig(VolumesConfig):
 def main(config: TrainConfig) -> None:
     """Read, split, fit every member, then export and report on their average."""
     train(config)
-
-
-def evaluate(request: EvaluationRequest) -> None:
-    """Measure the shipped artifact (or another) on labelled volumes, on their own grids."""
-    evaluate_segmentation(NAME, request)
 
 
 if __name__ == "__main__":

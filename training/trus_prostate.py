@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import lightning
 import torch
@@ -46,7 +46,7 @@ from training.frames.evaluation import FrameEvaluation, evaluate_frames
 from training.frames.fit import fit_frames
 from training.frames.module import SCORE, FrameSegmenter
 from training.frames.sheets import SheetsConfig, write_sheets
-from training.frames.ship import Shipment, install, ship
+from training.frames.ship import Shipment, install, require_agreement, ship
 
 __all__ = ["EVALUATION", "NAME", "TrainConfig", "TrusEvaluateConfig", "evaluate", "main",
            "run_command"]  # fmt: skip
@@ -116,7 +116,7 @@ def main(config: TrainConfig) -> None:
         pipeline, members, list(loaded.values()), model_config, config.out_dir, config.fp16_weights
     )
     folder = ship(shipment, config.threads)
-    _report(config, pipeline.spec, folder, split)
+    require_agreement(_report(config, pipeline.spec, folder, split))
     if config.install:
         install(folder, config.out_dir, NAME, config.variant)
 
@@ -144,17 +144,21 @@ def evaluate(config: TrusEvaluateConfig) -> None:
     evaluate_frames(request)
 
 
-def _report(config: TrainConfig, spec: ModelSpec, folder: Path, split: Split) -> None:
-    """Measure the artifact on frames that no training saw; without any, on all folds' frames."""
+def _report(config: TrainConfig, spec: ModelSpec, folder: Path, split: Split) -> dict[str, Any]:
+    """Measure the artifact on frames that no training saw; without any, on all folds' frames.
+
+    Returns what `training.json` says of it.
+    """
     measured = evaluate_frames(
         FrameEvaluation(
             spec, folder, config.data_dir, config.out_dir / "report", folder / "split.csv",
             "test" if split.test else "validation", threads=config.threads,
         )
     )  # fmt: skip
-    described = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    described: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     measured["training"] = described
     write_json(folder / "metrics.json", measured)
+    return described
 
 
 def _check_sides(pipeline: FramePipeline) -> None:

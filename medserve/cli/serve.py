@@ -45,7 +45,6 @@ _Port = Annotated[int, typer.Option(help="TorchServe's gRPC inference; 0 takes a
 _ManagementPort = Annotated[
     int | None, typer.Option(help="Its gRPC management, on loopback.", show_default="the next port")
 ]
-_HttpPort = Annotated[int, typer.Option(help="TorchServe's REST API, on loopback; 0: a free port.")]
 _MetricsPort = Annotated[int, typer.Option(help="Prometheus metrics, on loopback.")]
 _Workers = Annotated[
     int | None, typer.Option(min=1, help="Worker processes per model; threads = cores / workers.")
@@ -78,7 +77,6 @@ def serve(  # one parameter an option: the command line is the interface
     host: _Host = "127.0.0.1",
     port: _Port = 7070,
     management_port: _ManagementPort = None,
-    http_port: _HttpPort = 0,
     metrics_port: _MetricsPort = 8082,
     workers: _Workers = None,
     token: _Token = None,
@@ -105,7 +103,7 @@ def serve(  # one parameter an option: the command line is the interface
         models=tuple(name.strip() for name in models.split(",") if name.strip()),
         defaults=dict(_pair(each) for each in default or []),
         host=host,
-        ports=_ports(port, management_port, http_port, metrics_port),
+        ports=_ports(port, management_port, metrics_port),
         workers=workers,
         token_auth=token,
         certificate=tls_cert,
@@ -146,11 +144,11 @@ def _wants_gateway(asked: bool | None) -> bool:
     return True
 
 
-def _ports(port: int, management: int | None, http: int, metrics: int) -> Ports:
+def _ports(port: int, management: int | None, metrics: int) -> Ports:
     """Management takes the port beside inference unless another one was chosen."""
     from medserve.engine.torchserve.ports import Ports
 
-    return Ports(port, (port and port + 1) if management is None else management, http, metrics)
+    return Ports(port, (port and port + 1) if management is None else management, metrics)
 
 
 def _run(config: ServerConfig, ready_file: Path | None, gateway: dict[str, Any] | None) -> None:

@@ -27,7 +27,6 @@ from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
-import msgspec
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.json_format import MessageToDict
 
@@ -51,7 +50,7 @@ from medserve.tasks.classification import (
     ask_in_halves,
     read_packed,
 )
-from medserve.tasks.frames import FrameFormat, FrameOptions, FrameOutput, FrameResult
+from medserve.tasks.frames import FrameOptions, FrameResult
 from medserve.tasks.generation import (
     GenerationOptions,
     GenerationResult,
@@ -60,7 +59,7 @@ from medserve.tasks.generation import (
 )
 from medserve.tasks.options import Options
 from medserve.tasks.result import Provenance, Result, concerns_all, error_of
-from medserve.tasks.volumes import VolumeFormat, VolumeOptions, VolumeOutput, VolumeResult
+from medserve.tasks.volumes import VolumeOptions, VolumeResult
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from medserve.wire.v1 import imaging_pb2, imaging_pb2_grpc
 
@@ -333,7 +332,7 @@ class AsyncClient:
         Raises:
             MedserveError: why there is no mask.
         """
-        asked = _Asked(model, version, _volumes_in_json(options))
+        asked = _Asked(model, version, (options or VolumeOptions()).in_json())
         content = await self._content(volume, _case_reader(options))
         return await self._segmented(asked, VolumeResult, content)
 
@@ -384,7 +383,7 @@ class AsyncClient:
 
         While one is worked on, the next one is on its way. A volume that fails costs no other.
         """
-        asked = _Asked(model, version, _volumes_in_json(options))
+        asked = _Asked(model, version, (options or VolumeOptions()).in_json())
         files = read_each(volumes, self._connection.limits, _case_reader(options))
         async with aclosing(self._each(asked, VolumeResult, files)) as results:
             async for result in results:
@@ -409,7 +408,7 @@ class AsyncClient:
         Raises:
             MedserveError: why there is no mask.
         """
-        asked = _Asked(model, version, _frames_in_json(options))
+        asked = _Asked(model, version, (options or FrameOptions()).in_json())
         return await self._segmented(asked, FrameResult, await self._content(frame, read))
 
     async def segment_frames(
@@ -424,7 +423,7 @@ class AsyncClient:
 
         While one is worked on, the next one is on its way. A file that fails costs no other.
         """
-        asked = _Asked(model, version, _frames_in_json(options))
+        asked = _Asked(model, version, (options or FrameOptions()).in_json())
         files = read_each(frames, self._connection.limits, read)
         async with aclosing(self._each(asked, FrameResult, files)) as results:
             async for result in results:
@@ -620,24 +619,6 @@ def _request(
 def _case_reader(options: VolumeOptions | None) -> Callable[[Source, Limits], bytes]:
     has_spacing = options is not None and options.spacing_mm is not None
     return partial(read_case, has_spacing=has_spacing)
-
-
-def _volumes_in_json(options: VolumeOptions | None) -> VolumeOptions:
-    """Return the options of a JSON answer, which holds mask and measurements beside the rest."""
-    options = options or VolumeOptions()
-    if options.output not in (None, VolumeOutput.MASK, VolumeOutput.JSON):
-        return msgspec.structs.replace(options, format=VolumeFormat.JSON)
-    kept = options.format if options.format == VolumeFormat.DICOM_SEG else None
-    return msgspec.structs.replace(options, output=VolumeOutput.JSON, format=kept)
-
-
-def _frames_in_json(options: FrameOptions | None) -> FrameOptions:
-    """Return the options of a JSON answer, which holds masks and measurements beside the rest."""
-    options = options or FrameOptions()
-    if options.output == FrameOutput.OVERLAY:
-        return msgspec.structs.replace(options, format=FrameFormat.JSON)
-    kept = options.format if options.format == FrameFormat.DICOM_SEG else None
-    return msgspec.structs.replace(options, output=FrameOutput.JSON, format=kept)
 
 
 def _classification(item: Mapping[str, Any] | MedserveError) -> Classification | MedserveError:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from medserve.client.connection import Limits
 from medserve.errors import InvalidRequestError, MedserveError, PayloadTooLargeError
 
-__all__ = ["Source", "pack", "read", "read_case", "read_each"]
+__all__ = ["Source", "files_below", "pack", "read", "read_case", "read_each", "zip_files"]
 
 _ENVELOPE_BYTES = 16 * 2**10  # of the protobuf around a file: names, keys, lengths, parameters
 _FAST = 1  # zlib's level: 12-bit images in 16-bit words halve at once, more costs seconds
@@ -106,7 +106,7 @@ def read_case(case: Source, limits: Limits, *, has_spacing: bool = True) -> byte
         PayloadTooLargeError: over the limit of one message.
     """
     if isinstance(case, str | os.PathLike) and os.path.isdir(case):
-        return _zipped(Path(case), limits)
+        return zip_files(files_below(Path(case)), limits)
     if not isinstance(case, np.ndarray):
         return read(case, limits)
     if not has_spacing:
@@ -164,25 +164,30 @@ def _png(picture: Picture) -> bytes:
     return stream.getvalue()
 
 
-def _zipped(folder: Path, limits: Limits) -> bytes:
+def zip_files(paths: Iterable[Path], limits: Limits) -> bytes:
+    """Return the files of one series as a zip; equal files give equal bytes."""
     stream = io.BytesIO()
     count = 0
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=_FAST) as archive:
-        for path in _files(folder):
-            archive.writestr(f"{count:05d}", _read_path(path, limits))
+    with zipfile.ZipFile(stream, "w") as archive:
+        for path in paths:
+            numbered = zipfile.ZipInfo(f"{count:05d}")  # with the date from which zips count
+            content = _read_path(path, limits)
+            archive.writestr(numbered, content, zipfile.ZIP_DEFLATED, compresslevel=_FAST)
             count += 1
             if stream.tell() > limits.message_bytes:
                 raise PayloadTooLargeError(
                     f"expected a folder of at most {limits.message_bytes} bytes when packed, got "
-                    f"more in {folder}; send one series, or raise Limits.message_bytes here and "
-                    "the limit of the gateway"
+                    f"more in {path.parent}; send one series, or raise Limits.message_bytes here "
+                    "and the limit of the gateway"
                 )
     if count == 0:
-        raise InvalidRequestError(f"expected a folder with a DICOM series, got none in {folder}")
+        raise InvalidRequestError(
+            "expected files of a DICOM series, got none; send the folder that holds them"
+        )
     return read(stream.getvalue(), limits)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Give every file below the folder, sorted; hidden ones and links to others are left out.
 
     Raises:

@@ -14,7 +14,7 @@ from medserve.dicom.headers import read_header
 from medserve.dicom.peers import Destination, read_destination
 from medserve.dicom.rules import Rule, Rules, RuleTask
 from medserve.dicom.spool import Image
-from medserve.errors import InvalidImageError
+from medserve.errors import InvalidImageError, InvalidRequestError
 from medserve.imaging.codecs.dicom_series import geometry_of
 
 __all__ = ["Count", "Verdict", "judge", "quiet_s"]
@@ -82,8 +82,9 @@ def _missing(rule: Rule, chosen: Sequence[Image], of_series: int, count: Count) 
             return f"expected {known} images, as the archive has, got {of_series}"
     if rule.task is RuleTask.VOLUMES:
         try:
-            geometry_of([read_header(each.path) for each in chosen if each.path is not None])
-        except InvalidImageError as error:
+            headers = [read_header(each.path) for each in chosen if each.path is not None]
+            geometry_of(headers, rule.options.get("select"))
+        except (InvalidImageError, InvalidRequestError) as error:
             return error.message
         except FileNotFoundError:
             return "an image has vanished from the state folder; send the series again"

@@ -22,7 +22,7 @@ from medserve.errors import ConfigError, ServerFailedError
 from medserve.gateway.core.calls import network_address
 from medserve.gateway.core.tls import CertificateFiles
 
-__all__ = ["HttpServer"]
+__all__ = ["HttpServer", "most_connections"]
 
 _LOOK_AT_CERTIFICATES_S = 5.0
 _HEADER_S = 10.0  # for a connection to send the header of a request
@@ -31,8 +31,8 @@ _SILENCE_BEFORE_THE_END_S = 2.0  # of a body, when the gateway stops
 _MOST_CONNECTIONS = 1024
 
 
-def _most_connections() -> int:
-    """A third of the files that this process may open: gRPC and the engine need theirs."""
+def most_connections() -> int:
+    """Return a third of the files that this process may open: every port has as many."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MOST_CONNECTIONS if soft < 0 else max(8, min(_MOST_CONNECTIONS, soft // 3))
 
@@ -173,7 +173,7 @@ class HttpServer:
         self._reloading: asyncio.Task[None] | None = None
         config = uvicorn.Config(
             application,
-            http=functools.partial(_Connection, _most_connections()),  # type: ignore[arg-type]
+            http=functools.partial(_Connection, most_connections()),  # type: ignore[arg-type]
             lifespan="auto" if lifespan else "off",
             log_config=None,
             access_log=False,  # paths may hold what visitors must not see of each other

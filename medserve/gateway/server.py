@@ -36,17 +36,19 @@ from medserve.gateway.core.served_models import ServedModels, describe
 from medserve.gateway.core.tls import grpc_credentials
 from medserve.gateway.core.tokens import TokenFile
 from medserve.gateway.core.uploads import Uploads
-from medserve.gateway.http import HttpServer
+from medserve.gateway.http import HttpServer, most_connections
 from medserve.gateway.services import register_services
 from medserve.gateway.settings import GatewaySettings
 from medserve.imaging.codecs.payload import silence_libraries
 from medserve.settings import Address
 
-__all__ = ["Addresses", "GatewayServer"]
+__all__ = ["Addresses", "GatewayServer", "grpc_options"]
 
 _MAX_CONNECTION_AGE_MS = 300_000  # long-lived clients come back to the load balancer
 _AGE_GRACE_MS = 600_000
+_IDLE_MS = 60_000  # of a connection without a call
 _PING_MS = 5_000  # between two pings of one connection
+_STREAMS = 128  # calls of one connection; who resets them faster than they end has to wait
 _HANDSHAKE_MS = 10_000  # for a connection to become one of HTTP/2
 _LOOK_S = 0.05
 _REFUSE_S = 0.2  # before the gRPC server stops
@@ -209,24 +211,8 @@ class GatewayServer:
     async def _start_grpc(self) -> int:
         """Open the gRPC port; it answers from now on, if only that no model serves yet."""
         settings = self.settings
-        limit = settings.limits.message_bytes
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", limit),
-                ("grpc.max_send_message_length", -1),  # the engine's answers have a limit already
-                ("grpc.so_reuseport", 0),  # a second gateway on the port is a mistake
-                ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_MS),
-                ("grpc.max_connection_age_grace_ms", _AGE_GRACE_MS),
-                # Unread uploads wait in this window; gRPC would widen it to megabytes a stream.
-                ("grpc.http2.bdp_probe", 0),
-                # Stock clients and meshes ask every 10 s whether a long call still lives.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_MS),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
-            ]
-        )
+        server = grpc.aio.server(options=grpc_options(settings.limits.message_bytes))
         health = register_services(server, self.gateway, self._served, settings)
-        await health.publish()
         address = str(Address(self._host, settings.grpc_port))
         try:
             if self._certificates is None:
@@ -244,8 +230,27 @@ class GatewayServer:
         self._drained.callback(self.gateway.stopping.set)
         self._drained.push_async_callback(asyncio.sleep, settings.drain_delay_s)
         self._drained.push_async_callback(health.drain)
-        self._run("health service", health.run())
         return port
+
+
+def grpc_options(message_bytes: int) -> list[tuple[str, int]]:
+    """Return what gRPC's own server is told: above all, what it would leave without a bound."""
+    return [
+        ("grpc.max_receive_message_length", message_bytes),
+        ("grpc.max_send_message_length", -1),  # the engine's answers have a limit already
+        ("grpc.so_reuseport", 0),  # a second gateway on the port is a mistake
+        ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_MS),
+        ("grpc.max_connection_age_grace_ms", _AGE_GRACE_MS),
+        ("grpc.max_connection_idle_ms", _IDLE_MS),
+        ("grpc.max_allowed_incoming_connections", most_connections()),
+        ("grpc.max_concurrent_streams", _STREAMS),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+        # Unread uploads wait in this window; gRPC would widen it to megabytes a stream.
+        ("grpc.http2.bdp_probe", 0),
+        # Stock clients and meshes ask every 10 s whether a long call still lives.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
 
 
 async def _end(task: asyncio.Task[Any]) -> None:

@@ -39,7 +39,7 @@ def register_services(
         face.register(gateway, guard)
     unguarded = OpenDoor(server, gateway)
     health = HealthFace(gateway, served, guard.services)
-    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, unguarded)
+    health_pb2_grpc.add_HealthServicer_to_server(health, unguarded)
     names = [*guard.services, *unguarded.services, reflection.SERVICE_NAME]
     servicer = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, unguarded)

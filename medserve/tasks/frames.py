@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Annotated, ClassVar, Self
 
+import msgspec
 from msgspec import Meta
 
 from medserve.errors import InvalidRequestError
@@ -180,6 +181,13 @@ class FrameOptions(Options, frozen=True, kw_only=True):
                 "output; ask for json, or send one file a call"
             )
         return _WANTED[self._wanted][1]
+
+    def in_json(self) -> Self:
+        """Return the options of a JSON answer, which always holds masks and measurements."""
+        if self.output == FrameOutput.OVERLAY:
+            return msgspec.structs.replace(self, format=FrameFormat.JSON)
+        kept = self.format if self.format == FrameFormat.DICOM_SEG else None
+        return msgspec.structs.replace(self, output=FrameOutput.JSON, format=kept)
 
     def filled(self, spec: ModelSpec) -> Self:
         """Refuse what the model cannot do."""

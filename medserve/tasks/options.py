@@ -127,7 +127,8 @@ class Option:
     def from_text(self, text: str) -> Any:
         """Read a value written as text: `true`, `7`, `nifti`, or `1,1,2.5` for several numbers."""
         try:
-            parts = [_plain(self.kind, part) for part in text.split(",")] if text else []
+            pieces = [text] if self.kind is str and self.count == 1 else text.split(",")
+            parts = [_plain(self.kind, part) for part in pieces] if text else []
         except ValueError:
             parts = []
         return self.read(parts if self.count > 1 else parts[0] if len(parts) == 1 else object())

@@ -98,11 +98,18 @@ class VolumeOptions(Options, frozen=True, kw_only=True):
     ] = None
     channel: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Meta(description="Which volume of a four-dimensional NIfTI file, from 0."),
+        Meta(description="Which volume of a four-dimensional file, from 0."),
     ] = None
     spacing_mm: Annotated[
         tuple[Millimetres, Millimetres, Millimetres] | None,
         Meta(description="Size of a voxel of an NPY array, which states none, in millimetres."),
+    ] = None
+    select: Annotated[
+        str | None,
+        Meta(
+            description="Which of several series and acquisitions of a DICOM folder, such as "
+            "series=5,echo_time=30; the error that refuses the folder lists them."
+        ),
     ] = None
     flips: Annotated[
         bool | None,
@@ -161,6 +168,13 @@ class VolumeOptions(Options, frozen=True, kw_only=True):
     def as_json(self) -> bool:
         """Whether the answer is a JSON object; that always holds mask and measurements."""
         return self._wanted in _IN_JSON
+
+    def in_json(self) -> Self:
+        """Return the options of a JSON answer, which always holds mask and measurements."""
+        if self.output not in (None, VolumeOutput.MASK, VolumeOutput.JSON):
+            return msgspec.structs.replace(self, format=VolumeFormat.JSON)
+        kept = self.format if self.format == VolumeFormat.DICOM_SEG else None
+        return msgspec.structs.replace(self, output=VolumeOutput.JSON, format=kept)
 
     def filled(self, spec: ModelSpec) -> Self:
         """Refuse what the model cannot do."""

@@ -18,9 +18,9 @@ from medserve.errors import ConfigError
 
 
 @pytest.mark.loopback
-def test_zeros_become_four_different_free_ports() -> None:
+def test_zeros_become_different_free_ports() -> None:
     chosen = astuple(choose_ports("127.0.0.1", Ports()))
-    assert len(set(chosen)) == 4
+    assert len(set(chosen)) == 3
     assert all(port > 0 for port in chosen)
 
 

@@ -20,7 +20,7 @@ from medserve.engine.torchserve.java import Java
 from medserve.engine.torchserve.ports import Ports
 from medserve.errors import ConfigError
 
-_PORTS = Ports(grpc=1, management=2, http=3, metrics=4)
+_PORTS = Ports(grpc=1, management=2, metrics=3)
 
 
 def written(folder: Path, **changes: object) -> dict[str, str]:
@@ -41,12 +41,13 @@ def test_only_the_inference_api_follows_the_host(tmp_path: Path) -> None:
     properties = written(tmp_path, host="0.0.0.0")
     assert properties["grpc_inference_address"] == "0.0.0.0"
     assert properties["grpc_management_address"] == "127.0.0.1"
-    assert properties["inference_address"] == "http://127.0.0.1:3"
-    assert properties["metrics_address"] == "http://127.0.0.1:4"
+    assert properties["metrics_address"] == "http://127.0.0.1:3"
 
 
-def test_http_management_is_a_socket_in_the_private_folder(tmp_path: Path) -> None:
-    assert written(tmp_path)["management_address"] == f"unix:{tmp_path}/tmp/m.sock"
+def test_http_apis_are_sockets_in_the_private_folder(tmp_path: Path) -> None:
+    properties = written(tmp_path)
+    assert properties["management_address"] == f"unix:{tmp_path}/tmp/m.sock"
+    assert properties["inference_address"] == f"unix:{tmp_path}/tmp/i.sock"
 
 
 def test_nothing_can_be_loaded_but_the_listed_archives(tmp_path: Path) -> None:

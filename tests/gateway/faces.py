@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,10 +31,13 @@ __all__ = [
     "DIGEST",
     "DOUBT",
     "LABELS",
+    "PREFACE",
     "SEGMENTATION",
     "classified",
     "compact",
     "drawn",
+    "frame",
+    "header",
     "reason",
     "segmented",
     "served",
@@ -48,6 +52,24 @@ SEGMENTATION = Segmentation(
     Geometry((4, 3, 2), np.array([[0, -2, 0, 5], [1, 0, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1.0]])),
     LABELS,
 )
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """One frame of HTTP/2 (RFC 9113, section 4.1)."""
+    size = struct.pack(">I", len(payload))[1:]
+    return size + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def header(stream: int, path: str) -> bytes:
+    """The head of a gRPC call in HTTP/2, without compression (RFC 7541, section 6.2.2)."""
+    listed = {":authority": "gateway", "content-type": "application/grpc", "te": "trailers"}
+    block = b"\x83\x86" + b"\x04" + bytes([len(path)]) + path.encode()  # POST, http, the path
+    for name, value in listed.items():
+        block += b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+    return frame(1, 4, stream, block)
 
 
 @asynccontextmanager

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Mapping
 from typing import Any, cast
 
 import grpc
@@ -16,18 +20,22 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from medserve.engine.interface import Health
 from medserve.errors import DeadlineError, ServerBusyError
+from medserve.gateway import http
 from medserve.gateway.core.admission import ByteBudget, CallPlaces, Gate
 from medserve.gateway.core.calls import Caller, EngineCall, network_address
 from medserve.gateway.core.gateway import Gateway, Guards, Limits
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.faces.rest import app as rest
+from medserve.gateway.faces.rest import tasks
+from medserve.gateway.server import grpc_options
 from medserve.gateway.services import register_services
 from medserve.gateway.settings import GatewaySettings
 from medserve.wire import inference_pb2, inference_pb2_grpc, open_inference_pb2_grpc
 from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
-from tests.gateway.faces import LABELS, classified
+from tests.gateway.faces import LABELS, PREFACE, classified, frame, header
 from tests.gateway.fake_engine import FakeEngine, fake_gateway, model
 
 _MIB = 2**20
@@ -38,12 +46,15 @@ Stub = Any
 class Wards:
     """Takes every token for the name of its owner, but those that were taken away."""
 
-    def __init__(self) -> None:
-        self.taken: set[str] = set()
+    def __init__(
+        self, known: Mapping[str, Caller] | None = None, taken: Collection[str] = ()
+    ) -> None:
+        self._known = known or {}
+        self.taken = set(taken)
 
     def caller(self, token: str) -> Caller | None:
         """Return a caller of that name."""
-        return None if token in self.taken else Caller(token)
+        return None if token in self.taken else self._known.get(token, Caller(token))
 
 
 def as_ward(name: str) -> tuple[tuple[str, str], ...]:
@@ -65,7 +76,12 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 @pytest.mark.cpu
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=80,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 130)), min_size=1, max_size=30),
     st.randoms(use_true_random=False),
@@ -103,6 +119,42 @@ def test_whatever_arrives_no_more_is_given_out_than_there_is_and_everybody_has_a
 
     asyncio.run(asyncio.wait_for(all_of_them(), 10))
     assert budget.reserved == 0
+
+
+def test_who_leaves_while_memory_comes_free_leaves_in_peace() -> None:
+    async def run() -> None:
+        budget = ByteBudget(100)
+
+        async def visit() -> None:
+            async with budget.reserve(100, "a"):
+                await asyncio.sleep(0)
+
+        async with budget.reserve(100, "b"):
+            leaving, staying = (asyncio.create_task(visit()) for _ in range(2))
+            await asyncio.sleep(0)
+            leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        await staying
+        assert budget.reserved == 0
+
+    asyncio.run(run())
+
+
+def test_who_leaves_while_a_place_comes_free_leaves_in_peace() -> None:
+    async def run() -> None:
+        gate = Gate("tiny", at_work=1, waiting=4)
+        first = await gate.enter()
+        leaving, staying = (asyncio.create_task(gate.enter()) for _ in range(2))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        first.give_back(well=True)
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        (await staying).give_back(well=True)
+        assert (gate.at_work, gate.waiting) == (0, 0)
+
+    asyncio.run(run())
 
 
 def test_waiting_for_memory_ends_with_the_callers_deadline() -> None:
@@ -184,14 +236,17 @@ def test_a_gate_follows_the_number_of_workers() -> None:
 # ---- streams
 
 
-def talk(to: Gateway, conversation: Callable[[str], Coroutine[Any, Any, Any]]) -> Any:
+def talk(
+    to: Gateway,
+    conversation: Callable[[str], Coroutine[Any, Any, Any]],
+    served: ServedModels | None = None,
+) -> Any:
     """Let clients talk to the gateway's gRPC port, health and reflection included."""
 
     async def run() -> Any:
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        served = ServedModels([_MODEL])
-        health = register_services(server, to, served, GatewaySettings(max_calls=40))
-        await health.publish()
+        server = grpc.aio.server(options=grpc_options(64 * _MIB))
+        known = served or ServedModels([_MODEL])
+        register_services(server, to, known, GatewaySettings(max_calls=40))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         try:
@@ -291,6 +346,145 @@ def test_watchers_of_health_are_bounded_by_address_and_a_probe_always_gets_in() 
     assert talk(gateway(), conversation) is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+def raw_call(channel: grpc.aio.Channel, method: str) -> Any:
+    """Open a call whose messages are bytes."""
+    return channel.stream_stream(method, None, None)()  # type: ignore[call-arg]
+
+
+@pytest.mark.loopback
+def test_resets_of_one_connection_end_no_call_of_another() -> None:
+    path = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+    begun = threading.Event()
+
+    def flood(connection: socket.socket) -> None:
+        connection.sendall(PREFACE + frame(4, 0, 0))
+        for each in range(1, 200_001, 2):
+            connection.sendall(header(each, path) + frame(3, 0, each, struct.pack(">I", 8)))
+            begun.set()
+
+    async def conversation(address: str) -> None:
+        host, _, port = address.rpartition(":")
+        async with grpc.aio.insecure_channel(address) as channel:
+            await classified_once(channel, "ward")
+            with socket.create_connection((host, int(port))) as connection:
+                flooding = asyncio.create_task(asyncio.to_thread(flood, connection))
+                await asyncio.to_thread(begun.wait)
+                for _ in range(5):
+                    await classified_once(channel, "ward")
+                connection.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):
+                    await flooding
+
+    talk(gateway(), conversation)
+
+
+def _over(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> bool:
+    reader, _ = connection
+    return reader.at_eof() or reader.exception() is not None
+
+
+@pytest.mark.loopback
+def test_connections_are_bounded_and_who_has_one_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_MOST_CONNECTIONS", 10)
+
+    async def conversation(address: str) -> None:
+        host, _, port = address.rpartition(":")
+        async with grpc.aio.insecure_channel(address) as channel:
+            await classified_once(channel, "ward")
+            opened = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
+            for _, writer in opened:
+                writer.write(PREFACE + frame(4, 0, 0))
+            await until(lambda: sum(map(_over, opened)) >= 10)
+            await classified_once(channel, "ward")
+            for _, writer in opened:
+                writer.close()
+
+    talk(gateway(), conversation)
+
+
+_HEALTH = "/grpc.health.v1.Health"
+_REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("method", [f"{_HEALTH}/Check", f"{_HEALTH}/Watch", _REFLECTION])
+def test_a_question_without_a_token_that_is_larger_than_any_is_refused(method: str) -> None:
+    async def conversation(address: str) -> grpc.StatusCode:
+        async with grpc.aio.insecure_channel(address) as channel:
+            call = raw_call(channel, method)
+            await call.write(health_pb2.HealthCheckRequest(service="a" * _MIB).SerializeToString())
+            return await call.code()
+
+    assert talk(gateway(), conversation) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.loopback
+def test_questions_that_do_not_come_are_bounded_by_address_and_others_answered() -> None:
+    async def conversation(address: str) -> list[grpc.StatusCode]:
+        async with grpc.aio.insecure_channel(address) as channel:
+            silent = [raw_call(channel, f"{_HEALTH}/Check") for _ in range(6)]
+            await until(lambda: sum(each.done() for each in silent) == 2)
+            stub: Stub = health_pb2_grpc.HealthStub(channel)
+            await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+            return [await each.code() for each in silent if each.done()]
+
+    assert talk(gateway(), conversation) == 2 * [grpc.StatusCode.RESOURCE_EXHAUSTED]
+
+
+@pytest.mark.loopback
+def test_a_watcher_who_reads_nothing_keeps_no_news_from_others() -> None:
+    served = ServedModels([_MODEL])
+
+    async def conversation(address: str) -> tuple[int, int]:
+        host, _, port = address.rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        no_window = frame(4, 0, 0, struct.pack(">HI", 4, 0))
+        question = bytes(5)  # an empty message: health of everything
+        writer.write(PREFACE + no_window + header(1, f"{_HEALTH}/Watch") + frame(0, 1, 1, question))
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub: Stub = health_pb2_grpc.HealthStub(channel)
+            watch = stub.Watch(health_pb2.HealthCheckRequest())
+            first = (await watch.read()).status
+            served.set_health("kinds", "1.0", Health(False, "its worker ended"))
+            second = (await asyncio.wait_for(watch.read(), 20)).status
+            watch.cancel()
+        writer.close()
+        return first, second
+
+    status = health_pb2.HealthCheckResponse
+    told = talk(Gateway(FakeEngine(classified), served), conversation, served)
+    assert told == (status.SERVING, status.NOT_SERVING)
+
+
+@pytest.mark.loopback
+def test_who_may_not_use_a_model_does_not_learn_whether_it_is_there() -> None:
+    async def conversation(address: str) -> list[list[str]]:
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub: Stub = health_pb2_grpc.HealthStub(channel)
+            return [
+                [
+                    await _health_of(stub, name, metadata)
+                    for name in ("", "kinds", "kinds/1.0", "no")
+                ]
+                for metadata in ((), as_ward("stranger"), as_ward("neighbour"), as_ward("ward"))
+            ]
+
+    nothing = ["SERVING", "NOT_FOUND", "NOT_FOUND", "NOT_FOUND"]
+    wards = Wards({"neighbour": Caller("neighbour", frozenset({"no"}))}, taken={"stranger"})
+    assert talk(gateway(wards=wards), conversation) == [
+        *(3 * [nothing]),
+        ["SERVING", "SERVING", "SERVING", "NOT_FOUND"],
+    ]
+
+
+async def _health_of(stub: Stub, name: str, metadata: Any) -> str:
+    question = health_pb2.HealthCheckRequest(service=name)
+    answer = stub.Check(question, metadata=metadata, timeout=10)
+    if (code := await answer.code()) is not grpc.StatusCode.OK:
+        return str(code.name)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name((await answer).status))
+
+
 @pytest.mark.loopback
 def test_one_caller_has_at_most_half_of_the_open_calls() -> None:
     async def conversation(address: str) -> grpc.StatusCode:
@@ -346,6 +540,7 @@ def ask(to: Gateway, visit: Callable[[httpx.AsyncClient], Coroutine[Any, Any, An
 
 
 _CLASSIFY = "/v1/models/kinds/classify"
+_LINES = "application/x-ndjson"
 
 
 def headers(ward: str, **more: str) -> dict[str, str]:
@@ -399,3 +594,46 @@ def test_slow_bodies_of_one_caller_leave_the_others_their_half_of_the_memory() -
 
     response = ask(to, visit)
     assert response.json()["items"][0]["label"] == "dark"
+
+
+def test_lines_that_nobody_takes_hold_back_the_reading() -> None:
+    async def run() -> tuple[int, int]:
+        made = 0
+
+        async def items() -> AsyncGenerator[tuple[int, bytes], None]:
+            nonlocal made
+            for made in range(1, 1001):
+                yield made, b"x" * 100
+
+        async with contextlib.aclosing(tasks._as_lines(items(), most=1000)) as lines:
+            await anext(lines)
+            for _ in range(2000):
+                await asyncio.sleep(0)
+            first = made
+            for _ in range(5):
+                await anext(lines)
+            for _ in range(2000):
+                await asyncio.sleep(0)
+            return first, made
+
+    assert asyncio.run(run()) == (11, 16)
+
+
+@pytest.mark.cpu  # builds the whole application
+@pytest.mark.parametrize(("kind", "status"), [("application/json", 413), (_LINES, 200)])
+def test_the_answer_to_a_form_is_bounded_unless_it_is_taken_line_by_line(
+    monkeypatch: pytest.MonkeyPatch, kind: str, status: int
+) -> None:
+    monkeypatch.setattr(tasks, "_ANSWER_BYTES", 1000)
+
+    async def visit(client: httpx.AsyncClient) -> httpx.Response:
+        files = [("files", (f"{n}.png", b"dark")) for n in range(40)]
+        asked = {"authorization": "Bearer ward", "accept": kind}
+        return await client.post(_CLASSIFY, files=files, headers=asked)
+
+    response = ask(gateway(), visit)
+    assert response.status_code == status
+    if status == 200:
+        assert len(response.text.splitlines()) == 40
+    else:
+        assert "line by line" in response.json()["error"]["message"]

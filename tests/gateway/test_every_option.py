@@ -43,7 +43,12 @@ _NAMES = {
     Task.FRAMES: "gland",
     Task.GENERATION: "sampler",
 }
-_WORDS = {"class": "t2", "sampler": "ddim", "view": "axial"}
+_WORDS = {
+    "class": "t2",
+    "sampler": "ddim",
+    "view": "axial",
+    "select": "series=5,echo_time=30",
+}
 _NUMBERS = {"n": 2, "top_k": 2, "size": 64, "guidance": 0.5}
 # What an extra file of a JSON answer needs beside it.
 _BESIDE = {"overlay": {"output": "json"}, "uncertainty": {"output": "json"}}

@@ -6,6 +6,7 @@ A stock client talks to a real server in `test_stock_clients.py`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import struct
@@ -250,6 +251,48 @@ def test_the_server_and_its_models_describe_themselves() -> None:
         assert described.platform
 
     talk(conversation)
+
+
+def test_the_configuration_is_the_metadata_in_the_words_of_triton() -> None:
+    async def conversation(stub: Stub) -> None:
+        for each in _MODELS:
+            described = await stub.ModelMetadata(pb.ModelMetadataRequest(name=each.name))
+            config = (await stub.ModelConfig(pb.ModelConfigRequest(name=each.name))).config
+            assert (config.name, config.max_batch_size) == (each.name, 0)
+            for ours, theirs in (
+                (described.inputs, config.input),
+                (described.outputs, config.output),
+            ):
+                assert [(one.name, list(one.shape)) for one in ours] == [
+                    (one.name, list(one.dims)) for one in theirs
+                ]
+                for one, other in zip(ours, theirs, strict=True):
+                    kind = pb.DataType.Name(other.data_type).removeprefix("TYPE_")
+                    assert {"STRING": "BYTES"}.get(kind, kind) == one.datatype
+
+    talk(conversation)
+
+
+def test_statistics_count_what_was_answered_and_what_failed() -> None:
+    def once_busy(asked: Request) -> bytes | Sequence[bytes]:
+        if asked.inputs["data"] == b"busy":
+            raise ServerBusyError("full")
+        return answers(asked)
+
+    async def conversation(stub: Stub) -> None:
+        for content in (b"volume", b"busy", b"volume"):
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await stub.ModelInfer(request([content], "hippocampus"))
+        named = await stub.ModelStatistics(pb.ModelStatisticsRequest(name="hippocampus"))
+        [found] = named.model_stats
+        stats = found.inference_stats
+        assert (found.inference_count, found.execution_count) == (2, 3)
+        assert (stats.success.count, stats.fail.count) == (2, 1)
+        assert stats.success.ns >= stats.compute_infer.ns > 0
+        every = await stub.ModelStatistics(pb.ModelStatisticsRequest())
+        assert [each.name for each in every.model_stats] == [each.name for each in _MODELS]
+
+    talk(conversation, FakeEngine(once_busy))
 
 
 def stream(requests: Iterable[pb.ModelInferRequest]) -> list[pb.ModelStreamInferResponse]:

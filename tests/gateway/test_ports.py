@@ -215,7 +215,7 @@ def test_no_call_is_cancelled_because_it_came_as_the_gateway_stopped(
     tiny_store: Path, fake: FakeEngine
 ) -> None:
     fake.pause_s = 0.002
-    ends: list[tuple[grpc.StatusCode, str]] = []
+    ends: list[tuple[grpc.StatusCode, str | None]] = []
 
     def call_until_refused() -> None:
         with channel_to(gateway) as channel:

@@ -302,8 +302,6 @@ def test_a_bug_is_answered_with_a_reference_and_quotes_nothing(
         ("POST", f"{_CLASSIFY}?top_k=many", 400),
         ("POST", f"{_SEGMENT}?format=exe", 400),
         ("POST", f"{_SEGMENT}?spacing_mm=1", 400),
-        ("GET", "/v2/models/nobody", 404),
-        ("GET", "/v2/models/nobody/ready", 404),
     ],
 )
 def test_a_wrong_address_is_refused_in_the_words_of_the_api(
@@ -587,3 +585,18 @@ def test_a_model_tells_its_options_with_its_own_bounds() -> None:
     assert by_name["class"]["choices"] == ["T1", "T2"]
     assert (by_name["guidance"]["least"], by_name["guidance"]["most"]) == (0, 8)
     assert by_name["format"]["default"] == "png"
+
+
+@pytest.mark.parametrize(
+    ("field", "content", "named"),
+    [
+        ("image", ("a.png", b"dark"), "'image'"),
+        ("x" * 300, ("a.png", b"dark"), "'" + "x" * 40 + "'"),
+        ("files", b"dark", "field files, got a text"),
+    ],
+)
+def test_a_wrong_field_of_a_form_is_named(field: str, content: Any, named: str) -> None:
+    sent = {"files": {field: content if isinstance(content, tuple) else (None, content)}}
+    response = ask(gateway(), "POST", _CLASSIFY, **sent)
+    assert (response.status_code, code(response)) == (400, "INVALID_REQUEST")
+    assert named in response.json()["error"]["message"]

@@ -6,6 +6,7 @@ weights are in the checkout.
 
 from __future__ import annotations
 
+import base64
 import gzip
 import importlib.util
 import io
@@ -13,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -71,7 +73,7 @@ def test_a_stock_tritonclient_infers_with_every_model(
         put(tmp_path / "mednist", [path.read_bytes() for path in examples])
     command = [sys.executable, "-m", "tests.gateway.triton_client"]
     run = subprocess.run(
-        [*command, served.addresses.grpc, str(tmp_path)],
+        [*command, served.addresses.grpc, http_address(served), str(tmp_path)],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
@@ -91,6 +93,56 @@ def test_a_stock_tritonclient_infers_with_every_model(
     assert report["drawn"]["images"] == [square(5).hex(), square(6).hex()]
     assert report["drawn"]["seeds"] == [5, 6]
     assert report["refused"] == "StatusCode.NOT_FOUND"
+    assert report["config"]["config"]["input"] == [
+        {"name": "data", "data_type": "TYPE_STRING", "dims": ["-1"]}
+    ]
+    [counts] = report["statistics"]["model_stats"]
+    assert int(counts["inference_stats"]["success"]["count"]) >= 1
+    assert int(counts["inference_stats"]["compute_infer"]["ns"]) > 0
+    expect_the_same_over_http(report["http"], report)
+
+
+def http_address(served: GatewayServer) -> str:
+    """Return where HTTP is served, as clients of Triton take it: without a scheme."""
+    return str(served.addresses.page_url).removeprefix("http://").rstrip("/")
+
+
+def expect_the_same_over_http(found: dict[str, Any], over_grpc: dict[str, Any]) -> None:
+    """Over HTTP a stock client gets the answers that it gets over gRPC, and prints errors."""
+    assert (found["live"], found["ready"], found["id"]) == (True, True, "42")
+    assert found["server"]["extensions"] == over_grpc["server"]["extensions"]
+    assert found["metadata"]["inputs"] == [{"name": "data", "datatype": "BYTES", "shape": [-1]}]
+    assert found["config"]["input"] == [{"name": "data", "data_type": "TYPE_STRING", "dims": [-1]}]
+    assert {each["name"] for each in found["index"]} >= {"tiny", *_ROOMS}
+    assert found["statistics"]["model_stats"][0]["inference_stats"]["success"]["count"] >= 1
+    assert found["labels"] == found["labels_in_json"] == over_grpc["classes"]["labels"]
+    assert found["ids_in_json"] == over_grpc["classes"]["ids"]
+    assert found["shape"] == over_grpc["classes"]["shape"]
+    assert found["printed"].startswith("[404] UNKNOWN_MODEL: ")
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_perf_analyzer_of_triton_measures_a_model(
+    served: GatewayServer, tmp_path: Path, protocol: str
+) -> None:
+    # tritonclient brings one, too, which needs libb64 and the CUDA runtime
+    program = shutil.which("perf_analyzer") or str(Path(sys.executable).with_name("perf_analyzer"))
+    if (
+        not Path(program).is_file()
+        or subprocess.run([program, "--version"], check=False).returncode
+    ):
+        pytest.skip("Triton's perf_analyzer does not start on this machine")
+    tile = bright_tile(1)
+    element = base64.b64encode(struct.pack("<I", len(tile)) + tile).decode()
+    content = {"data": [{"data": {"content": {"b64": element}, "shape": [1]}}]}
+    (tmp_path / "input.json").write_text(json.dumps(content), encoding="utf-8")
+    address = served.addresses.grpc if protocol == "grpc" else http_address(served)
+    command = [program, "-m", "tiny", "-u", address, "-i", protocol]
+    command += ["--input-data", str(tmp_path / "input.json"), "--concurrency-range", "2"]
+    command += ["--measurement-mode", "count_windows", "--measurement-request-count", "20"]
+    printed = run([*command, "--stability-percentage", "999"])
+    assert re.search(r"Throughput: [1-9]", printed), printed
+    assert re.search(r"Inference count: [1-9]", printed), printed
 
 
 def put(folder: Path, contents: list[bytes]) -> None:
@@ -276,6 +328,7 @@ def as_documented(
     places = {
         "127.0.0.1:8001": served.addresses.grpc,
         "http://127.0.0.1:8000": str(served.addresses.page_url).rstrip("/"),
+        "127.0.0.1:8000": http_address(served),
         "models/segmentation_3d/examples/average.nii.gz": str(volume),
         "segmentation_3d": "tiny_volume",
         "diffusion_sampler": "sketcher",
@@ -329,6 +382,15 @@ def test_the_python_example_of_the_open_inference_protocol_works(
     assert "(6, 6)" in printed
 
 
+def test_the_python_example_of_the_protocol_over_http_works(
+    as_documented: Callable[[str], str],
+) -> None:
+    if importlib.util.find_spec("tritonclient") is None:
+        pytest.skip("tritonclient is not installed; pip install -e '.[dev]'")
+    [example] = examples("call/http.md", "Open Inference Protocol", "python")
+    assert run([sys.executable, "-c", as_documented(example)]).startswith("Hand ")
+
+
 @pytest.mark.skipif(
     not (shutil.which("grpcurl") or _BUF.is_file()), reason="needs grpcurl or buf (the dev extra)"
 )
@@ -356,14 +418,15 @@ def test_the_shell_example_of_the_typed_calls_works(
 def test_every_curl_command_of_the_documentation_works(
     as_documented: Callable[[str], str], tmp_path: Path
 ) -> None:
-    headings = ("Classify", "Segment", "Sample", "Models and health")
+    headings = ("Classify", "Segment", "Sample", "Open Inference Protocol", "Models and health")
     blocks = [block for heading in headings for block in examples("call/http.md", heading, "bash")]
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     script = "set -euo pipefail\n" + as_documented("".join(blocks))
     printed = run(["bash", "-c", script], NO_PROXY="127.0.0.1")
     assert printed.count('"label":"Hand"') >= 3
     assert '"code":"INVALID_IMAGE"' in printed
     assert '"event": "progress"' in printed
+    assert '"name":"label","datatype":"BYTES","shape":[1],"data":["Hand"]' in printed
     assert (nifti.decode((tmp_path / "mask.nii.gz").read_bytes()).array > 0).any()
     measured = json.loads((tmp_path / "mask.json").read_text())
     assert {"measures", "mask_nifti", "overlay_png"} <= set(measured)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -43,6 +45,20 @@ def test_the_file_holds_no_token_and_belongs_to_its_owner(file: Path) -> None:
     token = give(file)
     assert token.rsplit("_", 1)[1] not in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_tokens_that_are_made_at_the_same_time_all_count(file: Path) -> None:
+    together = threading.Barrier(8)
+
+    def make(number: int) -> str:
+        together.wait()
+        return give(file, f"ward-{number}")
+
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(make, range(8)))
+    tokens_file = TokenFile(file)
+    assert all(tokens_file.caller(token) for token in made)
+    assert list(file.parent.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """A stock `tritonclient` as its users write it, in a process of its own.
 
-python -m tests.gateway.triton_client ADDRESS FOLDER
+python -m tests.gateway.triton_client ADDRESS HTTP_ADDRESS FOLDER
 
 Its generated code declares the same messages as ours, so the two cannot share a process. Nothing
 of medserve is imported here. What it got is printed as one JSON object.
@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton  # type: ignore[import-untyped]
+import tritonclient.http as over_http  # type: ignore[import-untyped]
 
 __all__: list[str] = []
 
 
-def main(address: str, folder: Path) -> None:
+def main(address: str, http_address: str, folder: Path) -> None:
     """Ask everything once."""
     client = triton.InferenceServerClient(address)
     report = {
@@ -34,6 +35,9 @@ def main(address: str, folder: Path) -> None:
         "mask": segment(client, folder / "volume.nii"),
         "drawn": draw(address),
         "refused": refused(client),
+        "config": client.get_model_config("tiny", as_json=True),
+        "statistics": client.get_inference_statistics("tiny", as_json=True),
+        "http": http(over_http.InferenceServerClient(http_address), folder),
     }
     if (folder / "mednist").is_dir():
         report["mednist"] = classify(client, "mednist", folder / "mednist")
@@ -100,6 +104,37 @@ def draw(address: str) -> dict[str, Any]:
     }
 
 
+def http(client: Any, folder: Path) -> dict[str, Any]:
+    """Everything once over HTTP, with binary tensors and with tensors inside JSON."""
+    paths = sorted((folder / "tiny").iterdir())
+    contents = np.array([path.read_bytes() for path in paths], dtype=np.object_)
+    data = over_http.InferInput("data", list(contents.shape), "BYTES")
+    data.set_data_from_numpy(contents, binary_data=True)
+    result = client.infer("tiny", [data], request_id="42", model_version="1.0")
+    inside = [over_http.InferRequestedOutput("label", binary_data=False)]
+    inside.append(over_http.InferRequestedOutput("class_id", binary_data=False))
+    in_json = client.infer("tiny", [data], outputs=inside)
+    try:
+        client.infer("nobody", [data])
+    except over_http.InferenceServerException as error:
+        printed = str(error)
+    return {
+        "live": client.is_server_live(),
+        "ready": client.is_server_ready() and client.is_model_ready("tiny"),
+        "server": client.get_server_metadata(),
+        "metadata": client.get_model_metadata("tiny"),
+        "config": client.get_model_config("tiny"),
+        "statistics": client.get_inference_statistics("tiny"),
+        "index": client.get_model_repository_index(),
+        "labels": [label.decode() for label in result.as_numpy("label")],
+        "shape": result.as_numpy("probabilities").shape,
+        "id": result.get_response()["id"],
+        "labels_in_json": [str(label) for label in in_json.as_numpy("label")],
+        "ids_in_json": in_json.as_numpy("class_id").tolist(),
+        "printed": printed,
+    }
+
+
 def refused(client: Any) -> str:
     """What an unknown model is answered with."""
     try:
@@ -110,4 +145,4 @@ def refused(client: Any) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

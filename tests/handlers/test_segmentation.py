@@ -14,7 +14,7 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom import dcmread
@@ -38,6 +38,7 @@ from medserve.inference.sliding_window import until
 from medserve.results.segmentation import Segmentation
 from medserve.tasks.volumes import VolumeResult
 from tests.handlers.volume_worker import ask, ask_json, changed, ready_for_volumes
+from tests.imaging.test_research_volumes import metaimage, mgz, nrrd
 from tests.tiny_volume_room import LABELS, known_mask, phantom, write_volume_artifact
 from tests.volume_phantoms import (
     as_bytes,
@@ -97,12 +98,16 @@ def test_the_mask_lies_on_the_grid_of_its_file_whatever_that_is(
     handler: VolumeHandler, geometry: Geometry
 ) -> None:
     volume = phantom(geometry)
+    known = known_mask(volume)
+    # The centre of a ball of fewer voxels is not known to the tolerance below; of 500 random grids
+    # those of at least 40 voxels differ by at most 0.16 of a voxel, without a direction.
+    assume(np.count_nonzero(known) >= 60)
     before = _Image(volume.array, geometry.affine)
     answer = loaded(ask(handler, before.to_bytes()))
     stored = _Image.from_bytes(before.to_bytes())
     assert answer.shape == before.shape
     np.testing.assert_array_equal(answer.affine, stored.affine)
-    found, known = np.asarray(answer.dataobj), known_mask(volume)
+    found = np.asarray(answer.dataobj)
     shift = centre_of_mass_mm(found > 0, geometry) - centre_of_mass_mm(known > 0, geometry)
     assert np.linalg.norm(shift) < 0.25 * max(geometry.spacing_mm)
 
@@ -118,6 +123,16 @@ def test_a_dicom_series_is_answered_on_its_own_grid(kind: str, handler: VolumeHa
         order = [*range(1, volume.geometry.shape[2]), 0]
         payload = as_bytes(enhanced_dicom(halved, order))
     answer = loaded(ask(handler, payload))
+    np.testing.assert_allclose(answer.affine, volume.geometry.affine, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(answer.dataobj), known_mask(volume))
+
+
+@pytest.mark.parametrize("written", [nrrd, metaimage, mgz])
+def test_files_of_slicer_itk_and_freesurfer_are_answered_on_their_own_grid(
+    written: Callable[[Volume], bytes], handler: VolumeHandler
+) -> None:
+    volume = phantom(oblique((26, 22, 18), (1.0, 1.0, 1.0)))
+    answer = loaded(ask(handler, written(volume)))
     np.testing.assert_allclose(answer.affine, volume.geometry.affine, atol=1e-4)
     np.testing.assert_array_equal(np.asarray(answer.dataobj), known_mask(volume))
 

@@ -5,7 +5,7 @@ import io
 import highdicom
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 
 from medserve.errors import InvalidImageError, InvalidRequestError
 from medserve.imaging.codecs import dicom_series
@@ -16,12 +16,14 @@ from medserve.results.segmentation import Segmentation
 from medserve.spec.volumes import CodedTerm, SegmentCoding
 from medserve.tasks.result import Provenance
 from tests.volume_phantoms import (
+    SHAPE,
     as_bytes,
     dicom_slices,
     enhanced_dicom,
     lps_affine,
     oblique,
     ramp,
+    two_echoes,
     zipped,
 )
 
@@ -46,6 +48,12 @@ def _mask(geometry: Geometry) -> Segmentation:
     return Segmentation(mask, geometry, LABELS)
 
 
+def _slice_at(item: Dataset) -> int:
+    """The slice of `VOLUME` at the position of a frame."""
+    lps = np.array([*item.PlanePositionSequence[0].ImagePositionPatient, 1.0])
+    return round(float((np.linalg.inv(lps_affine(VOLUME.geometry)) @ lps)[2]))
+
+
 def _read_back(payload: bytes, geometry: Geometry) -> np.ndarray:
     """What another reader finds on our grid: (I, J, K)."""
     seg = highdicom.seg.Segmentation.from_dataset(dcmread(io.BytesIO(payload)))
@@ -67,6 +75,21 @@ def test_another_reader_finds_the_mask_on_the_grid_of_the_source(kind: str) -> N
     segmentation = _mask(source.geometry)
     payload = dicom_seg.encode(segmentation, source, CODES, PROVENANCE)
     np.testing.assert_array_equal(_read_back(payload, source.geometry), segmentation.mask)
+
+
+def test_the_mask_of_one_echo_refers_to_the_frames_of_that_echo() -> None:
+    order = [5, 0, 17, 9, 1, 12, 2, 3, 16, 4, 6, 10, 13, 7, 8, 11, 14, 15]
+    payload = as_bytes(two_echoes(VOLUME, order))
+    source = dicom_series.decode(payload, select="echo_time=60")
+    segmentation = _mask(source.geometry)
+    seg = dicom_seg.encode(segmentation, source, CODES, PROVENANCE)
+    np.testing.assert_array_equal(_read_back(seg, source.geometry), segmentation.mask)
+    for item in dcmread(io.BytesIO(seg)).PerFrameFunctionalGroupsSequence:
+        [image] = item.DerivationImageSequence[0].SourceImageSequence
+        frame = order.index(SHAPE[2] + _slice_at(item)) + 1
+        assert image.ReferencedFrameNumber == frame
+    empty = Segmentation(np.zeros(source.geometry.shape, np.uint8), source.geometry, LABELS)
+    assert not _read_back(dicom_seg.encode(empty, source, CODES, PROVENANCE), source.geometry).any()
 
 
 def test_every_slice_has_a_frame_for_every_segment() -> None:

@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import grpc
 import numpy as np
@@ -208,6 +209,17 @@ def test_a_killed_worker_comes_back(torchserve: Server) -> None:
             break
         time.sleep(0.2)
     assert predict(torchserve.inference_address, model="ticker")["label"] == LABELS[0]
+
+
+def test_no_port_but_those_of_grpc_and_metrics_is_open(torchserve: Server) -> None:
+    assert torchserve.pid is not None
+    java = psutil.Process(torchserve.pid)
+    listening = {
+        each.laddr.port for each in java.net_connections("tcp") if each.status == psutil.CONN_LISTEN
+    }
+    named = (torchserve.inference_address, torchserve.management_address)
+    ports = {int(address.rpartition(":")[2]) for address in named}
+    assert listening == ports | {urlsplit(torchserve.metrics_url).port}
 
 
 def test_a_second_start_on_used_ports_says_so_in_one_line(

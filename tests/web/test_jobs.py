@@ -10,7 +10,15 @@ import pytest
 
 from medserve.errors import ServerBusyError
 from medserve.gateway.faces.page import PageLimits, app
-from medserve.gateway.faces.page.jobs import Jobs, Kind, QuotaError, Slots, UnknownJobError
+from medserve.gateway.faces.page.jobs import (
+    Job,
+    Jobs,
+    Kind,
+    QuotaError,
+    Slots,
+    UnknownJobError,
+    whole_file,
+)
 from tests.web.visiting import PACK, begin, gateway, pack, send, visiting
 
 LABELS = ("dark", "bright")
@@ -140,6 +148,46 @@ def test_uploads_of_one_holder_leave_places_for_others(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_calls_of_one_holder_let_those_of_others_pass(tmp_path: Path) -> None:
+    async def run() -> None:
+        jobs, slots = make(tmp_path), Slots(PageLimits(calls_in_flight=4))
+        mine = jobs.create(Kind.CLASSIFY, "a", "m", "1", LABELS, "203.0.113.9")
+        other = jobs.create(Kind.CLASSIFY, "b", "m", "1", LABELS, "198.51.100.7")
+        begun: list[str] = []
+
+        async def call(job: Job) -> None:
+            async with slots.call(job):
+                begun.append(job.owner)
+                await asyncio.Event().wait()
+
+        calls = [asyncio.create_task(call(job)) for job in (mine, mine, mine, other, other)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert begun == ["a", "a", "b", "b"]
+        for each in calls:
+            each.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert (mine.users, other.users) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    kept = tmp_path / "mask.dcm"
+    with whole_file(kept) as file:
+        file.write(b"of the first run")
+    with kept.open("rb") as reader, whole_file(kept) as file:
+        file.write(b"of")
+        file.flush()
+        assert kept.read_bytes() == b"of the first run"
+        file.write(b" the second run")
+        assert reader.read() == b"of the first run"
+    with pytest.raises(OSError, match="full"), whole_file(kept) as file:
+        raise OSError("the disk is full")
+    assert kept.read_bytes() == b"of the second run"
+    assert list(tmp_path.iterdir()) == [kept]
+
+
 def test_a_folder_that_cannot_be_removed_costs_no_other_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,13 +213,17 @@ def test_a_folder_that_cannot_be_removed_costs_no_other_and_is_tried_again(
 
 
 def test_the_sweeper_outlives_whatever_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    swept = asyncio.Event()
+    swept, to = asyncio.Event(), gateway()
+    shown: list[float] = []
 
     async def run() -> None:
         loop, calls = asyncio.get_running_loop(), [1, 2]
 
         def fail(self: Jobs, over: object) -> int:
             calls.pop()
+            value = to.metrics.registry.get_sample_value
+            shown.append(value("medserve_gateway_page_swept_timestamp_seconds") or 0.0)
+            to.metrics.page_swept.set(1)
             if calls:
                 raise RuntimeError("dictionary changed size during iteration")
             loop.call_soon_threadsafe(swept.set)
@@ -179,7 +231,9 @@ def test_the_sweeper_outlives_whatever_goes_wrong(monkeypatch: pytest.MonkeyPatc
 
         monkeypatch.setattr(app, "_SWEEP_S", 0.0)
         monkeypatch.setattr(Jobs, "remove", fail)
-        async with visiting(gateway()):
+        async with visiting(to):
             await asyncio.wait_for(swept.wait(), 20)
 
     asyncio.run(run())
+    assert shown[0] > 1  # since the start
+    assert shown[1] == 1  # what went wrong does not count

@@ -95,6 +95,60 @@ def test_the_slices_of_a_series_travel_as_one_zip_and_come_back_as_nifti() -> No
         assert [archive.read(name) for name in archive.namelist()] == list(slices.values())
 
 
+def test_slices_that_come_later_count_in_the_next_run_and_in_no_file_of_the_one_before() -> None:
+    engine = FakeEngine(answers)
+    early, late = (
+        {f"{n}.dcm": each for n, each in enumerate(part)} for part in (SLICES[:4], SLICES[4:])
+    )
+
+    async def run() -> tuple[list[int], list[bytes]]:
+        async with visiting(volumes(engine)) as (_, [client]):
+            job = await segmented_job(client, early)
+            sizes = [nifti.decode((await client.get(f"{job}/volume")).content).array.size]
+            await client.get(f"{job}/mask.dcm")
+            await client.post(f"{job}/volume", content=pack(late, first=4), headers=PACK)
+            for _ in range(2):
+                sizes.append(nifti.decode((await client.get(f"{job}/volume")).content).array.size)
+                await client.get(f"{job}/mask.dcm")
+                await client.post(f"{job}/segmentation", json={})
+            return sizes, [request.inputs["data"] for request in engine.requests]
+
+    sizes, sent = asyncio.run(run())
+    whole = VOLUME.array.size
+    assert sizes == [sizes[0], sizes[0], whole]
+    assert sizes[0] < whole
+    counts = []
+    for each in sent:
+        with zipfile.ZipFile(io.BytesIO(each)) as archive:
+            counts.append(len(archive.namelist()))
+    everything = len(SLICES)
+    assert counts == [4, 4, everything, everything, everything]
+
+
+def test_a_run_takes_no_more_than_one_request_may_hold_and_counts_it() -> None:
+    engine = FakeEngine(answers, hold=asyncio.Event())
+    to = volumes(engine, limits=Limits(message_bytes=2**20 + 1500))
+
+    async def run() -> None:
+        async with visiting(to) as (_, [client]):
+            job = await begin(client, "segment", "organs")
+            for number in range(2):
+                upload = pack({f"{number}.dcm": bytes(1000)}, first=number)
+                await client.post(f"{job}/volume", content=upload, headers=PACK)
+                if not number:
+                    running = asyncio.create_task(client.post(f"{job}/segmentation", json={}))
+                    while not engine.requests:
+                        await asyncio.sleep(0.01)
+                    assert to.budget.reserved == 1000
+                    assert engine.hold is not None
+                    engine.hold.set()
+                    await running
+            refused = await client.post(f"{job}/segmentation", json={})
+            assert (refused.status_code, to.budget.reserved) == (413, 0)
+
+    asyncio.run(run())
+
+
 def test_chosen_options_reach_the_model_and_others_are_left_to_it() -> None:
     engine = FakeEngine(answers)
 

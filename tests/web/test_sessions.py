@@ -126,7 +126,9 @@ def test_the_login_leads_nowhere_else(target: str) -> None:
 
 @visit(closed)
 async def test_a_large_login_is_not_read(client: Visitor) -> None:
-    assert (await client.post("/login", data={"token": "x" * 20_000})).status_code == 400
+    assert (await client.post("/login", data={"token": "x" * 20_000})).status_code == 413
+    many = {f"field {n}": "x" for n in range(20)}
+    assert (await client.post("/login", data=many)).status_code == 400
 
 
 @pytest.mark.parametrize("secret", ["", "x", "x" * 5000, "\u0430" * 43, "a b" * 14 + "a"])

@@ -145,6 +145,21 @@ def test_a_sender_that_goes_silent_is_not_waited_for(limits: PageLimits) -> None
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("path", ["/jobs", "/login"])
+def test_a_small_request_that_does_not_come_is_not_waited_for(path: str) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    async def run() -> None:
+        async with visiting(gateway(), limits=PageLimits(silence_s=0.05)) as (_, [client]):
+            kind = {"content-type": "application/json"}
+            response = await client.post(path, content=slow(), headers=kind)
+            assert response.json()["error"]["code"] == "DEADLINE_EXCEEDED"
+
+    asyncio.run(run())
+
+
 def test_slow_senders_cannot_take_every_place_for_ever() -> None:
     limits = PageLimits(uploads_in_flight=1, silence_s=0.3)
 

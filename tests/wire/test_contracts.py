@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -52,6 +53,15 @@ def test_descriptor_set_holds_every_contract_and_its_imports(tmp_path: Path) -> 
     } <= names
 
 
+def test_the_contracts_compile_as_they_are_shipped(tmp_path: Path) -> None:
+    protos = tmp_path / "protos"
+    shutil.copytree(ROOT / "protos", protos)
+    names = [str(path.relative_to(protos)) for path in sorted(protos.rglob("*.proto"))]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", "protos", "--python_out=."]
+    subprocess.run([*command, *names], cwd=tmp_path, check=True)  # each file with its own imports
+    assert len(list(tmp_path.rglob("*_pb2.py"))) == len(names)
+
+
 def test_every_element_has_a_comment(tmp_path: Path) -> None:
     generate(tmp_path, "--protoset", str(tmp_path / "all"))
     for file in FileDescriptorSet.FromString((tmp_path / "all").read_bytes()).file:
@@ -86,11 +96,7 @@ def test_contract_equals_the_one_inside_torchserve(name: str, tmp_path: Path) ->
 
 def test_open_inference_is_a_part_of_the_contract_that_tritonclient_speaks(tmp_path: Path) -> None:
     pytest.importorskip("tritonclient", reason="needs tritonclient (the dev extra)")
-    script = "from tritonclient.grpc import service_pb2; import sys; "
-    script += "sys.stdout.buffer.write(service_pb2.DESCRIPTOR.serialized_pb)"
-    # another process: two files that declare the same messages cannot live in one
-    run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
-    theirs = FileDescriptorProto.FromString(run.stdout)
+    theirs, config = of_tritonclient("service_pb2"), of_tritonclient("model_config_pb2")
     generate(tmp_path, "--protoset", str(tmp_path / "ours"))
     ours = contract(tmp_path / "ours", "medserve/wire/open_inference.proto")
     assert ours.package == theirs.package
@@ -98,8 +104,22 @@ def test_open_inference_is_a_part_of_the_contract_that_tritonclient_speaks(tmp_p
     for method in ours.service[0].method:
         assert bare(method) == their_methods[method.name]
     their_messages = {message.name: message for message in theirs.message_type}
+    of_config = {message.name: message for message in config.message_type}
     for message in ours.message_type:
-        assert without_json_names(message) == their_messages[message.name]
+        if message.name in of_config:  # of a model's configuration only what means something here
+            fields = list(of_config[message.name].field)
+            assert all(field in fields for field in without_json_names(message).field)
+        else:
+            assert without_json_names(message) == their_messages[message.name]
+    assert list(ours.enum_type) == [each for each in config.enum_type if each.name == "DataType"]
+
+
+def of_tritonclient(module: str) -> FileDescriptorProto:
+    """Return a contract of tritonclient, whose messages cannot live in one process with ours."""
+    script = f"from tritonclient.grpc import {module}; import sys; "
+    script += f"sys.stdout.buffer.write({module}.DESCRIPTOR.serialized_pb)"
+    run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    return FileDescriptorProto.FromString(run.stdout)
 
 
 def modules(wire: Path) -> list[Path]:

@@ -6,6 +6,7 @@ counts alike on a busy machine and on an idle one.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from training.cells.augment import CellAugment
 from training.core.fit import one_cycle
 
 __all__ = ["EXPECTED", "Budget", "BudgetedClassifier", "seen"]
+
+_log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 EXPECTED = (  # Lightning's remarks on what is meant
@@ -89,6 +92,7 @@ class BudgetedClassifier(L.LightningModule):
         )
         self.began: float | None = None
         self.images_seen = 0
+        self.told_tenths = 0
         if self.transfer is not None:
             self.transfer.freeze(but=[self.transfer.head])
 
@@ -117,12 +121,20 @@ class BudgetedClassifier(L.LightningModule):
         if self.progress >= 1.0:
             self.trainer.should_stop = True
             return -1
+        self._tell()
         optimiser = self.optimizers()
         for group in optimiser.param_groups:  # type: ignore[union-attr]
             group["lr"] = group["peak"] * one_cycle(self.progress)
         if self.transfer is not None and self.progress >= self.budget.frozen_share:
             self.transfer.freeze(but=[self.transfer.head, *self.transfer.last_convolutions])
         return None
+
+    def _tell(self) -> None:
+        """Log each tenth of the budget."""
+        tenths = int(10 * self.progress)
+        if tenths > self.told_tenths:
+            self.told_tenths = tenths
+            _log.info("%d %% of %g s learnt", 10 * tenths, self.budget.seconds)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Loss of frames float32 (N, 3, H, W) in [0, 1] and label ids int64 (N,)."""

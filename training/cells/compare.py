@@ -2,7 +2,7 @@
 
 Each network gets the same processor time, the same pictures and the same changes to them; all
 answer for the same held-out pictures. Writes `comparison.json`, `comparison.md` and
-`comparison.html`.
+`comparison.html` after each network, and its weights as `NAME/network.pt`.
 """
 
 from __future__ import annotations
@@ -86,8 +86,10 @@ def main(config: CompareConfig) -> None:
     source = SourceConfig(config.data_dir, config.split, config.seed)
     module = BarcelonaDataModule(source, config.batch_size)
     module.setup()
-    rows = [_row(name, weights, module, config) for name in names]
-    page = comparison_report.write(config.out_dir, rows, _about(config, module))
+    rows: list[Row] = []
+    for name in names:
+        rows.append(_row(name, weights, module, config))
+        page = comparison_report.write(config.out_dir, rows, _about(config, module))
     _log.info("best: %s; %s", max(rows, key=lambda row: row.measured.accuracy).name, page)
 
 
@@ -134,7 +136,7 @@ def _row(
         logger=loggers(config.out_dir / name),
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=False,
+        enable_progress_bar=False,  # it counts epochs, and a budget has none
         gradient_clip_val=1.0,
         limit_val_batches=0,
         log_every_n_steps=20,
@@ -142,6 +144,7 @@ def _row(
     )
     with expected_remarks(*budget.EXPECTED):
         trainer.fit(module, data.train_dataloader())
+    torch.save(network.state_dict(), config.out_dir / name / "network.pt")
     test = data.parts["test"]
     probabilities = _answers(module, test)
     label_ids = test.labelled.label_ids

@@ -1,5 +1,7 @@
 """Typical pictures of a class that show no one: means of many similar training images.
 
+A class of too few images has none; `computed_picture` is nobody's either, and of no class.
+
 Training data are not ours to publish; a mean of pictures that differ from each other keeps what
 is common to the class and none of the persons in it.
 """
@@ -11,10 +13,9 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
-from medserve.errors import ConfigError
-
-__all__ = ["MEMBERS", "mean_picture"]
+__all__ = ["MEMBERS", "computed_picture", "mean_picture"]
 
 _log = logging.getLogger(__name__)
 
@@ -28,17 +29,16 @@ Pixels = npt.NDArray[np.uint8]
 
 def mean_picture(
     images: Pixels, score: Callable[[Pixels], float], enough: float, members: int = MEMBERS
-) -> Pixels:
-    """Mean uint8 (H, W) or (H, W, 3) of `members` images near one centre, no two alike.
+) -> Pixels | None:
+    """Return the mean uint8 (H, W) or (H, W, 3) of `members` images near one centre, no two alike.
+
+    None where fewer images differ: a mean of fewer could show one of them.
 
     Args:
         images: uint8 (N, H, W) or (N, H, W, 3), of one class.
         score: How well a mean stands for the class (e.g. the probability that a network gives).
         enough: The first mean with this score is taken, else the best there is.
         members: How many images go into the mean.
-
-    Raises:
-        ConfigError: too few images that differ.
     """
     flat = images.reshape(len(images), -1).astype(np.float32)
     centres = np.argsort(_rms(flat, flat.mean(axis=0)), kind="stable")[:_CENTRES]
@@ -53,14 +53,18 @@ def mean_picture(
             best, best_score = mean, reached
         if best_score >= enough:
             break
-    if best is None:
-        raise ConfigError(
-            f"expected {members} images of a class that differ by {_DIFFERENT:g} grey levels to "
-            f"make an example picture of, got {len(images)} that are fewer or more alike"
-        )
-    if best_score < enough:
+    if best is not None and best_score < enough:
         _log.warning("the example picture scores %.3f, below %.3f", best_score, enough)
     return best
+
+
+def computed_picture(shape: tuple[int, ...], seed: int = 0) -> Pixels:
+    """Return smooth blobs uint8 of a shape (H, W) or (H, W, 3), over the whole range of values."""
+    random = np.random.default_rng(seed)
+    deviations = [max(1.0, side / 12) for side in shape[:2]] + [0.0] * (len(shape) - 2)
+    blobs = ndimage.gaussian_filter(random.normal(size=shape), deviations)
+    scaled = (blobs - blobs.min()) / np.ptp(blobs)
+    return np.rint(255.0 * scaled).astype(np.uint8)
 
 
 def _different(

@@ -76,7 +76,9 @@ def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
     examples = _tensor(shipment.validation.images[:: max(1, len(shipment.validation) // 32)])
     exported = export.export_classifier(artifact, folder, examples)
     pictures = _write_examples(artifact, shipment)
-    write_golden_input(pictures[spec.labels[0]], folder / "golden_input.png")
+    shape = shipment.train.images.shape[1:]
+    shown = next(iter(pictures.values()), exemplars.computed_picture(shape))
+    write_golden_input(shown, folder / "golden_input.png")
     golden = sniff.decode((folder / "golden_input.png").read_bytes(), spec.input)
     export.write_golden(folder, fit_image(golden, spec.input)[np.newaxis], artifact)
     for name in ("config.json", "split.csv"):
@@ -198,14 +200,18 @@ def _contrast(images: npt.NDArray[np.uint8]) -> Tensor:
 def _write_examples(
     artifact: export.ClassifierArtifact, shipment: Shipment
 ) -> dict[str, npt.NDArray[np.uint8]]:
-    """Write `examples/<label>.png` for each class; returns the pictures."""
+    """Write `examples/<label>.png` for each class of enough images; returns the pictures."""
     folder = shipment.out_dir / "examples"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {}
     for label_id, label in enumerate(shipment.spec.labels):
         images = shipment.train.images[shipment.train.label_ids == label_id]
-        pictures[label] = exemplars.mean_picture(images, _certainty(artifact, label_id), _SURE)
-        PillowImage.fromarray(pictures[label]).save(folder / f"{label}.png", optimize=True)
+        picture = exemplars.mean_picture(images, _certainty(artifact, label_id), _SURE)
+        if picture is None:
+            _log.warning("%s: too few images that differ for an example picture of nobody", label)
+            continue
+        pictures[label] = picture
+        PillowImage.fromarray(picture).save(folder / f"{label}.png", optimize=True)
     return pictures
 
 

@@ -34,11 +34,13 @@ __all__ = [
     "TrainPrecision",
     "parse",
     "parse_value",
+    "refuse_to_overwrite",
     "run",
     "write",
 ]
 
 Config = TypeVar("Config")
+_LAST = "checkpoints/last.ckpt"
 
 
 class TrainPrecision(enum.StrEnum):
@@ -169,6 +171,25 @@ def write(config: Any, path: Path) -> None:
     path.write_text(json.dumps(values, indent=2, default=str) + "\n", encoding="utf-8")
 
 
+def refuse_to_overwrite(config: Any) -> None:
+    """Keep the training that lies in the output folder of a config.
+
+    Raises:
+        ConfigError: it has checkpoints there, and the config neither resumes nor finishes it.
+    """
+    folder: Path | None = getattr(config, "out_dir", None)
+    goes_on = getattr(config, "resume", True) or getattr(config, "finish", False)
+    if folder is None or goes_on:
+        return
+    kept = [*folder.glob(_LAST), *folder.glob(f"member_*/{_LAST}")]
+    if kept:
+        raise ConfigError(
+            f"--out-dir {folder} holds a training ({kept[0].relative_to(folder)}), which a new one "
+            "would overwrite: give --resume to go on with it (more --epochs train further), or "
+            "another --out-dir"
+        )
+
+
 def run(
     main: Callable[[Config], object],
     config: type[Config],
@@ -182,8 +203,12 @@ def run(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     for name in ("annotation", "simulation", "training", "__main__"):  # not every library's chatter
         logging.getLogger(name).setLevel(logging.INFO)
+    for name in ("lightning.pytorch", "lightning.fabric"):  # they recommend services at each start
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        main(read(config, arguments))
+        resolved = read(config, arguments)
+        refuse_to_overwrite(resolved)
+        main(resolved)
     except MedserveError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

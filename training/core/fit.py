@@ -150,7 +150,6 @@ def fit(
     best = ModelCheckpoint(
         folder, filename="best", monitor=score.name, mode=score.mode, enable_version_counter=False,
         save_on_train_epoch_end=None if len(loaders) > 1 else True,
-        every_n_epochs=options.pop("score_every_n_epochs", None),
     )  # fmt: skip
     every = ModelCheckpoint(
         folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
@@ -173,12 +172,19 @@ def fit(
 
 
 def load_best(module: AveragedNetwork, checkpoint: Path, score: Score) -> Fitted:
-    """Return the averaged weights of a checkpoint, as a plain network ready for export."""
+    """Return the averaged weights of a checkpoint, as a plain network ready for export.
+
+    Where no epoch was judged, as its training ended before that, the last one's are taken.
+    """
+    if not checkpoint.is_file():
+        _log.warning("no epoch was judged; the weights of the last one are taken")
+        checkpoint = checkpoint.with_name("last.ckpt")
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(content["state_dict"])
     savers = [state for name, state in content["callbacks"].items() if score.name in name]
-    reached = [float(each["best_model_score"]) for each in savers if "best_model_score" in each]
-    best = max(reached) if score.higher_is_better else min(reached)
+    scores = [each.get("best_model_score") for each in savers]
+    reached = [float(score) for score in scores if score is not None]
+    best = (max if score.higher_is_better else min)(reached, default=math.nan)
     _log.info("best epoch %d, %s %.4f", epoch_of(content), score.name.replace("_", " "), best)
     return Fitted(plain_network(module.average), checkpoint, epoch_of(content), best)
 

@@ -56,10 +56,16 @@ def deal(
     """
     ordered = sorted(names_of, key=lambda subject: (size_of[subject], subject))
     count = round(test_share * len(ordered))
-    if folds < 2 or len(ordered) - count < folds:
+    dealt_out = len(ordered) - count
+    if dealt_out < 2:
         raise ConfigError(
-            f"expected at least 2 folds and a subject for each, got {folds} folds for "
-            f"{len(ordered) - count} subjects"
+            f"expected 2 subjects or more to train and validate on, got {dealt_out} besides "
+            f"{count} of the test part; add cases, or give a smaller --test-share"
+        )
+    if not 2 <= folds <= dealt_out:
+        raise ConfigError(
+            f"--folds: expected 2 to {dealt_out}, as there are {dealt_out} subjects besides "
+            f"{count} of the test part, got {folds}"
         )
     generator = np.random.default_rng(seed)
     strata = np.array_split(ordered, count) if count else []

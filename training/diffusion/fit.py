@@ -48,6 +48,8 @@ class ImageMetric(Callback):
         config, epoch = module.config, trainer.current_epoch + 1
         if epoch % config.judge_every and epoch != config.epochs:
             return
+        trainer.save_checkpoint(checkpoints_of(self._out_dir) / "last.ckpt")  # judging takes long
+        _log.info("epoch %d: judging %d samples", epoch, config.judge_images)
         draws = np.random.default_rng(config.seed)
         label_ids = draws.choice(self._label_ids, config.judge_images)  # classes as they occur
         if not module.classes:
@@ -82,7 +84,6 @@ def fit_diffusion(
             ".*You defined a `validation_step`",
             ".*this may be a|.*could not find the monitored key",
         ),
-        score_every_n_epochs=config.judge_every,
         max_epochs=config.epochs,
         accumulate_grad_batches=config.accumulate,
         devices=config.devices or "auto",

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from training.frames.ensemble import FrameEnsemble
 from training.frames.evaluation import predict_by
 from training.frames.module import predict_with
 
-__all__ = ["EXAMPLE", "Agreement", "Shipment", "agreement", "install", "ship"]
+__all__ = ["EXAMPLE", "Agreement", "Shipment", "agreement", "install", "require_agreement", "ship"]
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,8 @@ class Agreement:
     Attributes:
         engine: Which; None is eager torch itself.
         pixels: Compared.
-        differing: Of these, inside for one and outside for the other.
+        differing: Of these, inside for one and outside for the other, where eager torch's logit was
+            no tie: further from 0 than engines may differ.
         largest: Difference of two logits.
         milliseconds: A frame alone through the network, on the threads that were given.
     """
@@ -107,8 +108,10 @@ class Agreement:
 def ship(shipment: Shipment, threads: int = 0) -> Path:
     """Export, prove and describe; returns the folder of the artifact.
 
+    Whether its engines agree stands in `training.json`; `require_agreement` judges it.
+
     Raises:
-        ArchiveError: an exported form says something else than eager torch.
+        ArchiveError: an exported form gives other logits than eager torch.
     """
     folder, pipeline = shipment.out_dir / "artifact", shipment.pipeline
     network: nn.Module = FrameEnsemble([each.network for each in shipment.members]).eval()
@@ -132,12 +135,6 @@ def ship(shipment: Shipment, threads: int = 0) -> Path:
     proofs = agreement(
         network, folder, shipment.frames[:: max(1, len(shipment.frames) // _PROVEN)], threads
     )
-    for each in proofs:
-        if each.share < LEAST_AGREEMENT:
-            raise ArchiveError(
-                f"expected {each.engine} to give the same mask as eager torch in "
-                f"{LEAST_AGREEMENT:.2%} of the pixels, got {each.share:.4%}; do not ship this"
-            )
     described = {
         "network_size": list(pipeline.size),
         "members": [
@@ -166,11 +163,31 @@ def agreement(
     for name in EngineName:
         engine = load_engine(name, folder, precision=Precision.F32, threads=threads)
         logits, milliseconds = _timed(predict_by(engine), planes)
-        differing = int(np.count_nonzero((logits >= 0) != (expected >= 0)))
+        differs = ((logits >= 0) != (expected >= 0)) & (np.abs(expected) > _TOLERANCE)
+        differing = int(np.count_nonzero(differs))
         largest = float(np.abs(logits - expected).max())
         proofs.append(Agreement(name, expected.size, differing, largest, milliseconds))
         _log.info("%s: %d of %d pixels differ", name.value, differing, expected.size)
     return proofs
+
+
+def require_agreement(described: Mapping[str, Any]) -> None:
+    """Refuse an artifact one of whose engines gives other masks than eager torch.
+
+    Args:
+        described: The content of its `training.json`.
+
+    Raises:
+        ArchiveError: says which engine, and how many pixels differ.
+    """
+    for each in described["parity"]:
+        share = 1.0 - each["differing"] / each["pixels"]
+        if share < LEAST_AGREEMENT:
+            raise ArchiveError(
+                f"artifact and report are written, but do not serve them by {each['engine']}: "
+                f"expected the mask of eager torch in {LEAST_AGREEMENT:.2%} of the pixels, got "
+                f"{share:.4%}; train longer, or choose another engine for this model"
+            )
 
 
 def _timed(

@@ -38,8 +38,9 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 SUFFIXES = (".nii.gz", ".nii", ".npy")
-IMAGES = ("imagesTr", "images")
-MASKS = ("labelsTr", "labels", "masks")
+IMAGES = ("imagesTr", "images", "imagesTs")
+MASKS = ("labelsTr", "labels", "masks", "labelsTs")
+_FIRST_CHANNEL = "_0000"  # nnU-Net's suffix of the first channel, here the only one
 _NAMED = 5  # files that a message lists
 _KINDS = (InputKind.NIFTI, InputKind.NPY)
 
@@ -181,6 +182,8 @@ def _listed(data_dir: Path) -> dict[str, tuple[Path, Path]]:
 def paired_files(data_dir: Path) -> dict[str, tuple[Path, Path]]:
     """Return image and mask of every case of a pair of folders, by the name that both files have.
 
+    An image's name may end in `_0000`, which nnU-Net gives the first channel.
+
     Raises:
         ConfigError: a folder is not there, half a pair is missing, or a volume is there twice.
     """
@@ -207,7 +210,7 @@ def _files(data_dir: Path, names: Sequence[str], role: str) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.name.endswith(SUFFIXES) or not path.is_file():
             continue
-        name = case_name(path)
+        name = case_name(path).removesuffix(_FIRST_CHANNEL)
         if name in files:
             raise ConfigError(f"{folder}: {name} is there twice, as {files[name].name} and {path}")
         files[name] = path

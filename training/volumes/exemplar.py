@@ -1,4 +1,4 @@
-"""A volume to try the model on that is nobody's: the average of many."""
+"""A volume to try the model on that is nobody's: the average of many, or computed."""
 
 from __future__ import annotations
 

@@ -30,9 +30,9 @@ class References:
 def find_references(data_dir: Path, labels: Sequence[str]) -> References:
     """Pair the files of two folders by name.
 
-    `imagesTr` with `labelsTr` (Medical Segmentation Decathlon), or `images` with `labels` or
-    `masks`. Unlike in training, a `dataset.json` decides nothing: it may list volumes that were
-    kept elsewhere. Where it and the folders disagree, a remark says so.
+    `imagesTr` with `labelsTr` (Medical Segmentation Decathlon), `images` with `labels` or
+    `masks`, or `imagesTs` with `labelsTs`. Unlike in training, a `dataset.json` decides nothing: it
+    may list volumes that were kept elsewhere. Where it and the folders disagree, a remark says so.
 
     Args:
         data_dir: Holds the two folders.

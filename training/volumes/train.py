@@ -31,7 +31,7 @@ from training.volumes.fit import (
     load_fitted,
 )
 from training.volumes.module import Segmenter
-from training.volumes.ship import Shipment, install, ship, what_parts_add
+from training.volumes.ship import Shipment, install, require_agreement, ship, what_parts_add
 
 __all__ = ["VolumesConfig", "report", "train", "train_member"]
 
@@ -72,8 +72,10 @@ def train(config: VolumesConfig) -> None:
     )
     folder = ship(shipment, config.threads)
     held_out = [case for case in cases if case.name in split.test]
+    described = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     if held_out:
         report(config, shipment, folder, held_out)
+    require_agreement(described)
     if config.install:
         install(folder, config.out_dir, config.room)
 

@@ -36,7 +36,7 @@ __all__ = [
 
 _SUFFIXES = (
     *(".gz", ".nii", ".tar", ".tgz", ".zip", ".npy", ".dcm", ".dicom"),
-    *(".png", ".jpg", ".jpeg", ".tif", ".tiff"),
+    *(".nrrd", ".mha", ".mgz", ".mgh", ".png", ".jpg", ".jpeg", ".tif", ".tiff"),
 )
 _START = 4096  # bytes that hold the file meta information of a DICOM file
 STDIN = Path("-")

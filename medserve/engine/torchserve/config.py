@@ -179,7 +179,8 @@ def _properties(folder: Path, settings: EngineSettings) -> dict[str, str]:
         "grpc_inference_port": str(ports.grpc),
         "grpc_management_address": "127.0.0.1",
         "grpc_management_port": str(ports.management),
-        "inference_address": f"http://127.0.0.1:{ports.http}",
+        # No page in a browser reaches a socket file: TorchServe answers to any Host and Origin.
+        "inference_address": f"unix:{folder / 'tmp' / 'i.sock'}",
         "metrics_address": f"http://{settings.metrics_host}:{ports.metrics}",
         # The HTTP management API can load workflows, that is code, whatever enable_model_api says.
         "management_address": f"unix:{folder / 'tmp' / 'm.sock'}",

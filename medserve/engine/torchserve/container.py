@@ -114,7 +114,7 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         defaults=defaults,
         host=options.host,
         metrics_host=options.metrics_host,
-        ports=Ports(options.port, options.management_port, 0, options.metrics_port),
+        ports=Ports(options.port, options.management_port, options.metrics_port),
         workers=options.workers,
         token_auth=options.token,
         certificate=options.tls_cert,

@@ -16,11 +16,10 @@ _LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Ports:
-    """The four TCP ports; 0 asks for a free one. HTTP management is a private socket file."""
+    """The three TCP ports; 0 asks for a free one. TorchServe's own HTTP is on socket files."""
 
     grpc: int = 0
     management: int = 0
-    http: int = 0
     metrics: int = 0
 
 

@@ -76,10 +76,10 @@ class Accounting:
         call, model = entry.call, entry.model
         name = model.name if model else _UNKNOWN
         metrics = self._metrics
-        metrics.requests.labels(call.face, name, entry.status).inc()
-        metrics.request_seconds.labels(call.face, name).observe(took_s)
-        metrics.request_bytes.labels(call.face, name).inc(call.size_bytes)
-        metrics.response_bytes.labels(call.face, name).inc(entry.response_bytes)
+        metrics.requests(call.face, name, entry.status).inc()
+        metrics.request_seconds(call.face, name).observe(took_s)
+        metrics.request_bytes(call.face, name).inc(call.size_bytes)
+        metrics.response_bytes(call.face, name).inc(entry.response_bytes)
         self._log(entry, entry.status, took_s)
 
     def _log(self, entry: AccountEntry, status: str, took_s: float) -> None:

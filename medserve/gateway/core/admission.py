@@ -100,7 +100,8 @@ class Gate:
             if turn.done() and not turn.cancelled():
                 self._leave()  # the place came in the same moment: hand it on
             else:
-                self._waiting.remove(turn)
+                with contextlib.suppress(ValueError):  # passed over already, as it was cancelled
+                    self._waiting.remove(turn)
             if isinstance(error, TimeoutError):
                 raise DeadlineError(
                     f"{self.name}: no place came free within the call's deadline; allow more "
@@ -180,7 +181,7 @@ class _Waiting:
 
 
 class ByteBudget:
-    """Bounds the bytes of all requests that are in memory at the same time.
+    """Bounds how much is taken at the same time: bytes of requests in memory, or places.
 
     Whoever sends slowly, or leaves calls behind at the engine, holds memory for long, so one owner
     gets at most half of it. Those who wait are served in order; only who waits for their own share
@@ -201,7 +202,8 @@ class ByteBudget:
     def presses(self, owner: str) -> bool:
         """Return whether somebody waits for bytes that this owner could give back."""
         return any(
-            each.owner == owner or not self._own_share_is_full(each) for each in self._waiting
+            each.owner == owner or not self._own_share_is_full(each.size, each.owner)
+            for each in self._waiting
         )
 
     @contextlib.asynccontextmanager
@@ -213,12 +215,12 @@ class ByteBudget:
         Raises:
             DeadlineError: `deadline` (`time.monotonic()`) passed before there was room.
         """
-        wanted = _Waiting(asyncio.get_running_loop().create_future(), min(size, self.total), owner)
-        self._waiting.append(wanted)
-        self._admit()
-        if not wanted.turn.done():
-            await self._wait(wanted, deadline)
-        reservation = Reservation(self, wanted.size, owner)
+        size = min(size, self.total)
+        if self._waiting or size > self._free or self._own_share_is_full(size, owner):
+            await self._wait(size, owner, deadline)
+        else:
+            self.take(size, owner)
+        reservation = Reservation(self, size, owner)
         try:
             yield reservation
         finally:
@@ -238,7 +240,10 @@ class ByteBudget:
         if size < 0:
             self._admit()
 
-    async def _wait(self, wanted: _Waiting, deadline: float | None) -> None:
+    async def _wait(self, size: int, owner: str, deadline: float | None) -> None:
+        wanted = _Waiting(asyncio.get_running_loop().create_future(), size, owner)
+        self._waiting.append(wanted)
+        self._admit()  # those before may wait for their own share
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
                 await wanted.turn
@@ -246,7 +251,8 @@ class ByteBudget:
             if wanted.turn.done() and not wanted.turn.cancelled():
                 self.take(-wanted.size, wanted.owner)
             else:
-                self._waiting.remove(wanted)
+                with contextlib.suppress(ValueError):  # passed over already, as it was cancelled
+                    self._waiting.remove(wanted)
                 self._admit()  # those behind may be smaller
             if isinstance(error, TimeoutError):
                 raise DeadlineError(
@@ -258,7 +264,7 @@ class ByteBudget:
     def _admit(self) -> None:
         """Let in who fits, in order."""
         for wanted in list(self._waiting):
-            if self._own_share_is_full(wanted):
+            if self._own_share_is_full(wanted.size, wanted.owner):
                 continue
             if wanted.size > self._free:
                 return
@@ -267,9 +273,9 @@ class ByteBudget:
                 self.take(wanted.size, wanted.owner)
                 wanted.turn.set_result(None)
 
-    def _own_share_is_full(self, wanted: _Waiting) -> bool:
-        held = self._held[wanted.owner]
-        return wanted.size > 0 and held > 0 and held + wanted.size > self.total // 2
+    def _own_share_is_full(self, size: int, owner: str) -> bool:
+        held = self._held[owner]
+        return size > 0 and held > 0 and held + size > self.total // 2
 
 
 class CallPlaces:
@@ -283,6 +289,7 @@ class CallPlaces:
     def __init__(self, total: int, each: int) -> None:
         self._total, self._each = total, each
         self._open: Counter[str] = Counter()
+        self._all = 0  # the sum of these
 
     @contextlib.contextmanager
     def place(self, owner: str) -> Iterator[None]:
@@ -291,15 +298,17 @@ class CallPlaces:
         Raises:
             ServerBusyError: the owner, or all together, have as many as they may.
         """
-        if self._open[owner] >= self._each or self._open.total() >= self._total:
+        if self._open[owner] >= self._each or self._all >= self._total:
             raise ServerBusyError(
                 f"expected at most {self._each} open calls of one caller and {self._total} of all; "
                 "end some, or try again later"
             )
         self._open[owner] += 1
+        self._all += 1
         try:
             yield
         finally:
+            self._all -= 1
             self._open[owner] -= 1
             if not self._open[owner]:
                 del self._open[owner]

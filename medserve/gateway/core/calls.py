@@ -8,6 +8,7 @@ same checks.
 from __future__ import annotations
 
 import enum
+import functools
 import ipaddress
 import json
 import re
@@ -35,6 +36,7 @@ __all__ = [
 EVERY_MODEL = "*"  # the scope that opens every model, also those of tomorrow
 _REQUEST_ID = re.compile(r"[0-9A-Fa-f-]{8,64}")  # a UUID or a trace id, and nothing readable
 _ERROR_MEMBER = b'"status":"error"'
+_ADDRESSES = 4096  # kept in memory: the same callers come again
 _HEAD_BYTES = 1024  # of an answer; its own status stands there
 
 
@@ -147,6 +149,7 @@ def new_request_id(given: str | None = None) -> str:
     return given if given and _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
 
 
+@functools.lru_cache(_ADDRESSES)
 def network_address(host: str) -> str:
     """Return what one visitor cannot change at will: an IPv4 address, or the /64 of an IPv6 one."""
     try:

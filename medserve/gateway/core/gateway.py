@@ -273,7 +273,7 @@ class Gateway:
         gate = self.gate(model)
         arrived = time.monotonic()
         place = await gate.enter(call.deadline)
-        self.metrics.queue_seconds.labels(model.name).observe(time.monotonic() - arrived)
+        self.metrics.queue_seconds(model.name).observe(time.monotonic() - arrived)
         return place, model
 
     def _find(self, call: EngineCall) -> ModelInfo:
@@ -297,10 +297,10 @@ class Gateway:
         task = asyncio.ensure_future(self._ask(call, model))
         task.add_done_callback(lambda done: self._returned(model, place, done))
         try:
-            async with asyncio.timeout(_left_s(call)):
-                return await asyncio.shield(task)
-        except TimeoutError:
-            raise _too_late(call) from None
+            await asyncio.wait((task,), timeout=_left_s(call))  # ends the task in no case
+            if not task.done():
+                raise _too_late(call)
+            return task.result()
         finally:
             if not task.done():
                 self._leave_behind(task, call)
@@ -375,7 +375,7 @@ class Gateway:
 
     def _returned(self, model: ModelInfo, place: Place, task: asyncio.Task[Any]) -> None:
         well = not task.cancelled() and task.exception() is None
-        self.metrics.engine_seconds.labels(model.name).observe(place.give_back(well))
+        self.metrics.engine_seconds(model.name).observe(place.give_back(well))
 
     def _leave_behind(self, task: asyncio.Task[Any], call: EngineCall) -> None:
         """Keep a task whose caller has gone; nobody but its worker hears of that.

@@ -13,7 +13,6 @@ import contextlib
 import inspect
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -24,6 +23,7 @@ from medserve.errors import (
     DeadlineError,
     InvalidRequestError,
     MedserveError,
+    PayloadTooLargeError,
     ServerBusyError,
     ServerUnreachableError,
 )
@@ -36,13 +36,17 @@ from medserve.gateway.core.wire_format import refuse_many_fields
 __all__ = ["STREAMED_BYTES", "OpenDoor", "Registrar", "RequestGuard"]
 
 STREAMED_BYTES = 16 * 2**20  # reserved for each message of a stream; a larger one is counted late
-_LOOK_S = 1.0
+_LOOK_S = 0.5
 _LAST_WORD_S = 0.1  # for what is on its way when the gateway stops
 _SILENCE_S = 300.0  # of a stream for which nothing is under way
 _SILENCE_BEFORE_THE_END_S = 2.0  # when the gateway stops
 _SILENCE_BEFORE_OTHERS_S = 5.0  # the same while others wait for the memory
 _WRITE_S = 60.0  # for a caller to take one message of an answer
 _OPEN_STREAMS, _OPEN_STREAMS_EACH = 512, 64  # of health and reflection: of all, of one address
+_QUESTION_BYTES = 2**16  # of health and reflection; the longest name of a symbol has hundreds
+_AT_ONCE_S = 0.5  # a question comes with its call; who sends one later needs a place:
+_LATE_QUESTIONS, _LATE_QUESTIONS_EACH = 8, 4  # of all, of one address
+_LATE_S = 10.0
 
 _Method = Callable[[Any, Any], Any]
 _Parse = Callable[[bytes], Any] | None
@@ -82,35 +86,85 @@ class Registrar:
 class OpenDoor(Registrar):
     """Registers services that ask nobody who they are: health and reflection.
 
-    A single question always gets its answer. What stays open, to watch or to ask on, is bounded by
-    the caller's address and in all, apart from the calls of everybody else.
+    A single question always gets its answer, unless it is larger than any of them. What stays open,
+    to watch or to ask on, is bounded by the caller's address and in all, apart from the calls of
+    everybody else; and so is what of a question is on its way.
     """
 
     def __init__(self, server: grpc.aio.Server, gateway: Gateway) -> None:
         super().__init__(server)
         self._gateway = gateway
         self._places = CallPlaces(_OPEN_STREAMS, _OPEN_STREAMS_EACH)
+        self._late = CallPlaces(_LATE_QUESTIONS, _LATE_QUESTIONS_EACH)
 
     def wrap(self, method: _Handler) -> _Handler:
         """Return the same method; a stream of it has to find a place."""
         parse, serialize = method.request_deserializer, method.response_serializer
-        if method.unary_stream is not None:
-            answer = self._bounded(method.unary_stream)
-            return grpc.unary_stream_rpc_method_handler(answer, parse, serialize)
-        if method.stream_stream is not None:
-            answer = self._bounded(method.stream_stream)
-            return grpc.stream_stream_rpc_method_handler(answer, parse, serialize)
-        return method
+        if method.unary_unary is not None:
+            once = self._once(method.unary_unary, parse)
+            return grpc.stream_unary_rpc_method_handler(once, None, serialize)
+        answer = method.unary_stream or method.stream_stream
+        assert answer is not None  # no contract streams requests to one answer
+        bounded = self._bounded(answer, parse, asks_on=method.stream_stream is not None)
+        return grpc.stream_stream_rpc_method_handler(bounded, None, serialize)
 
-    def _bounded(self, answer: _Method) -> _Method:
-        async def bounded(request: Any, context: Context) -> None:
+    def _once(self, answer: _Method, parse: _Parse) -> _Method:
+        async def once(_: object, context: Context) -> Any:
+            try:
+                return await answer(await self._question(context, parse), context)
+            except MedserveError as error:
+                await abort(context, error)
+
+        return once
+
+    def _bounded(self, answer: _Method, parse: _Parse, *, asks_on: bool) -> _Method:
+        async def bounded(_: object, context: Context) -> None:
             try:
                 with self._places.place(peer_address(context)):
+                    request = (
+                        self._questions(context, parse)
+                        if asks_on
+                        else await self._question(context, parse)
+                    )
                     await self._until_stopping(_written(answer, request, context, _WRITE_S))
             except MedserveError as error:
                 await abort(context, error)
 
         return bounded
+
+    async def _questions(self, context: Context, parse: _Parse) -> AsyncGenerator[Any, None]:
+        with contextlib.suppress(InvalidRequestError):  # the end of the stream
+            while True:
+                yield await self._question(context, parse)
+
+    async def _question(self, context: Context, parse: _Parse) -> Any:
+        """Return the next message; few of those that do not come at once are waited for.
+
+        Raises:
+            DeadlineError: it did not come.
+            InvalidRequestError: there is none.
+            PayloadTooLargeError: it is no question.
+        """
+        reading = asyncio.ensure_future(context.read())
+        try:
+            await asyncio.wait({reading}, timeout=_AT_ONCE_S)
+            if not reading.done():
+                with self._late.place(peer_address(context)):
+                    await asyncio.wait({reading}, timeout=_LATE_S)
+            if not reading.done():
+                raise DeadlineError(
+                    f"expected a question within {_LATE_S:g} s, got none; open a new call"
+                )
+            message = reading.result()
+        finally:
+            reading.cancel()
+        if not isinstance(message, bytes):
+            raise InvalidRequestError("expected a question, got a call without one")
+        if len(message) > _QUESTION_BYTES:
+            raise PayloadTooLargeError(
+                f"expected a question of at most {_QUESTION_BYTES} bytes, got {len(message)}"
+            )
+        return _parsed(message, parse)
 
     async def _until_stopping(self, work: Coroutine[Any, Any, None]) -> None:
         """Do the work until it ends, or until a moment after the gateway stops."""
@@ -216,7 +270,7 @@ class RequestGuard(Registrar):
         async def watch() -> None:
             try:
                 while True:
-                    await asyncio.sleep(_LOOK_S / 2)
+                    await asyncio.sleep(_LOOK_S)
                     identify(context, self._gateway)
             except MedserveError as error:
                 refused.append(error)
@@ -238,14 +292,7 @@ class RequestGuard(Registrar):
         most = self._gateway.limits.message_bytes
         budget = self._gateway.budget
         async with budget.reserve(most, known.caller.owner, known.deadline) as held:
-            try:
-                async with asyncio.timeout(self._upload_timeout_s):
-                    message = await self._next(context, known, streamed=False)
-            except TimeoutError:
-                raise DeadlineError(
-                    f"expected the whole request within {self._upload_timeout_s:g} s; send less at "
-                    "once or over a faster connection"
-                ) from None
+            message = await self._next(context, known, streamed=False)
             if message is None:
                 raise InvalidRequestError("expected a request, got a call without one")
             held.resize(len(message))
@@ -267,59 +314,81 @@ class RequestGuard(Registrar):
                 yield _parsed(message, parse)
 
     async def _next(self, context: Context, known: CallContext, *, streamed: bool) -> bytes | None:
-        """The next message, None at the end.
+        """Return the next message, None at the end.
 
         Raises:
-            DeadlineError: nothing came for long.
+            DeadlineError: nothing came for long, or the one request of a call took too long.
             ServerBusyError: nothing came for a while, and others wait for the memory.
             ServerUnreachableError: the gateway stops.
         """
-        reading = asyncio.ensure_future(context.read())
-        stopping = asyncio.ensure_future(self._gateway.stopping.wait())
-        waiting = _Waiting(time.monotonic())
+        limit = asyncio.timeout(None if streamed else self._upload_timeout_s)
+        watch = _SilenceWatch(self._gateway, known, limit, streamed=streamed)
         try:
-            while not reading.done():
-                changes = {reading} if stopping.done() else {reading, stopping}
-                await asyncio.wait(changes, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-                if self._gateway.works_for(known.request_id):
-                    waiting = _Waiting(time.monotonic())  # the caller waits for us
-                elif not reading.done():
-                    self._check_silence(waiting, stopping.done(), known, streamed=streamed)
-            message = reading.result()
+            async with limit:  # the read needs no task of its own: every call would pay for it
+                message = await context.read()
+        except TimeoutError:
+            raise watch.reason or DeadlineError(
+                f"expected the whole request within {self._upload_timeout_s:g} s; send less at "
+                "once or over a faster connection"
+            ) from None
         finally:
-            for task in (reading, stopping):
-                task.cancel()
+            watch.end()
         return message if isinstance(message, bytes) else None
 
-    def _check_silence(
-        self, waiting: _Waiting, stopping: bool, known: CallContext, *, streamed: bool
+
+class _SilenceWatch:
+    """Ends the wait for a message where waiting on is no use, or costs others.
+
+    Attributes:
+        reason: Why it has ended the wait.
+    """
+
+    def __init__(
+        self, gateway: Gateway, known: CallContext, limit: asyncio.Timeout, *, streamed: bool
     ) -> None:
-        """Raise where waiting on for a message is no use, or costs others."""
-        now = time.monotonic()
-        if stopping:
-            waiting.stopping_since = waiting.stopping_since or now
-            if now - waiting.stopping_since > _SILENCE_BEFORE_THE_END_S:
-                raise ServerUnreachableError("the server is stopping; connect again")
-        if not streamed:
+        self.reason: MedserveError | None = None
+        self._gateway, self._known = gateway, known
+        self._limit, self._streamed = limit, streamed
+        self._since = time.monotonic()
+        self._stopping_since: float | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(_LOOK_S, self._look)
+
+    def end(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        try:
+            self._check(time.monotonic())
+        except MedserveError as error:
+            self.reason = error
+            if not self._limit.expired():
+                self._limit.reschedule(self._loop.time())
+        else:
+            self._timer = self._loop.call_later(_LOOK_S, self._look)
+
+    def _check(self, now: float) -> None:
+        """Raise where nobody should wait on."""
+        if self._gateway.works_for(self._known.request_id):  # the caller waits for us
+            self._since, self._stopping_since = now, None
             return
-        if now - waiting.since > _SILENCE_S:
+        if self._gateway.stopping.is_set():
+            self._stopping_since = self._stopping_since or now
+            if now - self._stopping_since >= _SILENCE_BEFORE_THE_END_S:
+                raise ServerUnreachableError("the server is stopping; connect again")
+        if not self._streamed:
+            return
+        if now - self._since > _SILENCE_S:
             raise DeadlineError(
                 f"expected the next message within {_SILENCE_S:g} s, got none; open a new call"
             )
-        if now - waiting.since > _SILENCE_BEFORE_OTHERS_S and self._gateway.budget.presses(
-            known.caller.owner
+        if now - self._since > _SILENCE_BEFORE_OTHERS_S and self._gateway.budget.presses(
+            self._known.caller.owner
         ):
             raise ServerBusyError(
                 "nothing came for a while and others wait for the memory; open a new call"
             )
-
-
-@dataclass
-class _Waiting:
-    """Since when the next message is waited for, and since when while the gateway stops."""
-
-    since: float
-    stopping_since: float | None = None
 
 
 async def _written(answer: _Method, request: Any, context: Context, write_s: float) -> None:

@@ -15,20 +15,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable
 from typing import Any
 
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from medserve.engine.golden import GoldenInput
 from medserve.engine.interface import Engine, EngineModel, Health
-from medserve.errors import MedserveError, ModelNotReadyError
+from medserve.errors import (
+    AuthenticationError,
+    MedserveError,
+    ModelNotReadyError,
+    UnknownModelError,
+)
+from medserve.gateway.core.call_context import Context, identify
 from medserve.gateway.core.calls import ModelInfo
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.settings import Timing
 
 __all__ = ["HealthFace", "Monitor"]
+
+_Status = health_pb2.HealthCheckResponse
+_UNKNOWN = _Status(status=_Status.SERVICE_UNKNOWN)
 
 logger = logging.getLogger(__name__)
 
@@ -175,50 +184,87 @@ class _Watch:
             self._seconds.set(self._proven_at - started)
 
 
-class HealthFace:
+class HealthFace(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
     """`grpc.health.v1`: "" is everything, then `model` (its default version) and `model/version`.
 
-    The full name of each gRPC service is known too, with the health of everything.
+    The full name of each gRPC service is known too, with the health of everything. Where tokens
+    are in use, who has none for a model does not learn whether there is one of that name.
     """
 
-    def __init__(self, gateway: Gateway, served: ServedModels, services: list[str]) -> None:
-        self.servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    def __init__(self, gateway: Gateway, served: ServedModels, services: Collection[str]) -> None:
         self._gateway = gateway
         self._served = served
-        self._services = services
-        self._changed = asyncio.Event()
+        self._services = {"", *services}
+        self._draining = False
+        self._changed = asyncio.Event()  # replaced with each change
         for model in served:
             self._on_change(model)
         served.on_change(self._on_change)
 
-    async def run(self) -> None:
-        """Publish every change; until cancelled."""
-        while True:
-            self._changed.clear()
-            await self.publish()
-            await self._changed.wait()
+    async def Check(self, request: Any, context: Context) -> Any:
+        """Answer how a service is now."""
+        health = self._health(request.service, context)
+        if health is None:
+            raise UnknownModelError("there is no such model, version or service")
+        return _status(health)
 
-    async def publish(self) -> None:
-        """Tell the servicer, and by it everybody who watches, how things are."""
-        overall = _status(self._gateway.health())
-        for name in ["", *self._services]:
-            await self.servicer.set(name, overall)
-        for model in self._served:
-            status = _status(model.health)
-            await self.servicer.set(f"{model.name}/{model.version}", status)
-            if model.default:
-                await self.servicer.set(model.name, status)
+    async def List(self, _: Any, context: Context) -> Any:
+        """Answer how every service is that the caller may know of."""
+        names = [*self._services, *dict.fromkeys(model.name for model in self._served)]
+        names += [f"{model.name}/{model.version}" for model in self._served]
+        found = {name: self._health(name, context) for name in names}
+        return health_pb2.HealthListResponse(
+            statuses={name: _status(health) for name, health in found.items() if health}
+        )
+
+    async def Watch(self, request: Any, context: Context) -> AsyncGenerator[Any, None]:
+        """Tell how a service is now, and then each change."""
+        told = None
+        while True:
+            changed = self._changed
+            health = self._health(request.service, context)
+            status = _UNKNOWN if health is None else _status(health)
+            if status != told:
+                yield status
+                told = status
+            await changed.wait()
 
     async def drain(self) -> None:
         """Not serving, from now on."""
-        await self.servicer.enter_graceful_shutdown()
+        self._draining = True
+        self._notify()
+
+    def _health(self, name: str, context: Context) -> Health | None:
+        """Return the health of a service, None where the caller is to know of none."""
+        if name in self._services:
+            health = self._gateway.health()
+        else:
+            model, _, version = name.partition("/")
+            if not self._may_see(model, context):
+                return None
+            try:
+                health = self._gateway.health(model, version)
+            except UnknownModelError:
+                return None
+        return Health(False, "the gateway is stopping") if self._draining else health
+
+    def _may_see(self, model: str, context: Context) -> bool:
+        if not self._gateway.asks_for_tokens:
+            return True
+        try:
+            return identify(context, self._gateway).caller.may(model)
+        except AuthenticationError:
+            return False
 
     def _on_change(self, model: ModelInfo) -> None:
         ready = self._gateway.metrics.model_ready.labels(model.name, model.version)
         ready.set(float(model.ready))
+        self._notify()
+
+    def _notify(self) -> None:
         self._changed.set()
+        self._changed = asyncio.Event()
 
 
 def _status(health: Health) -> Any:
-    status = health_pb2.HealthCheckResponse
-    return status.SERVING if health.serving else status.NOT_SERVING
+    return _Status(status=_Status.SERVING if health.serving else _Status.NOT_SERVING)

@@ -78,10 +78,13 @@ class ServedModels:
         self._defaults[name] = version
         for key, model in self._models.items():
             if model.name == name and model.default != (model.version == version):
-                self._models[key] = dataclasses.replace(model, default=model.version == version)
+                new = dataclasses.replace(model, default=model.version == version)
+                self._models[key] = new
+                for listener in self._listeners:
+                    listener(new)
 
     def on_change(self, listener: Callable[[ModelInfo], None]) -> None:
-        """Call `listener` with the model whenever its health changes."""
+        """Call `listener` with a model when its health, or whether it is the default, changes."""
         self._listeners.append(listener)
 
 

@@ -14,6 +14,8 @@ a token is rotated by adding the new one, handing it out, and removing the old o
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import json
@@ -22,7 +24,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -119,17 +121,32 @@ def new_token(
 
 
 def add_token(path: Path, entry: TokenEntry) -> None:
-    """Put the entry into the file, which appears whole or not at all; readable by its owner."""
-    entries = read_entries(path) if path.exists() else {}
-    content = {"tokens": [each.to_json() for each in [*entries.values(), entry]]}
-    file, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Put the entry into the file, which appears whole or not at all; readable by its owner.
+
+    One process at a time changes files of a folder, so that none loses the entry of another.
+    """
+    with _changing(path.parent):
+        entries = read_entries(path) if path.exists() else {}
+        content = {"tokens": [each.to_json() for each in [*entries.values(), entry]]}
+        file, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(file, "w", encoding="utf-8") as temporary:
+                temporary.write(json.dumps(content, indent=2) + "\n")
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+
+@contextlib.contextmanager
+def _changing(folder: Path) -> Iterator[None]:
+    """Wait until no other process changes token files in a folder, and keep others waiting."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with os.fdopen(file, "w", encoding="utf-8") as temporary:
-            temporary.write(json.dumps(content, indent=2) + "\n")
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_entries(path: Path) -> dict[str, TokenEntry]:

@@ -18,21 +18,11 @@ from pydicom import Dataset
 from medserve.errors import InvalidImageError
 from medserve.imaging.codecs.dicom_file import frame_count
 from medserve.imaging.codecs.dicom_pixels import group
+from medserve.imaging.codecs.dicom_traits import moments_of, traits_of
 
-__all__ = ["ACQUISITION", "Plane", "planes_of"]
+__all__ = ["Plane", "planes_of"]
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
-# What tells acquisitions in one series apart: for people, the element, the same in an enhanced
-# object's functional groups (sequence and element, PS3.3 C.8.13, C.8.15).
-ACQUISITION: tuple[tuple[str, str, str, str], ...] = (
-    ("echo time", "EchoTime", "MREchoSequence", "EffectiveEchoTime"),
-    ("image type", "ImageType", "MRImageFrameTypeSequence", "FrameType"),
-    ("image type", "ImageType", "CTImageFrameTypeSequence", "FrameType"),
-    ("b-value", "DiffusionBValue", "MRDiffusionSequence", "DiffusionBValue"),
-    ("temporal position", "TemporalPositionIdentifier", "FrameContentSequence",
-     "TemporalPositionIndex"),
-    ("stack", "StackID", "FrameContentSequence", "StackID"),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,8 +38,10 @@ class Plane:
         position: Centre of the first pixel.
         spacing: Distance between rows, distance between columns.
         thickness: Distance to the next slice as the header states it; 0 where it does not.
-        acquisition: What tells it from other acquisitions of its series, as text, in the order
-            of `ACQUISITION`; empty where the header does not say.
+        traits: What tells it from other acquisitions of its series, as text, in the order of
+            `dicom_traits.TRAITS`; empty where the header does not say.
+        moments: When it was taken, in the order of `dicom_traits.MOMENTS`; NaN where it is not
+            stated.
     """
 
     source: int
@@ -60,7 +52,8 @@ class Plane:
     position: npt.NDArray[np.float64]
     spacing: tuple[float, float]
     thickness: float
-    acquisition: tuple[str, ...]
+    traits: tuple[str, ...]
+    moments: tuple[float, ...]
 
     @property
     def normal(self) -> npt.NDArray[np.float64]:
@@ -120,22 +113,9 @@ def _plane(dataset: Dataset, source: int, frame: int) -> Plane:
         position=_numbers(element("ImagePositionPatient", "PlanePositionSequence"), 3),
         spacing=(float(spacing[0]), float(spacing[1])),
         thickness=_number(thickness, 0.0),
-        acquisition=tuple(
-            _text(group(dataset, frame, macro, inner).get(inner) or dataset.get(outer))
-            for _, outer, macro, inner in ACQUISITION
-        ),
+        traits=traits_of(dataset, frame),
+        moments=moments_of(dataset, frame),
     )
-
-
-def _text(value: Any) -> str:
-    """One or several values as text; numbers without digits that scanners make up."""
-    if value is None or value == "":
-        return ""
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if isinstance(value, str | int):
-        return str(value)
-    return "/".join(_text(each) for each in value)
 
 
 def _numbers(value: Any, count: int) -> npt.NDArray[np.float64]:

@@ -7,8 +7,9 @@ first and last ImagePositionPatient (PS3.3 C.7.6.2.1.1), turned from LPS to RAS.
 mean is told in `medserve.imaging.codecs.dicom_pixels`.
 
 What is refused rather than guessed: any file that is no readable image (a DICOMDIR does not
-count), several series, acquisitions or orientations, several images at one position, a gap (a slice
-missing at either end cannot be noticed), uneven distances, gantry tilt.
+count), several series or acquisitions of which none is chosen (`dicom_choice`), several
+orientations, several images at one position, a gap (a slice missing at either end cannot be
+noticed), uneven distances, gantry tilt.
 No element of a header is quoted in an error: headers carry names.
 """
 
@@ -23,9 +24,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
+from pydicom.uid import UID
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
 from medserve.imaging.codecs import sniff
+from medserve.imaging.codecs.dicom_choice import (
+    Choice,
+    one_acquisition,
+    one_phase,
+    one_series,
+)
 from medserve.imaging.codecs.dicom_file import (
     PIXEL_DATA,
     frame_count,
@@ -36,7 +44,7 @@ from medserve.imaging.codecs.dicom_file import (
     without_pixels,
 )
 from medserve.imaging.codecs.dicom_pixels import values_of
-from medserve.imaging.codecs.dicom_planes import ACQUISITION, Plane, planes_of
+from medserve.imaging.codecs.dicom_planes import Plane, planes_of
 from medserve.imaging.codecs.payload import Payload, quietly
 from medserve.imaging.codecs.unpack import files_in, is_tar, is_zip, peek
 from medserve.imaging.geometry import Geometry
@@ -78,7 +86,10 @@ def recognises(payload: Payload) -> bool:
 
 
 def decode(
-    payload: Payload, limits: VolumeLimits | None = None, modalities: Collection[str] = ()
+    payload: Payload,
+    limits: VolumeLimits | None = None,
+    modalities: Collection[str] = (),
+    select: str | None = None,
 ) -> DicomVolume:
     """One series as a volume of rescaled values (Hounsfield units in CT).
 
@@ -86,14 +97,17 @@ def decode(
         payload: A DICOM file, or a zip, tar or tar.gz of them and nothing else.
         limits: What is refused for its size.
         modalities: Values of Modality (0008,0060) that are accepted; all are where it is empty.
+        select: Which of several series and acquisitions, as `dicom_choice.Choice` reads it.
 
     Raises:
         InvalidImageError: no DICOM images, damaged ones, or images that are not one volume.
+        InvalidRequestError: a choice that cannot be read, or that takes no image.
         PayloadTooLargeError: above `limits`; known from headers, before pixels are decoded.
     """
     try:
         with quietly():
-            return _decode(payload, limits or VolumeLimits(), modalities)
+            choice = Choice.parse(select)
+            return _decode(payload, limits or VolumeLimits(), modalities, choice)
     except MedserveError:
         raise
     except MemoryError:
@@ -106,19 +120,20 @@ def decode(
         ) from None
 
 
-def geometry_of(headers: Sequence[Dataset]) -> Geometry:
+def geometry_of(headers: Sequence[Dataset], select: str | None = None) -> Geometry:
     """Return the grid of the images of one series, given by headers without pixels.
+
+    Args:
+        headers: Of the images.
+        select: Which of several acquisitions, as in `decode`.
 
     Raises:
         InvalidImageError: they are not one volume, or a slice within them is missing.
+        InvalidRequestError: a choice that cannot be read, or that takes no image.
     """
     try:
         with quietly():
-            planes = [plane for n, each in enumerate(headers) for plane in planes_of(each, n)]
-            _check_alike(planes)
-            normal = planes[0].normal
-            planes.sort(key=lambda plane: float(normal @ plane.position))
-            return _geometry(planes)
+            return _geometry(_chosen_planes(headers, Choice.parse(select)))
     except MedserveError:
         raise
     except Exception:  # pydicom quotes values in what it raises
@@ -128,20 +143,17 @@ def geometry_of(headers: Sequence[Dataset]) -> Geometry:
         ) from None
 
 
-def _decode(payload: Payload, limits: VolumeLimits, modalities: Collection[str]) -> DicomVolume:
-    datasets = _datasets(payload, limits)
+def _decode(
+    payload: Payload, limits: VolumeLimits, modalities: Collection[str], choice: Choice
+) -> DicomVolume:
+    datasets = _datasets(payload, limits, choice)
     _refuse_modality(datasets, modalities)
-    _refuse_mixture(
-        Counter(str(each.get("SeriesInstanceUID")) for each in datasets), "series", "images"
-    )
-    planes = [plane for n, each in enumerate(datasets) for plane in planes_of(each, n)]
-    _refuse_acquisitions(planes)
-    rows, columns = _check_alike(planes)
+    planes = _chosen_planes(datasets, choice)
+    rows, columns = planes[0].size
     check_shape((columns, rows, len(planes)), limits)
-    cut = sum(_is_cut(each) for each in datasets)
-    _refuse_unread(Counter({_CUT: cut} if cut else {}), len(datasets) - cut)
-    normal = planes[0].normal
-    planes.sort(key=lambda plane: float(normal @ plane.position))
+    used = {plane.source for plane in planes}
+    cut = sum(_is_cut(datasets[source]) for source in used)
+    _refuse_unread(Counter({_CUT: cut} if cut else {}), len(used) - cut)
     geometry = _geometry(planes)
     array = _stack(planes, datasets)
     return DicomVolume(
@@ -152,8 +164,24 @@ def _decode(payload: Payload, limits: VolumeLimits, modalities: Collection[str])
     )
 
 
-def _datasets(payload: Payload, limits: VolumeLimits) -> list[Dataset]:
-    """Every image in the payload; InvalidImageError where one file could not be read as one."""
+def _chosen_planes(headers: Sequence[Dataset], choice: Choice) -> list[Plane]:
+    """Return the planes of one acquisition, sorted along their normal."""
+    planes = one_acquisition(
+        [plane for n, each in enumerate(headers) for plane in planes_of(each, n)], choice
+    )
+    _check_alike(planes)
+    normal = planes[0].normal
+    planes.sort(key=lambda plane: float(normal @ plane.position))
+    return one_phase(planes, choice)
+
+
+def _datasets(payload: Payload, limits: VolumeLimits, choice: Choice) -> list[Dataset]:
+    """Return the images of one series; objects of series that were not chosen do not count.
+
+    Raises:
+        InvalidRequestError: none of several series was chosen.
+        InvalidImageError: one file could not be read as an image, or there are several series.
+    """
     if not payload:
         raise InvalidImageError("expected a DICOM series, got no bytes")
     if is_dicom(payload):
@@ -166,16 +194,22 @@ def _datasets(payload: Payload, limits: VolumeLimits) -> list[Dataset]:
             "file; pack the series into a zip"
         )
     unread: Counter[str] = Counter()
-    datasets = []
+    datasets: list[Dataset] = []
+    others: list[Dataset] = []
     for content in files:
         if is_directory(content) or content.startswith(_COMPANIONS):
             continue  # a list of the images, and what desktops leave in folders
-        dataset = _image(content)
+        dataset = _object(content)
         if isinstance(dataset, str):
             unread[dataset] += 1
+        elif not choice.takes_series_of(dataset):
+            others.append(without_pixels(dataset))
+        elif reason := _why_no_image(dataset):
+            unread[reason] += 1
         else:
             datasets.append(dataset)
-    _refuse_unread(unread, len(datasets))
+    _refuse_unread(unread, len(datasets) + len(others))
+    one_series(datasets, others)
     if not datasets:
         raise InvalidImageError(
             "expected DICOM images, got an archive without one; pack the series into a zip"
@@ -194,22 +228,28 @@ def _refuse_unread(unread: Counter[str], images: int) -> None:
         )
 
 
-def _image(content: bytes) -> Dataset | str:
-    """The data set of a file with pixels, or why it is none."""
+def _object(content: bytes) -> Dataset | str:
+    """The data set of a file, or why it cannot be read."""
     if not is_dicom(content):
         found = sniff.kind(content)
         return f"of another kind: {found.name}" if content else "empty"
     try:
-        dataset = read(content)
-        has_pixels = any(name in dataset for name in PIXEL_DATA)
-        is_image = str(dataset.file_meta.MediaStorageSOPClassUID.name).endswith(_IMAGE_CLASS)
+        return read(content)
     except MedserveError:
         raise
     except Exception:  # a parser of hostile bytes may raise anything, and quote the header
         return _CUT
-    if has_pixels:
-        return dataset
-    return "an image without its pixels" if is_image else "a DICOM object that is no image"
+
+
+def _why_no_image(dataset: Dataset) -> str:
+    """Tell why an object has no pixels; empty where it has."""
+    if any(name in dataset for name in PIXEL_DATA):
+        return ""
+    kind = UID(str(dataset.file_meta.get("MediaStorageSOPClassUID") or ""))
+    if str(kind.name).endswith(_IMAGE_CLASS):
+        return "an image without its pixels"
+    known = f": {kind.name.removesuffix(' Storage')}" if kind.name != kind else ""
+    return f"a DICOM object that is no image{known}"
 
 
 def _is_cut(dataset: Dataset) -> bool:
@@ -234,32 +274,8 @@ def _refuse_mixture(counts: Counter[Any], kind: str, members: str) -> None:
         )
 
 
-def _refuse_acquisitions(planes: Sequence[Plane]) -> None:
-    """Refuse slices of several echoes, image types, b-values or moments: they interleave."""
-    for place, (name, *_) in enumerate(ACQUISITION):
-        found = Counter(plane.acquisition[place] for plane in planes)
-        if len(found) == 1:
-            continue
-        listed = ", ".join(
-            f"{_number_or_other(value)} ({count} slices)"
-            for value, count in sorted(found.items())[:8]
-        )
-        raise InvalidImageError(
-            f"expected one acquisition, got {len(found)} that differ in {name}: {listed}; send "
-            "the images of one of them alone"
-        )
-
-
-def _number_or_other(value: str) -> str:
-    """A number as it is; of text nothing, for headers carry names."""
-    try:
-        return f"{float(value):g}" if value else "not stated"
-    except ValueError:
-        return "another"
-
-
-def _check_alike(planes: Sequence[Plane]) -> tuple[int, int]:
-    """One size, orientation and pixel spacing; rows and columns."""
+def _check_alike(planes: Sequence[Plane]) -> None:
+    """Refuse several sizes, orientations and pixel spacings."""
     sizes = Counter(plane.size for plane in planes)
     _refuse_mixture(sizes, "size of slices", "slices")
     directions: list[npt.NDArray[np.float64]] = []
@@ -274,7 +290,6 @@ def _check_alike(planes: Sequence[Plane]) -> tuple[int, int]:
     _refuse_mixture(groups, "orientation of slices", "slices")
     spacings = Counter(tuple(round(mm, 4) for mm in plane.spacing) for plane in planes)
     _refuse_mixture(spacings, "pixel spacing", "slices")
-    return planes[0].size
 
 
 def _geometry(planes: Sequence[Plane]) -> Geometry:

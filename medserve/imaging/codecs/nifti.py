@@ -25,10 +25,10 @@ import numpy.typing as npt
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
 from medserve.imaging.codecs.nifti_space import NiftiSpace
 from medserve.imaging.codecs.payload import Payload, quietly
+from medserve.imaging.codecs.samples import check_channels, finite, spatial_shape
 from medserve.imaging.codecs.unpack import is_gzip, peek
 from medserve.imaging.geometry import Geometry
-from medserve.imaging.intensity import without_background
-from medserve.imaging.volume import Volume, VolumeLimits, check_shape
+from medserve.imaging.volume import Volume, VolumeLimits
 
 __all__ = [
     "NiftiSpace",
@@ -203,10 +203,8 @@ def _decode(
         header: Any = _HEADERS[size](stream.read(size), check=False)
         _refuse_pair(header, size)
         stored = _stored_shape(header)
-        shape, channels = _loop_shape(stored) if loop else _spatial_shape(stored, channel)
-        check_shape(shape, limits)
-        if channels * math.prod(shape) > limits.max_voxels:
-            check_shape((*shape, channels), limits)
+        shape, channels = _loop_shape(stored) if loop else spatial_shape(stored, channel)
+        check_channels(shape, channels, limits)
         dtype = _dtype(header)
         count = channels * math.prod(shape)
         offset = _data_offset(header)
@@ -220,7 +218,7 @@ def _decode(
             _check_tail(stream)
     stack = values.reshape((*shape, channels), order="F")
     array = _rescale(stack[..., 0 if channel is None else channel], header)
-    return NiftiVolume(_finite(array), geometry, space)
+    return NiftiVolume(finite(array), geometry, space)
 
 
 def _header_size(start: bytes) -> int | None:
@@ -258,28 +256,7 @@ def _loop_shape(stored: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
             f"expected planes along 3 spatial axes, or a loop of one plane over time, got "
             f"{listed}; send one of the {math.prod(stored[3:])} volumes in it alone"
         )
-    return _spatial_shape(stored, None)
-
-
-def _spatial_shape(
-    stored: tuple[int, ...], channel: int | None
-) -> tuple[tuple[int, int, int], int]:
-    """Stored axes -> (I, J, K) and the number of channels."""
-    listed = " x ".join(str(n) for n in stored)
-    if not 2 <= len(stored) <= 7 or min(stored) < 1:
-        raise InvalidImageError(f"expected 2 or 3 axes of at least 1 voxel, got {listed or 0}")
-    i, j, k = (*stored, 1)[:3]
-    channels = math.prod(stored[3:])
-    if channels > 1 and channel is None:
-        raise InvalidImageError(
-            f"expected 3 spatial axes, got {listed}; send one volume, or name one of the "
-            f"{channels} channels"
-        )
-    if channel is not None and not 0 <= channel < channels:
-        raise InvalidImageError(
-            f"expected a channel from 0 to {channels - 1}, got {channel}; the file is {listed}"
-        )
-    return (i, j, k), channels
+    return spatial_shape(stored, None)
 
 
 def _dtype(header: Any) -> np.dtype[Any]:
@@ -356,13 +333,6 @@ def _check_tail(stream: gzip.GzipFile | io.BytesIO) -> None:
         raise InvalidImageError(
             "expected gzip data that match their checksum, got damaged ones; send the file again"
         ) from None
-
-
-def _finite(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same array with NaN and infinities as background."""
-    if array.dtype.kind != "f" or np.isfinite([array.min(), array.max()]).all():
-        return array
-    return without_background(array.copy(), ~np.isfinite(array))
 
 
 def _rescale(stored: npt.NDArray[Any], header: Any) -> npt.NDArray[Any]:

@@ -11,7 +11,7 @@ from medserve.imaging.codecs.payload import Payload
 from medserve.imaging.image import Image
 from medserve.spec import InputKind, InputSpec
 
-__all__ = ["FileKind", "decode", "kind", "prepare"]
+__all__ = ["FileKind", "decode", "is_mgh", "kind", "prepare"]
 
 _CODECS: dict[InputKind, Callable[[Payload, InputSpec], Image]] = {
     InputKind.RASTER: raster.decode,
@@ -65,8 +65,8 @@ _MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
     (0, b"\x1a\x45\xdf\xa3", FileKind("a video", _ONE_FRAME)),
     (4, b"jP  ", FileKind("a JPEG 2000", _TO_PNG)),
     (0, b"\xff\x4f\xff\x51", FileKind("a JPEG 2000", _TO_PNG)),
-    (0, b"NRRD", FileKind("an NRRD volume", "convert it to NIfTI for a volume model")),
-    (0, b"ObjectType", FileKind("a MetaImage header", "convert it to NIfTI for a volume model")),
+    (0, b"NRRD", FileKind("an NRRD volume", _TO_VOLUME)),
+    (0, b"ObjectType", FileKind("a MetaImage volume", _TO_VOLUME)),
     (0, b"%PDF", FileKind("a PDF", "export the image in it as PNG")),
     (0, b"PK\x03\x04", FileKind("a zip archive", _ONE_BY_ONE)),
     (0, b"PK\x05\x06", FileKind("an empty zip archive", _ONE_BY_ONE)),
@@ -81,7 +81,7 @@ _MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
 )
 _HEAD = 512  # bytes that decide
 _GZIP = b"\x1f\x8b"
-_MGH = FileKind("a FreeSurfer MGH volume", "convert it to .nii.gz, for example with mri_convert")
+_MGH = FileKind("a FreeSurfer MGH volume", _TO_VOLUME)
 _MGZ = FileKind("a FreeSurfer MGZ volume", _MGH.advice)
 _ANALYZE = FileKind("the header of an Analyze .hdr/.img pair", "convert the pair to .nii.gz")
 _UNKNOWN = FileKind(
@@ -103,7 +103,7 @@ def kind(payload: Payload) -> FileKind:
             return found
     if head.startswith(_GZIP):
         return _inside_gzip(payload)
-    if _is_mgh(head):
+    if is_mgh(head):
         return _MGH
     if head[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c"):  # 348, the size of the header
         return _ANALYZE
@@ -147,13 +147,13 @@ def _inside_gzip(payload: Payload) -> FileKind:
     for offset, magic, found in _MAGIC:
         if found is _NIFTI and head.startswith(magic, offset):
             return _GZIP_NIFTI
-    if _is_mgh(head):
+    if is_mgh(head):
         return _MGZ
     return FileKind("a gzip-compressed file", "unpack it first")
 
 
-def _is_mgh(head: bytes) -> bool:
-    """Whether FreeSurfer's header begins: version 1, four axes, one of its types."""
+def is_mgh(head: bytes) -> bool:
+    """Tell whether FreeSurfer's header begins: version 1, four axes, one of its types."""
     if len(head) < 24 or head[:4] != b"\0\0\0\1":
         return False
     *axes, kind = (int.from_bytes(head[at : at + 4], "big") for at in range(4, 24, 4))

@@ -6,10 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from medserve.errors import InvalidImageError, InvalidRequestError
-from medserve.imaging.codecs import dicom_series, nifti, npy, sniff
+from medserve.imaging.codecs import dicom_series, nifti, npy, research_volumes, sniff
 from medserve.imaging.codecs.payload import Payload
 from medserve.imaging.volume import Volume, VolumeLimits
 from medserve.spec import InputKind
+from medserve.tasks.volumes import VolumeOptions
 
 __all__ = ["ReadOptions", "decode"]
 
@@ -25,14 +26,21 @@ class ReadOptions:
     """What a request may say about its file.
 
     Attributes:
-        channel: Which volume of a four-dimensional NIfTI file.
+        channel: Which volume of a four-dimensional file.
         spacing_mm: Of an NPY array, which states none.
+        select: Which of several series and acquisitions of DICOM images.
         modalities: DICOM modalities that the model takes; all where it is empty.
     """
 
     channel: int | None = None
     spacing_mm: tuple[float, float, float] | None = None
+    select: str | None = None
     modalities: tuple[str, ...] = ()
+
+    @classmethod
+    def asked(cls, options: VolumeOptions, modalities: tuple[str, ...] = ()) -> ReadOptions:
+        """Return what the options of a call say about its file."""
+        return cls(options.channel, options.spacing_mm, options.select, modalities)
 
 
 def decode(
@@ -57,21 +65,28 @@ def decode(
         raise InvalidImageError(f"expected {spoken}, got {found.name}; {advice}")
     if options.channel is not None and kind is not InputKind.NIFTI:
         raise InvalidRequestError(
-            "expected no channel, which only NIfTI files have, got one; leave it out"
+            "expected no channel, which only NIfTI and other files of several volumes have, got "
+            "one; leave it out"
         )
     if options.spacing_mm is not None and kind is not InputKind.NPY:
         raise InvalidRequestError(
             "expected no spacing_mm, which the file states itself, got one; leave it out"
         )
+    if options.select is not None and kind is not InputKind.DICOM:
+        raise InvalidRequestError(
+            "expected no select, which only DICOM images need, got one; leave it out"
+        )
+    if kind is InputKind.NIFTI and research_volumes.recognises(payload):
+        return research_volumes.decode(payload, limits, options.channel)
     if kind is InputKind.NIFTI:
         return nifti.decode(payload, limits, options.channel)
     if kind is InputKind.DICOM:
-        return dicom_series.decode(payload, limits, options.modalities)
+        return dicom_series.decode(payload, limits, options.modalities, options.select)
     return npy.decode(payload, limits, options.spacing_mm or (1.0, 1.0, 1.0))
 
 
 def _kind(payload: Payload) -> InputKind | None:
-    if nifti.recognises(payload):
+    if nifti.recognises(payload) or research_volumes.recognises(payload):
         return InputKind.NIFTI
     if npy.recognises(payload):
         return InputKind.NPY

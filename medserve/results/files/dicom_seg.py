@@ -77,7 +77,7 @@ def _headers(source: DicomVolume) -> Sequence[Dataset]:
         raise dicom_derived.incomplete("FrameOfReferenceUID") from None
     step_mm = float(source.geometry.spacing_mm[2])
     if "PerFrameFunctionalGroupsSequence" in headers[0]:
-        _simplify_groups(headers[0], step_mm)
+        _simplify_groups(headers[0], sorted(source.frames), step_mm)
         return headers
     for each in headers:  # which differ by rounding, or the series were no volume
         each.ImageOrientationPatient = headers[0].ImageOrientationPatient
@@ -85,10 +85,11 @@ def _headers(source: DicomVolume) -> Sequence[Dataset]:
     return headers
 
 
-def _simplify_groups(header: Dataset, step_mm: float) -> None:
-    """Reduce functional groups to orientation, spacing and positions, wherever they stand."""
+def _simplify_groups(header: Dataset, kept: Sequence[int], step_mm: float) -> None:
+    """Reduce functional groups to orientation, spacing and positions, and frames to `kept`."""
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
-    groups = header.PerFrameFunctionalGroupsSequence
+    groups = [header.PerFrameFunctionalGroupsSequence[frame] for frame in kept]
+    header.NumberOfFrames = len(groups)
 
     def item(group: Dataset, name: str) -> Dataset:
         found: Dataset = group[name][0] if name in group else shared[name][0]
@@ -139,6 +140,8 @@ def _build(
         omit_empty_frames=False,
         **dicom_derived.identity(headers[0], provenance),
     )
+    if len(headers) == 1:
+        _refer_to(dataset, sorted(source.frames))
     for segment, measure in zip(dataset.SegmentSequence, segmentation.measures, strict=True):
         segment.SegmentDescription = (
             f"{measure.volume_ml:.2f} ml"  # viewers show it beside the label
@@ -149,9 +152,23 @@ def _build(
 def _frames(segmentation: Segmentation, source: DicomVolume) -> np.ndarray:
     """The mask (I, J, K) -> frames (N, rows, columns) in the order of the source's frames."""
     frames = np.empty(segmentation.mask.T.shape, dtype=np.uint8)
-    order = source.frames if len(source.sources) == 1 else range(len(frames))
-    frames[list(order)] = segmentation.mask.transpose(2, 1, 0)
+    is_one = len(source.sources) == 1
+    order = np.argsort(np.argsort(source.frames)) if is_one else np.arange(len(frames))
+    frames[order] = segmentation.mask.transpose(2, 1, 0)
     return frames
+
+
+def _refer_to(dataset: Dataset, frames: Sequence[int]) -> None:
+    """Number the frames of a multi-frame source as they lie there, with those left out."""
+    images = {
+        id(image): image  # highdicom shares items between segments
+        for group in dataset.PerFrameFunctionalGroupsSequence
+        for derivation in group.get("DerivationImageSequence", ())
+        for image in derivation.SourceImageSequence
+        if "ReferencedFrameNumber" in image
+    }
+    for image in images.values():
+        image.ReferencedFrameNumber = frames[int(image.ReferencedFrameNumber) - 1] + 1
 
 
 def describe_segment(

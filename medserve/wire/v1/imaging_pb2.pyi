@@ -762,6 +762,7 @@ class SegmentSettings(_message.Message):
     VIEW_FIELD_NUMBER: _builtins.int
     STEP_MM_FIELD_NUMBER: _builtins.int
     LENGTH_MM_FIELD_NUMBER: _builtins.int
+    SELECT_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """Names the model. Required."""
     model_version: _builtins.str
@@ -800,6 +801,10 @@ class SegmentSettings(_message.Message):
     """Gives the third diameter for the ellipsoid's volume in millimetres, measured elsewhere. Of frames
     only.
     """
+    select: _builtins.str
+    """Chooses one of several series and acquisitions of a DICOM folder, such as
+    "series=5,echo_time=30", in the words of the error that refuses the folder. Of volumes only.
+    """
     @_builtins.property
     def spacing_mm(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Gives distances in millimetres where the file does not say them: of a volume the size of a voxel
@@ -824,10 +829,11 @@ class SegmentSettings(_message.Message):
         view: _builtins.str = ...,
         step_mm: _builtins.float | None = ...,
         length_mm: _builtins.float | None = ...,
+        select: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_channel", b"_channel", "_fill_holes", b"_fill_holes", "_flips", b"_flips", "_largest_component", b"_largest_component", "_length_mm", b"_length_mm", "_step_mm", b"_step_mm", "channel", b"channel", "fill_holes", b"fill_holes", "flips", b"flips", "largest_component", b"largest_component", "length_mm", b"length_mm", "step_mm", b"step_mm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channel", b"_channel", "_fill_holes", b"_fill_holes", "_flips", b"_flips", "_largest_component", b"_largest_component", "_length_mm", b"_length_mm", "_step_mm", b"_step_mm", "channel", b"channel", "content_bytes", b"content_bytes", "fill_holes", b"fill_holes", "flips", b"flips", "largest_component", b"largest_component", "length_mm", b"length_mm", "mask_format", b"mask_format", "model_name", b"model_name", "model_version", b"model_version", "output", b"output", "overlay", b"overlay", "spacing_mm", b"spacing_mm", "step_mm", b"step_mm", "uncertainty", b"uncertainty", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channel", b"_channel", "_fill_holes", b"_fill_holes", "_flips", b"_flips", "_largest_component", b"_largest_component", "_length_mm", b"_length_mm", "_step_mm", b"_step_mm", "channel", b"channel", "content_bytes", b"content_bytes", "fill_holes", b"fill_holes", "flips", b"flips", "largest_component", b"largest_component", "length_mm", b"length_mm", "mask_format", b"mask_format", "model_name", b"model_name", "model_version", b"model_version", "output", b"output", "overlay", b"overlay", "select", b"select", "spacing_mm", b"spacing_mm", "step_mm", b"step_mm", "uncertainty", b"uncertainty", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__channel: _TypeAlias = _typing.Literal["channel"]  # noqa: Y015
     _WhichOneofArgType__channel: _TypeAlias = _typing.Literal["_channel", b"_channel"]  # noqa: Y015

@@ -3,130 +3,130 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from medserve.batch.receipts import BatchFolder, Receipt
+from medserve.batch.studies import Shard, study_key
+from tests.client.conftest import fake
+from tests.client.fake_gateway import FakeGateway, serving
 from tests.deploy.k8s.rendering import K8S, Manifest, only
+
+__all__ = ["fake"]
 
 pytestmark = pytest.mark.process
 
-# Writes down which files it was given, refuses those named "broken", and ends with `$CODE` if set.
-PREDICT = """\
-#!{python}
-import os, sys
-fine = sys.argv[1:4] == ["predict", "segmentation_3d", "--out"]
-fine &= os.environ.get("MEDSERVE_TOKEN", "") == os.environ.get("EXPECTED_TOKEN", "")
-fine &= ("MEDSERVE_CA_FILE" in os.environ) == ("EXPECTED_TOKEN" in os.environ)
-if not fine:
-    sys.exit(3)  # not 1, which says that a study was refused
-with open(os.environ["SEEN"], "a") as file:
-    file.write("".join(path + "\\0" for path in sys.argv[sys.argv.index("--json") + 1 :]))
-broken = any("broken" in path for path in sys.argv)
-sys.exit(int(os.environ.get("CODE") or broken))
-"""
 STUDIES = 23
 
 
 @pytest.fixture
 def studies(tmp_path: Path) -> Path:
-    """A volume with studies whose names are as unkind as names can be."""
+    """A volume with images whose names are as unkind as names can be."""
     folder = tmp_path / "studies" / "input"
-    folder.mkdir(parents=True)
     for number in range(STUDIES):
         kind = ("a b", "ünï", "-n", "new\nline", "quote'\"")[number % 5]
-        if number % 4:
-            (folder / f"{kind} {number}.nii.gz").touch()
-        else:  # a DICOM series
-            (folder / f"{kind} {number}").mkdir()
-            for slice_number in range(3):
-                (folder / f"{kind} {number}" / f"{slice_number}.dcm").touch()
+        within = folder / f"{kind} folder" if number % 4 == 0 else folder
+        within.mkdir(parents=True, exist_ok=True)
+        (within / f"{kind} {number}.png").write_bytes(b"Hand")
     (folder / ".DS_Store").touch()
     return tmp_path / "studies"
 
 
-def run_shard(studies: Path, index: int, shards: int, code: str = "") -> tuple[int, set[str]]:
-    """Exit code of one pod of the job, and the files that it sent."""
-    container = yaml.safe_load((K8S / "jobs/batch-predict.yaml").read_text(encoding="utf-8"))[
-        "spec"
-    ]["template"]["spec"]["containers"][0]
+def run_shard(studies: Path, address: str, index: int, shards: int) -> int:
+    """Return the exit code of one pod of the job, which runs the real command."""
+    container = container_of("batch-predict")
     programs = studies.parent / "bin"
     programs.mkdir(exist_ok=True)
     program = programs / "medserve"
-    program.write_text(PREDICT.format(python=sys.executable), encoding="utf-8")
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m medserve "$@"\n', encoding="utf-8")
     program.chmod(0o755)
-    seen = studies.parent / f"seen-{index}"
-    seen.write_bytes(b"")
     script = container["args"][0].replace("/studies", str(studies))
-    script = script.replace("/tmp/shard", str(studies.parent / f"list-{index}"))
     script = script.replace("/caller", str(studies.parent / "caller"))
     environment = os.environ | {each["name"]: each["value"] for each in container["env"]}
-    environment |= {"SHARDS": str(shards), "JOB_COMPLETION_INDEX": str(index)}
-    environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "SEEN": str(seen), "CODE": code}
+    environment |= {"SHARDS": str(shards), "JOB_COMPLETION_INDEX": str(index), "MODEL": "mednist"}
+    environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "MEDSERVE_ADDRESS": address}
     done = subprocess.run([*container["command"], script], env=environment, capture_output=True)
-    sent = [os.fsdecode(each) for each in seen.read_bytes().split(b"\0") if each]
-    assert len(sent) == len(set(sent))
-    return done.returncode, set(sent)
+    return done.returncode
 
 
-def test_the_shards_take_every_study_exactly_once(studies: Path) -> None:
-    shards = [run_shard(studies, index, 4) for index in range(4)]
-    assert [code for code, _ in shards] == [0] * 4
-    sent = [path for _, paths in shards for path in paths]
-    assert len(sent) == STUDIES
-    expected = (path for path in (studies / "input").iterdir() if path.name != ".DS_Store")
-    assert set(sent) == set(map(str, expected))
-    assert max(len(paths) for _, paths in shards) - min(len(paths) for _, paths in shards) <= 1
+def container_of(job: str) -> dict[str, Any]:
+    """Return the container of a job's pods."""
+    manifest = yaml.safe_load((K8S / f"jobs/{job}.yaml").read_text(encoding="utf-8"))
+    found: dict[str, Any] = manifest["spec"]["template"]["spec"]["containers"][0]
+    return found
 
 
-def test_a_token_and_an_authority_are_used_where_they_are_given(
-    studies: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def receipts(studies: Path) -> list[Receipt]:
+    return list(BatchFolder(studies / "output").receipts())
+
+
+def test_the_shards_take_every_study_exactly_once(studies: Path, fake: FakeGateway) -> None:
+    assert [run_shard(studies, fake.address, index, 3) for index in range(3)] == [0] * 3
+    files = [path for path in (studies / "input").rglob("*.png")]
+    assert sorted(each.source for each in receipts(studies)) == sorted(map(str, files))
+    assert {each.attempt for each in receipts(studies)} == {1}
+
+
+def test_a_pod_that_is_started_again_asks_nothing_again(studies: Path, fake: FakeGateway) -> None:
+    assert run_shard(studies, fake.address, 0, 1) == 0
+    asked = len(fake.requests)
+    assert run_shard(studies, fake.address, 0, 1) == 0
+    assert len(fake.requests) == asked
+
+
+def test_a_token_and_an_authority_are_used_where_they_are_given(studies: Path) -> None:
     caller = studies.parent / "caller"
     caller.mkdir()
-    (caller / "token").write_text("ms_1_secret\n", encoding="utf-8")
-    (caller / "ca.crt").write_text("PEM", encoding="utf-8")
-    monkeypatch.setenv("EXPECTED_TOKEN", "ms_1_secret")
-    assert run_shard(studies, 0, 1)[0] == 0
-    monkeypatch.setenv("EXPECTED_TOKEN", "another")
-    assert run_shard(studies, 0, 1)[0] != 0
+    with serving(FakeGateway(token="ms_1_secret")) as guarded:
+        assert run_shard(studies, guarded.address, 0, 8) != 0
+        (caller / "token").write_text("ms_1_secret\n", encoding="utf-8")
+        assert run_shard(studies, guarded.address, 0, 8) == 0
+        (caller / "ca.crt").write_text("PEM", encoding="utf-8")  # turns TLS on
+        assert run_shard(studies, guarded.address, 1, 8) != 0
 
 
-def test_more_shards_than_studies_is_no_failure(studies: Path) -> None:
-    assert run_shard(studies, 30, 40) == (0, set())
+def test_more_shards_than_studies_is_no_failure(studies: Path, fake: FakeGateway) -> None:
+    empty = next(
+        index
+        for index in range(999)
+        if not any(
+            Shard(index, 999).has(study_key(str(path.relative_to(studies / "input"))))
+            for path in (studies / "input").rglob("*.png")
+        )
+    )
+    assert run_shard(studies, fake.address, empty, 999) == 0
+    assert receipts(studies) == []
 
 
-def test_a_refused_study_does_not_fail_its_shard(studies: Path) -> None:
-    (studies / "input" / "broken.nii.gz").touch()
-    codes = {run_shard(studies, index, 2)[0] for index in range(2)}
-    assert codes == {0}
+def test_a_refused_study_does_not_fail_its_shard(studies: Path, fake: FakeGateway) -> None:
+    (studies / "input" / "broken.png").write_bytes(b"broken")
+    assert run_shard(studies, fake.address, 0, 1) == 0
+    assert sum(each.status == "error" for each in receipts(studies)) == 1
 
 
 def test_a_server_that_is_not_there_fails_the_shard_so_that_it_is_tried_again(
     studies: Path,
 ) -> None:
-    code, _ = run_shard(studies, 0, 2, code="2")
-    assert code != 0
+    assert run_shard(studies, "127.0.0.1:1", 0, 2) != 0
 
 
 def test_shards_and_completions_are_the_same_number() -> None:
     job = yaml.safe_load((K8S / "jobs/batch-predict.yaml").read_text(encoding="utf-8"))["spec"]
-    variables = job["template"]["spec"]["containers"][0]["env"]
-    shards = next(each["value"] for each in variables if each["name"] == "SHARDS")
+    shards = next(
+        each["value"] for each in container_of("batch-predict")["env"] if each["name"] == "SHARDS"
+    )
     assert int(shards) == job["completions"]
 
 
-def test_the_command_line_knows_the_flags_of_the_job() -> None:
-    script = (K8S / "jobs/batch-predict.yaml").read_text(encoding="utf-8")
-    flags = set(re.findall(r"--(?:out|overwrite|json)\b", script))
-    assert flags == {"--out", "--overwrite", "--json"}
-    command = [sys.executable, "-m", "medserve.cli.main", "predict", "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert all(re.search(rf"{flag}\b", shown) for flag in flags)
+def test_the_report_is_made_where_the_batch_has_written() -> None:
+    *command, folder = container_of("batch-report")["command"]
+    assert command == ["medserve", "batch", "report"]
+    assert f"--out {folder} " in container_of("batch-predict")["args"][0]
 
 
 def copy_models(base: list[Manifest], image: Path, store: Path) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.training.cells.drawn import LABELS, cell_folders
 from training.cells import compare
@@ -59,6 +60,12 @@ def test_every_network_has_a_row(content: dict[str, Any]) -> None:
         assert each["n"] == 8
         assert each["passes"] > 0
         assert each["image_ms"] > 0
+
+
+@pytest.mark.training
+def test_the_weights_of_every_network_are_kept(out_dir: Path) -> None:
+    for name in ("blood_cell", "mobilenet_v3_small"):
+        assert torch.load(out_dir / name / "network.pt", weights_only=True)
 
 
 @pytest.mark.training

@@ -94,3 +94,21 @@ def test_the_resolved_config_is_written_as_json(tmp_path: Path) -> None:
     assert content["width"] == 8
     assert content["precision"] == "32-true"
     assert content["data_dir"] == "data"
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "member_0/checkpoints"])
+def test_a_training_that_is_there_is_not_overwritten(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(config: Config) -> None:
+        started.append(config.out_dir)
+
+    started: list[Path] = []
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "last.ckpt").touch()
+    assert run(main, Config, ["--out-dir", str(tmp_path)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert not started
+    assert run(main, Config, ["--out-dir", str(tmp_path), "--resume"]) == 0
+    assert run(main, Config, ["--out-dir", str(tmp_path / "another")]) == 0
+    assert started == [tmp_path, tmp_path / "another"]

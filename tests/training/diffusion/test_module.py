@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tests.phantoms import disc
 from training.classification.data import LabelledImages
 from training.core.config import TrainPrecision
 from training.core.ini import parse_with_file
+from training.diffusion import fit as fitting
 from training.diffusion.extractor import DomainExtractor
 from training.diffusion.fit import ImageMetric, fit_diffusion
 from training.diffusion.images import FolderRequest, read_folder
@@ -82,6 +84,32 @@ def test_a_training_ends_with_its_best_average_and_goes_on_where_it_stopped(
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["epoch"] == 2
     assert last["global_step"] == 9
+
+
+@pytest.mark.training
+@pytest.mark.parametrize(("epochs", "judge_every"), [(1, 5), (3, 2)])
+def test_a_training_ends_with_a_judged_network_whatever_its_number_of_epochs(
+    epochs: int, judge_every: int, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, epochs=epochs, judge_every=judge_every)
+    metric = ImageMetric(slices(), DomainExtractor(1, 2).eval(), tmp_path)
+    fitted = fit_diffusion(module(config), slices(), metric, tmp_path)
+    assert np.isfinite(fitted.score)
+    assert fitted.epoch in {each for each in range(1, epochs + 1)
+                            if each % judge_every == 0 or each == epochs}  # fmt: skip
+
+
+@pytest.mark.training
+def test_what_was_trained_is_saved_before_it_is_judged(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, epochs=1)
+    metric = ImageMetric(slices(), DomainExtractor(1, 2).eval(), tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "sample", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            fit_diffusion(module(config), slices(), metric, tmp_path)
+    resumed = dataclasses.replace(config, resume=True)
+    fitted = fit_diffusion(module(resumed), slices(), metric, tmp_path)
+    assert fitted.checkpoint.name == "last.ckpt"
 
 
 def test_resuming_from_nothing_says_what_is_missing(tmp_path: Path) -> None:

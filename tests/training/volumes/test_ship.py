@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import models
-from medserve.errors import ConfigError
+from medserve.errors import ArchiveError, ConfigError
 from medserve.imaging.codecs import nifti
 from medserve.inference.engines import load_engine
 from medserve.inference.roi import Box
@@ -23,11 +23,12 @@ from medserve.spec import EngineName, Precision
 from tests.training.volumes.drawn import case, tiny_spec, write_folder
 from training import segmentation_3d
 from training.classification.evaluation import EvaluationRequest
-from training.core.config import run
+from training.core.config import refuse_to_overwrite, run
 from training.segmentation_3d import TrainConfig
 from training.volumes import ship
 from training.volumes.data import LoadedCase, find_cases, load_cases
 from training.volumes.ensemble import Ensemble
+from training.volumes.evaluation import evaluate_segmentation
 from training.volumes.exemplar import LEAST_CASES, average_volume
 
 
@@ -232,10 +233,42 @@ def test_an_artifact_that_says_something_else_is_refused(data_dir: Path, out_dir
 
 
 @pytest.mark.training
+def test_labels_that_are_equally_likely_may_differ(data_dir: Path, out_dir: Path) -> None:
+    pipeline = VolumePipeline(tiny_spec())
+    cases = load_cases(find_cases(data_dir)[:2], pipeline)
+    tie = Ensemble([Fixed(1.0, 1.0, 1.0)]).eval()
+    [first, *_] = ship.agreement(pipeline, tie, out_dir / "artifact", cases, 1)
+    assert first.ties > 0
+    assert (first.differing, first.share) == (0, 1.0)
+
+
+def test_an_engine_that_differs_is_named_and_the_artifact_kept() -> None:
+    proofs = [ship.Agreement(EngineName.ONNXRUNTIME, 10_000, differing, 5, 1.0).to_json()
+              for differing in (1, 2)]  # fmt: skip
+    ship.require_agreement({"agreement_with_eager": proofs[:1]})
+    with pytest.raises(ArchiveError, match=r"artifact and report are written.*onnxruntime.*99\.98"):
+        ship.require_agreement({"agreement_with_eager": proofs})
+
+
+@pytest.mark.training
+def test_a_few_volumes_are_enough_for_everything_that_a_room_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
+    data, out = write_folder(tmp_path / "data", 6), tmp_path / "run"
+    assert run(segmentation_3d.main, TrainConfig, [*flags(data, out), "--members", "1"]) == 0
+    assert [path.name for path in (out / "examples").iterdir()] == [ship.PHANTOM]
+    answer = np.load(out / "artifact" / "golden_output.npz")["logits"]
+    assert np.isfinite(answer).all()
+    with pytest.raises(ConfigError, match="--resume"):
+        refuse_to_overwrite(TrainConfig(data_dir=data, out_dir=out))
+
+
+@pytest.mark.training
 def test_the_command_for_evaluation_measures_a_training_artifact(
     data_dir: Path, out_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
     request = EvaluationRequest(data_dir, tmp_path, weights=out_dir / "artifact", threads=1)
-    segmentation_3d.evaluate(request)
+    evaluate_segmentation(segmentation_3d.NAME, request)
     assert json.loads((tmp_path / "metrics.json").read_text())["n"] == 20

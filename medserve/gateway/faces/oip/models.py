@@ -32,6 +32,7 @@ from medserve.wire import open_inference_pb2 as pb
 __all__ = [
     "ONLY_ON_REQUEST",
     "classes",
+    "configuration",
     "describe",
     "files_on_request",
     "images",
@@ -44,6 +45,7 @@ ONLY_ON_REQUEST = ("mask_png",)  # every answer to a single frame holds it
 _MASK_FILES = ("mask_png", "overlay_png", "entropy_nifti", "probabilities_nifti", "dicom_seg")
 
 _Described = tuple[str, str, tuple[int, ...]]  # name, datatype, shape
+_PLATFORM = "medserve"
 _ANY = -1  # a size that differs from call to call
 
 
@@ -153,12 +155,35 @@ def files_on_request(model: ModelInfo) -> tuple[str, ...]:
 
 def describe(model: ModelInfo, versions: Sequence[str]) -> pb.ModelMetadataResponse:
     """Inputs and outputs of a model as the protocol describes them."""
-    response = pb.ModelMetadataResponse(name=model.name, versions=versions, platform="medserve")
+    response = pb.ModelMetadataResponse(name=model.name, versions=versions, platform=_PLATFORM)
     for name, datatype, shape in input_tensors(model):
         response.inputs.add(name=name, datatype=datatype, shape=shape)
     for name, datatype, shape in output_tensors(model):
         response.outputs.add(name=name, datatype=datatype, shape=shape)
     return response
+
+
+def configuration(model: ModelInfo) -> pb.ModelConfig:
+    """Return a model as Triton's configuration files describe theirs."""
+    return pb.ModelConfig(
+        name=model.name,
+        platform=_PLATFORM,
+        backend=_PLATFORM,
+        max_batch_size=0,
+        input=[
+            pb.ModelInput(name=name, data_type=_config_type(datatype), dims=shape)
+            for name, datatype, shape in input_tensors(model)
+        ],
+        output=[
+            pb.ModelOutput(name=name, data_type=_config_type(datatype), dims=shape)
+            for name, datatype, shape in output_tensors(model)
+        ],
+        model_transaction_policy=pb.ModelTransactionPolicy(decoupled=False),
+    )
+
+
+def _config_type(datatype: str) -> pb.DataType.ValueType:
+    return pb.DataType.Value("TYPE_" + {"BYTES": "STRING"}.get(datatype, datatype))
 
 
 def _floats(name: str, values: Sequence[object]) -> Tensor:

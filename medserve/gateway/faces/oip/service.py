@@ -23,6 +23,7 @@ from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.packing import ImageFile, classify_each
 from medserve.gateway.core.requests import TaskRequest, draw_samples, find_served
 from medserve.gateway.faces.oip import models as oip_models
+from medserve.gateway.faces.oip import statistics
 from medserve.gateway.faces.oip.tensors import Tensor, bytes_elements, too_many, write_tensors
 from medserve.gateway.faces.options import read_options, within_json
 from medserve.spec import Task
@@ -30,9 +31,23 @@ from medserve.tasks.generation import GenerationResult, SampleProgress
 from medserve.wire import open_inference_pb2 as pb
 from medserve.wire import open_inference_pb2_grpc as pb_grpc
 
-__all__ = ["OpenInferenceFace", "model_metadata", "register", "server_metadata"]
+__all__ = [
+    "OpenInferenceFace",
+    "model_config",
+    "model_metadata",
+    "model_statistics",
+    "register",
+    "repository_index",
+    "server_metadata",
+]
 
-_EXTENSIONS = ("model_stream_infer", "model_repository_index")
+_EXTENSIONS = (
+    "model_stream_infer",
+    "model_repository_index",
+    "model_configuration",
+    "statistics",
+    "binary_tensor_data",
+)
 _FINAL = "triton_final_response"  # marks the last of several answers to one request
 _PARAMS = "params"  # a JSON object with options, beside those that are parameters of their own
 _TIMEOUT = "timeout"  # microseconds, as Triton's clients send it
@@ -56,8 +71,44 @@ async def model_metadata(
     gateway: Gateway, caller: Caller, name: str, version: str
 ) -> pb.ModelMetadataResponse:
     """Inputs and outputs of one model, for who may use it; UnknownModelError else."""
-    named = [info for info in await gateway.models(caller) if info.name == name]
+    named = await _named(gateway, caller, name)
     return oip_models.describe(_chosen(named, version), [info.version for info in named])
+
+
+async def model_config(
+    gateway: Gateway, caller: Caller, name: str, version: str
+) -> pb.ModelConfigResponse:
+    """Return the same as Triton's configuration has it; UnknownModelError else."""
+    info = _chosen(await _named(gateway, caller, name), version)
+    return pb.ModelConfigResponse(config=oip_models.configuration(info))
+
+
+async def model_statistics(
+    gateway: Gateway, caller: Caller, name: str, version: str
+) -> pb.ModelStatisticsResponse:
+    """Return the counts of one model, or of all where `name` is empty; UnknownModelError else."""
+    if name:
+        chosen = [_chosen(await _named(gateway, caller, name), version)]
+    else:
+        chosen = [info for info in await gateway.models(caller) if info.default]
+    counts = [statistics.count(gateway.metrics, info) for info in chosen]
+    return pb.ModelStatisticsResponse(model_stats=counts)
+
+
+async def repository_index(
+    gateway: Gateway, caller: Caller, *, ready: bool
+) -> pb.RepositoryIndexResponse:
+    """Return every version of the models that the caller may use; only ready ones if so asked."""
+    response = pb.RepositoryIndexResponse()
+    for info in await gateway.models(caller):
+        if info.ready or not ready:
+            response.models.add(
+                name=info.name,
+                version=info.version,
+                state="READY" if info.ready else "UNAVAILABLE",
+                reason=info.health.reason,
+            )
+    return response
 
 
 class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
@@ -80,7 +131,7 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelReadyRequest, context: Context
     ) -> pb.ModelReadyResponse:
         async with answering(context, self._gateway) as incoming:
-            named = await self._named(incoming.caller, request.name)
+            named = await _named(self._gateway, incoming.caller, request.name)
             return pb.ModelReadyResponse(ready=_chosen(named, request.version).ready)
 
     async def ServerMetadata(  # noqa: D102
@@ -100,23 +151,34 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.RepositoryIndexRequest, context: Context
     ) -> pb.RepositoryIndexResponse:
         async with answering(context, self._gateway) as incoming:
-            response = pb.RepositoryIndexResponse()
-            for info in await self._gateway.models(incoming.caller):
-                if info.ready or not request.ready:
-                    response.models.add(
-                        name=info.name,
-                        version=info.version,
-                        state="READY" if info.ready else "UNAVAILABLE",
-                        reason=info.health.reason,
-                    )
-            return response
+            return await repository_index(self._gateway, incoming.caller, ready=request.ready)
+
+    async def ModelConfig(  # noqa: D102
+        self, request: pb.ModelConfigRequest, context: Context
+    ) -> pb.ModelConfigResponse:
+        async with answering(context, self._gateway) as incoming:
+            return await model_config(self._gateway, incoming.caller, request.name, request.version)
+
+    async def ModelStatistics(  # noqa: D102
+        self, request: pb.ModelStatisticsRequest, context: Context
+    ) -> pb.ModelStatisticsResponse:
+        async with answering(context, self._gateway) as incoming:
+            return await model_statistics(
+                self._gateway, incoming.caller, request.name, request.version
+            )
 
     async def ModelInfer(  # noqa: D102
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
         async with answering(context, self._gateway) as incoming:
-            order, model = await self._order(request, incoming)
-            return _response(request, model, await self._infer(request, order, model))
+            return await self.infer(request, incoming)
+
+    async def infer(
+        self, request: pb.ModelInferRequest, incoming: CallContext
+    ) -> pb.ModelInferResponse:
+        """Return the one answer to a request; MedserveError else."""
+        order, model = await self._order(request, incoming)
+        return _response(request, model, await self._infer(request, order, model))
 
     async def ModelStreamInfer(  # noqa: D102
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
@@ -187,9 +249,6 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
         model = await find_served(self._gateway, order)
         return order.with_params(read_options(model, within_json(model, params))), model
 
-    async def _named(self, caller: Caller, name: str) -> list[ModelInfo]:
-        return [info for info in await self._gateway.models(caller) if info.name == name]
-
 
 def _read_parameters(
     given: Mapping[str, pb.InferParameter],
@@ -228,6 +287,11 @@ def _json_object(text: object) -> dict[str, Any]:
             'parameter params: expected a JSON object such as {"top_k": 3}, got something else'
         )
     return content
+
+
+async def _named(gateway: Gateway, caller: Caller, name: str) -> list[ModelInfo]:
+    """Return every version of a model that the caller may use."""
+    return [info for info in await gateway.models(caller) if info.name == name]
 
 
 def _chosen(named: Sequence[ModelInfo], version: str) -> ModelInfo:

@@ -20,7 +20,14 @@ import numpy.typing as npt
 from medserve.errors import InvalidRequestError, PayloadTooLargeError
 from medserve.wire import open_inference_pb2 as pb
 
-__all__ = ["Tensor", "bytes_elements", "too_many", "write_tensors"]
+__all__ = [
+    "Tensor",
+    "bytes_elements",
+    "join_elements",
+    "read_tensors",
+    "too_many",
+    "write_tensors",
+]
 
 _MOST_ELEMENTS = 10_000  # files in one request, as over REST
 _MOST_AXES = 8
@@ -52,7 +59,7 @@ class Tensor:
         """As raw_output_contents carries it."""
         if isinstance(self.values, np.ndarray):
             return self.values.astype(_NUMBERS[self.datatype][0]).tobytes(order="C")
-        return b"".join(part for each in self.values for part in (_length(each), each))
+        return join_elements(self.values)
 
     def contents(self) -> pb.InferTensorContents:
         """As `contents` carries it."""
@@ -103,6 +110,25 @@ def write_tensors(response: pb.ModelInferResponse, tensors: Iterable[Tensor], *,
             response.raw_output_contents.append(tensor.raw())
         else:
             output.contents.CopyFrom(tensor.contents())
+
+
+def read_tensors(response: pb.ModelInferResponse) -> list[Tensor]:
+    """Return the outputs of a response that carries them as raw bytes."""
+    return [
+        Tensor(output.name, output.datatype, _split(raw, output.name))
+        if output.datatype == "BYTES"
+        else Tensor(
+            output.name,
+            output.datatype,
+            np.frombuffer(raw, _NUMBERS[output.datatype][0]).reshape(output.shape),
+        )
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+    ]
+
+
+def join_elements(elements: Iterable[bytes]) -> bytes:
+    """Return elements of type BYTES as raw bytes."""
+    return b"".join(part for each in elements for part in (_length(each), each))
 
 
 def _length(element: bytes) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from fastapi import FastAPI
+from prometheus_client import Gauge
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -79,7 +80,7 @@ def create_app(
         app.state.context = PageContext(
             gateway, limits, jobs, Sessions(gateway), rendered, Thumbnails(), Slots(limits)
         )
-        sweeper = asyncio.create_task(_sweep(jobs, sessions))
+        sweeper = asyncio.create_task(_sweep(jobs, sessions, gateway.metrics.page_swept))
         try:
             yield
         finally:
@@ -128,13 +129,15 @@ def _static(rendered: Templates) -> Route:
     return Route(f"/static/{rendered.digest}/{{path:path}}", static)
 
 
-async def _sweep(jobs: Jobs, sessions: ImageSessions) -> None:
+async def _sweep(jobs: Jobs, sessions: ImageSessions, swept: Gauge) -> None:
+    swept.set_to_current_time()
     while True:
         await asyncio.sleep(_SWEEP_S)
         try:
             over = jobs.over()
             await asyncio.to_thread(jobs.remove, over)
             await asyncio.to_thread(sessions.sweep)
+            swept.set_to_current_time()
         except Exception as error:  # files must not outlive their time because of one
             bug(error, new_request_id())
 

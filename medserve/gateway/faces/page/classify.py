@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -14,17 +15,18 @@ from starlette.routing import Route
 
 from medserve.errors import InvalidRequestError, MedserveError, ServerFailedError
 from medserve.gateway.core.gateway import Gateway
-from medserve.gateway.core.packing import ImageFile, classify_each
+from medserve.gateway.core.packing import PACKING, ImageFile, classify_each
 from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.faces.page import exports
 from medserve.gateway.faces.page.context import TASKS, page_context, read_json
-from medserve.gateway.faces.page.jobs import Item, Job, Kind, Status
+from medserve.gateway.faces.page.jobs import Item, Job, Kind, Status, whole_file
 from medserve.gateway.faces.page.thumbnails import SIDES
 from medserve.gateway.faces.page.uploads import Allowance, announce, receive
 from medserve.tasks.classification import Classification
 
 __all__ = ["routes"]
 
+_NUMBER = re.compile(r"[0-9]{1,6}")  # of a file
 _LARGE_BYTES = 2**20  # reading more takes a while
 
 
@@ -69,11 +71,10 @@ async def change(request: Request) -> Response:
     job, _ = page_context(request).job(request, Kind.CLASSIFY)
     classes = (await read_json(request)).get("classes")
     if not isinstance(classes, dict) or not all(
-        key.isascii() and key.isdigit() and (value is None or isinstance(value, str))
-        for key, value in classes.items()
+        value is None or isinstance(value, str) for value in classes.values()
     ):
         raise InvalidRequestError('expected {"classes": {number: class or null}}')
-    items = _correct(job, {int(key): value for key, value in classes.items()})
+    items = _correct(job, {_number(key): value for key, value in classes.items()})
     return JSONResponse({"files": [item.described() for item in items]})
 
 
@@ -81,7 +82,7 @@ async def thumbnail(request: Request) -> Response:
     """A small picture of a file."""
     context = page_context(request)
     job, visitor = context.job(request, Kind.CLASSIFY)
-    item = job.item(request.path_params["number"])
+    item = job.item(_number(request.path_params["number"]))
     side = SIDES[1] if request.query_params.get("side") == "large" else SIDES[0]
     order = context.order(job.model, job.version, visitor.caller)
     model = await context.find(order, *TASKS[job.kind])
@@ -94,7 +95,7 @@ async def explain(request: Request) -> Response:
     """What the class of a file rests on, with its heat map."""
     context = page_context(request)
     job, visitor = context.job(request, Kind.CLASSIFY)
-    item = job.item(request.path_params["number"])
+    item = job.item(_number(request.path_params["number"]))
     async with context.slots.call(job):
         order = context.order(job.model, job.version, visitor.caller)
         return JSONResponse(await _explanation(context.gateway, job, item, order))
@@ -132,7 +133,12 @@ async def _classify(gateway: Gateway, job: Job, items: Sequence[Item], order: Ta
     if not waiting:
         return
 
-    async with aclosing(classify_each(gateway, order, _images(job, waiting))) as outcomes:
+    sizes = [item.size_bytes for item in waiting]
+    most = min(sum(sizes), PACKING.held_bytes + max(sizes))
+    async with (
+        gateway.budget.reserve(most, order.caller.owner, order.deadline),
+        aclosing(classify_each(gateway, order, _images(job, waiting))) as outcomes,
+    ):
         async for outcome in outcomes:
             item = waiting[outcome.index]
             try:
@@ -159,12 +165,16 @@ async def _explanation(
         content: dict[str, Any] = json.loads(await asyncio.to_thread(kept.read_bytes))
         return content
     asked = order.with_params({"explain": True})
-    async with aclosing(classify_each(gateway, asked, _images(job, [item]))) as outcomes:
+    async with (
+        gateway.budget.reserve(item.size_bytes, asked.caller.owner, asked.deadline),
+        aclosing(classify_each(gateway, asked, _images(job, [item]))) as outcomes,
+    ):
         found = (await anext(outcomes)).classification().explanation
     if found is None:
         raise ServerFailedError("the model answers without an explanation")
     content = found.to_json()
-    await asyncio.to_thread(kept.write_text, json.dumps(content))
+    with whole_file(kept) as file:
+        file.write(json.dumps(content).encode())
     return content
 
 
@@ -174,6 +184,13 @@ async def _images(job: Job, items: Sequence[Item]) -> AsyncGenerator[ImageFile, 
         read = job.path(item).read_bytes
         large = item.size_bytes > _LARGE_BYTES
         yield ImageFile(str(item.number), await asyncio.to_thread(read) if large else read())
+
+
+def _number(text: str) -> int:
+    """Return the number of a file; InvalidRequestError where the text is none of any file."""
+    if not _NUMBER.fullmatch(text):
+        raise InvalidRequestError("expected the number of a file, got something else")
+    return int(text)
 
 
 def _correct(job: Job, numbers: Mapping[int, str | None]) -> list[Item]:
@@ -193,7 +210,7 @@ routes = [
     Route("/jobs/{job}/announcement", expect, methods=["POST"]),
     Route("/jobs/{job}/answers", answer, methods=["POST"]),
     Route("/jobs/{job}/classes", change, methods=["POST"]),
-    Route("/jobs/{job}/files/{number:int}/thumbnail", thumbnail),
-    Route("/jobs/{job}/files/{number:int}/explanation", explain, methods=["POST"]),
+    Route("/jobs/{job}/files/{number}/thumbnail", thumbnail),
+    Route("/jobs/{job}/files/{number}/explanation", explain, methods=["POST"]),
     Route("/jobs/{job}/results.{format}", download),
 ]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from medserve.errors import InvalidRequestError, PayloadTooLargeError
+from medserve.errors import DeadlineError, InvalidRequestError, PayloadTooLargeError
 from medserve.gateway.core.calls import Face
 from medserve.gateway.core.gateway import Caller, Gateway, ModelInfo, new_request_id
 from medserve.gateway.core.requests import TaskRequest, find_model
@@ -20,7 +21,7 @@ from medserve.gateway.faces.page.sessions import Sessions, Visitor
 from medserve.gateway.faces.page.thumbnails import Thumbnails
 from medserve.spec import Task
 
-__all__ = ["TASKS", "PageContext", "page_context", "read_json"]
+__all__ = ["TASKS", "PageContext", "page_context", "read_json", "small_body"]
 
 TASKS = {
     Kind.CLASSIFY: (Task.CLASSIFICATION,),
@@ -79,20 +80,41 @@ def page_context(request: Request) -> PageContext:
     return context
 
 
+async def small_body(request: Request, most: int) -> bytes:
+    """Return the body of a request that a page sends at once.
+
+    Raises:
+        DeadlineError: it does not come.
+        InvalidRequestError: a part of it came.
+        PayloadTooLargeError: more than `most` bytes came.
+    """
+    body, within_s = bytearray(), page_context(request).limits.silence_s
+    try:
+        async with asyncio.timeout(within_s):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > most:
+                    raise PayloadTooLargeError(f"expected at most {most} bytes, got more")
+    except TimeoutError:
+        raise DeadlineError(
+            f"expected the whole request within {within_s:g} s; send it again"
+        ) from None
+    except ClientDisconnect:
+        raise InvalidRequestError("expected the whole body, got a part of it") from None
+    return bytes(body)
+
+
 async def read_json(request: Request) -> dict[str, Any]:
     """The JSON object in a request's body, which must not be large.
 
     Raises:
+        DeadlineError: it does not come.
         InvalidRequestError: something else.
         PayloadTooLargeError: more than a page ever sends.
     """
     if request.headers.get("content-type", "").partition(";")[0] != "application/json":
         raise InvalidRequestError("expected application/json, got another content type")
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > _MAX_JSON_BYTES:
-            raise PayloadTooLargeError(f"expected at most {_MAX_JSON_BYTES} bytes of JSON")
+    body = await small_body(request, _MAX_JSON_BYTES)
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):

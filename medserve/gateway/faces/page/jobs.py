@@ -8,7 +8,6 @@ jobs, and folders of a killed process are taken away by the next one.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import enum
 import logging
@@ -16,10 +15,10 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from medserve.errors import (
     ConfigError,
@@ -27,7 +26,7 @@ from medserve.errors import (
     MedserveError,
     PayloadTooLargeError,
 )
-from medserve.gateway.core.admission import CallPlaces
+from medserve.gateway.core.admission import ByteBudget, CallPlaces
 from medserve.tasks.classification import Classification
 from medserve.tasks.result import Provenance
 
@@ -41,6 +40,7 @@ __all__ = [
     "Slots",
     "Status",
     "UnknownJobError",
+    "whole_file",
 ]
 
 # The file itself is at fault; any other error says nothing about the file.
@@ -85,7 +85,7 @@ class PageLimits:
     upload_s: float = 600.0  # one upload from its first to its last byte
     silence_s: float = 30.0  # between two pieces of an upload
     answer_s: float = 300.0  # one call of a model
-    calls_in_flight: int = 4  # of the whole page: each holds its files in memory
+    calls_in_flight: int = 8  # of the whole page; one visitor has at most half of them
     uploads_in_flight: int = 32
 
     def __post_init__(self) -> None:
@@ -188,6 +188,7 @@ class Job:
     missing: dict[int, Item] = field(default_factory=dict)  # announced, and have not arrived
     size_bytes: int = 0
     answers: dict[str, Any] = field(default_factory=dict)  # of a segmentation
+    source: Path | None = None  # of which the answers are
     options: dict[str, Any] = field(default_factory=dict)  # that it was made with
     users: int = 0  # uploads and calls under way: while there are any, it is not swept
 
@@ -360,6 +361,22 @@ class Jobs:
         return len(over)
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write; it appears under its name when the block ends, in place of another.
+
+    Whoever reads the name at the same time gets all of one file.
+    """
+    part = path.with_name(f"part-{secrets.token_hex(8)}")
+    try:
+        with part.open("xb") as file:
+            yield file
+        part.rename(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
 def _remove(folder: Path) -> None:
     """Remove a folder into which somebody may write at this moment."""
     gone = folder if folder.name.startswith(_GONE) else folder.with_name(_GONE + folder.name)
@@ -374,7 +391,7 @@ class Slots:
 
     def __init__(self, limits: PageLimits) -> None:
         self._uploads = CallPlaces(limits.uploads_in_flight, max(1, limits.uploads_in_flight // 2))
-        self._calls = asyncio.Semaphore(limits.calls_in_flight)
+        self._calls = ByteBudget(limits.calls_in_flight)
 
     @contextlib.asynccontextmanager
     async def upload(self, job: Job) -> AsyncIterator[None]:
@@ -388,10 +405,10 @@ class Slots:
 
     @contextlib.asynccontextmanager
     async def call(self, job: Job) -> AsyncIterator[None]:
-        """A place for a call, which holds its files in memory; waits for one."""
+        """A place for a call; waits for one, and lets others pass while the holder has half."""
         job.users += 1
         try:
-            async with self._calls:
+            async with self._calls.reserve(1, job.holder):
                 yield
         finally:
             job.users -= 1

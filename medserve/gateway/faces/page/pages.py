@@ -16,7 +16,7 @@ from medserve.errors import AuthenticationError, InvalidRequestError, UnknownMod
 from medserve.gateway.core.gateway import ModelInfo
 from medserve.gateway.faces.options import describe_option, options_of
 from medserve.gateway.faces.page import cards
-from medserve.gateway.faces.page.context import TASKS, PageContext, page_context
+from medserve.gateway.faces.page.context import TASKS, PageContext, page_context, small_body
 from medserve.gateway.faces.page.job_routes import summary
 from medserve.gateway.faces.page.jobs import Job, Kind, UnknownJobError
 from medserve.gateway.faces.page.rendering import Texts, chosen_language, texts_in
@@ -27,6 +27,7 @@ __all__ = ["routes"]
 
 _REFUSAL_S = 0.5  # what a wrong token costs: guessing is slow
 _MAX_FORM_BYTES = 8192
+_MAX_FIELDS = 8
 _FOR_SCRIPTS = ("common.", "classify.", "segment.", "generate.", "options.", "error.")
 _OF_THE_PAGE = ("output", "format", "overlay")  # it always asks for mask, measurements, picture
 _PAGE_OF = {
@@ -252,12 +253,11 @@ def _texts(request: Request, *prefixes: str) -> dict[str, str]:
 
 
 async def _fields(request: Request) -> dict[str, str]:
-    body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > _MAX_FORM_BYTES:
-            raise InvalidRequestError(f"expected a form of at most {_MAX_FORM_BYTES} bytes")
-    fields = parse_qs(body.decode("ascii", "replace"), max_num_fields=8)
+    body = await small_body(request, _MAX_FORM_BYTES)
+    try:
+        fields = parse_qs(body.decode("ascii", "replace"), max_num_fields=_MAX_FIELDS)
+    except ValueError:
+        raise InvalidRequestError(f"expected a form of at most {_MAX_FIELDS} fields") from None
     return {name: values[0] for name, values in fields.items()}
 
 

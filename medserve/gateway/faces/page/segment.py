@@ -8,7 +8,11 @@ are kept in the job's folder and given out as files.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import zipfile
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +20,25 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from medserve.errors import InvalidRequestError
+from medserve.errors import InvalidRequestError, PayloadTooLargeError
+from medserve.gateway.core.admission import Reservation
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.faces.options import read_options, within_json
 from medserve.gateway.faces.page.context import TASKS, page_context, read_json
 from medserve.gateway.faces.page.exports import plain_name
-from medserve.gateway.faces.page.jobs import Job, Kind
+from medserve.gateway.faces.page.jobs import Job, Kind, PageLimits, whole_file
 from medserve.gateway.faces.page.uploads import Allowance, receive
 from medserve.imaging.codecs import dicom_series, sniff
 from medserve.results.files.overlay import COLOURS
 from medserve.spec import InputKind, ModelSpec, Task
 from medserve.tasks.frames import FrameResult
-from medserve.tasks.volumes import VolumeResult
+from medserve.tasks.volumes import VolumeOptions, VolumeResult
 
 __all__ = ["routes"]
 
 _NIFTI, _PNG, _DICOM = "application/gzip", "image/png", "application/dicom"
-_MASK, _SEG, _VOLUME, _SOURCE = "mask.nii.gz", "mask.dcm", "volume.nii.gz", "source"
+_MASK, _SEG = "mask.nii.gz", "mask.dcm"
 _PARTS = {  # member of an answer: name and media type of its file
     "mask_png": ("mask.png", _PNG),
     "mask_nifti": (_MASK, _NIFTI),
@@ -64,8 +69,8 @@ async def run(request: Request) -> Response:
     params = read_options(model, {"overlay": True} | asked)
     async with context.slots.call(job):
         order = context.order(job.model, job.version, visitor.caller, params)
-        answer = await _segment(context.gateway, job, order, model.task)
-    job.options = params
+        source = await _source(job, context.limits)
+        answer = await _segment(context.gateway, job, source, order, model.task)
     return JSONResponse(answer)
 
 
@@ -76,7 +81,9 @@ async def volume(request: Request) -> Response:
     order = context.order(job.model, job.version, visitor.caller)
     model = await context.find(order, *TASKS[job.kind])
     async with context.slots.call(job):
-        path = await asyncio.to_thread(_volume, job, model.spec)
+        source = job.source or await _source(job, context.limits)
+        async with _memory(context.gateway, source, order):
+            path = await asyncio.to_thread(_volume, job, source, model.spec)
     return FileResponse(path, media_type="application/octet-stream")
 
 
@@ -89,8 +96,9 @@ async def part(request: Request) -> Response:
         alone = {"output": "mask", "format": "dicom-seg", "overlay": None, "uncertainty": None}
         params = {key: each for key, each in (job.options | alone).items() if each is not None}
         async with context.slots.call(job):
+            source = job.source or await _source(job, context.limits)
             order = context.order(job.model, job.version, visitor.caller, params)
-            path = await _dicom_seg(context.gateway, job, order)
+            path = await _dicom_seg(context.gateway, job, source, order)
         return FileResponse(path, media_type=_DICOM, filename=_saved(job, name))
     media_types = dict(_PARTS.values())
     if name not in media_types:
@@ -99,57 +107,86 @@ async def part(request: Request) -> Response:
     return FileResponse(_part(job, name), media_type=media_types[name], filename=saved)
 
 
-async def _segment(gateway: Gateway, job: Job, order: TaskRequest, task: Task) -> dict[str, Any]:
+async def _segment(
+    gateway: Gateway, job: Job, source: Path, order: TaskRequest, task: Task
+) -> dict[str, Any]:
     """Ask the model; what the page shows of its answer.
 
     Raises:
         MedserveError: what the model or the gateway says against it.
     """
-    data = await asyncio.to_thread(_source(job).read_bytes)
-    answer = await gateway.predict(order.call({"data": data}))
-    job.answers = await asyncio.to_thread(_kept, job, answer, task)
-    job.answers["dicom"] = dicom_series.recognises(data)
+    async with _memory(gateway, source, order):
+        data = await asyncio.to_thread(source.read_bytes)
+        answer = await gateway.predict(order.call({"data": data}))
+        is_dicom = dicom_series.recognises(data)
+        is_stack = sniff.kind(data).input_kind is InputKind.NIFTI
+    shown = await asyncio.to_thread(_kept, job, answer, task)
     # Frames other than those of a NIfTI stack are shown as the picture that the model drew.
-    is_stack = sniff.kind(data).input_kind is InputKind.NIFTI
-    job.answers["flat"] = "frames" in job.answers and not is_stack
+    flat = "frames" in shown and not is_stack
+    job.answers = shown | {"dicom": is_dicom, "flat": flat}
+    job.source, job.options = source, dict(order.params)
     return job.answers
 
 
-async def _dicom_seg(gateway: Gateway, job: Job, order: TaskRequest) -> Path:
-    """The mask as DICOM Segmentation, asked for when it is wanted and kept."""
-    path = job.folder / _SEG
+async def _dicom_seg(gateway: Gateway, job: Job, source: Path, order: TaskRequest) -> Path:
+    """The mask as DICOM Segmentation; asked for when it is wanted, and kept for the next time."""
+    answered = job.folder / _SEG
+    if answered.exists():
+        return answered
+    made_from = json.dumps([source.name, order.params], sort_keys=True).encode()
+    path = job.folder / f"mask-{hashlib.sha256(made_from).hexdigest()}.dcm"
     if not path.exists():
-        data = await asyncio.to_thread(_source(job).read_bytes)
-        path.write_bytes(await gateway.predict(order.call({"data": data})))
+        async with _memory(gateway, source, order):
+            data = await asyncio.to_thread(source.read_bytes)
+            answer = await gateway.predict(order.call({"data": data}))
+        await asyncio.to_thread(_write, path, answer)
     return path
+
+
+def _memory(
+    gateway: Gateway, source: Path, order: TaskRequest
+) -> AbstractAsyncContextManager[Reservation]:
+    """Return the reservation of the memory that a stored file takes once it is read."""
+    return gateway.budget.reserve(source.stat().st_size, order.caller.owner, order.deadline)
 
 
 def _saved(job: Job, name: str) -> str:
     """Return the name of a download: it starts with the case, so that two never look alike."""
     case = plain_name(job.case)
-    for suffix in (".gz", ".nii", ".zip", ".npy", ".dcm", ".dicom", ".png", ".jpg", ".jpeg"):
+    suffixes = (".gz", ".nii", ".zip", ".npy", ".dcm", ".dicom", ".nrrd", ".mha", ".mgz", ".mgh")
+    for suffix in (*suffixes, ".png", ".jpg", ".jpeg"):
         case = case.removesuffix(suffix)
     return f"{case}-{name}" if case else name
 
 
-def _source(job: Job) -> Path:
-    """The one file that the model gets; several files become a zip."""
+async def _source(job: Job, limits: PageLimits) -> Path:
+    """The one file that the model gets; several files become a zip.
+
+    A job only ever gets more files, so their number tells which of them a zip holds.
+    """
     items = [job.items[number] for number in sorted(job.items)]
     if not items:
         raise InvalidRequestError("expected an uploaded file, there is none; send it again")
+    if sum(item.size_bytes for item in items) > limits.upload_bytes:
+        raise PayloadTooLargeError(
+            f"expected at most {limits.upload_bytes} bytes in one run, got more; begin a job with "
+            "fewer files"
+        )
     if len(items) == 1:
         return job.path(items[0])
-    path = job.folder / _SOURCE
+    path = job.folder / f"source-{len(items)}"
     if not path.exists():
-        part = path.with_suffix(".part")
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-            for place, item in enumerate(items):
-                archive.write(job.path(item), f"{place:06d}.dcm")
-        part.rename(path)
+        await asyncio.to_thread(_zip, [job.path(item) for item in items], path)
     return path
 
 
-def _volume(job: Job, spec: ModelSpec) -> Path:
+def _zip(slices: Sequence[Path], path: Path) -> None:
+    with whole_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for place, each in enumerate(slices):
+            archive.write(each, f"{place:06d}.dcm")
+
+
+def _volume(job: Job, given: Path, spec: ModelSpec) -> Path:
     """The source as a NIfTI file that the viewer reads, on the same grid as the mask.
 
     A NIfTI is given back as it came. Anything else is decoded by the codec of the models, with
@@ -157,17 +194,23 @@ def _volume(job: Job, spec: ModelSpec) -> Path:
     """
     from medserve.imaging.codecs import nifti, volume_file  # nibabel takes a while to import
 
-    given = _source(job)
-    path = job.folder / _VOLUME
+    chosen = hashlib.sha256(str(job.options.get("select", "")).encode()).hexdigest()
+    path = job.folder / f"volume-{given.name}-{chosen}.nii.gz"
     if not path.exists():
         payload = given.read_bytes()
         if nifti.recognises(payload):
             return given
         if not (job.folder / _MASK).exists():
             raise InvalidRequestError("expected a segmented volume, got one that is not; run it")
-        found = volume_file.decode(payload, spec.input.kinds)
-        path.write_bytes(nifti.encode(found))
+        asked = volume_file.ReadOptions.asked(VolumeOptions.from_params(job.options))
+        found = volume_file.decode(payload, spec.input.kinds, options=asked)
+        _write(path, nifti.encode(found))
     return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def _part(job: Job, name: str) -> Path:
@@ -180,14 +223,14 @@ def _part(job: Job, name: str) -> Path:
 
 def _kept(job: Job, answer: bytes, task: Task) -> dict[str, Any]:
     """Keep the files of an answer, and return what the page shows of it."""
-    for name, _ in _PARTS.values():  # of an earlier run
+    for name in (name for name, _ in _PARTS.values()):  # of an earlier run
         (job.folder / name).unlink(missing_ok=True)
     kind = FrameResult if task is Task.FRAMES else VolumeResult
     found: FrameResult | VolumeResult = kind.decode(answer)
     parts = []
     for member, (name, _) in _PARTS.items():
         if (content := getattr(found, member, None)) is not None:
-            (job.folder / name).write_bytes(content)
+            _write(job.folder / name, content)
             parts.append(name)
     colours = ["#000000", *(_hex(place) for place in range(len(found.labels) - 1))]
     shown = found.without_files() | found.provenance.to_json()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as pillow
 
-from medserve.gateway.faces.page.jobs import Item, Job
+from medserve.gateway.faces.page.jobs import Item, Job, whole_file
 from medserve.imaging.codecs.sniff import decode
 from medserve.imaging.image import Image
 from medserve.spec import InputSpec
@@ -34,7 +34,9 @@ class Thumbnails:
 
 def _kept_or_made(kept: Path, job: Job, item: Item, spec: InputSpec, side: int) -> bytes:
     if not kept.exists():
-        kept.write_bytes(_png(decode(job.path(item).read_bytes(), spec), side))
+        picture = _png(decode(job.path(item).read_bytes(), spec), side)
+        with whole_file(kept) as file:
+            file.write(picture)
     return kept.read_bytes()
 
 

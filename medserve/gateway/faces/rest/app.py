@@ -5,7 +5,7 @@
     POST /v1/models/{model}/sample     a JSON object; images as JSON, or as a stream while they form
     GET  /v1/models, /v1/models/{model}, /v1/models/{model}/card
     GET  /healthz, /readyz
-    GET  /v2 …                         health and metadata of the Open Inference Protocol
+    /v2 …                              the Open Inference Protocol, see `open_inference`
 
 `router(gateway, settings)` gives all of them to mount in an application.
 """
@@ -16,21 +16,18 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
 
 from medserve.errors import UnknownModelError
 from medserve.gateway.core.call_context import CallContext
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.requests import find_served
-from medserve.gateway.faces.oip.service import model_metadata, server_metadata
+from medserve.gateway.faces.rest import open_inference
 from medserve.gateway.faces.rest import tasks as rest_tasks
 from medserve.gateway.faces.rest.body import RestLimits
 from medserve.gateway.faces.rest.models import (
     ModelDescription,
     ModelList,
     Readiness,
-    VersionQuery,
     describe,
 )
 from medserve.gateway.faces.rest.route import Caller, RestRoute, Version, failures, order
@@ -52,7 +49,7 @@ def router(
     _add_models(whole, gateway, caller)
     _add_health(whole, gateway)
     rest_tasks.add(whole, gateway, caller, limits)
-    _add_open_inference(whole, gateway, caller)
+    whole.include_router(open_inference.router(gateway, caller, limits))
     return whole
 
 
@@ -105,50 +102,3 @@ def _add_health(routes: APIRouter, gateway: Gateway) -> None:
         """Say whether every model has proven itself and answers."""
         serving = gateway.health().serving
         return JSONResponse({"ready": serving}, 200 if serving else 503)
-
-
-def _add_open_inference(routes: APIRouter, gateway: Gateway, caller: Caller) -> None:
-    """Add health and metadata of the Open Inference Protocol; inference has its own twins."""
-    known = Annotated[CallContext, Depends(caller)]
-    errors = failures(401, 403, 404)
-    tags: list[Any] = ["Open Inference Protocol"]
-
-    @routes.get("/v2", tags=tags)
-    async def server() -> Response:
-        """Describe the server."""
-        return JSONResponse(_members(server_metadata()))
-
-    @routes.get("/v2/health/live", tags=tags)
-    async def live() -> Response:
-        """Say that the process answers."""
-        return JSONResponse({"live": True})
-
-    @routes.get("/v2/health/ready", tags=tags)
-    async def ready() -> Response:
-        """Say by the status whether every model serves."""
-        serving = gateway.health().serving
-        return JSONResponse({"ready": serving}, 200 if serving else 503)
-
-    @routes.get("/v2/models/{model}", tags=tags, responses=errors)
-    @routes.get("/v2/models/{model}/versions/{version}", tags=tags, responses=errors)
-    async def metadata(model: str, incoming: known, version: str = "") -> Response:
-        """Describe inputs and outputs of a model."""
-        return JSONResponse(
-            _members(await model_metadata(gateway, incoming.caller, model, version))
-        )
-
-    @routes.get("/v2/models/{model}/ready", tags=tags, responses=errors)
-    @routes.get("/v2/models/{model}/versions/{version}/ready", tags=tags, responses=errors)
-    async def model_ready(model: str, incoming: known, version: str = "") -> Response:
-        """Say by the status whether a model serves."""
-        info = await find_served(gateway, order(incoming, model, VersionQuery(version=version)))
-        content = {"name": info.name, "ready": info.ready}
-        return JSONResponse(content, 200 if info.ready else 503)
-
-
-def _members(message: Message) -> dict[str, Any]:
-    """The JSON of the HTTP form, in which sizes are numbers."""
-    content: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
-    for tensor in (*content.get("inputs", ()), *content.get("outputs", ())):
-        tensor["shape"] = [int(size) for size in tensor["shape"]]
-    return content

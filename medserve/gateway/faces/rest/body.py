@@ -20,6 +20,7 @@ from medserve.errors import DeadlineError, InvalidRequestError, PayloadTooLargeE
 __all__ = [
     "FormFile",
     "RestLimits",
+    "announced_bytes",
     "arriving_bytes",
     "files",
     "is_form",
@@ -35,6 +36,7 @@ _FILE_FIELDS = (b"files", b"file")
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # also what turns text round
 _MAX_NAME = 255
 _MAX_TEXT_BYTES = 2**16
+_MAX_FIELD = 40
 _MAX_DIGITS = 19  # of a stated size
 _ENVELOPE_BYTES = 2**16  # of a form: boundaries and the headers of one file
 
@@ -240,13 +242,20 @@ class _Form:
 
     def _begin_file(self) -> None:
         _, options = parse_options_header(self._disposition)
-        field = options.get(b"name", b"").decode("latin-1")
+        field_name = options.get(b"name", b"")
+        field = field_name.decode("latin-1")
         self._text = field if field in self._texts and b"filename" not in options else ""
         if self._text:
             return
-        if options.get(b"name") not in _FILE_FIELDS or b"filename" not in options:
+        if field_name not in _FILE_FIELDS:
             raise InvalidRequestError(
-                "expected only files in the form, each in a field named files; got another field"
+                "expected only files in the form, each in a field named files; got a field named "
+                f"{_shown(field_name)[:_MAX_FIELD]!r}; options are parameters of the address"
+            )
+        if b"filename" not in options:
+            raise InvalidRequestError(
+                f"expected a file in the field {field_name.decode()}, got a text; send it with a "
+                "file name, as `curl -F files=@PATH` does"
             )
         self._name = _shown(options[b"filename"])
 

@@ -93,6 +93,10 @@ class Caller:
 class RestRoute(APIRoute):
     """A route whose failures are JSON with medserve's own codes, on whatever app it is mounted."""
 
+    def failure(self, error: MedserveError) -> Response:
+        """Return an error as the callers of this route read it."""
+        return error_response(error)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler, and what becomes of its errors."""
         handle = super().get_route_handler()
@@ -102,13 +106,13 @@ class RestRoute(APIRoute):
             try:
                 response = await handle(request)
             except MedserveError as error:
-                response = error_response(error)
+                response = self.failure(error)
             except RequestValidationError as error:
-                response = error_response(InvalidRequestError(_sentence(error)))
+                response = self.failure(InvalidRequestError(_sentence(error)))
             except HTTPException:
                 raise
             except Exception as error:
-                response = error_response(bug(error, request_id(request)))
+                response = self.failure(bug(error, request_id(request)))
             for name, value in (_SAFE | {REQUEST_ID: request_id(request)}).items():
                 response.headers.setdefault(name, value)
             return response
@@ -139,14 +143,14 @@ def error_body(error: MedserveError) -> dict[str, Any]:
     return {"error": {"code": error.code, "message": error.message}}
 
 
-def error_response(error: MedserveError) -> Response:
-    """An error as HTTP carries it."""
+def error_response(error: MedserveError, body: Mapping[str, Any] | None = None) -> Response:
+    """An error as HTTP carries it; `body` where the callers know another form of it."""
     headers = {}
     if isinstance(error, ServerBusyError):
         headers["retry-after"] = str(retry_after_s(error))
     if isinstance(error, AuthenticationError) and not isinstance(error, ForbiddenError):
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse(error_body(error), error.http_status, headers)
+    return JSONResponse(body or error_body(error), error.http_status, headers)
 
 
 def _sentence(error: RequestValidationError) -> str:

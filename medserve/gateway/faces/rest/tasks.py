@@ -10,10 +10,10 @@ from contextlib import aclosing
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from medserve.errors import InvalidRequestError, MedserveError
+from medserve.errors import InvalidRequestError, MedserveError, PayloadTooLargeError
 from medserve.gateway.core.call_context import CallContext
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.packing import PACKING, ImageFile, Outcome, classify_each
@@ -21,6 +21,7 @@ from medserve.gateway.core.requests import TaskRequest, find_served
 from medserve.gateway.faces.options import read_options
 from medserve.gateway.faces.rest.body import (
     RestLimits,
+    announced_bytes,
     arriving_bytes,
     files,
     is_form,
@@ -40,6 +41,7 @@ from medserve.spec import Task
 __all__ = ["add"]
 
 _MAX_JSON_BYTES = 2**16
+_ANSWER_BYTES = 16 * 2**20  # to a form, kept for a client who does not take them
 _LINES = "application/x-ndjson"
 _EVENTS = "text/event-stream"
 _FILE = {"schema": {"type": "string", "format": "binary"}}
@@ -108,7 +110,8 @@ def _add_classify(routes: APIRouter, gateway: Gateway, caller: Caller, limits: R
 
         One file as the body is answered with its classification, or with an error status. Files in
         a form get an item each; one that cannot be read costs no other. `Accept:
-        application/x-ndjson` gives a line per file as soon as it is known, in no particular order.
+        application/x-ndjson` gives a line per file as soon as it is known, in no particular order;
+        read them while you send, where the answer is longer than 16 MiB.
         """
         asked = order(incoming, model, query)
         info = await find_served(gateway, asked, Task.CLASSIFICATION)
@@ -116,14 +119,12 @@ def _add_classify(routes: APIRouter, gateway: Gateway, caller: Caller, limits: R
         limit = min(info.spec.input.max_payload_bytes, gateway.limits.message_bytes)
         if not is_form(request):
             return await _predict_file(request, gateway, asked, limit, limits)
-        outcomes = _classified(request, gateway, asked, limit, limits)
+        most = _answer_bytes(request, asked)
+        items = _classified(request, gateway, asked, limit, limits)
         if _LINES in request.headers.get("accept", ""):
-            return _WhileReading(_as_lines(outcomes), media_type=_LINES)
+            return _WhileReading(_as_lines(items, most), media_type=_LINES)
         head = {"model": info.name, "version": info.version, "archive_digest": info.digest}
-        async with aclosing(outcomes):
-            items = [item async for item in outcomes]
-        items.sort(key=lambda item: int(item["index"]))
-        return JSONResponse(head | {"items": items})
+        return Response(await _as_list(head, items, most), media_type="application/json")
 
 
 def _add_segment(routes: APIRouter, gateway: Gateway, caller: Caller, limits: RestLimits) -> None:
@@ -217,22 +218,34 @@ async def _predict_file(
 
 async def _classified(
     request: Request, gateway: Gateway, asked: TaskRequest, limit: int, limits: RestLimits
-) -> AsyncGenerator[dict[str, Any], None]:
-    """The items of an answer, each as soon as it is known."""
+) -> AsyncGenerator[tuple[int, bytes], None]:
+    """Yield the items of an answer as JSON with their places, each as soon as it is known."""
 
     async def images() -> AsyncIterator[ImageFile]:
         async with aclosing(files(request, limit, limits.within(asked.left_s))) as found:
             async for file in found:
                 yield ImageFile(file.name, file.content)
 
-    # What waits for its outcome, and the one file that is arriving.
+    # What waits for its outcome, the one file that is arriving, and what is not taken yet.
     most = arriving_bytes(request, PACKING.held_bytes + limit, whole=False)
+    most += _answer_bytes(request, asked)
     async with (
         gateway.budget.reserve(most, asked.caller.owner, asked.deadline),
         aclosing(classify_each(gateway, asked, images())) as outcomes,
     ):
         async for outcome in outcomes:
-            yield _item(outcome)
+            yield outcome.index, _json(_item(outcome))
+
+
+def _answer_bytes(request: Request, asked: TaskRequest) -> int:
+    """Return how much of an answer to a form is kept for a client who does not take it.
+
+    An item is short beside its file, unless it holds a heat map.
+    """
+    announced = announced_bytes(request)
+    if announced is None or asked.params.get("explain"):
+        return _ANSWER_BYTES
+    return min(_ANSWER_BYTES, 4 * announced + 2**16)
 
 
 def _item(outcome: Outcome) -> dict[str, Any]:
@@ -242,19 +255,51 @@ def _item(outcome: Outcome) -> dict[str, Any]:
     return head | {"status": "ok", **outcome.answer}
 
 
-async def _as_lines(items: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
-    """One JSON object a line.
+async def _as_list(
+    head: dict[str, Any], items: AsyncGenerator[tuple[int, bytes], None], most: int
+) -> bytes:
+    """Return the items in the order of their files, as the last member of one JSON object.
+
+    Raises:
+        PayloadTooLargeError: they are more than `most` bytes.
+    """
+    found: dict[int, bytes] = {}
+    size = 0
+    async with aclosing(items):
+        async for index, item in items:
+            found[index] = item
+            size += len(item)
+            if size > most:
+                raise PayloadTooLargeError(
+                    f"expected an answer of at most {most} bytes, got more; take it line by line "
+                    f"(Accept: {_LINES}), or send fewer files at once"
+                )
+    listed = b",".join(item for _, item in sorted(found.items()))
+    return _json(head)[:-1] + b',"items":[' + listed + b"]}"
+
+
+async def _as_lines(
+    items: AsyncGenerator[tuple[int, bytes], None], most: int
+) -> AsyncGenerator[bytes, None]:
+    """Yield one JSON object a line.
 
     Most HTTP clients read nothing before they have sent everything. So the lines are kept until
-    they are taken, and never hold back the reading of the request.
+    they are taken, and hold back the reading of the request only where they are many.
     """
     lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+    room = asyncio.Event()
+    kept = 0
 
     async def fill() -> None:
+        nonlocal kept
         try:
             async with aclosing(items):
-                async for item in items:
-                    lines.put_nowait(_line(item))
+                async for _, item in items:
+                    kept += len(item)
+                    lines.put_nowait(item + b"\n")
+                    while kept > most:
+                        room.clear()
+                        await room.wait()
         except MedserveError as error:  # the status has gone out already
             lines.put_nowait(_line(error_body(error)))
         finally:
@@ -264,13 +309,19 @@ async def _as_lines(items: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerat
     try:
         while (line := await lines.get()) is not None:
             yield line
+            kept -= len(line) - 1
+            room.set()
     finally:
         filling.cancel()
         await asyncio.gather(filling, return_exceptions=True)
 
 
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
 def _line(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, separators=(",", ":")).encode() + b"\n"
+    return _json(content) + b"\n"
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

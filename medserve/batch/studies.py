@@ -1,0 +1,233 @@
+"""The studies of a batch, listed one by one: the rows of a manifest, or what lies in a folder.
+
+Neither is ever held as a whole, and a study belongs to a shard by the digest of its id alone, so
+that shards agree without talking to each other.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medserve.errors import ConfigError
+from medserve.imaging.codecs.dicom_file import is_dicom, is_directory
+from medserve.spec import Task
+
+__all__ = ["Shard", "Study", "is_remote", "list_studies", "study_key"]
+
+_NO_SLICE = (".nii", ".nii.gz", ".npy", ".zip", ".tar", ".tgz", ".tar.gz")  # not worth a look
+_START_BYTES = 4096  # hold the file meta information of a DICOM file
+_ROWS = 4096  # of a Parquet file that are read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """One study to answer.
+
+    Attributes:
+        id: Its name in the batch; two studies of a batch never share one.
+        source: Path of a file or folder, glob of the files of a series, or URL.
+        options: What the manifest asks for this study, over what is asked for all.
+        problem: Why the row of the manifest cannot be used; empty where it can.
+    """
+
+    id: str
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def key(self) -> str:
+        """The digest of the id, by which the study's files are called."""
+        return study_key(self.id)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` equal parts of a batch, by number from 0."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read `i/n`; ConfigError where it is something else."""
+        index, slash, count = text.partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise ConfigError(
+                f"--shard: expected i/n with i from 0 to n - 1, such as 0/4, got {text!r}"
+            )
+        return cls(int(index), int(count))
+
+    def has(self, key: str) -> bool:
+        """Tell whether the study of this key belongs to the shard."""
+        return self.count == 1 or int(key[:16], 16) % self.count == self.index
+
+
+def study_key(study_id: str) -> str:
+    """Return 32 hexadecimal digits for any id, also one that is no valid text."""
+    return hashlib.sha256(study_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def is_remote(source: str) -> bool:
+    """Tell whether a source is a URL, such as s3://bucket/study.nii.gz."""
+    return "://" in source
+
+
+def list_studies(batch: Path, task: Task, *, without: Path | None = None) -> Iterator[Study]:
+    """Give the studies of a manifest or a folder, in no particular order.
+
+    Args:
+        batch: A manifest (.csv, .jsonl or .parquet, with a column `path` and optionally `id` and
+            `options`), or a folder: every file in and below it is a study, but for a model of
+            volumes a folder with DICOM images is one.
+        task: The model's.
+        without: A folder that is left out, where the answers go.
+
+    Raises:
+        ConfigError: there is nothing of these, the manifest has no column `path`, or a folder
+            cannot be read.
+    """
+    if batch.is_dir():
+        excluded = None if without is None else without.resolve()
+        return _in_folder(batch, batch.resolve(), task, excluded)
+    if not batch.is_file():
+        raise ConfigError(f"expected a manifest or a folder, got {batch}, which does not exist")
+    readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
+    if batch.suffix.lower() not in readers:
+        raise ConfigError(
+            f"expected a manifest that ends in {', '.join(readers)}, or a folder, got {batch}"
+        )
+    rows = readers[batch.suffix.lower()](batch)
+    folder = str(batch.parent)
+    return (_study(number, row, folder) for number, row in enumerate(rows, 1))
+
+
+def _study(number: int, row: Mapping[str, Any] | str, folder: str) -> Study:
+    """Return the study of a row; a row that cannot be used is one with a problem."""
+    if isinstance(row, str):
+        return Study(f"row {number}", "", problem=row)
+    source, given = row.get("path"), row.get("id")
+    if not isinstance(source, str) or not source or "\0" in source:
+        name = f"row {number}" if given in (None, "") else str(given)
+        return Study(name, "", problem="expected a path in this row of the manifest, got none")
+    name = source if given in (None, "") else str(given)
+    options, problem = _options(row.get("options"))
+    if not is_remote(source):
+        source = os.path.join(folder, source)
+    return Study(name, source, options, problem)
+
+
+def _options(value: object) -> tuple[Mapping[str, Any], str]:
+    if isinstance(value, str) and value:
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = False
+    if value is None or value == "":
+        return {}, ""
+    if not isinstance(value, dict):
+        return {}, 'expected options as a JSON object such as {"top_k": 3}, got something else'
+    return {key: each for key, each in value.items() if each is not None}, ""
+
+
+def _csv_rows(manifest: Path) -> Iterator[Mapping[str, Any]]:
+    with manifest.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        table = csv.DictReader(file)
+        try:
+            _need_path(table.fieldnames or (), manifest)
+            yield from table
+        except csv.Error as error:
+            raise ConfigError(f"{manifest}: line {table.line_num}: {error}") from error
+
+
+def _json_rows(manifest: Path) -> Iterator[Mapping[str, Any] | str]:
+    with manifest.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            yield row if isinstance(row, dict) else "expected a JSON object in this line, got none"
+
+
+def _parquet_rows(manifest: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise ConfigError(
+            f"{manifest}: reading Parquet needs pyarrow; pip install 'medserve[batch]', or give "
+            "the manifest as .csv or .jsonl"
+        ) from None
+    try:
+        with parquet.ParquetFile(manifest) as file:
+            _need_path(file.schema_arrow.names, manifest)
+            columns = [n for n in ("path", "id", "options") if n in file.schema_arrow.names]
+            for rows in file.iter_batches(_ROWS, columns=columns):
+                yield from rows.to_pylist()
+    except arrow.ArrowException as error:
+        raise ConfigError(f"{manifest}: expected a Parquet file, cannot read it as one") from error
+
+
+def _need_path(names: Any, manifest: Path) -> None:
+    if "path" not in names:
+        raise ConfigError(
+            f"{manifest}: expected a column `path`, and optionally `id` and `options`; got "
+            f"{', '.join(names) or 'nothing'}"
+        )
+
+
+def _in_folder(root: Path, real: Path, task: Task, without: Path | None) -> Iterator[Study]:
+    """Walk depth first; only the folders that are open at a time are held."""
+    waiting = [str(root)]
+    while waiting:
+        folder = waiting.pop()
+        if task is Task.VOLUMES and _is_series(folder):
+            name = os.path.relpath(folder, root)
+            yield Study(root.resolve().name if name == "." else name, folder)
+            continue
+        for entry in _entries(folder):
+            if entry.is_dir(follow_symlinks=False):
+                if without is None or Path(entry.path).resolve() != without:
+                    waiting.append(entry.path)
+            elif _is_ours(entry, real):
+                yield Study(os.path.relpath(entry.path, root), entry.path)
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from (each for each in entries if not each.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}, so that studies would be missed") from error
+
+
+def _is_ours(entry: os.DirEntry[str], root: Path) -> bool:
+    """Tell a file from pipes, devices, broken links and links out of the folder."""
+    if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root):
+        return False
+    return entry.is_file()
+
+
+def _is_series(folder: str) -> bool:
+    """Tell whether a file in this very folder is a DICOM image; a DICOMDIR is none."""
+    named = (each for each in _entries(folder) if not each.name.lower().endswith(_NO_SLICE))
+    starts = (_start(each.path) for each in named if each.is_file())
+    return any(is_dicom(start) and not is_directory(start) for start in starts)
+
+
+def _start(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_START_BYTES)
+    except OSError:
+        return b""

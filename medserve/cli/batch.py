@@ -1,0 +1,334 @@
+"""`medserve batch`: answer thousands of studies, each once, however often a run is interrupted."""
+
+from __future__ import annotations
+
+import enum
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typer.core import TyperGroup
+
+from medserve.batch.asking import Asker, ServerAsker, Target
+from medserve.batch.local import LocalRun, of_shard
+from medserve.batch.processes import ArchiveAsker
+from medserve.batch.receipts import BatchFolder, BatchHead
+from medserve.batch.report import Summary, write_report
+from medserve.batch.studies import Shard, list_studies
+from medserve.batch.work import Answering, Became, Reading
+from medserve.cli.connection import CaFile, TokenFile, connect
+from medserve.cli.options import add_options, read_options, task_options
+from medserve.cli.show.console import console_for_people, shown
+from medserve.cli.show.files import writing_to
+from medserve.client import Limits
+from medserve.cores import available_cores
+from medserve.errors import ConfigError
+from medserve.spec import Task
+from medserve.tasks import OPTIONS
+
+__all__ = ["batch"]
+
+_IMAGES_TIMEOUT_S = 60.0
+_VOLUMES_TIMEOUT_S = 600.0
+_CALLS_IN_FLIGHT = 4  # to a server: two workers busy, and two calls on their way
+_JSON_EVERY_S = 10.0
+
+
+class ProgressKind(enum.StrEnum):
+    """How a run tells how far it is."""
+
+    BAR = "bar"
+    JSON = "json"
+    NONE = "none"
+
+
+class _RunByDefault(TyperGroup):
+    """A group whose first argument is a command of it, or what `run` shall work on."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `run` before anything that is no command."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+batch = typer.Typer(
+    cls=_RunByDefault,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Answer thousands of studies; `medserve batch MANIFEST` is `medserve batch run MANIFEST`.",
+)
+
+
+@batch.callback()
+def _batch() -> None:
+    """Answer thousands of studies, each once."""
+
+
+def run(
+    source: Annotated[
+        Path, typer.Argument(metavar="MANIFEST|DIR", help="A .csv, .jsonl, .parquet, or a folder.")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", file_okay=False, help="Where answers and receipts go.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Name of the model behind a server.", show_default="the archive's"),
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="Version of the model.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Work on one of N equal parts alone, from 0."),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The gateway's gRPC port.", show_default="8001"),
+    ] = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.mar",
+            exists=True,
+            dir_okay=False,
+            help="Answer in processes of this machine, without a server.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes with --archive, calls in flight with a server.",
+            show_default="cores; calls: 4",
+        ),
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Wait so long for a server that left.")
+    ] = 120.0,
+    progress: Annotated[
+        ProgressKind, typer.Option(help="A bar for people, or lines of JSON for machines.")
+    ] = ProgressKind.BAR,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0.001, help="Time for each call.", show_default="60, masks 600"
+        ),
+    ] = None,
+    **given: Any,
+) -> None:
+    """Answer every study of a manifest or a folder once; run it again to go on.
+
+    A manifest has a column `path` (file, folder of a series, glob or URL), and
+    optionally `id` and `options`.
+    OUT gets the answers, a receipt for each study, results.csv, results.parquet
+    and report.html; with --shard, `medserve batch report OUT` makes these.
+    Run again, it skips what is done, repeats what changed, and asks again where
+    the server or the disk was at fault.
+
+    Exit code: 0 all answered, 1 some failed, 2 it cannot go on (no server, disk full).
+
+    Examples:
+    medserve batch STUDIES --model segmentation_3d --out OUT
+    medserve batch studies.csv --archive model.mar --out OUT --workers 2
+    medserve batch studies.parquet --model mednist --out OUT --shard 3/16 --progress json
+    """
+    part = Shard.parse(shard) if shard else Shard()
+
+    def open_asker() -> Asker:
+        if archive is not None:
+            if server is not None:
+                raise ConfigError("expected --server or --archive, got both; leave one out")
+            return _named(ArchiveAsker(archive, workers, timeout), model)
+        if model is None:
+            raise ConfigError("--model: expected the name of a model behind a server, got none")
+        client = connect(server, token_file, ca_file, timeout or _VOLUMES_TIMEOUT_S)
+        asker = ServerAsker(client, model, version)
+        if timeout is None and asker.target.task is Task.CLASSIFICATION:
+            client.timeout_s = _IMAGES_TIMEOUT_S
+        return asker
+
+    asker = open_asker()
+    try:
+        calls = (workers or available_cores()) * 2 if archive else workers or _CALLS_IN_FLIGHT
+        local = _prepared(out, asker, given, calls, patience)
+        studies = _studies(source, asker.target, out, part)
+        with _told(progress, asker.target.model, studies) as tell:
+            counts = _counted(local.run(studies()), tell)
+    finally:
+        asker.close()
+    _end(out, counts, progress, with_report=shard is None)
+
+
+add_options(
+    run,
+    task_options(*(Task.CLASSIFICATION, Task.VOLUMES, Task.FRAMES), without=("output",)),
+)
+batch.command("run")(run)
+
+
+@batch.command("report")
+def report(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", exists=True, file_okay=False, help="Of a batch.")
+    ],
+) -> None:
+    """Make results.csv, results.parquet and report.html from the receipts so far.
+
+    Parquet needs the extra `batch`; the table is left out without it.
+    """
+    _report(out)
+
+
+def _named(asker: ArchiveAsker, model: str | None) -> ArchiveAsker:
+    """Return the asker, where the archive is the one that was named."""
+    if model not in (None, asker.target.model):
+        asker.close()
+        raise ConfigError(f"--model: expected {asker.target.model}, the archive's, got {model}")
+    return asker
+
+
+def _prepared(
+    out: Path, asker: Asker, given: dict[str, Any], calls: int, patience_s: float
+) -> LocalRun:
+    task = asker.target.task
+    fixed = {} if task is Task.CLASSIFICATION else {"output": "json"}  # measures, beside a mask
+    options = read_options(OPTIONS[task], given, shown(asker.target.model), **fixed).to_params()
+    folder = BatchFolder(out)
+    folder.open(BatchHead(model=asker.target.model, task=task))
+    return LocalRun(
+        Reading(folder, asker.target, options),
+        Answering(folder, asker, patience_s),
+        threads=calls,
+        per_call=Limits().items_per_call if task is Task.CLASSIFICATION else 1,
+    )
+
+
+def _studies(source: Path, target: Target, out: Path, part: Shard) -> Callable[[], Iterator[Any]]:
+    return lambda: of_shard(list_studies(source, target.task, without=out), part)
+
+
+def _counted(
+    became: Iterable[Counter[Became]], tell: Callable[[Counter[Became]], None]
+) -> Counter[Became]:
+    counts: Counter[Became] = Counter()
+    for each in became:
+        counts.update(each)
+        tell(counts)
+    return counts
+
+
+@contextmanager
+def _told(
+    kind: ProgressKind, title: str, studies: Callable[[], Iterator[Any]]
+) -> Iterator[Callable[[Counter[Became]], None]]:
+    """Tell how far a run is; a thread counts the studies meanwhile."""
+    total = _Total(studies) if kind is not ProgressKind.NONE else None
+    if kind is ProgressKind.JSON:
+        assert total is not None
+        lines = _JsonLines(total)
+        yield lines.tell
+        lines.end()
+        return
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=total is None or not console.is_terminal,
+    )
+    started = time.monotonic()
+    with bar:
+        task = bar.add_task(title, total=None, rate="")
+
+        def tell(counts: Counter[Became]) -> None:
+            asked = counts[Became.ANSWERED] + counts[Became.FAILED]
+            rate = f"{asked / max(time.monotonic() - started, 1e-9):.1f}/s"
+            known = None if total is None else total.value
+            bar.update(task, completed=counts.total(), total=known, rate=rate)
+
+        yield tell
+
+
+class _Total:
+    """Counts the studies in a thread of its own, so that nobody waits for the number."""
+
+    def __init__(self, studies: Callable[[], Iterator[Any]]) -> None:
+        self.value: int | None = None
+        self._studies = studies
+        threading.Thread(target=self._count, name="medserve-count", daemon=True).start()
+
+    def _count(self) -> None:
+        try:
+            self.value = sum(1 for _ in self._studies())
+        except (ConfigError, OSError):
+            return  # the run itself tells
+
+
+class _JsonLines:
+    """Writes a line of JSON to standard output every few seconds, and one at the end."""
+
+    def __init__(self, total: _Total) -> None:
+        self._total = total
+        self._started = self._told = time.monotonic()
+        self._counts: Counter[Became] = Counter()
+
+    def tell(self, counts: Counter[Became]) -> None:
+        """Note how far the run is."""
+        self._counts = counts
+        if time.monotonic() - self._told >= _JSON_EVERY_S:
+            self._told = time.monotonic()
+            self._print(finished=False)
+
+    def end(self) -> None:
+        """Write the last line."""
+        self._total.value = self._counts.total()
+        self._print(finished=True)
+
+    def _print(self, *, finished: bool) -> None:
+        asked = self._counts[Became.ANSWERED] + self._counts[Became.FAILED]
+        rate = asked / max(time.monotonic() - self._started, 1e-9)
+        done, total = self._counts.total(), self._total.value
+        left = None if total is None or not rate else round((total - done) / rate, 1)
+        line: dict[str, Any] = {each.value: self._counts[each] for each in Became}
+        line |= {"done": done, "total": total, "per_s": round(rate, 3), "left_s": left}
+        print(json.dumps(line | {"finished": finished}), flush=True)
+
+
+def _end(out: Path, counts: Counter[Became], progress: ProgressKind, *, with_report: bool) -> None:
+    if with_report:
+        _report(out, quiet=progress is ProgressKind.JSON)
+    if progress is not ProgressKind.JSON:
+        kept = counts[Became.KEPT] + counts[Became.KEPT_FAILED]
+        console_for_people().print(
+            f"{counts[Became.ANSWERED]} answered, {counts[Became.FAILED]} failed, {kept} done "
+            f"before (of these {counts[Became.KEPT_FAILED]} failed)"
+        )
+    if counts[Became.FAILED] or counts[Became.KEPT_FAILED]:
+        raise typer.Exit(1)
+
+
+def _report(out: Path, *, quiet: bool = False) -> Summary:
+    with writing_to(out):
+        summary, paths = write_report(BatchFolder(out))
+    if not quiet:
+        console = console_for_people()
+        for (code, message), count in summary.failures.most_common(3):
+            console.print(shown(f"{count} x {code}: {message}"), markup=False)
+        for path in paths:
+            console.print(shown(str(path)), markup=False)
+    return summary

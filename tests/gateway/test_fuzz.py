@@ -1,0 +1,292 @@
+"""Messages that nobody means, to every method of every contract: refused in words, and let go of.
+
+The messages are made from the contracts' own descriptors, so a new field or method takes part by
+itself. They are the same in every run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+from google.protobuf import message_factory
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from medserve.errors import InvalidImageError
+from medserve.gateway.core.gateway import Gateway, Guards, Limits
+from medserve.gateway.core.served_models import ServedModels
+from medserve.gateway.faces.page.uploads import CONTENT_TYPE
+from medserve.gateway.services import register_services
+from medserve.gateway.settings import GatewaySettings
+from medserve.spec import Task
+from medserve.wire import inference_pb2, management_pb2, open_inference_pb2
+from medserve.wire.v1 import imaging_pb2
+from tests.gateway.faces import LABELS, classified, drawn, segmented
+from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
+from tests.web.visiting import visiting
+
+pytestmark = pytest.mark.cpu
+
+_MODELS = (
+    model("kinds", labels=LABELS),
+    model("organs", Task.VOLUMES, labels=LABELS),
+    model("prostate", Task.FRAMES, labels=LABELS),
+    model("sampler", Task.GENERATION, labels=("t1", "t2")),
+)
+_CONTRACTS = (inference_pb2, management_pb2, open_inference_pb2, imaging_pb2, health_pb2,
+              reflection_pb2)  # fmt: skip
+_METHODS = [
+    method
+    for contract in _CONTRACTS
+    for service in contract.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+_BOUNDED = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=list(HealthCheck),
+)
+_WORDS = (
+    *("", "kinds", "organs", "prostate", "sampler", "1.0", "data", "data.0", "data.1", "params"),
+    *("label", "BYTES", "UINT8", "FP32", "stream", "transport", "deadline_ms", "request_id"),
+    *('{"top_k": 1}', '{"n": 2, "seed": -1}', '{"explain": true}', "[" * 500, "1e400", "9" * 5000),
+    *("classes", "numbers", "files", "kind", "classify", "model", "options", "files_of", "n"),
+    *("../../etc/passwd", "\x00", "\u202e", "kinds\r\nx: y", "medserve.v1.ImagingService"),
+)
+_TEXTS = st.sampled_from(_WORDS) | st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12
+)
+_PARTS = ("0", "-1", "9" * 5000, "kinds", "..", "\u0663", "\x00", "a/b")  # of an address
+_BYTES = st.sampled_from([b"", b"dark", b"bright", *(word.encode() for word in _WORDS)]) | (
+    st.binary(max_size=40)
+)
+_KINDS = {
+    FieldDescriptor.CPPTYPE_INT32: st.sampled_from([0, 1, -1, 2**31 - 1, -(2**31)]),
+    FieldDescriptor.CPPTYPE_INT64: st.sampled_from([0, 1, -1, 3, 2**63 - 1, -(2**63)]),
+    FieldDescriptor.CPPTYPE_UINT32: st.sampled_from([0, 1, 2**32 - 1]),
+    FieldDescriptor.CPPTYPE_UINT64: st.sampled_from([0, 1, 2**64 - 1]),
+    FieldDescriptor.CPPTYPE_DOUBLE: st.floats(),
+    FieldDescriptor.CPPTYPE_FLOAT: st.floats(width=32),
+    FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
+    FieldDescriptor.CPPTYPE_ENUM: st.integers(-1, 9),
+    FieldDescriptor.CPPTYPE_STRING: _TEXTS,
+}
+
+
+@st.composite
+def messages(draw: st.DrawFn, kind: Descriptor, depth: int = 0) -> Message:
+    """A message of a kind with some of its fields, each of any value."""
+    message = message_factory.GetMessageClass(kind)()
+    for field in kind.fields:
+        if draw(st.booleans()):
+            _fill(draw, message, field, depth)
+    return message
+
+
+def _fill(draw: st.DrawFn, message: Message, field: FieldDescriptor, depth: int) -> None:
+    values = [_value(draw, field, depth) for _ in range(draw(st.integers(1, 2)))]
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        entries = getattr(message, field.name)
+        for entry in values:
+            if isinstance(entry.value, Message):
+                entries[entry.key].CopyFrom(entry.value)
+            else:
+                entries[entry.key] = entry.value
+    elif field.is_repeated:
+        getattr(message, field.name).extend(values)
+    elif field.message_type is not None:
+        getattr(message, field.name).CopyFrom(values[0])
+    else:
+        setattr(message, field.name, values[0])
+
+
+def _value(draw: st.DrawFn, field: FieldDescriptor, depth: int) -> Any:
+    if field.message_type is not None:
+        if depth > 3:
+            return message_factory.GetMessageClass(field.message_type)()
+        return draw(messages(field.message_type, depth + 1))
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return draw(_BYTES)
+    return draw(_KINDS[field.cpp_type])
+
+
+@st.composite
+def bytes_of_messages(draw: st.DrawFn, kind: Descriptor) -> list[bytes]:
+    """The bytes of some messages, most of them of the kind."""
+    sent = []
+    for _ in range(draw(st.integers(0, 3))):
+        whole = draw(messages(kind)).SerializeToString()
+        cut = draw(st.integers(0, 9))
+        sent.append(whole[:-cut] if cut in (1, 2) else whole + draw(_BYTES) * (cut == 3))
+    return sent
+
+
+def answers(request: Request) -> Any:
+    """Answer as a model of its task, which finds no image in what none can be read from."""
+    make = {"organs": segmented, "prostate": segmented, "sampler": drawn}
+    try:
+        return make.get(request.model, classified)(request)
+    except Exception:
+        raise InvalidImageError("expected an image, got something else") from None
+
+
+def gateway() -> Gateway:
+    return fake_gateway(FakeEngine(answers), *_MODELS, guards=Guards(Limits(memory_bytes=2**28)))
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    """Give all examples of a test one event loop."""
+    with asyncio.Runner() as running:
+        yield running
+
+
+@asynccontextmanager
+async def listening(to: Gateway) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to the gateway's gRPC port."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    register_services(server, to, ServedModels(_MODELS), GatewaySettings())
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel
+    to.stopping.set()
+    await server.stop(None)
+
+
+def _bugs(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What gateway and gRPC log of an exception that nobody foresaw."""
+    return [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR]
+
+
+async def _ended(channel: grpc.aio.Channel, method: Any, sent: list[bytes]) -> None:
+    """Make a call and wait for its end; one that watches is ended after its first answer."""
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    call = channel.stream_stream(path, None, None)(iter(sent))
+    async with asyncio.timeout(20):
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async for _ in call:
+                if method.name == "Watch":
+                    break
+        call.cancel()
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("method", _METHODS, ids=lambda each: each.full_name)
+def test_no_message_finds_a_bug_in_a_method(
+    runner: asyncio.Runner, method: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    to = gateway()
+    talking = listening(to)
+    channel = runner.run(talking.__aenter__())
+
+    @_BOUNDED
+    @given(bytes_of_messages(method.input_type))
+    def search(sent: list[bytes]) -> None:
+        some = sent if method.client_streaming else sent[:1]
+        runner.run(_ended(channel, method, some))
+        assert not _bugs(caplog)
+
+    try:
+        search()
+    finally:
+        runner.run(talking.__aexit__(None, None, None))
+    assert to.budget.reserved == 0
+    assert all(to.gate(each).at_work == to.gate(each).waiting == 0 for each in _MODELS)
+
+
+@st.composite
+def requests(draw: st.DrawFn, routes: list[tuple[str, str]]) -> dict[str, Any]:
+    """An HTTP request to one of the routes, with a body that is hardly ever right."""
+    verb, path = draw(st.sampled_from(routes))
+    path = re.sub("{.*?}", lambda _: quote(draw(_TEXTS), safe=""), path)
+    body = draw(
+        _BYTES
+        | st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | _TEXTS,
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner, max_size=3),
+            max_leaves=8,
+        ).map(lambda content: json.dumps(content).encode())
+        | st.sampled_from([_FORM, _FORM[:-9], b'[{"number": 0, "name": "a", "size": 4}]\ndark'])
+    )
+    kinds = ["application/json", "application/octet-stream", CONTENT_TYPE, "text/plain",
+             "multipart/form-data; boundary=X", "application/x-www-form-urlencoded"]  # fmt: skip
+    headers = {"content-type": draw(st.sampled_from(kinds))}
+    for name in ("accept", "x-deadline-ms", "x-request-id", "cookie", "authorization"):
+        if draw(st.integers(0, 4)) == 0:
+            value = draw(st.sampled_from(["application/x-ndjson", "text/event-stream", "1", "-1"]))
+            headers[name] = value
+    params = draw(st.dictionaries(_TEXTS, _TEXTS, max_size=2))
+    return {"method": verb, "url": path, "content": body, "headers": headers, "params": params}
+
+
+_FORM = (
+    b'--X\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\ndark\r\n--X--\r\n'
+)
+
+
+def test_no_request_finds_a_bug_in_rest_or_the_page(
+    runner: asyncio.Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    to = gateway()
+    page = visiting(to)
+    _, [client] = runner.run(page.__aenter__())
+    routes = runner.run(_routes(client))
+
+    def ask(request: Mapping[str, Any]) -> None:
+        response = runner.run(client.request(**request))
+        assert response.status_code < 500 or response.status_code == 504
+        assert not _bugs(caplog)
+
+    @settings(_BOUNDED, max_examples=250)
+    @given(requests(routes))
+    def search(request: dict[str, Any]) -> None:
+        ask(request)
+
+    try:
+        for verb, path in routes:
+            for part in _PARTS:
+                body = json.dumps({"classes": {part: None}, "numbers": [part], "model": part})
+                url, kind = re.sub("{.*?}", quote(part, safe=""), path), "application/json"
+                ask(
+                    {"method": verb, "url": url, "content": body, "headers": {"content-type": kind}}
+                )
+        search()
+    finally:
+        runner.run(page.__aexit__(None, None, None))
+    assert to.budget.reserved == 0
+
+
+async def _routes(client: httpx.AsyncClient) -> list[tuple[str, str]]:
+    """Every verb and path of REST, and those of a job on the page."""
+    listed = (await client.get("/openapi.json")).json()["paths"]
+    begun = await client.post("/jobs", json={"kind": "classify", "model": "kinds"})
+    other = await client.post("/jobs", json={"kind": "segment", "model": "organs"})
+    job, volume = (f"/jobs/{each.json()['id']}" for each in (begun, other))
+    return [
+        *((verb.upper(), path) for path, verbs in listed.items() for verb in verbs),
+        *(("POST", f"{job}/{name}") for name in ("files", "announcement", "answers", "classes")),
+        *(("GET", f"{job}/files/{{number}}/thumbnail"), ("GET", f"{job}/results.{{format}}")),
+        *(("POST", f"{job}/files/0/explanation"), ("GET", job)),
+        *(("POST", f"{volume}/{name}") for name in ("volume", "segmentation")),
+        *(("GET", f"{volume}/{{part}}"), ("POST", "/jobs"), ("POST", "/login"), ("GET", "/{page}")),
+        *(("GET", "/jobs/{job}"), ("POST", "/samples")),
+    ]
