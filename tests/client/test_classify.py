@@ -269,6 +269,7 @@ def test_public_names_are_these() -> None:
         "SampleProgress",
         "SamplerKind",
         "Segmentation",
+        "SegmentedFile",
         "Source",
         "TlsConfig",
         "View",
