@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import asdict, dataclass
@@ -51,6 +52,8 @@ _PING_MS = 5_000  # between two pings of one connection
 _STREAMS = 128  # calls of one connection; who resets them faster than they end has to wait
 _HANDSHAKE_MS = 10_000  # for a connection to become one of HTTP/2
 _LOOK_S = 0.05
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt (malloc.h)
+_LARGE_BYTES = 2**16
 _REFUSE_S = 0.2  # before the gRPC server stops
 
 logger = logging.getLogger(__name__)
@@ -139,6 +142,7 @@ class GatewayServer:
         """Each step is followed by what undoes it; draining is the undoing in reverse."""
         settings, stack = self.settings, self._drained
         silence_libraries()
+        _give_memory_back()
         audit = AuditLog(settings.audit_log) if settings.audit_log else None
         if audit is not None:
             stack.callback(audit.close)
@@ -154,6 +158,8 @@ class GatewayServer:
                 Uploads(settings.upload_dir, settings.max_upload_mb * 2**20),
             ),
         )
+        if (certificates := self._certificates) is not None:
+            self.gateway.metrics.watch_certificate(lambda: certificates.expires_at)
         stack.push_async_callback(self.gateway.close)
         monitor = Monitor(self.gateway, engine, self._served, self._golden, settings.timing)
         metrics_port = await self._start_metrics()
@@ -231,6 +237,18 @@ class GatewayServer:
         self._drained.push_async_callback(asyncio.sleep, settings.drain_delay_s)
         self._drained.push_async_callback(health.drain)
         return port
+
+
+def _give_memory_back() -> None:
+    """Let large pieces of memory go back to the system as soon as they are freed.
+
+    glibc keeps them, and more of them with each size that it sees: streams of 60 MB from one caller
+    grew the process by 1030 MiB with its own rule and by 540 with this one.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+        library.mallopt(_TRIM_THRESHOLD, 2 * _LARGE_BYTES)
 
 
 def grpc_options(message_bytes: int) -> list[tuple[str, int]]:

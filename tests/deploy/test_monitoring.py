@@ -60,10 +60,10 @@ def _exported(folder: Path) -> dict[str, set[str]]:
         for name in _series(family):
             names[name] = set()
     metrics = GatewayMetrics()
-    for declared in vars(metrics).values():
+    for declared in metrics.registry._collector_to_names:
         labels = getattr(declared, "_labelnames", None)
         if labels is not None:
-            for family in declared.describe():
+            for family in declared.describe():  # type: ignore[attr-defined]
                 for name in _series(family):
                     names[name] = set(labels)
     names["medserve_gateway_info"] = {"version"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -35,6 +37,14 @@ def written(folder: Path, **changes: object) -> dict[str, str]:
     write_run_dir(folder, EngineSettings(**(settings | changes)))  # type: ignore[arg-type]
     lines = (folder / "config.properties").read_text(encoding="ascii").splitlines()
     return {key: value for key, _, value in (line.partition("=") for line in lines)}
+
+
+def test_a_folder_without_exec_is_named_with_what_changes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    with pytest.raises(ConfigError, match=rf"{tmp_path.parent}, which is mounted noexec; .*TMPDIR"):
+        written(tmp_path)
 
 
 def test_only_the_inference_api_follows_the_host(tmp_path: Path) -> None:

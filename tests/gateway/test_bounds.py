@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import struct
 import threading
@@ -32,7 +33,12 @@ from medserve.gateway.faces.rest import tasks
 from medserve.gateway.server import grpc_options
 from medserve.gateway.services import register_services
 from medserve.gateway.settings import GatewaySettings
-from medserve.wire import inference_pb2, inference_pb2_grpc, open_inference_pb2_grpc
+from medserve.wire import (
+    inference_pb2,
+    inference_pb2_grpc,
+    open_inference_pb2,
+    open_inference_pb2_grpc,
+)
 from medserve.wire.v1 import imaging_pb2 as pb
 from medserve.wire.v1 import imaging_pb2_grpc as pb_grpc
 from tests.gateway.faces import LABELS, PREFACE, classified, frame, header
@@ -637,3 +643,38 @@ def test_the_answer_to_a_form_is_bounded_unless_it_is_taken_line_by_line(
         assert len(response.text.splitlines()) == 40
     else:
         assert "line by line" in response.json()["error"]["message"]
+
+
+async def too_large_settings(channel: grpc.aio.Channel) -> None:
+    call = cast(Any, pb_grpc.ImagingServiceStub(channel)).Classify(metadata=as_ward("ward"))
+    request = pb.ClassifyRequest(settings=pb.ClassifySettings(model_name="kinds"))
+    request.MergeFromString(b"\xa2\x06\x80\x80\x40" + bytes(_MIB))  # field 100
+    await call.write(request)
+    await call.code()
+
+
+async def unknown_model(channel: grpc.aio.Channel) -> None:
+    stub: Stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+    request = open_inference_pb2.ModelInferRequest(model_name="nothing")
+    request.raw_input_contents.append(bytes(_MIB))
+    await stub.ModelInfer(request, metadata=as_ward("ward")).code()
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("refused", [too_large_settings, unknown_model])
+def test_nothing_of_a_request_that_was_refused_is_kept(refused: Any) -> None:
+    async def conversation(address: str) -> None:
+        async with grpc.aio.insecure_channel(address) as channel:
+            for _ in range(5):
+                await refused(channel)
+        await until(lambda: not _requests_in_memory())  # the server's side ends a little later
+
+    talk(gateway(), conversation)
+
+
+def _requests_in_memory() -> int:
+    gc.collect()
+    return sum(isinstance(each, _REQUESTS) for each in gc.get_objects())
+
+
+_REQUESTS = (pb.ClassifyRequest, open_inference_pb2.ModelInferRequest)

@@ -6,6 +6,7 @@ sockets and keys. Each value below that is not TorchServe's default says why.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -97,7 +98,16 @@ class EngineSettings:
 
 
 def write_run_dir(folder: Path, settings: EngineSettings) -> None:
-    """Write `config.properties`, `log4j2.xml` and `metrics.yaml` into the private folder."""
+    """Write `config.properties`, `log4j2.xml` and `metrics.yaml` into the private folder.
+
+    Raises:
+        ConfigError: Java could not load its libraries from there; it would not say why.
+    """
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise ConfigError(
+            f"expected a folder from which programs may be run, got {folder.parent}, which is "
+            "mounted noexec; set TMPDIR to another one"
+        )
     for name in ("store", "workflows", "tmp", CANCELLED, UPLOADS):
         (folder / name).mkdir(exist_ok=True)
     (folder / "log4j2.xml").write_text(_LOG4J.format(level=settings.log_level), encoding="utf-8")

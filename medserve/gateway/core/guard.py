@@ -102,11 +102,11 @@ class OpenDoor(Registrar):
         parse, serialize = method.request_deserializer, method.response_serializer
         if method.unary_unary is not None:
             once = self._once(method.unary_unary, parse)
-            return grpc.stream_unary_rpc_method_handler(once, None, serialize)
+            return grpc.stream_unary_rpc_method_handler(_let_go(once), None, serialize)
         answer = method.unary_stream or method.stream_stream
         assert answer is not None  # no contract streams requests to one answer
         bounded = self._bounded(answer, parse, asks_on=method.stream_stream is not None)
-        return grpc.stream_stream_rpc_method_handler(bounded, None, serialize)
+        return grpc.stream_stream_rpc_method_handler(_let_go(bounded), None, serialize)
 
     def _once(self, answer: _Method, parse: _Parse) -> _Method:
         async def once(_: object, context: Context) -> Any:
@@ -209,18 +209,21 @@ class RequestGuard(Registrar):
         parse, serialize = method.request_deserializer, method.response_serializer
         if method.unary_unary is not None:
             unary = self._unary(method.unary_unary, parse)
-            return grpc.stream_unary_rpc_method_handler(unary, None, serialize)
+            return grpc.stream_unary_rpc_method_handler(_let_go(unary), None, serialize)
         if method.unary_stream is not None:
             streaming = self._streaming(method.unary_stream, parse)
-            return grpc.stream_stream_rpc_method_handler(streaming, None, serialize)
+            return grpc.stream_stream_rpc_method_handler(_let_go(streaming), None, serialize)
         assert method.stream_stream is not None  # no contract streams requests to one answer
         conversing = self._conversing(method.stream_stream, parse)
-        return grpc.stream_stream_rpc_method_handler(conversing, None, serialize)
+        return grpc.stream_stream_rpc_method_handler(_let_go(conversing), None, serialize)
 
     def _unary(self, answer: _Method, parse: _Parse) -> _Method:
         async def guarded(_: object, context: Context) -> Any:
-            async with self._caller(context) as known, self._request(context, known) as message:
-                return await answer(_parsed(message, parse), context)
+            async with (
+                self._caller(context) as known,
+                self._request(context, known, parse) as request,
+            ):
+                return await answer(request, context)
 
         return guarded
 
@@ -229,9 +232,9 @@ class RequestGuard(Registrar):
             async with (
                 self._caller(context) as known,
                 self._while_known(context),
-                self._request(context, known) as message,
+                self._request(context, known, parse) as request,
             ):
-                await _written(answer, _parsed(message, parse), context, _WRITE_S)
+                await _written(answer, request, context, _WRITE_S)
 
         return guarded
 
@@ -287,7 +290,9 @@ class RequestGuard(Registrar):
             watching.cancel()
 
     @contextlib.asynccontextmanager
-    async def _request(self, context: Context, known: CallContext) -> AsyncIterator[bytes]:
+    async def _request(
+        self, context: Context, known: CallContext, parse: _Parse
+    ) -> AsyncIterator[Any]:
         """The one message of a call; its memory is taken for the time of the block."""
         most = self._gateway.limits.message_bytes
         budget = self._gateway.budget
@@ -296,7 +301,9 @@ class RequestGuard(Registrar):
             if message is None:
                 raise InvalidRequestError("expected a request, got a call without one")
             held.resize(len(message))
-            yield message
+            request = _parsed(message, parse)
+            del message  # one of both is enough
+            yield request
 
     async def _messages(
         self, context: Context, known: CallContext, parse: _Parse
@@ -311,7 +318,9 @@ class RequestGuard(Registrar):
                 if message is None:
                     return
                 held.resize(len(message) if need else 0)
-                yield _parsed(message, parse)
+                request = _parsed(message, parse)
+                del message  # one of both is enough
+                yield request
 
     async def _next(self, context: Context, known: CallContext, *, streamed: bool) -> bytes | None:
         """Return the next message, None at the end.
@@ -389,6 +398,23 @@ class _SilenceWatch:
             raise ServerBusyError(
                 "nothing came for a while and others wait for the memory; open a new call"
             )
+
+
+def _let_go(handler: _Method) -> _Method:
+    """Return the handler of a method that leaves nothing of a request behind.
+
+    gRPC never frees the exception of a call that was aborted, nor what its traceback refers to:
+    the frames of the handler, and in them the request.
+    """
+
+    async def ended(request: object, context: Context) -> Any:
+        try:
+            return await handler(request, context)
+        except grpc.aio.AbortError as aborted:
+            aborted.__traceback__ = aborted.__context__ = None
+            return None  # gRPC raises it again
+
+    return ended
 
 
 async def _written(answer: _Method, request: Any, context: Context, write_s: float) -> None:
