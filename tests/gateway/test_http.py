@@ -122,7 +122,7 @@ def test_a_header_that_does_not_come_ends_its_connection(
 def test_idle_connections_of_one_address_make_room_for_its_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http, "_most_connections", lambda: 8)
+    monkeypatch.setattr(http, "most_connections", lambda: 8)
 
     async def scenario() -> None:
         async with serving() as running:
