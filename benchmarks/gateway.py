@@ -1,9 +1,11 @@
 """What the gateway costs: the same calls to TorchServe and through the gateway, in turns.
 
+A bare proxy takes its turn too: what it adds is gRPC's own, and no gateway in Python adds less.
+
     python -m benchmarks.gateway --rounds 7 --seconds 4
     python -m benchmarks.gateway --uploads 200          # memory under many large uploads
 
-Both ways lead to the same TorchServe and the same worker. Neighbours in a round meet the same
+All ways lead to the same TorchServe and the same worker. Neighbours in a round meet the same
 machine, so differences and ratios are formed round by round. Load, gateway and server share the
 cores, as the report says.
 """
@@ -72,27 +74,27 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One round: the same load on both ways, one after the other."""
+class Round:
+    """The same load on each way, one after the other."""
 
     direct: Measurement
+    proxy: Measurement
     gateway: Measurement
     load1: float
 
 
 def compare(options: Options, console: Console) -> dict[str, object]:
     """Lone calls and packed calls, in turns; the content of the JSON file."""
-    lone: list[Pair] = []
-    packed: list[Pair] = []
+    lone: list[Round] = []
+    packed: list[Round] = []
     payload = _ROOT / "models" / options.model / "examples"
-    with _both_ways(options) as (server, address, pid):
-        ways = ((server.inference_address, server.pid), (address, pid))
+    with _all_ways(options) as ways:
         for way in ways:  # Java compiles what runs often
             _load(way, payload, 4, 16, (0.5, _FIRST_WARMUP_S))
         for index in range(options.rounds):
             # The way that goes first changes: what drifts within a round favours neither.
             turn = 1 if index % 2 == 0 else -1
-            for pairs, calls, images in ((lone, 1, 1), (packed, options.calls, options.images)):
+            for rounds, calls, images in ((lone, 1, 1), (packed, options.calls, options.images)):
                 load1 = os.getloadavg()[0]
                 times = (options.seconds, _WARMUP_S)
                 try:
@@ -100,26 +102,31 @@ def compare(options: Options, console: Console) -> dict[str, object]:
                 except MeasurementError as error:  # one lost point is no reason to lose the rest
                     console.print(f"lost, round {index + 1}: {error}", highlight=False)
                     continue
-                direct, gateway = found[::turn]
-                pairs.append(Pair(direct, gateway, load1))
+                direct, proxy, gateway = found[::turn]
+                rounds.append(Round(direct, proxy, gateway, load1))
             console.print(f"round {index + 1}: load {os.getloadavg()[0]:.1f}", highlight=False)
-    added = Spread.of([pair.gateway.p50_ms - pair.direct.p50_ms for pair in lone])
-    share = Spread.of([pair.gateway.images_per_s / pair.direct.images_per_s for pair in packed])
-    _show(console, lone, packed, added, share)
+    added = Spread.of([each.gateway.p50_ms - each.direct.p50_ms for each in lone])
+    by_proxy = Spread.of([each.proxy.p50_ms - each.direct.p50_ms for each in lone])
+    share = Spread.of([each.gateway.images_per_s / each.direct.images_per_s for each in packed])
+    _show(console, lone, packed)
+    _judge(console, "added p50 at one in flight, ms", added, added.median <= _MOST_ADDED_MS)
+    console.print(f"the same of a bare proxy, ms: {by_proxy.format()}", highlight=False)
+    _judge(console, "share of direct throughput, packed", share, share.median >= _LEAST_SHARE)
     return {
         "machine": describe_machine(),
         "settings": {"rounds": options.rounds, "seconds": options.seconds}
         | {"calls": options.calls, "images": options.images, "workers": options.workers},
         "added_p50_ms": vars(added),
+        "added_by_a_proxy_p50_ms": vars(by_proxy),
         "share_of_direct": vars(share),
-        "lone": [_row(pair) for pair in lone],
-        "packed": [_row(pair) for pair in packed],
+        "lone": [_row(each) for each in lone],
+        "packed": [_row(each) for each in packed],
     }
 
 
 def upload(options: Options, console: Console) -> dict[str, object]:
     """Send many large requests at once and watch the gateway's memory."""
-    with _both_ways(options) as (_, address, pid):
+    with _served(options) as server, gateway_before(server, _memory(options)) as (address, pid):
         gateway = psutil.Process(pid)
         before = gateway.memory_info().rss
         started = time.perf_counter()
@@ -167,46 +174,76 @@ async def _send_uploads(
 
 
 @contextlib.contextmanager
-def _both_ways(options: Options) -> Iterator[tuple[Server, str, int]]:
-    """TorchServe, the gateway's address, and its process."""
+def _all_ways(options: Options) -> Iterator[list[tuple[str, int | None]]]:
+    """The address and process of TorchServe, of the bare proxy and of the gateway."""
+    with (
+        _served(options) as server,
+        _proxy_before(server) as proxy,
+        gateway_before(server, _memory(options)) as gateway,
+    ):
+        yield [(server.inference_address, server.pid), proxy, gateway]
+
+
+@contextlib.contextmanager
+def _served(options: Options) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="medserve-bench-") as folder:
         archive = build_or_take(options.archive, options.model, Path(folder))
         config = ServerConfig(
             store=archive.parent, models=(options.model,), workers=options.workers
         )
-        with (
-            Server(config) as server,
-            gateway_before(server, f"--memory-mb={options.memory_mb}") as (address, pid),
-        ):
-            yield server, address, pid
+        with Server(config) as server:
+            yield server
+
+
+def _memory(options: Options) -> str:
+    return f"--memory-mb={options.memory_mb}"
 
 
 @contextlib.contextmanager
 def gateway_before(server: Server, *flags: str) -> Iterator[tuple[str, int]]:
     """A gateway in a process of its own: its address and process id."""
     config = server.config
+    command = ["medserve.cli.main", "gateway", "--no-page"]
+    command += ["--grpc-port=0", "--metrics-port=0", f"--store={config.store}"]
+    command += [f"--models={','.join(config.models)}", f"--engine={server.inference_address}"]
+    command += [f"--engine-management={server.management_address}"]
+    command += ["--log-level=warning", "--upload-timeout-s=600", *flags]
+    with _running(command) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def _proxy_before(server: Server) -> Iterator[tuple[str, int]]:
+    """The same of a bare proxy."""
+    command = ["benchmarks.peers.grpc_proxy", f"--engine={server.inference_address}"]
+    with _running(command) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """A module with its flags, as a process that writes its address to a ready file."""
     with tempfile.TemporaryDirectory(prefix="medserve-bench-") as folder:
         ready = Path(folder, "ready.json")
-        command = [sys.executable, "-m", "medserve.cli.main", "gateway", "--no-page"]
-        command += ["--grpc-port=0", "--metrics-port=0", f"--store={config.store}"]
-        command += [f"--models={','.join(config.models)}", f"--engine={server.inference_address}"]
-        command += [f"--engine-management={server.management_address}", f"--ready-file={ready}"]
-        command += ["--log-level=warning", "--upload-timeout-s=600", *flags]
-        process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, f"--ready-file={ready}"],
+            cwd=_ROOT,
+            stdout=subprocess.DEVNULL,
+        )
         try:
-            yield _await_address(ready, process), process.pid
+            yield _await_address(ready, process, command[0]), process.pid
         finally:
             end_family(process.pid)
             process.wait()
 
 
-def _await_address(ready: Path, process: subprocess.Popen[bytes]) -> str:
+def _await_address(ready: Path, process: subprocess.Popen[bytes], name: str) -> str:
     end = time.monotonic() + _START_S
     while time.monotonic() < end and process.poll() is None:
         if ready.exists() and (text := ready.read_text(encoding="utf-8")):
             return str(json.loads(text)["grpc"])
         time.sleep(0.05)
-    raise SystemExit("the gateway did not start")
+    raise SystemExit(f"{name} did not start")
 
 
 def _load(
@@ -226,35 +263,32 @@ def _load(
     return Measurement(**json.loads(answer.stdout))
 
 
-def _show(
-    console: Console, lone: Sequence[Pair], packed: Sequence[Pair], added: Spread, share: Spread
-) -> None:
+def _show(console: Console, lone: Sequence[Round], packed: Sequence[Round]) -> None:
     table = Table("load", "way", "images/s", "p50 ms", "p99 ms", "CPU ms an image", box=None)
-    for name, pairs in (("lone", lone), ("packed", packed)):
-        for way in ("direct", "gateway"):
-            found = [getattr(pair, way) for pair in pairs]
+    for name, rounds in (("lone", lone), ("packed", packed)):
+        for way in ("direct", "proxy", "gateway"):
+            found = [getattr(each, way) for each in rounds]
             table.add_row(
                 name,
                 way,
                 Spread.of([each.images_per_s for each in found]).format(0),
                 Spread.of([each.p50_ms for each in found]).format(),
                 Spread.of([each.p99_ms for each in found]).format(1),
-                Spread.of([each.server_cpu_ms or 0.0 for each in found]).format(),
+                Spread.of([each.server_cpu_ms or 0.0 for each in found]).format(3),
             )
     console.print(table)
-    _judge(console, "added p50 at one in flight, ms", added, added.median <= _MOST_ADDED_MS)
-    _judge(console, "share of direct throughput, packed", share, share.median >= _LEAST_SHARE)
 
 
 def _judge(console: Console, what: str, found: Spread, met: bool) -> None:
     console.print(f"{what}: {found.format()}, target {'met' if met else 'missed'}", highlight=False)
 
 
-def _row(pair: Pair) -> dict[str, object]:
+def _row(measured: Round) -> dict[str, object]:
     return {
-        "direct": _rounded(pair.direct),
-        "gateway": _rounded(pair.gateway),
-        "load1": round(pair.load1, 1),
+        "direct": _rounded(measured.direct),
+        "proxy": _rounded(measured.proxy),
+        "gateway": _rounded(measured.gateway),
+        "load1": round(measured.load1, 1),
     }
 
 

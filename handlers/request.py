@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from handlers.uploads import with_upload
-from medserve.errors import InvalidRequestError, PayloadTooLargeError
+from medserve.errors import InvalidImageError, InvalidRequestError, PayloadTooLargeError
 from medserve.imaging.codecs.payload import Payload
 from medserve.spec import InputSpec
 
@@ -82,6 +82,7 @@ def parse(
 
     Raises:
         InvalidRequestError: unknown keys, no data, gaps in the numbering, malformed options.
+        InvalidImageError: a channel is missing, or there is one that the model does not see.
         PayloadTooLargeError: more files than `limits.max_items`.
         ServerFailedError: a file that the gateway left is not there.
     """
@@ -107,15 +108,25 @@ def parse(
 
 
 def _numbered(inputs: Inputs, channels: Sequence[str]) -> Inputs:
-    """Replace the names of channels by their numbers; a mixture of both stays and is refused."""
-    keys = {f"data.{name}": f"data.{number}" for number, name in enumerate(channels)}
-    if not any(key in inputs for key in keys):
+    """Replace the names of channels by their numbers; a case lacks none and has no other.
+
+    Without such keys the inputs stay: one file may hold all channels.
+    """
+    by_name = [f"data.{name}" for name in channels]
+    by_number = [f"data.{number}" for number in range(len(channels))]
+    given = {key for key in inputs if key.startswith("data.")}
+    if not channels or not given or given == set(by_number) != set(by_name):
         return inputs
-    if missing := [key for key in keys if key not in inputs]:
-        raise InvalidRequestError(
-            f"expected one file for each of {', '.join(keys)}, got no {missing[0]}"
-        )
-    return {keys.get(key, key): value for key, value in inputs.items()}
+    if given == set(by_name):
+        numbers = dict(zip(by_name, by_number, strict=True))
+        return {numbers.get(key, key): value for key, value in inputs.items()}
+    wanted = by_name if given & set(by_name) else by_number
+    missing = [key for key in wanted if key not in given]
+    came = f"no {missing[0]}" if missing else "another one, too"
+    raise InvalidImageError(
+        f"expected one file for each of {', '.join(by_name)} (or {', '.join(by_number)}, in this "
+        f"order), got {came}"
+    )
 
 
 def _payloads(

@@ -58,6 +58,7 @@ RESOURCES = {
     "benchmark": Resource("measures a served model in a short run", "all"),
     "walk": Resource("follows a page of the documentation on the ports that it names", "all"),
     "clone": Resource("installs everything from nothing in a fresh clone", "all"),
+    "ray": Resource("starts a Ray cluster of this machine", "all"),
     "docker": Resource("builds and runs images with a real Docker engine", "all"),
     "pacs": Resource("exchanges images with a real DICOM archive", "all"),
     "data": Resource("reads the public training data in the folder MEDSERVE_DATA", "all"),

@@ -94,14 +94,15 @@ def _read(source: str, limits: Limits) -> bytes:
 
 
 def _remote_stamp(url: str) -> str:
-    """Return what the store tells of an object: its size, and its tag or time of change."""
+    """Return size and tag or time of change of an object; empty where the store tells neither."""
     system, path = _open_store(url)
     try:
         found: dict[str, Any] = system.info(path)
     except Exception as error:  # each store has errors of its own
         raise _unreadable(f"is not there ({type(error).__name__})") from error
     tags = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created")
-    return " ".join(str(found[key]) for key in ("size", *tags) if found.get(key) is not None)
+    told = [str(found[key]) for key in tags if found.get(key) is not None]
+    return " ".join([str(found.get("size")), *told]) if told else ""
 
 
 def _read_url(url: str, limits: Limits) -> bytes:

@@ -50,8 +50,10 @@ class LocalRun:
             while flying:
                 done, flying = wait(flying, return_when=FIRST_COMPLETED)
                 yield from (each.result() for each in done)
-        finally:
+        except BaseException:
             self.answering.end()
+            raise
+        finally:
             pool.shutdown(cancel_futures=True)
 
     def _work(self, group: Sequence[Study]) -> Counter[Became]:

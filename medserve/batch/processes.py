@@ -52,18 +52,25 @@ class ArchiveAsker:
     Args:
         archive: The archive; it is verified, and its code runs.
         workers: How many processes; by default one a core.
+        threads: How many each of them computes with; by default the cores are shared out.
         timeout_s: For one call; by default what the archive allows.
     """
 
     def __init__(
-        self, archive: Path, workers: int | None = None, timeout_s: float | None = None
+        self,
+        archive: Path,
+        workers: int | None = None,
+        *,
+        threads: int | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         info = verify_archive(archive)
         self._target = archive_target(info)
         self._timeout_s = timeout_s or float(info.spec.serving.response_timeout)
         count = workers or available_cores()
-        threads = max(1, available_cores() // count)
+        threads = threads or max(1, available_cores() // count)
         self._folder = RunFolder.create()
+        self._closed = False
         self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._workers: list[_Worker] = []
         try:
@@ -93,10 +100,12 @@ class ArchiveAsker:
             self._free.put(worker)
 
     def close(self) -> None:
-        """End the workers and take their folder away."""
+        """End the workers and take their folder away; closing again does nothing."""
         for each in self._workers:
             each.end()
-        self._folder.remove()
+        if not self._closed:
+            self._closed = True
+            self._folder.remove()
 
     def _ask(
         self, worker: _Worker, inputs: Sequence[bytes], params: Mapping[str, Any]

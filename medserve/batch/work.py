@@ -170,8 +170,9 @@ class Answering:
         self._ending = threading.Event()
 
     def end(self) -> None:
-        """Wait no longer for a server that does not answer."""
+        """End the calls that are under way, and store nothing of them."""
         self._ending.set()
+        self._asker.close()
 
     def finish(self, group: Sequence[Sent]) -> list[Became]:
         """Ask about studies, those of equal options in one call, and store what became of each.
@@ -213,6 +214,7 @@ class Answering:
         tries, answers = 0, self._answers
         while True:
             outcomes = self._once([sent[place] for place in places])
+            self._raise_if_ended(outcomes)
             found |= dict(zip(places, outcomes, strict=True))
             places = [place for place in places if isinstance(found[place], _CAN_PASS)]
             if not places:
@@ -240,6 +242,12 @@ class Answering:
             self._answers += 1
             self._last_answer = time.monotonic()
         return outcomes
+
+    def _raise_if_ended(self, outcomes: Sequence[Outcome]) -> None:
+        """Raise where a call was cut off: its error says nothing about its studies."""
+        for each in outcomes:
+            if self._ending.is_set() and isinstance(each, MedserveError):
+                raise each
 
     def _concerns_all(self, error: MedserveError, sent: Sequence[Sent]) -> bool:
         """Tell whether no further study is worth asking about."""

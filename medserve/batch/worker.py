@@ -18,13 +18,13 @@ from multiprocessing.connection import Connection
 from types import SimpleNamespace
 from typing import Any
 
-__all__: list[str] = []
+__all__ = ["load"]
 
 
 def _main(folder: str, requests: Connection, replies: Connection) -> None:
     sys.path[0] = folder  # in the place of the folder of this script
     try:
-        handler = _load(folder)
+        handler = load(folder)
     except Exception as error:
         replies.send_bytes(b"failed")
         replies.send_bytes(_text(error).encode())
@@ -45,7 +45,7 @@ def _main(folder: str, requests: Connection, replies: Connection) -> None:
             replies.send_bytes(answer)
 
 
-def _load(folder: str) -> Any:
+def load(folder: str) -> Any:
     """Return the archive's handler, proven as behind a server."""
     with open(f"{folder}/MAR-INF/MANIFEST.json", encoding="utf-8") as file:
         name = json.load(file)["model"]["modelName"]

@@ -8,18 +8,21 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
+from medserve.archive.read import verify_archive
 from medserve.batch.asking import Asker, ServerAsker, Target
 from medserve.batch.local import LocalRun, of_shard
-from medserve.batch.processes import ArchiveAsker
+from medserve.batch.processes import ArchiveAsker, archive_target
 from medserve.batch.receipts import BatchFolder, BatchHead
 from medserve.batch.report import Summary, write_report
 from medserve.batch.studies import Shard, list_studies
@@ -33,6 +36,9 @@ from medserve.cores import available_cores
 from medserve.errors import ConfigError
 from medserve.spec import Task
 from medserve.tasks import OPTIONS
+
+if TYPE_CHECKING:
+    from medserve.batch.cluster import ClusterRun
 
 __all__ = ["batch"]
 
@@ -48,6 +54,13 @@ class ProgressKind(enum.StrEnum):
     BAR = "bar"
     JSON = "json"
     NONE = "none"
+
+
+class RunnerKind(enum.StrEnum):
+    """Where an archive answers."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 class _RunByDefault(TyperGroup):
@@ -103,11 +116,14 @@ def run(
             help="Answer in processes of this machine, without a server.",
         ),
     ] = None,
+    runner: Annotated[
+        RunnerKind, typer.Option(help="Where an archive answers: here, or on a Ray cluster.")
+    ] = RunnerKind.LOCAL,
     workers: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Processes with --archive, calls in flight with a server.",
+            help="Processes or actors with --archive, calls in flight with a server.",
             show_default="cores; calls: 4",
         ),
     ] = None,
@@ -141,32 +157,35 @@ def run(
     Examples:
     medserve batch STUDIES --model segmentation_3d --out OUT
     medserve batch studies.csv --archive model.mar --out OUT --workers 2
+    medserve batch STUDIES --archive model.mar --out OUT --runner ray
     medserve batch studies.parquet --model mednist --out OUT --shard 3/16 --progress json
     """
     part = Shard.parse(shard) if shard else Shard()
-
-    def open_asker() -> Asker:
-        if archive is not None:
-            if server is not None:
-                raise ConfigError("expected --server or --archive, got both; leave one out")
-            return _named(ArchiveAsker(archive, workers, timeout), model)
-        if model is None:
-            raise ConfigError("--model: expected the name of a model behind a server, got none")
-        client = connect(server, token_file, ca_file, timeout or _VOLUMES_TIMEOUT_S)
-        asker = ServerAsker(client, model, version)
-        if timeout is None and asker.target.task is Task.CLASSIFICATION:
-            client.timeout_s = _IMAGES_TIMEOUT_S
-        return asker
-
-    asker = open_asker()
-    try:
-        calls = (workers or available_cores()) * 2 if archive else workers or _CALLS_IN_FLIGHT
-        local = _prepared(out, asker, given, calls, patience)
-        studies = _studies(source, asker.target, out, part)
-        with _told(progress, asker.target.model, studies) as tell:
-            counts = _counted(local.run(studies()), tell)
-    finally:
-        asker.close()
+    source, out = source.absolute(), out.absolute()
+    with ExitStack() as stack:
+        if runner is RunnerKind.RAY:
+            cluster = _on_cluster(source, out, archive, model, given)
+            cluster = replace(cluster, shard=part, actors=workers, timeout_s=timeout)
+            target, begin = cluster.target, cluster.run
+        else:
+            if archive is not None:
+                if server is not None:
+                    raise ConfigError("expected --server or --archive, got both; leave one out")
+                asker: Asker = ArchiveAsker(archive, workers, timeout_s=timeout)
+                calls = 2 * (workers or available_cores())
+            else:
+                asker = _server(model, version, timeout, (server, token_file, ca_file))
+                calls = workers or _CALLS_IN_FLIGHT
+            stack.callback(asker.close)
+            target = asker.target
+            _check_name(target, model)
+            local = _local(out, asker, given, calls, patience)
+            begin = partial(
+                local.run, of_shard(list_studies(source, target.task, without=out), part)
+            )
+        total = partial(_count, source, target.task, out, part)
+        with _told(progress, target.model, total) as tell:
+            counts = _counted(begin(), tell)
     _end(out, counts, progress, with_report=shard is None)
 
 
@@ -190,32 +209,73 @@ def report(
     _report(out)
 
 
-def _named(asker: ArchiveAsker, model: str | None) -> ArchiveAsker:
-    """Return the asker, where the archive is the one that was named."""
-    if model not in (None, asker.target.model):
-        asker.close()
-        raise ConfigError(f"--model: expected {asker.target.model}, the archive's, got {model}")
+def _server(
+    model: str | None,
+    version: str | None,
+    timeout_s: float | None,
+    where: tuple[str | None, Path | None, Path | None],
+) -> ServerAsker:
+    if model is None:
+        raise ConfigError("--model: expected the name of a model behind a server, got none")
+    client = connect(*where, timeout_s or _VOLUMES_TIMEOUT_S)
+    asker = ServerAsker(client, model, version)
+    if timeout_s is None and asker.target.task is Task.CLASSIFICATION:
+        client.timeout_s = _IMAGES_TIMEOUT_S
     return asker
 
 
-def _prepared(
-    out: Path, asker: Asker, given: dict[str, Any], calls: int, patience_s: float
-) -> LocalRun:
-    task = asker.target.task
-    fixed = {} if task is Task.CLASSIFICATION else {"output": "json"}  # measures, beside a mask
-    options = read_options(OPTIONS[task], given, shown(asker.target.model), **fixed).to_params()
-    folder = BatchFolder(out)
-    folder.open(BatchHead(model=asker.target.model, task=task))
-    return LocalRun(
-        Reading(folder, asker.target, options),
-        Answering(folder, asker, patience_s),
-        threads=calls,
-        per_call=Limits().items_per_call if task is Task.CLASSIFICATION else 1,
+def _on_cluster(
+    source: Path, out: Path, archive: Path | None, model: str | None, given: dict[str, Any]
+) -> ClusterRun:
+    """Return a run on a Ray cluster; the folder of the batch is open."""
+    if archive is None:
+        raise ConfigError("--runner ray: expected --archive, got none; each actor loads it")
+    try:
+        from medserve.batch.cluster import ClusterRun
+    except ImportError as error:
+        raise ConfigError(
+            f"--runner ray needs {error.name}, which is not installed; pip install 'medserve[ray]'"
+        ) from None
+    target = archive_target(verify_archive(archive))
+    _check_name(target, model)
+    BatchFolder(out).open(BatchHead(model=target.model, task=target.task))
+    return ClusterRun(
+        archive.absolute(), source, out, target, _options(target, given), per_call=_per_call(target)
     )
 
 
-def _studies(source: Path, target: Target, out: Path, part: Shard) -> Callable[[], Iterator[Any]]:
-    return lambda: of_shard(list_studies(source, target.task, without=out), part)
+def _check_name(target: Target, model: str | None) -> None:
+    if model not in (None, target.model):
+        raise ConfigError(f"--model: expected {target.model}, the archive's, got {model}")
+
+
+def _options(target: Target, given: dict[str, Any]) -> dict[str, Any]:
+    # Measures come in JSON, beside the mask.
+    fixed = {} if target.task is Task.CLASSIFICATION else {"output": "json"}
+    return read_options(OPTIONS[target.task], given, shown(target.model), **fixed).to_params()
+
+
+def _per_call(target: Target) -> int:
+    return Limits().items_per_call if target.task is Task.CLASSIFICATION else 1
+
+
+def _local(
+    out: Path, asker: Asker, given: dict[str, Any], calls: int, patience_s: float
+) -> LocalRun:
+    target = asker.target
+    options = _options(target, given)
+    folder = BatchFolder(out)
+    folder.open(BatchHead(model=target.model, task=target.task))
+    return LocalRun(
+        Reading(folder, target, options),
+        Answering(folder, asker, patience_s),
+        threads=calls,
+        per_call=_per_call(target),
+    )
+
+
+def _count(source: Path, task: Task, out: Path, part: Shard) -> int:
+    return sum(part.has(study.key) for study in list_studies(source, task, without=out))
 
 
 def _counted(
@@ -230,10 +290,10 @@ def _counted(
 
 @contextmanager
 def _told(
-    kind: ProgressKind, title: str, studies: Callable[[], Iterator[Any]]
+    kind: ProgressKind, title: str, count: Callable[[], int]
 ) -> Iterator[Callable[[Counter[Became]], None]]:
     """Tell how far a run is; a thread counts the studies meanwhile."""
-    total = _Total(studies) if kind is not ProgressKind.NONE else None
+    total = _Total(count) if kind is not ProgressKind.NONE else None
     if kind is ProgressKind.JSON:
         assert total is not None
         lines = _JsonLines(total)
@@ -267,14 +327,14 @@ def _told(
 class _Total:
     """Counts the studies in a thread of its own, so that nobody waits for the number."""
 
-    def __init__(self, studies: Callable[[], Iterator[Any]]) -> None:
+    def __init__(self, count: Callable[[], int]) -> None:
         self.value: int | None = None
-        self._studies = studies
+        self._counted = count
         threading.Thread(target=self._count, name="medserve-count", daemon=True).start()
 
     def _count(self) -> None:
         try:
-            self.value = sum(1 for _ in self._studies())
+            self.value = self._counted()
         except (ConfigError, OSError):
             return  # the run itself tells
 

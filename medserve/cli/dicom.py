@@ -229,6 +229,9 @@ def pull(
         str, typer.Option(help="The node that gets the objects.")
     ] = "MEDSERVE@127.0.0.1:11112",
     ae_title: Annotated[str, typer.Option(help="The AE title to send under.")] = "PULL",
+    destination_ca: Annotated[
+        Path | None, typer.Option(help="Authority (PEM) of both, where they have TLS.")
+    ] = None,
 ) -> None:
     """Fetch a study from a DICOMweb archive (WADO-RS), and send it to a running node.
 
@@ -237,15 +240,15 @@ def pull(
     _require_dicom()
     from medserve.dicom.peers import read_destination
     from medserve.dicom.pull import fetch
-    from medserve.dicom.send import forward
+    from medserve.dicom.send import forward, trusting
 
     node = read_destination(to)
     if node.address is None:
         raise ConfigError(f"--to: expected AE@host:port, got {to!r}")
-    token = Settings.from_environment().dicom_token
+    token, tls = Settings.from_environment().dicom_token, trusting(destination_ca)
     with tempfile.TemporaryDirectory() as folder:
-        files = fetch(service, study, series, Path(folder), token)
-        statuses = forward(ae_title, node, files)
+        files = fetch(service, study, series, Path(folder), token, tls)
+        statuses = forward(ae_title, node, files, tls)
     taken = statuses[0]
     typer.echo(f"{taken} of {len(files)} objects were taken by {to}")
     for status, number in sorted(statuses.items()):

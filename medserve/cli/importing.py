@@ -63,6 +63,9 @@ def nnunet(
     configuration: Annotated[
         str, typer.Option(help="Refuse a folder of another one, such as 3d_fullres.")
     ] = "",
+    postprocessing: Annotated[
+        Path | None, typer.Option(help="postprocessing.json, to be applied; by default none is.")
+    ] = None,
     example: _Example = None,
     version: _Version = "1.0",
     store: _Store = None,
@@ -72,7 +75,25 @@ def nnunet(
     with _with_extra():
         from medserve.importing.nnunet import read_folder
     chosen = [fold.strip() for fold in folds.split(",") if fold.strip()]
-    source = read_folder(folder, name, chosen, configuration)
+    source = read_folder(folder, name, chosen, configuration, postprocessing)
+    _finish(source, version, store, example or [], dry_run=dry_run)
+
+
+@import_.command("bundle")
+def bundle(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="With configs/ and models/ of a MONAI bundle.")
+    ],
+    name: _Name,
+    example: _Example = None,
+    version: _Version = "1.0",
+    store: _Store = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Import a MONAI bundle; it answers as MONAI's own inference workflow does on a CPU."""
+    with _with_extra():
+        from medserve.importing.bundle import read_bundle
+    source = read_bundle(folder, name, with_weights=not dry_run)
     _finish(source, version, store, example or [], dry_run=dry_run)
 
 
@@ -166,12 +187,13 @@ def _finish(
         )
     best = next(each for each in outcome.agreements if each.engine is outcome.engine)
     channels = spec.volume.channels if spec.volume else ()
-    case = f"one four-dimensional file of {escape(', '.join(channels))}: " if channels else ""
+    files = [f"case_{number:04d}.nii.gz" for number in range(len(channels))] or ["case.nii.gz"]
+    order = f" ({escape(', '.join(channels))})" if channels else ""
     console.print(
         f"{escape(str(outcome.archive))}: {outcome.engine} gives the network's own label in "
         f"{best.share:.4%} of the voxels (report: {escape(str(outcome.report))}). Serve it with "
-        f"`medserve serve --models {spec.name} --store {escape(str(folder))}`, ask it with {case}"
-        f"`medserve predict {spec.name} case.nii.gz`."
+        f"`medserve serve --models {spec.name} --store {escape(str(folder))}`, ask it with "
+        f"`medserve predict {spec.name} {' '.join(files)}`{order}."
     )
 
 

@@ -20,12 +20,14 @@ from medserve.cli.show.files import (
     find_cases,
     find_files,
     find_frame_cases,
+    images,
+    named_case,
     writing_to,
 )
 from medserve.cli.show.frames import FRAMES
 from medserve.cli.show.masks import MaskFormat, MaskOutput, show_masks
 from medserve.cli.show.volumes import VOLUMES
-from medserve.client import ClassificationOptions, Client, FrameOptions, VolumeOptions
+from medserve.client import ClassificationOptions, Client, FrameOptions, ModelStatus, VolumeOptions
 from medserve.errors import ConfigError, UnknownModelError
 from medserve.spec import Task
 
@@ -37,12 +39,19 @@ _MASKS_TIMEOUT_S = 300.0  # one volume or cine loop, and the one before it
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a call of the command asks of which model."""
+    """What a call of the command asks of which model.
+
+    Attributes:
+        version: None: the default one.
+        inputs: The files of one case as CHANNEL=FILE, in the place of paths.
+        given: Flags of the task's options.
+    """
 
     client: Client
     model: str
     version: str | None
     paths: Sequence[Path]
+    inputs: Sequence[str]
     given: Mapping[str, Any]
 
     @property
@@ -54,9 +63,17 @@ class _Asked:
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")],
     paths: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(metavar="PATH", help="Files and folders; - reads one from stdin."),
-    ],
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="CHANNEL=FILE",
+            help="One file of a case of several images; give one for each channel.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per input and line.")
     ] = False,
@@ -89,6 +106,7 @@ def predict(
 
     Folders are walked in sorted order, hidden files left out.
     For a model of volumes, a folder with DICOM files is one series.
+    For one that sees several images, NAME_0000, NAME_0001 and so on are one case.
     A broken input is reported in its place and costs no other.
 
     Exit code: 0 all answered or nothing to do, 1 some failed, 2 no server or wrong usage.
@@ -97,19 +115,31 @@ def predict(
     medserve predict mednist IMAGES --json
     medserve predict mednist IMAGES --explain --out ANSWERS
     medserve predict segmentation_3d SERIES brain.nii.gz --out MASKS
+    medserve predict tumour --input t1=a.nii.gz --input flair=b.nii.gz
     """
+    if not paths and not inputs:
+        raise ConfigError("Missing argument PATH: name files and folders, or an --input a channel")
+    if paths and inputs:
+        raise ConfigError("expected PATH or --input, got both; ask about each case on its own")
     if given["explain"] and out is None:
         raise ConfigError("--explain: expected --out DIR for the heat maps, got none; name one")
     if out is None:
         given["uncertainty"] = None  # a map to write, and nowhere to write it
     with connect(address, token_file, ca_file, timeout or _IMAGES_TIMEOUT_S) as client:
-        task = _task(client, model, version)
-        asked = _Asked(client, model, version, paths, given)
+        status = _status(client, model, version)
+        task = _task(status)
+        asked = _Asked(client, model, version, paths or (), inputs or (), given)
+        if inputs and task is not Task.VOLUMES:
+            raise ConfigError(f"--input: {shown(model)} sees a single image; give its file as PATH")
         if task is Task.CLASSIFICATION:
             every_one = _classify(asked, as_json, out)
         else:
             client.timeout_s = timeout or _MASKS_TIMEOUT_S
-            every_one = _segment(asked, task, MaskOutput(out, mask_format, as_json, overwrite))
+            output = MaskOutput(out, mask_format, as_json, overwrite)
+            if task is Task.VOLUMES:
+                every_one = _segment_volumes(asked, status.channels, output)
+            else:
+                every_one = _segment_frames(asked, output)
     if not every_one:
         raise typer.Exit(1)
 
@@ -123,23 +153,28 @@ add_options(
 )
 
 
-def _task(client: Client, model: str, version: str | None) -> Task:
-    """The kind of work that the model does."""
+def _status(client: Client, model: str, version: str | None) -> ModelStatus:
+    """What the gateway says of the model."""
     found = client.models()
     known = [each.name for each in found]
     for each in found:
         if each.name == model and (each.version == version if version else each.default):
-            if each.task is None or each.task is Task.GENERATION:
-                hint = "medserve sample draws images" if each.task else "install a newer medserve"
-                raise ConfigError(
-                    f"{shown(model)} neither classifies images nor segments them; {hint}"
-                )
-            return each.task
+            return each
     wanted = f"{model} {version}" if version else model
     raise UnknownModelError(
         f"the gateway has no model {shown(wanted)}{nearest(model, known)}; `medserve models` lists "
         "what it has"
     )
+
+
+def _task(status: ModelStatus) -> Task:
+    """The kind of work that the model does; refuses what this command cannot ask for."""
+    if status.task is None or status.task is Task.GENERATION:
+        hint = "medserve sample draws images" if status.task else "install a newer medserve"
+        raise ConfigError(
+            f"{shown(status.name)} neither classifies images nor segments them; {hint}"
+        )
+    return status.task
 
 
 def _classify(asked: _Asked, as_json: bool, out: Path | None) -> bool:
@@ -181,20 +216,25 @@ def _printed(records: Iterable[Record]) -> Iterator[Record]:
         yield record
 
 
-def _segment(asked: _Asked, task: Task, output: MaskOutput) -> bool:
-    """Whether every volume, or every file and every frame in it, got its mask."""
+def _segment_volumes(asked: _Asked, channels: Sequence[str], output: MaskOutput) -> bool:
+    """Whether every volume got its mask."""
     client, model, version = asked.client, asked.model, asked.version
-    if task is Task.VOLUMES:
-        cases = find_cases(asked.paths)
-        if not cases:
-            return _nothing()
-        wanted = read_options(VolumeOptions, asked.given, asked.title, **output.params)
-        return show_masks(
-            lambda: client.segment_each(
-                model, contents(each.path for each in cases), options=wanted, version=version
-            ),
-            *(cases, output, VOLUMES, model),
-        )
+    if asked.inputs:
+        cases = [named_case(asked.inputs, channels)]
+    else:
+        cases = find_cases(asked.paths, channels)
+    if not cases:
+        return _nothing()
+    options = read_options(VolumeOptions, asked.given, asked.title, **output.params)
+    return show_masks(
+        lambda: client.segment_each(model, images(cases), options=options, version=version),
+        *(cases, output, VOLUMES, model),
+    )
+
+
+def _segment_frames(asked: _Asked, output: MaskOutput) -> bool:
+    """Whether every file and every frame in it got its mask."""
+    client, model, version = asked.client, asked.model, asked.version
     cases = find_frame_cases(asked.paths)
     if not cases:
         return _nothing()

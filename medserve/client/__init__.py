@@ -18,7 +18,7 @@ unpack the pixels of a result into arrays. Every failure is an error of `medserv
 
 from medserve.client.aio import AsyncClient
 from medserve.client.connection import Limits, TlsConfig
-from medserve.client.inputs import Source
+from medserve.client.inputs import Case, Source
 from medserve.client.results import FileResult, ModelStatus, SegmentedFile
 from medserve.client.sync import Client
 from medserve.results.frame_segmentation import FrameSegmentation
@@ -39,6 +39,7 @@ from medserve.tasks.volumes import VolumeFormat, VolumeOptions, VolumeResult
 
 __all__ = [
     "AsyncClient",
+    "Case",
     "Classification",
     "ClassificationOptions",
     "Client",

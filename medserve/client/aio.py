@@ -31,7 +31,16 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.json_format import MessageToDict
 
 from medserve.client.connection import Connection, Limits, PendingCall, TlsConfig, call_error
-from medserve.client.inputs import Source, pack, read, read_case, read_each
+from medserve.client.inputs import (
+    Case,
+    Files,
+    Source,
+    pack,
+    read,
+    read_case,
+    read_each,
+    read_file,
+)
 from medserve.client.results import FileResult, ModelStatus, SegmentedFile
 from medserve.client.upload import Upload
 from medserve.errors import (
@@ -66,6 +75,7 @@ from medserve.wire.v1 import imaging_pb2, imaging_pb2_grpc
 __all__ = ["OFF_LOOP", "AsyncClient"]
 
 T = TypeVar("T")
+Given = TypeVar("Given")
 Answer = TypeVar("Answer", bound=Result)
 
 _FILES_IN_FLIGHT = 2  # one is worked on, one waits; more would only take memory on both sides
@@ -315,7 +325,7 @@ class AsyncClient:
     async def segment(
         self,
         model: str,
-        volume: Source,
+        volume: Case,
         *,
         options: VolumeOptions | None = None,
         version: str | None = None,
@@ -325,7 +335,10 @@ class AsyncClient:
         Args:
             model: Name of the model.
             volume: NIfTI, NPY, or a DICOM series: a zip, a tar, a multi-frame file or a folder; or
-                an array (I, J, K), of which `options.spacing_mm` tells the size of a voxel.
+                an array (I, J, K), of which `options.spacing_mm` tells the size of a voxel. Of a
+                model that sees several images of one grid (`ModelStatus.channels`): a mapping from
+                their names to such inputs, a list or a folder of files `case_0000.nii.gz`,
+                `case_0001.nii.gz` in the model's order, or one four-dimensional NIfTI.
             options: What to ask for; mask and measurements come in any case.
             version: Of the model; the gateway's default when it is left out.
 
@@ -374,7 +387,7 @@ class AsyncClient:
     async def segment_each(
         self,
         model: str,
-        volumes: Iterable[Source],
+        volumes: Iterable[Case],
         *,
         options: VolumeOptions | None = None,
         version: str | None = None,
@@ -409,7 +422,7 @@ class AsyncClient:
             MedserveError: why there is no mask.
         """
         asked = _Asked(model, version, (options or FrameOptions()).in_json())
-        return await self._segmented(asked, FrameResult, await self._content(frame, read))
+        return await self._segmented(asked, FrameResult, await self._content(frame, read_file))
 
     async def segment_frames(
         self,
@@ -424,27 +437,27 @@ class AsyncClient:
         While one is worked on, the next one is on its way. A file that fails costs no other.
         """
         asked = _Asked(model, version, (options or FrameOptions()).in_json())
-        files = read_each(frames, self._connection.limits, read)
+        files = read_each(frames, self._connection.limits, read_file)
         async with aclosing(self._each(asked, FrameResult, files)) as results:
             async for result in results:
                 yield result
 
     async def _segmented(
-        self, asked: _Asked, kind: type[Answer], content: bytes | MedserveError
+        self, asked: _Asked, kind: type[Answer], content: Files | MedserveError
     ) -> Answer:
         if isinstance(content, MedserveError):
             raise content
-        answer = await self._ask(asked.request({"data": content}))
+        answer = await self._ask(asked.request(content))
         result: Answer = await OFF_LOOP.get()(kind.decode, answer)
         return result
 
     async def _each(
-        self, asked: _Asked, kind: type[Answer], files: Iterator[bytes | MedserveError]
+        self, asked: _Asked, kind: type[Answer], files: Iterator[Files | MedserveError]
     ) -> AsyncGenerator[FileResult[Answer], None]:
         """Give one result a file; raises what concerns every file."""
         patience = _Patience()
 
-        async def outcome(content: bytes | MedserveError) -> FileResult[Answer]:
+        async def outcome(content: Files | MedserveError) -> FileResult[Answer]:
             try:
                 found = await self._segmented(asked, kind, content)
             except MedserveError as error:
@@ -519,10 +532,10 @@ class AsyncClient:
             raise error
         return answer
 
-    async def _content(self, file: Source, read_one: Callable[[Source, Limits], bytes]) -> bytes:
+    async def _content(self, file: Given, read_one: Callable[[Given, Limits], T]) -> T:
         if isinstance(file, bytes):
             return read_one(file, self._connection.limits)
-        content: bytes = await OFF_LOOP.get()(read_one, file, self._connection.limits)
+        content: T = await OFF_LOOP.get()(read_one, file, self._connection.limits)
         return content
 
     async def _ask(self, request: inference_pb2.PredictionsRequest) -> bytes:
@@ -616,7 +629,7 @@ def _request(
     )
 
 
-def _case_reader(options: VolumeOptions | None) -> Callable[[Source, Limits], bytes]:
+def _case_reader(options: VolumeOptions | None) -> Callable[[Case, Limits], Files]:
     has_spacing = options is not None and options.spacing_mm is not None
     return partial(read_case, has_spacing=has_spacing)
 
@@ -660,6 +673,7 @@ def _status(model: imaging_pb2.Model) -> ModelStatus:
         title=model.title,
         labels=tuple(model.labels),
         input_kinds=tuple(model.input_kinds),
+        channels=tuple(model.channels),
         archive_digest=model.archive_digest,
         card=model.card_markdown,
         metrics=MessageToDict(model.metrics),

@@ -5,17 +5,34 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from medserve.client.connection import Limits
-from medserve.errors import InvalidRequestError, MedserveError, PayloadTooLargeError
+from medserve.errors import (
+    InvalidImageError,
+    InvalidRequestError,
+    MedserveError,
+    PayloadTooLargeError,
+)
+from medserve.tasks.volumes import case_and_number, channel_keys
 
-__all__ = ["Source", "files_below", "pack", "read", "read_case", "read_each", "zip_files"]
+__all__ = [
+    "Case",
+    "Files",
+    "Source",
+    "files_below",
+    "pack",
+    "read",
+    "read_case",
+    "read_each",
+    "read_file",
+    "zip_files",
+]
 
 _ENVELOPE_BYTES = 16 * 2**10  # of the protobuf around a file: names, keys, lengths, parameters
 _FAST = 1  # zlib's level: 12-bit images in 16-bit words halve at once, more costs seconds
@@ -36,7 +53,13 @@ class Picture(Protocol):
 # What a caller may send: bytes as they are; a path as text or as a Path; a file that is open in
 # binary mode; pixels as an array or as a picture of Pillow.
 Source = bytes | str | os.PathLike[str] | BinaryIO | npt.NDArray[Any] | Picture
+# One case: a single input; the inputs of its channels by name; or their files, whose names end in
+# _0000, _0001 and so on, in a list or alone in a folder.
+Case = Source | Mapping[str, Source] | Sequence[str | os.PathLike[str]]
 Contents = bytes | MedserveError  # of a file, or the reason why it cannot be sent
+Files = Mapping[str, bytes]  # of a case, by their keys in a call
+_Given = TypeVar("_Given")
+_Read = TypeVar("_Read")
 
 
 def pack(images: Iterable[Source], limits: Limits, items_per_call: int) -> Iterator[list[Contents]]:
@@ -55,10 +78,10 @@ def pack(images: Iterable[Source], limits: Limits, items_per_call: int) -> Itera
 
 
 def read_each(
-    files: Iterable[Source],
+    files: Iterable[_Given],
     limits: Limits,
-    read_one: Callable[[Source, Limits], bytes],
-) -> Iterator[Contents]:
+    read_one: Callable[[_Given, Limits], _Read],
+) -> Iterator[_Read | MedserveError]:
     """Read files one by one; a file that cannot be sent is its error."""
     if isinstance(files, str | bytes | os.PathLike):
         raise InvalidRequestError("expected several files, got one; put it into a list")
@@ -95,7 +118,56 @@ def read(file: Source, limits: Limits) -> bytes:
     return content
 
 
-def read_case(case: Source, limits: Limits, *, has_spacing: bool = True) -> bytes:
+def read_file(file: Source, limits: Limits) -> Files:
+    """Return the one file of a call; see `read`."""
+    return {"data": read(file, limits)}
+
+
+def read_case(case: Case, limits: Limits, *, has_spacing: bool = True) -> Files:
+    """Return the files of a case by their keys in a call; each is read as `_read_volume` does.
+
+    Raises:
+        InvalidImageError: files in a list that are not the channels of one case.
+        InvalidRequestError: nothing can be read there, or the size of an array's voxels is
+            unknown.
+        PayloadTooLargeError: all together are over the limit of one message.
+    """
+    if isinstance(case, Mapping):
+        sources: dict[str, Source] = {f"data.{name}": each for name, each in case.items()}
+    elif channels := _channel_files(case):
+        keys = channel_keys([path.name for path in channels])
+        sources = dict(zip(keys, channels, strict=True))
+    else:
+        sources = {"data": case}  # type: ignore[dict-item] # a list is given or refused above
+    found: dict[str, bytes] = {}
+    for key, source in sources.items():
+        found[key] = _read_volume(source, limits, has_spacing=has_spacing)
+        _check_size(sum(map(len, found.values())), limits)
+    return found
+
+
+def _channel_files(case: Source | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Return the files of channels that a list or a folder names; none of any other input."""
+    if isinstance(case, list | tuple):
+        if not case or not all(isinstance(each, str | os.PathLike) for each in case):
+            raise InvalidImageError(
+                "expected the files of one case in a list, named …_0000, …_0001; give other inputs "
+                "as a mapping from the names of the model's channels"
+            )
+        return [Path(each) for each in case]
+    if isinstance(case, str | os.PathLike) and os.path.isdir(case):
+        found = sorted(path for path in Path(case).iterdir() if not path.name.startswith("."))
+        if len(found) > 1 and all(_is_channel(path) for path in found):
+            return found
+    return []
+
+
+def _is_channel(path: Path) -> bool:
+    """Tell channels from the slices of a series, which may be numbered in the same way."""
+    return case_and_number(path.name) is not None and (bool(path.suffix) or path.is_dir())
+
+
+def _read_volume(case: Source, limits: Limits, *, has_spacing: bool) -> bytes:
     """Return the bytes to send: the files of a folder as one zip, an array of voxels as NPY.
 
     Names stay here: in the zip files are numbered.

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from medserve.errors import MedserveError
 from medserve.spec import Task
-from medserve.tasks.result import Provenance
+from medserve.tasks.result import Provenance, as_html
 from medserve.tasks.volumes import LabelMeasure
 
 __all__ = ["FileResult", "ModelStatus", "SegmentedFile"]
@@ -26,6 +26,7 @@ class ModelStatus:
         task: Its kind of work; None for one that this client does not know.
         labels: What it tells apart, by number.
         input_kinds: The families of file formats that it reads.
+        channels: Names of the images that make one case, in its order; empty where one file is.
         archive_digest: Of the archive's manifest.
         card: Its card in Markdown.
         metrics: The figures that its archive states.
@@ -39,6 +40,7 @@ class ModelStatus:
     title: str
     labels: tuple[str, ...]
     input_kinds: tuple[str, ...]
+    channels: tuple[str, ...]
     archive_digest: str
     card: str = field(repr=False)
     metrics: Mapping[str, Any] = field(repr=False)
@@ -86,6 +88,13 @@ class FileResult(Generic[Answer]):
     def error(self) -> MedserveError | None:
         """Why the file failed, or None where it did not."""
         return self.outcome if isinstance(self.outcome, MedserveError) else None
+
+    def _repr_html_(self) -> str:
+        """Return the answer as a notebook shows it, or why there is none."""
+        if isinstance(self.outcome, MedserveError):
+            return as_html(f"{self.outcome.code}: {self.outcome.message}", (), ())
+        shown: str = self.outcome._repr_html_()  # type: ignore[attr-defined] # every answer has it
+        return shown
 
     def unwrap(self) -> Answer:
         """Return the answer; raises the error where the file failed."""

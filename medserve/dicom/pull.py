@@ -7,6 +7,7 @@ takes them as it takes any others, so the same contract holds.
 from __future__ import annotations
 
 import http.client
+import ssl
 from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path
@@ -30,7 +31,12 @@ _HEAD_BYTES = 8 * 1024  # of one part; its own headers are a few lines
 
 
 def fetch(
-    service: str, study: str, series: str | None, folder: Path, token: str | None = None
+    service: str,
+    study: str,
+    series: str | None,
+    folder: Path,
+    token: str | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> list[Path]:
     """Fetch every object of a study, or of one of its series, into a folder.
 
@@ -40,6 +46,7 @@ def fetch(
         series: A Series Instance UID; None for all of the study.
         folder: Where the files are written; they are named by their place in the answer.
         token: Bearer token of the service.
+        tls: For `https`; None trusts the authorities of this system.
 
     Raises:
         ConfigError: the URL cannot work.
@@ -56,8 +63,10 @@ def fetch(
             raise InvalidRequestError("expected identifiers of a study and a series, got another")
     path = f"{parts.path.rstrip('/')}/studies/{study}" + (f"/series/{series}" if series else "")
     headers = {"Accept": _ACCEPT} | ({"Authorization": f"Bearer {token}"} if token else {})
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=_TIMEOUT_S)
+    host, port = parts.hostname, parts.port
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    if parts.scheme == "https":
+        connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=tls)
     try:
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()

@@ -140,7 +140,12 @@ def trusting(
     return context
 
 
-def forward(ae_title: str, destination: Destination, files: Sequence[Path]) -> Counter[int]:
+def forward(
+    ae_title: str,
+    destination: Destination,
+    files: Sequence[Path],
+    tls: ssl.SSLContext | None = None,
+) -> Counter[int]:
     """Store files as they are, in their own transfer syntaxes; returns how often each status came.
 
     A file that could not be sent at all counts as -1.
@@ -151,7 +156,8 @@ def forward(ae_title: str, destination: Destination, files: Sequence[Path]) -> C
         meta = read_file_meta_info(file)
         kinds[file] = (str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID))
     contexts = [build_context(*kind) for kind in sorted(set(kinds.values()))]
-    association = _associate(_ae(ae_title), destination, contexts[:_CONTEXTS], trusting())
+    context = tls or trusting()
+    association = _associate(_ae(ae_title), destination, contexts[:_CONTEXTS], context)
     if not association.is_established:
         return Counter({-1: len(files)})
     statuses: Counter[int] = Counter()

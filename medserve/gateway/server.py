@@ -158,6 +158,8 @@ class GatewayServer:
                 Uploads(settings.upload_dir, settings.max_upload_mb * 2**20),
             ),
         )
+        if (certificates := self._certificates) is not None:
+            self.gateway.metrics.watch_certificate(lambda: certificates.expires_at)
         stack.push_async_callback(self.gateway.close)
         monitor = Monitor(self.gateway, engine, self._served, self._golden, settings.timing)
         metrics_port = await self._start_metrics()

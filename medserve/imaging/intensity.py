@@ -65,7 +65,8 @@ def without_background(
         return values
     if background.all():
         raise InvalidImageError(
-            "expected finite intensities, got NaN or infinity all over; send the original image"
+            "expected finite intensities, got padding, NaN or infinity all over; send the original "
+            "image"
         )
     is_float = values.dtype.kind == "f"
     most = np.inf if is_float else np.iinfo(values.dtype).max

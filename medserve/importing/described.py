@@ -14,7 +14,7 @@ from medserve.errors import ConfigError
 from medserve.importing.source import Source
 from medserve.spec import ModelSpec, Task
 
-__all__ = ["read_onnx", "read_torchscript"]
+__all__ = ["load_script", "read_onnx", "read_torchscript"]
 
 _BRANCHES = ("If", "Loop", "Scan")
 _STANDARD = ("", "ai.onnx")
@@ -60,17 +60,23 @@ def read_torchscript(path: Path, description: Path) -> Source:
     A TorchScript file is a program: it cannot reach Python, but what it does is its maker's.
     """
     spec = _description(description)
+    network = load_script(path)
+    return _source(spec, description, network, f"TorchScript file {path.name}")
+
+
+def load_script(path: Path) -> nn.Module:
+    """Load a network of TorchScript, in eval mode, on the CPU."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             network: nn.Module = torch.jit.load(  # type: ignore[no-untyped-call]
                 str(path), map_location="cpu"
-            ).eval()
+            )
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"{path}: expected a file that torch.jit.save wrote, got another or a damaged one"
         ) from error
-    return _source(spec, description, network, f"TorchScript file {path.name}")
+    return network.eval()
 
 
 def _loaded(path: Path) -> onnx.ModelProto:

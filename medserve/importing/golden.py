@@ -16,7 +16,7 @@ from medserve.imaging.codecs.volume_file import ReadOptions
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume, VolumeLimits
 from medserve.spec import ModelSpec
-from medserve.spec.volumes import NormalisationKind, NormalisationSpec
+from medserve.spec.volumes import NormalisationKind, NormalisationSpec, Placement
 
 __all__ = ["GoldenVolume", "computed", "read_example"]
 
@@ -55,7 +55,8 @@ def computed(spec: ModelSpec) -> GoldenVolume:
             shape[axis], spacing_mm[axis] = _PLANES, _PLANE_DISTANCE_MM
         else:
             spacing_mm[axis] = _FINER * (wanted or 1.0)
-            shape[axis] = max(4, int(_SHARE * side / _FINER))
+            is_whole = rules.blending.placement is Placement.WHOLE and not wanted
+            shape[axis] = side if is_whole else max(4, int(_SHARE * side / _FINER))
     geometry = Geometry.from_spacing(shape, spacing_mm)
     return _written(
         tuple(Volume(_balls(geometry, steps[0], seed), geometry)

@@ -6,10 +6,6 @@ nnU-Net's own predictor does on a CPU (nnunetv2 2.8.1). What cannot be said is r
 
 from __future__ import annotations
 
-import json
-import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +18,13 @@ from torch import nn
 from medserve.errors import ConfigError
 from medserve.importing.nnunet_networks import Ensemble, build_network
 from medserve.importing.source import Source
+from medserve.importing.untrusted import plain_text, read_checkpoint, read_json
 
 __all__ = ["read_folder"]
 
 _CHECKPOINT = "checkpoint_final.pth"
-_MAX_JSON_BYTES = 64 * 2**20
+_LARGEST = "remove_all_but_largest_component_from_segmentation"
+_HINT = "give the folder of a trained configuration, such as nnUNetTrainer__nnUNetPlans__3d_fullres"
 _RESAMPLING = "resample_data_or_seg_to_shape"
 _PREPROCESSORS = ("DefaultPreprocessor",)
 # Axes of nnU-Net's arrays: z, y, x of the file as it is stored, or of the volume turned to RAS.
@@ -62,7 +60,11 @@ class _Folder:
 
 
 def read_folder(
-    path: Path, name: str, folds: Sequence[str] = (), configuration: str = ""
+    path: Path,
+    name: str,
+    folds: Sequence[str] = (),
+    configuration: str = "",
+    postprocessing: Path | None = None,
 ) -> Source:
     """Map a trained folder to a model description and a network.
 
@@ -71,6 +73,7 @@ def read_folder(
         name: Under which the model is to be served.
         folds: Which to average; by default every numbered fold, or `all` where it is the only one.
         configuration: Checked against the checkpoint's where it is given.
+        postprocessing: `postprocessing.json` of nnUNetv2_find_best_configuration, to be applied.
 
     Raises:
         ConfigError: the folder is incomplete, or holds what cannot be served as nnU-Net would.
@@ -80,6 +83,8 @@ def read_folder(
     labels, regions = _labels(folder.dataset)
     classes = len(regions) or len(labels)
     config = _description(folder, channels, labels, regions)
+    if postprocessing is not None:
+        config |= _postprocessing(postprocessing, labels)
     networks: list[nn.Module] = []
     for weights, fold in zip(folder.weights, folder.folds, strict=True):
         network = build_network(_architecture(folder.configuration), len(channels), classes)
@@ -88,18 +93,20 @@ def read_folder(
     network = networks[0] if len(networks) == 1 else Ensemble(networks).eval()
     return Source(
         name=name,
-        title=f"{_plain(folder.plans.get('dataset_name'), name)}: {', '.join(labels[1:])}",
+        title=f"{plain_text(folder.plans.get('dataset_name'), name)}: {', '.join(labels[1:])}",
         labels=labels,
         size=tuple(folder.configuration["patch_size"]),
         channels=len(channels),
         volume=config,
         network=network,
         origin=(
-            f"nnU-Net v2, dataset {_plain(folder.plans.get('dataset_name'), 'unnamed')}, plans "
-            f"{_plain(folder.plans.get('plans_name'), 'unnamed')}, configuration "
+            f"nnU-Net v2, dataset {plain_text(folder.plans.get('dataset_name'), 'unnamed')}, plans "
+            f"{plain_text(folder.plans.get('plans_name'), 'unnamed')}, configuration "
             f"{folder.configuration_name}, folds {', '.join(folder.folds)}"
         ),
-        licence=_plain(folder.dataset.get("licence", folder.dataset.get("license")), "not stated"),
+        licence=plain_text(
+            folder.dataset.get("licence", folder.dataset.get("license")), "not stated"
+        ),
         modalities=_modalities(channels),
         typical_shape=_typical_shape(folder.configuration),
     )
@@ -108,14 +115,16 @@ def read_folder(
 def _read(path: Path, folds: Sequence[str], configuration: str) -> _Folder:
     if not path.is_dir():
         raise ConfigError(f"expected a folder that nnU-Net v2 trained, got {path}, which is none")
-    plans, dataset = _json(path / "plans.json"), _json(path / "dataset.json")
+    plans, dataset = (read_json(path / name, _HINT) for name in ("plans.json", "dataset.json"))
     if not isinstance(plans.get("configurations"), Mapping):
         raise ConfigError(
             f"{path / 'plans.json'}: expected the plans of nnU-Net v2 with the key "
             f"'configurations', there is none; models of nnU-Net v1 cannot be imported"
         )
     chosen = _folds(path, folds)
-    checkpoints = [_checkpoint(path / f"fold_{fold}" / _CHECKPOINT) for fold in chosen]
+    checkpoints = [
+        read_checkpoint(path / f"fold_{fold}" / _CHECKPOINT, _FIGURES) for fold in chosen
+    ]
     named = _setting(checkpoints[0], "init_args", Mapping, chosen[0]).get("configuration")
     if configuration and configuration != named:
         raise ConfigError(
@@ -138,23 +147,6 @@ def _read(path: Path, folds: Sequence[str], configuration: str) -> _Folder:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ConfigError(f"{path}: expected at most {_MAX_JSON_BYTES} bytes, got more")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"expected {path.name} in {path.parent}, there is none; give the folder of a trained "
-            f"configuration, such as nnUNetTrainer__nnUNetPlans__3d_fullres"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: expected JSON, got something else ({error})") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got something else")
-    return content
-
-
 def _folds(path: Path, wanted: Sequence[str]) -> tuple[str, ...]:
     there = [
         each.name.removeprefix("fold_")
@@ -170,27 +162,6 @@ def _folds(path: Path, wanted: Sequence[str]) -> tuple[str, ...]:
     if not chosen:
         raise ConfigError(f"expected fold_*/{_CHECKPOINT} in {path}, there is none")
     return tuple(chosen)
-
-
-def _checkpoint(path: Path) -> dict[str, Any]:
-    """Read tensors and plain values; a file that asks for more is refused and runs nothing."""
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_FIGURES):
-            warnings.simplefilter("ignore")  # about protocols of pickle; what fails is refused
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"{path}: expected tensors and plain values alone, got something that would run code "
-            f"when it is read ({str(error).strip().splitlines()[0]}); save the checkpoint again "
-            f"with the trainer that nnU-Net brings"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ConfigError(
-            f"{path}: expected a whole checkpoint of PyTorch, got one that is cut short or damaged"
-        ) from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a checkpoint of nnU-Net, got another content")
-    return content
 
 
 def _setting(content: Mapping[str, Any], key: str, kind: type, fold: str) -> Any:
@@ -264,7 +235,7 @@ def _channels(folder: _Folder) -> dict[str, Any]:
     )
     channels: dict[str, Any] = {}
     for number, (scheme, by_mask) in enumerate(zip(schemes, masks, strict=True)):
-        name = _plain(named[str(number)], f"channel {number}")
+        name = plain_text(named[str(number)], f"channel {number}")
         name = f"{name} {number}" if name in channels else name
         channels[name] = _normalisation(scheme, bool(by_mask), (figures or {}).get(str(number)))
     return channels
@@ -305,7 +276,7 @@ def _labels(dataset: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, int]
     given = dataset.get("labels")
     if not isinstance(given, Mapping) or given.get("background") != 0:
         raise ConfigError("dataset.json: expected labels with background 0, got something else")
-    named = {_plain(key, key): value for key, value in given.items() if key != "ignore"}
+    named = {plain_text(key, key): value for key, value in given.items() if key != "ignore"}
     if not any(isinstance(value, list) and len(value) > 1 for value in named.values()):
         by_value = {_single(value, name): name for name, value in named.items()}
         if sorted(by_value) != list(range(len(named))):
@@ -375,6 +346,48 @@ def _description(
         "flip_axes": [axis + is_flat for axis in folder.mirror_axes],
         **({"regions": dict(regions)} if regions else {}),
     }
+
+
+def _postprocessing(path: Path, labels: Sequence[str]) -> dict[str, Any]:
+    """Return the steps that nnU-Net found to help, as the section `volume` has them.
+
+    The pickled file beside the JSON says the same and is not read.
+    """
+    if path.suffix != ".json":
+        raise ConfigError(
+            f"{path}: expected postprocessing.json; the pickled file beside it would run code"
+        )
+    content = read_json(path, "give the file that nnUNetv2_find_best_configuration wrote")
+    functions: Any = content.get("postprocessing_fns")
+    kwargs: Any = content.get("postprocessing_kwargs")
+    are_lists = isinstance(functions, list) and isinstance(kwargs, list)
+    if not are_lists or len(functions) != len(kwargs):
+        raise ConfigError(
+            f"{path}: expected postprocessing_fns and postprocessing_kwargs, lists of one length"
+        )
+    groups = []
+    for function, arguments in zip(functions, kwargs, strict=True):
+        _one_of("postprocessing_fns", function, (_LARGEST,))
+        values = arguments.get("labels_or_regions") if isinstance(arguments, Mapping) else None
+        numbers = _flat(values)
+        if not numbers or not numbers <= set(range(1, len(labels))):
+            raise ConfigError(
+                f"{path}: labels_or_regions: expected labels from 1 to {len(labels) - 1}, got "
+                f"{values!r}"
+            )
+        if arguments.get("background_label", 0) != 0:
+            raise ConfigError(f"{path}: expected the background_label 0, got another one")
+        groups.append([labels[number] for number in sorted(numbers)])
+    return {"largest_component": True, "largest_of": groups} if groups else {}
+
+
+def _flat(values: object) -> set[int]:
+    """Return the labels in a label, a region, or a list of both; none of anything else."""
+    if isinstance(values, int):
+        return {values}
+    if not isinstance(values, list):
+        return set()
+    return {number for each in values for number in _flat(each)}
 
 
 def _sides(configuration: Mapping[str, Any], key: str) -> list[float]:
@@ -453,9 +466,3 @@ def _typical_shape(configuration: Mapping[str, Any]) -> tuple[int, ...]:
     size = configuration["patch_size"]
     known = median if isinstance(median, list) and len(median) == len(size) else size
     return tuple(max(1, round(side)) for side in known)
-
-
-def _plain(value: Any, instead: str) -> str:
-    """Return a text of the folder without what could write over a terminal or break a file."""
-    text = "".join(each for each in str(value or "") if each.isprintable())
-    return text.strip()[:80] or instead

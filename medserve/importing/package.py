@@ -173,11 +173,22 @@ def _reference(source: Source, folder: Path) -> Predict:
         return lambda windows: loaded.run(windows)["logits"]
 
     def predict(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        with torch.inference_mode():
-            scores: npt.NDArray[np.float32] = network(
-                torch.from_numpy(np.ascontiguousarray(windows))
-            ).numpy()
-        return scores
+        image = torch.from_numpy(np.ascontiguousarray(windows))
+        try:
+            with torch.inference_mode():
+                scores = network(image)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"expected a network that takes windows of shape {tuple(image.shape)}, got an "
+                f"error ({str(error).strip().splitlines()[-1][:200]}); the description "
+                f"contradicts the network"
+            ) from error
+        if not isinstance(scores, torch.Tensor):
+            raise ConfigError(
+                f"expected a network that answers one tensor of scores, got {type(scores).__name__}"
+            )
+        found: npt.NDArray[np.float32] = scores.numpy()
+        return found
 
     return predict
 

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from medserve.imaging.geometry import Geometry
 
-__all__ = ["Connectivity", "drop_specks", "fill_holes", "largest_component"]
+__all__ = ["Connectivity", "drop_specks", "fill_holes", "largest_component", "largest_union"]
 
 _Mask = npt.NDArray[np.uint8]
 _Found = npt.NDArray[np.bool_]
@@ -43,6 +43,27 @@ def largest_component(
         return found if count <= 1 else pieces == int(sizes[1:].argmax()) + 1
 
     return _for_each(mask, labels, keep)
+
+
+def largest_union(
+    mask: _Mask,
+    groups: Iterable[Iterable[int]],
+    connectivity: Connectivity = Connectivity.CORNERS,
+) -> _Mask:
+    """Of the union of the labels of each group only its largest piece, one group after the other.
+
+    Args:
+        mask: Label ids (I, J, K).
+        groups: Label ids of each group; what a group leaves is what the next one sees.
+        connectivity: Which voxels belong together. Of two equal pieces the first in C order stays.
+    """
+    kept = mask.copy()
+    for labels in groups:
+        found = np.isin(kept, list(labels))
+        pieces, count, sizes = _pieces(found, connectivity)
+        if count > 1:
+            kept[found & (pieces != int(sizes[1:].argmax()) + 1)] = 0
+    return kept
 
 
 def drop_specks(

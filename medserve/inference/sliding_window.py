@@ -25,9 +25,9 @@ from medserve.errors import ConfigError, DeadlineError, ServerFailedError
 from medserve.imaging.geometry import Shape
 from medserve.inference.argmax import argmax_channels
 from medserve.inference.memory import mib, refuse_above
-from medserve.spec.volumes import BlendingSpec, Placement, Sums, WindowWeights
+from medserve.spec.volumes import BlendingSpec, Padding, Placement, Sums, WindowWeights
 
-__all__ = ["Predict", "SlidingWindow", "WorkLimits", "labels", "place", "scores", "until"]
+__all__ = ["Predict", "SlidingWindow", "WorkLimits", "cut", "labels", "scores", "until"]
 
 _Array = npt.NDArray[np.float32]
 Predict = Callable[[_Array], _Array]  # (N, C, i, j, k) -> (N, classes, i, j, k)
@@ -69,7 +69,7 @@ class SlidingWindow:
     def starts(self, shape: Sequence[int]) -> list[Shape]:
         """First voxel of each window in (I, J, K), the last axis fastest.
 
-        Negative along an axis that is shorter than the window: there zeros stand before and behind.
+        Negative along an axis that is shorter than the window: it is padded before and behind.
         """
         layout = _Layout(self, shape)
         return [layout[n] for n in range(len(layout))]
@@ -224,9 +224,9 @@ def _slabs(
         if limits is not None and limits.between is not None:
             limits.between(done, count)
         following = min(done + window.batch, count)
-        places = [place(layout[n], shape, window.size) for n in range(done, following)]
-        for n, (inside, outside) in enumerate(places):
-            batch[n][:, *inside] = image[:, *outside]  # zeros elsewhere, if there is elsewhere
+        places = [_place(layout[n], shape, window.size) for n in range(done, following)]
+        for n in range(len(places)):
+            cut(image, layout[done + n], window, batch[n])
         answer = predict(batch[: len(places)])
         if answer.shape != (len(places), classes, *window.size):
             raise ValueError(
@@ -287,7 +287,27 @@ def _along(side: int, window: int, overlap: float, placement: Placement) -> list
     return [min(n * step, side - window) for n in range(count)]
 
 
-def place(
+def cut(image: _Array, start: Shape, window: SlidingWindow, target: _Array) -> None:
+    """Write the window (C, i, j, k) of an image (C, I, J, K) that begins at `start` to `target`.
+
+    Args:
+        image: What is larger or smaller than the window.
+        start: First voxel of the window, negative along an axis that has to be padded.
+        window: Its size and padding.
+        target: Of the window's size; zeros where the image does not reach and padding is zeros.
+    """
+    if window.blending.padding is Padding.EDGE:
+        index = [
+            np.arange(at, at + side).clip(0, end - 1)
+            for at, side, end in zip(start, window.size, image.shape[1:], strict=True)
+        ]
+        target[:] = image[np.ix_(np.arange(len(image)), *index)]
+        return
+    inside, outside = _place(start, image.shape[1:], window.size)
+    target[:, *inside] = image[:, *outside]
+
+
+def _place(
     start: Shape, shape: Sequence[int], size: Shape
 ) -> tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]]:
     """Which part of a window lies in the volume, and where there."""

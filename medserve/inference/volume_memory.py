@@ -13,7 +13,7 @@ from medserve.inference.memory import mib, refuse_above
 from medserve.inference.regrid import grid_of
 from medserve.inference.sliding_window import SlidingWindow
 from medserve.spec import ModelSpec
-from medserve.spec.volumes import ResamplingKind, RoiKind, Sums
+from medserve.spec.volumes import ResamplingKind, Restored, RoiKind, Sums
 
 __all__ = ["Extras", "check", "check_limit", "limits", "peak_bytes", "windows"]
 
@@ -120,11 +120,16 @@ def peak_bytes(spec: ModelSpec, geometry: Geometry, itemsize: int, extras: Extra
         return source + tensor  # windows of such a grid are not even worth counting
     is_resized = seen != upright.shape
     maps = classes * extras.probabilities + extras.entropy  # float32 on the source's grid
-    is_whole = is_resized or maps or rules.regions or rules.ensemble > 1
+    is_whole = is_resized and rules.restored is not Restored.LABELS
+    is_whole = is_whole or bool(maps or rules.regions) or rules.ensemble > 1
     is_whole = is_whole or rules.blending.sums is Sums.F16
     scores = classes * prepared * _FLOAT if is_whole else 0
     region = 0 if rules.roi.kind is RoiKind.NONE else (_REGION + itemsize) * voxels
     region = _BODY * voxels if rules.roi.kind is RoiKind.NONZERO else region
+    pasted = 0  # one channel of what the network saw, on its whole grid
+    if rules.roi.kind is RoiKind.FOREGROUND:
+        region = (_BODY + _FLOAT) * prepared  # what is above 0, and a copy of its box
+        pasted = _FLOAT * prepared
     resized = max(voxels, prepared) if is_resized else 0
     is_spline = rules.resampling.kind is ResamplingKind.SPLINE
     resampling = _SPLINE if is_spline else _LINEAR
@@ -137,8 +142,8 @@ def peak_bytes(spec: ModelSpec, geometry: Geometry, itemsize: int, extras: Extra
     steps = (
         ready + max(region, resampling * resized, _NORMALISE * measured),
         running + rules.network_bytes,
-        tensor + scores + relabelling * resized + (_MASK + _TIDY) * voxels,
-        tensor + scores + (_SOFTMAX * classes + _MASK if maps else 0) * voxels
+        tensor + scores + pasted + relabelling * resized + (_MASK + _TIDY) * voxels,
+        tensor + scores + pasted + (_SOFTMAX * classes + _MASK if maps else 0) * voxels
         + maps * _FLOAT * voxels,
         (_MASK + _ENCODE + maps * _FLOAT * _ENCODE) * voxels,
     )  # fmt: skip

@@ -34,7 +34,15 @@ from medserve.inference.roi import Box, crop, mask_box, nonzero_body, threshold_
 from medserve.inference.sliding_window import Predict, WorkLimits
 from medserve.results.segmentation import Segmentation
 from medserve.spec import ModelSpec
-from medserve.spec.volumes import NormalisationKind, RoiKind, ScoreKind, Sums, VolumeSpec
+from medserve.spec.volumes import (
+    NormalisationKind,
+    Placement,
+    Restored,
+    RoiKind,
+    ScoreKind,
+    Sums,
+    VolumeSpec,
+)
 
 __all__ = ["Found", "Inverse", "Prepared", "Segmented", "VolumePipeline", "VolumeSettings"]
 
@@ -52,6 +60,7 @@ class Inverse:
         box: The region of interest, in voxels of the reoriented source.
         region: The grid of that box.
         grid: The network's grid: the box at the network's spacing.
+        foreground: The part of that grid that the network sees; None for all of it.
     """
 
     source: Geometry
@@ -59,6 +68,11 @@ class Inverse:
     box: Box
     region: Geometry
     grid: Geometry
+    foreground: Box | None = None
+
+    def on_grid(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """(..., i, j, k) of what the network saw -> its whole grid, 0 elsewhere."""
+        return array if self.foreground is None else self.foreground.paste(array, self.grid.shape)
 
     def apply(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """(..., I, J, K) on the source's grid -> the region, turned for the network; a view."""
@@ -196,8 +210,13 @@ class VolumePipeline:
             for part, steps in zip(parts, self.volume.steps, strict=True)
         ]
         grid = region.with_shape(self.grid.shape(region))
-        inverse = Inverse(channels[0].geometry, order, box, region, grid)
-        return Prepared(np.stack(arrays) if len(arrays) > 1 else arrays[0][np.newaxis], inverse)
+        self._refuse_other_size(grid)
+        tensor = np.stack(arrays) if len(arrays) > 1 else arrays[0][np.newaxis]
+        inner = None
+        if self.volume.roi.kind is RoiKind.FOREGROUND:
+            inner = mask_box(np.any(tensor > 0, axis=0))
+            tensor = np.ascontiguousarray(inner.cut(tensor))
+        return Prepared(tensor, Inverse(channels[0].geometry, order, box, region, grid, inner))
 
     def prepare_labels(self, mask: _Mask, inverse: Inverse) -> _Mask:
         """A reference mask (I, J, K) on the source's grid -> the network's grid, for training."""
@@ -229,9 +248,10 @@ class VolumePipeline:
         options = options or self.defaults()
         inverse = prepared.inverse
         rules = self.volume
+        is_changed = inverse.grid.shape != inverse.region.shape
         if (
             options.wants_scores
-            or inverse.grid.shape != inverse.region.shape
+            or (is_changed and rules.restored is not Restored.LABELS)
             or (rules.ensemble > 1 or rules.regions or rules.blending.sums is Sums.F16)
         ):
             return Found(scores=self.scores(prepared, predict, options))
@@ -246,14 +266,20 @@ class VolumePipeline:
     ) -> Segmented:
         """The second half: on the source's grid, tidied."""
         options = options or self.defaults()
-        if found.mask is not None:
-            return Segmented(self._tidied(found.mask, inverse, options))
-        assert found.scores is not None  # one of the two is there
+        mask = found.mask
+        if mask is None and self.volume.restored is Restored.LABELS:
+            assert found.scores is not None  # one of the two is there
+            mask = self._winners(found.scores)
+        segmentation = None if mask is None else self._labelled(mask, inverse, options)
+        if segmentation is not None and not options.wants_scores:
+            return Segmented(segmentation)
+        assert found.scores is not None
         if not options.wants_scores:
-            labels = self._winners(self._restored(found.scores, inverse.region))
+            labels = self._winners(self._restored(found.scores, inverse))
             return Segmented(self._tidied(labels, inverse, options))
-        probabilities = np.stack(list(self._restored(found.scores, inverse.region)))
-        segmentation = self._tidied(self._winners(probabilities), inverse, options)
+        probabilities = np.stack(list(self._restored(found.scores, inverse)))
+        if segmentation is None:
+            segmentation = self._tidied(self._winners(probabilities), inverse, options)
         self._to_probabilities(probabilities)
         return Segmented(
             segmentation,
@@ -283,19 +309,37 @@ class VolumePipeline:
         """The window (1, C, i, j, k) in the middle: what a golden pair holds the logits of."""
         shape, size = prepared.tensor.shape[1:], self.window.size
         i, j, k = ((side - length) // 2 for side, length in zip(shape, size, strict=True))
-        inside, outside = sliding_window.place((i, j, k), shape, size)
         window = np.zeros((1, prepared.tensor.shape[0], *size), dtype=np.float32)
-        window[0][:, *inside] = prepared.tensor[:, *outside]
+        sliding_window.cut(prepared.tensor, (i, j, k), self.window, window[0])
         return window if len(self.spec.input.size) == 3 else window[:, :, 0]
+
+    def _labelled(self, mask: _Mask, inverse: Inverse, options: VolumeSettings) -> Segmentation:
+        """Labels of what the network saw -> the source's grid, tidied before or after."""
+        whole = inverse.on_grid(mask)
+        if self.volume.restored is not Restored.LABELS:
+            return self._tidied(whole, inverse, options)
+        back = self.grid.scores(self._tidy(whole, options), inverse.region)
+        labels = np.ascontiguousarray(inverse.undo(np.rint(back).astype(np.uint8)))
+        return Segmentation(labels, inverse.source, self.spec.labels)
 
     def _tidied(self, mask: _Mask, inverse: Inverse, options: VolumeSettings) -> Segmentation:
         """A mask on the region's grid -> the source's grid."""
-        full = inverse.undo(mask)
-        if options.largest_component:
-            full = components.largest_component(full)
-        if options.fill_holes:
-            full = components.fill_holes(full)
+        full = self._tidy(inverse.undo(mask), options)
         return Segmentation(full, inverse.source, self.spec.labels)
+
+    def _tidy(self, mask: _Mask, options: VolumeSettings) -> _Mask:
+        """Keep the largest pieces and fill holes, as far as a call asks for it."""
+        if options.largest_component:
+            mask = self._largest(mask)
+        return components.fill_holes(mask) if options.fill_holes else mask
+
+    def _largest(self, mask: _Mask) -> _Mask:
+        """Keep the largest piece of what the model counts as one structure."""
+        if not self.volume.largest_of:
+            return components.largest_component(mask)
+        number = self.spec.labels.index
+        groups = [[number(label) for label in group] for group in self.volume.largest_of]
+        return components.largest_union(mask, groups)
 
     def _predict(self, predict: Predict, options: VolumeSettings) -> Predict:
         axes = self.volume.flip_axes
@@ -324,7 +368,7 @@ class VolumePipeline:
 
     def _region(self, upright: Volume, body: npt.NDArray[np.bool_] | None) -> Box:
         roi = self.volume.roi
-        if roi.kind is RoiKind.NONE:
+        if roi.kind in (RoiKind.NONE, RoiKind.FOREGROUND):  # the latter is found later
             return Box.whole(upright.geometry.shape)
         if roi.kind is RoiKind.NONZERO:
             assert body is not None  # `_body` sees to it
@@ -332,19 +376,22 @@ class VolumePipeline:
         threshold = roi.threshold if roi.kind is RoiKind.THRESHOLD else None
         return threshold_box(upright, threshold, roi.margin_mm, largest_only=roi.largest_only)
 
-    def _restored(self, scores: _Scores, region: Geometry) -> Iterator[_Scores]:
+    def _restored(self, scores: _Scores, inverse: Inverse) -> Iterator[_Scores]:
         """Scores -> each channel on the region's grid, one at a time."""
         rules = self.volume
-        if rules.restored is ScoreKind.PROBABILITIES and rules.scores is ScoreKind.LOGITS:
+        if rules.restored is not Restored.LOGITS and rules.scores is ScoreKind.LOGITS:
             scores = _sigmoid(scores) if rules.regions else _softmax(scores)
-        return (self.grid.scores(channel, region) for channel in scores)
+        region = inverse.region
+        return (self.grid.scores(inverse.on_grid(channel), region) for channel in scores)
 
     def _winners(self, channels: Iterator[_Scores] | _Scores) -> _Mask:
-        """Restored channels -> label ids uint8 on the region's grid."""
+        """Channels, restored or to be restored as labels -> label ids uint8 on their grid."""
         rules = self.volume
         if not rules.regions:
             return argmax_channels(channels)
-        limit = 0.5 if rules.restored is ScoreKind.PROBABILITIES else 0.0  # sigmoid(0) is a half
+        is_probable = rules.restored is Restored.PROBABILITIES
+        is_probable = is_probable or rules.scores is ScoreKind.PROBABILITIES
+        limit = 0.5 if is_probable else 0.0  # sigmoid(0) is a half
         inside = [channel > limit for channel in channels]
         mask = np.zeros(inside[0].shape, dtype=np.uint8)
         for label, channel in rules.regions.items():
@@ -353,8 +400,10 @@ class VolumePipeline:
 
     def _to_probabilities(self, restored: _Scores) -> None:
         """Turn restored scores into probabilities, in place."""
-        if self.volume.restored is ScoreKind.LOGITS:
+        if self.volume.restored is Restored.LOGITS:
             restored[:] = _sigmoid(restored) if self.volume.regions else _softmax(restored)
+        if self.volume.roi.kind is RoiKind.FOREGROUND and not self.volume.regions:
+            restored[0] += 1 - restored.sum(axis=0)  # outside of it there is nothing else
 
     def _all_labels(self, probabilities: _Scores, inverse: Inverse) -> _Scores:
         """Probabilities of channels -> (labels, I, J, K) on the source's grid.
@@ -389,6 +438,15 @@ class VolumePipeline:
                     f"expected {name} on the grid of {names[0]}, got another grid; resample one "
                     f"to the other"
                 )
+
+    def _refuse_other_size(self, grid: Geometry) -> None:
+        whole, size = self.volume.blending.placement is Placement.WHOLE, self.window.size
+        if whole and grid.shape != size:
+            wanted, got = (" x ".join(map(str, shape)) for shape in (size, grid.shape))
+            raise InvalidImageError(
+                f"expected a volume of {wanted} voxels, got {got}: this model sees a whole volume "
+                f"at once; crop or resample it"
+            )
 
     def _refuse_small(self, upright: Geometry) -> None:
         least = self.spec.input.min_side

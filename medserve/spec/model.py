@@ -246,6 +246,11 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
                 raise ConfigError(
                     f"{self.name}: regions: {unknown[0]!r} is no label of a structure"
                 )
+            grouped = {label for group in self.volume.largest_of for label in group}
+            if unknown := sorted(grouped - set(self.labels[1:])):
+                raise ConfigError(
+                    f"{self.name}: largest_of: {unknown[0]!r} is no label of a structure"
+                )
             if len(size) != 3 and self.volume.resampling.kind is ResamplingKind.FIXED:
                 raise ConfigError(f"{self.name}: expected an input of 3 sides, got {size}")
         if self.frame is not None and (len(size) != 2 or channels != 1 or labels != 2):

@@ -19,9 +19,11 @@ __all__ = [
     "CodedTerm",
     "NormalisationKind",
     "NormalisationSpec",
+    "Padding",
     "Placement",
     "ResamplingKind",
     "ResamplingSpec",
+    "Restored",
     "RoiKind",
     "RoiSpec",
     "ScoreKind",
@@ -108,6 +110,7 @@ class RoiKind(enum.StrEnum):
     OTSU = "otsu"  # the box around what is brighter than Otsu's threshold
     THRESHOLD = "threshold"  # the box around what is brighter than a fixed value, as in CT
     NONZERO = "nonzero"  # the tight box around what is not 0 in some channel; no margin
+    FOREGROUND = "foreground"  # the same around what is above 0 as the network sees it
 
 
 class RoiSpec(Section, frozen=True):
@@ -129,6 +132,7 @@ class ResamplingKind(enum.StrEnum):
     LINEAR = "linear"  # the same block of space, outer face to outer face; widened when it shrinks
     SPLINE = "spline"  # the same block, splines clamped to the volume's range, as in nnU-Net
     FIXED = "fixed"  # the whole region has `input.size`, whatever its spacing
+    CENTRES = "centres"  # first voxel's centre on first centre, never widened, as in MONAI
 
 
 class ThickSlices(enum.StrEnum):
@@ -149,13 +153,18 @@ class ResamplingSpec(Section, frozen=True):
         ResamplingKind.LINEAR
     )
     order: Annotated[
-        _Order, Meta(description="Degree of the spline for the image; of `spline` and `fixed`.")
+        _Order,
+        Meta(description="Degree of the spline for the image; of `spline`, `fixed`, `centres`."),
     ] = 3
     order_through: Annotated[
         _Order, Meta(description="The same across thick slices; of `spline` only.")
     ] = 0
     inverse_order: Annotated[
-        _Order, Meta(description="Degree for scores on their way back; of `spline` and `fixed`.")
+        _Order,
+        Meta(
+            description="Degree for what comes back to the volume's grid; of `spline`, `fixed` "
+            "and `centres`."
+        ),
     ] = 1
     inverse_order_through: Annotated[
         _Order, Meta(description="The same across thick slices; of `spline` only.")
@@ -168,10 +177,11 @@ class ResamplingSpec(Section, frozen=True):
     ] = False
 
     def __post_init__(self) -> None:
-        if self.kind is ResamplingKind.FIXED and max(self.order, self.inverse_order) > 1:
+        is_linear = self.kind in (ResamplingKind.FIXED, ResamplingKind.CENTRES)
+        if is_linear and max(self.order, self.inverse_order) > 1:
             raise ConfigError(
                 f"resampling: expected order and inverse_order 0 (nearest) or 1 (linear) for the "
-                f"kind fixed, got {self.order} and {self.inverse_order}"
+                f"kind {self.kind}, got {self.order} and {self.inverse_order}"
             )
 
 
@@ -188,6 +198,14 @@ class Placement(enum.StrEnum):
 
     STRIDE = "stride"  # a fixed step, the last one drawn back to the edge, as in MONAI
     EVEN = "even"  # spread evenly from edge to edge, as in nnU-Net
+    WHOLE = "whole"  # one, which a volume has to fill; other volumes are refused
+
+
+class Padding(enum.StrEnum):
+    """What stands in a window beside a volume that is smaller."""
+
+    ZEROS = "zeros"
+    EDGE = "edge"  # the nearest voxel of the volume
 
 
 class Sums(enum.StrEnum):
@@ -205,6 +223,9 @@ class BlendingSpec(Section, frozen=True):
     )
     placement: Annotated[Placement, Meta(description="Where windows lie.")] = Placement.STRIDE
     sums: Annotated[Sums, Meta(description="In which arithmetic scores are added.")] = Sums.F32
+    padding: Annotated[
+        Padding, Meta(description="What stands in a window beside a volume that is smaller.")
+    ] = Padding.ZEROS
 
 
 class ScoreKind(enum.StrEnum):
@@ -212,6 +233,14 @@ class ScoreKind(enum.StrEnum):
 
     LOGITS = "logits"
     PROBABILITIES = "probabilities"
+
+
+class Restored(enum.StrEnum):
+    """What is brought back to a volume's own grid."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+    LABELS = "labels"  # decided and tidied on the network's grid; interpolated ones are rounded
 
 
 class CodedTerm(Section, frozen=True):
@@ -298,8 +327,8 @@ class VolumeSpec(Section, frozen=True):
     ] = 1
     scores: Annotated[ScoreKind, Meta(description="What the network answers.")] = ScoreKind.LOGITS
     restored: Annotated[
-        ScoreKind, Meta(description="What is brought back to the volume's own grid.")
-    ] = ScoreKind.LOGITS
+        Restored, Meta(description="What is brought back to the volume's own grid.")
+    ] = Restored.LOGITS
     regions: Annotated[
         Mapping[str, int],
         Meta(
@@ -324,6 +353,13 @@ class VolumeSpec(Section, frozen=True):
     largest_component: Annotated[
         bool, Meta(description="Whether only the largest piece of each label stays, by default.")
     ] = False
+    largest_of: Annotated[
+        tuple[tuple[str, ...], ...],
+        Meta(
+            description="What largest_component counts as one structure: groups of labels, of "
+            "whose union only the largest piece stays, group after group. Empty: each label."
+        ),
+    ] = ()
     fill_holes: Annotated[
         bool, Meta(description="Whether holes inside a label are filled, by default.")
     ] = False
@@ -378,5 +414,5 @@ class VolumeSpec(Section, frozen=True):
                 f"volume: expected regions with the channels 0 to {len(self.regions) - 1}, each "
                 f"once, got {sorted(self.regions.values())}"
             )
-        if self.scores is ScoreKind.PROBABILITIES and self.restored is ScoreKind.LOGITS:
+        if self.scores is ScoreKind.PROBABILITIES and self.restored is Restored.LOGITS:
             raise ConfigError("volume: expected restored: probabilities, for such are the scores")

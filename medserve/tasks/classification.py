@@ -12,7 +12,7 @@ from msgspec import Meta
 from medserve.errors import MedserveError, PayloadTooLargeError, ServerFailedError
 from medserve.spec import ModelSpec
 from medserve.tasks.options import Options
-from medserve.tasks.result import Provenance, Value, concerns_all, error_of, read_answer
+from medserve.tasks.result import Provenance, Value, as_html, concerns_all, error_of, read_answer
 
 __all__ = [
     "EXPLAINED_PER_CALL",
@@ -29,6 +29,7 @@ _Outcome = TypeVar("_Outcome")
 
 # Each costs as much as a large batch of plain images, so a call may not ask for many.
 EXPLAINED_PER_CALL = 8
+_SHOWN = 5  # classes in a notebook
 
 
 class ClassificationOptions(Options, frozen=True, kw_only=True):
@@ -127,6 +128,16 @@ class Classification:
         """The k most probable labels with their probabilities, most probable first."""
         order = sorted(range(len(self.labels)), key=lambda i: -self.probabilities[i])
         return [(self.labels[i], self.probabilities[i]) for i in order[:k]]
+
+    def _repr_html_(self) -> str:
+        """Return the classification as a notebook shows it, with the heat map where it has one."""
+        lines = [("class", "probability")]
+        lines += [(label, f"{probability:.4f}") for label, probability in self.top(_SHOWN)]
+        doubts = [(self.review, "let a person look"), (self.unlike_training, "unlike training")]
+        notes = ", ".join(text for is_so, text in doubts if is_so)
+        title = f"{self.label}{f' ({notes})' if notes else ''}"
+        pictures = () if self.explanation is None else (self.explanation.heatmap_png,)
+        return as_html(title, lines, pictures)
 
     def to_json(self, top_k: int = 3) -> dict[str, Any]:
         """The members of a JSON answer for one image; `explanation` only where there is one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Self
 
 import msgspec
@@ -339,3 +340,22 @@ class FrameResult(Result, frozen=True, kw_only=True):
     mask_png: bytes | None = None
     overlay_png: bytes | None = None
     dicom_seg: bytes | None = None
+
+    def table(self) -> Iterator[Sequence[str]]:
+        """Yield a line for each frame, and one for each doubt."""
+        yield "frame", "cm²", "pixels", "note"
+        for each in self.frames:
+            if isinstance(each, FailedFrame):
+                yield str(each.index), "", "", each.error.get("message", "failed")
+                continue
+            area = "" if each.area_cm2 is None else f"{each.area_cm2:.2f}"
+            note = "unlike ultrasound" if each.unlike_ultrasound else ""
+            note = note or ("reaches the edge" if each.touches_border else "")
+            yield str(each.index), area, str(each.pixels), note
+        for doubt in self.doubts:
+            yield "review", "", "", f"{doubt.reason}: {doubt.message}"
+
+    def pictures(self) -> Iterator[bytes]:
+        """Yield the mask drawn on the frame where it was asked for, else the mask of one."""
+        found = self.overlay_png or self.mask_png
+        return iter(() if found is None else (found,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
@@ -192,6 +192,16 @@ class GenerationResult(Result, frozen=True, kw_only=True):
     withheld: int
     npz: bytes | None = None
     nifti: bytes | None = None
+
+    def table(self) -> Iterator[Sequence[str]]:
+        """Yield a line for each image, in the order of the pictures."""
+        yield "synthetic image", "seed", "steps"
+        for each in self.images:
+            yield each.label, str(each.seed), str(each.steps)
+
+    def pictures(self) -> Iterator[bytes]:
+        """Yield every image."""
+        return (each.png for each in self.images)
 
 
 class SampleProgress(Value, frozen=True, tag_field="event", tag="progress", omit_defaults=True):

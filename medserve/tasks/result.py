@@ -5,8 +5,10 @@ Files travel in them as base64, which msgspec writes and reads by itself.
 
 from __future__ import annotations
 
+import base64
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
 from typing import Any, ClassVar, Self, TypeVar
 
 import msgspec
@@ -29,6 +31,7 @@ __all__ = [
     "Provenance",
     "Result",
     "Value",
+    "as_html",
     "concerns_all",
     "error_of",
     "read_answer",
@@ -105,6 +108,18 @@ class Result(Value, frozen=True, kw_only=True, omit_defaults=True):
         """The archive that answered."""
         return Provenance(self.model, self.version, self.archive_digest)
 
+    def table(self) -> Iterator[Sequence[str]]:
+        """Yield what a person reads first, line by line, the heading before all others."""
+        return iter(())
+
+    def pictures(self) -> Iterator[bytes]:
+        """Yield the pictures that the result holds, as PNG."""
+        return iter(())
+
+    def _repr_html_(self) -> str:
+        """Return the result as a notebook shows it."""
+        return as_html(f"{self.model} {self.version}", self.table(), self.pictures())
+
     def encode(self) -> bytes:
         """Return the result as JSON."""
         return msgspec.json.encode(self)
@@ -137,6 +152,26 @@ class _Head(msgspec.Struct, frozen=True):
     """What every answer may hold."""
 
     error: Any = None
+
+
+def as_html(title: str, table: Iterable[Sequence[str]], pictures: Iterable[bytes]) -> str:
+    """Return a table, its heading first, and pictures as HTML that a notebook shows."""
+    cells = (
+        "".join(f"<{tag}>{escape(text)}</{tag}>" for text in line)
+        for tag, line in zip(_heading_first(), table, strict=False)
+    )
+    rows = "".join(f"<tr>{line}</tr>" for line in cells)
+    shown = "".join(
+        f'<img alt="" src="data:image/png;base64,{base64.b64encode(each).decode()}">'
+        for each in pictures
+    )
+    return f"<p>{escape(title)}</p><table>{rows}</table>{shown}"
+
+
+def _heading_first() -> Iterator[str]:
+    yield "th"
+    while True:
+        yield "td"
 
 
 def read_answer(answer: bytes, kind: type[_Kind]) -> _Kind:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+import re
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Self
 
 import msgspec
 from msgspec import Meta
 
-from medserve.errors import InvalidRequestError
+from medserve.errors import InvalidImageError, InvalidRequestError
 from medserve.spec import ModelSpec
 from medserve.tasks.options import Options
 from medserve.tasks.result import Doubt, Result, Value
@@ -20,7 +22,15 @@ __all__ = [
     "VolumeOutput",
     "VolumePart",
     "VolumeResult",
+    "case_and_number",
+    "channel_keys",
 ]
+
+# nnU-Net's rule: the number of the channel stands behind the name of the case. A folder or archive
+# with a DICOM series may have such a name; slices of a series often have it and are no channels.
+_OF_A_CHANNEL = re.compile(
+    r"(.+)_([0-9]{4})(?:\.nii|\.nii\.gz|\.npy|\.zip|\.tar|\.tar\.gz|\.tgz)?", re.I
+)
 
 Millimetres = Annotated[float, Meta(gt=0)]
 
@@ -267,3 +277,50 @@ class VolumeResult(Result, frozen=True, kw_only=True):
     entropy_nifti: bytes | None = None
     overlay_png: bytes | None = None
     dicom_seg: bytes | None = None
+
+    def table(self) -> Iterator[Sequence[str]]:
+        """Yield a line for each label, and one for each doubt."""
+        yield "label", "ml", "voxels", "note"
+        for each in self.measures:
+            note = "reaches the edge" if each.touches_border else ""
+            yield each.label, f"{each.volume_ml:.3f}", str(each.voxels), note
+        for doubt in self.doubts:
+            yield "review", "", "", f"{doubt.reason}: {doubt.message}"
+
+    def pictures(self) -> Iterator[bytes]:
+        """Yield the mask drawn on the volume, where it was asked for."""
+        return iter(() if self.overlay_png is None else (self.overlay_png,))
+
+
+def case_and_number(name: str) -> tuple[str, int] | None:
+    """Return case and channel of a file such as `brain_0001.nii.gz`; None of another name."""
+    found = _OF_A_CHANNEL.fullmatch(name)
+    return (found[1], int(found[2])) if found else None
+
+
+def channel_keys(names: Sequence[str]) -> list[str]:
+    """Return the keys of a call under which the files of one case travel, in the order given.
+
+    Args:
+        names: Of the files: a single one of any name, or several that `case_and_number` reads.
+
+    Raises:
+        InvalidImageError: Several files that are not the channels 0, 1, … of one case.
+    """
+    if len(names) == 1:
+        return ["data"]
+    read = [case_and_number(name) for name in names]
+    found = [each for each in read if each is not None]
+    numbers = [number for _, number in found]
+    if len(found) < len(names) or len({case for case, _ in found}) > 1:
+        raise InvalidImageError(
+            "expected the images of one case, each with its number behind the case's name as in "
+            "case_0000.nii.gz, got other names; rename them or name the channel of each"
+        )
+    if sorted(numbers) != list(range(len(numbers))):
+        missing = next(number for number in range(len(numbers)) if number not in numbers)
+        raise InvalidImageError(
+            f"expected the images _0000 to _{len(numbers) - 1:04d} of one case, each once, got no "
+            f"_{missing:04d}"
+        )
+    return [f"data.{number}" for number in numbers]

@@ -281,7 +281,7 @@ def serving(
                 ("grpc.so_reuseport", 0),
             ]
         )
-        await register_services(server, gateway, fake.fleet, GatewaySettings()).publish()
+        register_services(server, gateway, fake.fleet, GatewaySettings())
         address = f"127.0.0.1:{port}"
         bound = server.add_secure_port(address, tls) if tls else server.add_insecure_port(address)
         fake.address = f"127.0.0.1:{bound}"

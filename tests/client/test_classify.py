@@ -249,6 +249,7 @@ def test_import_loads_no_engine_and_no_codec() -> None:
 def test_public_names_are_these() -> None:
     assert medserve.client.__all__ == [
         "AsyncClient",
+        "Case",
         "Classification",
         "ClassificationOptions",
         "Client",
@@ -269,6 +270,7 @@ def test_public_names_are_these() -> None:
         "SampleProgress",
         "SamplerKind",
         "Segmentation",
+        "SegmentedFile",
         "Source",
         "TlsConfig",
         "View",

@@ -70,7 +70,7 @@ def test_a_picture_that_no_png_can_hold_is_refused() -> None:
 
 def test_an_array_of_voxels_needs_their_size() -> None:
     voxels = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
-    np.testing.assert_array_equal(np.load(io.BytesIO(read_case(voxels, LIMITS))), voxels)
+    np.testing.assert_array_equal(np.load(io.BytesIO(read_case(voxels, LIMITS)["data"])), voxels)
     with pytest.raises(InvalidRequestError, match="spacing_mm"):
         read_case(voxels, LIMITS, has_spacing=False)
     with pytest.raises(InvalidRequestError, match="array of numbers"):

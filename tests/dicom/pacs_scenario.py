@@ -37,8 +37,8 @@ def raise_loopback() -> None:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, request)
 
 
-def start_archive(folder: Path) -> subprocess.Popen[bytes]:
-    """Start Orthanc with a database in the folder."""
+def start_archive(folder: Path, **changes: Any) -> subprocess.Popen[bytes]:
+    """Start Orthanc with a database in the folder; `changes` win in its configuration."""
     (folder / "forward.lua").write_text(_FORWARD)
     (folder / "orthanc.json").write_text(
         json.dumps(
@@ -55,6 +55,7 @@ def start_archive(folder: Path) -> subprocess.Popen[bytes]:
                 "LuaScripts": [str(folder / "forward.lua")],
                 "Plugins": ["/usr/share/orthanc/plugins"],
                 "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+                **changes,
             }
         )
     )

@@ -48,3 +48,15 @@ def test_a_study_comes_back_with_its_results_once(
     seg = highdicom.seg.segread(tmp_path / "SEG.dcm")
     array = np.asarray(seg.get_volume(combine_segments=True).array)
     assert [(array == label).sum() for label in (1, 2)] == [12, 16]
+
+
+def test_an_archive_sends_to_the_dicomweb_face_finds_and_fetches(
+    namespace: list[str], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [*namespace, sys.executable, "-m", "tests.dicom.pacs_web_scenario", str(tmp_path)],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {"taken": 9, "found": [[1]], "empty": 0, "sent": True}

@@ -22,13 +22,17 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, JPEGExtended12Bit, RTStructureSetStorage
 
 from medserve.dicom.intake import COERCED, NO_ROOM, UNREADABLE, IncomingFile, Intake
+from medserve.dicom.pull import fetch
+from medserve.dicom.send import trusting
 from medserve.dicom.spool import MadeObject, Spool, content_of
 from medserve.dicom.web.app import SCOPE, WebLimits, create_app
 from medserve.dicom.web.parts import Parts
 from medserve.dicom.web.server import WebServer
 from medserve.errors import MedserveError
+from medserve.gateway.core.tls import CertificateFiles
 from medserve.gateway.core.tokens import TokenFile, add_token, new_token
 from medserve.settings import Address
+from tests.client.certificates import HAVE_OPENSSL, self_signed
 from tests.dicom.series import series
 from tests.volume_phantoms import as_bytes
 
@@ -39,14 +43,19 @@ MOST_BYTES = 2**20
 class Face:
     """A web face whose room a test decides on."""
 
-    def __init__(self, folder: Path, tokens: TokenFile | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tokens: TokenFile | None = None,
+        certificates: CertificateFiles | None = None,
+    ) -> None:
         self.spool = Spool(folder / "state")
         self.has_room = True
         self.arrived: list[str] = []
         intake = Intake(self.spool, lambda: self.has_room, self.arrived.append)
-        limits = WebLimits(MOST_BYTES, ("127.0.0.1",))
+        limits = WebLimits(MOST_BYTES, ("127.0.0.1", "localhost"))
         self.server = WebServer(
-            create_app(self.spool, intake, tokens, limits), Address("127.0.0.1", 0)
+            create_app(self.spool, intake, tokens, limits), Address("127.0.0.1", 0), certificates
         )
         self.server.start()
         self.url = f"http://{self.server.address}/dicom-web"
@@ -418,6 +427,28 @@ def test_only_tokens_for_dicom_are_let_in(tmp_path: Path) -> None:
         }
         assert codes == {"pacs": 200, "all": 200, "ward": 403}
         assert face.post(body(series(1)), Authorization="Bearer ms_x_y").status_code == 401
+    finally:
+        face.stop()
+
+
+@pytest.mark.skipif(not HAVE_OPENSSL, reason="makes certificates with openssl")
+def test_over_tls_only_certificates_of_the_authority_are_let_in(tmp_path: Path) -> None:
+    own, sender, other = (self_signed(tmp_path, name) for name in ("node", "sender", "other"))
+    face = Face(tmp_path, certificates=CertificateFiles(*own, client_ca=sender[0]))
+    url = f"https://localhost:{face.server.address.port}/dicom-web"
+    files = series(1)
+    study = dcmread(io.BytesIO(files[0])).StudyInstanceUID
+    try:
+        answer = requests.post(
+            f"{url}/studies", body(files), headers={"Content-Type": KIND}, timeout=30,
+            cert=(str(sender[0]), str(sender[1])), verify=str(own[0]),
+        )  # fmt: skip
+        assert answer.status_code == 200
+        fetched = fetch(url, study, None, tmp_path, tls=trusting(own[0], *sender))
+        assert sorted(each.read_bytes() for each in fetched) == sorted(files)
+        for tls in (trusting(own[0]), trusting(own[0], *other), trusting(), None):
+            with pytest.raises(MedserveError):  # TLS 1.3 tells after the handshake
+                fetch(url, study, None, tmp_path, tls=tls)
     finally:
         face.stop()
 

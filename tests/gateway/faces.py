@@ -10,12 +10,16 @@ import json
 import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
 import numpy as np
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from msgspec import structs
 
+from handlers.request import parse
+from medserve.gateway.core.calls import ModelInfo
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.guard import RequestGuard
 from medserve.gateway.faces.oip import service as oip
@@ -23,13 +27,16 @@ from medserve.gateway.faces.torchserve import inference
 from medserve.gateway.faces.v1 import service as typed
 from medserve.imaging.geometry import Geometry
 from medserve.results.segmentation import Segmentation
+from medserve.spec import InputKind, Task
+from medserve.spec.volumes import NormalisationSpec
 from medserve.tasks.generation import GenerationResult, SampleImage
 from medserve.tasks.result import Doubt, DoubtReason
-from tests.gateway.fake_engine import Request
+from tests.gateway.fake_engine import Request, model
 
 __all__ = [
     "DIGEST",
     "DOUBT",
+    "IMAGES",
     "LABELS",
     "PREFACE",
     "SEGMENTATION",
@@ -38,13 +45,16 @@ __all__ = [
     "drawn",
     "frame",
     "header",
+    "paired",
     "reason",
     "segmented",
     "served",
+    "two_images",
 ]
 
 DIGEST = "sha256:" + 64 * "0"
 LABELS = ("dark", "bright")
+IMAGES = ("t1", "flair")  # of one case of `two_images`
 _HEAD = {"version": "1.0", "archive_digest": DIGEST}
 DOUBT = Doubt(DoubtReason.SIZE, "9 x 9 x 9 mm, in the training data 31 to 43 mm")
 SEGMENTATION = Segmentation(
@@ -135,6 +145,23 @@ def segmented(request: Request) -> bytes:
     if params.get("format") == "dicom-seg":
         content["dicom_seg"] = base64.b64encode(b"dicom" * 2**20).decode()
     return compact(content)
+
+
+def two_images(name: str = "tumour") -> ModelInfo:
+    """A model of volumes that sees two images of one case."""
+    info = model(name, Task.VOLUMES, labels=LABELS)
+    assert info.spec.volume is not None
+    rules = structs.replace(
+        info.spec.volume, channels={each: NormalisationSpec() for each in IMAGES}
+    )
+    kinds = structs.replace(info.spec.input, channels=2, kinds=(InputKind.NIFTI, InputKind.NPY))
+    return replace(info, spec=structs.replace(info.spec, input=kinds, volume=rules))
+
+
+def paired(request: Request) -> bytes:
+    """As that model answers: it reads its inputs as every handler does."""
+    parse(request.inputs, two_images().spec.input, channels=IMAGES)
+    return segmented(request)
 
 
 def drawn(request: Request) -> Sequence[bytes]:

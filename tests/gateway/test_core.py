@@ -6,8 +6,10 @@ import asyncio
 import json
 import time
 from collections.abc import Coroutine, Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import grpc.aio
 import pytest
 
 from medserve.engine.interface import EngineRequest, WorkerLostError
@@ -21,6 +23,7 @@ from medserve.errors import (
     ServerFailedError,
     UnknownModelError,
 )
+from medserve.gateway.core import guard
 from medserve.gateway.core.gateway import (
     Caller,
     EngineCall,
@@ -31,6 +34,8 @@ from medserve.gateway.core.gateway import (
     QueueFullError,
     new_request_id,
 )
+from medserve.gateway.core.guard import RequestGuard
+from medserve.gateway.faces.torchserve import inference
 from medserve.spec import ServingSpec
 from medserve.wire import inference_pb2
 from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
@@ -387,3 +392,93 @@ def test_calls_whose_worker_ended_are_repeated_one_by_one() -> None:
         assert most == 1
 
     run(at_once())
+
+
+# ---- what stands before a gRPC call
+
+
+class _Call:
+    """A gRPC call without gRPC: what its caller sends, and how it was ended."""
+
+    def __init__(self, message: bytes | None) -> None:
+        self._message = message
+        self.ended = ""
+
+    async def read(self) -> bytes:
+        if self._message is None:
+            await asyncio.Event().wait()  # the caller is silent
+        await asyncio.sleep(0)
+        return self._message or b""
+
+    async def abort(self, code: object, text: str, trailing_metadata: object) -> None:
+        self.ended = text
+        raise grpc.aio.AbortError
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    def time_remaining(self) -> None:
+        return None
+
+    def auth_context(self) -> dict[str, object]:
+        return {}
+
+    def peer(self) -> str:
+        return "ipv4:203.0.113.9:40510"
+
+    def set_trailing_metadata(self, metadata: object) -> None:
+        pass
+
+
+def guarded_predict(gateway: Gateway, upload_timeout_s: float = 60.0) -> Any:
+    """Return `Predictions` of TorchServe's contract as the gRPC server would call it."""
+    registered: list[Any] = []
+    server = SimpleNamespace(add_generic_rpc_handlers=lambda given: registered.extend(given))
+    inference.register(gateway, RequestGuard(cast("Any", server), gateway, upload_timeout_s))
+    method = f"/{inference_pb2.DESCRIPTOR.services_by_name['InferenceAPIsService'].full_name}"
+    asked = SimpleNamespace(method=f"{method}/Predictions", invocation_metadata=())
+    return registered[0].service(asked).stream_unary
+
+
+def test_a_call_makes_no_task_but_that_of_the_engine() -> None:
+    async def main() -> int:
+        predict = guarded_predict(fake_gateway(answering()))
+        message = inference_pb2.PredictionsRequest(model_name="tiny", input={"data": b"pixels"})
+        made: list[Any] = []
+
+        def counted(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
+            made.append(work)
+            return asyncio.Task(work, loop=loop, **options)
+
+        asyncio.get_running_loop().set_task_factory(counted)
+        answer = await predict(None, _Call(message.SerializeToString()))
+        assert answer.prediction == _OK
+        return len(made)
+
+    assert run(main()) == 1
+
+
+@pytest.mark.parametrize(
+    ("stops", "upload_timeout_s", "told"),
+    [(True, 60.0, "the server is stopping"), (False, 0.01, "expected the whole request within")],
+)
+def test_a_request_that_does_not_come_is_not_waited_for(
+    stops: bool, upload_timeout_s: float, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "_LOOK_S", 0.01)
+    monkeypatch.setattr(guard, "_SILENCE_BEFORE_THE_END_S", 0.03)
+
+    async def main() -> str:
+        gateway = fake_gateway(answering())
+        silent = _Call(None)
+        calling = asyncio.ensure_future(guarded_predict(gateway, upload_timeout_s)(None, silent))
+        await settled()
+        assert gateway.budget.reserved
+        if stops:
+            gateway.stopping.set()
+        with pytest.raises(grpc.aio.AbortError):
+            await calling
+        assert not gateway.budget.reserved
+        return silent.ended
+
+    assert told in run(main())

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from google.protobuf import descriptor_pool, json_format, message_factory
 
 from medserve import errors
+from medserve.cli.dicom import dicom
+from medserve.gateway import http
 from medserve.wire import inference_pb2
 from medserve.wire.v1 import imaging_pb2
 from tests.pages import blocks
@@ -74,3 +77,19 @@ def test_the_reference_names_every_call_and_every_code() -> None:
         error: Any = getattr(errors, name)
         if hasattr(error, "code") and name not in local:
             assert f"`{error.code}` | `{name}`" in text
+
+
+def test_the_pages_say_within_what_time_a_renewed_certificate_counts() -> None:
+    for page in ("gateway.md", "docker.md"):
+        text = (ROOT / "docs/run" / page).read_text(encoding="utf-8")
+        assert f"within {http._LOOK_AT_CERTIFICATES_S:g} s over HTTPS" in text
+
+
+def test_what_is_kept_of_a_caller_names_the_settings_of_the_node() -> None:
+    text = (ROOT / "docs/run/operations.md").read_text(encoding="utf-8")
+    group: Any = typer.main.get_command(dicom)
+    options = {each.opts[0]: each.default for each in group.commands["serve"].params}
+    hours = (options["--keep-hours"], options["--held-hours"])
+    assert (*hours, options["--remember-days"]) == (24, 24 * 14, 365)
+    for name in ("--state", "--keep-hours", "--held-hours", "--remember-days"):
+        assert f"`{name}`" in text

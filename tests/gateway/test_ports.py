@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -128,6 +130,13 @@ def test_a_refused_callers_request_is_not_even_read(
         assert value("medserve_gateway_reserved_bytes") == 0
 
 
+def said_by_openssl(certificate: Path) -> float:
+    """When a certificate ends, by other code than ours."""
+    command = ["openssl", "x509", "-noout", "-enddate", "-in", str(certificate)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(ssl.cert_time_to_seconds(printed.partition("=")[2].strip()))
+
+
 @needs_openssl
 def test_a_renewed_certificate_counts_for_the_next_connection(
     tiny_store: Path, fake: FakeEngine, tmp_path: Path
@@ -136,6 +145,9 @@ def test_a_renewed_certificate_counts_for_the_next_connection(
     settings = quick_settings(tiny_store, tls_cert=chain, tls_key=key)
     with running_gateway(settings, fake) as gateway:
         first = chain.read_bytes()
+        ends = gateway.gateway.metrics.registry.get_sample_value
+        metric = "medserve_gateway_certificate_expires_seconds"
+        assert ends(metric) == said_by_openssl(chain)
         with channel_to(gateway, root_certificates=first) as channel:
             assert predict(channel)
             renewed, new_key = self_signed(tmp_path, "second")
@@ -147,6 +159,7 @@ def test_a_renewed_certificate_counts_for_the_next_connection(
         with channel_to(gateway, root_certificates=first) as channel:
             assert refusal(channel) is grpc.StatusCode.UNAVAILABLE
         chain.write_text("half a certificate")
+        assert math.isnan(ends(metric) or 0.0)
         with channel_to(gateway, root_certificates=first) as channel:
             assert refusal(channel) is grpc.StatusCode.UNAVAILABLE
 

@@ -14,7 +14,7 @@ import pytest
 from medserve.errors import ConfigError
 from medserve.gateway.core import tokens
 from medserve.gateway.core.calls import Caller
-from medserve.gateway.core.tokens import TokenFile, add_token, new_token
+from medserve.gateway.core.tokens import TokenFile, add_token, new_token, read_entries
 
 
 @pytest.fixture
@@ -133,3 +133,16 @@ def test_a_file_that_is_wrong_at_the_start_is_told_without_its_secrets(
     with pytest.raises(ConfigError, match="tokens file") as caught:
         TokenFile(file)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_a_file_that_the_gateways_user_may_read_stays_so(file: Path, mode: int) -> None:
+    give(file)
+    file.chmod(mode)
+    before = file.stat()
+    give(file, "ward-8")
+    after = file.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (
+        before.st_mode, before.st_uid, before.st_gid,
+    )  # fmt: skip
+    assert len(read_entries(file)) == 2

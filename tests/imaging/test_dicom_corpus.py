@@ -151,7 +151,9 @@ def table() -> str:
             continue
         try:
             dicom_pixels.check_syntax(syntax)
-            answer = "yes, of 8 bits" if syntax == JPEGExtended12Bit else "yes"
+            answer = (
+                "yes; of 12 bits with the extra `jpeg12`" if syntax == JPEGExtended12Bit else "yes"
+            )
         except InvalidImageError:
             answer = "no"
         rows.append(f"| {syntax.name} | `{syntax}` | {answer} |")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence as Several
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from pydicom.uid import (
 )
 
 from medserve.errors import InvalidImageError, PayloadTooLargeError
-from medserve.imaging.codecs import dicom, dicom_file
+from medserve.imaging.codecs import dicom, dicom_file, dicom_pixels
 from medserve.imaging.codecs.dicom_pixels import Values, values_of
 from medserve.spec import InputKind, InputSpec
 from tests.phantoms import PATIENT, dicom_bytes, dicom_dataset, disc, raster_bytes, saved, wedge
@@ -232,12 +233,27 @@ def test_a_jpeg_of_bytes_is_read_whatever_the_header_allocates() -> None:
     np.testing.assert_allclose(found, disc() / 255, atol=0.1)
 
 
-def test_a_jpeg_of_12_bits_is_refused_by_its_name() -> None:
+def test_a_jpeg_of_12_bits_is_read_where_its_decoder_is_installed() -> None:
+    imagecodecs = pytest.importorskip("imagecodecs", reason="needs the jpeg12 extra")
+    plane = (np.add.outer(np.arange(48), np.arange(56)) * 39).astype(np.uint16)
+    frame = imagecodecs.jpeg8_encode(plane, level=98, bitspersample=12)
+    header = {"Rows": 48, "Columns": 56, "BitsAllocated": 16, "BitsStored": 12, "HighBit": 11}
+    dataset = jpeg(frame, JPEGExtended12Bit, **header)
+    np.testing.assert_allclose(dicom_pixels.decoded(dataset, 0).astype(int), plane, atol=8)
+    dataset.PixelData = encapsulate([frame[: len(frame) // 3]])
+    with pytest.raises(InvalidImageError, match="damaged or cut short"):
+        dicom_pixels.decoded(dataset, 0)
+
+
+def test_a_jpeg_of_12_bits_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
     frame = bytearray(raster_bytes(disc(), "JPEG"))
     at = frame.index(b"\xff\xc0")
     frame[at : at + 2], frame[at + 4] = b"\xff\xc1", 12
     header = {"BitsAllocated": 16, "BitsStored": 12, "HighBit": 11}
-    with pytest.raises(InvalidImageError, match=r"JPEG Extended .* with 12 bits.*dcmdjpeg"):
+    with pytest.raises(
+        InvalidImageError, match=r"JPEG Extended .* with 12 bits.*imagecodecs.*dcmdjpeg"
+    ):
         shown(jpeg(bytes(frame), JPEGExtended12Bit, **header))
 
 

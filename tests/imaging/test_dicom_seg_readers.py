@@ -289,9 +289,8 @@ def test_lists_of_series_tell_what_it_is() -> None:
 def test_a_series_of_two_patients_is_refused_without_quoting_them(keyword: str) -> None:
     slices = dicom_slices(VOLUME)
     setattr(slices[3], keyword, "1.2.3")
-    source = dicom_series.decode(zipped([as_bytes(each) for each in slices]))
     with pytest.raises(InvalidImageError, match=f"one patient.*2 values of {keyword}") as raised:
-        _of_volume(source)
+        _of_volume(dicom_series.decode(zipped([as_bytes(each) for each in slices])))
     assert "Secret" not in str(raised.value)
 
 

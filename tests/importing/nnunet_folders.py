@@ -46,6 +46,7 @@ class TrainedCase:
         transpose: As in the plans.
         is_oblique: Whether the volume's grid is.
         rim: Voxels of 0 around the image.
+        features: Of each stage of the network.
     """
 
     shape: tuple[int, int, int]
@@ -64,6 +65,7 @@ class TrainedCase:
     transpose: Sequence[int] = (0, 1, 2)
     is_oblique: bool = False
     rim: int = 0
+    features: Sequence[int] = (6, 12, 16)
 
 
 CASES: Mapping[str, TrainedCase] = {
@@ -175,16 +177,18 @@ def _dataset(case: TrainedCase) -> dict[str, Any]:
 
 def _plans(case: TrainedCase, configuration: str) -> dict[str, Any]:
     dimensions = len(case.patch)
-    strides = [[1] * dimensions, [1 if side < 16 else 2 for side in case.patch], [2] * dimensions]
+    stages = len(case.features)
+    strides = [[1] * dimensions, [1 if side < 16 else 2 for side in case.patch]]
+    strides += [[2] * dimensions] * (stages - 2)
     depth = "n_blocks_per_stage" if case.residual else "n_conv_per_stage"
     arguments = {
-        "n_stages": 3,
-        "features_per_stage": [6, 12, 16],
+        "n_stages": stages,
+        "features_per_stage": list(case.features),
         "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
-        "kernel_sizes": [[3] * dimensions] * 3,
+        "kernel_sizes": [[3] * dimensions] * stages,
         "strides": strides,
-        depth: [1, 1, 1],
-        "n_conv_per_stage_decoder": [1, 1],
+        depth: [1] * stages,
+        "n_conv_per_stage_decoder": [1] * (stages - 1),
         "conv_bias": True,
         "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
         "norm_op_kwargs": {"eps": 1e-05, "affine": True},

@@ -70,6 +70,17 @@ def test_a_described_network_becomes_an_archive_that_answers(
     assert medserve("inspect", archive).code == 0
 
 
+@pytest.mark.process
+def test_the_memory_of_a_network_is_told_from_a_large_process_too(network: Path) -> None:
+    from medserve.importing.measure import network_bytes
+    from medserve.spec import EngineName
+
+    held = np.ones(400 * 2**20, dtype=np.uint8)  # more than the small process ever takes
+    found = network_bytes(network, EngineName.ONNXRUNTIME, (1, 1, 128, 128, 128))
+    assert found >= 3 * 128**3 * 4  # three labels in float32
+    del held
+
+
 def test_the_description_that_init_prints_is_a_good_one(tmp_path: Path, medserve: Any) -> None:
     (tmp_path / "spec.yaml").write_text(medserve("init", "--task", "volumes").out)
     run = medserve("spec", "check", tmp_path / "spec.yaml")

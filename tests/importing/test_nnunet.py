@@ -18,6 +18,7 @@ from medserve.errors import ConfigError
 from medserve.imaging.codecs import nifti
 from medserve.importing.nnunet import read_folder
 from medserve.importing.source import Source
+from medserve.inference.components import largest_union
 from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.spec import ModelSpec
 from tests.importing.nnunet_folders import CASES, write_case, write_folder
@@ -168,6 +169,63 @@ def test_what_cannot_be_served_alike_is_refused_by_name(copy: Path, problem: str
     change(copy)
     with pytest.raises(ConfigError, match=told):
         read_folder(copy, "liver")
+
+
+def _found(tmp_path: Path, *values: object, **changes: object) -> Path:
+    """Write a file as nnUNetv2_find_best_configuration does."""
+    content: dict[str, object] = {
+        "postprocessing_fns": ["remove_all_but_largest_component_from_segmentation"] * len(values),
+        "postprocessing_kwargs": [{"labels_or_regions": each} for each in values],
+    }
+    path = tmp_path / "postprocessing.json"
+    path.write_text(json.dumps(content | changes))
+    return path
+
+
+def test_the_postprocessing_that_was_found_is_applied(folder: Path, tmp_path: Path) -> None:
+    path = _found(tmp_path, [1, 2], 2)
+    source = read_folder(folder, "liver", postprocessing=path)
+    spec = ModelSpec.from_mapping(source.config("1.0", "openvino"))
+    assert spec.volume is not None
+    assert spec.volume.largest_component
+    assert spec.volume.largest_of == (("liver", "tumour"), ("tumour",))
+    nothing = read_folder(folder, "liver", postprocessing=_found(tmp_path))
+    assert "largest_component" not in nothing.volume
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda path: _found(path, 3), "labels from 1 to 2"),
+        (lambda path: _found(path, []), "labels from 1 to 2"),
+        (lambda path: _found(path, "1"), "labels from 1 to 2"),
+        (lambda path: _found(path, 1, postprocessing_fns=["os.system"]), "os.system"),
+        (lambda path: _found(path, 1, postprocessing_kwargs=[]), "lists of one length"),
+        (lambda path: _found(path).rename(path / "postprocessing.pkl"), "would run code"),
+    ],
+)
+def test_postprocessing_that_cannot_be_applied_is_refused(
+    folder: Path, tmp_path: Path, change: Callable[[Path], Path], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        read_folder(folder, "liver", postprocessing=change(tmp_path))
+
+
+@pytest.mark.cpu
+def test_the_largest_piece_is_that_of_nnunets_own_function() -> None:
+    reason = "nnunetv2 is not installed; .ci/run installs it"
+    theirs = pytest.importorskip(
+        "nnunetv2.postprocessing.remove_connected_components", reason=reason
+    )
+    random = np.random.default_rng(4)
+    mask = random.choice(4, (20, 18, 16), p=(0.9, 0.04, 0.03, 0.03)).astype(np.uint8)
+    mask[2:5, 3:6, 4:7], mask[10:14, 9:12, 8:11], mask[14:16, 9:12, 8:11] = 1, 2, 3
+    expected = mask
+    for group in ([1, 2, 3], [2, 3], 1):
+        expected = theirs.remove_all_but_largest_component_from_segmentation(expected, group)
+    found = largest_union(mask, [(1, 2, 3), (2, 3), (1,)])
+    np.testing.assert_array_equal(found, expected)
+    assert 0 < (found > 0).sum() < (mask > 0).sum()
 
 
 def test_a_missing_fold_and_another_configuration_are_named(folder: Path) -> None:

@@ -9,6 +9,7 @@ from medserve.inference.components import (
     drop_specks,
     fill_holes,
     largest_component,
+    largest_union,
 )
 
 SHAPE = (12, 10, 8)
@@ -29,6 +30,18 @@ def test_of_each_label_only_the_largest_piece_stays() -> None:
     kept = largest_component(mask)
     assert np.bincount(kept.ravel()).tolist()[1:] == [27, 16]
     assert (kept[kept > 0] == mask[kept > 0]).all()
+    np.testing.assert_array_equal(mask, before)
+
+
+def test_of_a_union_only_the_largest_piece_stays_group_after_group() -> None:
+    mask = _two_labels_in_pieces()
+    mask[1:4, 1:4, 4] = 2  # 9, touching the 27 of label 1
+    before = mask.copy()
+    kept = largest_union(mask, [(1, 2)])
+    assert np.bincount(kept.ravel()).tolist()[1:] == [27, 9]
+    kept = largest_union(mask, [(2,), (1, 2)])  # the 16 of label 2 first, then the 27 of label 1
+    assert np.bincount(kept.ravel()).tolist()[1:] == [27]
+    np.testing.assert_array_equal(largest_union(mask, [(1,), (2,)]), largest_component(mask))
     np.testing.assert_array_equal(mask, before)
 
 

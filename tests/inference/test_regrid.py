@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medserve.imaging.geometry import Geometry
-from medserve.inference.regrid import FixedGrid, SplineGrid
+from medserve.inference.regrid import CentreGrid, FixedGrid, SplineGrid
 from medserve.spec.volumes import ResamplingKind, ResamplingSpec, ThickSlices
+from tests.volume_phantoms import oblique
 
 _SPLINE = ResamplingSpec(ResamplingKind.SPLINE)
 _sides = st.tuples(*[st.integers(3, 9)] * 3)
@@ -95,3 +96,46 @@ def test_a_fixed_size_is_reached_from_any_shape_and_left_again(order: int) -> No
     image = np.ones(region.shape, dtype=np.float32)
     assert grid.image(image, region).shape == (8, 8, 8)
     np.testing.assert_allclose(grid.scores(grid.image(image, region), region), image, rtol=1e-6)
+
+
+_centres = ResamplingSpec(ResamplingKind.CENTRES, order=1)
+_shears = st.sampled_from([0.0, 1e-9, 1e-7, 0.2])  # none, below and above MONAI's limit, a tilt
+
+
+@pytest.mark.cpu
+@pytest.mark.filterwarnings("ignore")  # MONAI's own
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=_sides, old=_spacings, new=_spacings, shear=_shears, is_oblique=st.booleans(),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_centres_are_those_of_monais_spacing_and_of_its_inverse(
+    shape: tuple[int, int, int],
+    old: tuple[float, float, float],
+    new: tuple[float, float, float],
+    shear: float,
+    is_oblique: bool,
+    seed: int,
+) -> None:
+    torch = pytest.importorskip("torch")
+    data = pytest.importorskip("monai.data.meta_tensor", reason="needs the import extra")
+    transforms = pytest.importorskip("monai.transforms", reason="needs the import extra")
+    region = oblique(shape, old) if is_oblique else Geometry.from_spacing(shape, old)
+    affine = region.affine.copy()
+    affine[1, 2] += shear
+    region = Geometry(shape, affine)
+    image = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    spacing = transforms.Spacing(pixdim=new, mode="bilinear")
+    there = spacing(data.MetaTensor(torch.from_numpy(image[None]), affine=affine))
+    grid = CentreGrid(_centres, new)
+    found = grid.image(image, region)
+    assert found.shape == grid.shape(region) == tuple(there.shape[1:])
+    np.testing.assert_allclose(found, there[0].numpy(), atol=1e-4)
+    back = spacing.inverse(there)[0].numpy()
+    np.testing.assert_allclose(grid.scores(found, region), back, atol=1e-4)
+
+
+def test_a_spacing_that_is_kept_changes_nothing() -> None:
+    region = Geometry.from_spacing((5, 4, 3), (1.0, 1.0005, 2.0))
+    image = np.random.default_rng(0).normal(size=region.shape).astype(np.float32)
+    np.testing.assert_array_equal(CentreGrid(_centres, (1.0, 1.0, 0.0)).image(image, region), image)

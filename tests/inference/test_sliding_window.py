@@ -20,11 +20,12 @@ from medserve.inference.sliding_window import (
     Predict,
     SlidingWindow,
     WorkLimits,
+    cut,
     labels,
     scores,
     until,
 )
-from medserve.spec.volumes import BlendingSpec, Placement, Sums, WindowWeights
+from medserve.spec.volumes import BlendingSpec, Padding, Placement, Sums, WindowWeights
 
 _NNUNET = BlendingSpec(WindowWeights.PEAK, Placement.EVEN, Sums.F16)
 _Array = npt.NDArray[np.float32]
@@ -260,3 +261,18 @@ def test_scores_too_large_for_sixteen_bits_are_told() -> None:
         np.errstate(over="ignore", invalid="ignore"),
     ):
         scores(np.ones((1, 8, 8, 8), np.float32), lambda x: 1e5 * x, window, 1)
+
+
+@given(st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 9)] * 3))
+def test_edges_are_repeated_where_a_volume_is_smaller_than_a_window(
+    shape: tuple[int, int, int], size: tuple[int, int, int]
+) -> None:
+    image = np.random.default_rng(0).random((2, *shape), dtype=np.float32)
+    window = SlidingWindow(size, blending=BlendingSpec(padding=Padding.EDGE))
+    missing = [max(0, side - has) for side, has in zip(size, shape, strict=True)]
+    widths = [(0, 0), *((each // 2, each - each // 2) for each in missing)]
+    padded = np.pad(image, widths, mode="edge")
+    found = np.zeros((2, *size), np.float32)
+    cut(image, window.starts(shape)[0], window, found)
+    i, j, k = size
+    np.testing.assert_array_equal(found, padded[:, :i, :j, :k])

@@ -202,6 +202,19 @@ def test_only_the_largest_piece_stays_and_its_holes_are_filled_on_request() -> N
     assert found(True, True) == 8**3
 
 
+def test_the_largest_piece_is_that_of_the_groups_of_labels_that_the_model_names() -> None:
+    geometry = oblique((32, 16, 16), (1.0, 1.0, 1.0))
+    array = np.zeros(geometry.shape, dtype=np.float32)
+    array[4:12, 4:12, 4:12] = 1.0
+    array[26:28, 4:6, 4:6] = 1.0
+    own = pipeline(largest_of=[[pipeline().spec.labels[1]]])
+    options = VolumeSettings(largest_component=True)
+    found = own.segment(own.prepare(Volume(array, geometry)), half, options).segmentation.mask
+    assert np.count_nonzero(found) == 8**3
+    with pytest.raises(ConfigError, match="'spleen' is no label"):
+        pipeline(largest_of=[["spleen"]])
+
+
 def test_a_volume_of_one_value_has_no_structure() -> None:
     volume = Volume(np.full((20, 20, 20), 7, dtype=np.int16), oblique((20, 20, 20)))
     own = pipeline(roi={"kind": "otsu"})

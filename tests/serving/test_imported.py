@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
+from medserve.client import Client
 from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.errors import InvalidImageError, InvalidRequestError
+from medserve.gateway.server import GatewayServer
 from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
@@ -32,8 +35,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def address(trained: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a gateway before a TorchServe that serves two imported models."""
+def imported(
+    trained: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GatewayServer]:
+    """A gateway before a TorchServe that serves two imported models."""
     from typer.testing import CliRunner
 
     from medserve.cli.importing import import_
@@ -48,9 +53,14 @@ def address(trained: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
         assert (store / f"{model}-1.0.report.html").is_file()
     with (
         Server(ServerConfig(store=store)) as server,
-        running_gateway(settings_for(server, canary_timeout_s=30.0)) as gateway,
+        running_gateway(settings_for(server, page=True, canary_timeout_s=30.0)) as gateway,
     ):
-        yield gateway.addresses.grpc
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def address(imported: GatewayServer) -> str:
+    return imported.addresses.grpc
 
 
 def test_an_imported_model_answers_the_command_as_its_own_tool_would(
@@ -85,6 +95,29 @@ def test_several_images_of_one_case_travel_by_name_by_number_or_in_one_file(
     ):
         mask = nifti.decode(_asked(address, data)).array
         assert np.mean(mask == expected) >= _AGREEMENT
+
+
+def test_several_images_travel_through_client_command_and_rest(
+    imported: GatewayServer, trained: dict[str, Path], tmp_path: Path, medserve: Any
+) -> None:
+    files = write_case(tmp_path / "case", CASES[_TWO])
+    expected = own_mask(read_folder(trained[_TWO], "tumour"), files)
+    address, out = imported.addresses.grpc, tmp_path / "out"
+    run = medserve("predict", "tumour", tmp_path / "case", "--out", out, "--address", address)
+    assert run.code == 0, run.err
+    found = [(out / "case_mask.nii.gz").read_bytes()]
+    with Client(address, timeout_s=120) as client:
+        [names] = {each.channels for each in client.models() if each.name == "tumour"}
+        assert names == ("T1", "T2")
+        found.append(client.segment("tumour", {"T2": files[1], "T1": files[0]}).mask_nifti)
+    url = f"{imported.addresses.page_url}v1/models/tumour/segment"
+    form = [("files", (path.name, path.read_bytes())) for path in reversed(files)]
+    found.append(httpx.post(url, files=form, timeout=120).content)
+    for mask in found:
+        assert np.mean(nifti.decode(mask).array == expected) >= _AGREEMENT
+    lacking = httpx.post(url, files=[("data.T1", ("a", files[0].read_bytes()))], timeout=120)
+    assert lacking.status_code == 400
+    assert "got no data.T2" in lacking.json()["error"]["message"]
 
 
 def test_images_of_other_grids_or_missing_ones_are_refused(address: str, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 from medserve.gateway.faces.page import create_app
 from medserve.gateway.settings import GatewaySettings
 from medserve.spec import Task
+from tests.gateway.faces import two_images
 from tests.gateway.fake_engine import FakeEngine, Request, model
 from tests.web.visiting import LABELS, answers, gateway
 
@@ -65,6 +66,7 @@ class FakePage:
             model("organs", Task.VOLUMES, labels=LABELS),
             model("sampler", Task.GENERATION, labels=("t1", "t2")),
             model("shades", labels=LABELS),
+            two_images(),
         )
         app = create_app(gateway(self.engine, models), GatewaySettings())
         config = uvicorn.Config(app, log_level="error", lifespan="on")

@@ -18,7 +18,7 @@ from medserve.errors import InvalidImageError, PayloadTooLargeError, ServerFaile
 from medserve.gateway.core.gateway import Gateway, Limits
 from medserve.imaging.codecs import nifti
 from medserve.spec import InputKind, Task
-from tests.gateway.faces import SEGMENTATION, drawn
+from tests.gateway.faces import SEGMENTATION, drawn, paired, two_images
 from tests.gateway.fake_engine import FakeEngine, Request, model
 from tests.tiny_volume_room import phantom
 from tests.volume_phantoms import as_bytes, dicom_slices, oblique
@@ -293,3 +293,35 @@ def test_a_stream_that_breaks_ends_with_the_reason() -> None:
             assert (await client.post("/samples", json={"model": "sampler"})).status_code == 500
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "status", "keys"),
+    [
+        ((0, 1), 200, {"data.t1": NIFTI, "data.flair": b"second"}),
+        ((0,), 200, {"data": NIFTI}),
+        ((1, 2), 400, None),
+    ],
+)
+def test_files_of_several_images_are_channels_by_their_numbers(
+    numbers: tuple[int, ...], status: int, keys: dict[str, bytes] | None
+) -> None:
+    engine = FakeEngine(paired)
+    files = dict(zip(("a_0000.nii.gz", "a_0001.nii.gz"), (NIFTI, b"second"), strict=True))
+
+    async def run() -> None:
+        async with visiting(gateway(engine, models=[two_images()])) as (_, [client]):
+            job = await begin(client, "segment", "tumour")
+            some = dict(list(files.items())[: len(numbers)])
+            sent = pack(some, numbers[0])
+            await client.post(f"{job}/volume", content=sent, headers=PACK)
+            answer = await client.post(f"{job}/segmentation", json={})
+            assert answer.status_code == status, answer.text
+            if status == 200:
+                assert (await client.get(f"{job}/volume")).content == NIFTI
+            else:
+                assert "each of t1, flair" in answer.text
+
+    asyncio.run(run())
+    found = [{k: v for k, v in each.inputs.items() if k != "params"} for each in engine.requests]
+    assert found == ([] if keys is None else [keys])

@@ -25,7 +25,7 @@ from medserve.gateway.faces.page.protection import Protection
 from medserve.gateway.faces.page.uploads import CONTENT_TYPE
 from medserve.gateway.settings import GatewaySettings
 from medserve.spec import Task
-from tests.gateway.faces import DIGEST, drawn, segmented
+from tests.gateway.faces import DIGEST, drawn, paired, segmented
 from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
 
 __all__ = [
@@ -64,6 +64,8 @@ def answers(request: Request) -> bytes | Sequence[bytes]:
         case "organs" | "bones":
             bare = json.loads(request.inputs.get("params", b"{}")).get("output") == "mask"
             return b"the mask as dicom-seg" if bare else segmented(request)
+        case "tumour":
+            return paired(request)
         case "sampler":
             return drawn(request)
     count = sum(key.startswith("data.") for key in request.inputs)

@@ -15,9 +15,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from medserve.cli.show.console import shown
+from medserve.client import Case as Images
 from medserve.errors import ConfigError
 from medserve.imaging.codecs.dicom_file import is_dicom, is_directory
 from medserve.results.sorted_folders import csv_cell, csv_path
+from medserve.tasks.volumes import case_and_number
 
 __all__ = [
     "STDIN",
@@ -28,6 +30,8 @@ __all__ = [
     "find_files",
     "find_frame_cases",
     "free_name",
+    "images",
+    "named_case",
     "replace_file",
     "walk",
     "write_csv",
@@ -55,7 +59,7 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
         elif path == STDIN or path.exists():
             found.append(path)
         else:
-            raise ConfigError(f"expected an existing file or folder, got {shown(str(path))}")
+            raise _no_path(path)
     return found
 
 
@@ -94,19 +98,47 @@ def _is_ours(path: Path, root: Path) -> bool:
 
 @dataclass(frozen=True)
 class Case:
-    """One file or series to send.
+    """One file or series to send, or one for each channel of a model.
 
     Attributes:
-        path: A file, `-` for standard input, or the folder of a DICOM series.
+        path: A file, `-` for standard input, or the folder of a DICOM series; of several files the
+            first.
         stem: What its answers are called; no two cases of a call share one.
+        channels: Several files: named by nnU-Net's rule, or by the names of the channels.
     """
 
     path: Path
     stem: str
+    channels: tuple[Path, ...] | Mapping[str, Path] = ()
 
 
-def find_cases(paths: Iterable[Path]) -> list[Case]:
+def named_case(inputs: Iterable[str], channels: Sequence[str]) -> Case:
+    """Return the case whose files are given as CHANNEL=FILE.
+
+    Raises:
+        ConfigError: the model sees one image, a channel is missing or unknown, or a path does not
+            exist.
+    """
+    if not channels:
+        raise ConfigError("--input: this model sees a single image; give its file as PATH")
+    pairs = [each.partition("=")[::2] for each in inputs]
+    files = {name: Path(path) for name, path in pairs}
+    if sorted(name for name, _ in pairs) != sorted(channels):
+        raise ConfigError(
+            f"--input: expected {' '.join(f'{name}=FILE' for name in channels)}, each once, got "
+            f"{shown(' '.join(name for name, _ in pairs))}"
+        )
+    for path in files.values():
+        _require(path)
+    first = files[channels[0]]
+    return Case(first, _stem(first), {name: files[name] for name in channels})
+
+
+def find_cases(paths: Iterable[Path], channels: Sequence[str] = ()) -> list[Case]:
     """Named files as they are; folders with DICOM files are one case, others are walked.
+
+    Of a model with channels, files of one folder that are called `NAME_0000`, `NAME_0001` and so
+    on are one case.
 
     Raises:
         ConfigError: a path does not exist.
@@ -118,8 +150,32 @@ def find_cases(paths: Iterable[Path]) -> list[Case]:
         elif path.is_dir():
             found += _in_folder(path)
         else:
-            raise ConfigError(f"expected an existing file or folder, got {shown(str(path))}")
-    return _named(found)
+            raise _no_path(path)
+    return _grouped(found) if channels else _named(found)
+
+
+def _require(path: Path) -> None:
+    if not path.exists():
+        raise _no_path(path)
+
+
+def _no_path(path: Path) -> ConfigError:
+    return ConfigError(f"expected an existing file or folder, got {shown(str(path))}")
+
+
+def _grouped(found: Iterable[Path]) -> list[Case]:
+    """Cases of several files by the numbers behind their names, other files as they are."""
+    groups: dict[tuple[Path, str], list[Path]] = {}
+    for path in found:
+        read = case_and_number(path.name)
+        groups.setdefault((path.parent, read[0] if read else path.name), []).append(path)
+    several = {files[0]: (name, files) for (_, name), files in groups.items() if len(files) > 1}
+    taken: set[str] = set()
+    cases = []
+    for path in (files[0] for files in groups.values()):
+        name, files = several.get(path, (_stem(path), []))
+        cases.append(Case(path, free_name(name, taken), tuple(files)))
+    return cases
 
 
 def find_frame_cases(paths: Iterable[Path]) -> list[Case]:
@@ -263,6 +319,12 @@ def contents(paths: Iterable[Path]) -> Iterator[bytes | Path]:
     """The paths to send; the bytes in the place of `-`."""
     for path in paths:
         yield sys.stdin.buffer.read() if path == STDIN else path
+
+
+def images(cases: Iterable[Case]) -> Iterator[Images]:
+    """The files of each case to send; the bytes in the place of `-`."""
+    for case in cases:
+        yield case.channels or next(contents([case.path]))
 
 
 @contextmanager

@@ -52,7 +52,7 @@ _JSON = "application/dicom+json"
 _MISMATCHED_STUDY, _CLASS, _SYNTAX = 0x0110, 0x0122, 0xC122  # PS3.18 annex I, table I.2-2
 _RETRY_AFTER_S = 30
 _LEVELS = (Level.STUDY, Level.SERIES, Level.INSTANCE)
-_ROOTS = {"studies": Level.STUDY, "series": Level.SERIES, "instances": Level.INSTANCE}
+_NAMES = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
 _PREFIX = "/dicom-web"
 
 
@@ -92,25 +92,14 @@ def create_app(
     one = "/studies/{study}"
     series = f"{one}/series/{{series}}"
     instance = f"{series}/instances/{{sop_uid}}"
-    routes = [
-        Route("/studies", web.guarded(web.store), methods=["POST"]),
-        Route(one, web.guarded(web.store), methods=["POST"]),
-        *(
-            Route(f"{prefix}/{kind}", web.guarded(partial(web.search, level)), methods=["GET"])
-            for prefix, kinds in (
-                ("", ("studies", "series", "instances")),
-                (one, ("series", "instances")),
-                (series, ("instances",)),
-            )
-            for kind in kinds
-            for level in (_ROOTS[kind],)
-        ),
-        *(
-            Route(f"{path}{suffix}", web.guarded(handler), methods=["GET"])
-            for path in (one, series, instance)
-            for suffix, handler in (("", web.retrieve), ("/metadata", web.metadata))
-        ),
-    ]
+    routes = [Route(path, web.guarded(web.store), methods=["POST"]) for path in ("/studies", one)]
+    for prefix, levels in (("", _LEVELS), (one, _LEVELS[1:]), (series, _LEVELS[2:])):
+        for level in levels:
+            find = web.guarded(partial(web.search, level))
+            routes.append(Route(f"{prefix}/{_NAMES[level]}", find, methods=["GET"]))
+    for path in (one, series, instance):
+        routes.append(Route(path, web.guarded(web.retrieve), methods=["GET"]))
+        routes.append(Route(f"{path}/metadata", web.guarded(web.metadata), methods=["GET"]))
     return Starlette(
         routes=[Mount(_PREFIX, routes=routes)],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(limits.hosts))],

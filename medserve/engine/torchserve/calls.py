@@ -67,6 +67,7 @@ class TorchServeEngine:
         tokens = read_tokens(access.key_file) if access.key_file else None
         self._access = access
         self._drained = False
+        self._reached = False  # it has answered something
         self._inference_metadata = _bearer(tokens, "inference")
         self._management_metadata = _bearer(tokens, "management")
         self._channels = (_open(access, access.inference), _open(access, access.management))
@@ -86,7 +87,19 @@ class TorchServeEngine:
     # ---- requests
 
     async def call(self, request: EngineRequest, timeout_s: float) -> bytes:
-        """Return one answer, the bytes that the handler returned."""
+        """Return one answer, the bytes that the handler returned.
+
+        An engine that answered before and is gone is waited for until the request's deadline, and
+        asked once more when it is back; a request without a deadline fails at once.
+        """
+        try:
+            return await self._call_once(request, timeout_s)
+        except ServerUnreachableError:
+            if not await self._comes_back(request):
+                raise
+        return await self._call_once(request, timeout_s)
+
+    async def _call_once(self, request: EngineRequest, timeout_s: float) -> bytes:
         self._require_open()
         message = prediction_message(request, stream=False)
         try:
@@ -97,16 +110,44 @@ class TorchServeEngine:
             raise engine_failure(error) from error
         except asyncio.CancelledError:
             raise self._cut_off() from None
+        self._reached = True
         prediction: bytes = answer.prediction
         return prediction
 
+    async def _comes_back(self, request: EngineRequest) -> bool:
+        """Wait until somebody listens where the engine was; False at the request's deadline."""
+        if request.deadline is None or self._drained or not self._reached:
+            return False
+        try:
+            async with asyncio.timeout(request.deadline - time.monotonic()):
+                await self._channels[0].channel_ready()
+        except (TimeoutError, grpc.aio.UsageError):  # the channel was closed meanwhile
+            return False
+        return True
+
     async def stream(self, request: EngineRequest, timeout_s: float) -> AsyncGenerator[bytes, None]:
-        """Yield the parts of an answer as soon as they exist."""
+        """Yield the parts of an answer as soon as they exist; wait for an engine as `call` does."""
+        began = False
+        try:
+            async for part in self._stream_once(request, timeout_s):
+                began = True
+                yield part
+            return
+        except ServerUnreachableError:
+            if began or not await self._comes_back(request):
+                raise
+        async for part in self._stream_once(request, timeout_s):
+            yield part
+
+    async def _stream_once(
+        self, request: EngineRequest, timeout_s: float
+    ) -> AsyncGenerator[bytes, None]:
         self._require_open()
         message = prediction_message(request, stream=True)
         call = self._stream(message, timeout=timeout_s, metadata=self._inference_metadata)
         try:
             async for answer in call:
+                self._reached = True
                 yield answer.prediction
         except grpc.RpcError as error:
             raise engine_failure(error) from error
@@ -227,6 +268,7 @@ class TorchServeEngine:
             )
         except grpc.RpcError as error:
             raise engine_failure(error) from error
+        self._reached = True
         return str(answer.msg)
 
     def _require_open(self) -> None:

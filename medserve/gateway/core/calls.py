@@ -131,9 +131,19 @@ class ModelInfo:
         return self.spec.labels
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the images that make one case, in the model's order; empty for one file."""
+        return () if self.spec.volume is None else tuple(self.spec.volume.channels)
+
+    @property
     def input_kinds(self) -> tuple[InputKind, ...]:
         """The families of file formats that it reads."""
         return self.spec.input.kinds
+
+    @property
+    def max_case_bytes(self) -> int:
+        """How much all files of one case may hold together."""
+        return self.spec.input.max_payload_bytes * max(1, len(self.channels))
 
     @property
     def ready(self) -> bool:

@@ -8,6 +8,7 @@ takes far too long puts the model in doubt. While nobody calls, a canary is sent
     no worker READY                       not serving, at the next look
     a call older than the model's patience, or no answer of late → a canary is sent
     the canary is not answered in time    not serving, until it or a later one is
+    … while real calls are answered       serving: under load the canary queues like they do
 """
 
 from __future__ import annotations
@@ -125,7 +126,9 @@ class _Watch:
         self._seconds = gateway.metrics.canary_seconds.labels(model.name, model.version)
         self._canary: asyncio.Task[None] | None = None
         self._proven_at = 0.0  # `time.monotonic()` of the last good canary; 0: never
+        self._asked_at = 0.0  # when the last canary was sent
         self._refusal = ""  # why the last canary was no good
+        self._disproved = False  # its answer was wrong, or the model cannot answer
 
     async def look(self, found: EngineModel | None, reason: str) -> Health:
         """The health of now; takes at most the canary's time."""
@@ -137,15 +140,14 @@ class _Watch:
         if self._proven_at and not self._in_doubt():
             return Health(True)
         if self._canary is None or self._canary.done():
+            self._asked_at = time.monotonic()
             self._canary = asyncio.create_task(self._send())
         await asyncio.wait([self._canary], timeout=self._timing.canary_timeout_s)
-        if not self._canary.done():
-            self._proven_at = 0.0
-            return Health(False, "its golden input is not answered")
-        if self._refusal:
-            self._proven_at = 0.0
-            return Health(False, self._refusal)
-        return Health(True)
+        refusal = self._refusal if self._canary.done() else "its golden input is not answered"
+        if not refusal or (not self._disproved and self._answers_others()):
+            return Health(True)
+        self._proven_at = 0.0
+        return Health(False, refusal)
 
     def stop(self) -> None:
         """Forget the canary that is on its way."""
@@ -158,6 +160,12 @@ class _Watch:
         last = max(self._proven_at, self._gate.answered_at)
         return time.monotonic() - last > self._timing.canary_every_s
 
+    def _answers_others(self) -> bool:
+        """Whether a model that has proven itself answers real calls while its canary waits."""
+        answered_at = self._gate.answered_at
+        late = time.monotonic() - answered_at > self._patience_s
+        return self._proven_at > 0 and answered_at > self._asked_at and not late
+
     @property
     def _patience_s(self) -> float:
         """How long a call may take before the model is in doubt."""
@@ -167,16 +175,19 @@ class _Watch:
 
     async def _send(self) -> None:
         """Send the canary and judge its answer."""
-        started = time.monotonic()
+        started = self._asked_at
+        self._disproved = False
         try:
             # Longer than anybody waits for it here: a canary given up is one more in the queue.
             timeout_s = self.model.spec.serving.response_timeout + self._timing.canary_timeout_s
             self._golden.check(await self._engine.call(self._request, timeout_s))
         except ModelNotReadyError as error:
+            self._disproved = True
             self._refusal = error.message
         except MedserveError as error:
             self._refusal = f"its golden input was not answered: {error.message}"
         except Exception as error:  # whatever went wrong, the model has not proven itself
+            self._disproved = True
             self._refusal = f"its golden input got an answer that is none: {type(error).__name__}"
         else:
             self._refusal = ""

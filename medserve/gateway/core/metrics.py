@@ -14,6 +14,7 @@
 | `medserve_gateway_canary_seconds` | gauge, time of the last canary | model, version |
 | `medserve_gateway_refused_tokens_total` | counter | |
 | `medserve_gateway_reserved_bytes` | gauge, requests held in memory | |
+| `medserve_gateway_certificate_expires_seconds` | gauge, its end since 1970, or NaN | |
 | `medserve_gateway_page_swept_timestamp_seconds` | gauge, last deletion of overdue files | |
 | `medserve_gateway_info` | gauge, always 1 | version |
 """
@@ -21,6 +22,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -68,6 +70,10 @@ class GatewayMetrics:
             f"{_PREFIX}_refused_tokens", "Calls without a valid token.", registry=self.registry
         )
         self.reserved_bytes = self._gauge("reserved_bytes", "Request bytes held in memory.")
+        self.certificate_expires = self._gauge(
+            "certificate_expires_seconds", "End of the certificate since 1970."
+        )
+        self.certificate_expires.set(math.nan)
         self.page_swept = self._gauge(
             "page_swept_timestamp_seconds", "When overdue files of visitors were last deleted."
         )
@@ -81,6 +87,10 @@ class GatewayMetrics:
     def watch_budget(self, budget: ByteBudget) -> None:
         """Show how much of the memory for requests is taken."""
         self.reserved_bytes.set_function(lambda: budget.reserved)
+
+    def watch_certificate(self, expires_at: Callable[[], float]) -> None:
+        """Show when the server's certificate ends, also after it was renewed."""
+        self.certificate_expires.set_function(expires_at)
 
     def _counter(self, name: str, text: str, *labels: str) -> Callable[..., Counter]:
         counter = Counter(f"{_PREFIX}_{name}", text, labels, registry=self.registry)

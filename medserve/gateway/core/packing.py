@@ -110,9 +110,9 @@ class HeldImages:
         self._held.pop(index).release()
 
 
-def _packing_for(order: TaskRequest) -> Packing:
-    """As many images a call as a model takes at a time for this order."""
-    if not order.params.get("explain"):
+def _packing_for(request: TaskRequest) -> Packing:
+    """As many images a call as a model takes at a time for this request."""
+    if not request.params.get("explain"):
         return PACKING
     return replace(PACKING, items_per_call=EXPLAINED_PER_CALL)
 
@@ -130,7 +130,7 @@ class _Item:
 
 async def classify_each(
     gateway: Predictor,
-    order: TaskRequest,
+    request: TaskRequest,
     images: AsyncIterator[ImageFile],
     packing: Packing | None = None,
 ) -> AsyncGenerator[Outcome, None]:
@@ -138,21 +138,21 @@ async def classify_each(
 
     Args:
         gateway: Who is asked.
-        order: What is asked.
+        request: What is asked.
         images: The images.
-        packing: How many travel in one call; by default what suits the order.
+        packing: How many travel in one call; by default what suits the request.
 
     Raises:
         MedserveError: what no single image is to blame for: no such model, a refused token,
             parameters that the model does not know.
     """
-    desk = _PackedRequest(gateway, order, images, packing or _packing_for(order))
+    packed = _PackedRequest(gateway, request, images, packing or _packing_for(request))
     try:
-        while not desk.done:
-            for outcome in await desk.step():
+        while not packed.done:
+            for outcome in await packed.step():
                 yield outcome
     finally:
-        await desk.clear()
+        await packed.clear()
 
 
 class _PackedRequest:
@@ -161,11 +161,11 @@ class _PackedRequest:
     def __init__(
         self,
         gateway: Predictor,
-        order: TaskRequest,
+        request: TaskRequest,
         images: AsyncIterator[ImageFile],
         packing: Packing,
     ) -> None:
-        self._gateway, self._order, self._packing = gateway, order, packing
+        self._gateway, self._request, self._packing = gateway, request, packing
         self._images = images
         self._exhausted = False
         self._taken = 0
@@ -252,7 +252,7 @@ class _PackedRequest:
         ]
 
     async def _ask(self, pack: Sequence[_Item]) -> list[Outcome]:
-        call = self._order.call(
+        call = self._request.call(
             {f"data.{place}": item.file.content for place, item in enumerate(pack)}
         )
         packed = read_packed(await self._predict(call), len(pack))
@@ -268,7 +268,7 @@ class _PackedRequest:
                 return await self._gateway.predict(call)
             except ServerBusyError as error:
                 wait_s = _FIRST_WAIT_S * 2**attempt
-                if wait_s >= self._order.left_s:
+                if wait_s >= self._request.left_s:
                     raise DeadlineError(f"no time left to try again after: {error}") from error
                 await asyncio.sleep(wait_s)
         return await self._gateway.predict(call)

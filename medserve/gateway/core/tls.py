@@ -7,8 +7,10 @@ theirs. With an authority for clients (`client_ca`) every client must show a cer
 from __future__ import annotations
 
 import logging
+import math
 import ssl
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -16,6 +18,8 @@ import grpc
 from medserve.errors import ConfigError
 
 __all__ = ["CertificateFiles", "grpc_credentials"]
+
+_VERSION, _GENERALIZED_TIME = 0xA0, 0x18  # tags of DER
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,14 @@ class CertificateFiles:
         found = [file.stat() for file in files]
         return tuple(part for each in found for part in (each.st_mtime_ns, each.st_ino))
 
+    @property
+    def expires_at(self) -> float:
+        """When the server's certificate ends, in seconds since 1970; NaN while it is replaced."""
+        try:
+            return _not_after(self.certificate.read_text(encoding="ascii", errors="replace"))
+        except (OSError, ValueError, IndexError):
+            return math.nan
+
     def context(self) -> ssl.SSLContext:
         """The files checked by Python's own TLS, which says what is wrong."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -59,6 +71,33 @@ def grpc_credentials(files: CertificateFiles) -> grpc.ServerCredentials:
         follower.changed,  # type: ignore[arg-type]  # the stubs forget that None means no change
         require_client_authentication=files.client_ca is not None,
     )
+
+
+def _not_after(pem: str) -> float:
+    """Return the end of the first certificate (RFC 5280, 4.1), which Python's TLS does not tell."""
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    body = pem[pem.index(begin) : pem.index(end) + len(end)]
+    [certificate] = _der(ssl.PEM_cert_to_DER_cert(body))
+    fields = [each for each in _der(_der(certificate[1])[0][1]) if each[0] != _VERSION]
+    kind, text = _der(fields[3][1])[
+        1
+    ]  # after serial number, algorithm and issuer; not before, after
+    year = "%Y" if kind == _GENERALIZED_TIME else "%y"  # %y turns the century at 69, the RFC at 50
+    ends = datetime.strptime(text.decode("ascii"), f"{year}%m%d%H%M%SZ").replace(tzinfo=UTC)
+    return ends.timestamp()
+
+
+def _der(content: bytes) -> list[tuple[int, bytes]]:
+    """Return tag and value of each element of DER, none of them opened."""
+    found, place = [], 0
+    while place < len(content):
+        tag, size, start = content[place], content[place + 1], place + 2
+        if size & 0x80:
+            start += size & 0x7F
+            size = int.from_bytes(content[place + 2 : start], "big")
+        place = start + size
+        found.append((tag, content[start:place]))
+    return found
 
 
 class _Follower:

@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import secrets
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,9 +122,11 @@ def new_token(
 
 
 def add_token(path: Path, entry: TokenEntry) -> None:
-    """Put the entry into the file, which appears whole or not at all; readable by its owner.
+    """Put the entry into the file, which appears whole or not at all.
 
-    One process at a time changes files of a folder, so that none loses the entry of another.
+    A new file is readable by its owner alone; one that was there keeps its mode, and its owner and
+    group where the system allows that, so that the gateway's user can still read it. One process at
+    a time changes files of a folder, so that none loses the entry of another.
     """
     with _changing(path.parent):
         entries = read_entries(path) if path.exists() else {}
@@ -132,6 +135,8 @@ def add_token(path: Path, entry: TokenEntry) -> None:
         try:
             with os.fdopen(file, "w", encoding="utf-8") as temporary:
                 temporary.write(json.dumps(content, indent=2) + "\n")
+                if path.exists():
+                    _hand_over(temporary.fileno(), path.stat())
             os.replace(name, path)
         except BaseException:
             os.unlink(name)
@@ -147,6 +152,12 @@ def _changing(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _hand_over(file: int, before: os.stat_result) -> None:
+    with contextlib.suppress(PermissionError):  # only root gives files away
+        os.fchown(file, before.st_uid, before.st_gid)
+    os.fchmod(file, stat.S_IMODE(before.st_mode))
 
 
 def read_entries(path: Path) -> dict[str, TokenEntry]:

@@ -31,6 +31,9 @@ class Incoming(Protocol):
 
     size: int
 
+    def begin(self, key: str) -> None:
+        """Keep what follows as a file of its own, under this key of the request."""
+
     async def take(self, chunk: bytes) -> None:
         """Keep the next bytes; an error where they are too many, or there is no room."""
 
@@ -39,21 +42,27 @@ class Incoming(Protocol):
 
 
 class InMemory:
-    """A file that travels within its request."""
+    """One file that travels within its request, or several of one case."""
 
     def __init__(self, limit: int) -> None:
-        self._content, self._limit = bytearray(), limit
+        self._files: dict[str, bytearray] = {}
+        self._key, self._limit = "data", limit
         self.size = 0
+
+    def begin(self, key: str) -> None:
+        """Keep what follows as a file of its own."""
+        self._key = key
+        self._files[key] = bytearray()
 
     async def take(self, chunk: bytes) -> None:
         """Keep the next bytes."""
         self.size += len(chunk)
         refuse_larger(self.size, self._limit)
-        self._content += chunk
+        self._files.setdefault(self._key, bytearray()).extend(chunk)
 
     def inputs(self) -> Mapping[str, bytes]:
-        """Return the file itself."""
-        return {"data": bytes(self._content)}
+        """Return the files themselves."""
+        return {key: bytes(content) for key, content in self._files.items()}
 
 
 class OnDisk:
@@ -63,6 +72,13 @@ class OnDisk:
         self.path = folder / secrets.token_hex(16)
         self._limit, self.size = limit, 0
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+    def begin(self, key: str) -> None:
+        """Refuse several files: the request names one."""
+        raise PayloadTooLargeError(
+            "expected the images of a case in one message together, got more; send them as one "
+            "four-dimensional NIfTI file"
+        )
 
     async def take(self, chunk: bytes) -> None:
         """Write the next bytes."""

@@ -129,6 +129,8 @@ def _grey(dataset: Dataset, index: int) -> npt.NDArray[np.float32]:
     values = dicom_pixels.values_of(dataset, index)
     background = values.background
     if background is not None and background.all():
+        if values.array.dtype.kind != "f" or values.is_rescaled:
+            return np.zeros(values.array.shape, np.float32)  # a frame of padding alone
         raise InvalidImageError(
             "expected finite pixel values, got NaN or infinity all over; send the original image"
         )

@@ -169,6 +169,8 @@ def decoded(dataset: Dataset, index: int) -> npt.NDArray[Any]:
     try:
         _refuse_long_runs(dataset, syntax)
         precision = check_codestream(dataset, syntax, index)
+        if syntax in (_JPEG, _JPEG_EXTENDED) and precision != 8:
+            return _of_12_bits(dataset, index)
         narrowed: dict[str, Any] = {}
         if syntax in (_JPEG, _JPEG_EXTENDED) and precision == 8 < int(dataset.BitsAllocated):
             # The codestream is one of bytes, whatever the header allocates for it.
@@ -181,6 +183,25 @@ def decoded(dataset: Dataset, index: int) -> npt.NDArray[Any]:
         raise
     except Exception:  # pydicom quotes values in what it raises
         raise InvalidImageError(DAMAGED.format(part="pixel data")) from None
+
+
+def _of_12_bits(dataset: Dataset, index: int) -> npt.NDArray[Any]:
+    """One grey frame of JPEG with 12 bits a sample, which Pillow and GDCM do not decode."""
+    from pydicom.encaps import get_frame
+
+    try:
+        from imagecodecs import jpeg8_decode  # of 26 MB, and seldom needed: an extra
+    except ImportError:
+        raise InvalidImageError(
+            "expected JPEG of 8 bits, got transfer syntax JPEG Extended or Baseline with 12 bits, "
+            "for which there is no decoder; install imagecodecs, or decompress it first, for "
+            "example with dcmdjpeg"
+        ) from None
+    frame = get_frame(dataset.PixelData, index, number_of_frames=frame_count(dataset))
+    array = np.asarray(jpeg8_decode(frame))
+    if array.shape != (int(dataset.Rows), int(dataset.Columns)) or array.dtype != np.uint16:
+        raise ValueError("expected one grey frame of 12 bits")
+    return array
 
 
 def check_syntax(syntax: UID) -> str:
@@ -244,7 +265,7 @@ def _without_unused_bits(raw: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray
 def _padding(
     raw: npt.NDArray[Any], stored: npt.NDArray[Any], dataset: Dataset
 ) -> npt.NDArray[np.bool_] | None:
-    """True where a pixel only fills up the frame; None where none or all of them do."""
+    """True where a pixel only fills up the frame; None where none of them does."""
     value = dataset.get("PixelPaddingValue")
     if not isinstance(value, int):
         return None
@@ -253,7 +274,7 @@ def _padding(
     mask = (stored >= min(bounds)) & (stored <= max(bounds))
     if raw is not stored:  # a number that BitsStored bits cannot hold is compared as it lies there
         mask |= raw == bounds[0]
-    return mask if mask.any() and not mask.all() else None
+    return mask if mask.any() else None
 
 
 def _reread(value: int, dtype: np.dtype[Any]) -> int:

@@ -38,6 +38,7 @@ class Plane:
         position: Centre of the first pixel.
         spacing: Distance between rows, distance between columns.
         thickness: Distance to the next slice as the header states it; 0 where it does not.
+        is_rescaled: Whether the header states how stored numbers become the modality's unit.
         traits: What tells it from other acquisitions of its series, as text, in the order of
             `dicom_traits.TRAITS`; empty where the header does not say.
         moments: When it was taken, in the order of `dicom_traits.MOMENTS`; NaN where it is not
@@ -52,6 +53,7 @@ class Plane:
     position: npt.NDArray[np.float64]
     spacing: tuple[float, float]
     thickness: float
+    is_rescaled: bool
     traits: tuple[str, ...]
     moments: tuple[float, ...]
 
@@ -101,6 +103,8 @@ def _plane(dataset: Dataset, source: int, frame: int) -> Plane:
     if not np.allclose((row @ row, column @ column, row @ column), (1, 1, 0), atol=1e-2):
         raise ValueError("directions are not perpendicular unit vectors")
     spacing = _numbers(element("PixelSpacing", "PixelMeasuresSequence"), 2)
+    if min(spacing) < 0:
+        raise ValueError("distances are negative")
     thickness = element("SpacingBetweenSlices", "PixelMeasuresSequence") or element(
         "SliceThickness", "PixelMeasuresSequence"
     )
@@ -112,7 +116,9 @@ def _plane(dataset: Dataset, source: int, frame: int) -> Plane:
         column=column / np.linalg.norm(column),
         position=_numbers(element("ImagePositionPatient", "PlanePositionSequence"), 3),
         spacing=(float(spacing[0]), float(spacing[1])),
-        thickness=_number(thickness, 0.0),
+        thickness=abs(_number(thickness, 0.0)),  # negative ones state a direction of counting
+        is_rescaled=element("RescaleSlope", "PixelValueTransformationSequence") is not None
+        or "ModalityLUTSequence" in dataset,
         traits=traits_of(dataset, frame),
         moments=moments_of(dataset, frame),
     )

@@ -57,6 +57,13 @@ _IMAGE_CLASS = "Image Storage"  # how the names of all classes with pixels end (
 # AppleDouble and .DS_Store of macOS, Thumbs.db of Windows: by content, names play no part.
 _COMPANIONS = (b"\0\5\x16\7", b"\0\0\0\1Bud1", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")
 _CUT = "damaged or cut short"
+_OF_ONE_PATIENT = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "StudyInstanceUID",
+    "FrameOfReferenceUID",
+)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SAME_DIRECTION = 1e-3  # of unit vectors; headers round to 6 digits
 _SAME_POSITION_MM = 1e-3
@@ -155,6 +162,7 @@ def _decode(
     cut = sum(_is_cut(datasets[source]) for source in used)
     _refuse_unread(Counter({_CUT: cut} if cut else {}), len(used) - cut)
     geometry = _geometry(planes)
+    _refuse_foreign([datasets[source] for source in used])
     array = _stack(planes, datasets)
     return DicomVolume(
         array,
@@ -274,6 +282,25 @@ def _refuse_mixture(counts: Counter[Any], kind: str, members: str) -> None:
         )
 
 
+def _refuse_foreign(datasets: Sequence[Dataset]) -> None:
+    """Refuse images of several patients or modalities, and several images of one identity."""
+    for keyword in _OF_ONE_PATIENT:
+        values = {str(each.get(keyword, "")) for each in datasets}
+        if len(values) > 1:
+            raise InvalidImageError(
+                "expected images of one patient, study and frame of reference, got "
+                f"{len(values)} values of {keyword}; send the images of one alone"
+            )
+    modalities = Counter(str(each.get("Modality", "")) for each in datasets)
+    _refuse_mixture(modalities, "modality", "images")
+    uids = {each.get("SOPInstanceUID", number) for number, each in enumerate(datasets)}
+    if len(uids) < len(datasets):
+        raise InvalidImageError(
+            f"expected a SOP Instance UID of its own for each image, got {len(uids)} for "
+            f"{len(datasets)} images; send each image once, as the scanner wrote it"
+        )
+
+
 def _check_alike(planes: Sequence[Plane]) -> None:
     """Refuse several sizes, orientations and pixel spacings."""
     sizes = Counter(plane.size for plane in planes)
@@ -290,6 +317,8 @@ def _check_alike(planes: Sequence[Plane]) -> None:
     _refuse_mixture(groups, "orientation of slices", "slices")
     spacings = Counter(tuple(round(mm, 4) for mm in plane.spacing) for plane in planes)
     _refuse_mixture(spacings, "pixel spacing", "slices")
+    rescaled = Counter(plane.is_rescaled for plane in planes)
+    _refuse_mixture(rescaled, "unit, by a rescale in all slices or in none", "slices")
 
 
 def _geometry(planes: Sequence[Plane]) -> Geometry:

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 from pydicom import Dataset
 from pydicom.encaps import get_frame
-from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
-
-from medserve.errors import InvalidImageError
+from pydicom.uid import (
+    UID,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 __all__ = ["check_codestream"]
 
@@ -17,7 +22,8 @@ __all__ = ["check_codestream"]
 _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}
 _MOST_SCANS = 200  # of a progressive JPEG; each is work for the whole frame (libjpeg: -maxscans)
 _SIZ = b"\xff\x4f\xff\x51"  # start of codestream, size
-_SCAN = b"\xff\xda"
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"
+_PADDING = 64  # the end of a frame and what fills it up
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,6 @@ def check_codestream(dataset: Dataset, syntax: UID, index: int) -> int | None:
 
     Raises:
         ValueError: the frame's header and the image's differ.
-        InvalidImageError: a JPEG of more than 8 bits that is not lossless.
     """
     if _has_none(syntax):
         return None
@@ -62,15 +67,13 @@ def _check(frame: bytes, dataset: Dataset, syntax: UID) -> int:
         raise ValueError("a frame states another size than the image")
     if stated.components != int(dataset.get("SamplesPerPixel") or 1):
         raise ValueError("a frame states other samples a pixel than the image")
-    if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
-        if stated.precision != 8:
-            raise InvalidImageError(
-                f"expected JPEG of 8 bits, got transfer syntax {syntax.name} with "
-                f"{stated.precision} bits, for which there is no decoder; decompress it first, "
-                "for example with dcmdjpeg"
-            )
-        if frame.count(_SCAN) > _MOST_SCANS:
-            raise ValueError("a frame of more scans than any encoder makes")
+    is_jpeg = syntax in (JPEGBaseline8Bit, JPEGExtended12Bit)
+    # Without an end CharLS searches for seconds, and libjpeg-turbo fills up 12 bits with grey.
+    needs_end = stated.precision != 8 if is_jpeg else syntax in (JPEGLSLossless, JPEGLSNearLossless)
+    if needs_end and _END not in frame[-_PADDING:]:
+        raise ValueError("a frame without its end")
+    if is_jpeg and frame.count(_SCAN) > _MOST_SCANS:
+        raise ValueError("a frame of more scans than any encoder makes")
     return stated.precision
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -33,7 +32,6 @@ from medserve.tasks.result import Provenance
 __all__ = [
     "MANUFACTURER",
     "Identity",
-    "check_one_patient",
     "finished",
     "identity",
     "incomplete",
@@ -92,13 +90,6 @@ _UNCHANGED = (
     "NumberOfFrames",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
-)
-_OF_ONE_PATIENT = (
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "StudyInstanceUID",
-    "FrameOfReferenceUID",
 )
 _TIMES = ("Content", "Acquisition", "Series", "Study")
 _NO_TIME = ("19000101", "000000")  # where the source states none, as after de-identification
@@ -159,21 +150,6 @@ def repeatable(header: Dataset) -> Dataset:
         _LOG.warning("left out of a DICOM answer, for the source's value does not conform: %s",
                      ", ".join(emptied))  # fmt: skip
     return repeated
-
-
-def check_one_patient(sources: Sequence[Dataset]) -> None:
-    """Refuse images of which some belong to another patient, study or frame of reference.
-
-    Raises:
-        InvalidImageError: they do; elements are named and their values are not.
-    """
-    for keyword in _OF_ONE_PATIENT:
-        values = {str(each.get(keyword, "")) for each in sources}
-        if len(values) > 1:
-            raise InvalidImageError(
-                "expected images of one patient, study and frame of reference, got "
-                f"{len(values)} values of {keyword}; send the images of one alone"
-            )
 
 
 def incomplete(keyword: str | None = None) -> InvalidImageError:

@@ -48,7 +48,7 @@ def encode(
     Raises:
         InvalidRequestError: the source was no DICOM series.
         InvalidImageError: the source's headers lack an identifier that a derived object must
-            repeat, or speak of several patients.
+            repeat.
         ValueError: a label without a code, or another grid: mistakes of the code.
     """
     if not isinstance(source, DicomVolume):
@@ -72,7 +72,6 @@ def encode(
 def _headers(source: DicomVolume) -> Sequence[Dataset]:
     """Return the sources' headers as highdicom wants them: one orientation, and a thickness."""
     headers = [dicom_derived.repeatable(each) for each in source.sources]
-    dicom_derived.check_one_patient(headers)
     if "FrameOfReferenceUID" not in headers[0]:
         raise dicom_derived.incomplete("FrameOfReferenceUID") from None
     step_mm = float(source.geometry.spacing_mm[2])

@@ -282,12 +282,16 @@ Global___ClassifyResponse: _TypeAlias = ClassifyResponse  # noqa: Y015
 
 @_typing.final
 class SegmentRequest(_message.Message):
-    """Carries one part of what a client asks to segment: the settings first, then the file."""
+    """Carries one part of what a client asks to segment: the settings first, then the file. A model that
+    sees several images of one case (Model.channels) takes a file for each, in any order: before the
+    chunks of each comes the name of its channel.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SETTINGS_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """Carries the next bytes of the file as it lies on disk; 64 KiB to 1 MiB at a time serve well."""
     @_builtins.property
@@ -296,21 +300,50 @@ class SegmentRequest(_message.Message):
         other.
         """
 
+    @_builtins.property
+    def input(self) -> Global___SegmentInput:
+        """Begins the file of one channel; the chunks up to the next channel are its bytes. Left out, the
+        only file holds every image along its fourth axis. Refused by a model without channels.
+        """
+
     def __init__(
         self,
         *,
         settings: Global___SegmentSettings | None = ...,
         chunk: _builtins.bytes = ...,
+        input: Global___SegmentInput | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "part", b"part", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "input", b"input", "part", b"part", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "part", b"part", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "input", b"input", "part", b"part", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["settings", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["settings", "chunk", "input"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___SegmentRequest: _TypeAlias = SegmentRequest  # noqa: Y015
+
+@_typing.final
+class SegmentInput(_message.Message):
+    """Begins the file of one channel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """Names the channel, as Model.channels does."""
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SegmentInput: _TypeAlias = SegmentInput  # noqa: Y015
 
 @_typing.final
 class SegmentResponse(_message.Message):
@@ -782,8 +815,8 @@ class SegmentSettings(_message.Message):
     channel: _builtins.int
     """Chooses one of several channels of the file, from 0. Absent leaves it to the model."""
     content_bytes: _builtins.int
-    """Announces the size of the file in bytes, so that one over the limit is refused before it is
-    sent. 0 announces nothing.
+    """Announces the size of the file in bytes, of several the sum, so that one over the limit is
+    refused before it is sent. 0 announces nothing.
     """
     output: _builtins.str
     """Asks for one more file beside mask and measurements: "probabilities" or "uncertainty" of a
@@ -1456,6 +1489,7 @@ class Model(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     ARCHIVE_DIGEST_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Names the model, as requests do."""
     version: _builtins.str
@@ -1488,6 +1522,12 @@ class Model(_message.Message):
     def options(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelOption]:
         """Lists what a caller may ask of it."""
 
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names the images of one grid that make one case, in the model's order; empty where a single file
+        is a case.
+        """
+
     def __init__(
         self,
         *,
@@ -1503,10 +1543,11 @@ class Model(_message.Message):
         metrics: _struct_pb2.Struct | None = ...,
         archive_digest: _builtins.str = ...,
         options: _abc.Iterable[Global___ModelOption] | None = ...,
+        channels: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_digest", b"archive_digest", "card_markdown", b"card_markdown", "default_version", b"default_version", "input_kinds", b"input_kinds", "labels", b"labels", "metrics", b"metrics", "name", b"name", "options", b"options", "ready", b"ready", "task", b"task", "title", b"title", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_digest", b"archive_digest", "card_markdown", b"card_markdown", "channels", b"channels", "default_version", b"default_version", "input_kinds", b"input_kinds", "labels", b"labels", "metrics", b"metrics", "name", b"name", "options", b"options", "ready", b"ready", "task", b"task", "title", b"title", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

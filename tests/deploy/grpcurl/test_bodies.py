@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +86,17 @@ def test_every_body_is_one_that_the_method_reads(calls: list[dict[str, object]])
 def test_a_body_for_another_message_would_be_noticed() -> None:
     with pytest.raises(json_format.ParseError):
         json_format.Parse('{"model":"mednist"}', inference_pb2.PredictionsRequest())
+
+
+@pytest.mark.parametrize("padding", ["", "="])
+def test_a_mask_is_decoded_byte_for_byte_with_or_without_padding(padding: str) -> None:
+    functions = re.search(r"^bytes_of\(\).*?^file_of[^\n]*\n", PAGE.read_text(), re.M | re.S)
+    assert functions is not None
+    for size in range(4, 9):
+        mask = b"\x1f\x8b" + bytes(range(size))
+        encoded = base64.b64encode(mask).decode()
+        sent = json.dumps({"prediction": encoded if padding else encoded.rstrip("=")}, indent=2)
+        for way, expected in (("file_of", mask), ("answers", mask + b"\n")):
+            script = f"set -euo pipefail\n{functions[0]}{way}"
+            run = subprocess.run(["bash", "-c", script], input=sent.encode(), capture_output=True)
+            assert run.stdout == expected, run.stderr

@@ -150,3 +150,9 @@ def test_what_compose_mounts_exists() -> None:
         for volume in content.get("volumes", ()):
             if isinstance(volume, str) and volume.startswith("./"):
                 assert (ROOT / volume.split(":")[0]).exists()
+
+
+def test_whoever_asks_another_service_stops_before_it() -> None:
+    asks = {"dicom": "gateway", "gateway": "torchserve", "torchserve": "pod"}
+    for service, asked in asks.items():  # compose stops in the reverse order of depends_on
+        assert asked in SERVICES[service]["depends_on"]

@@ -101,9 +101,20 @@ def test_what_goes_can_be_removed_in_the_order_in_which_it_is_named(packages: Pa
     assert not any(parent in gone for path in gone for parent in path.parents)
 
 
+@pytest.mark.process
+def test_torch_and_its_scripts_need_nothing_of_what_the_gpu_image_drops() -> None:
+    trim = _load("trim")
+    assert "triton" in trim._GPU_PACKAGES
+    script = f"import sys; sys.modules.update(dict.fromkeys({trim._GPU_PACKAGES!r}))\n"
+    script += "import torch\n"
+    script += "network = torch.jit.freeze(torch.jit.script(torch.nn.Conv2d(1, 2, 3).eval()))\n"
+    script += "for _ in range(3): assert network(torch.ones(1, 1, 8, 8)).shape == (1, 2, 6, 6)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_no_module_that_medserve_imports_is_on_the_list() -> None:
     trim = _load("trim")
-    dropped = {f"scipy.{name}" for name in trim._SCIPY} | set(trim._PACKAGES)
+    dropped = {f"scipy.{name}" for name in trim._SCIPY} | {*trim._PACKAGES, *trim._GPU_PACKAGES}
     for folder in ("medserve", "handlers"):
         for path in (ROOT / folder).rglob("*.py"):
             assert not _imported(path) & dropped, path

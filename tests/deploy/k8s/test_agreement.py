@@ -14,7 +14,7 @@ from medserve.dicom.rules import Rules
 from medserve.engine.torchserve import container, probe
 from medserve.gateway.settings import GatewaySettings
 from medserve.settings import Address, Settings
-from tests.deploy.k8s.rendering import K8S, Manifest, find, only, pods
+from tests.deploy.k8s.rendering import K8S, Manifest, find, kustomize, only, pods, render_base
 
 ROOT = K8S.parent
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
@@ -31,7 +31,8 @@ def _environment(manifests: list[Manifest], name: str) -> dict[str, str]:
     values: dict[str, str] = {}
     for source in container.get("envFrom", []):
         values |= only(manifests, "ConfigMap", source["configMapRef"]["name"])["data"]
-    return values | {each["name"]: each["value"] for each in container.get("env", [])}
+    given = container.get("env", [])
+    return values | {each["name"]: each["value"] for each in given if "value" in each}
 
 
 def _stage(name: str) -> str:
@@ -90,7 +91,7 @@ def test_the_gateway_understands_its_environment(
     assert not settings.on_loopback  # the kubelet and the services come from outside
     mounts = {each["mountPath"] for each in _container(rendered[name], "gateway")["volumeMounts"]}
     assert str(settings.store) in mounts
-    for path in (settings.tokens_file, settings.tls_cert, settings.tls_key):
+    for path in (settings.tokens_file, settings.tls_cert, settings.tls_key, settings.audit_log):
         assert path is None or str(path.parent) in mounts
 
 
@@ -98,6 +99,31 @@ def test_production_asks_for_tokens_and_speaks_tls(rendered: dict[str, list[Mani
     settings = GatewaySettings.read(environment=_environment(rendered["production"], "gateway"))
     assert settings.tokens_file is not None
     assert settings.tls_cert is not None
+    assert settings.audit_log is not None
+
+
+def test_the_audit_log_of_a_pod_outlives_it_and_is_no_other_pods(
+    rendered: dict[str, list[Manifest]],
+) -> None:
+    container = _container(rendered["production"], "gateway")
+    [mount] = [each for each in container["volumeMounts"] if each["name"] == "audit"]
+    names = {each["name"]: each.get("valueFrom") for each in container["env"]}
+    variable = mount["subPathExpr"].removeprefix("$(").removesuffix(")")
+    assert names[variable]["fieldRef"]["fieldPath"] == "metadata.name"
+    pod = only(rendered["production"], "Deployment")["spec"]["template"]["spec"]
+    [volume] = [each for each in pod["volumes"] if each["name"] == "audit"]
+    claim = volume["persistentVolumeClaim"]["claimName"]
+    assert only(rendered["production"], "PersistentVolumeClaim", claim)
+
+
+@pytest.mark.process
+def test_keda_is_refused_where_kserve_makes_what_it_scales(tmp_path: Path) -> None:
+    if kustomize() is None:
+        pytest.skip("needs kubectl or kustomize")
+    with pytest.raises(AssertionError, match="HorizontalPodAutoscaler"):
+        render_base(tmp_path, ("monitoring", "keda", "kserve"))
+    page = (K8S.parent / "docs/run/kubernetes.md").read_text(encoding="utf-8")
+    assert "Not with `keda`" in page
 
 
 def test_the_node_understands_its_arguments(rendered: dict[str, list[Manifest]]) -> None:

@@ -4,6 +4,7 @@
 |---|---|---|
 | classification | `data` BYTES [-1]: encoded files | one row per file |
 | segmentation | `data` BYTES [1]: one encoded file | the mask: voxels, file, measurements |
+| … of several images | `data.NAME` BYTES [1] for each, or all in `data` | the same |
 | generation | none; parameters say what to draw | `images` BYTES [-1]: PNG |
 
 Files that an option asks for, such as an overlay, come as further outputs.
@@ -55,7 +56,8 @@ def input_tensors(model: ModelInfo) -> tuple[_Described, ...]:
         case Task.CLASSIFICATION:
             return (("data", "BYTES", (_ANY,)),)
         case Task.VOLUMES | Task.FRAMES:
-            return (("data", "BYTES", (1,)),)
+            names = [f"data.{name}" for name in model.channels] or ["data"]
+            return tuple((name, "BYTES", (1,)) for name in names)
         case Task.GENERATION:
             return ()
 

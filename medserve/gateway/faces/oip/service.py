@@ -204,7 +204,7 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
         if model.task is not Task.GENERATION:
             yield _response(request, model, await self._infer(request, order, model))
             return
-        _check_inputs(request, model, bytes_elements(request, "data"))
+        _read_inputs(request, model)
         _check_outputs(request, model)
         async with aclosing(draw_samples(self._gateway, order)) as parts:
             async for part in parts:
@@ -218,19 +218,19 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
     async def _infer(
         self, request: pb.ModelInferRequest, order: TaskRequest, model: ModelInfo
     ) -> list[Tensor]:
-        files = bytes_elements(request, "data")
-        _check_inputs(request, model, files)
+        inputs = _read_inputs(request, model)
         _check_outputs(request, model)
         match model.task:
             case Task.CLASSIFICATION:
+                images = _images(inputs["data"])
                 outcomes = [
-                    outcome
-                    async for outcome in classify_each(self._gateway, order, _images(files or ()))
+                    outcome async for outcome in classify_each(self._gateway, order, images)
                 ]
                 outcomes.sort(key=lambda outcome: outcome.index)
                 return oip_models.classes(outcomes, model.labels)
             case Task.VOLUMES | Task.FRAMES:
-                answer = await self._gateway.predict(order.call({"data": (files or [b""])[0]}))
+                files = {name: elements[0] for name, elements in inputs.items()}
+                answer = await self._gateway.predict(order.call(files))
                 # in a thread: a volume takes a while to unpack, and others are to be served
                 return await asyncio.to_thread(oip_models.mask, answer, model.task)
             case Task.GENERATION:
@@ -304,25 +304,33 @@ def _chosen(named: Sequence[ModelInfo], version: str) -> ModelInfo:
     )
 
 
-def _check_inputs(
-    request: pb.ModelInferRequest, model: ModelInfo, files: Sequence[bytes] | None
-) -> None:
-    """Refuse inputs that the model does not have, or too few or many files."""
-    known = {name for name, _, _ in oip_models.input_tensors(model)}
-    if any(tensor.name not in known for tensor in request.inputs):
+def _read_inputs(request: pb.ModelInferRequest, model: ModelInfo) -> dict[str, list[bytes]]:
+    """Return the files of each input; refuse inputs that the model does not have, and bad counts.
+
+    A model that sees several images has an input for each, or takes all of them in one file.
+    """
+    known = [name for name, _, _ in oip_models.input_tensors(model)]
+    given = [tensor.name for tensor in request.inputs]
+    if model.channels and given == ["data"]:
+        known = given
+    if not set(given) <= set(known):
         raise InvalidRequestError(
             f"expected the inputs {sorted(known) or 'none'} of {model.name}, got another one"
         )
-    if len(request.inputs) > len(known):
+    if len(given) > len(set(given)):
         raise InvalidRequestError("expected each input once, got one of them twice")
     if any(tensor.parameters for tensor in request.inputs):
         raise InvalidRequestError(
             "expected no parameters of an input; shared memory is not offered, send the bytes"
         )
-    if known and not files:
-        raise InvalidRequestError("expected at least one file in the input data, got none")
-    if model.task.segments and files is not None and len(files) > 1:
-        raise InvalidRequestError(f"expected one file in the input data, got {len(files)}")
+    found = {name: bytes_elements(request, name) for name in known}
+    if missing := [name for name, files in found.items() if not files]:
+        raise InvalidRequestError(f"expected at least one file in the input {missing[0]}, got none")
+    inputs = {name: files for name, files in found.items() if files}
+    for name, files in inputs.items():
+        if model.task.segments and len(files) > 1:
+            raise InvalidRequestError(f"expected one file in the input {name}, got {len(files)}")
+    return inputs
 
 
 def _check_outputs(request: pb.ModelInferRequest, model: ModelInfo) -> None:

@@ -188,7 +188,7 @@ class Job:
     missing: dict[int, Item] = field(default_factory=dict)  # announced, and have not arrived
     size_bytes: int = 0
     answers: dict[str, Any] = field(default_factory=dict)  # of a segmentation
-    source: Path | None = None  # of which the answers are
+    sources: dict[str, Path] = field(default_factory=dict)  # of which the answers are
     options: dict[str, Any] = field(default_factory=dict)  # that it was made with
     users: int = 0  # uploads and calls under way: while there are any, it is not swept
 

@@ -215,6 +215,7 @@ def _for_script(
                 "version": each.version,
                 "default": each.default,
                 "labels": list(each.labels),
+                "channels": list(each.channels),
                 "ready": each.ready,
                 "task": each.task,
                 "options": _form(each, texts),

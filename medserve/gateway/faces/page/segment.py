@@ -1,8 +1,9 @@
 """Segmentation: a volume or frames in, masks and measurements out.
 
 One file goes to the model as it is; several are the slices of one DICOM series and travel as a
-zip, which is made here and never unpacked here. The model's answer is one JSON object; its parts
-are kept in the job's folder and given out as files.
+zip, which is made here and never unpacked here. Of a model that sees several images of one case
+they are its channels, each under its place among them. The model's answer is one JSON object; its
+parts are kept in the job's folder and given out as files.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import hashlib
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from starlette.routing import Route
 
 from medserve.errors import InvalidRequestError, PayloadTooLargeError
 from medserve.gateway.core.admission import Reservation
-from medserve.gateway.core.gateway import Gateway
+from medserve.gateway.core.gateway import Gateway, ModelInfo
 from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.faces.options import read_options, within_json
 from medserve.gateway.faces.page.context import TASKS, page_context, read_json
@@ -31,7 +32,7 @@ from medserve.gateway.faces.page.jobs import Job, Kind, PageLimits, whole_file
 from medserve.gateway.faces.page.uploads import Allowance, receive
 from medserve.imaging.codecs import dicom_series, sniff
 from medserve.results.files.overlay import COLOURS
-from medserve.spec import InputKind, ModelSpec, Task
+from medserve.spec import InputKind, Task
 from medserve.tasks.frames import FrameResult
 from medserve.tasks.volumes import VolumeOptions, VolumeResult
 
@@ -50,7 +51,7 @@ _PARTS = {  # member of an answer: name and media type of its file
 
 
 async def add(request: Request) -> Response:
-    """Store a volume: one file, or the slices of a DICOM series."""
+    """Store a volume: one file, the slices of a DICOM series, or the channels by their places."""
     context = page_context(request)
     job, _ = context.job(request, Kind.SEGMENT)
     async with context.slots.upload(job):
@@ -69,8 +70,8 @@ async def run(request: Request) -> Response:
     params = read_options(model, {"overlay": True} | asked)
     async with context.slots.call(job):
         order = context.order(job.model, job.version, visitor.caller, params)
-        source = await _source(job, context.limits)
-        answer = await _segment(context.gateway, job, source, order, model.task)
+        sources = await _sources(job, model, context.limits)
+        answer = await _segment(context.gateway, job, sources, order, model.task)
     return JSONResponse(answer)
 
 
@@ -81,9 +82,10 @@ async def volume(request: Request) -> Response:
     order = context.order(job.model, job.version, visitor.caller)
     model = await context.find(order, *TASKS[job.kind])
     async with context.slots.call(job):
-        source = job.source or await _source(job, context.limits)
-        async with _memory(context.gateway, source, order):
-            path = await asyncio.to_thread(_volume, job, source, model.spec)
+        sources = job.sources or await _sources(job, model, context.limits)
+        first = next(iter(sources.values()))
+        async with _memory(context.gateway, {"data": first}, order):
+            path = await asyncio.to_thread(_volume, job, first, model)
     return FileResponse(path, media_type="application/octet-stream")
 
 
@@ -96,9 +98,10 @@ async def part(request: Request) -> Response:
         alone = {"output": "mask", "format": "dicom-seg", "overlay": None, "uncertainty": None}
         params = {key: each for key, each in (job.options | alone).items() if each is not None}
         async with context.slots.call(job):
-            source = job.source or await _source(job, context.limits)
             order = context.order(job.model, job.version, visitor.caller, params)
-            path = await _dicom_seg(context.gateway, job, source, order)
+            model = await context.find(order, *TASKS[job.kind])
+            sources = job.sources or await _sources(job, model, context.limits)
+            path = await _dicom_seg(context.gateway, job, sources, order)
         return FileResponse(path, media_type=_DICOM, filename=_saved(job, name))
     media_types = dict(_PARTS.values())
     if name not in media_types:
@@ -108,46 +111,55 @@ async def part(request: Request) -> Response:
 
 
 async def _segment(
-    gateway: Gateway, job: Job, source: Path, order: TaskRequest, task: Task
+    gateway: Gateway, job: Job, sources: dict[str, Path], order: TaskRequest, task: Task
 ) -> dict[str, Any]:
     """Ask the model; what the page shows of its answer.
 
     Raises:
         MedserveError: what the model or the gateway says against it.
     """
-    async with _memory(gateway, source, order):
-        data = await asyncio.to_thread(source.read_bytes)
-        answer = await gateway.predict(order.call({"data": data}))
+    async with _memory(gateway, sources, order):
+        files = await asyncio.to_thread(_read, sources)
+        answer = await gateway.predict(order.call(files))
+        data = next(iter(files.values()))  # on whose grid the answer lies
         is_dicom = dicom_series.recognises(data)
         is_stack = sniff.kind(data).input_kind is InputKind.NIFTI
     shown = await asyncio.to_thread(_kept, job, answer, task)
     # Frames other than those of a NIfTI stack are shown as the picture that the model drew.
     flat = "frames" in shown and not is_stack
     job.answers = shown | {"dicom": is_dicom, "flat": flat}
-    job.source, job.options = source, dict(order.params)
+    job.sources, job.options = sources, dict(order.params)
     return job.answers
 
 
-async def _dicom_seg(gateway: Gateway, job: Job, source: Path, order: TaskRequest) -> Path:
+async def _dicom_seg(
+    gateway: Gateway, job: Job, sources: Mapping[str, Path], order: TaskRequest
+) -> Path:
     """The mask as DICOM Segmentation; asked for when it is wanted, and kept for the next time."""
     answered = job.folder / _SEG
     if answered.exists():
         return answered
-    made_from = json.dumps([source.name, order.params], sort_keys=True).encode()
+    names = [path.name for path in sources.values()]
+    made_from = json.dumps([names, order.params], sort_keys=True).encode()
     path = job.folder / f"mask-{hashlib.sha256(made_from).hexdigest()}.dcm"
     if not path.exists():
-        async with _memory(gateway, source, order):
-            data = await asyncio.to_thread(source.read_bytes)
-            answer = await gateway.predict(order.call({"data": data}))
+        async with _memory(gateway, sources, order):
+            files = await asyncio.to_thread(_read, sources)
+            answer = await gateway.predict(order.call(files))
         await asyncio.to_thread(_write, path, answer)
     return path
 
 
 def _memory(
-    gateway: Gateway, source: Path, order: TaskRequest
+    gateway: Gateway, sources: Mapping[str, Path], order: TaskRequest
 ) -> AbstractAsyncContextManager[Reservation]:
-    """Return the reservation of the memory that a stored file takes once it is read."""
-    return gateway.budget.reserve(source.stat().st_size, order.caller.owner, order.deadline)
+    """Return the reservation of the memory that stored files take once they are read."""
+    size = sum(path.stat().st_size for path in sources.values())
+    return gateway.budget.reserve(size, order.caller.owner, order.deadline)
+
+
+def _read(sources: Mapping[str, Path]) -> dict[str, bytes]:
+    return {key: path.read_bytes() for key, path in sources.items()}
 
 
 def _saved(job: Job, name: str) -> str:
@@ -159,8 +171,10 @@ def _saved(job: Job, name: str) -> str:
     return f"{case}-{name}" if case else name
 
 
-async def _source(job: Job, limits: PageLimits) -> Path:
-    """The one file that the model gets; several files become a zip.
+async def _sources(job: Job, model: ModelInfo, limits: PageLimits) -> dict[str, Path]:
+    """The files that the model gets, by their keys in a call and the first channel first.
+
+    Several files become a zip, unless the model sees several images.
 
     A job only ever gets more files, so their number tells which of them a zip holds.
     """
@@ -173,11 +187,18 @@ async def _source(job: Job, limits: PageLimits) -> Path:
             "fewer files"
         )
     if len(items) == 1:
-        return job.path(items[0])
+        return {"data": job.path(items[0])}
+    if model.channels:
+        if items[-1].number >= len(model.channels):
+            raise InvalidRequestError(
+                f"expected a file for each of {', '.join(model.channels)}, got one more; leave it "
+                "out"
+            )
+        return {f"data.{model.channels[each.number]}": job.path(each) for each in items}
     path = job.folder / f"source-{len(items)}"
     if not path.exists():
         await asyncio.to_thread(_zip, [job.path(item) for item in items], path)
-    return path
+    return {"data": path}
 
 
 def _zip(slices: Sequence[Path], path: Path) -> None:
@@ -186,7 +207,7 @@ def _zip(slices: Sequence[Path], path: Path) -> None:
             archive.write(each, f"{place:06d}.dcm")
 
 
-def _volume(job: Job, given: Path, spec: ModelSpec) -> Path:
+def _volume(job: Job, given: Path, model: ModelInfo) -> Path:
     """The source as a NIfTI file that the viewer reads, on the same grid as the mask.
 
     A NIfTI is given back as it came. Anything else is decoded by the codec of the models, with
@@ -203,7 +224,7 @@ def _volume(job: Job, given: Path, spec: ModelSpec) -> Path:
         if not (job.folder / _MASK).exists():
             raise InvalidRequestError("expected a segmented volume, got one that is not; run it")
         asked = volume_file.ReadOptions.asked(VolumeOptions.from_params(job.options))
-        found = volume_file.decode(payload, spec.input.kinds, options=asked)
+        found = volume_file.decode(payload, model.input_kinds, options=asked)
         _write(path, nifti.encode(found))
     return path
 

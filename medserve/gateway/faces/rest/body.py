@@ -7,8 +7,8 @@ import dataclasses
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -16,23 +16,24 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from medserve.errors import DeadlineError, InvalidRequestError, PayloadTooLargeError
+from medserve.tasks.volumes import channel_keys
 
 __all__ = [
     "FormFile",
     "RestLimits",
     "announced_bytes",
     "arriving_bytes",
+    "case_files",
     "files",
     "is_form",
     "pieces",
-    "single_file",
     "whole",
 ]
 
 _FORM = "multipart/form-data"
 # Not a file: what a client sends that took this for a call with JSON, or `curl -d` for an upload.
 _NO_FILE = ("application/json", "application/x-www-form-urlencoded", "text/", "multipart/")
-_FILE_FIELDS = (b"files", b"file")
+_FILE_FIELDS = ("files", "file")
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # also what turns text round
 _MAX_NAME = 255
 _MAX_TEXT_BYTES = 2**16
@@ -57,10 +58,16 @@ class RestLimits:
 
 @dataclass(frozen=True)
 class FormFile:
-    """One file of a form; `name` is what its sender calls it: text to show, never a path."""
+    """One file of a form.
+
+    Attributes:
+        name: What its sender calls it: text to show, never a path.
+        field: The name of its field.
+    """
 
     name: str
-    content: bytes = field(repr=False)
+    field: str
+    content: bytes = dataclasses.field(repr=False)
 
 
 async def whole(request: Request, limit: int, times: RestLimits) -> bytes:
@@ -75,16 +82,45 @@ async def whole(request: Request, limit: int, times: RestLimits) -> bytes:
     return bytes(body)
 
 
-async def single_file(request: Request, limit: int, times: RestLimits) -> bytes:
-    """The one file of a request, sent as its body or in a form."""
+async def case_files(
+    request: Request, limit: int, times: RestLimits, channels: Sequence[str] = ()
+) -> dict[str, bytes]:
+    """Return the files of one case by their keys in a call.
+
+    They come as one file, which is the body or stands in a form; of a model that sees several
+    images also as a file for each, in fields `data.NAME` or named `…_0000`, `…_0001`.
+
+    Args:
+        request: With the file or files.
+        limit: Bytes of all of them.
+        times: Times of one upload.
+        channels: Names of the images that make one case; empty where a single file is one.
+    """
     if not is_form(request):
-        content = await whole(request, limit, times)
+        found = {"data": await whole(request, limit, times)}
     else:
-        found = [each async for each in files(request, limit, times, most=1)]
-        content = found[0].content if found else b""
-    if not content:
+        names = [f"data.{name}" for name in channels]
+        source = files(request, limit, times, most=max(1, len(channels)), named=names)
+        sent = [each async for each in source]
+        if sum(len(each.content) for each in sent) > limit:
+            raise _too_large(limit)
+        found = _by_key(sent, names)
+    if not found or not all(found.values()):
         raise InvalidRequestError("expected the bytes of a file, got none")
-    return content
+    return found
+
+
+def _by_key(sent: Sequence[FormFile], names: Collection[str]) -> dict[str, bytes]:
+    in_fields = [each for each in sent if each.field in names]
+    if not in_fields:
+        keys = channel_keys([each.name for each in sent]) if sent else []
+    elif len(in_fields) < len(sent) or len({each.field for each in sent}) < len(sent):
+        raise InvalidRequestError(
+            f"expected each of the fields {', '.join(names)} once, got another one or one twice"
+        )
+    else:
+        keys = [each.field for each in sent]
+    return {key: each.content for key, each in zip(keys, sent, strict=True)}
 
 
 def announced_bytes(request: Request) -> int | None:
@@ -137,6 +173,7 @@ async def files(
     limit: int,
     times: RestLimits,
     most: int = 0,
+    named: Collection[str] = (),
     texts: dict[str, str] | None = None,
 ) -> AsyncGenerator[FormFile, None]:
     """The files of a form, each as soon as it is there.
@@ -146,13 +183,14 @@ async def files(
         limit: Bytes of one file.
         times: Times, and the number of files where `most` does not give it.
         most: The number of parts.
+        named: Fields that may hold a file beside `file` and `files`.
         texts: Fields that may come beside the files; their values are written into it.
     """
     _, options = parse_options_header(request.headers["content-type"])
     boundary = options.get(b"boundary", b"")
     if not boundary:
         raise InvalidRequestError("expected a boundary in the content type of the form, got none")
-    form = _Form(boundary, limit, most or times.files, texts or {})
+    form = _Form(boundary, limit, most or times.files, named, texts or {})
     async for piece in pieces(request, times):
         form.feed(piece)
         while form.complete:
@@ -184,14 +222,22 @@ async def pieces(request: Request, times: RestLimits) -> AsyncIterator[bytes]:
 class _Form:
     """A form while it comes in; holds one unfinished file."""
 
-    def __init__(self, boundary: bytes, limit: int, most: int, texts: dict[str, str]) -> None:
+    def __init__(
+        self,
+        boundary: bytes,
+        limit: int,
+        most: int,
+        named: Collection[str],
+        texts: dict[str, str],
+    ) -> None:
         self.complete: deque[FormFile] = deque()
         self._limit, self._most, self._texts = limit, most, texts
+        self._fields = {each.encode(): each for each in (*_FILE_FIELDS, *named)}
         self._text = ""  # the field of the part, where it is none of a file
         self._count = 0
         self._header = [b"", b""]  # name and value; the parser bounds their length
         self._disposition = b""
-        self._name = ""
+        self._name = self._field = ""
         self._content = bytearray()
         self._ended = False
         try:
@@ -243,19 +289,22 @@ class _Form:
     def _begin_file(self) -> None:
         _, options = parse_options_header(self._disposition)
         field_name = options.get(b"name", b"")
-        field = field_name.decode("latin-1")
-        self._text = field if field in self._texts and b"filename" not in options else ""
+        text = field_name.decode("latin-1")
+        self._text = text if text in self._texts and b"filename" not in options else ""
         if self._text:
             return
-        if field_name not in _FILE_FIELDS:
+        if field_name not in self._fields:
+            names = [each for each in self._fields.values() if each not in _FILE_FIELDS]
             raise InvalidRequestError(
-                "expected only files in the form, each in a field named files; got a field named "
+                "expected only files in the form, each in a field named "
+                f"{' or '.join(['files', *names])}; got a field named "
                 f"{_shown(field_name)[:_MAX_FIELD]!r}; options are parameters of the address"
             )
+        self._field = self._fields[field_name]
         if b"filename" not in options:
             raise InvalidRequestError(
-                f"expected a file in the field {field_name.decode()}, got a text; send it with a "
-                "file name, as `curl -F files=@PATH` does"
+                f"expected a file in the field {self._field}, got a text; send it with a "
+                f"file name, as `curl -F {self._field}=@PATH` does"
             )
         self._name = _shown(options[b"filename"])
 
@@ -269,7 +318,7 @@ class _Form:
         if self._text:
             self._texts[self._text] = self._content.decode("utf-8", "replace")
         else:
-            self.complete.append(FormFile(self._name, bytes(self._content)))
+            self.complete.append(FormFile(self._name, self._field, bytes(self._content)))
         self._content = bytearray()
 
     def _end(self) -> None:

@@ -218,6 +218,10 @@ class ModelDescription(BaseModel):
     title: str
     labels: list[str]
     input_kinds: list[str]
+    channels: list[str] = Field(
+        description="images of one grid that make one case, in order: a form with a file for each, "
+        "in a field data.NAME or named …_0000, …_0001; empty where a single file is a case"
+    )
     max_payload_bytes: int = Field(description="of one file")
     ready: bool
     reason: str = Field(description="why it is not ready; empty where it is")
@@ -249,6 +253,7 @@ def describe(info: ModelInfo) -> dict[str, Any]:
         title=info.title,
         labels=list(info.labels),
         input_kinds=[kind.value for kind in info.input_kinds],
+        channels=list(info.channels),
         max_payload_bytes=info.spec.input.max_payload_bytes,
         ready=info.ready,
         reason=info.health.reason,

@@ -5,7 +5,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, cast
 
@@ -23,9 +23,9 @@ from medserve.gateway.faces.rest.body import (
     RestLimits,
     announced_bytes,
     arriving_bytes,
+    case_files,
     files,
     is_form,
-    single_file,
     whole,
 )
 from medserve.gateway.faces.rest.models import (
@@ -45,15 +45,21 @@ _ANSWER_BYTES = 16 * 2**20  # to a form, kept for a client who does not take the
 _LINES = "application/x-ndjson"
 _EVENTS = "text/event-stream"
 _FILE = {"schema": {"type": "string", "format": "binary"}}
-_BODY_OF_A_FILE = {
+_BODY_OF_A_CASE = {
     "required": True,
+    "description": "One file. Of a model that sees several images (`channels` in its description), "
+    "a form may hold a file for each: in a field `data.NAME`, or in `files` and named …_0000, "
+    "…_0001 in the model's order.",
     "content": {
         "application/octet-stream": _FILE,
         "multipart/form-data": {
             "schema": {
                 "type": "object",
-                "required": ["file"],
-                "properties": {"file": {"type": "string", "format": "binary"}},
+                "properties": {
+                    "file": {"type": "string", "format": "binary"},
+                    "files": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                },
+                "additionalProperties": {"type": "string", "format": "binary"},
             }
         },
     },
@@ -131,7 +137,7 @@ def _add_segment(routes: APIRouter, gateway: Gateway, caller: Caller, limits: Re
     @routes.post(
         "/v1/models/{model}/segment", tags=["tasks"], response_class=Response,
         responses={**failures(), 200: {"description": "The mask.", "content": _MASKS}},
-        openapi_extra={"requestBody": _BODY_OF_A_FILE},
+        openapi_extra={"requestBody": _BODY_OF_A_CASE},
     )  # fmt: skip
     async def segment(
         model: str,
@@ -142,13 +148,13 @@ def _add_segment(routes: APIRouter, gateway: Gateway, caller: Caller, limits: Re
         """Mark what lies where in an image or volume: the mask on the grid of the input.
 
         By default the answer is the mask as a file. `output=json` adds measurements: volumes,
-        positions, and the mask as base64.
+        positions, and the mask as base64. Images of one case must lie on one grid.
         """
         asked = order(incoming, model, query)
         info = await find_served(gateway, asked, Task.VOLUMES, Task.FRAMES)
         asked = asked.with_params(read_options(info, cast(OptionsQuery, query).params()))
-        limit = min(info.spec.input.max_payload_bytes, gateway.limits.message_bytes)
-        return await _predict_file(request, gateway, asked, limit, limits)
+        limit = min(info.max_case_bytes, gateway.limits.message_bytes)
+        return await _predict_file(request, gateway, asked, limit, limits, info.channels)
 
 
 def _add_sample(routes: APIRouter, gateway: Gateway, caller: Caller, limits: RestLimits) -> None:
@@ -198,17 +204,22 @@ class _WhileReading(StreamingResponse):
 
 
 async def _predict_file(
-    request: Request, gateway: Gateway, asked: TaskRequest, limit: int, limits: RestLimits
+    request: Request,
+    gateway: Gateway,
+    asked: TaskRequest,
+    limit: int,
+    limits: RestLimits,
+    channels: Sequence[str] = (),
 ) -> Response:
-    """The model's answer to one file, as the model wrote it."""
+    """The model's answer to one file, or to one of each channel, as the model wrote it."""
     owner = asked.caller.owner
     async with gateway.budget.reserve(
         arriving_bytes(request, limit), owner, asked.deadline
     ) as held:
-        content = await single_file(request, limit, limits.within(asked.left_s))
-        held.resize(len(content))
+        found = await case_files(request, limit, limits.within(asked.left_s), channels)
+        held.resize(sum(map(len, found.values())))
         asked = asked.sooner(time.monotonic() + limits.answer_s)
-        answer = await gateway.predict(asked.call({"data": content}))
+        answer = await gateway.predict(asked.call(found))
     for place, magic, media_type, name in _KINDS:
         if answer.startswith(magic, place):
             headers = {"content-disposition": f'attachment; filename="{name}"'} if name else {}

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -101,11 +108,11 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
             order = order.with_params(read_options(model, within_json(model, asked)))
             async with self._room(model, settings.content_bytes, incoming) as (file, held):
                 yield _progress(pb.SEGMENT_STAGE_ACCEPTED, 0)
-                await _gather(parts, file)
+                inputs = await _gather(parts, file, model.channels)
                 if held is not None:
                     held.resize(file.size)
                 yield _progress(pb.SEGMENT_STAGE_RUNNING, file.size)
-                answer = await self._gateway.predict(order.call(file.inputs()))
+                answer = await self._gateway.predict(order.call(inputs))
             result, files = await asyncio.to_thread(
                 segment_result, answer, model.task, asked.get("format")
             )
@@ -145,7 +152,7 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
         """
         message = self._gateway.limits.message_bytes
         on_disk = self._gateway.uploads.most_bytes if model.reads_uploads else 0
-        limit = min(max(message, on_disk), model.spec.input.max_payload_bytes)
+        limit = min(max(message, on_disk), model.max_case_bytes)
         refuse_larger(announced, limit)
         owner, deadline = incoming.caller.owner, incoming.deadline
         if on_disk and announced > message - _MAX_SETTINGS_BYTES:  # which travel with it
@@ -200,22 +207,47 @@ async def _images(parts: AsyncIterator[pb.ClassifyRequest]) -> AsyncGenerator[Im
         yield ImageFile(part.image.id, part.image.content)
 
 
-async def _gather(parts: AsyncIterator[pb.SegmentRequest], file: Incoming) -> None:
-    """Bring the chunks into the file."""
+async def _gather(
+    parts: AsyncIterator[pb.SegmentRequest], file: Incoming, channels: Sequence[str]
+) -> Mapping[str, bytes]:
+    """Bring the chunks into the file, or each channel's into its own; what the engine gets."""
+    given: set[str] = set()
     try:
         async with asyncio.timeout(_UPLOAD_S):
             async for part in parts:
-                if part.WhichOneof("part") != "chunk":
-                    raise InvalidRequestError(
-                        "expected a chunk in every message but the first, got something else"
-                    )
-                await file.take(part.chunk)
+                match part.WhichOneof("part"):
+                    case "chunk":
+                        await file.take(part.chunk)
+                    case "input":
+                        key = _channel_key(part.input.channel, channels, given)
+                        given.add(key)
+                        file.begin(key)
+                    case _:
+                        raise InvalidRequestError(
+                            "expected a chunk in every message but the first, or the channel whose "
+                            "chunks follow, got something else"
+                        )
     except TimeoutError:
         raise DeadlineError(
             f"expected the whole file within {_UPLOAD_S:g} s, got a part of it; send a smaller one"
         ) from None
-    if not file.size:
+    inputs = file.inputs()
+    if not file.size or not all(inputs.values()):
         raise InvalidRequestError("expected a file in chunks, got none")
+    return inputs
+
+
+def _channel_key(channel: str, channels: Sequence[str], given: Collection[str]) -> str:
+    """Return the key under which the file of a channel travels."""
+    key = f"data.{channel}"
+    if not channels:
+        raise InvalidRequestError("expected no channel, for a single file is a case of this model")
+    if channel not in channels or key in given:
+        raise InvalidRequestError(
+            f"input.channel: expected each of {', '.join(channels)} once, got another one or one "
+            "twice"
+        )
+    return key
 
 
 def _progress(stage: pb.SegmentStage.ValueType, received_bytes: int) -> pb.SegmentResponse:
@@ -300,6 +332,7 @@ def _model(info: ModelInfo) -> pb.Model:
         title=info.title,
         labels=info.labels,
         input_kinds=info.input_kinds,
+        channels=info.channels,
         ready=info.ready,
         card_markdown=info.card,
         metrics=_struct(info.metrics),

@@ -4,8 +4,29 @@ import { $, h } from "./dom.js";
 
 const WHOLE = /\.(nii|nii\.gz|npy|zip|png|jpe?g|tiff?)$/i; // such a file is a case by itself
 
+const OF_A_CHANNEL = /^(.+)_([0-9]{4})(\.nii|\.nii\.gz|\.npy|\.zip|\.tar|\.tar\.gz|\.tgz)$/i; // nnU-Net's rule
+
 /** Sort [{name, file}] into cases [{name, files}]; of volumes, the other files of a folder are a series. */
-export function casesOf(found, task) {
+export function casesOf(found, { task, channels }) {
+  return channels.length ? casesOfChannels(found) : casesOfOne(found, task);
+}
+
+/** Files NAME_0000, NAME_0001 and so on are one case, its files in this order and `place` their channel's. */
+function casesOfChannels(found) {
+  const cases = new Map();
+  for (const each of found) {
+    const [, name, number] = OF_A_CHANNEL.exec(each.name) ?? [null, each.name, "0"];
+    if (!cases.has(name)) cases.set(name, { name, files: [] });
+    cases.get(name).files.push({ ...each, place: Number(number) });
+  }
+  for (const each of cases.values()) {
+    each.files.sort((a, b) => a.place - b.place);
+    if (each.files.length === 1) Object.assign(each, { name: each.files[0].name, files: [{ ...each.files[0], place: 0 }] });
+  }
+  return [...cases.values()];
+}
+
+function casesOfOne(found, task) {
   const cases = new Map();
   for (const each of found) {
     const whole = task === "frames" || WHOLE.test(each.name);

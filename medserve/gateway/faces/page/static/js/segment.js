@@ -25,10 +25,15 @@ const isSingle = ({ grid }) => grid?.frames === 1;
 // ---- from files to an answer
 
 async function take(found) {
+  await answerEach(casesOf(found, state.model));
+}
+
+/** Send cases one after the other, and show the first that is answered. */
+async function answerEach(given) {
   state.stopping?.abort();
   const stopping = (state.stopping = new AbortController());
   fail(null);
-  state.cases = casesOf(found, state.model.task);
+  state.cases = given;
   state.shown = null;
   const { cases } = state;
   for (const each of cases) {
@@ -55,9 +60,10 @@ async function answerTo(each, signal) {
   const { name: model, version } = state.model;
   const begun = await request("/jobs", { method: "POST", json: { kind: "segment", model, version }, signal });
   each.job = await begun.json();
-  each.volume = files.length === 1 && NIFTI.test(files[0].name) ? files[0].file : null;
+  const isFile = files.length === 1 || state.model.channels.length > 0;
+  each.volume = isFile && NIFTI.test(files[0].name) ? files[0].file : null;
   if (!state.shown) use(each);
-  const entries = files.map(({ name, file }, number) => ({ number, name, file }));
+  const entries = files.map(({ name, file, place }, number) => ({ number: place ?? number, name, file }));
   run(t("segment.sending", { size: bytes(size) }), 0);
   await sendPack(`/jobs/${each.job.id}/volume`, entries, { progress: (part) => ($("progress").value = part), signal });
   each.job = await (await request(`/jobs/${each.job.id}`, { signal })).json(); // it has a name now
@@ -299,6 +305,25 @@ function choose() {
   $("viewer").setAttribute("aria-label", wording(task, "canvas"));
   for (const axis of AXES) $(`axis-${axis}`).textContent = wording(task, `axis.${axis}`);
   offerOptions($("options"), options, state.job?.options);
+  offerChannels();
+}
+
+/** A place for the file of each image that the model sees; it starts once all are filled. */
+function offerChannels() {
+  const { channels } = state.model;
+  $("channels").hidden = channels.length === 0;
+  const inputs = channels.map((name, place) => h("input", { type: "file", id: `channel-${place}`, "data-place": String(place) }));
+  const begin = () => {
+    if (!inputs.every(({ files }) => files.length)) return;
+    const files = inputs.map(({ files: [file] }, place) => ({ name: file.name, file, place }));
+    for (const input of inputs) input.value = "";
+    answerEach([{ name: files[0].name, files }]);
+  };
+  for (const input of inputs) input.addEventListener("change", begin);
+  $("channel-slots").replaceChildren(...inputs.map((input, place) => h("label", { className: "field" }, h("span", {}, channels[place]), input)));
+  $("channels-rule").textContent = t("segment.channels_rule", {
+    names: channels.map((name, place) => `${name}: …_${String(place).padStart(4, "0")}`).join(", "),
+  });
 }
 
 // ---- what the visitor does

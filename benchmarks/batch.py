@@ -1,0 +1,297 @@
+"""What a batch costs: listing a million rows, the rate against the same work in process, and kills.
+
+    python -m benchmarks.batch listing
+    python -m benchmarks.batch rates --model blood_cell --runner local --workers 2
+    python -m benchmarks.batch kills
+
+Each prints one line of JSON. A rate is that of a run from its first study to its last receipt, with
+reading, digests, answers and receipts on the disk; the reference is the same archive in as many
+processes that ask again and again about inputs in memory. Both take turns within a round. Where
+other work runs on the same cores, compare the processor times of a study (`cpu_ratio`) instead:
+with all cores busy, they are what bounds a rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+
+from benchmarks.archives import build_or_take, unpack
+from benchmarks.processes import family_usage
+from medserve.archive.read import golden_input, verify_archive
+from medserve.batch import worker
+from medserve.batch.local import LocalRun, of_shard
+from medserve.batch.processes import ArchiveAsker, archive_target
+from medserve.batch.receipts import BatchFolder, BatchHead
+from medserve.batch.report import write_report
+from medserve.batch.studies import Shard, list_studies
+from medserve.batch.work import Answering, Became, Reading
+from medserve.client import Limits
+from medserve.cores import available_cores
+from medserve.spec import Task
+
+__all__ = ["measure_kills", "measure_listing", "measure_rates"]
+
+_START_S = 300.0
+
+
+def measure_listing(folder: Path, rows: int = 1_000_000, shards: int = 16) -> dict[str, float]:
+    """List the rows of a manifest and keep those of one shard; seconds and MiB of this process."""
+    manifest = folder / "manifest.csv"
+    with manifest.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(("path", "id"))
+        table.writerows(
+            (f"/archive/{n % 365:03d}/{n:07d}.nii.gz", f"s{n:07d}") for n in range(rows)
+        )
+    started = time.perf_counter()
+    kept = sum(1 for _ in of_shard(list_studies(manifest, Task.VOLUMES), Shard(0, shards)))
+    seconds = time.perf_counter() - started
+    memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"rows": rows, "kept": kept, "seconds": seconds, "memory_mib": memory_mib}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What rates are measured of.
+
+    Attributes:
+        runner: `local` or `ray`.
+        studies: In a run; every one is a copy of the archive's golden input.
+        seconds: Of the reference in each round.
+    """
+
+    archive: Path
+    runner: str = "local"
+    workers: int = 2
+    studies: int = 1000
+    seconds: float = 8.0
+    rounds: int = 3
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast studies were answered, and the processor time of one."""
+
+    per_s: float
+    cpu_ms: float
+
+
+def measure_rates(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Compare runs with the same work in process: studies a second, and processor time of each."""
+    info = verify_archive(plan.archive)
+    content = golden_input(plan.archive)
+    per_call = Limits().items_per_call if info.spec.task is Task.CLASSIFICATION else 1
+    studies = folder / "studies"
+    studies.mkdir()
+    suffix = "png" if per_call > 1 else "nii.gz"
+    for number in range(plan.studies):
+        (studies / f"{number}.{suffix}").write_bytes(content)
+    unpacked = unpack(plan.archive, folder / "unpacked")
+    runs, references = [], []
+    for _ in range(plan.rounds):
+        references.append(_in_process(unpacked, content, per_call, plan))
+        runs.append(_run(studies, folder / "out", plan, per_call))
+        shutil.rmtree(folder / "out")
+    ratios = [run.per_s / reference.per_s for run, reference in zip(runs, references, strict=True)]
+    return {
+        "model": info.name,
+        "runner": plan.runner,
+        "workers": plan.workers,
+        "studies_per_s": [run.per_s for run in runs],
+        "in_process_per_s": [reference.per_s for reference in references],
+        "ratio": statistics.median(ratios),
+        "cpu_ms": statistics.median(run.cpu_ms for run in runs),
+        "in_process_cpu_ms": statistics.median(each.cpu_ms for each in references),
+        "cpu_ratio": statistics.median(
+            reference.cpu_ms / run.cpu_ms for run, reference in zip(runs, references, strict=True)
+        ),
+    }
+
+
+def _run(studies: Path, out: Path, plan: Plan, per_call: int) -> Rate:
+    """Run a batch, from the first study that is listed to the last receipt."""
+    folder = BatchFolder(out)
+    if plan.runner == "ray":
+        return _run_on_ray(studies, out, plan, per_call)
+    asker = ArchiveAsker(plan.archive, plan.workers)
+    try:
+        target = asker.target
+        folder.open(BatchHead(model=target.model, task=target.task))
+        local = LocalRun(
+            Reading(folder, target, _params(target.task)),
+            Answering(folder, asker),
+            threads=2 * plan.workers,
+            per_call=per_call,
+        )
+        used, started = family_usage(os.getpid()).cpu_s, time.perf_counter()
+        answered = sum(each[Became.ANSWERED] for each in local.run(
+            of_shard(list_studies(studies, target.task), Shard())
+        ))  # fmt: skip
+        seconds = time.perf_counter() - started
+        used = family_usage(os.getpid()).cpu_s - used
+    finally:
+        asker.close()
+    assert answered == plan.studies
+    return Rate(answered / seconds, used * 1e3 / answered)
+
+
+def _run_on_ray(studies: Path, out: Path, plan: Plan, per_call: int) -> Rate:
+    """Run a batch from its first receipts, when the actors have started, to the last one."""
+    from medserve.batch.cluster import ClusterRun
+
+    target = archive_target(verify_archive(plan.archive))
+    folder = BatchFolder(out)
+    folder.open(BatchHead(model=target.model, task=target.task))
+    run = ClusterRun(
+        *(plan.archive, studies, out, target, _params(target.task)),
+        actors=plan.workers,
+        per_call=per_call,
+    )
+    used, answered = 0.0, 0
+    for became in run.run():
+        used = used or family_usage(os.getpid()).cpu_s
+        answered += became[Became.ANSWERED]
+    used = family_usage(os.getpid()).cpu_s - used
+    assert answered == plan.studies
+    written = sorted(path.stat().st_mtime for path in (out / "receipts").rglob("*.json"))
+    first = per_call * plan.workers  # with these the actors have started
+    rate = (len(written) - first) / (written[-1] - written[first - 1])
+    return Rate(rate, used * 1e3 / (len(written) - first))
+
+
+def _in_process(unpacked: Path, content: bytes, per_call: int, plan: Plan) -> Rate:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(plan.workers)
+    results: Any = context.Queue()
+    arguments = (str(unpacked), content, per_call, plan, barrier, results)
+    workers = [context.Process(target=_ask, args=arguments) for _ in range(plan.workers)]
+    for each in workers:
+        each.start()
+    rates: list[Rate] = [results.get(timeout=_START_S + plan.seconds) for _ in workers]
+    for each in workers:
+        each.join()
+    return Rate(sum(each.per_s for each in rates), statistics.mean(each.cpu_ms for each in rates))
+
+
+def _ask(
+    unpacked: str, content: bytes, per_call: int, plan: Plan, barrier: Any, results: Any
+) -> None:
+    os.environ["MEDSERVE_ENGINE_THREADS"] = str(max(1, available_cores() // plan.workers))
+    os.environ["MEDSERVE_MAX_RESPONSE_BYTES"] = str(2**31 - 1)
+    sys.path.append(unpacked)
+    handler = worker.load(unpacked)
+    context = SimpleNamespace(get_request_id=lambda index=0: None, metrics=None)
+    inputs: dict[str, bytes] = {"data": content}
+    if per_call > 1:
+        inputs = {f"data.{place}": content for place in range(per_call)}
+    inputs["params"] = json.dumps(_params(handler.spec.task)).encode()
+    handler.handle([inputs], context)
+    barrier.wait(_START_S)
+    answered, used, started = 0, time.process_time(), time.perf_counter()
+    while time.perf_counter() < started + plan.seconds:
+        handler.handle([inputs], context)
+        answered += per_call
+    used = time.process_time() - used
+    results.put(Rate(answered / (time.perf_counter() - started), used * 1e3 / answered))
+
+
+def _params(task: Task) -> dict[str, Any]:
+    return {} if task is Task.CLASSIFICATION else {"output": "json"}
+
+
+def measure_kills(archive: Path, folder: Path, kills: int = 20, studies: int = 300) -> Any:
+    """Kill the runner or one of its workers at chance moments; count what was repeated or lost."""
+    chance = random.Random(23)
+    source = folder / "studies"
+    source.mkdir()
+    content = golden_input(archive)
+    for number in range(studies):
+        (source / f"{number}.png").write_bytes(content)
+    out = folder / "out"
+    done: dict[str, float] = {}
+    killed = {"runner": 0, "worker": 0}
+    repeated = 0
+    while True:
+        running = _command(source, archive, out)
+        if sum(killed.values()) < kills:
+            time.sleep(1.0 + chance.random() * 2.0)
+            whom = chance.choice(("runner", "worker"))
+            family = psutil.Process(running.pid).children(recursive=True)
+            if running.poll() is None and (whom == "runner" or family):
+                (running if whom == "runner" else chance.choice(family)).kill()
+                killed[whom] += 1
+            if whom == "worker":
+                time.sleep(chance.random())
+                running.kill()
+        code = running.wait()
+        found = {each.key: each.started_at for each in BatchFolder(out).receipts()}
+        repeated += sum(found[key] != started for key, started in done.items())
+        done = found
+        if len(done) == studies and sum(killed.values()) >= kills and code == 0:
+            break
+    _command(source, archive, folder / "undisturbed").wait()
+    equal = _table(out) == _table(folder / "undisturbed")
+    return {
+        "killed": killed, "repeated": repeated, "lost": studies - len(done), "equal": equal,
+    }  # fmt: skip
+
+
+def _command(source: Path, archive: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "medserve", "batch", source, "--archive", archive]
+    return subprocess.Popen(
+        [*map(str, command), "--out", str(out), "--workers", "2", "--progress", "none"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _table(out: Path) -> bytes:
+    write_report(BatchFolder(out))
+    return (out / "results.csv").read_bytes()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what the first argument names and print a line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("what", choices=("listing", "rates", "kills"))
+    parser.add_argument("--model", default="blood_cell")
+    parser.add_argument("--archive", type=Path)
+    parser.add_argument("--runner", choices=("local", "ray"), default="local")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--studies", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="medserve-bench-") as name:
+        folder = Path(name)
+        if given.what == "listing":
+            print(json.dumps(measure_listing(folder)))
+            return
+        archive = build_or_take(given.archive, given.model, folder)
+        if given.what == "kills":
+            print(json.dumps(measure_kills(archive, folder)))
+            return
+        plan = Plan(archive, given.runner, given.workers, given.studies, rounds=given.rounds)
+        print(json.dumps(measure_rates(plan, folder)))
+
+
+if __name__ == "__main__":
+    main()
