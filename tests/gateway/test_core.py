@@ -476,8 +476,7 @@ def test_a_request_that_does_not_come_is_not_waited_for(
         assert gateway.budget.reserved
         if stops:
             gateway.stopping.set()
-        with pytest.raises(grpc.aio.AbortError):
-            await calling
+        await calling
         assert not gateway.budget.reserved
         return silent.ended
 

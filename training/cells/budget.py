@@ -118,20 +118,21 @@ class BudgetedClassifier(L.LightningModule):
         """Move rates and phase to where the clock is; -1 ends the epoch, and so the training."""
         if self.began is None:
             self.began = self.clock()
-        if self.progress >= 1.0:
+        progress = self.progress
+        if progress >= 1.0:
             self.trainer.should_stop = True
             return -1
-        self._tell()
+        self._tell(progress)
         optimiser = self.optimizers()
         for group in optimiser.param_groups:  # type: ignore[union-attr]
-            group["lr"] = group["peak"] * one_cycle(self.progress)
-        if self.transfer is not None and self.progress >= self.budget.frozen_share:
+            group["lr"] = group["peak"] * one_cycle(progress)
+        if self.transfer is not None and progress >= self.budget.frozen_share:
             self.transfer.freeze(but=[self.transfer.head, *self.transfer.last_convolutions])
         return None
 
-    def _tell(self) -> None:
+    def _tell(self, progress: float) -> None:
         """Log each tenth of the budget."""
-        tenths = int(10 * self.progress)
+        tenths = int(10 * progress)
         if tenths > self.told_tenths:
             self.told_tenths = tenths
             _log.info("%d %% of %g s learnt", 10 * tenths, self.budget.seconds)

@@ -9,6 +9,7 @@ claims) and those that are NaN or infinite.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -189,8 +190,8 @@ def _of_12_bits(dataset: Dataset, index: int) -> npt.NDArray[Any]:
     """One grey frame of JPEG with 12 bits a sample, which Pillow and GDCM do not decode."""
     from pydicom.encaps import get_frame
 
-    try:
-        from imagecodecs import jpeg8_decode  # of 26 MB, and seldom needed: an extra
+    try:  # by name, as archives require what they import: 26 MB, seldom needed, an extra
+        jpeg8_decode = importlib.import_module("imagecodecs").jpeg8_decode
     except ImportError:
         raise InvalidImageError(
             "expected JPEG of 8 bits, got transfer syntax JPEG Extended or Baseline with 12 bits, "

@@ -107,13 +107,13 @@ def moved(module: BudgetedClassifier) -> set[str]:
 
 
 def test_in_the_first_phase_the_last_layer_learns_alone() -> None:
-    budget = Budget(30.0, 1e-2, frozen_share=1.0)
+    budget = Budget(5.0, 1e-2, frozen_share=1.0)
     module = BudgetedClassifier(transferred(), budget, AUGMENT, clock=ticking())
     assert moved(module) == {"classifier.3"}
 
 
 def test_in_the_second_phase_the_last_convolutions_learn_too() -> None:
-    budget = Budget(30.0, 1e-2, frozen_share=0.5)
+    budget = Budget(5.0, 1e-2, frozen_share=0.5)
     module = BudgetedClassifier(transferred(), budget, AUGMENT, clock=ticking())
     assert moved(module) == {"classifier.3", "features.11", "features.12"}
 

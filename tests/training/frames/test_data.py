@@ -145,7 +145,7 @@ def test_the_draw_depends_on_the_seed_and_not_on_the_order() -> None:
 
 def test_too_few_patients_for_the_folds_are_refused() -> None:
     cases, shares = cases_of(patients=4, frames=5)
-    with pytest.raises(ConfigError, match=r"got 5 folds for 3 subjects"):
+    with pytest.raises(ConfigError, match=r"--folds: expected 2 to 3, .* got 5"):
         split_frames(cases, shares, folds=5, test_share=0.2)
 
 
