@@ -266,7 +266,7 @@ def grpc_options(message_bytes: int) -> list[tuple[str, int]]:
         # Unread uploads wait in this window; gRPC would widen it to megabytes a stream.
         ("grpc.http2.bdp_probe", 0),
         # Stock clients and meshes ask every 10 s whether a long call still lives.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", _PING_MS),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
 

@@ -27,6 +27,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from medserve.archive.read import inspect_archive
 from medserve.errors import ConfigError
+from medserve.gateway import server
 from medserve.gateway.core import tokens
 from medserve.gateway.core.audit import verify
 from medserve.gateway.core.tokens import add_token, new_token
@@ -248,6 +249,23 @@ def test_no_call_is_cancelled_because_it_came_as_the_gateway_stopped(
     for each in callers:
         each.join()
     assert {code for code, _ in ends} == {grpc.StatusCode.UNAVAILABLE}, ends
+
+
+def test_a_client_may_ask_often_whether_its_connection_lives(
+    tiny_store: Path, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_PING_MS", 50)
+    pings = [
+        ("grpc.keepalive_time_ms", 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    with (
+        running_gateway(quick_settings(tiny_store), fake) as gateway,
+        grpc.insecure_channel(gateway.addresses.grpc, pings) as channel,
+    ):
+        fake.pause_s = 5.0  # no data either way for a while
+        assert json.loads(predict(channel))["status"] == "ok"
 
 
 def test_an_upload_that_takes_for_ever_is_ended(tiny_store: Path, fake: FakeEngine) -> None:
