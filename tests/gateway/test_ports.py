@@ -264,7 +264,7 @@ def test_a_client_may_ask_often_whether_its_connection_lives(
         running_gateway(quick_settings(tiny_store), fake) as gateway,
         grpc.insecure_channel(gateway.addresses.grpc, pings) as channel,
     ):
-        fake.pause_s = 5.0  # no data either way for a while
+        fake.pause_s = 7.0  # no data either way for a while
         assert json.loads(predict(channel))["status"] == "ok"
 
 
