@@ -34,6 +34,7 @@ from medserve.spec import ModelSpec
 from models.trus_prostate.network import SIDES_DIVIDE_BY, build, load_encoder
 from simulation.simulated_set import SimulateConfig, simulate_set
 from training.core.config import Setting, run, write
+from training.core.export import require_agreement
 from training.core.files import require_folder, write_json
 from training.core.fit import Fitted, load_best
 from training.core.split import Split, write_split
@@ -46,7 +47,7 @@ from training.frames.evaluation import FrameEvaluation, evaluate_frames
 from training.frames.fit import fit_frames
 from training.frames.module import SCORE, FrameSegmenter
 from training.frames.sheets import SheetsConfig, write_sheets
-from training.frames.ship import Shipment, install, require_agreement, ship
+from training.frames.ship import Shipment, install, ship
 
 __all__ = ["EVALUATION", "NAME", "TrainConfig", "TrusEvaluateConfig", "evaluate", "main",
            "run_command"]  # fmt: skip
@@ -116,7 +117,10 @@ def main(config: TrainConfig) -> None:
         pipeline, members, list(loaded.values()), model_config, config.out_dir, config.fp16_weights
     )
     folder = ship(shipment, config.threads)
-    require_agreement(_report(config, pipeline.spec, folder, split))
+    described = _report(config, pipeline.spec, folder, split)
+    require_agreement(
+        {each["engine"]: 1.0 - each["differing"] / each["pixels"] for each in described["parity"]}
+    )
     if config.install:
         install(folder, config.out_dir, NAME, config.variant)
 

@@ -23,12 +23,14 @@ from medserve.spec import EngineName, Precision
 from models.classifier import Classifier
 
 __all__ = [
+    "LEAST_AGREEMENT",
     "OUTPUTS",
     "TOLERANCE",
     "ClassifierArtifact",
     "classifier_of",
     "export_classifier",
     "export_network",
+    "require_agreement",
     "sha256",
     "stored_in_fp16",
     "write_golden",
@@ -38,6 +40,7 @@ _log = logging.getLogger(__name__)
 
 OUTPUTS = ("logits", "novelty")
 TOLERANCE = 1e-4  # absolute; engines order their sums differently
+LEAST_AGREEMENT = 0.9999  # share of voxels or pixels in which two engines must say the same
 
 
 class ClassifierArtifact(nn.Module):
@@ -165,6 +168,24 @@ def export_network(
                     )
     _log.info("TorchScript and ONNX agree with eager within %.1e", largest)
     return Exported(folder / "model.onnx", folder / "model.pt", largest)
+
+
+def require_agreement(shares: Mapping[str, float]) -> None:
+    """Refuse an artifact one of whose engines gives other masks than eager torch.
+
+    Args:
+        shares: Engine -> share of voxels or pixels with the same label, from 0 to 1.
+
+    Raises:
+        ArchiveError: says which engine, and how many are alike.
+    """
+    for engine, share in shares.items():
+        if share < LEAST_AGREEMENT:
+            raise ArchiveError(
+                f"artifact and report are written, but do not serve them by {engine}: expected the "
+                f"mask of eager torch in {LEAST_AGREEMENT:.2%} of the places, got {share:.4%}; "
+                "train longer, or choose another engine for this model"
+            )
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from PIL import Image as pillow
 from torch import nn
 
 import models
-from medserve.errors import ArchiveError
 from medserve.imaging.codecs import raster
 from medserve.inference.engines import load_engine
 from medserve.inference.frame_pipeline import FramePipeline, PredictFrames
@@ -33,7 +32,7 @@ from training.frames.ensemble import FrameEnsemble
 from training.frames.evaluation import predict_by
 from training.frames.module import predict_with
 
-__all__ = ["EXAMPLE", "Agreement", "Shipment", "agreement", "install", "require_agreement", "ship"]
+__all__ = ["EXAMPLE", "Agreement", "Shipment", "agreement", "install", "ship"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +42,6 @@ _LOCAL = frozenset(
     {"data_dir", "out_dir", "model_config", "encoder_weights", "resume", "install", "variant"}
 )
 _EXAMPLE_SEED = 1_000_003  # far from the seeds that sets count up from 0
-LEAST_AGREEMENT = 0.9999  # share of pixels in which two engines must say the same
 _TOLERANCE = 2e-3  # of logits up to 20; what counts is the mask, which is compared too
 _PROVEN = 16  # frames of at least 65,000 pixels
 _TIMED = 5  # of them; the median counts
@@ -108,7 +106,7 @@ class Agreement:
 def ship(shipment: Shipment, threads: int = 0) -> Path:
     """Export, prove and describe; returns the folder of the artifact.
 
-    Whether its engines agree stands in `training.json`; `require_agreement` judges it.
+    Whether its engines agree stands in `training.json`; `export.require_agreement` judges it.
 
     Raises:
         ArchiveError: an exported form gives other logits than eager torch.
@@ -169,25 +167,6 @@ def agreement(
         proofs.append(Agreement(name, expected.size, differing, largest, milliseconds))
         _log.info("%s: %d of %d pixels differ", name.value, differing, expected.size)
     return proofs
-
-
-def require_agreement(described: Mapping[str, Any]) -> None:
-    """Refuse an artifact one of whose engines gives other masks than eager torch.
-
-    Args:
-        described: The content of its `training.json`.
-
-    Raises:
-        ArchiveError: says which engine, and how many pixels differ.
-    """
-    for each in described["parity"]:
-        share = 1.0 - each["differing"] / each["pixels"]
-        if share < LEAST_AGREEMENT:
-            raise ArchiveError(
-                f"artifact and report are written, but do not serve them by {each['engine']}: "
-                f"expected the mask of eager torch in {LEAST_AGREEMENT:.2%} of the pixels, got "
-                f"{share:.4%}; train longer, or choose another engine for this model"
-            )
 
 
 def _timed(

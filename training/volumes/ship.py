@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from scipy import ndimage
 from torch import nn
 
 import models
-from medserve.errors import ArchiveError
 from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
@@ -45,7 +44,6 @@ __all__ = [
     "Shipment",
     "agreement",
     "install",
-    "require_agreement",
     "ship",
     "what_parts_add",
 ]  # fmt: skip
@@ -53,7 +51,6 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 EXAMPLE, PHANTOM = "average.nii.gz", "phantom.nii.gz"
-LEAST_AGREEMENT = 0.9999  # share of voxels in which two engines must say the same
 _LOCAL = frozenset({"data_dir", "out_dir", "init_from", "resume", "install"})
 # Of logits up to 20; what counts is the label, which is compared too. Two probabilities move by no
 # more than their logits, so a label may change only where the two largest lie this near: a tie.
@@ -125,7 +122,7 @@ class Agreement:
 def ship(shipment: Shipment, threads: int = 0) -> Path:
     """Export, prove and describe; returns the folder of the artifact.
 
-    Whether its engines agree stands in `training.json`; `require_agreement` judges it.
+    Whether its engines agree stands in `training.json`; `export.require_agreement` judges it.
 
     Raises:
         ArchiveError: an exported form gives other logits than eager torch.
@@ -211,24 +208,6 @@ def _is_no_tie(
     second, first = np.partition(found.probabilities, -2, axis=0)[-2:]
     lead: npt.NDArray[np.bool_] = first - second > _TOLERANCE
     return lead
-
-
-def require_agreement(described: Mapping[str, Any]) -> None:
-    """Refuse an artifact one of whose engines gives other masks than eager torch.
-
-    Args:
-        described: The content of its `training.json`.
-
-    Raises:
-        ArchiveError: says which engine, and how many voxels differ.
-    """
-    for each in described["agreement_with_eager"]:
-        if each["agreement"] < LEAST_AGREEMENT:
-            raise ArchiveError(
-                f"artifact and report are written, but do not serve them by {each['engine']}: "
-                f"expected the labels of eager torch in {LEAST_AGREEMENT:.2%} of the voxels, got "
-                f"{each['agreement']:.4%}; train longer, or choose another engine for this model"
-            )
 
 
 def what_parts_add(

@@ -18,6 +18,7 @@ import models
 from medserve.inference.volume_pipeline import VolumePipeline
 from training.classification.evaluation import EvaluationRequest
 from training.core.config import Setting, write
+from training.core.export import require_agreement
 from training.core.files import require_folder, write_json
 from training.core.fit import Fitted
 from training.core.split import Split, write_split
@@ -31,7 +32,7 @@ from training.volumes.fit import (
     load_fitted,
 )
 from training.volumes.module import Segmenter
-from training.volumes.ship import Shipment, install, require_agreement, ship, what_parts_add
+from training.volumes.ship import Shipment, install, ship, what_parts_add
 
 __all__ = ["VolumesConfig", "report", "train", "train_member"]
 
@@ -75,7 +76,9 @@ def train(config: VolumesConfig) -> None:
     described = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     if held_out:
         report(config, shipment, folder, held_out)
-    require_agreement(described)
+    require_agreement(
+        {each["engine"]: each["agreement"] for each in described["agreement_with_eager"]}
+    )
     if config.install:
         install(folder, config.out_dir, config.room)
 
