@@ -101,6 +101,7 @@ def test_three_hundred_images_are_sorted_corrected_and_taken_home(
     tab.get_by_role("button", name="Probability").click()
     tab.get_by_role("button", name="Probability").click()
     tab.locator("[data-sort=probability][aria-sort=none]").wait_for()
+    eventually(lambda: files[0]["name"] in tab.locator("tr.file").first.inner_text())
 
     # a class by hand, taken back, and set again
     first = tab.locator("tr.file").first

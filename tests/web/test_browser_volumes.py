@@ -153,7 +153,8 @@ def test_the_forms_offer_the_options_that_each_task_declares(tab: Page) -> None:
     tab.get_by_text("Options", exact=True).click()
     names = "els => els.map(each => each.name)"
     assert tab.locator("#options [name]").evaluate_all(names) == [
-        "channel", "spacing_mm", "flips", "largest_component", "fill_holes", "uncertainty",
+        "channel", "spacing_mm", "select", "flips", "largest_component", "fill_holes",
+        "uncertainty",
     ]  # fmt: skip
     assert not tab.locator("#rerun").is_visible()  # there is nothing to segment again
     tab.locator("#model").select_option("tiny_frame@1.0")

@@ -19,6 +19,8 @@ from medserve.log_line import LogLine
 
 __all__ = ["configure_logging", "console_for_people", "counted", "nearest", "shown"]
 
+_UNBOUNDED = 2000  # columns of what goes into a file or a pipe: a path stays on its line
+
 T = TypeVar("T")
 
 
@@ -38,7 +40,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def console_for_people() -> Console:
     """Standard output; wide where it is a file or a pipe, so that nothing is cut off."""
     console = _Console(highlight=False)
-    return console if console.is_terminal else _Console(highlight=False, width=200)
+    return console if console.is_terminal else _Console(highlight=False, width=_UNBOUNDED)
 
 
 class _Console(Console):
