@@ -20,7 +20,7 @@ MODEL ?=
 
 # Tests run in two processes; those that share a server stay together, the longest come first.
 # Others take the machine, its ports or its Docker engine for themselves.
-ALONE := benchmark or walk or clone or docker or pacs or data or gpu
+ALONE := benchmark or walk or clone or ray or docker or pacs or data or gpu
 SPREAD := --numprocesses 2 --dist loadgroup
 
 # Where the wheel goes, and which extras the wheelhouse is for.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import pytest
 
-from tests.tiers import NoUnitTestError, left_out
+from tests.tiers import RESOURCES, NoUnitTestError, left_out
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,10 @@ def test_a_tier_says_what_it_left_out_and_which_command_runs_it() -> None:
         "3 training, 1 docker (make test-all)"
     )
     assert left_out({}, "all") == "tier all: no test was left out"
+
+
+def test_make_runs_every_resource_of_the_last_tier() -> None:
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
+    [alone] = re.findall(r"^ALONE := (.*)$", makefile, re.MULTILINE)
+    late = {name for name, each in RESOURCES.items() if each.tier == "all"}
+    assert set(alone.split(" or ")) | {"training"} == late

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from medserve.engine.torchserve import config
 from medserve.engine.torchserve.config import (
     CANCELLED,
     UPLOADS,
@@ -39,12 +40,17 @@ def written(folder: Path, **changes: object) -> dict[str, str]:
     return {key: value for key, _, value in (line.partition("=") for line in lines)}
 
 
-def test_a_folder_without_exec_is_named_with_what_changes_it(
+def test_a_folder_without_exec_is_named_unless_the_libraries_lie_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    libraries = tmp_path / "jni"
+    libraries.mkdir()
+    monkeypatch.setattr(config, "_NATIVE_SOCKETS", libraries)
     with pytest.raises(ConfigError, match=rf"{tmp_path.parent}, which is mounted noexec; .*TMPDIR"):
         written(tmp_path)
+    (libraries / "libnetty_transport_native_epoll_x86_64.so").touch()  # as in the images
+    assert written(tmp_path)
 
 
 def test_only_the_inference_api_follows_the_host(tmp_path: Path) -> None:
