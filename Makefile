@@ -10,6 +10,7 @@ PIP_WHEEL := $(BIN)/python -m pip wheel --quiet --disable-pip-version-check $(PI
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PROGRESS := | awk '/^Collecting/ {printf "  %3d %s\n", ++n, $$2} \
+	/^Processing .*\.whl/ {of = split($$2, parts, "/"); printf "  %3d %s\n", ++n, parts[of]} \
 	/^ *Downloading .*\([0-9.]+ [MG]B\)/ {size = $$(NF - 1) " " $$NF; if ($$NF ~ /G/ || substr($$(NF - 1), 2) > 20) print "      downloading " size} \
 	/^Installing collected/ {print "      installing what was collected"} {fflush()}'
 # Both must come from one index: a build of torch from elsewhere, a CPU wheel in a local folder for

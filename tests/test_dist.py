@@ -64,6 +64,7 @@ def test_make_shows_what_it_installs_and_fails_where_pip_does(tmp_path: Path, st
 echo 'Collecting torch==2.13.0 (from medserve)'
 echo '  Downloading torch-2.13.0-cp311-manylinux.whl (532.1 MB)'
 echo 'Requirement already satisfied: pip'
+echo 'Processing /wheels/openvino-2026.4.1-cp311.whl (from medserve)'
 echo 'Collecting numpy==2.4.6 (from medserve)'
 echo '  Downloading numpy-2.4.6.whl (16.6 MB)'
 echo 'Installing collected packages: numpy, torch'
@@ -77,11 +78,12 @@ exit {status}
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     make = ["make", "--no-print-directory", ".venv/serve"]  # which a make around it would print
     run = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True)
-    assert run.stdout.splitlines()[-5:] == [
+    assert run.stdout.splitlines()[-6:] == [
         "Installing into .venv what serves the models:",
         "    1 torch==2.13.0",
         "      downloading (532.1 MB)",
-        "    2 numpy==2.4.6",
+        "    2 openvino-2026.4.1-cp311.whl",
+        "    3 numpy==2.4.6",
         "      installing what was collected",
     ]
     assert "pip is unhappy" in run.stderr
