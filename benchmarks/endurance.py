@@ -37,7 +37,7 @@ from medserve.archive.store import select_archives
 from medserve.errors import ArchiveError
 from medserve.wire import management_pb2, management_pb2_grpc
 
-__all__ = ["Answers", "Place", "measure_kills", "measure_soak"]
+__all__ = ["Answers", "Place", "measure_kills", "measure_soak", "serving"]
 
 _START_S = 240.0
 _END_S = 260.0  # for callers whose last question is on its way
@@ -280,11 +280,13 @@ def _ready(stub: Any, model: str, gone: Sequence[int]) -> list[int]:
 
 
 @contextlib.contextmanager
-def _server(store: Path, models: str, scratch: Path) -> Iterator[Place]:
-    """Start `medserve serve` on free ports and wait until every model is proven."""
+def serving(store: Path, models: str, scratch: Path, gateway_port: int = 0) -> Iterator[Place]:
+    """Start `medserve serve`, by default on free ports, and wait until every model is proven."""
     ready = scratch / "ready.json"
+    ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", "medserve", "serve", "--store", str(store), "--port", "0"]
     command += ["--metrics-port", "0", "--models", models, "--ready-file", str(ready)]
+    command += ["--gateway-port", str(gateway_port)]
     with spawn(command, scratch / "server.log", environment={}) as process:
         end = time.monotonic() + _START_S
         while not (ready.exists() and ready.read_text(encoding="utf-8")):
@@ -324,14 +326,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.what == "kills":
             questions = questions_for(select_archives(store, (given.model,)))
             questions = [each for each in questions if each.model == given.model]
-            with _server(store, given.model, scratch) as place:
+            with serving(store, given.model, scratch) as place:
                 found = measure_kills(
                     place, questions, given.kills, given.every_s, given.callers or 16
                 )
             held = found["back_s"]["most"] <= _BACK_S
         else:
             questions = questions_for(select_archives(store))
-            with _server(store, "", scratch) as place:
+            with serving(store, "", scratch) as place:
                 found = measure_soak(place, questions, given.seconds, given.callers or 8)
             grew = found.get("grew", {})
             held = not found["unasked"] and grew.get("files", 0) <= _GROWTH_FILES
