@@ -40,6 +40,13 @@ _Default = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VERSION", help="Version for requests that name none."),
 ]
+_Watch = Annotated[
+    bool, typer.Option("--watch", help="Serve archives that are copied into the store meanwhile.")
+]
+_State = Annotated[
+    Path | None,
+    typer.Option(help="Default versions set while serving.", show_default="STORE/serving.json"),
+]
 _Host = Annotated[str, typer.Option(help="Address of TorchServe's inference API.")]
 _Port = Annotated[int, typer.Option(help="TorchServe's gRPC inference; 0 takes a free port.")]
 _ManagementPort = Annotated[
@@ -74,6 +81,8 @@ def serve(  # one parameter an option: the command line is the interface
     store: _Store = None,
     models: _Models = "",
     default: _Default = None,
+    watch: _Watch = False,
+    state: _State = None,
     host: _Host = "127.0.0.1",
     port: _Port = 7070,
     management_port: _ManagementPort = None,
@@ -95,11 +104,16 @@ def serve(  # one parameter an option: the command line is the interface
 
     Every other setting of the gateway is read from MEDSERVE_GATEWAY_*; see medserve gateway --help.
     """
+    from medserve.archive.decisions import DECISIONS_FILE, Decisions
     from medserve.engine.torchserve.lifecycle import ServerConfig
 
     configure_logging(log_level)
+    store = store or Settings.from_environment().store
+    beside = _wants_gateway(gateway)
+    if watch and not beside:
+        raise ConfigError("--watch: the gateway watches the store; leave out --no-gateway")
     config = ServerConfig(
-        store=store or Settings.from_environment().store,
+        store=store,
         models=tuple(name.strip() for name in models.split(",") if name.strip()),
         defaults=dict(_pair(each) for each in default or []),
         host=host,
@@ -110,10 +124,13 @@ def serve(  # one parameter an option: the command line is the interface
         private_key=tls_key,
         max_message_bytes=max_message_mb * 2**20,
         log_level={"warning": "warn"}.get(log_level, log_level),
+        allow_loading=beside,
+        decided=Decisions.read(state or store / DECISIONS_FILE),
+        watched=watch,
     )
     # SIGTERM takes the way of Ctrl-C from the first moment on: nothing is left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if not _wants_gateway(gateway):
+    if not beside:
         _run(config, ready_file, None)
         return
     free = 0 if port == 0 else None  # who takes a free port for one means all
@@ -123,6 +140,8 @@ def serve(  # one parameter an option: the command line is the interface
         "http_port": free if page_port is None else page_port,
         "metrics_port": free if gateway_metrics_port is None else gateway_metrics_port,
         "models": models or None,
+        "state": state,
+        "watch": watch or None,
         "max_message_mb": max_message_mb,
     }
     _run(config, ready_file, given)
@@ -181,11 +200,14 @@ def _run_beside(
     server: Server, given: dict[str, Any], ready: Callable[[GatewayServer], None]
 ) -> None:
     """The gateway in this process, until it, TorchServe or the operator ends it."""
+    from medserve.engine.torchserve.calls import TorchServeEngine
     from medserve.gateway.server import GatewayServer
     from medserve.gateway.settings import GatewaySettings
 
     settings = GatewaySettings.read(given).before(server)
-    front = GatewayServer(settings)
+    front = GatewayServer(
+        settings, lambda: TorchServeEngine(server.access), server.archives, server.defaults
+    )
 
     async def run() -> None:
         async with run_gateway(front):

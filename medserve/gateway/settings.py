@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
+from medserve.archive.decisions import DECISIONS_FILE
 from medserve.engine.torchserve.keys import certificate_name
 from medserve.errors import ConfigError
 from medserve.settings import Address, Settings
@@ -87,6 +88,9 @@ class GatewaySettings:
     engine_ca_file: Annotated[Path | None, "Certificates (PEM) to trust, where it has TLS."] = None
     engine_server_name: Annotated[str, "Name in its certificate, if not its address."] = ""
     store: Annotated[Path | None, "Folder of the model archives (MEDSERVE_STORE)."] = None
+    state: Annotated[Path | None, "File for default versions set while serving."] = None
+    routes: Annotated[Path | None, "File (JSON, TOML) that leads callers to versions."] = None
+    watch: Annotated[bool, "Serve what is copied into the store; `medserve serve` alone."] = False
     models: Annotated[str, "Comma-separated names; all of the store if not given."] = ""
     tokens_file: Annotated[Path | None, "Bearer tokens; `medserve token` writes it."] = None
     tls_cert: Annotated[Path | None, "TLS certificate (PEM); taken anew when it changes."] = None
@@ -169,6 +173,11 @@ class GatewaySettings:
             cancelled_dir=server.cancelled_dir,
             upload_dir=server.upload_dir,
         )
+
+    @property
+    def decisions_file(self) -> Path:
+        """Where default versions are kept that were set while serving."""
+        return self.state or (self.store or Path("model_store")) / DECISIONS_FILE
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ READY = "READY"  # of a worker that DescribeModel lists
 _INFERENCE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService"
 _MANAGEMENT_TIMEOUT_S = 5.0
 _PAGE = 100  # models that ListModels gives at a time
+_SETTLE_S = 0.2  # for the rest of a worker's traceback to arrive
 _RELOAD_S = 5.0  # added to what an archive allows for the start of its workers
 
 
@@ -49,6 +50,8 @@ class EngineAccess:
         message_bytes: The largest answer.
         store: Folder in which TorchServe looks for archives that are loaded while it runs; None
             where nothing is loaded.
+        why_not_ready: Returns what the engine's output says of workers that did not start, by name
+            and version; "" where it says nothing.
     """
 
     inference: Address
@@ -58,6 +61,7 @@ class EngineAccess:
     server_name: str | None = None
     message_bytes: int = 64 * 2**20
     store: Path | None = None
+    why_not_ready: Callable[[str, str], str] = lambda name, version: ""
 
 
 class TorchServeEngine:
@@ -196,9 +200,9 @@ class TorchServeEngine:
             with suppress(MedserveError):  # a version whose workers do not start stays registered
                 await self._unregister(name, version)
             file.unlink()
-            raise ModelNotReadyError(
-                f"{name} {version} cannot be loaded: {error.message}"
-            ) from error
+            await asyncio.sleep(_SETTLE_S)
+            reason = self._access.why_not_ready(name, version) or error.message
+            raise ModelNotReadyError(f"{name} {version} cannot be loaded: {reason}") from error
 
     async def unload(self, model: str, version: str) -> None:
         """Take one version away; the default version only with the model."""
@@ -287,7 +291,8 @@ def prediction_message(request: EngineRequest, *, stream: bool) -> bytes:
     """Return the serialized `PredictionsRequest` with the markers that only this adapter sets.
 
     A protobuf message may be extended by appending to its bytes: the parser merges, and a later
-    entry of a map replaces an earlier one of the same key. So `request.wire` stays as it came.
+    field or entry of a map replaces an earlier one. So `request.wire` stays as it came, and
+    `request.version` wins over the version in it.
 
     `stream` belongs to the kind of call: a model that streamed into a unary call would lose its
     worker for ever.
@@ -299,7 +304,8 @@ def prediction_message(request: EngineRequest, *, stream: bool) -> bytes:
         left_ms = max(0, int(1000 * (request.deadline - time.monotonic())))
         markers["deadline_ms"] = b"%d" % left_ms
     if request.wire is not None:
-        return request.wire + inference_pb2.PredictionsRequest(input=markers).SerializeToString()
+        added = inference_pb2.PredictionsRequest(model_version=request.version, input=markers)
+        return request.wire + added.SerializeToString()
     return inference_pb2.PredictionsRequest(
         model_name=request.model,
         model_version=request.version,
