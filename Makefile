@@ -64,8 +64,8 @@ setup: .venv/web-dev  ## create .venv with everything for serving, training and 
 demo: .venv/serve  ## build the archives, start TorchServe, send real inputs, print the answers, stop
 	$(BIN)/medserve demo --store $(STORE) --out outputs
 
-serve: mar .venv/web  ## serve models, gateway and page on 127.0.0.1 until Ctrl-C
-	$(BIN)/medserve serve --store $(STORE)
+serve: mar .venv/web  ## serve models, gateway and page on 127.0.0.1 until Ctrl-C; ENGINE=direct: without Java
+	$(BIN)/medserve serve --store $(STORE) $(if $(ENGINE),--engine $(ENGINE))
 
 mar: .venv/serve  ## build model_store/*.mar; one room only: make mar MODEL=mednist
 	$(BIN)/medserve package $(or $(MODEL),--all) --store $(STORE)

@@ -30,6 +30,7 @@ __all__ = [
     "Member",
     "golden_input",
     "inspect_archive",
+    "unpack_archive",
     "verify_archive",
 ]
 
@@ -144,6 +145,26 @@ def inspect_archive(path: Path) -> ArchiveInfo:
     )
 
 
+def unpack_archive(info: ArchiveInfo, folder: Path) -> None:
+    """Write the members that the manifest lists into `folder`, and the manifest itself.
+
+    Raises:
+        ArchiveError: a member is not the one that `info` describes: the file was exchanged.
+    """
+    expected = {member.path: member.sha256 for member in info.members}
+    expected[MANIFEST] = info.digest.removeprefix("sha256:")
+    with _open(info.path) as archive:
+        entries = _entries(archive, info.path)
+        for name, sha256 in expected.items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if name not in entries or _extract(archive, entries[name], target) != sha256:
+                raise ArchiveError(
+                    f"{info.path}: {name} is not what it was when the archive was verified; was "
+                    "the file exchanged? Load it again"
+                )
+
+
 def golden_input(path: Path) -> bytes:
     """The input that the archive proves itself with: the server's canary."""
     with _open(path) as archive:
@@ -217,6 +238,16 @@ def _sha256(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:
                 digest.update(chunk)
     except (zipfile.BadZipFile, OSError, EOFError):
         return ""
+    return digest.hexdigest()
+
+
+def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> str:
+    """Write a member and return the digest of what was written."""
+    digest = hashlib.sha256()
+    with archive.open(entry) as member, target.open("wb") as file:
+        while chunk := member.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            file.write(chunk)
     return digest.hexdigest()
 
 

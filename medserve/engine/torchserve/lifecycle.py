@@ -21,14 +21,13 @@ from typing import Self
 from medserve.archive.read import ArchiveInfo
 from medserve.archive.store import default_versions, select_archives
 from medserve.cores import available_cores
+from medserve.engine.environment import CANCELLED, UPLOADS
 from medserve.engine.torchserve.calls import (
     EngineAccess,
     TorchServeEngine,
     archive_file_name,
 )
 from medserve.engine.torchserve.config import (
-    CANCELLED,
-    UPLOADS,
     EngineSettings,
     engine_environment,
     java_command,
