@@ -6,6 +6,7 @@
 | `MEDSERVE_TOKEN` | token for a gateway that asks for one | none |
 | `MEDSERVE_CA_FILE` | certificates (PEM) to trust; turns TLS on in the client | none |
 | `MEDSERVE_STORE` | folder of the model archives | `model_store` |
+| `MEDSERVE_TRUST` | public keys (PEM), by one of which every archive has to be signed | none |
 | `MEDSERVE_DICOM_TOKEN` | bearer token that the DICOM node shows to a STOW-RS service | none |
 
 A flag beats the environment, the environment beats the default. What a worker process reads
@@ -24,7 +25,7 @@ from medserve.errors import ConfigError
 __all__ = ["Address", "Settings"]
 
 _KNOWN = frozenset(
-    f"MEDSERVE_{name}" for name in ("ADDRESS", "TOKEN", "CA_FILE", "STORE", "DICOM_TOKEN")
+    f"MEDSERVE_{name}" for name in ("ADDRESS", "TOKEN", "CA_FILE", "STORE", "TRUST", "DICOM_TOKEN")
 )
 
 
@@ -61,6 +62,7 @@ class Settings:
     token: str | None = field(default=None, repr=False)  # a secret: never printed
     ca_file: Path | None = None
     store: Path = Path("model_store")
+    trust: Path | None = None
     dicom_token: str | None = field(default=None, repr=False)  # a secret, too
 
     @classmethod
@@ -74,6 +76,7 @@ class Settings:
             token=_token(given, "MEDSERVE_TOKEN"),
             ca_file=_file(given, "MEDSERVE_CA_FILE"),
             store=Path(given.get("MEDSERVE_STORE", default.store)),
+            trust=_file(given, "MEDSERVE_TRUST"),
             dicom_token=_token(given, "MEDSERVE_DICOM_TOKEN"),
         )
 
