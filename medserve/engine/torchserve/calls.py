@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 
 from medserve.archive.read import ArchiveInfo
+from medserve.archive.unpack import place_archive
 from medserve.engine.interface import EngineModel, EngineRequest
 from medserve.engine.torchserve.failures import engine_failure
 from medserve.engine.torchserve.keys import Tokens, read_tokens
@@ -176,7 +177,7 @@ class TorchServeEngine:
         file = self._loadable(archive.name, archive.version)
         if file.exists():
             raise InvalidRequestError(f"{archive.name} {archive.version} is loaded already")
-        file.symlink_to(archive.path.resolve())
+        place_archive(archive, file)
         serving = archive.spec.serving
         request = management_pb2.RegisterModelRequest(
             url=file.name,

@@ -20,6 +20,7 @@ from typing import Self
 
 from medserve.archive.read import ArchiveInfo
 from medserve.archive.store import default_versions, select_archives
+from medserve.archive.unpack import place_archive
 from medserve.cores import available_cores
 from medserve.engine.environment import CANCELLED, UPLOADS
 from medserve.engine.torchserve.calls import (
@@ -296,9 +297,7 @@ class Server:
         folder = run.path
         write_run_dir(folder, self._engine_settings())
         for info in self.archives:
-            (folder / "store" / archive_file_name(info.name, info.version)).symlink_to(
-                info.path.resolve()
-            )
+            place_archive(info, folder / "store" / archive_file_name(info.name, info.version))
         command = java_command(java, folder, self.config.max_message_bytes)
         environment = engine_environment(
             os.environ, folder, self.engine_threads, self.config.max_message_bytes
