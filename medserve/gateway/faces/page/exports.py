@@ -65,7 +65,6 @@ def to_json(job: Job) -> bytes:
             item.described()
             | {
                 "stored": stored.get(item.number),
-                "sha256": item.sha256,
                 "archive_digest": item.provenance.archive_digest if item.provenance else None,
             }
             for item in job.files

@@ -154,6 +154,7 @@ class Item:
             "number": self.number,
             "name": self.name,
             "size": self.size_bytes,
+            "sha256": self.sha256,
             "modified": self.modified_s,
             "status": self.status,
             "correction": self.correction,
