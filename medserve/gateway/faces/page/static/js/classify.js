@@ -61,6 +61,7 @@ async function begin() {
   state.detail = new Detail(labels, (row, label) => choose([row], label));
   grid.offer(labels);
   for (const format of ["zip", "csv", "json"]) $(format).href = `/jobs/${id}/results.${format}`;
+  $("corrections").href = `/jobs/${id}/corrections.csv`;
 }
 
 let beginning = null;
@@ -171,6 +172,7 @@ function draw() {
   $("nothing").hidden = !started || state.shown.length > 0;
   drawFolders(labels);
   drawProgress();
+  $("corrections").hidden = !rows.some(({ correction }) => correction);
   $("pictures").setAttribute("aria-pressed", String(state.pictures));
   $("doubtful").setAttribute("aria-pressed", String(view.sort === "doubt"));
   $("undo").disabled = !state.corrections?.done.length;
