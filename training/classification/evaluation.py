@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,6 +29,7 @@ __all__ = ["Answers", "EvaluationRequest", "answer_files", "evaluate_classifier"
 _log = logging.getLogger(__name__)
 
 _BATCH = 64  # images a call of the engine
+_LOOKED_AT = 0.05  # share of the images that a person looks at first
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,15 @@ def evaluate_classifier(name: str, request: EvaluationRequest) -> dict[str, Any]
     """
     spec = models.spec(name, request.variant)
     weights = request.weights or models.room(name, request.variant) / "weights"
-    files = _chosen_files(request, spec)
+    label_of = _chosen_files(request, spec)
     engine_name = request.engine or spec.engine.name
     engine = load_engine(engine_name, weights, precision=Precision.F32, threads=request.threads)
-    answers = answer_files(engine, spec, files, progress="Evaluating")
+    answers = answer_files(engine, spec, list(label_of), progress="Evaluating")
     if not answers.paths:
         raise ConfigError(f"{request.data_dir}: expected images, found none that can be decoded")
     names = tuple(path.relative_to(request.data_dir) for path in answers.paths)
-    folders = [each.parts[0] for each in names]
     label_ids = np.array(
-        [spec.labels.index(request.folders.get(each, each)) for each in folders], dtype=np.int64
+        [spec.labels.index(label_of[path]) for path in answers.paths], dtype=np.int64
     )
     measured = metrics.measure(answers.probabilities, label_ids, spec.labels)
     content = {
@@ -133,19 +134,19 @@ def evaluate_classifier(name: str, request: EvaluationRequest) -> dict[str, Any]
     return content
 
 
-def _chosen_files(request: EvaluationRequest, spec: ModelSpec) -> list[Path]:
-    """The files to evaluate: all, or one part of a split."""
+def _chosen_files(request: EvaluationRequest, spec: ModelSpec) -> dict[Path, str]:
+    """The files to evaluate with their labels: all, or one part of a split."""
     files = labelled_files(request.data_dir, spec.labels, folders=request.folders)
     if request.split is None:
         return files
     if request.part not in SPLITS:
         raise ConfigError(f"expected --part to be one of {', '.join(SPLITS)}, got {request.part!r}")
     split_of = read_split(request.split)
-    chosen = []
-    for path in files:
-        name = path.relative_to(request.data_dir).as_posix()
-        if split_of.get(name, "train") == request.part:
-            chosen.append(path)
+    chosen = {
+        path: label
+        for path, label in files.items()
+        if split_of.get(path.relative_to(request.data_dir).as_posix(), "train") == request.part
+    }
     if not chosen:
         raise ConfigError(f"{request.split}: expected rows about the files in {request.data_dir}")
     return chosen
@@ -194,7 +195,17 @@ def _review(
         "below": review_below,
         "images": int(is_review.sum()),
         "errors_among_them": int((is_review & is_error).sum()),
+        "errors_in_first_5_percent": _found_first(answers, is_review, is_error),
     }
+
+
+def _found_first(
+    answers: Answers, is_review: npt.NDArray[np.bool_], is_error: npt.NDArray[np.bool_]
+) -> int:
+    """How many errors are among the first 5 % that `medserve review` shows."""
+    rank = np.where(answers.novelty > 1.0, 0, np.where(is_review, 1, 2))
+    order = np.lexsort((answers.probabilities.max(axis=1), rank))
+    return int(is_error[order[: math.ceil(_LOOKED_AT * len(order))]].sum())
 
 
 def _foreign(
