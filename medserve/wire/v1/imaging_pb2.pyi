@@ -1026,7 +1026,9 @@ class Doubt(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Names what is out of the ordinary: size, intensities, texture, empty, label_volume."""
+    """Names what is out of the ordinary: size, intensities, texture, layout, empty, label_volume,
+    label_area.
+    """
     message: _builtins.str
     """Tells what was found, and what training saw."""
     def __init__(
