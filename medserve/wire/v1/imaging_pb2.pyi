@@ -116,6 +116,10 @@ class _MaskFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MaskFormat
     """Asks for a PNG file, white where the structure is, of a single frame. Of a volume it asks for the
     overlay, the only picture of one, and the mask comes as NIfTI.
     """
+    MASK_FORMAT_DICOM_LABELMAP: _MaskFormat.ValueType  # 4
+    """Asks for a DICOM Segmentation object, as above, that is one label map instead of one bit for
+    each label; of volumes alone.
+    """
 
 class MaskFormat(_MaskFormat, metaclass=_MaskFormatEnumTypeWrapper):
     """Names the format of a mask."""
@@ -131,6 +135,10 @@ DICOM.
 MASK_FORMAT_PNG: MaskFormat.ValueType  # 3
 """Asks for a PNG file, white where the structure is, of a single frame. Of a volume it asks for the
 overlay, the only picture of one, and the mask comes as NIfTI.
+"""
+MASK_FORMAT_DICOM_LABELMAP: MaskFormat.ValueType  # 4
+"""Asks for a DICOM Segmentation object, as above, that is one label map instead of one bit for
+each label; of volumes alone.
 """
 Global___MaskFormat: _TypeAlias = MaskFormat  # noqa: Y015
 
