@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from medserve.archive.decisions import Decisions
 from medserve.archive.read import ArchiveInfo, verify_archive
 from medserve.errors import ArchiveError, ConfigError, MedserveError, UnknownModelError
 
-__all__ = ["default_versions", "newer", "select_archives"]
+__all__ = ["default_versions", "name_the_damaged", "newer", "select_archives"]
+
+logger = logging.getLogger(__name__)
 
 _VERSION = re.compile(r"-\d.*$")  # of a file name; model names hold no hyphen
 
@@ -93,6 +96,11 @@ def default_versions(
         if decided and decided.of(name).default in listed
     }
     return {name: listed[-1] for name, listed in versions.items()} | kept | dict(wanted)
+
+
+def name_the_damaged(error: MedserveError) -> None:
+    """Say in the log why an archive is left out."""
+    logger.warning("an archive of the store is not served: %s", error)
 
 
 def newer(version: str, than: str) -> bool:

@@ -106,10 +106,8 @@ class Engine(Protocol):
             UnknownModelError: it is not loaded.
         """
 
-    async def scale(
-        self, model: str, version: str, workers: int, most: int, *, wait_s: float = 0.0
-    ) -> None:
-        """Change how many workers a version has; they start later unless `wait_s` allows time."""
+    async def scale(self, model: str, version: str, workers: int) -> None:
+        """Change how many workers a version has; return when they are ready."""
 
     async def describe(self, model: str = "") -> Sequence[EngineModel]:
         """Return every loaded version of `model`, or of all models where no name is given.

@@ -171,9 +171,7 @@ class FakeEngine:
             for each in self._models
         ]
 
-    async def scale(
-        self, model: str, version: str, workers: int, most: int, *, wait_s: float = 0.0
-    ) -> None:
+    async def scale(self, model: str, version: str, workers: int) -> None:
         """Say that the version has so many workers."""
         place = self._models.index(self._find(model, version))
         self._models[place] = dataclasses.replace(

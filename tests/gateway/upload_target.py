@@ -45,9 +45,7 @@ class Forgetful:
     async def set_default(self, model: str, version: str) -> None:
         """One version alone."""
 
-    async def scale(
-        self, model: str, version: str, workers: int, most: int, *, wait_s: float = 0.0
-    ) -> None:
+    async def scale(self, model: str, version: str, workers: int) -> None:
         """No workers."""
 
     async def drain(self, timeout_s: float = 0.0) -> None:

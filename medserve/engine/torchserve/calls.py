@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 
 from medserve.archive.read import ArchiveInfo
+from medserve.archive.unpack import place_archive
 from medserve.engine.interface import EngineModel, EngineRequest
 from medserve.engine.torchserve.failures import engine_failure
 from medserve.engine.torchserve.keys import Tokens, read_tokens
@@ -36,6 +37,7 @@ _INFERENCE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService"
 _MANAGEMENT_TIMEOUT_S = 5.0
 _PAGE = 100  # models that ListModels gives at a time
 _SETTLE_S = 0.2  # for the rest of a worker's traceback to arrive
+_SCALE_S = 180.0  # for workers to start, or for those that are left to end
 _RELOAD_S = 5.0  # added to what an archive allows for the start of its workers
 
 
@@ -180,7 +182,7 @@ class TorchServeEngine:
         file = self._loadable(archive.name, archive.version)
         if file.exists():
             raise InvalidRequestError(f"{archive.name} {archive.version} is loaded already")
-        file.symlink_to(archive.path.resolve())
+        place_archive(archive, file)
         serving = archive.spec.serving
         request = management_pb2.RegisterModelRequest(
             url=file.name,
@@ -193,7 +195,7 @@ class TorchServeEngine:
             await self._manage("RegisterModel", request, start_s)
             if workers not in (0, serving.min_workers):
                 most = max(workers, serving.max_workers)
-                await self.scale(name, version, workers, most, wait_s=start_s)
+                await self.set_workers(name, version, workers, most, wait_s=start_s)
             if default:
                 await self.set_default(name, version)
         except MedserveError as error:
@@ -225,7 +227,11 @@ class TorchServeEngine:
             )
         return self._access.store / archive_file_name(model, version)
 
-    async def scale(
+    async def scale(self, model: str, version: str, workers: int) -> None:
+        """Change how many workers a version has; return when they are ready."""
+        await self.set_workers(model, version, workers, workers, wait_s=_SCALE_S)
+
+    async def set_workers(
         self, model: str, version: str, workers: int, most: int, *, wait_s: float = 0.0
     ) -> None:
         """Change how many workers a version has; they start later unless `wait_s` allows time."""

@@ -20,16 +20,16 @@ from typing import Self
 
 from medserve.archive.decisions import Decisions
 from medserve.archive.read import ArchiveInfo
-from medserve.archive.store import default_versions, select_archives
+from medserve.archive.store import default_versions, name_the_damaged, select_archives
+from medserve.archive.unpack import place_archive
 from medserve.cores import available_cores
+from medserve.engine.environment import CANCELLED, UPLOADS
 from medserve.engine.torchserve.calls import (
     EngineAccess,
     TorchServeEngine,
     archive_file_name,
 )
 from medserve.engine.torchserve.config import (
-    CANCELLED,
-    UPLOADS,
     EngineSettings,
     engine_environment,
     java_command,
@@ -125,7 +125,7 @@ class Server:
             config.models,
             config.decided,
             config.watched,
-            _name_the_damaged if config.watched else None,
+            name_the_damaged if config.watched else None,
         )
         self.defaults = default_versions(self.archives, config.defaults, config.decided)
         self._ports = config.ports
@@ -307,9 +307,7 @@ class Server:
         folder = run.path
         write_run_dir(folder, self._engine_settings())
         for info in self.archives:
-            (folder / "store" / archive_file_name(info.name, info.version)).symlink_to(
-                info.path.resolve()
-            )
+            place_archive(info, folder / "store" / archive_file_name(info.name, info.version))
         command = java_command(java, folder, self.config.max_message_bytes)
         environment = engine_environment(
             os.environ, folder, self.engine_threads, self.config.max_message_bytes
@@ -372,10 +370,6 @@ class Server:
                 return error
         reason = self._log.tail(r"Exception|Error|[Ii]nvalid|error") or self._log.tail()
         return ServerFailedError(f"TorchServe ended by itself (exit code {code}): {reason}")
-
-
-def _name_the_damaged(error: MedserveError) -> None:
-    logger.warning("an archive of the store is not served: %s", error)
 
 
 def _launch(

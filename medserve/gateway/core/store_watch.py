@@ -5,18 +5,20 @@
     a file that disappears               its version is removed, unless it is the default
     a file that cannot be used           nothing changes; one line in the log says why
 
-A file is looked at once: one that was refused is tried again when it changes.
+A file is looked at once: one that was refused is tried again when it, or its signature, changes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from medserve.archive.read import ArchiveInfo
+from medserve.archive.trust import signature_path
 from medserve.errors import MedserveError, ServerBusyError, UnknownModelError
 from medserve.gateway.core.calls import Caller
 from medserve.gateway.core.served_models import ServedModels
@@ -37,6 +39,7 @@ class _Seen:
     size: int
     changed_ns: int
     number: int
+    signed_ns: int  # 0: not signed
 
     @classmethod
     def of(cls, path: Path) -> _Seen | None:
@@ -44,7 +47,10 @@ class _Seen:
             found = path.stat()
         except OSError:
             return None
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+        signed_ns = 0
+        with contextlib.suppress(OSError):
+            signed_ns = signature_path(path).stat().st_mtime_ns
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino, signed_ns)
 
 
 class StoreWatch:

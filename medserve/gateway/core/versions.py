@@ -49,7 +49,6 @@ __all__ = ["Addition", "Changer", "Fleet", "Store", "Versions"]
 
 _LOOK_S = 0.05
 _IDLE_S = 0.3  # without a call, before a version counts as unused
-_SCALE_S = 60.0
 
 T = TypeVar("T")
 
@@ -370,10 +369,7 @@ class Versions:
                 f"expected 1 to {most} workers of {model.name}, got {workers}; remove a version "
                 "that is to have none"
             )
-        wait_s = _SCALE_S + model.spec.serving.startup_timeout
-        await self._fleet.engine.scale(
-            model.name, model.version, workers, max(most, workers), wait_s=wait_s
-        )
+        await self._fleet.engine.scale(model.name, model.version, workers)
         self._fleet.gateway.resize_gate(model, workers)
         return model
 
@@ -397,7 +393,9 @@ class Versions:
         try:
             return await asyncio.to_thread(verify_archive, path)
         except ArchiveError as error:  # the caller need not know where the store lies
-            raise InvalidRequestError(error.message.replace(str(path), path.name)) from None
+            raise InvalidRequestError(error.message.replace(f"{path.parent}/", "")) from None
+        except ConfigError as error:
+            raise ServerFailedError(error.message) from error
 
     def _require_new(self, info: ArchiveInfo, addition: Addition) -> None:
         for expected, found in ((addition.model, info.name), (addition.version, info.version)):

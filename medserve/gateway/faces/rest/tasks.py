@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: FastAPI could not look up the local names in them.
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -219,9 +220,10 @@ def _add_predictions(
         limit = min(info.max_case_bytes, gateway.limits.message_bytes)
         return await _predict_file(request, gateway, asked, limit, limits, info.channels)
 
-    for address in ("/predictions/{model}", "/predictions/{model}/{version}"):
+    addresses = ("/predictions/{model}", "/predictions/{model}/{version}")
+    for method, address in itertools.product(("POST", "PUT"), addresses):
         routes.add_api_route(
-            address, predictions, methods=["POST", "PUT"], tags=["tasks"], response_class=Response,
+            address, predictions, methods=[method], tags=["tasks"], response_class=Response,
             responses={**failures(), 200: {"description": "The answer.", "content": _MASKS}},
             openapi_extra={"requestBody": _BODY_OF_A_CASE},
         )  # fmt: skip
