@@ -1,32 +1,45 @@
-"""Exchange two versions of a model under load, and count what the callers notice: nothing.
+"""What callers notice of releases: versions that are exchanged, and calls that are copied to one.
 
-    python -m benchmarks.releases swaps --swaps 20 --calls 10000
+    python -m benchmarks.releases swaps --archives tiny-1.0.mar tiny-2.0.mar --file image.png
+    python -m benchmarks.releases shadow --archives tiny-1.0.mar tiny-2.0.mar --file image.png
 
 Each swap loads the other version beside, proves it, makes it the default, and removes the one
 before when its calls have ended. Callers name no version; an answer is wrong when it fails, or
-names a version that was not the default at any moment between the call and its answer.
+names a version that was not the default at any moment between the call and its answer. The other
+measurement calls without and with copies in turns, and forms the ratio round by round.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import shutil
+import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import grpc
 
 from benchmarks.ratios import percentile
+from medserve.archive.read import inspect_archive
 from medserve.client.management import Manager
+from medserve.errors import ServerFailedError
 from medserve.wire import inference_pb2, inference_pb2_grpc
 
-__all__ = ["Callers", "SwapResult", "main", "swap_under_load"]
+__all__ = ["Callers", "ShadowResult", "SwapResult", "main", "shadow_beside", "swap_under_load"]
 
 _TIMEOUT_S = 60.0  # for one call
+_START_S = 300.0
+_MOST_RATIO = 1.05  # of the p99 of live calls beside copies
 _LONGEST_S = 600.0  # for the calls of one swap
 
 
@@ -157,25 +170,140 @@ def _await(callers: Callers, calls: int) -> None:
         time.sleep(0.02)
 
 
+@dataclass(frozen=True)
+class ShadowResult:
+    """What live calls took without and with copies of a share of them, round by round.
+
+    Attributes:
+        rounds: Pairs of measurements, taken in turns.
+        calls: Of all of them.
+        failed: Calls without a good answer.
+        p99_ms: Median over the rounds, without and with copies.
+        p50_ms: The same.
+        p99_ratio: Median over the rounds of with / without.
+        copies: Answers that were compared.
+        dropped: Copies that found no idle moment.
+    """
+
+    rounds: int
+    calls: int
+    failed: int
+    p99_ms: tuple[float, float]
+    p50_ms: tuple[float, float]
+    p99_ratio: float
+    copies: int
+    dropped: int
+
+
+def shadow_beside(
+    server: Serving, model: str, version: str, file: bytes, *, rounds: int, seconds: float,
+    threads: int, pause_s: float, share: float,
+) -> ShadowResult:  # fmt: skip
+    """Measure live calls without and with copies to another version, in turns."""
+    took: dict[bool, list[list[float]]] = {False: [], True: []}
+    failed = 0
+    server.manager.add(f"{model}-{version}.mar")
+    for turn in range(2 * rounds + 1):  # the first one warms up
+        copying = turn % 2 == 0
+        if copying:
+            server.manager.set_route(model, shadow=version, shadow_share=share)
+        else:
+            server.manager.set_route(model)
+        callers = Callers(server.address, model, file, threads, pause_s)
+        with callers:
+            time.sleep(seconds)
+        if turn:
+            took[copying].append([done - start for start, done, _ in callers.answers])
+            failed += len(callers.failures)
+    found = server.manager.evidence(model)
+    p50, p99 = (
+        {copying: [1000 * percentile(each, share) for each in took[copying]] for copying in took}
+        for share in (0.5, 0.99)
+    )
+    ratios = [beside / alone for alone, beside in zip(p99[False], p99[True], strict=True)]
+    return ShadowResult(
+        rounds,
+        sum(map(len, [*took[False], *took[True]])),
+        failed,
+        (median(p99[False]), median(p99[True])),
+        (median(p50[False]), median(p50[True])),
+        median(ratios),
+        found["pairs"],
+        found["dropped"],
+    )
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A server with its gateway, and the store that it may load from."""
+
+    address: str
+    manager: Manager
+
+
+@contextlib.contextmanager
+def serving(archives: Sequence[Path], engine: str) -> Iterator[Serving]:
+    """Serve the first archive; the others lie in its store, out of the way of the start."""
+    with tempfile.TemporaryDirectory() as folder:
+        store, ready = Path(folder) / "store", Path(folder) / "ready.json"
+        store.mkdir()
+        shutil.copy(archives[0], store)
+        command = [sys.executable, "-m", "medserve.cli.main", "serve", "--store", str(store)]
+        command += ["--engine", engine, "--port", "0", "--metrics-port", "0"]
+        process = subprocess.Popen([*command, "--ready-file", str(ready)], stdout=sys.stderr)
+        try:
+            end = time.monotonic() + _START_S
+            while not ready.exists():
+                if process.poll() is not None or time.monotonic() > end:
+                    raise ServerFailedError("the server did not start; its output says why")
+                time.sleep(0.1)
+            for archive in archives[1:]:
+                shutil.copy(archive, store)
+            address = json.loads(ready.read_text(encoding="utf-8"))["gateway"]["grpc"]
+            yield Serving(address, Manager(address))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
 def main() -> int:
-    """Run one measurement against a gateway that runs, and print its figures as JSON."""
+    """Start a server, run one measurement against it, and print its figures as JSON."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     swaps = commands.add_parser("swaps", help="exchange two versions under load")
-    swaps.add_argument("--address", default="127.0.0.1:8001")
-    swaps.add_argument("--model", required=True)
-    swaps.add_argument("--versions", nargs=2, required=True, help="the default, and the other")
-    swaps.add_argument("--file", type=Path, required=True, help="what the callers send")
-    swaps.add_argument("--swaps", type=int, default=40)
+    swaps.add_argument("--swaps", type=int, default=40, help="20 there and 20 back")
     swaps.add_argument("--calls", type=int, default=10_000)
-    swaps.add_argument("--threads", type=int, default=4)
+    shadow = commands.add_parser("shadow", help="what copies to another version cost live calls")
+    shadow.add_argument("--rounds", type=int, default=7)
+    shadow.add_argument("--seconds", type=float, default=8.0, help="of each half of a round")
+    shadow.add_argument("--share", type=float, default=0.2)
+    shadow.add_argument("--pause-ms", type=float, default=20.0, help="between calls of a thread")
+    for command, threads in ((swaps, 4), (shadow, 2)):
+        command.add_argument(
+            "--archives", type=Path, nargs=2, required=True, help="the default, and the other"
+        )
+        command.add_argument("--file", type=Path, required=True, help="what the callers send")
+        command.add_argument("--engine", default="torchserve", choices=("torchserve", "direct"))
+        command.add_argument("--threads", type=int, default=threads)
     given = parser.parse_args()
-    callers = Callers(given.address, given.model, given.file.read_bytes(), given.threads)
-    found = swap_under_load(
-        callers, Manager(given.address), tuple(given.versions), given.swaps, given.calls
-    )
+    first, second = (inspect_archive(path) for path in given.archives)
+    file = given.file.read_bytes()
+    found: SwapResult | ShadowResult
+    with serving(given.archives, given.engine) as server:
+        if given.command == "swaps":
+            callers = Callers(server.address, first.name, file, given.threads)
+            versions = (first.version, second.version)
+            found = swap_under_load(callers, server.manager, versions, given.swaps, given.calls)
+            good = found.failed == found.wrong_version == 0
+        else:
+            found = shadow_beside(
+                server, first.name, second.version, file, rounds=given.rounds,
+                seconds=given.seconds, threads=given.threads, pause_s=given.pause_ms / 1000,
+                share=given.share,
+            )  # fmt: skip
+            good = found.failed == 0 and found.p99_ratio <= _MOST_RATIO
     print(json.dumps(asdict(found), indent=2))
-    return 0 if found.failed == found.wrong_version == 0 else 1
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ _COMMANDS = {
     "review": "review",
     "batch": "batch",
     "models": "models",
+    "promote": "models",
     "ping": "models",
     "dicom": "dicom",
     "package": "package",

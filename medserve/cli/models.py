@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -12,9 +14,11 @@ from rich.text import Text
 
 from medserve.cli.connection import Address, CaFile, Timeout, TokenFile, connect, manage
 from medserve.cli.show.console import console_for_people, shown
+from medserve.cli.show.promotion import write_promotion
 from medserve.client import ModelStatus
+from medserve.errors import InvalidRequestError
 
-__all__ = ["models", "ping"]
+__all__ = ["models", "ping", "promote"]
 
 _STATES = {True: ("ready", "green"), False: ("NOT READY", "red")}
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -138,6 +142,101 @@ def _scale(
 ) -> None:
     """Change the number of workers of a version, until the next start of the server."""
     print(manage(address, token_file, ca_file, timeout).scale(model, workers, version))
+
+
+@models.command("route")
+def _route(
+    model: _Model,
+    canary: Annotated[str, typer.Option(help="Version for a share of the callers.")] = "",
+    canary_share: Annotated[float, typer.Option(min=0, max=1, help="Of callers, or cases.")] = 0.0,
+    caller: Annotated[
+        list[str] | None, typer.Option(help="Name of a token that gets it whatever the share.")
+    ] = None,
+    shadow: Annotated[str, typer.Option(help="Version that gets copies of calls.")] = "",
+    shadow_share: Annotated[float, typer.Option(min=0, max=1, help="Of the calls.")] = 0.0,
+    address: Address = None,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    timeout: _Change = 600.0,
+) -> None:
+    """Lead a share of the callers, and copies of a share of the calls, to a version.
+
+    Without options the default version answers everybody again.
+    """
+    manage(address, token_file, ca_file, timeout).set_route(
+        model,
+        canary=canary,
+        canary_share=canary_share,
+        canary_callers=caller or (),
+        shadow=shadow,
+        shadow_share=shadow_share,
+    )
+    told = [f"{canary_share:.0%} of the callers get {canary}"] if canary else []
+    told += [f"{shadow_share:.0%} of the calls are copied to {shadow}"] if shadow else []
+    print(f"{model}: {', '.join(told) or 'the default version answers everybody'}")
+
+
+_Allowed = Annotated[
+    float,
+    typer.Option(min=1e-6, max=0.999, help="Share of other classes, or what Dice may lack of 1."),
+]
+_Report = Annotated[
+    Path | None, typer.Option(metavar="FILE.html", help="Write the figures and plots there.")
+]
+
+
+@models.command("evidence")
+def _evidence(
+    model: _Model,
+    allowed: _Allowed = 0.02,
+    report: _Report = None,
+    as_json: Json = False,
+    address: Address = None,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    timeout: _Change = 600.0,
+) -> None:
+    """Tell how the answers of the shadowed version compare with those that callers got."""
+    found = manage(address, token_file, ca_file, timeout).evidence(model, allowed)
+    if report is not None:
+        write_promotion(report, found, promoted=False)
+    print(json.dumps(found) if as_json else _told(found))
+
+
+def promote(
+    model: _Model,
+    version: Annotated[str, typer.Argument(help="The version that was compared.")],
+    allowed: _Allowed = 0.02,
+    report: _Report = None,
+    address: Address = None,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    timeout: _Change = 600.0,
+) -> None:
+    """Make a version the default, if the calls copied to it exclude that it is worse than allowed.
+
+    Begin with medserve models route MODEL --shadow VERSION --shadow-share 0.2. The figures stand in
+    the audit log, and with --report in a page.
+    """
+    manager = manage(address, token_file, ca_file, timeout)
+    try:
+        found, promoted = manager.promote(model, version, allowed), True
+    except InvalidRequestError:
+        if report is not None:
+            write_promotion(report, manager.evidence(model, allowed), promoted=False)
+        raise
+    if report is not None:
+        write_promotion(report, found, promoted)
+    print(f"{version} is the default version of {model}: {_told(found)}")
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    """Say in one line what a comparison has found."""
+    return (
+        f"{found['pairs']} answers of {found['after']} compared with those of {found['before']}, "
+        f"{found['failed']} failed, {found['dropped']} copies dropped; it may be worse by "
+        f"{found['worst']:.2%} (95 %), {found['allowed']:.2%} is allowed"
+    )
 
 
 def ping(
