@@ -378,24 +378,17 @@ class Versions:
     async def _verified(self, addition: Addition) -> ArchiveInfo:
         store = self._require_store()
         if addition.archive:
-            return await self._read(_file_in(store.folder, addition.archive))
+            path = _file_in(store.folder, addition.archive)
+            return await asyncio.to_thread(verify_archive, path)
         for path in sorted(store.folder.glob(f"{addition.model or '?'}-*.mar")):
-            with contextlib.suppress(InvalidRequestError):
-                info = await self._read(path)
+            with contextlib.suppress(ArchiveError):
+                info = await asyncio.to_thread(verify_archive, path)
                 if (info.name, info.version) == (addition.model, addition.version):
                     return info
         raise InvalidRequestError(
             "the server's store holds no intact archive of that model and version; copy it there "
             "first, or name its file"
         )
-
-    async def _read(self, path: Path) -> ArchiveInfo:
-        try:
-            return await asyncio.to_thread(verify_archive, path)
-        except ArchiveError as error:  # the caller need not know where the store lies
-            raise InvalidRequestError(error.message.replace(f"{path.parent}/", "")) from None
-        except ConfigError as error:
-            raise ServerFailedError(error.message) from error
 
     def _require_new(self, info: ArchiveInfo, addition: Addition) -> None:
         for expected, found in ((addition.model, info.name), (addition.version, info.version)):
@@ -482,6 +475,17 @@ class Versions:
 
     # ---- one after the other
 
+    def _for_caller(self, error: MedserveError) -> MedserveError:
+        """Return an error as the contracts have it; where the store lies is nobody's business."""
+        message = error.message
+        if self._store is not None:
+            message = message.replace(f"{self._store.folder}/", "")
+        if isinstance(error, ArchiveError):
+            return InvalidRequestError(message)
+        return (
+            ServerFailedError(message) if isinstance(error, ConfigError) else type(error)(message)
+        )
+
     async def _run(
         self, by: Changer, change: _Change, work: Callable[[_Change], Coroutine[Any, Any, T]]
     ) -> T:
@@ -510,7 +514,7 @@ class Versions:
         except MedserveError as error:
             status = error.code
             logger.warning("%s: %s", change, error)
-            raise
+            raise self._for_caller(error) from error
         except OSError as error:
             status = ServerFailedError.code
             raise ServerFailedError(f"{change}: {error.strerror}") from error
