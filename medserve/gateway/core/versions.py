@@ -513,7 +513,6 @@ class Versions:
             return await work
         except MedserveError as error:
             status = error.code
-            logger.warning("%s: %s", change, error)
             raise self._for_caller(error) from error
         except OSError as error:
             status = ServerFailedError.code

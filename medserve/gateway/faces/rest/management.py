@@ -91,7 +91,9 @@ def _by(incoming: CallContext) -> Changer:
 def _add_own(routes: APIRouter, gateway: Gateway, known: Any) -> None:
     address = "/v1/models/{model}/versions/{version}"
 
-    @routes.put(address, tags=_TAGS, response_model=ModelDescription, responses=_FAILURES)
+    @routes.put(
+        address, tags=_TAGS, response_model=ModelDescription, status_code=201, responses=_FAILURES
+    )
     async def serve_version(
         model: str,
         version: str,
