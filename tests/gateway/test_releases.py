@@ -28,7 +28,9 @@ from medserve.results.segmentation import Segmentation
 from medserve.spec import Task
 from tests.gateway.fake_engine import Request, model
 from tests.gateway.test_versions import OPERATOR, Bench
+from tests.pages import blocks
 from tests.plain_archive import write_archive
+from tests.tiny_room import REPOSITORY
 
 _LABELS = ("dark", "bright")
 
@@ -104,6 +106,15 @@ def test_a_file_in_toml_is_followed_and_never_written(tmp_path: Path) -> None:
     assert routes.version_for("tiny", Caller("ward-7")) == "2.0"
     with pytest.raises(InvalidRequestError, match="edit it there"):
         routes.set("tiny", Route())
+
+
+def test_the_routes_that_the_documentation_shows_can_be_used(tmp_path: Path) -> None:
+    [example] = blocks(REPOSITORY / "docs" / "run" / "releases.md", "toml")
+    path = tmp_path / "routes.toml"
+    path.write_text(example, encoding="utf-8")
+    route = RouteFile.read(path).models["mednist"]
+    assert route.canary == Canary(version="1.1", share=0.05, callers=("ward-7",))
+    assert route.shadow == Shadowing(version="1.1", share=0.2)
 
 
 def test_a_route_that_is_set_outlives_a_restart(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Versions that are exchanged on a real TorchServe: under load, by hand, and by a watched store."""
+"""Versions that are exchanged on both real engines: under load, by hand, by a watched store."""
 
 from __future__ import annotations
 
@@ -26,11 +26,17 @@ from medserve.engine.torchserve.calls import TorchServeEngine
 from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.errors import InvalidRequestError, ModelNotReadyError
 from medserve.gateway.server import GatewayServer
+from medserve.settings import EngineKind
 from tests.archives import packaged, packaged_fixture
-from tests.gateway.running import running_gateway_of, settings_for
+from tests.gateway.running import (
+    quick_settings,
+    running_gateway,
+    running_gateway_of,
+    settings_for,
+)
 from tests.tiny_room import bright_tile, make_checkout
 
-pytestmark = pytest.mark.torchserve
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +52,20 @@ def later(engine_installed: None, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-@pytest.fixture(scope="module")
-def gateway(later: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayServer]:
-    """A gateway that may change what its TorchServe serves: `tiny` 1.0 and `ticker`."""
+@pytest.fixture(scope="module", params=list(EngineKind), ids=str)
+def gateway(
+    request: pytest.FixtureRequest, later: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GatewayServer]:
+    """A gateway that may change what its engine serves: `tiny` 1.0 and `ticker`."""
     store = tmp_path_factory.mktemp("live") / "store"
     for name in ("tiny", "ticker"):
         packaged_fixture(name, store)
+    if request.param is EngineKind.DIRECT:
+        kind = request.param.value
+        settings = quick_settings(store, page=True, canary_timeout_s=30.0, engine_kind=kind)
+        with running_gateway(settings) as front:
+            yield front
+        return
     with Server(ServerConfig(store=store, allow_loading=True)) as server:
         settings = settings_for(server, page=True, canary_timeout_s=30.0)
         front = GatewayServer(
