@@ -95,7 +95,7 @@ def test_inputs_are_those_of_protobuf_where_nothing_else_would_reach_the_model(
     if parsed(message) is None:
         return
     request = inference_pb2.PredictionsRequest.FromString(message)
-    carries_more = len(UnknownFieldSet(request)) > 0 or request.sequence_id != ""  # type: ignore[no-untyped-call]
+    carries_more = len(UnknownFieldSet(request)) > 0 or request.sequence_id != ""
     inputs = {key: value for key, value in request.input.items() if key != "request_id"}
     if found := dict(read_head(message).inputs):
         assert found == inputs

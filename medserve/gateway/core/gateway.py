@@ -335,24 +335,27 @@ class Gateway:
 
     async def _ask(self, call: EngineCall, model: ModelInfo) -> bytes:
         """The engine's answer; asked again where the worker that had the call ended."""
-        async with contextlib.AsyncExitStack() as alone:
-            for attempt in range(_ATTEMPTS):
+        began = time.monotonic()
+        try:
+            return await self._ask_first(call, model)
+        except WorkerLostError as error:
+            by_itself = _was_alone(error, model)
+            if not self._may_repeat(call, model, time.monotonic() - began, alone=by_itself):
+                raise _lost(call) from error
+        async with self._suspects[model.name, model.version]:
+            for _ in range(_ATTEMPTS - 1):
                 began = time.monotonic()
                 try:
-                    return await self._ask_once(call, model, first=not attempt)
+                    return await self._engine.call(call, self._patience_s(model))
                 except WorkerLostError as error:
-                    took_s = time.monotonic() - began
-                    by_itself = attempt > 0 or _was_alone(error, model)
-                    if not self._may_repeat(call, model, took_s, alone=by_itself):
+                    if not self._may_repeat(call, model, time.monotonic() - began, alone=True):
                         raise _lost(call) from error
-                if not attempt:
-                    await alone.enter_async_context(self._suspects[model.name, model.version])
         raise _ends_workers(call)
 
-    async def _ask_once(self, call: EngineCall, model: ModelInfo, *, first: bool) -> bytes:
-        """The engine's answer, on the first attempt perhaps on the same way as those of others."""
+    async def _ask_first(self, call: EngineCall, model: ModelInfo) -> bytes:
+        """The engine's answer, perhaps on the same way as those of others."""
         patience_s = self._patience_s(model)
-        if not first or not self._gatherer.takes(call, model):
+        if not self._gatherer.takes(call, model):
             return await self._engine.call(call, patience_s)
         workers = self._workers.get((model.name, model.version), model.spec.serving.min_workers)
         return await self._gatherer.ask(call, model, _CALLS_PER_WORKER * workers, patience_s)
