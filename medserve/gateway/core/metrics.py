@@ -6,6 +6,7 @@
 | `medserve_gateway_request_seconds` | histogram, arrival to answer | face, model |
 | `medserve_gateway_queue_seconds` | histogram, wait for a place | model |
 | `medserve_gateway_engine_seconds` | histogram, time in the engine | model |
+| `medserve_gateway_gathered_files` | histogram, files in one call of the engine | model |
 | `medserve_gateway_request_bytes_total` | counter | face, model |
 | `medserve_gateway_response_bytes_total` | counter | face, model |
 | `medserve_gateway_in_flight` | gauge, calls in the engine | model |
@@ -24,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -38,6 +39,9 @@ _PREFIX = "medserve_gateway"
 _BUCKETS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 )  # fmt: skip
+
+
+_FILES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class GatewayMetrics:
@@ -58,6 +62,9 @@ class GatewayMetrics:
         )
         self.engine_seconds = self._histogram(
             "engine_seconds", "Time that a call was in the engine.", "model"
+        )
+        self.gathered_files = self._histogram(
+            "gathered_files", "Files in one call of the engine.", "model", buckets=_FILES
         )
         self.request_bytes = self._counter("request_bytes", "Bytes received.", "face", "model")
         self.response_bytes = self._counter("response_bytes", "Bytes answered.", "face", "model")
@@ -106,8 +113,10 @@ class GatewayMetrics:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"{_PREFIX}_{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, *labels: str) -> Callable[..., Histogram]:
+    def _histogram(
+        self, name: str, text: str, *labels: str, buckets: Sequence[float] = _BUCKETS
+    ) -> Callable[..., Histogram]:
         histogram = Histogram(
-            f"{_PREFIX}_{name}", text, labels, registry=self.registry, buckets=_BUCKETS
+            f"{_PREFIX}_{name}", text, labels, registry=self.registry, buckets=buckets
         )
         return functools.cache(histogram.labels)
