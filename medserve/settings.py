@@ -76,7 +76,7 @@ class Settings:
             token=_token(given, "MEDSERVE_TOKEN"),
             ca_file=_file(given, "MEDSERVE_CA_FILE"),
             store=Path(given.get("MEDSERVE_STORE", default.store)),
-            trust=_file(given, "MEDSERVE_TRUST"),
+            trust=Path(given["MEDSERVE_TRUST"]) if "MEDSERVE_TRUST" in given else None,
             dicom_token=_token(given, "MEDSERVE_DICOM_TOKEN"),
         )
 

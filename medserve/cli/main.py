@@ -43,6 +43,7 @@ _COMMANDS = {
     "init": "describing",
     "spec": "describing",
     "inspect": "package",
+    "sketch": "sketching",
     "keygen": "signing",
     "sign": "signing",
     "verify": "signing",
