@@ -33,6 +33,7 @@ _COMMANDS = {
     "predict": "predict",
     "sample": "sample",
     "sort": "sort",
+    "review": "review",
     "batch": "batch",
     "models": "models",
     "ping": "models",

@@ -118,9 +118,7 @@ def _of_volume(
     assert isinstance(result, SegmentedFile)
     kind = Kind.LABELMAP if Kind.LABELMAP in rule.kinds else Kind.SEG
     volumes = {each.label: each.volume_ml for each in result.measures}
-    seg = _segmentation(result.mask, origin, 1, volumes)
-    if kind is Kind.LABELMAP:
-        seg = _as_labelmap(seg, headers)
+    seg = _segmentation(result.mask, origin, kind, 1, volumes)
     made = [(kind, seg)]
     if Kind.SR in rule.kinds:
         report = volume_report(
@@ -147,7 +145,7 @@ def _of_frames(
         if Kind.SEG in rule.kinds:
             volume = result.stack.volume_ml
             label = result.labels[-1]
-            seg = _segmentation(result.dicom_seg, origin, number,
+            seg = _segmentation(result.dicom_seg, origin, Kind.SEG, number,
                                 {} if volume is None else {label: volume})  # fmt: skip
             made.append((Kind.SEG, seg))
             if Kind.SR in rule.kinds:
@@ -160,7 +158,7 @@ def _of_frames(
 
 
 def _segmentation(
-    content: bytes | None, origin: Origin, number: int, volumes_ml: dict[str, float]
+    content: bytes | None, origin: Origin, kind: Kind, number: int, volumes_ml: dict[str, float]
 ) -> Dataset:
     """Return the model's segmentation under the node's identifiers, its segments named for people.
 
@@ -172,7 +170,8 @@ def _segmentation(
             "codes for its labels?"
         )
     dataset = dcmread(io.BytesIO(content))
-    for place, segment in enumerate(dataset.SegmentSequence):
+    segments = [each for each in dataset.SegmentSequence if each.SegmentNumber > 0]
+    for place, segment in enumerate(segments):
         label = str(segment.SegmentLabel)
         segment.TrackingID = label
         segment.TrackingUID = origin.uid("track", number, segment.SegmentNumber)
@@ -181,27 +180,7 @@ def _segmentation(
         if "RecommendedDisplayCIELabValue" not in segment:
             colour = highdicom.color.CIELabColor.from_rgb(*COLOURS[place % len(COLOURS)])
             segment.RecommendedDisplayCIELabValue = list(colour.value)
-    return _stamped(dataset, origin, Kind.SEG, number)
-
-
-def _as_labelmap(seg: Dataset, headers: Sequence[Dataset]) -> Dataset:
-    """Return the same segments as one label map (PS3.3 A.51, Label Map Segmentation)."""
-    binary = highdicom.seg.Segmentation.from_dataset(seg)
-    return highdicom.seg.Segmentation(
-        source_images=headers,
-        pixel_array=binary.get_volume(combine_segments=True),
-        segmentation_type=highdicom.seg.SegmentationTypeValues.LABELMAP,
-        segment_descriptions=list(binary.SegmentSequence),
-        series_instance_uid=seg.SeriesInstanceUID,
-        series_number=seg.SeriesNumber,
-        sop_instance_uid=seg.SOPInstanceUID,
-        instance_number=seg.InstanceNumber,
-        manufacturer=seg.Manufacturer,
-        manufacturer_model_name=seg.ManufacturerModelName,
-        software_versions=seg.SoftwareVersions,
-        device_serial_number=seg.DeviceSerialNumber,
-        series_description=seg.SeriesDescription,
-    )
+    return _stamped(dataset, origin, kind, number)
 
 
 def _stamped(dataset: Dataset, origin: Origin, kind: Kind, number: int) -> Dataset:

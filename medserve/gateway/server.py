@@ -24,12 +24,14 @@ import grpc.aio
 from prometheus_client import make_asgi_app
 
 from medserve.archive.store import default_versions, select_archives
+from medserve.engine.direct.engine import DirectConfig, DirectEngine
 from medserve.engine.golden import GoldenInput
 from medserve.engine.interface import Engine
 from medserve.engine.torchserve.calls import TorchServeEngine
 from medserve.engine.torchserve.ports import reachable_host, resolve
-from medserve.errors import ConfigError, ModelNotReadyError, ServerFailedError
+from medserve.errors import ConfigError, MedserveError, ModelNotReadyError, ServerFailedError
 from medserve.gateway.core.audit import AuditLog
+from medserve.gateway.core.calls import ModelInfo
 from medserve.gateway.core.cancelled import CancelledCalls
 from medserve.gateway.core.gateway import Gateway, Guards
 from medserve.gateway.core.health import Monitor
@@ -41,7 +43,7 @@ from medserve.gateway.http import HttpServer, most_connections
 from medserve.gateway.services import register_services
 from medserve.gateway.settings import GatewaySettings
 from medserve.imaging.codecs.payload import silence_libraries
-from medserve.settings import Address
+from medserve.settings import Address, EngineKind
 
 __all__ = ["Addresses", "GatewayServer", "grpc_options"]
 
@@ -79,22 +81,22 @@ class GatewayServer:
 
     Args:
         settings: All that it is told.
-        connect: Makes the engine inside the event loop; by default TorchServe, as the settings say.
+        connect: Makes the engine inside the event loop; by default the one that the settings name.
     """
 
     def __init__(
         self, settings: GatewaySettings, connect: Callable[[], Engine] | None = None
     ) -> None:
         self.settings = settings
-        self._connect = connect or (lambda: TorchServeEngine(settings.engine_access))
+        self._connect = connect or self._engine
         self._host = resolve(settings.host)
         store = settings.store or Path("model_store")
-        archives = select_archives(store, settings.model_names)
-        defaults = default_versions(archives, {})
+        self._archives = select_archives(store, settings.model_names)
+        self._defaults = default_versions(self._archives, settings.default_versions)
         self._served = ServedModels(
-            describe(each, defaults[each.name] == each.version) for each in archives
+            describe(each, self._defaults[each.name] == each.version) for each in self._archives
         )
-        self._golden = [GoldenInput.of(each) for each in archives]
+        self._golden = [GoldenInput.of(each) for each in self._archives]
         self._tokens = TokenFile(settings.tokens_file) if settings.tokens_file else None
         self._certificates = settings.certificates
         self._tasks: dict[str, asyncio.Task[Any]] = {}
@@ -118,22 +120,35 @@ class GatewayServer:
     ) -> None:
         await self._drained.aclose()
 
+    @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Every version of every model, as it is now."""
+        return tuple(self._served)
+
     async def wait(self) -> None:
         """Wait until a part ends, which none does by itself, and say which and why."""
-        done, _ = await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+        self._check_running()
+
+    def _check_running(self) -> None:
         for name, task in self._tasks.items():
-            if task in done:
-                raise ServerFailedError(f"the gateway's {name} ended") from task.exception()
+            if task.done():
+                error = task.exception()
+                if isinstance(error, MedserveError):
+                    raise error
+                raise ServerFailedError(f"the gateway's {name} ended") from error
 
     async def wait_serving(self, timeout_s: float | None = None) -> None:
         """Wait until every model has proven itself.
 
         Raises:
-            ModelNotReadyError: the time is over; says which model has not, and why.
+            ModelNotReadyError: the time is over, or the direct engine cannot load a model; says
+                which model has not, and why.
         """
         try:
             async with asyncio.timeout(timeout_s):
                 while not self.gateway.health().serving:
+                    self._check_running()
                     await asyncio.sleep(_LOOK_S)
         except TimeoutError:
             raise ModelNotReadyError(self.gateway.health().reason) from None
@@ -147,6 +162,7 @@ class GatewayServer:
         if audit is not None:
             stack.callback(audit.close)
         engine = self._connect()
+        shared = engine if isinstance(engine, DirectEngine) else settings
         self.gateway = Gateway(
             engine,
             self._served,
@@ -154,13 +170,16 @@ class GatewayServer:
                 settings.limits,
                 self._tokens,
                 audit,
-                CancelledCalls(settings.cancelled_dir),
-                Uploads(settings.upload_dir, settings.max_upload_mb * 2**20),
+                CancelledCalls(shared.cancelled_dir),
+                Uploads(shared.upload_dir, settings.max_upload_mb * 2**20),
             ),
         )
         if (certificates := self._certificates) is not None:
             self.gateway.metrics.watch_certificate(lambda: certificates.expires_at)
         stack.push_async_callback(self.gateway.close)
+        if isinstance(engine, DirectEngine):
+            self.gateway.metrics.registry.register(engine.metrics)
+            self._run("engine", self._load(engine))
         monitor = Monitor(self.gateway, engine, self._served, self._golden, settings.timing)
         metrics_port = await self._start_metrics()
         stack.push_async_callback(self._stop_ports)
@@ -174,6 +193,20 @@ class GatewayServer:
             metrics_url=f"http://{Address(host, metrics_port)}/metrics",
             page_url=f"{scheme}://{Address(host, http)}/" if http else None,
         )
+
+    def _engine(self) -> Engine:
+        """The engine of the settings: a TorchServe elsewhere, or workers of this process."""
+        settings = self.settings
+        if settings.engine_kind == EngineKind.TORCHSERVE:
+            return TorchServeEngine(settings.engine_access)
+        return DirectEngine(DirectConfig(settings.engine_threads, settings.limits.message_bytes))
+
+    async def _load(self, engine: DirectEngine) -> None:
+        """Load all archives, and stay; ends with the reason where a model cannot be proven."""
+        # The first of a model is its default from the beginning, the others come beside it.
+        every = sorted(self._archives, key=lambda each: self._defaults[each.name] != each.version)
+        await asyncio.gather(*(engine.load(each, workers=self.settings.workers) for each in every))
+        await asyncio.Event().wait()
 
     async def _stop_ports(self) -> None:
         """Take no new calls, and wait for those that run, on all ports at the same time."""

@@ -12,7 +12,7 @@ from pydicom.uid import generate_uid
 
 from medserve.client import SegmentedFile
 from medserve.dicom.ask import Answer
-from medserve.dicom.rules import Rule
+from medserve.dicom.rules import Kind, Rule
 from medserve.imaging.codecs import dicom_series
 from medserve.imaging.geometry import Geometry
 from medserve.results.files import dicom_seg
@@ -85,5 +85,6 @@ def answer_volume(rule: Rule, files: Sequence[Path]) -> Answer:
     mask[1:4, 1:3, 1:3], mask[5:7, 2:6, 2:4] = 1, 2
     found = Segmentation(mask, source.geometry, LABELS)
     measures = found.to_result().measures
-    seg = dicom_seg.encode(found, source, _CODES, PROVENANCE)
+    is_labelmap = Kind.LABELMAP in rule.kinds
+    seg = dicom_seg.encode(found, source, _CODES, PROVENANCE, is_labelmap=is_labelmap)
     return Answer(PROVENANCE, (SegmentedFile(PROVENANCE, LABELS, measures, seg),))

@@ -10,7 +10,7 @@ import asyncio
 import importlib.util
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import pytest
 
 from medserve.archive.build import build_archive
 from medserve.archive.read import ArchiveInfo, verify_archive
+from medserve.engine.direct.engine import DirectConfig, DirectEngine
 from medserve.engine.golden import GoldenInput
 from medserve.engine.interface import Engine, EngineRequest
 from medserve.engine.torchserve.calls import TorchServeEngine
@@ -59,6 +60,7 @@ class Bench:
 
     connect: Callable[[], Engine]
     archives: Archives
+    loads: Sequence[ArchiveInfo] = ()  # where an engine begins without a model
 
     def run(self, scenario: Callable[[Engine], Coroutine[Any, Any, Any]]) -> Any:
         """Run a scenario with the engine, which is drained at its end."""
@@ -66,6 +68,7 @@ class Bench:
         async def main() -> Any:
             engine = self.connect()
             try:
+                await asyncio.gather(*map(engine.load, self.loads))
                 return await scenario(engine)
             finally:
                 await engine.drain()
@@ -128,6 +131,13 @@ def in_memory(archives: Archives) -> Bench:
     return Bench(connect, archives)
 
 
+def direct(archives: Archives) -> Bench:
+    """The one without TorchServe; each scenario has its own."""
+    pytest.importorskip("onnxruntime", reason="needs the serve extra")
+    loads = (archives.tiny, archives.ticker)
+    return Bench(lambda: DirectEngine(DirectConfig()), archives, loads)
+
+
 def torchserve(archives: Archives) -> Iterator[Bench]:
     """The real one."""
     if importlib.util.find_spec("ts") is None:
@@ -144,14 +154,18 @@ def torchserve(archives: Archives) -> Iterator[Bench]:
     scope="module",
     params=[
         pytest.param("in memory", marks=pytest.mark.archive),
+        pytest.param("direct", marks=pytest.mark.process),
         pytest.param("torchserve", marks=pytest.mark.torchserve),
     ],
 )
 def bench(request: pytest.FixtureRequest, archives: Archives) -> Iterator[Bench]:
-    if request.param == "torchserve":
-        yield from torchserve(archives)
-    else:
-        yield in_memory(archives)
+    match request.param:
+        case "torchserve":
+            yield from torchserve(archives)
+        case "direct":
+            yield direct(archives)
+        case _:
+            yield in_memory(archives)
 
 
 def asking(model: str = "tiny", version: str = "", **inputs: bytes) -> EngineRequest:
@@ -369,7 +383,12 @@ def test_a_model_goes_with_its_last_version_and_comes_back_with_its_workers(benc
 
 
 @pytest.mark.parametrize(
-    "bench", [pytest.param("torchserve", marks=pytest.mark.torchserve)], indirect=True
+    "bench",
+    [
+        pytest.param("direct", marks=pytest.mark.process),
+        pytest.param("torchserve", marks=pytest.mark.torchserve),
+    ],
+    indirect=True,
 )
 def test_a_version_whose_workers_do_not_start_leaves_nothing_behind(bench: Bench) -> None:
     async def scenario(engine: Engine) -> None:

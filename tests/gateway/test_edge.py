@@ -13,10 +13,10 @@ from google.protobuf.empty_pb2 import Empty
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from medserve.client import Client
-from medserve.engine.torchserve.lifecycle import Server
 from medserve.gateway.server import GatewayServer
 from medserve.wire import inference_pb2, inference_pb2_grpc
-from tests.gateway.running import running_gateway, settings_for
+from tests.backends import Backend
+from tests.gateway.running import running_gateway
 from tests.gateway.streaming_room import CRASH, SLOW, TICKS
 from tests.tiny_room import LABELS, bright_tile
 
@@ -129,10 +129,10 @@ def test_an_error_tells_programs_its_code(edge: grpc.Channel) -> None:
     assert (info.reason, info.domain) == ("UNKNOWN_MODEL", "medserve")
 
 
-def test_a_full_queue_tells_when_to_come_back(torchserve: Server, tiny_store: Path) -> None:
-    settings = settings_for(torchserve, store=tiny_store, in_flight=1, queue=1)
+def test_a_full_queue_tells_when_to_come_back(backend: Backend, tiny_store: Path) -> None:
+    settings = backend.before(store=tiny_store, in_flight=1, queue=1)
     with (
-        running_gateway(settings) as gateway,
+        running_gateway(*settings) as gateway,
         grpc.insecure_channel(gateway.addresses.grpc) as channel,
     ):
         slow = [
@@ -167,10 +167,10 @@ def test_the_request_id_comes_back(edge: grpc.Channel, place: str) -> None:
     assert returned == given if place != "nowhere" else uuid.UUID(returned)
 
 
-def test_a_message_over_the_limit_is_refused(torchserve: Server, tiny_store: Path) -> None:
-    settings = settings_for(torchserve, store=tiny_store, max_message_mb=1)
+def test_a_message_over_the_limit_is_refused(backend: Backend, tiny_store: Path) -> None:
+    settings = backend.before(store=tiny_store, max_message_mb=1)
     with (
-        running_gateway(settings) as gateway,
+        running_gateway(*settings) as gateway,
         grpc.insecure_channel(gateway.addresses.grpc) as channel,
     ):
         error = refused(channel, request(data=bytes(2**20 + 1)))

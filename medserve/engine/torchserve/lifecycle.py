@@ -22,14 +22,13 @@ from medserve.archive.read import ArchiveInfo
 from medserve.archive.store import default_versions, select_archives
 from medserve.archive.unpack import place_archive
 from medserve.cores import available_cores
+from medserve.engine.environment import CANCELLED, UPLOADS
 from medserve.engine.torchserve.calls import (
     EngineAccess,
     TorchServeEngine,
     archive_file_name,
 )
 from medserve.engine.torchserve.config import (
-    CANCELLED,
-    UPLOADS,
     EngineSettings,
     engine_environment,
     java_command,

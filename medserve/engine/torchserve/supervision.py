@@ -24,38 +24,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medserve.engine.interface import EngineModel
+from medserve.engine.process_state import STANDING_S, STOPPED_S, ProcessState
 from medserve.engine.torchserve.calls import EngineAccess, TorchServeEngine
 from medserve.errors import MedserveError
 
-__all__ = ["GONE_S", "STANDING_S", "STOPPED_S", "ProcessState", "Supervisor", "WorkerHistory"]
+__all__ = ["GONE_S", "Supervisor", "WorkerHistory"]
 
-STOPPED_S = 4.0
-STANDING_S = 8.0
 GONE_S = 60.0  # TorchServe itself waits up to 55 s between two starts
 _LOOK_S = 1.0
 _SCALE_S = 30.0  # for the workers that are left to end
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ProcessState:
-    """One look at a process: whether a signal stopped it, and the processor time it has used."""
-
-    stopped: bool
-    cpu_ticks: int
-
-    @classmethod
-    def of(cls, pid: int) -> ProcessState | None:
-        """Return the state of a process, None where there is none (or no /proc to tell)."""
-        try:
-            content = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            return None
-        fields = content.rpartition(")")[2].split()  # the name before it may hold anything
-        if fields[0] in ("Z", "X"):
-            return None
-        return cls(fields[0] in ("T", "t"), int(fields[11]) + int(fields[12]))
 
 
 @dataclass
