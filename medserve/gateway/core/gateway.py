@@ -53,6 +53,7 @@ from medserve.gateway.core.gathering import Gatherer, SharedWorkerLostError
 from medserve.gateway.core.metrics import GatewayMetrics
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.core.uploads import Uploads
+from medserve.gateway.core.watching import Watching
 from medserve.gateway.settings import Limits
 
 if TYPE_CHECKING:
@@ -136,6 +137,11 @@ class Gateway:
     def limits(self) -> Limits:
         """How much the gateway takes on."""
         return self._guards.limits
+
+    @property
+    def watching(self) -> Watching:
+        """What the models have answered, and whether their inputs drift."""
+        return self._accounting.watching
 
     @property
     def uploads(self) -> Uploads:

@@ -24,7 +24,7 @@ from medserve.settings import EngineKind
 from scripts.images import ROOT
 
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
-OVERRIDES = ("compose.gpu.yaml", "compose.tokens.yaml", "compose.tls.yaml")
+OVERRIDES = ("compose.gpu.yaml", "compose.tokens.yaml", "compose.tls.yaml", "compose.trust.yaml")
 
 
 class _Loader(yaml.SafeLoader):
