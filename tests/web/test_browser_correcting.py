@@ -9,6 +9,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from medserve.imaging.codecs import nifti
 from medserve.imaging.volume import Volume
 from tests.gateway.faces import SEGMENTATION
@@ -269,3 +271,28 @@ def test_another_model_gets_the_same_volume_without_an_upload(
     first, second = fake_page.engine.requests
     assert (first.model, second.model) == ("organs", "bones")
     assert first.inputs["data"] == second.inputs["data"]
+
+
+def test_a_corrected_mask_is_sent_back_and_stays(fake_tab: Page) -> None:
+    tab = fake_tab
+    tab.goto("/segment?model=organs")
+    tab.locator("#files").set_input_files(volumes("liver.nii.gz"))
+    tab.get_by_text("Done. Structures found: 1").wait_for()
+    empty = np.zeros_like(SEGMENTATION.mask)
+    for mask, said in (
+        (Volume(empty[:-1], SEGMENTATION.geometry.with_shape(empty[:-1].shape)), "does not fit"),
+        (Volume(empty, SEGMENTATION.geometry), "Corrected: 12 voxels changed."),
+    ):
+        sent: FilePayload = {
+            "name": "corrected.nii.gz",
+            "mimeType": "application/gzip",
+            "buffer": nifti.encode(mask),
+        }
+        tab.locator("#corrected-mask").set_input_files(sent)
+        tab.locator("#corrected", has_text=said).wait_for()
+    tab.reload()
+    tab.get_by_text("Corrected: 12 voxels changed.").wait_for()
+    with tab.expect_download() as waiting:
+        tab.get_by_role("link", name="Training pairs, zip").click()
+    with zipfile.ZipFile(waiting.value.path()) as archive:
+        assert "medserve-pairs/dataset.json" in archive.namelist()

@@ -29,6 +29,7 @@ from medserve.gateway.faces.options import read_options, within_json
 from medserve.gateway.faces.page.context import TASKS, page_context, read_json
 from medserve.gateway.faces.page.exports import plain_name
 from medserve.gateway.faces.page.jobs import Job, Kind, PageLimits, whole_file
+from medserve.gateway.faces.page.masks import CORRECTED
 from medserve.gateway.faces.page.uploads import Allowance, receive
 from medserve.imaging.codecs import dicom_series, sniff
 from medserve.results.files.overlay import COLOURS
@@ -103,7 +104,7 @@ async def part(request: Request) -> Response:
             sources = job.sources or await _sources(job, model, context.limits)
             path = await _dicom_seg(context.gateway, job, sources, order)
         return FileResponse(path, media_type=_DICOM, filename=_saved(job, name))
-    media_types = dict(_PARTS.values())
+    media_types = dict(_PARTS.values()) | {CORRECTED: _NIFTI}
     if name not in media_types:
         raise InvalidRequestError(f"expected one of {', '.join(media_types)}")
     saved = _saved(job, name) if "download" in request.query_params else None
@@ -244,7 +245,7 @@ def _part(job: Job, name: str) -> Path:
 
 def _kept(job: Job, answer: bytes, task: Task) -> dict[str, Any]:
     """Keep the files of an answer, and return what the page shows of it."""
-    for name in (name for name, _ in _PARTS.values()):  # of an earlier run
+    for name in (CORRECTED, *(name for name, _ in _PARTS.values())):  # of an earlier run
         (job.folder / name).unlink(missing_ok=True)
     kind = FrameResult if task is Task.FRAMES else VolumeResult
     found: FrameResult | VolumeResult = kind.decode(answer)

@@ -171,6 +171,7 @@ async function show(answer) {
   drawMeasures();
   drawFacts();
   drawDownloads();
+  drawCorrection();
   if (answer.parts.includes("mask.nii.gz") && Viewer.available && !answer.flat) await showVolume();
   else showPicture();
   $("stop").hidden = true;
@@ -184,7 +185,8 @@ async function showVolume() {
   run(t("segment.drawing"), null);
   const { id } = state.job;
   const volume = state.volume ?? (await (await request(`/jobs/${id}/volume`)).blob());
-  const mask = await (await request(`/jobs/${id}/mask.nii.gz`)).blob();
+  const part = state.answer.correction ? "corrected.nii.gz" : "mask.nii.gz";
+  const mask = await (await request(`/jobs/${id}/${part}`)).blob();
   await viewer.show(volume);
   await viewer.lay(mask, state.labels, $("opacity").value / 100);
   // The sliders step from slice to slice.
@@ -363,6 +365,34 @@ function allMeasures() {
   return csv([`case,${found[0].columns.join(",")}`, ...found.flatMap(({ name, lines }) => lines.map((line) => `${quoted(name)},${line}`))]);
 }
 
+/** Send a mask that a person corrected, and show it in place of the model's. */
+async function correct(file) {
+  $("corrected").className = "";
+  try {
+    const body = new Blob([file], { type: "application/octet-stream" });
+    state.answer.correction = await (await request(`/jobs/${state.job.id}/corrected-mask`, { method: "POST", body })).json();
+    drawCorrection();
+    if (!$("viewer").hidden) await viewer.lay(file, state.labels, $("opacity").value / 100);
+  } catch (error) {
+    $("corrected").className = "failure";
+    $("corrected").replaceChildren(error.status === 400 ? t("segment.correct_no") : explain(error), " ", h("span", { lang: "en" }, error.message));
+  }
+}
+
+function drawCorrection() {
+  const { correction, task } = state.answer;
+  $("correcting").hidden = task !== "volumes";
+  $("get-pairs").hidden = !correction;
+  $("corrected").className = "";
+  $("corrected").textContent = correction ? t("segment.corrected", { n: count(correction.voxels_changed), by: correction.corrected_by }) : "";
+}
+
+$("choose-mask").addEventListener("click", () => $("corrected-mask").click());
+$("corrected-mask").addEventListener("change", (event) => {
+  const [file] = event.target.files;
+  event.target.value = "";
+  if (file) correct(file);
+});
 $("cases-csv").addEventListener("click", () => save(allMeasures(), "medserve-measures.csv"));
 $("cases-zip").addEventListener("click", async () => {
   try {
