@@ -90,6 +90,20 @@ async def volume(request: Request) -> Response:
     return FileResponse(path, media_type="application/octet-stream")
 
 
+async def frame(request: Request) -> Response:
+    """The single frame of the source as a grey PNG, pixel by pixel below its mask."""
+    context = page_context(request)
+    job, visitor = context.job(request, Kind.SEGMENT)
+    order = context.order(job.model, job.version, visitor.caller)
+    model = await context.find(order, Task.FRAMES)
+    source = next(iter(job.sources.values()), None)
+    if source is None:
+        raise InvalidRequestError("expected a segmented frame, got one that is not; run it")
+    async with _memory(context.gateway, {"data": source}, order):
+        path = await asyncio.to_thread(_frame, job, source, model)
+    return FileResponse(path, media_type=_PNG)
+
+
 async def part(request: Request) -> Response:
     """A file of the answer."""
     context = page_context(request)
@@ -230,6 +244,25 @@ def _volume(job: Job, given: Path, model: ModelInfo) -> Path:
     return path
 
 
+def _frame(job: Job, given: Path, model: ModelInfo) -> Path:
+    """The first frame of a file as a picture, decoded as the model does."""
+    import numpy as np
+    from PIL import Image as pillow
+
+    from medserve.imaging.codecs import frame_file
+    from medserve.imaging.frames import FrameLimits
+
+    path = job.folder / f"frame-{given.name}.png"
+    if not path.exists():
+        frame = model.spec.frame
+        assert frame is not None  # every model of this task has the section
+        limits = FrameLimits(model.spec.input, frame.max_frames, frame.modalities)
+        grey = frame_file.decode(given.read_bytes(), limits).read(0).grey()
+        with whole_file(path) as file:
+            pillow.fromarray(np.rint(255 * grey).astype(np.uint8)).save(file, format="png")
+    return path
+
+
 def _write(path: Path, content: bytes) -> None:
     with whole_file(path) as file:
         file.write(content)
@@ -267,5 +300,6 @@ routes = [
     Route("/jobs/{job}/volume", add, methods=["POST"]),
     Route("/jobs/{job}/segmentation", run, methods=["POST"]),
     Route("/jobs/{job}/volume", volume),
+    Route("/jobs/{job}/frame.png", frame),
     Route("/jobs/{job}/{part}", part),
 ]
