@@ -52,6 +52,18 @@ def _stage(name: str) -> str:
     return found[1]
 
 
+def test_where_callers_have_names_the_audit_log_is_on_a_volume_that_stays() -> None:
+    override = _compose("compose.tokens.yaml")
+    gateway = override["services"]["gateway"]
+    log = Path(gateway["environment"]["MEDSERVE_GATEWAY_AUDIT_LOG"])
+    mounts = dict(reversed(each.split(":")) for each in gateway["volumes"] if isinstance(each, str))
+    name = mounts[str(log.parent)]
+    assert name in override["volumes"]
+    assert not (override["volumes"][name] or {}).get("driver_opts")  # no tmpfs
+    # A new volume takes mode and owner of the image's folder: the gateway's user is not root.
+    assert re.search(rf"install --directory --mode 1777[^&\n]* {log.parent}\b", _stage("runtime"))
+
+
 @pytest.mark.process
 def test_the_linter_of_dockerfiles_has_nothing_to_say() -> None:
     program = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or "hadolint"
