@@ -20,12 +20,13 @@ from pydicom.uid import generate_uid
 
 from medserve.client import SegmentedFile
 from medserve.dicom.ask import Answer
+from medserve.dicom.deidentify import without_times
 from medserve.dicom.evidence import evidence_of
 from medserve.dicom.headers import read_header
 from medserve.dicom.picture import draw_picture
 from medserve.dicom.report import Segments, frame_report, image_report, volume_report
 from medserve.dicom.rules import Kind, Rule, RuleTask
-from medserve.dicom.spool import MadeObject, Task
+from medserve.dicom.spool import DEIDENTIFIED, MadeObject, Task
 from medserve.errors import InvalidImageError, MedserveError, ServerFailedError
 from medserve.results.files.overlay import COLOURS
 from medserve.tasks.frames import FrameResult
@@ -69,14 +70,19 @@ class Origin:
         return f"{of.model} {of.version} {_SPOKEN[kind]} (research)"[:_LABEL_LENGTH]
 
 
-def make_objects(task: Task, rule: Rule, answer: Answer, files: Sequence[Path]) -> list[MadeObject]:
+def make_objects(
+    task: Task, rule: Rule, answer: Answer, files: Sequence[Path], folder: Path
+) -> list[MadeObject]:
     """Return all objects of a result, as they will be sent.
+
+    Of a rule that de-identifies, the images that it was asked about are among them.
 
     Args:
         task: The task that was answered.
         rule: Its rule.
         answer: What the model found.
         files: The images that it was asked about, in the order of the answer.
+        folder: Receives the objects' files.
 
     Raises:
         InvalidImageError: the images' headers do not allow an object to be derived from them.
@@ -87,6 +93,10 @@ def make_objects(task: Task, rule: Rule, answer: Answer, files: Sequence[Path]) 
         warnings.simplefilter("ignore")  # of foreign headers, whose values they quote
         try:
             datasets = list(_datasets(origin, rule, answer, files))
+            return [
+                *(_copy(file) for file in files if rule.deidentify),
+                *(_made(kind, dataset, rule, folder) for kind, dataset in datasets),
+            ]
         except (MedserveError, OSError):
             raise
         except Exception as error:
@@ -94,7 +104,6 @@ def make_objects(task: Task, rule: Rule, answer: Answer, files: Sequence[Path]) 
                 "expected images whose headers allow a result to be derived, got some that do not "
                 f"({type(error).__name__}); send the original series"
             ) from None  # not chained: libraries quote the header
-    return [_made(kind, dataset) for kind, dataset in datasets]
 
 
 def _datasets(
@@ -192,10 +201,20 @@ def _stamped(dataset: Dataset, origin: Origin, kind: Kind, number: int) -> Datas
     return dataset
 
 
-def _made(kind: Kind, dataset: Dataset) -> MadeObject:
-    stream = io.BytesIO()
-    dataset.save_as(stream, enforce_file_format=True)
+def _made(kind: Kind, dataset: Dataset, rule: Rule, folder: Path) -> MadeObject:
+    file = folder / f"{dataset.SOPInstanceUID}.dcm"
+    if rule.deidentify:
+        without_times(dataset)
+    dataset.save_as(file, enforce_file_format=True)
     return MadeObject(
         str(dataset.SOPInstanceUID), str(dataset.SOPClassUID), str(dataset.SeriesInstanceUID),
-        str(kind), stream.getvalue(),
+        f"{DEIDENTIFIED}{kind}" if rule.deidentify else str(kind), file,
+    )  # fmt: skip
+
+
+def _copy(file: Path) -> MadeObject:
+    header = read_header(file)
+    return MadeObject(
+        str(header.SOPInstanceUID), str(header.SOPClassUID), str(header.SeriesInstanceUID),
+        f"{DEIDENTIFIED}image", file,
     )  # fmt: skip
