@@ -115,6 +115,20 @@ def test_identifiers_are_of_the_task_and_of_no_other(
     assert [each.sop_uid for each in make(tmp_path / "b")] == first
 
 
+def test_a_result_of_a_long_series_is_made_without_the_tables_of_the_standard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write(tmp_path, series(1))
+    answer = answer_volume(VOLUMES, files)
+
+    def loads(*_: object) -> None:
+        raise AssertionError("60 MB that a node would keep")
+
+    for name in ("get_module_attribute_map", "get_iod_module_map"):
+        monkeypatch.setattr(f"highdicom._standard_utils.{name}", loads)
+    assert len(make_objects(TASK, VOLUMES, answer, files, tmp_path)) == 2
+
+
 def test_another_rule_or_content_has_other_identifiers(tmp_path: Path) -> None:
     objects = of_volume(tmp_path / "a")
     for changed in (
