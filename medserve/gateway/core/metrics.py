@@ -123,7 +123,7 @@ class GatewayMetrics:
 
     def forget_version(self, name: str, version: str) -> None:
         """Show nothing more of a version that is served no more."""
-        for gauge in (self.model_ready, self.canary_seconds):
+        for gauge in (self.model_ready, self.canary_seconds, self.drift_evidence):
             with contextlib.suppress(KeyError):
                 gauge.remove(name, version)
 
