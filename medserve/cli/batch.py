@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 from medserve.archive.read import verify_archive
+from medserve.archive.trust import Trust
 from medserve.batch.asking import Asker, ServerAsker, Target
 from medserve.batch.local import LocalRun, of_shard
 from medserve.batch.processes import ArchiveAsker, archive_target
@@ -251,11 +252,14 @@ def _on_cluster(
         raise ConfigError(
             f"--runner ray needs {error.name}, which is not installed; pip install 'medserve[ray]'"
         ) from None
-    target = archive_target(verify_archive(archive))
+    trust = Trust.from_environment()  # the environment of this machine, not of the cluster's
+    target = archive_target(verify_archive(archive, trust))
     _check_name(target, model)
     BatchFolder(out).open(BatchHead(model=target.model, task=target.task))
     return ClusterRun(
-        archive.absolute(), source, out, target, _options(target, given), per_call=_per_call(target)
+        *(archive.absolute(), source, out, target, _options(target, given)),
+        per_call=_per_call(target),
+        trust=trust,
     )
 
 

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -124,6 +124,8 @@ class Item:
     outcome: Classification | MedserveError | None = None
     provenance: Provenance | None = None
     correction: str | None = None  # the class that a person chose instead
+    corrected_by: str = ""  # name of their token; empty where nobody has to say
+    corrected_at: str = ""  # time in UTC
     modified_s: int | None = None  # when the file was last changed, in seconds since 1970
 
     @property
@@ -154,6 +156,7 @@ class Item:
             "number": self.number,
             "name": self.name,
             "size": self.size_bytes,
+            "sha256": self.sha256,
             "modified": self.modified_s,
             "status": self.status,
             "correction": self.correction,
@@ -280,7 +283,9 @@ class Jobs:
         self.reserve(target, source.size_bytes)
         for number, item in source.items.items():
             os.link(source.path(item), target.path(item))
-            target.items[number] = replace(item, outcome=None, provenance=None, correction=None)
+            target.items[number] = Item(
+                number, item.name, item.size_bytes, item.sha256, modified_s=item.modified_s
+            )
         target.missing.update(source.missing)
 
     def get(self, name: str, owner: str | None, kind: Kind | None = None) -> Job:
