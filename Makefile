@@ -33,7 +33,7 @@ DIST ?= dist
 EXTRAS ?= serve,gateway,dicom
 
 .PHONY: dist wheelhouse help setup demo serve mar check test test-all lint format types protos docs image image-gpu image-direct smoke sbom \
-	scan manifests smoke-grpcurl bench bench-gateway bench-volumes bench-batch bench-sampling bench-frames bench-explanations \
+	scan manifests smoke-grpcurl bench bench-gateway bench-volumes bench-batch bench-endurance bench-sampling bench-frames bench-explanations \
 	train room clean
 
 help:  ## print this list
@@ -114,6 +114,9 @@ bench-volumes: .venv/dev  ## measure volumes against MONAI and without a server 
 
 bench-batch: .venv/dev  ## measure batches: make bench-batch ARGS="rates" (or listing, kills; minutes)
 	$(BIN)/python -m benchmarks.batch $(ARGS)
+
+bench-endurance: .venv/dev  ## ask everything for long, or kill workers: make bench-endurance ARGS="soak" (or kills)
+	$(BIN)/python -m benchmarks.endurance $(ARGS)
 
 bench-sampling: .venv/dev  ## measure synthetic images, served and without a server (minutes)
 	$(BIN)/python -m benchmarks.sampling $(ARGS)

@@ -7,6 +7,7 @@
 | `MEDSERVE_CA_FILE` | certificates (PEM) to trust; turns TLS on in the client | none |
 | `MEDSERVE_STORE` | folder of the model archives | `model_store` |
 | `MEDSERVE_ENGINE_KIND` | what executes the archives: `torchserve` or `direct` | `torchserve` |
+| `MEDSERVE_TRUST` | public keys (PEM), by one of which every archive has to be signed | none |
 | `MEDSERVE_DICOM_TOKEN` | bearer token that the DICOM node shows to a STOW-RS service | none |
 
 A flag beats the environment, the environment beats the default. What a worker process reads
@@ -25,7 +26,7 @@ from medserve.errors import ConfigError
 
 __all__ = ["Address", "EngineKind", "Settings"]
 
-_NAMES = ("ADDRESS", "TOKEN", "CA_FILE", "STORE", "ENGINE_KIND", "DICOM_TOKEN")
+_NAMES = ("ADDRESS", "TOKEN", "CA_FILE", "STORE", "TRUST", "ENGINE_KIND", "DICOM_TOKEN")
 _KNOWN = frozenset(f"MEDSERVE_{name}" for name in _NAMES)
 
 
@@ -80,6 +81,7 @@ class Settings:
     ca_file: Path | None = None
     store: Path = Path("model_store")
     engine_kind: EngineKind = EngineKind.TORCHSERVE
+    trust: Path | None = None
     dicom_token: str | None = field(default=None, repr=False)  # a secret, too
 
     @classmethod
@@ -96,6 +98,7 @@ class Settings:
             engine_kind=EngineKind.parse(
                 given.get("MEDSERVE_ENGINE_KIND", default.engine_kind), "MEDSERVE_ENGINE_KIND"
             ),
+            trust=Path(given["MEDSERVE_TRUST"]) if "MEDSERVE_TRUST" in given else None,
             dicom_token=_token(given, "MEDSERVE_DICOM_TOKEN"),
         )
 

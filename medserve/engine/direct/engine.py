@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from medserve.archive.read import ArchiveInfo, unpack_archive
+from medserve.archive.read import ArchiveInfo
+from medserve.archive.unpack import unpack_archive
 from medserve.cores import available_cores
 from medserve.engine.direct.metrics import HandlerMetrics
 from medserve.engine.direct.process import Job, Program

@@ -24,7 +24,7 @@ from medserve.settings import EngineKind
 from scripts.images import ROOT
 
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
-OVERRIDES = ("compose.gpu.yaml", "compose.tokens.yaml", "compose.tls.yaml")
+OVERRIDES = ("compose.gpu.yaml", "compose.tokens.yaml", "compose.tls.yaml", "compose.trust.yaml")
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,6 +50,18 @@ def _stage(name: str) -> str:
     found = re.search(rf"^FROM \S+ AS {name}$(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S)
     assert found is not None, name
     return found[1]
+
+
+def test_where_callers_have_names_the_audit_log_is_on_a_volume_that_stays() -> None:
+    override = _compose("compose.tokens.yaml")
+    gateway = override["services"]["gateway"]
+    log = Path(gateway["environment"]["MEDSERVE_GATEWAY_AUDIT_LOG"])
+    mounts = dict(reversed(each.split(":")) for each in gateway["volumes"] if isinstance(each, str))
+    name = mounts[str(log.parent)]
+    assert name in override["volumes"]
+    assert not (override["volumes"][name] or {}).get("driver_opts")  # no tmpfs
+    # A new volume takes mode and owner of the image's folder: the gateway's user is not root.
+    assert re.search(rf"install --directory --mode 1777[^&\n]* {log.parent}\b", _stage("runtime"))
 
 
 @pytest.mark.process
