@@ -82,7 +82,6 @@ class StoreWatch:
 
     async def run(self) -> None:
         """Look, act, wait; until cancelled."""
-        self._versions.remember()
         while True:
             await self.look()
             await asyncio.sleep(self._look_s)
