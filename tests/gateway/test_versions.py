@@ -466,6 +466,23 @@ def test_an_archive_that_is_copied_into_a_watched_store_takes_over(bench: Bench)
     run(scenario)
 
 
+def test_a_watched_store_leaves_alone_what_was_added_by_hand(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        await looks(bench)
+        write_archive(bench.folder, "tiny", "2.0")
+        await bench.versions.add(OPERATOR, Addition("tiny-2.0.mar"))
+        await looks(bench, 3)
+        assert (bench.default, bench.listed) == ("1.0", ["1.0", "2.0"])
+        assert not [each for each in caplog.records if each.levelname == "ERROR"]
+        shutil.copy(write_archive(bench.folder, "tiny", "3.0"), bench.folder / "tiny-2.0.mar")
+        await looks(bench, 3)
+        assert (bench.default, bench.listed) == ("3.0", ["2.0", "3.0"])
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("spoil", [half_copied, altered, misnamed])
 def test_a_watched_store_says_once_why_an_archive_changes_nothing(
     bench: Bench, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
