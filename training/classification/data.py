@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
     "decoded",
     "labelled_files",
     "read_class_folders",
+    "read_npz",
     "read_split",
     "split",
     "to_images",
@@ -42,6 +44,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+_MEDMNIST_PARTS = {"validation": "val"}
 _AS_NAMED: Mapping[str, str] = MappingProxyType({})
 
 
@@ -155,6 +158,42 @@ def decoded(
             skipped.append(path)
             continue
         yield path, fit_image(image, spec.input)
+
+
+def read_npz(path: Path, part: str, labels: Sequence[str]) -> LabelledImages:
+    """Read one part of a file as those of MedMNIST (https://medmnist.com), whose ids are ours.
+
+    It holds `train_images` uint8 (N, H, W) or (N, H, W, 3), `train_labels`, and the same of `val`
+    and `test`.
+
+    Raises:
+        ConfigError: another file or part, or label ids that the model has not.
+    """
+    if part not in SPLITS:
+        raise ConfigError(f"expected the part to be one of {', '.join(SPLITS)}, got {part!r}")
+    theirs = _MEDMNIST_PARTS.get(part, part)
+    try:
+        # numpy leaves a file open that it opened itself and cannot read.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
+            pixels = content[f"{theirs}_images"]
+            label_ids = content[f"{theirs}_labels"].reshape(-1)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"{path}: expected an npz as those of MedMNIST with {theirs}_images and "
+            f"{theirs}_labels ({error})"
+        ) from error
+    is_colour = pixels.ndim == 4 and pixels.shape[3] == 3
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 3 or is_colour):
+        raise ConfigError(
+            f"{path}: expected {theirs}_images uint8 (N, H, W) or (N, H, W, 3), got "
+            f"{pixels.dtype} {pixels.shape}"
+        )
+    if len(label_ids) != len(pixels) or not np.isin(label_ids, range(len(labels))).all():
+        raise ConfigError(
+            f"{path}: expected {len(pixels)} {theirs}_labels from 0 to {len(labels) - 1}"
+        )
+    paths = tuple(f"{theirs}/{number}" for number in range(len(pixels)))
+    return LabelledImages(pixels, label_ids.astype(np.int64), paths, tuple(labels))
 
 
 def read_class_folders(

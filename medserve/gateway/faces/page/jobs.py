@@ -240,6 +240,7 @@ class Jobs:
         self._limits = limits
         self._clock = clock
         self._jobs: dict[str, Job] = {}
+        self._left: set[Path] = set()  # folders of forgotten jobs that could not be removed
 
     def create(
         self,
@@ -332,7 +333,7 @@ class Jobs:
     def delete(self, job: Job) -> None:
         """Remove a job and all that its owner sent."""
         self._jobs.pop(job.id, None)
-        _remove(job.folder)
+        self._remove(job.folder)
 
     def sweep(self) -> int:
         """Delete every job whose time has passed; how many there were."""
@@ -354,9 +355,10 @@ class Jobs:
             OSError: a folder cannot be removed; the others are, and it is tried again next time.
         """
         failed = None
-        for folder in [*(job.folder for job in over), *self._folder.glob(f"{_GONE}*")]:
+        gone = self._folder.glob(f"{_GONE}*")
+        for folder in {*(job.folder for job in over), *self._left, *gone}:
             try:
-                _remove(folder)
+                self._remove(folder)
             except OSError as error:
                 failed = error
         if failed is not None:
@@ -364,6 +366,11 @@ class Jobs:
         if over:
             logger.info("deleted %d jobs after their retention time", len(over))
         return len(over)
+
+    def _remove(self, folder: Path) -> None:
+        self._left.add(folder)
+        _remove(folder)
+        self._left.discard(folder)
 
 
 @contextlib.contextmanager

@@ -129,6 +129,7 @@ async def model(request: Request) -> Response:
         "card": cards.render_card(shown.card),
         "page_of": _PAGE_OF,
         "figures": cards.figures(shown.metrics),
+        "watched": context.gateway.watching.of(shown),
         "page": {"texts": _texts(request, "models.", "state.", "error.")},
     }
     return context.templates.render(request, "model.html", values)
