@@ -65,9 +65,9 @@ def test_what_a_person_corrected_is_trained_on_and_the_result_evaluated(
     arguments = ("--data-dir", str(out), "--out-dir", str(tmp_path / "run"), *FLAGS)
     assert run(mednist.main, mednist.TrainConfig, arguments) == 0
     unseen = class_folders(tmp_path / "unseen", 4, seed=1)
-    arguments = ("mednist", "--data-dir", str(unseen), "--out", str(tmp_path / "found"),
+    measured = ("mednist", "--data-dir", str(unseen), "--out", str(tmp_path / "found"),
                  "--weights", str(tmp_path / "run" / "artifact"))  # fmt: skip
-    assert run(evaluate.main, evaluate.EvaluateConfig, arguments) == 0
+    assert run(evaluate.main, evaluate.EvaluateConfig, measured) == 0
     metrics = json.loads((tmp_path / "found" / "metrics.json").read_text())
     assert (metrics["n"], metrics["labels"]) == (24, list(models.spec("mednist").labels))
     trained = json.loads((tmp_path / "run" / "artifact" / "metrics.json").read_text())

@@ -76,7 +76,7 @@ def test_a_corrected_mask_and_its_volume_are_a_pair_that_training_reads(
 
     asyncio.run(run())
     [case] = find_cases(tmp_path / "medserve-pairs")
-    image = nifti.decode(case.image.read_bytes())
+    image = nifti.decode(case.images[0].read_bytes())
     assert image.geometry.matches(GRID)
     np.testing.assert_allclose(image.array, GREY.array, atol=0.01)
     np.testing.assert_array_equal(read_mask(case, image, 2), corrected())
