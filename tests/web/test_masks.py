@@ -23,6 +23,8 @@ from tests.web.test_sessions import Tokens, log_in
 from tests.web.visiting import Visitor, begin, gateway, send, visit, visiting
 from training.volumes.data import find_cases, read_mask
 
+pytestmark = pytest.mark.cpu  # volumes are decoded and encoded several times
+
 GRID = SEGMENTATION.geometry
 GREY = Volume(SEGMENTATION.mask.astype(np.float32) * 7 + 1, GRID)
 IMAGE = nifti.encode(GREY)
