@@ -169,14 +169,11 @@ def _image(job: Job, place: int) -> Path:
 
 def _members(jobs: Mapping[str, Job]) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of each file of the data set, one volume in memory at a time."""
-    training = []
     for name, job in jobs.items():
-        mask = f"labelsTr/{name}.nii.gz"
         for place in range(len(job.sources)):
             path = _image(job, place)
             yield f"{_TOP}/imagesTr/{name}_{place:04d}.nii.gz", path.read_bytes()
-        yield f"{_TOP}/{mask}", (job.folder / CORRECTED).read_bytes()
-        training.append({"image": f"imagesTr/{name}_0000.nii.gz", "label": mask})
+        yield f"{_TOP}/labelsTr/{name}.nii.gz", (job.folder / CORRECTED).read_bytes()
     rows = [job.answers["correction"] for job in jobs.values()]
     yield f"{_TOP}/{CORRECTIONS}", _table(rows)
     first = next(iter(jobs.values()))
@@ -186,7 +183,6 @@ def _members(jobs: Mapping[str, Job]) -> Iterator[tuple[str, bytes]]:
         "labels": {label: place for place, label in enumerate(first.answers["labels"])},
         "numTraining": len(jobs),
         "file_ending": ".nii.gz",
-        "training": training,
     }
     yield f"{_TOP}/dataset.json", json.dumps(described, indent=1).encode()
 
