@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,13 +15,16 @@ import torch
 from torch import nn
 
 import models
+from medserve.errors import ConfigError
 from medserve.inference.volume_pipeline import VolumePipeline
-from training.classification.evaluation import EvaluationRequest
+from medserve.spec.volumes import NormalisationKind
 from training.core.config import Setting, write
+from training.core.evaluation import EvaluationRequest
 from training.core.export import require_agreement
 from training.core.files import require_folder, write_json
 from training.core.fit import Fitted
 from training.core.split import Split, write_split
+from training.volumes.augment import Augmentation
 from training.volumes.config import SegmentationConfig
 from training.volumes.data import Case, LoadedCase, find_cases, load_cases, split_cases
 from training.volumes.evaluation import evaluate_segmentation
@@ -31,12 +34,14 @@ from training.volumes.fit import (
     is_fitted,
     load_fitted,
 )
-from training.volumes.module import Segmenter
+from training.volumes.module import Segmenter, placement_of
 from training.volumes.ship import Shipment, install, ship, what_parts_add
 
-__all__ = ["VolumesConfig", "report", "train", "train_member"]
+__all__ = ["VolumesConfig", "prepare_training", "report", "train", "train_member"]
 
 _log = logging.getLogger(__name__)
+
+_UNIT = {NormalisationKind.PERCENTILE, NormalisationKind.WINDOW, NormalisationKind.MIN_MAX}
 
 
 @dataclass(frozen=True)
@@ -56,23 +61,28 @@ class VolumesConfig(SegmentationConfig):
     install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
 
 
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """The cases of a training: those that it uses are in memory."""
+
+    pipeline: VolumePipeline
+    cases: Sequence[Case]
+    split: Split
+    loaded: dict[str, LoadedCase]
+
+
 def train(config: VolumesConfig) -> None:
     """Read, split, fit every member, then export and report on their average."""
-    pipeline = VolumePipeline(models.spec(config.room))
-    cases = find_cases(require_folder(config.data_dir, "--data-dir"))
-    split = split_cases(cases, config.folds, config.test_share, config.seed)
-    write(config, config.out_dir / "config.json")
-    write_split(config.out_dir / "split.csv", split)
-    used = [case for case in cases if case.name not in split.test]
-    loaded = {case.name: case for case in load_cases(used, pipeline)}
+    read = _read(config)
     members = [
-        train_member(config, member, pipeline, split, loaded) for member in range(config.members)
+        train_member(config, member, read.pipeline, read.split, read.loaded)
+        for member in range(config.members)
     ]
     shipment = Shipment(
-        pipeline, members, list(loaded.values()), config.out_dir, config.fp16_weights
+        read.pipeline, members, list(read.loaded.values()), config.out_dir, config.fp16_weights
     )
     folder = ship(shipment, config.threads)
-    held_out = [case for case in cases if case.name in split.test]
+    held_out = [case for case in read.cases if case.name in read.split.test]
     described = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     if held_out:
         report(config, shipment, folder, held_out)
@@ -83,15 +93,39 @@ def train(config: VolumesConfig) -> None:
         install(folder, config.out_dir, config.room)
 
 
+def prepare_training(config: VolumesConfig) -> Callable[[VolumesConfig], Fitted]:
+    """Read the data once, and return what trains a network on them by other settings."""
+    read = _read(config)
+    return lambda settings: train_member(settings, 0, read.pipeline, read.split, read.loaded)
+
+
+def _read(config: VolumesConfig) -> _Read:
+    """Read and split the cases, and write what the training will say of itself."""
+    spec = models.spec(config.room)
+    if spec.volume is not None and spec.volume.regions:
+        raise ConfigError(
+            f"{config.room}: expected labels that exclude one another; a network of regions that "
+            "overlap is trained elsewhere and imported (medserve import)"
+        )
+    pipeline = VolumePipeline(spec)
+    cases = find_cases(require_folder(config.data_dir, "--data-dir"))
+    split = split_cases(cases, config.folds, config.test_share, config.seed)
+    write(config, config.out_dir / "config.json")
+    write_split(config.out_dir / "split.csv", split)
+    used = [case for case in cases if case.name not in split.test]
+    loaded = {case.name: case for case in load_cases(used, pipeline)}
+    return _Read(pipeline, cases, split, loaded)
+
+
 def report(
     config: VolumesConfig, shipment: Shipment, folder: Path, held_out: Sequence[Case]
 ) -> None:
     """Measure the artifact, and what each of its parts adds, on volumes that no training saw."""
     request = EvaluationRequest(
-        data_dir=config.data_dir, out_dir=config.out_dir / "report", weights=folder,
+        shipment.pipeline.spec, folder, config.data_dir, config.out_dir / "report",
         split=folder / "split.csv", threads=config.threads,
     )  # fmt: skip
-    measured = evaluate_segmentation(config.room, request)
+    measured = evaluate_segmentation(request)
     described = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     described["what_parts_add"] = what_parts_add(shipment, folder, held_out, config.threads)
     measured["training"] = described
@@ -146,7 +180,11 @@ def _network(config: VolumesConfig, pipeline: VolumePipeline) -> nn.Module:
 
 
 def _segmenter(network: nn.Module, config: VolumesConfig, pipeline: VolumePipeline) -> Segmenter:
-    return Segmenter(network, config, pipeline.window, pipeline.spec.labels)
+    augmentation = Augmentation(
+        placement_of(config),
+        is_unit=all(steps[-1].kind in _UNIT for steps in pipeline.volume.steps),
+    )
+    return Segmenter(network, config, pipeline.window, pipeline.spec.labels, augmentation)
 
 
 def _is_done(config: VolumesConfig) -> bool:

@@ -90,16 +90,19 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
                 settings.model_name, settings.model_version, Face.TYPED
             )
             model = await find_served(self._gateway, task_request, Task.CLASSIFICATION)
-            task_request = task_request.with_params(read_options(model, message_params(settings)))
+            task_request = task_request.to(model).with_params(
+                read_options(model, message_params(settings))
+            )
             held = HeldImages(self._gateway.budget, incoming.caller.owner)
             images = held.counted(_images(parts))
-            async with (
-                held,
-                aclosing(classify_each(self._gateway, task_request, images)) as outcomes,
-            ):
-                async for outcome in outcomes:
-                    held.release(outcome.index)
-                    yield _classify_response(outcome, settings.top_k)
+            with self._gateway.using(model):
+                async with (
+                    held,
+                    aclosing(classify_each(self._gateway, task_request, images)) as outcomes,
+                ):
+                    async for outcome in outcomes:
+                        held.release(outcome.index)
+                        yield _classify_response(outcome, settings.top_k)
 
     async def Segment(  # noqa: D102
         self, request_iterator: AsyncIterator[pb.SegmentRequest], context: Context
