@@ -61,11 +61,13 @@ async def correct(request: Request) -> Response:
     job, visitor = context.job(request, Kind.SEGMENT)
     most = context.limits.upload_bytes
     async with context.slots.upload(job):
-        order = context.order(job.model, job.version, visitor.caller)
+        task_request = context.task_request(job.model, job.version, visitor.caller)
         size = min(int(request.headers.get("content-length", most)), most)
-        async with context.gateway.budget.reserve(size, order.caller.owner, order.deadline):
+        async with context.gateway.budget.reserve(
+            size, task_request.caller.owner, task_request.deadline
+        ):
             body = await small_body(request, most)
-            kinds = (await context.find(order, *TASKS[job.kind])).input_kinds
+            kinds = (await context.find(task_request, *TASKS[job.kind])).input_kinds
             changed = await asyncio.to_thread(_keep, job, body, kinds)
     answers = job.answers
     provenance = _Provenance(
