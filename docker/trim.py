@@ -10,10 +10,12 @@ that the bill of materials stays true. Standard library only: it runs inside the
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,9 @@ _EVERYWHERE = {
     "torch/lib/lib*_test.so": "libraries that test torch",
     "openvino/include": "headers",
     "openvino/cmake": "files for CMake",
+    "openvino/libs/libopenvino_c.so*": "for C programs",
+    "openvino/libs/libopenvino_auto*_plugin.so": "devices of several kinds, chosen at run time",
+    "openvino/libs/libopenvino_hetero_plugin.so": "a network on several devices",
     "torch/testing/_internal/distributed": "test cases of torch",
     "torch/testing/_internal/opinfo": "test cases of torch",
     "torch/testing/_internal/common_[mnoqu]*.py": "test cases of torch",
@@ -37,6 +42,7 @@ _EVERYWHERE = {
     "*/tests": "test cases",
     "scipy/**/tests": "test cases",
     "numpy/**/tests": "test cases",
+    "numpy/distutils": "a builder of compiled modules",
     "nibabel/**/tests": "test cases and test images",
     "pydicom/data/test_files": "test images",
     "ts/torch_handler/unit_tests": "test cases",
@@ -61,7 +67,8 @@ _SCIPY = (
 # Formats that OpenVINO reads; archives carry ONNX.
 _FORMATS = ("gguf", "jax", "paddle", "pytorch", "tensorflow", "tensorflow_lite")
 # Needed by torch.export and torch.compile, or while installing; `import torch` takes none of them.
-_PACKAGES = ("sympy", "mpmath", "networkx", "setuptools", "wheel")
+# pycparser serves cffi where a module is compiled; cryptography brings its own compiled.
+_PACKAGES = ("sympy", "mpmath", "networkx", "pycparser", "setuptools", "wheel")
 # Kernels of triton are built when torch.compile asks for them, by a compiler that the image has not
 # got; `import torch` and TorchScript take nothing of it. It is an eighth of the image.
 _GPU_PACKAGES = ("triton", "setuptools", "wheel")
@@ -75,6 +82,7 @@ _AT_START = (
 )
 # Imported for what some requests ask for: shown to work, not compiled.
 _ON_DEMAND = (
+    "cryptography.hazmat.primitives.asymmetric.ec",
     "gdcm",
     "highdicom",
     "openjpeg",
@@ -97,6 +105,7 @@ def main() -> None:
     for table in packages.glob("highdicom/_standard/*.json"):  # indented: two thirds are blanks
         content = json.loads(table.read_text(encoding="utf-8"))
         table.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+    drop_foreign_libraries(packages / "ts" / "frontend" / "model-server.jar")
     if device == "cpu":  # NVIDIA's libraries are stripped already
         strip(packages)
     uninstall(("pip",))
@@ -116,13 +125,29 @@ def unneeded(packages: Path, device: str) -> Iterator[Path]:
     return (path for path in sorted(found) if not found.intersection(path.parents))
 
 
+def drop_foreign_libraries(jar: Path) -> None:
+    """Take out of TorchServe's jar the libraries for other systems and processors."""
+    machine = {"x86_64": "x86_64", "aarch64": "aarch_64"}[platform.machine()]
+    smaller = jar.with_suffix(".smaller")
+    with zipfile.ZipFile(jar) as source, zipfile.ZipFile(smaller, "w") as target:
+        for entry in source.infolist():
+            path = Path(entry.filename)
+            native = path.parts[:2] == ("META-INF", "native") and path.suffix != ""
+            if not native or (path.suffix == ".so" and path.stem.endswith(machine)):
+                target.writestr(entry, source.read(entry))
+    smaller.replace(jar)
+
+
 def strip(packages: Path) -> None:
     """Remove symbol tables, which only a debugger reads: a fifth of torch.
 
     Only libraries that stand alone: those of wheels with a folder NAME.libs were rewritten when the
     wheel was made, which strip may not survive.
     """
-    patterns = ("torch/lib/*.so", "_CharLS*.so", "yaml/*.so")
+    patterns = (
+        *("torch/lib/*.so", "_CharLS*.so", "yaml/*.so", "_openjpeg*.so", "_cffi_backend*.so"),
+        "cryptography/hazmat/bindings/*.so",
+    )
     libraries = sorted(path for pattern in patterns for path in packages.glob(pattern))
     if libraries:
         subprocess.run(["strip", "--strip-unneeded", *libraries], check=True)
