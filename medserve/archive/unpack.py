@@ -32,23 +32,19 @@ def place_archive(archive: ArchiveInfo, target: Path) -> None:
     if not archive.signed_by:
         target.symlink_to(archive.path.resolve())
         return
-    try:
-        with _unchanged(archive) as source, target.open("xb") as copy:
+    with _unchanged(archive) as source, target.open("xb") as copy:
+        try:
             shutil.copyfileobj(source, copy, 2**20)
-    except BaseException as error:
-        target.unlink(missing_ok=True)  # never half an archive
-        if isinstance(error, OSError):
-            raise ArchiveError(
-                f"{archive.path} cannot be copied to {target.parent}: {error.strerror}"
-            ) from error
-        raise
+        except BaseException:
+            target.unlink()  # never half an archive
+            raise
 
 
 def unpack_archive(archive: ArchiveInfo, folder: Path, names: Collection[str] = ()) -> None:
     """Unpack a verified archive into a folder: all of it, or those of `names` that it has.
 
     Raises:
-        ArchiveError: the archive has changed since it was verified.
+        ArchiveError: the archive has changed since it was verified, or cannot be unpacked.
     """
     with _unchanged(archive) as source, zipfile.ZipFile(source) as packed:
         packed.extractall(
@@ -64,4 +60,9 @@ def _unchanged(archive: ArchiveInfo) -> Iterator[io.BufferedReader]:
             raise ArchiveError(
                 f"{archive.path} was changed after it was verified; start again with the new one"
             )
-        yield reader
+        try:
+            yield reader
+        except OSError as error:
+            raise ArchiveError(
+                f"{archive.path} cannot be copied or unpacked: {error.strerror or error}"
+            ) from error

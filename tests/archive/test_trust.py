@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import shutil
@@ -304,6 +305,24 @@ def test_a_signed_archive_is_handed_over_as_a_copy(
     assert verify_archive(tmp_path / "copy.mar").sha256 == info.sha256
     place_archive(replace(info, signed_by=""), tmp_path / "link.mar")
     assert (tmp_path / "link.mar").is_symlink()
+
+
+@pytest.mark.parametrize("hand_over", [place_archive, unpack_archive])
+def test_a_full_disk_leaves_no_half_of_an_archive(
+    hand_over: Callable[[ArchiveInfo, Path], None],
+    signed: Path,
+    trust: Trust,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    info = verify_archive(signed, trust)
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(ArchiveError, match=r"cannot be copied or unpacked: No space left"):
+        hand_over(info, tmp_path / "target")
+    assert not (tmp_path / "target").is_file()
 
 
 @settings(

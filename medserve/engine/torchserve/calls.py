@@ -69,6 +69,7 @@ class TorchServeEngine:
         self._access = access
         self._drained = False
         self._reached = False  # it has answered something
+        self._placing: set[Path] = set()  # archives that are being copied into its store
         self._inference_metadata = _bearer(tokens, "inference")
         self._management_metadata = _bearer(tokens, "management")
         self._channels = (_open(access, access.inference), _open(access, access.management))
@@ -175,9 +176,8 @@ class TorchServeEngine:
     async def load(self, archive: ArchiveInfo, *, workers: int = 0, default: bool = False) -> None:
         """Load an archive; this needs a TorchServe that was started with `allow_loading`."""
         file = self._loadable(archive.name, archive.version)
-        if file.exists():
+        if file.exists() or file in self._placing:
             raise InvalidRequestError(f"{archive.name} {archive.version} is loaded already")
-        place_archive(archive, file)
         serving = archive.spec.serving
         request = management_pb2.RegisterModelRequest(
             url=file.name,
@@ -187,6 +187,7 @@ class TorchServeEngine:
         start_s = serving.startup_timeout + _RELOAD_S
         name, version = archive.name, archive.version
         try:
+            await self._place(archive, file)
             await self._manage("RegisterModel", request, start_s)
             if workers not in (0, serving.min_workers):
                 most = max(workers, serving.max_workers)
@@ -196,10 +197,18 @@ class TorchServeEngine:
         except MedserveError as error:
             with suppress(MedserveError):  # a version whose workers do not start stays registered
                 await self._unregister(name, version)
-            file.unlink()
+            file.unlink(missing_ok=True)
             raise ModelNotReadyError(
                 f"{name} {version} cannot be loaded: {error.message}"
             ) from error
+
+    async def _place(self, archive: ArchiveInfo, file: Path) -> None:
+        """Put an archive where TorchServe finds it, while other calls go on."""
+        self._placing.add(file)
+        try:
+            await asyncio.to_thread(place_archive, archive, file)
+        finally:
+            self._placing.discard(file)
 
     async def unload(self, model: str, version: str) -> None:
         """Take one version away; the default version only with the model."""
