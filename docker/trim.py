@@ -1,6 +1,6 @@
 """Take out of an image's environment what no handler can need, then prove that it still works.
 
-python docker/trim.py cpu
+python docker/trim.py cpu    (or gpu, or direct: on the CPU, without torch)
 
 Half of what the wheels bring is headers, their own tests, debug symbols and devices that the image
 does not have. Each rule says what goes and why. Packages that go are uninstalled, not torn out, so
@@ -10,12 +10,10 @@ that the bill of materials stays true. Standard library only: it runs inside the
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import subprocess
 import sys
 import sysconfig
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,22 +25,28 @@ _EVERYWHERE = {
     "openvino/include": "headers",
     "openvino/cmake": "files for CMake",
     "openvino/libs/libopenvino_c.so*": "for C programs",
-    "openvino/libs/libopenvino_auto*_plugin.so": "devices of several kinds, chosen at run time",
-    "openvino/libs/libopenvino_hetero_plugin.so": "a network on several devices",
     "torch/testing/_internal/distributed": "test cases of torch",
     "torch/testing/_internal/opinfo": "test cases of torch",
     "torch/testing/_internal/common_[mnoqu]*.py": "test cases of torch",
     "**/*.pyi": "types, for editors",
     "**/*.h": "headers",
     "**/*.px[di]": "headers for Cython",
+    "**/*.a": "libraries for compilers",
     "**/*.pyx": "sources of compiled modules",
     "PIL/_avif*.so": "AVIF, which no model reads",
     "pillow.libs/libavif*": "AVIF",
+    "onnxruntime/transformers": "programs that change models",
+    "onnxruntime/quantization": "programs that change models",
+    "onnxruntime/tools": "programs that change models",
+    "openvino/tools": "programs that change models",
+    "numpy/distutils": "for building packages",
+    "_gdcm/XML": "the standard's tables as text, for gdcm's own programs",
+    "pygments/lexers/_[!m]*.py": "words of programming languages that nobody prints",
+    "pygments/lexers/[a-oq-rt-z]*.py": "the same; Python and plain text are left",
     "onnxruntime/capi/libonnxruntime.so.*": "for C programs; Python's module contains it all",
     "*/tests": "test cases",
     "scipy/**/tests": "test cases",
     "numpy/**/tests": "test cases",
-    "numpy/distutils": "a builder of compiled modules",
     "nibabel/**/tests": "test cases and test images",
     "pydicom/data/test_files": "test images",
     "ts/torch_handler/unit_tests": "test cases",
@@ -56,6 +60,8 @@ _CPU = {
     "torch/_inductor": "torch.compile",
     "openvino/libs/libopenvino_intel_gpu_plugin.so": "Intel's graphics processors",
     "openvino/libs/libopenvino_intel_npu_plugin*": "Intel's neural processors",
+    "openvino/libs/libopenvino_auto*_plugin.so": "several devices at a time",
+    "openvino/libs/libopenvino_hetero_plugin.so": "several devices at a time",
     "openvino/libs/cache.json": "compiled kernels for Intel's graphics processors",
 }
 # Parts of SciPy that nothing in medserve or the other packages imports, largest first, and those
@@ -77,8 +83,14 @@ _KEPT_PROGRAM = "torch_shm_manager"  # without it torch cannot be imported
 # these modules, which halves that time, and shows that nothing needed was removed.
 _AT_START = (
     *("grpc", "nibabel", "numpy", "onnxruntime", "openvino", "PIL.PngImagePlugin", "psutil"),
-    *("pydicom", "scipy.ndimage", "scipy.sparse", "torch.jit", "typer", "yaml"),
-    *("ts.model_loader", "ts.model_service_worker", "ts.metrics.metric_cache_yaml_impl"),
+    *("pydicom", "scipy.ndimage", "scipy.sparse", "typer", "yaml"),
+)
+_BY_DEVICE = {
+    "direct": ("fastapi", "grpc.aio", "grpc_health.v1", "jinja2", "prometheus_client", "uvicorn"),
+}
+_TORCHSERVE = (
+    *("torch.jit", "ts.model_loader", "ts.model_service_worker"),
+    "ts.metrics.metric_cache_yaml_impl",
 )
 # Imported for what some requests ask for: shown to work, not compiled.
 _ON_DEMAND = (
@@ -99,47 +111,35 @@ def main() -> None:
     device = sys.argv[1]
     packages = Path(sysconfig.get_path("purelib"))
     before = _size_mb(packages)
-    uninstall(_PACKAGES if device == "cpu" else _GPU_PACKAGES)
+    uninstall(_GPU_PACKAGES if device == "gpu" else _PACKAGES)
     for path in unneeded(packages, device):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for table in packages.glob("highdicom/_standard/*.json"):  # indented: two thirds are blanks
         content = json.loads(table.read_text(encoding="utf-8"))
         table.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
-    drop_foreign_libraries(packages / "ts" / "frontend" / "model-server.jar")
-    if device == "cpu":  # NVIDIA's libraries are stripped already
+    if device != "gpu":  # NVIDIA's libraries are stripped already
         strip(packages)
     uninstall(("pip",))
-    subprocess.run([sys.executable, "-c", f"import {', '.join(_AT_START)}"], check=True)
+    at_start = (*_AT_START, *_BY_DEVICE.get(device, _TORCHSERVE))
+    subprocess.run([sys.executable, "-c", f"import {', '.join(at_start)}"], check=True)
     subprocess.run([sys.executable, "-B", "-c", f"import {', '.join(_ON_DEMAND)}"], check=True)
     print(f"{packages}: {before} MB before, {_size_mb(packages)} MB now")
 
 
 def unneeded(packages: Path, device: str) -> Iterator[Path]:
     """Every file and folder that the rules name."""
-    patterns = [*_EVERYWHERE, *(_CPU if device == "cpu" else ())]
+    patterns = [*_EVERYWHERE, *(() if device == "gpu" else _CPU)]
     patterns += [f"scipy/{name}" for name in _SCIPY]
     patterns += [f"openvino/libs/libopenvino_{name}_frontend.so*" for name in _FORMATS]
+    patterns += [f"openvino/frontend/{name}" for name in _FORMATS]
     found = {path for pattern in patterns for path in packages.glob(pattern)}
     found |= {path for path in packages.glob("torch/bin/*") if path.name != _KEPT_PROGRAM}
     # A folder takes its content with it.
     return (path for path in sorted(found) if not found.intersection(path.parents))
 
 
-def drop_foreign_libraries(jar: Path) -> None:
-    """Take out of TorchServe's jar the libraries for other systems and processors."""
-    machine = {"x86_64": "x86_64", "aarch64": "aarch_64"}[platform.machine()]
-    smaller = jar.with_suffix(".smaller")
-    with zipfile.ZipFile(jar) as source, zipfile.ZipFile(smaller, "w") as target:
-        for entry in source.infolist():
-            path = Path(entry.filename)
-            native = path.parts[:2] == ("META-INF", "native") and path.suffix != ""
-            if not native or (path.suffix == ".so" and path.stem.endswith(machine)):
-                target.writestr(entry, source.read(entry))
-    smaller.replace(jar)
-
-
 def strip(packages: Path) -> None:
-    """Remove symbol tables, which only a debugger reads: a fifth of torch.
+    """Remove symbol tables, which only a debugger reads: a fifth of torch, most of two codecs.
 
     Only libraries that stand alone: those of wheels with a folder NAME.libs were rewritten when the
     wheel was made, which strip may not survive.

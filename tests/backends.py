@@ -127,6 +127,14 @@ class DirectBackend:
         """As the engine."""
         await self._there(self.engine.unload(model, version))
 
+    async def set_default(self, model: str, version: str) -> None:
+        """As the engine."""
+        await self._there(self.engine.set_default(model, version))
+
+    async def scale(self, model: str, version: str, workers: int) -> None:
+        """As the engine."""
+        await self._there(self.engine.scale(model, version, workers))
+
     async def describe(self, model: str = "") -> Sequence[EngineModel]:
         """As the engine."""
         return await self._there(self.engine.describe(model))

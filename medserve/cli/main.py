@@ -36,6 +36,7 @@ _COMMANDS = {
     "review": "review",
     "batch": "batch",
     "models": "models",
+    "promote": "models",
     "ping": "models",
     "dicom": "dicom",
     "package": "package",
@@ -71,6 +72,9 @@ class _Commands(TyperGroup):
         if isinstance(found, typer.Typer):
             group = typer.main.get_command(found)
             assert isinstance(group, TyperGroup)
+            group.name = cmd_name  # also in the reference of the commands
+            if group.callback is not None and group.invoke_without_command:
+                group.callback = _ending_in_one_line(group.callback)
             for each in group.commands.values():
                 assert each.callback is not None
                 each.callback = _ending_in_one_line(each.callback)

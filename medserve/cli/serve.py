@@ -43,6 +43,13 @@ _Default = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VERSION", help="Version for requests that name none."),
 ]
+_Watch = Annotated[
+    bool, typer.Option("--watch", help="Serve archives that are copied into the store meanwhile.")
+]
+_State = Annotated[
+    Path | None,
+    typer.Option(help="Default versions set while serving.", show_default="STORE/serving.json"),
+]
 _Engine = Annotated[
     str | None,
     typer.Option(help="torchserve, or direct: without Java (MEDSERVE_ENGINE_KIND)."),
@@ -81,6 +88,8 @@ def serve(  # one parameter an option: the command line is the interface
     store: _Store = None,
     models: _Models = "",
     default: _Default = None,
+    watch: _Watch = False,
+    state: _State = None,
     engine: _Engine = None,
     host: _Host = "127.0.0.1",
     port: _Port = 7070,
@@ -103,11 +112,14 @@ def serve(  # one parameter an option: the command line is the interface
 
     Every other setting of the gateway is read from MEDSERVE_GATEWAY_*; see medserve gateway --help.
     """
+    from medserve.archive.decisions import DECISIONS_FILE, Decisions
+
     configure_logging(log_level)
     # SIGTERM takes the way of Ctrl-C from the first moment on: nothing is left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     environment = Settings.from_environment()
     kind = EngineKind.parse(engine, "--engine") if engine else environment.engine_kind
+    store = store or environment.store
     defaults = dict(_pair(each) for each in default or [])
     free = 0 if port == 0 else None  # who takes a free port for one means all
     given = {
@@ -117,6 +129,8 @@ def serve(  # one parameter an option: the command line is the interface
         "metrics_port": free if gateway_metrics_port is None else gateway_metrics_port,
         "store": store,
         "models": models or None,
+        "state": state,
+        "watch": watch or None,
         "max_message_mb": max_message_mb,
     }
     if kind is EngineKind.DIRECT:
@@ -132,8 +146,11 @@ def serve(  # one parameter an option: the command line is the interface
         return
     from medserve.engine.torchserve.lifecycle import ServerConfig
 
+    beside = _wants_gateway(gateway)
+    if watch and not beside:
+        raise ConfigError("--watch: the gateway watches the store; leave out --no-gateway")
     config = ServerConfig(
-        store=store or environment.store,
+        store=store,
         models=tuple(name.strip() for name in models.split(",") if name.strip()),
         defaults=defaults,
         host=host,
@@ -144,8 +161,11 @@ def serve(  # one parameter an option: the command line is the interface
         private_key=tls_key,
         max_message_bytes=max_message_mb * 2**20,
         log_level={"warning": "warn"}.get(log_level, log_level),
+        allow_loading=beside,
+        decided=Decisions.read(state or store / DECISIONS_FILE),
+        watched=watch,
     )
-    _run(config, ready_file, given if _wants_gateway(gateway) else None)
+    _run(config, ready_file, given if beside else None)
 
 
 def _wants_gateway(asked: bool | None) -> bool:
@@ -201,11 +221,14 @@ def _run_beside(
     server: Server, given: dict[str, Any], ready: Callable[[GatewayServer], None]
 ) -> None:
     """The gateway in this process, until it, TorchServe or the operator ends it."""
+    from medserve.engine.torchserve.calls import TorchServeEngine
     from medserve.gateway.server import GatewayServer
     from medserve.gateway.settings import GatewaySettings
 
     settings = GatewaySettings.read(given).before(server)
-    front = GatewayServer(settings)
+    front = GatewayServer(
+        settings, lambda: TorchServeEngine(server.access), server.archives, server.defaults
+    )
 
     async def run() -> None:
         async with run_gateway(front):

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import ctypes
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,9 @@ from typing import Any, Self
 import grpc.aio
 from prometheus_client import make_asgi_app
 
-from medserve.archive.store import default_versions, select_archives
+from medserve.archive.decisions import Decisions
+from medserve.archive.read import ArchiveInfo
+from medserve.archive.store import default_versions, name_the_damaged, select_archives
 from medserve.engine.direct.engine import DirectConfig, DirectEngine
 from medserve.engine.golden import GoldenInput
 from medserve.engine.interface import Engine
@@ -35,10 +37,14 @@ from medserve.gateway.core.calls import ModelInfo
 from medserve.gateway.core.cancelled import CancelledCalls
 from medserve.gateway.core.gateway import Gateway, Guards
 from medserve.gateway.core.health import Monitor
+from medserve.gateway.core.routes import ROUTES_FILE, Routes
 from medserve.gateway.core.served_models import ServedModels, describe
+from medserve.gateway.core.shadow import Shadow
+from medserve.gateway.core.store_watch import StoreWatch
 from medserve.gateway.core.tls import grpc_credentials
 from medserve.gateway.core.tokens import TokenFile
 from medserve.gateway.core.uploads import Uploads
+from medserve.gateway.core.versions import Fleet, Store, Versions
 from medserve.gateway.http import HttpServer, most_connections
 from medserve.gateway.services import register_services
 from medserve.gateway.settings import GatewaySettings
@@ -82,17 +88,40 @@ class GatewayServer:
     Args:
         settings: All that it is told.
         connect: Makes the engine inside the event loop; by default the one that the settings name.
+        archives: What the engine has loaded, where whoever started it may change that; None where
+            the engine loads the archives of the store, or was started elsewhere with them.
+        defaults: The default versions of these, by name.
     """
 
     def __init__(
-        self, settings: GatewaySettings, connect: Callable[[], Engine] | None = None
+        self,
+        settings: GatewaySettings,
+        connect: Callable[[], Engine] | None = None,
+        archives: Sequence[ArchiveInfo] | None = None,
+        defaults: Mapping[str, str] | None = None,
     ) -> None:
         self.settings = settings
         self._connect = connect or self._engine
         self._host = resolve(settings.host)
         store = settings.store or Path("model_store")
-        self._archives = select_archives(store, settings.model_names)
-        self._defaults = default_versions(self._archives, settings.default_versions)
+        direct = settings.engine_kind == EngineKind.DIRECT
+        self._changeable = direct or archives is not None
+        if settings.watch and not self._changeable:
+            raise ConfigError(
+                "watch: the engine behind this gateway was started elsewhere; `medserve serve "
+                "--watch` watches its store"
+            )
+        decided = Decisions.read(settings.decisions_file) if direct else None
+        if archives is None:
+            archives = select_archives(
+                store,
+                settings.model_names,
+                decided,
+                settings.watch,
+                name_the_damaged if settings.watch else None,
+            )
+        self._archives = archives
+        self._defaults = defaults or default_versions(archives, settings.default_versions, decided)
         self._served = ServedModels(
             describe(each, self._defaults[each.name] == each.version) for each in self._archives
         )
@@ -172,6 +201,7 @@ class GatewayServer:
                 audit,
                 CancelledCalls(shared.cancelled_dir),
                 Uploads(shared.upload_dir, settings.max_upload_mb * 2**20),
+                managed_by_all=settings.on_loopback,
             ),
         )
         if (certificates := self._certificates) is not None:
@@ -181,11 +211,21 @@ class GatewayServer:
             self.gateway.metrics.registry.register(engine.metrics)
             self._run("engine", self._load(engine))
         monitor = Monitor(self.gateway, engine, self._served, self._golden, settings.timing)
+        fleet = Fleet(self.gateway, engine, self._served, monitor)
+        self.gateway.versions = Versions(fleet, self._changeable_store(), audit)
+        stack.push_async_callback(self.gateway.versions.close)
+        self._route(engine)
         metrics_port = await self._start_metrics()
         stack.push_async_callback(self._stop_ports)
         http = await self._start_http() if settings.page else None
         grpc_port = await self._start_grpc()
         self._run("monitor", monitor.run())
+        if self.gateway.routes is not None and self.gateway.shadow is not None:
+            self._run("routes", self.gateway.routes.follow())
+            self._run("comparison of versions", self.gateway.shadow.run())
+        if settings.watch and settings.store is not None:
+            watch = StoreWatch(self.gateway.versions, self._served, settings.store, self._archives)
+            self._run("watch of the store", watch.run())
         host = reachable_host(self._host)
         scheme = "https" if self._certificates else "http"
         self.addresses = Addresses(
@@ -194,12 +234,34 @@ class GatewayServer:
             page_url=f"{scheme}://{Address(host, http)}/" if http else None,
         )
 
+    def _route(self, engine: Engine) -> None:
+        """Lead callers to versions as a file says: the operator's, or the store's own."""
+        file = self.settings.routes
+        if file is None and self._changeable and self.settings.store is not None:
+            file = self.settings.store / ROUTES_FILE
+        gateway, served = self.gateway, self._served
+        gateway.routes = Routes(file, served)
+        gateway.shadow = Shadow(gateway, engine, gateway.routes, served)
+        gateway.versions.in_routes = gateway.routes.lead_to
+
+    def _changeable_store(self) -> Store | None:
+        settings = self.settings
+        if not self._changeable or settings.store is None:
+            return None
+        return Store(
+            settings.store, settings.decisions_file, settings.model_names, settings.drain_timeout_s
+        )
+
     def _engine(self) -> Engine:
         """The engine of the settings: a TorchServe elsewhere, or workers of this process."""
         settings = self.settings
         if settings.engine_kind == EngineKind.TORCHSERVE:
             return TorchServeEngine(settings.engine_access)
-        return DirectEngine(DirectConfig(settings.engine_threads, settings.limits.message_bytes))
+        return DirectEngine(
+            DirectConfig(
+                settings.engine_threads, settings.limits.message_bytes, settings.upload_dir
+            )
+        )
 
     async def _load(self, engine: DirectEngine) -> None:
         """Load all archives, and stay; ends with the reason where a model cannot be proven."""

@@ -107,7 +107,7 @@ class PreparedFrame:
     @property
     def seen(self) -> _Plane:
         """The crop on the network's plane (h, w), without padding."""
-        return self.plane[0][self.inverse.inner.slices]
+        return np.asarray(self.plane[0][self.inverse.inner.slices])
 
 
 @dataclass(frozen=True)

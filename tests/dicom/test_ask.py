@@ -53,7 +53,7 @@ def test_each_task_is_asked_and_its_objects_are_made(
     answer = gateway.ask(rule, files)
     assert answer.provenance.model == rule.model
     assert answer.provenance.archive_digest.startswith("sha256:")
-    assert [each.kind for each in make_objects(TASK, rule, answer, files)] == kinds
+    assert [each.kind for each in make_objects(TASK, rule, answer, files, tmp_path)] == kinds
 
 
 def test_what_the_model_refuses_is_its_own_error(gateway: Gateway, tmp_path: Path) -> None:

@@ -390,6 +390,36 @@ def test_a_new_default_version_answers_at_once_and_the_old_one_can_go(bench: Ben
     bench.run(scenario)
 
 
+def test_the_default_goes_over_to_a_loaded_version_and_back(bench: Bench) -> None:
+    async def scenario(engine: Engine) -> None:
+        await engine.load(bench.archives.newer)
+        wire = inference_pb2.PredictionsRequest(
+            model_name="tiny", model_version="1.0", input={"data": bright_tile(2)}
+        ).SerializeToString()
+        for version in ("2.0", "1.0"):
+            await engine.set_default("tiny", version)
+            assert (await answer(engine, asking()))["version"] == version
+            # The version of a request wins over the one on TorchServe's wire.
+            named = EngineRequest("tiny", version, {}, new_request_id(), wire=wire)
+            assert (await answer(engine, named))["version"] == version
+        with pytest.raises(UnknownModelError):
+            await engine.set_default("tiny", "9.9")
+        await engine.unload("tiny", "2.0")
+
+    bench.run(scenario)
+
+
+def test_the_number_of_workers_changes_while_a_version_answers(bench: Bench) -> None:
+    async def scenario(engine: Engine) -> None:
+        for number in (2, 1):
+            await engine.scale("ticker", "1.0", number)
+            (ticker,) = await engine.describe("ticker")
+            assert ticker.workers == number
+            assert (await answer(engine, asking("ticker")))["label"] == LABELS[3]
+
+    bench.run(scenario)
+
+
 def test_a_model_goes_with_its_last_version_and_comes_back_with_its_workers(bench: Bench) -> None:
     async def scenario(engine: Engine) -> None:
         await engine.unload("ticker", "1.0")

@@ -13,6 +13,8 @@ from google.protobuf.empty_pb2 import Empty
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from medserve.client import Client
+from medserve.client.management import Manager
+from medserve.errors import InvalidRequestError
 from medserve.gateway.server import GatewayServer
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.backends import Backend
@@ -211,11 +213,9 @@ def test_the_typed_client_works_unchanged_at_the_gateway(gateway: GatewayServer)
         client.wait_ready(["tiny", "ticker"], timeout_s=10)
 
 
-def test_what_would_change_the_models_is_forbidden(gateway: GatewayServer) -> None:
-    from medserve.wire import management_pb2, management_pb2_grpc
-
-    with grpc.insecure_channel(gateway.addresses.grpc) as channel:
-        management = management_pb2_grpc.ManagementAPIsServiceStub(channel)
-        with pytest.raises(grpc.RpcError) as caught:
-            management.ScaleWorker(management_pb2.ScaleWorkerRequest(model_name="tiny"), timeout=10)
-    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+def test_the_archives_of_an_engine_that_was_started_elsewhere_stay(gateway: GatewayServer) -> None:
+    manager = Manager(gateway.addresses.grpc)
+    with pytest.raises(InvalidRequestError, match="only a restart there changes"):
+        manager.add("tiny-2.0.mar")
+    with pytest.raises(InvalidRequestError, match="only a restart there changes"):
+        manager.remove("tiny", "1.0")

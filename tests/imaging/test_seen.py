@@ -144,7 +144,7 @@ def test_an_inverted_image_is_told_by_its_layout_and_one_of_another_contrast_is_
     image = smooth(shape, seed)
     seen = laid_out(image)
     assert doubts_about_image(seen, (gain * image + offset).astype(np.float32), None) == ()
-    [doubt] = doubts_about_image(seen, 1.0 - image, None)
+    [doubt] = doubts_about_image(seen, np.float32(1.0) - image, None)
     assert doubt.reason is DoubtReason.LAYOUT
     assert "correlation -1.00" in doubt.message
 

@@ -25,6 +25,8 @@ __all__ = [
     "write_run_dir",
 ]
 
+_SOCKET_PATH_BYTES = 107  # of a Unix socket on Linux (sockaddr_un), but for the last zero
+_LONGEST_SOCKET = ".ts.sock.65535"  # of a worker, in the folder for temporary files
 _MIB = 2**20
 
 # Only what TorchServe fills for gRPC calls, and what handlers add: `handlers/torchserve.py`
@@ -98,8 +100,10 @@ def write_run_dir(folder: Path, settings: EngineSettings) -> None:
     """Write `config.properties`, `log4j2.xml` and `metrics.yaml` into the private folder.
 
     Raises:
-        ConfigError: Java could not load its libraries from there; it would not say why.
+        ConfigError: Java could not load its libraries from there, or no worker could open its
+            socket; neither would say why.
     """
+    _refuse_long_path(folder)
     unpacks = not any(_NATIVE_SOCKETS.glob("lib*epoll*.so"))  # Java does, where there are none
     if unpacks and os.statvfs(folder).f_flag & os.ST_NOEXEC:
         raise ConfigError(
@@ -112,6 +116,17 @@ def write_run_dir(folder: Path, settings: EngineSettings) -> None:
     (folder / "metrics.yaml").write_text(_METRICS, encoding="utf-8")
     lines = [f"{key}={_escaped(value)}\n" for key, value in _properties(folder, settings).items()]
     (folder / "config.properties").write_text("".join(lines), encoding="ascii")
+
+
+def _refuse_long_path(folder: Path) -> None:
+    """Raise ConfigError where the path of a worker's socket would be longer than Unix allows."""
+    added = len(os.fsencode(folder / "tmp" / _LONGEST_SOCKET)) - len(os.fsencode(folder.parent))
+    longest = _SOCKET_PATH_BYTES - added
+    if (found := len(os.fsencode(folder.parent))) > longest:
+        raise ConfigError(
+            f"expected a folder for sockets whose path has at most {longest} bytes, got {found}: "
+            f"{folder.parent}; set TMPDIR to a shorter one"
+        )
 
 
 def java_command(java: Java, folder: Path, max_message_bytes: int) -> list[str]:

@@ -109,13 +109,26 @@ class Supervisor:
         engine = TorchServeEngine(self._access)
         try:
             while not self._stopping.is_set():
-                for name in {name for name, _ in self._workers}:
-                    with contextlib.suppress(MedserveError):  # it answers again, or has ended
-                        for found in await engine.describe(name):
+                with contextlib.suppress(MedserveError):  # it answers again, or has ended
+                    loaded = await engine.describe()
+                    self._follow(loaded)
+                    for found in loaded:
+                        with contextlib.suppress(MedserveError):
                             await self._look(engine, found)
                 await asyncio.to_thread(self._stopping.wait, _LOOK_S)
         finally:
             await engine.drain()
+
+    def _follow(self, loaded: Sequence[EngineModel]) -> None:
+        """Look after versions that were loaded since the start, once they have a worker."""
+        known = {(each.name, each.version): each for each in loaded}
+        for key, found in known.items():
+            if found.workers_ready:
+                self._histories.setdefault(key, WorkerHistory(self._clock()))
+            if key in self._histories and found.workers:
+                self._workers[key] = found.workers
+        for key in self._histories.keys() - known.keys():
+            del self._histories[key]
 
     async def _look(self, engine: TorchServeEngine, found: EngineModel) -> None:
         key = found.name, found.version
@@ -129,8 +142,8 @@ class Supervisor:
             logger.warning("%s %s has no worker left; it is started again", *key)
             history.begin_again(now)
             number = self._workers[key]
-            await engine.scale(*key, 0, number, wait_s=_SCALE_S)
-            await engine.scale(*key, number, number)
+            await engine.set_workers(*key, 0, number, wait_s=_SCALE_S)
+            await engine.set_workers(*key, number, number)
 
     def _end(self, pid: int, name: str) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

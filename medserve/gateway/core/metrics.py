@@ -8,6 +8,7 @@ Labels of classes and structures are those of the archive.
 | `medserve_gateway_request_seconds` | histogram, arrival to answer | face, model |
 | `medserve_gateway_queue_seconds` | histogram, wait for a place | model |
 | `medserve_gateway_engine_seconds` | histogram, time in the engine | model |
+| `medserve_gateway_gathered_files` | histogram, files in one call of the engine | model |
 | `medserve_gateway_request_bytes_total` | counter | face, model |
 | `medserve_gateway_response_bytes_total` | counter | face, model |
 | `medserve_gateway_in_flight` | gauge, calls in the engine | model |
@@ -30,9 +31,10 @@ Labels of classes and structures are those of the archive.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -48,6 +50,9 @@ _BUCKETS = (
 )  # fmt: skip
 _PROBABILITIES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
 _VOLUMES_ML = (0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0, 300.0, 1000.0, 3000.0)
+
+
+_FILES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class GatewayMetrics:
@@ -68,6 +73,9 @@ class GatewayMetrics:
         )
         self.engine_seconds = self._histogram(
             "engine_seconds", "Time that a call was in the engine.", "model"
+        )
+        self.gathered_files = self._histogram(
+            "gathered_files", "Files in one call of the engine.", "model", buckets=_FILES
         )
         self.request_bytes = self._counter("request_bytes", "Bytes received.", "face", "model")
         self.response_bytes = self._counter("response_bytes", "Bytes answered.", "face", "model")
@@ -108,10 +116,16 @@ class GatewayMetrics:
             "drift_evidence", "Decimal logarithm of the evidence of drift.", *each
         )
 
-    def watch_gate(self, gate: Gate) -> None:
-        """Show the places of one model."""
-        self.in_flight.labels(gate.name).set_function(lambda: gate.at_work)
-        self.queued.labels(gate.name).set_function(lambda: gate.waiting)
+    def watch_gates(self, name: str, gates: Callable[[], Iterable[Gate]]) -> None:
+        """Show the places of all versions of one model together."""
+        self.in_flight.labels(name).set_function(lambda: sum(each.at_work for each in gates()))
+        self.queued.labels(name).set_function(lambda: sum(each.waiting for each in gates()))
+
+    def forget_version(self, name: str, version: str) -> None:
+        """Show nothing more of a version that is served no more."""
+        for gauge in (self.model_ready, self.canary_seconds, self.drift_evidence):
+            with contextlib.suppress(KeyError):
+                gauge.remove(name, version)
 
     def watch_budget(self, budget: ByteBudget) -> None:
         """Show how much of the memory for requests is taken."""

@@ -7,7 +7,6 @@ import importlib.util
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -100,24 +99,6 @@ def test_what_goes_can_be_removed_in_the_order_in_which_it_is_named(packages: Pa
     trim = _load("trim")
     gone = list(trim.unneeded(packages, "cpu"))
     assert not any(parent in gone for path in gone for parent in path.parents)
-
-
-@pytest.mark.parametrize(("machine", "own"), [("x86_64", "x86_64.so"), ("aarch64", "aarch_64.so")])
-def test_the_jar_keeps_its_classes_and_the_libraries_of_this_machine(
-    machine: str, own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trim = _load("trim")
-    monkeypatch.setattr("platform.machine", lambda: machine)
-    jar = tmp_path / "model-server.jar"
-    libraries = ("epoll_x86_64.so", "epoll_aarch_64.so", "dns_osx_x86_64.jnilib", "w_x86_64.dll")
-    members = ["META-INF/MANIFEST.MF", "META-INF/native-image/a.json", "org/Main.class"]
-    with zipfile.ZipFile(jar, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name in (*members, *(f"META-INF/native/lib{each}" for each in libraries)):
-            packed.writestr(name, name)
-    trim.drop_foreign_libraries(jar)
-    with zipfile.ZipFile(jar) as packed:
-        assert packed.namelist() == [*members, f"META-INF/native/libepoll_{own}"]
-        assert packed.read("org/Main.class") == b"org/Main.class"
 
 
 @pytest.mark.process
