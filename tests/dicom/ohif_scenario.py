@@ -121,9 +121,7 @@ class Site(BaseHTTPRequestHandler):
 def studies() -> dict[str, tuple[list[Dataset], bool]]:
     """Return the images of each case, and whether its mask is written as a label map."""
     volume = ramp(oblique())
-    flipped = ramp(
-        Geometry((12, 10, 9), np.diag([-0.9, 1.1, -2.5, 1.0]) @ np.eye(4)[[1, 0, 2, 3]])
-    )
+    flipped = ramp(Geometry((12, 10, 9), np.diag([-0.9, 1.1, -2.5, 1.0]) @ np.eye(4)[[1, 0, 2, 3]]))
     return {
         "oblique": (dicom_slices(volume), False),
         "flipped": (dicom_slices(flipped)[::-1], False),
@@ -156,7 +154,12 @@ def store(content: bytes) -> None:
 def compare(browser: Browser, site: str, study: str, planes: dict[Any, np.ndarray]) -> list[int]:
     """Open the study and its segmentation; returns images and voxels that are not the mask's."""
     page = browser.new_page(viewport={"width": 1400, "height": 900})
-    page.on("console", lambda m: print("console", m.type, m.text[:300], file=sys.stderr) if m.type=="error" else None)
+    page.on(
+        "console",
+        lambda m: (
+            print("console", m.type, m.text[:300], file=sys.stderr) if m.type == "error" else None
+        ),
+    )
     page.on("pageerror", lambda e: print("pageerror", str(e)[:500], file=sys.stderr))
     page.add_init_script("localStorage.setItem('shownTours', '[\"basicViewerTour\"]')")
     page.goto(f"{site}/viewer?StudyInstanceUIDs={study}")
@@ -210,7 +213,9 @@ def main(place: str, dist: str) -> None:
             program = shutil.which("chromium")
             browser = playwright.chromium.launch(executable_path=program, args=[*_FLAGS])
             for name, (study, planes) in cases.items():
-                t=time.time(); seen[name] = [len(planes), *compare(browser, site, study, planes)]; print(name, seen[name], time.time()-t, file=sys.stderr)
+                t = time.time()
+                seen[name] = [len(planes), *compare(browser, site, study, planes)]
+                print(name, seen[name], time.time() - t, file=sys.stderr)
             browser.close()
         print(json.dumps(seen))
     finally:
