@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from medserve.errors import ConfigError, InvalidImageError, PayloadTooLargeError
 from medserve.imaging.codecs import sniff
+from medserve.imaging.image import Image
 from medserve.inference.fit import fit_image
 from medserve.spec import ModelSpec
 from training.core.files import files_below, require_folder
@@ -28,6 +29,7 @@ __all__ = [
     "SPLITS",
     "Batches",
     "LabelledImages",
+    "decode_file",
     "decoded",
     "labelled_files",
     "read_class_folders",
@@ -111,6 +113,11 @@ def labelled_files(
     return files
 
 
+def decode_file(path: Path, spec: ModelSpec) -> Image:
+    """Return the image in a file, by the code that serving uses."""
+    return sniff.decode(path.read_bytes(), spec.input)
+
+
 def decoded(
     paths: Iterable[Path], spec: ModelSpec, skipped: list[Path]
 ) -> Iterator[tuple[Path, npt.NDArray[np.float32]]]:
@@ -120,7 +127,7 @@ def decoded(
     """
     for path in paths:
         try:
-            image = sniff.decode(path.read_bytes(), spec.input)
+            image = decode_file(path, spec)
         except (InvalidImageError, PayloadTooLargeError) as error:
             _log.warning("skipped %s: %s", path, error)
             skipped.append(path)

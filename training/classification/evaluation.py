@@ -33,7 +33,7 @@ from training.core.evaluation import EvaluationRequest
 from training.core.export import sha256
 from training.core.files import files_below, write_json
 
-__all__ = ["Answers", "answer_files", "evaluate_classifier"]
+__all__ = ["Answers", "answer_files", "chosen_files", "evaluate_classifier"]
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def _answered(
         )
         answers = _answers(engine, spec, planes)
         return answers.paths, stored.label_ids, answers
-    answers = answer_files(engine, spec, _chosen_files(request, spec), progress="Evaluating")
+    answers = answer_files(engine, spec, chosen_files(request), progress="Evaluating")
     if not answers.paths:
         raise ConfigError(f"{request.data_dir}: expected images, found none that can be decoded")
     names = tuple(path.relative_to(request.data_dir) for path in answers.paths)
@@ -132,9 +132,9 @@ def _answered(
     return names, np.array([spec.labels.index(each) for each in folders], dtype=np.int64), answers
 
 
-def _chosen_files(request: EvaluationRequest, spec: ModelSpec) -> list[Path]:
-    """The files to evaluate: all, or one part of a split."""
-    files = labelled_files(request.data_dir, spec.labels, folders=request.folders)
+def chosen_files(request: EvaluationRequest) -> list[Path]:
+    """Return the files to evaluate: all, or one part of a split."""
+    files = labelled_files(request.data_dir, request.spec.labels, folders=request.folders)
     if request.split is None:
         return files
     if request.part not in SPLITS:
