@@ -55,7 +55,16 @@ from training.volumes import data as volumes
 from training.volumes import evaluation as volume_evaluation
 from training.volumes.metrics import compare_masks
 
-__all__ = ["CHANGES", "Change", "RobustnessConfig", "Sample", "main", "with_section"]
+__all__ = [
+    "CHANGES",
+    "Answer",
+    "Change",
+    "RobustnessConfig",
+    "Sample",
+    "answered",
+    "main",
+    "with_section",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -304,7 +313,12 @@ def section(content: dict[str, Any], config: RobustnessConfig) -> str:
         },
         content["rows"],
     )
-    wrong = f"Wrong is a mean Dice below {content['wrong_below']}. " if is_dice else ""
+    wrong = (
+        f"Wrong is a mean Dice below {content['wrong_below']}, which is 1 where nothing is found "
+        "and nothing is there. "
+        if is_dice
+        else ""
+    )
     caught = content["wrong_flagged_share"]
     told = "no answer was wrong" if caught is None else f"{100 * caught:.0f} % of the wrong ones"
     flags = [f"--data-dir {config.data_dir}", f"--n {config.n}"]
@@ -335,7 +349,7 @@ def _row(
     change: Change, samples: Sequence[Sample], judge: Callable[[Sample], Answer], seed: int
 ) -> dict[str, Any]:
     draws = np.random.default_rng(seed)
-    answers = [_answer(change.apply(sample, draws), judge) for sample in samples]
+    answers = [answered(change.apply(sample, draws), judge) for sample in samples]
     return {
         "kind": change.kind,
         "strength": change.strength,
@@ -346,7 +360,8 @@ def _row(
     }
 
 
-def _answer(sample: Sample, judge: Callable[[Sample], Answer]) -> Answer:
+def answered(sample: Sample, judge: Callable[[Sample], Answer]) -> Answer:
+    """Return what the model made of a sample; a refusal is a flag."""
     try:
         return judge(sample)
     except MedserveError:  # refused: nobody is misled

@@ -10,13 +10,22 @@ import pytest
 import torch
 
 import models
-from medserve.errors import ConfigError
+from medserve.errors import ConfigError, InvalidImageError
 from medserve.imaging.geometry import Geometry
 from tests.training.volumes.drawn import case, tiny_spec, write_folder
 from tests.training.volumes.test_evaluation import Threshold
 from training.core.config import run
 from training.core.export import export_network
-from training.robustness import CHANGES, Change, RobustnessConfig, Sample, main, with_section
+from training.robustness import (
+    CHANGES,
+    Answer,
+    Change,
+    RobustnessConfig,
+    Sample,
+    answered,
+    main,
+    with_section,
+)
 from training.volumes.metrics import compare_masks
 
 GEOMETRIC = ("turn", "scale", "mirrored", "resolution")
@@ -116,7 +125,7 @@ def test_a_classifier_is_measured_in_every_way(drawn: Path, weights: Path, tmp_p
 
 
 @pytest.mark.cpu
-def test_volumes_are_measured_and_refusals_are_flagged(
+def test_volumes_are_measured_where_it_is_known_that_they_were_not_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
@@ -129,10 +138,12 @@ def test_volumes_are_measured_and_refusals_are_flagged(
     assert run(main, RobustnessConfig, [*flags, "--no-held-out"]) == 0
     content = json.loads((tmp_path / "out/robustness.json").read_text(encoding="utf-8"))
     rows = {(row["kind"], row["strength"]): row for row in content["rows"]}
-    assert rows["none", ""]["score"] > 0.85
-    assert (
-        rows["resolution", "1/4"] | {"flagged": 1.0, "wrong": 2, "wrong_unflagged": 0}
-        == (
-            rows["resolution", "1/4"]  # smaller than the network knows: refused
-        )
-    )
+    assert rows["none", ""]["score"] > 0.7
+    assert rows["scale", "2"]["score"] < rows["none", ""]["score"]
+
+
+def test_what_is_refused_is_wrong_and_flagged() -> None:
+    def refuse(sample: Sample) -> Answer:
+        raise InvalidImageError("too small")
+
+    assert answered(picture(), refuse) == Answer(0.0, is_wrong=True, is_flagged=True)
