@@ -119,7 +119,7 @@ def _answered(
         stored = read_npz(request.data_dir, request.part, spec.labels)
         shown = track(zip(stored.paths, stored.images, strict=True), "Evaluating", len(stored))
         planes = (
-            (Path(name), fit_image(Image(np.float32(pixels) / np.float32(255)), spec.input))
+            (Path(name), fit_image(Image(pixels.astype(np.float32) / np.float32(255)), spec.input))
             for name, pixels in shown
         )
         answers = _answers(engine, spec, planes)
