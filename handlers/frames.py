@@ -44,7 +44,9 @@ from medserve.inference.frame_pipeline import FoundFrame, FramePipeline, FrameSe
 from medserve.results.files import frame_overlay
 from medserve.results.frame_measure import measure_frame, measure_stack
 from medserve.results.frame_segmentation import FrameFinding, FrameSegmentation, mask_png
+from medserve.results.seen import doubts_about_image, doubts_about_shares
 from medserve.tasks.frames import FrameOptions, FramePart
+from medserve.tasks.result import Doubt
 
 __all__ = ["BareFile", "FrameHandler"]
 
@@ -126,7 +128,7 @@ class FrameHandler(Handler[FrameOptions]):
             frame = seen[place]
             _fill(masks, frame.index)
             masks.append(each.mask)
-            findings[frame.index] = _finding(each, stack, frame)
+            findings[frame.index] = self._finding(each, stack, frame)
         _fill(masks, stack.grid.count)
         _refuse_failure(findings, stack.grid.count)
         frames = tuple(findings[index] for index in range(stack.grid.count))
@@ -227,6 +229,24 @@ class FrameHandler(Handler[FrameOptions]):
                 "expected a single frame to answer with one PNG, got a stack; ask for nifti"
             )
 
+    def _finding(self, found: FoundFrame, stack: FrameStack, frame: _Seen) -> FrameFinding:
+        crop = found.crop
+        box = (crop.top, crop.left, crop.bottom, crop.right)
+        measured = measure_frame(found.mask, stack.grid, box)
+        doubts = self._doubts(found, stack)
+        return FrameFinding(measured, frame.unlike_ultrasound, doubts)
+
+    def _doubts(self, found: FoundFrame, stack: FrameStack) -> tuple[Doubt, ...]:
+        """Tell what about a frame and its mask lies outside of what training saw."""
+        seen = self.pipeline.frame.seen
+        if seen is None:
+            return ()
+        spacing_mm = stack.grid.spacing_mm
+        size_mm = None if spacing_mm is None else np.multiply(found.crop.shape, spacing_mm).tolist()
+        share = float(found.mask[found.crop.slices].mean())
+        about_mask = doubts_about_shares(seen, {self.spec.labels[1]: share}) if share else ()
+        return (*doubts_about_image(seen, found.seen, size_mm), *about_mask)
+
     def _file(self, part: FramePart, found: FrameSegmentation, stack: FrameStack) -> bytes:
         if part is FramePart.MASK:
             part = FramePart.NIFTI if stack.is_stack else FramePart.PNG
@@ -271,13 +291,6 @@ def _refuse_blank(image: Image) -> None:
             "expected an ultrasound frame, got one that is the same grey all over; send a frame "
             "that was recorded with the probe on the patient"
         )
-
-
-def _finding(found: FoundFrame, stack: FrameStack, frame: _Seen) -> FrameFinding:
-    crop = found.crop
-    seen = (crop.top, crop.left, crop.bottom, crop.right)
-    measured = measure_frame(found.mask, stack.grid, seen)
-    return FrameFinding(measured, frame.unlike_ultrasound)
 
 
 def _fill(masks: PackedMasks, count: int) -> None:

@@ -46,7 +46,7 @@ from medserve.inference.volume_pipeline import (
 from medserve.results.files import overlay
 from medserve.results.seen import doubts_about_image, doubts_about_volumes
 from medserve.tasks.result import Doubt, DoubtReason
-from medserve.tasks.volumes import VolumeOptions, VolumePart
+from medserve.tasks.volumes import SEGMENTATIONS, VolumeOptions, VolumePart
 
 __all__ = ["VolumeHandler"]
 
@@ -56,6 +56,7 @@ _MEMBER = {  # of `VolumeResult`
     VolumePart.UNCERTAINTY: "entropy_nifti",
     VolumePart.OVERLAY: "overlay_png",
     VolumePart.DICOM_SEG: "dicom_seg",
+    VolumePart.DICOM_LABELMAP: "dicom_seg",
 }
 
 
@@ -87,7 +88,7 @@ class VolumeHandler(Handler[VolumeOptions]):
         )
         for volume in volumes:
             _refuse_blank(volume)
-        if VolumePart.DICOM_SEG in options.parts:
+        if options.parts & SEGMENTATIONS:
             self._refuse_dicom_seg(volumes[0])
         return volumes
 
@@ -232,13 +233,16 @@ class VolumeHandler(Handler[VolumeOptions]):
                 return nifti.encode(Volume(result.entropy, volume.geometry), _space(volume))
             case VolumePart.OVERLAY:
                 return overlay.montage(volume, segmentation)
-            case VolumePart.DICOM_SEG:
+            case VolumePart.DICOM_SEG | VolumePart.DICOM_LABELMAP:
                 from medserve.results.files import (
                     dicom_seg,  # highdicom: only who asks for it waits
                 )
 
                 codes = self.pipeline.volume.snomed
-                return dicom_seg.encode(segmentation, volume, codes, self.provenance)
+                is_labelmap = part is VolumePart.DICOM_LABELMAP
+                return dicom_seg.encode(
+                    segmentation, volume, codes, self.provenance, is_labelmap=is_labelmap
+                )
 
 
 def _nothing_found() -> Doubt:

@@ -403,10 +403,8 @@ def _of_images(
 ) -> tuple[list[Sample], Callable[[Sample], Answer]]:
     spec = request.spec
     samples = []
-    for path in _spread(images.chosen_files(request), count):
-        folder = path.relative_to(request.data_dir).parts[0]
-        label_id = spec.labels.index(request.folders.get(folder, folder))
-        samples.append(Sample(decode_file(path, spec).array, np.array(label_id)))
+    for path, label in _spread(list(images.chosen_files(request).items()), count):
+        samples.append(Sample(decode_file(path, spec).array, np.array(spec.labels.index(label))))
 
     def judge(sample: Sample) -> Answer:
         outputs = engine.run(fit_image(Image(sample.array), spec.input)[np.newaxis])

@@ -13,29 +13,35 @@ import re
 import stat
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
+from medserve.archive.reference import REFERENCE, Reference
+from medserve.archive.steady_file import SteadyFile, open_steadily
+from medserve.archive.trust import Trust
 from medserve.errors import ArchiveError, ConfigError
 from medserve.spec import ModelSpec
 
 __all__ = [
     "CARD",
     "MANIFEST",
+    "NETWORK",
     "TORCHSERVE_MANIFEST",
     "ArchiveInfo",
     "Member",
     "golden_input",
     "inspect_archive",
+    "intact_archive",
     "verify_archive",
 ]
 
 MANIFEST = "medserve-manifest.json"
 TORCHSERVE_MANIFEST = "MAR-INF/MANIFEST.json"
 CARD = "MODEL_CARD.md"
+NETWORK = "model.onnx"
 _CONFIG = "model-config.yaml"
 _FORMAT = 1
 _MAX_MEMBERS = 10_000
@@ -78,6 +84,8 @@ class ArchiveInfo:
     card: str
     members: tuple[Member, ...]
     problems: tuple[str, ...]
+    reference: Reference | None = None  # answers on held-out data, where the archive has them
+    signed_by: str = ""  # fingerprint of the trusted key; "" where no signature was asked for
 
     @property
     def name(self) -> str:
@@ -95,15 +103,37 @@ class ArchiveInfo:
         return not self.problems
 
 
-def verify_archive(path: Path) -> ArchiveInfo:
-    """Inspect `path`; ArchiveError if a single byte or name differs from its manifest."""
-    info = inspect_archive(path)
-    if info.problems:
-        more = f" (and {len(info.problems) - 1} more)" if len(info.problems) > 1 else ""
-        raise ArchiveError(
-            f"{path}: {info.problems[0]}{more}; build it again with `medserve package {info.name}`"
-        )
-    return info
+def verify_archive(path: Path, trust: Trust | None = None) -> ArchiveInfo:
+    """Inspect an archive that is to be used, and refuse what may not be.
+
+    Everything that loads an archive begins here. What is used afterwards has to be what was
+    verified: `medserve.archive.unpack` hands it over.
+
+    Args:
+        path: The archive; its signature lies beside it.
+        trust: The keys of which one has to have signed it, checked before the archive is looked
+            into; by default those of MEDSERVE_TRUST, and without that no signature is asked for.
+
+    Raises:
+        ArchiveError: a single byte or name differs from its manifest, or it is not signed so.
+        ConfigError: the file of trusted keys cannot be used.
+    """
+    trust = trust or Trust.from_environment()
+    reader, file = open_steadily(path)
+    with reader:
+        signed_by = trust.check(path, file.sha256) if trust else ""
+        with _zip(reader, path) as archive:
+            info = _inspect(archive, file, path)
+    return replace(_intact(info), signed_by=signed_by)
+
+
+def intact_archive(path: Path) -> ArchiveInfo:
+    """Inspect an archive that has just been built, or is about to be signed.
+
+    Raises:
+        ArchiveError: a single byte or name differs from its manifest.
+    """
+    return _intact(inspect_archive(path))
 
 
 def inspect_archive(path: Path) -> ArchiveInfo:
@@ -112,60 +142,81 @@ def inspect_archive(path: Path) -> ArchiveInfo:
     Raises:
         ArchiveError: the file is no archive of ours, or is built to harm its reader.
     """
-    with _open(path) as archive:
-        entries = _entries(archive, path)
-        raw = _read(archive, entries, MANIFEST, path)
-        manifest = _manifest(raw, path)
-        found = {name: _sha256(archive, entry) for name, entry in entries.items()}
-        members = tuple(
-            Member(name, entries[name].file_size, found[name], found[name] == digest)
-            for name, digest in sorted(manifest["members"].items())
-            if name in entries
+    reader, file = open_steadily(path)
+    with reader, _zip(reader, path) as archive:
+        return _inspect(archive, file, path)
+
+
+def _intact(info: ArchiveInfo) -> ArchiveInfo:
+    if info.problems:
+        more = f" (and {len(info.problems) - 1} more)" if len(info.problems) > 1 else ""
+        raise ArchiveError(
+            f"{info.path}: {info.problems[0]}{more}; build it again with "
+            f"`medserve package {info.name}`"
         )
-        problems = _compare(manifest["members"], found)
-        spec = _spec(archive, entries, path)
-        problems += _check_torchserve(archive, entries, spec, path)
-        if (spec.name, spec.version) != (manifest["name"], manifest["version"]):
-            problems.append(f"{_CONFIG} and {MANIFEST} name different models or versions")
-        card = _read(archive, entries, CARD, path).decode("utf-8", "replace")
+    return info
+
+
+def _inspect(archive: zipfile.ZipFile, file: SteadyFile, path: Path) -> ArchiveInfo:
+    entries = _entries(archive, file.size_bytes, path)
+    raw = _read(archive, entries, MANIFEST, path)
+    manifest = _manifest(raw, path)
+    found = {name: _sha256(archive, entry) for name, entry in entries.items()}
+    members = tuple(
+        Member(name, entries[name].file_size, found[name], found[name] == digest)
+        for name, digest in sorted(manifest["members"].items())
+        if name in entries
+    )
+    problems = _compare(manifest["members"], found)
+    spec = _spec(archive, entries, path)
+    problems += _check_torchserve(archive, entries, spec, path)
+    if (spec.name, spec.version) != (manifest["name"], manifest["version"]):
+        problems.append(f"{_CONFIG} and {MANIFEST} name different models or versions")
+    reference = _reference(archive, entries, path)
+    if reference is not None and reference.network != found.get(NETWORK):
+        problems.append(
+            f"{REFERENCE} is of another network; make it anew with `medserve sketch`, or remove it"
+        )
     return ArchiveInfo(
         path=path,
-        size_bytes=path.stat().st_size,
-        sha256=_file_sha256(path),
+        size_bytes=file.size_bytes,
+        sha256=file.sha256,
         digest=f"sha256:{hashlib.sha256(raw).hexdigest()}",
         spec=spec,
         medserve_version=manifest["medserve_version"],
         git_commit=manifest["git_commit"],
         versions=manifest["versions"],
         metrics=manifest["metrics"],
-        card=card,
+        card=_read(archive, entries, CARD, path).decode("utf-8", "replace"),
         members=members,
         problems=tuple(problems),
+        reference=reference,
     )
 
 
 def golden_input(path: Path) -> bytes:
     """The input that the archive proves itself with: the server's canary."""
-    with _open(path) as archive:
-        entries = _entries(archive, path)
-        for name in entries:
-            if name.startswith("golden_input."):
-                return _read(archive, entries, name, path)
+    try:
+        with path.open("rb") as file, _zip(file, path) as archive:
+            entries = _entries(archive, path.stat().st_size, path)
+            for name in entries:
+                if name.startswith("golden_input."):
+                    return _read(archive, entries, name, path)
+    except OSError as error:
+        raise ArchiveError(f"{path}: expected a readable archive: {error}") from error
     raise ArchiveError(f"{path}: expected a member golden_input.*, there is none")
 
 
-def _open(path: Path) -> zipfile.ZipFile:
+def _zip(file: BinaryIO, path: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(path)
-    except FileNotFoundError:
-        raise ArchiveError(f"{path}: no such file; build it with `medserve package NAME`") from None
+        return zipfile.ZipFile(file)
     except (OSError, zipfile.BadZipFile, ValueError) as error:
         raise ArchiveError(
             f"{path}: expected a model archive (.mar, a zip file), cannot read it as one: {error}"
         ) from error
 
 
-def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+def _entries(archive: zipfile.ZipFile, size_bytes: int, path: Path) -> dict[str, zipfile.ZipInfo]:
     """Members by name; refuses everything that could harm who reads or unpacks it."""
     entries: dict[str, zipfile.ZipInfo] = {}
     listed = [entry for entry in archive.infolist() if not entry.is_dir()]
@@ -187,7 +238,7 @@ def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
             )
         entries[name] = entry
     # Stored members cannot overlap honestly: more content than file is a decompression bomb.
-    if sum(entry.file_size for entry in listed) > path.stat().st_size:
+    if sum(entry.file_size for entry in listed) > size_bytes:
         raise ArchiveError(f"{path}: its members claim more bytes than the file has")
     return entries
 
@@ -218,11 +269,6 @@ def _sha256(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:
     except (zipfile.BadZipFile, OSError, EOFError):
         return ""
     return digest.hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _manifest(raw: bytes, path: Path) -> dict[str, Any]:
@@ -274,6 +320,14 @@ def _spec(
     return spec
 
 
+def _reference(
+    archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], path: Path
+) -> Reference | None:
+    if REFERENCE not in entries:
+        return None
+    return Reference.decode(_read(archive, entries, REFERENCE, path), str(path))
+
+
 def _refuse_bombs(raw: bytes) -> None:
     """YAML can ask for far more time and memory than it has bytes."""
     if len(raw) > _MAX_YAML_BYTES or raw.count(b"[") + raw.count(b"{") > _MAX_YAML_BRACKETS:
@@ -295,7 +349,7 @@ def _check_torchserve(
         "modelName": spec.name,
         "modelVersion": spec.version,
         "handler": f"{spec.name}.py",
-        "serializedFile": "model.onnx",
+        "serializedFile": NETWORK,
         "configFile": _CONFIG,
         "requirementsFile": "requirements.txt",
     }

@@ -8,7 +8,6 @@ import os
 import queue
 import subprocess
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -16,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from medserve.archive.read import ArchiveInfo, verify_archive
+from medserve.archive.trust import Trust
+from medserve.archive.unpack import unpack_archive
 from medserve.batch import worker
 from medserve.batch.asking import Outcome, Target, answer_of
+from medserve.batch.inputs import Content
 from medserve.cores import available_cores
 from medserve.errors import (
     ConfigError,
@@ -54,6 +56,7 @@ class ArchiveAsker:
         workers: How many processes; by default one a core.
         threads: How many each of them computes with; by default the cores are shared out.
         timeout_s: For one call; by default what the archive allows.
+        trust: By whose keys the archive has to be signed; by default by those of MEDSERVE_TRUST.
     """
 
     def __init__(
@@ -63,8 +66,9 @@ class ArchiveAsker:
         *,
         threads: int | None = None,
         timeout_s: float | None = None,
+        trust: Trust | None = None,
     ) -> None:
-        info = verify_archive(archive)
+        info = verify_archive(archive, trust)
         self._target = archive_target(info)
         self._timeout_s = timeout_s or float(info.spec.serving.response_timeout)
         count = workers or available_cores()
@@ -74,8 +78,7 @@ class ArchiveAsker:
         self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._workers: list[_Worker] = []
         try:
-            with zipfile.ZipFile(archive) as packed:
-                packed.extractall(self._folder.path / "archive")
+            unpack_archive(info, self._folder.path / "archive")
             for _ in range(count):
                 self._workers.append(_Worker(self._folder.path / "archive", threads))
             with ThreadPoolExecutor(count) as pool:
@@ -91,7 +94,7 @@ class ArchiveAsker:
         """The model of the archive."""
         return self._target
 
-    def ask(self, inputs: Sequence[bytes], params: Mapping[str, Any]) -> Sequence[Outcome]:
+    def ask(self, inputs: Sequence[Content], params: Mapping[str, Any]) -> Sequence[Outcome]:
         """Ask the next free worker; one that is lost is started anew."""
         worker = self._free.get()
         try:
@@ -108,24 +111,30 @@ class ArchiveAsker:
             self._folder.remove()
 
     def _ask(
-        self, worker: _Worker, inputs: Sequence[bytes], params: Mapping[str, Any]
+        self, worker: _Worker, inputs: Sequence[Content], params: Mapping[str, Any]
     ) -> Sequence[Outcome]:
         task = self._target.task
         if task is Task.CLASSIFICATION:
             asked = ClassificationOptions.from_params(params)
-            step = EXPLAINED_PER_CALL if asked.explain else len(inputs)
+            images = [each for each in inputs if isinstance(each, bytes)]
+            step = EXPLAINED_PER_CALL if asked.explain else len(images)
             found: list[Outcome] = []
-            for first in range(0, len(inputs), step):
-                found += self._classify(worker, inputs[first : first + step], asked)
+            for first in range(0, len(images), step):
+                found += self._classify(worker, images[first : first + step], asked)
             return found
         [content] = inputs
+        files = (
+            {"data": content}
+            if isinstance(content, bytes)
+            else {f"data.{name}": image for name, image in content.items()}
+        )
         result: VolumeResult | FrameResult
         if task is Task.VOLUMES:
             wanted = VolumeOptions.from_params(params).in_json().to_params()
-            result = VolumeResult.decode(worker.ask({"data": content}, wanted, self._timeout_s))
+            result = VolumeResult.decode(worker.ask(files, wanted, self._timeout_s))
         else:
             wanted = FrameOptions.from_params(params).in_json().to_params()
-            result = FrameResult.decode(worker.ask({"data": content}, wanted, self._timeout_s))
+            result = FrameResult.decode(worker.ask(files, wanted, self._timeout_s))
         return [answer_of(result, result.provenance)]
 
     def _classify(
@@ -155,7 +164,9 @@ def archive_target(info: ArchiveInfo) -> Target:
     """Return the model of an archive; ConfigError where it answers no studies."""
     if info.spec.task is Task.GENERATION:
         raise ConfigError(f"{info.name}: expected a model that answers studies, got a sampler")
-    return Target(info.name, info.version, info.digest, info.spec.task)
+    volume = info.spec.volume
+    channels = tuple(volume.channels) if volume is not None else ()
+    return Target(info.name, info.version, info.digest, info.spec.task, channels)
 
 
 class _Worker:

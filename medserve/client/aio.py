@@ -365,7 +365,7 @@ class AsyncClient:
         Args:
             model: Name of the model.
             path: NIfTI, NPY, or a DICOM series in a zip, a tar or a multi-frame file.
-            options: What to ask for; `format` may be `NIFTI` or `DICOM_SEG`.
+            options: What to ask for; `format` may be `NIFTI`, `DICOM_SEG` or `DICOM_LABELMAP`.
             version: Of the model; the gateway's default when it is left out.
 
         Raises:

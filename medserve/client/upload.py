@@ -24,6 +24,7 @@ _FORMATS = {
     None: pb.MASK_FORMAT_UNSPECIFIED,
     VolumeFormat.NIFTI: pb.MASK_FORMAT_NIFTI,
     VolumeFormat.DICOM_SEG: pb.MASK_FORMAT_DICOM_SEG,
+    VolumeFormat.DICOM_LABELMAP: pb.MASK_FORMAT_DICOM_LABELMAP,
 }
 
 
@@ -72,7 +73,9 @@ class Upload:
         wanted = params.pop("format", None)
         known = pb.SegmentSettings.DESCRIPTOR.fields_by_name
         if wanted not in _FORMATS or not set(params) <= set(known.keys()):
-            raise InvalidRequestError("expected a mask as nifti or dicom-seg, got another format")
+            raise InvalidRequestError(
+                "expected a mask as nifti, dicom-seg or dicom-labelmap, got another format"
+            )
         try:
             size = self.path.stat().st_size
         except OSError as error:

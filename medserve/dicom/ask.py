@@ -90,7 +90,9 @@ class Gateway:
             with zipfile.ZipFile(series, "w", zipfile.ZIP_DEFLATED, compresslevel=_FAST) as packed:
                 for number, file in enumerate(files):
                     packed.write(file, f"{number:05d}")
-            asked = VolumeOptions.from_params({**rule.options, "format": VolumeFormat.DICOM_SEG})
+            is_labelmap = Kind.LABELMAP in rule.kinds
+            form = VolumeFormat.DICOM_LABELMAP if is_labelmap else VolumeFormat.DICOM_SEG
+            asked = VolumeOptions.from_params({**rule.options, "format": form})
             result = self._client.segment_file(
                 rule.model, series, options=asked, version=rule.version
             )

@@ -7,7 +7,13 @@ from functools import cache
 from pydicom import uid
 from pydicom.pixels.decoders.base import get_decoder
 
-__all__ = ["RESULT_CLASSES", "STORED_CLASSES", "is_result_class", "readable_syntaxes"]
+__all__ = [
+    "NEVER_SHOWING_TEXT",
+    "RESULT_CLASSES",
+    "STORED_CLASSES",
+    "is_result_class",
+    "readable_syntaxes",
+]
 
 # Images that a rule can be for. Others are refused when an association is negotiated.
 _IMAGES = (
@@ -35,6 +41,17 @@ _IMAGES = (
     uid.VLMicroscopicImageStorage,
     uid.VLPhotographicImageStorage,
     uid.XRayAngiographicImageStorage,
+)
+# Of these, images as scanners make them; others may be pictures of a screen.
+NEVER_SHOWING_TEXT = (
+    uid.CTImageStorage,
+    uid.EnhancedCTImageStorage,
+    uid.EnhancedMRImageStorage,
+    uid.EnhancedPETImageStorage,
+    uid.LegacyConvertedEnhancedCTImageStorage,
+    uid.LegacyConvertedEnhancedMRImageStorage,
+    uid.MRImageStorage,
+    uid.PositronEmissionTomographyImageStorage,
 )
 # What an archive that forwards everything sends back: taken, and not worked on. A refusal would
 # be sent again for ever.

@@ -11,13 +11,16 @@ import logging
 import random
 import shutil
 import sqlite3
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from medserve.dicom.ask import Gateway
 from medserve.dicom.completeness import judge, quiet_s
+from medserve.dicom.deidentify import Pseudonyms, copy_without_identity
 from medserve.dicom.headers import quiet_libraries
 from medserve.dicom.intake import Intake
 from medserve.dicom.objects import make_objects
@@ -154,6 +157,8 @@ class Node:
     ) -> None:
         self.settings, self.rules, self.spool = settings, rules, spool
         self._gateway, self._sender, self._audit = gateway, sender, audit
+        deidentifies = any(rule.deidentify for rule in rules)
+        self._pseudonyms = Pseudonyms.of_folder(spool.folder) if deidentifies else None
         self._heard: dict[str, float] = {}  # of a series: when its last image came
         self._quiet: dict[tuple[int, int], float] = {}
         self._waits = _Waits()
@@ -300,15 +305,7 @@ class Node:
         try:
             if len(files) != len(task.images) or not all(file.exists() for file in files):
                 raise FileNotFoundError
-            answer = self._gateway.ask(rule, files)
-            objects = make_objects(task, rule, answer, files)
-            named = rule.destinations() or self.settings.destinations
-            if self.spool.finish(task, objects, [each.name for each in named]):
-                logger.info("task %d (series %d, rule %s): answered with %d objects in %.1f s",
-                            task.id, task.series, task.rule, len(objects),
-                            time.monotonic() - began)  # fmt: skip
-            made = sum(len(each.content) for each in objects)
-            provenance = (answer.provenance.version, answer.provenance.archive_digest)
+            made, provenance = self._make(task, rule, files, began)
         except FileNotFoundError:
             self._hold(task, "an image has vanished from the state folder; send the series again")
             status, made, provenance = "NO_FILE", 0, (rule.version or "", "")
@@ -316,6 +313,37 @@ class Node:
             self._failed(task, rule, error)
             status, made, provenance = error.code, 0, (rule.version or "", "")
         self._write_audit(task, rule, status, made, provenance, time.monotonic() - began)
+
+    def _make(
+        self, task: Task, rule: Rule, files: Sequence[Path], began: float
+    ) -> tuple[int, tuple[str, str]]:
+        """Ask the model and keep the results; returns their bytes, and what answered."""
+        with tempfile.TemporaryDirectory(dir=self.spool.receiving) as name:
+            folder = Path(name)
+            if rule.deidentify:
+                files = self._copies(task, rule, files, folder)
+            answer = self._gateway.ask(rule, files)
+            objects = make_objects(task, rule, answer, files, folder)
+            made = sum(each.file.stat().st_size for each in objects)
+            named = rule.destinations() or self.settings.destinations
+            if self.spool.finish(task, objects, [each.name for each in named]):
+                logger.info("task %d (series %d, rule %s): answered with %d objects in %.1f s",
+                            task.id, task.series, task.rule, len(objects),
+                            time.monotonic() - began)  # fmt: skip
+        return made, (answer.provenance.version, answer.provenance.archive_digest)
+
+    def _copies(
+        self, task: Task, rule: Rule, files: Sequence[Path], folder: Path
+    ) -> Sequence[Path]:
+        """Write de-identified copies of images, about which the model is asked."""
+        if rule.burned_in:
+            logger.warning("task %d (rule %s): de-identified whatever its pixels may show",
+                           task.id, rule.name)  # fmt: skip
+        assert self._pseudonyms is not None  # a rule of this node de-identifies
+        copies = [folder / f"{place:05d}" for place in range(len(files))]
+        for file, copy in zip(files, copies, strict=True):
+            copy_without_identity(file, copy, self._pseudonyms, may_show_text=rule.burned_in)
+        return copies
 
     def _failed(self, task: Task, rule: Rule, error: MedserveError) -> None:
         passing = isinstance(error, _PASSING) or (

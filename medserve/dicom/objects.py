@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import highdicom
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
+from pydicom.filereader import read_partial
 from pydicom.uid import generate_uid
 
 from medserve.client import SegmentedFile
 from medserve.dicom.ask import Answer
+from medserve.dicom.deidentify import without_times
 from medserve.dicom.evidence import evidence_of
 from medserve.dicom.headers import read_header
 from medserve.dicom.picture import draw_picture
 from medserve.dicom.report import Segments, frame_report, image_report, volume_report
 from medserve.dicom.rules import Kind, Rule, RuleTask
-from medserve.dicom.spool import MadeObject, Task
+from medserve.dicom.spool import DEIDENTIFIED, MadeObject, Task
 from medserve.errors import InvalidImageError, MedserveError, ServerFailedError
 from medserve.results.files.overlay import COLOURS
 from medserve.tasks.frames import FrameResult
@@ -41,6 +43,24 @@ _SPOKEN = {
     Kind.SC: "picture",
 }
 _LABEL_LENGTH = 64  # of VR LO (PS3.5 6.2)
+
+
+# Of a segmentation: SegmentSequence. Behind it stand functional groups and pixels.
+_LAST_CHANGED = 0x00620002
+
+
+@dataclass(frozen=True)
+class _Object:
+    """An object before it is written.
+
+    Attributes:
+        dataset: Its elements, or the first of them.
+        rest: The bytes of those that follow, in the same transfer syntax.
+    """
+
+    kind: Kind
+    dataset: Dataset
+    rest: bytes | memoryview = b""
 
 
 @dataclass(frozen=True)
@@ -69,14 +89,19 @@ class Origin:
         return f"{of.model} {of.version} {_SPOKEN[kind]} (research)"[:_LABEL_LENGTH]
 
 
-def make_objects(task: Task, rule: Rule, answer: Answer, files: Sequence[Path]) -> list[MadeObject]:
+def make_objects(
+    task: Task, rule: Rule, answer: Answer, files: Sequence[Path], folder: Path
+) -> list[MadeObject]:
     """Return all objects of a result, as they will be sent.
+
+    Of a rule that de-identifies, the images that it was asked about are among them.
 
     Args:
         task: The task that was answered.
         rule: Its rule.
         answer: What the model found.
         files: The images that it was asked about, in the order of the answer.
+        folder: Receives the objects' files.
 
     Raises:
         InvalidImageError: the images' headers do not allow an object to be derived from them.
@@ -86,7 +111,9 @@ def make_objects(task: Task, rule: Rule, answer: Answer, files: Sequence[Path]) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of foreign headers, whose values they quote
         try:
-            datasets = list(_datasets(origin, rule, answer, files))
+            copies = [_copy(file) for file in files if rule.deidentify]
+            made = [_made(each, rule, folder) for each in _objects(origin, rule, answer, files)]
+            return copies + made
         except (MedserveError, OSError):
             raise
         except Exception as error:
@@ -94,85 +121,79 @@ def make_objects(task: Task, rule: Rule, answer: Answer, files: Sequence[Path]) 
                 "expected images whose headers allow a result to be derived, got some that do not "
                 f"({type(error).__name__}); send the original series"
             ) from None  # not chained: libraries quote the header
-    return [_made(kind, dataset) for kind, dataset in datasets]
 
 
-def _datasets(
+def _objects(
     origin: Origin, rule: Rule, answer: Answer, files: Sequence[Path]
-) -> list[tuple[Kind, Dataset]]:
-    headers = [read_header(file) for file in files]
+) -> Iterator[_Object]:
+    evidence = [evidence_of(read_header(file)) for file in files]
     if rule.task is RuleTask.VOLUMES:
-        return _of_volume(origin, rule, answer, headers)
-    if rule.task is RuleTask.FRAMES:
-        return _of_frames(origin, rule, answer, headers, files)
-    found: Any = answer.found
-    report = image_report(found, [evidence_of(each) for each in headers], answer.provenance,
-                          origin.uid)  # fmt: skip
-    return [(Kind.SR, _stamped(report, origin, Kind.SR, 1))]
+        yield from _of_volume(origin, rule, answer, evidence)
+    elif rule.task is RuleTask.FRAMES:
+        yield from _of_frames(origin, rule, answer, evidence, files)
+    else:
+        found: Any = answer.found
+        report = image_report(found, evidence, answer.provenance, origin.uid)
+        yield _stamped(report, origin, Kind.SR, 1)
 
 
 def _of_volume(
-    origin: Origin, rule: Rule, answer: Answer, headers: Sequence[Dataset]
-) -> list[tuple[Kind, Dataset]]:
+    origin: Origin, rule: Rule, answer: Answer, evidence: Sequence[Dataset]
+) -> Iterator[_Object]:
     [result] = answer.found
     assert isinstance(result, SegmentedFile)
     kind = Kind.LABELMAP if Kind.LABELMAP in rule.kinds else Kind.SEG
     volumes = {each.label: each.volume_ml for each in result.measures}
-    seg = _segmentation(result.mask, origin, 1, volumes)
-    if kind is Kind.LABELMAP:
-        seg = _as_labelmap(seg, headers)
-    made = [(kind, seg)]
+    seg = _segmentation(result.mask, origin, kind, 1, volumes)
+    yield seg
     if Kind.SR in rule.kinds:
         report = volume_report(
-            result.measures, Segments(seg), [evidence_of(each) for each in headers],
-            answer.provenance, origin.uid,
-        )  # fmt: skip
-        made.append((Kind.SR, _stamped(report, origin, Kind.SR, 1)))
-    return made
+            result.measures, Segments(seg.dataset), evidence, answer.provenance, origin.uid
+        )
+        yield _stamped(report, origin, Kind.SR, 1)
 
 
 def _of_frames(
     origin: Origin,
     rule: Rule,
     answer: Answer,
-    headers: Sequence[Dataset],
+    evidence: Sequence[Dataset],
     files: Sequence[Path],
-) -> list[tuple[Kind, Dataset]]:
-    made = []
-    for number, (result, header, file) in enumerate(
-        zip(answer.found, headers, files, strict=True), start=1
+) -> Iterator[_Object]:
+    for number, (result, source, file) in enumerate(
+        zip(answer.found, evidence, files, strict=True), start=1
     ):
         assert isinstance(result, FrameResult)
-        evidence = evidence_of(header)
         if Kind.SEG in rule.kinds:
             volume = result.stack.volume_ml
             label = result.labels[-1]
-            seg = _segmentation(result.dicom_seg, origin, number,
+            seg = _segmentation(result.dicom_seg, origin, Kind.SEG, number,
                                 {} if volume is None else {label: volume})  # fmt: skip
-            made.append((Kind.SEG, seg))
+            yield seg
             if Kind.SR in rule.kinds:
-                report = frame_report(result, Segments(seg), evidence, origin.uid)
-                made.append((Kind.SR, _stamped(report, origin, Kind.SR, number)))
+                report = frame_report(result, Segments(seg.dataset), source, origin.uid)
+                yield _stamped(report, origin, Kind.SR, number)
         if Kind.SC in rule.kinds:
-            picture = draw_picture(result, file, evidence)
-            made.append((Kind.SC, _stamped(picture, origin, Kind.SC, number)))
-    return made
+            yield _stamped(draw_picture(result, file, source), origin, Kind.SC, number)
 
 
 def _segmentation(
-    content: bytes | None, origin: Origin, number: int, volumes_ml: dict[str, float]
-) -> Dataset:
+    content: bytes | None, origin: Origin, kind: Kind, number: int, volumes_ml: dict[str, float]
+) -> _Object:
     """Return the model's segmentation under the node's identifiers, its segments named for people.
 
-    Viewers show the label of a segment and nothing else of it, so the volume stands there, too.
+    Only what changes is read: functional groups and pixels pass as they are. Viewers show the
+    label of a segment and nothing else of it, so the volume stands there, too.
     """
     if content is None:
         raise ServerFailedError(
             "expected a DICOM segmentation in the model's answer, got none; does the archive have "
             "codes for its labels?"
         )
-    dataset = dcmread(io.BytesIO(content))
-    for place, segment in enumerate(dataset.SegmentSequence):
+    stream = io.BytesIO(content)
+    dataset = read_partial(stream, lambda tag, vr, length: tag > _LAST_CHANGED)
+    segments = [each for each in dataset.SegmentSequence if each.SegmentNumber > 0]
+    for place, segment in enumerate(segments):
         label = str(segment.SegmentLabel)
         segment.TrackingID = label
         segment.TrackingUID = origin.uid("track", number, segment.SegmentNumber)
@@ -181,42 +202,37 @@ def _segmentation(
         if "RecommendedDisplayCIELabValue" not in segment:
             colour = highdicom.color.CIELabColor.from_rgb(*COLOURS[place % len(COLOURS)])
             segment.RecommendedDisplayCIELabValue = list(colour.value)
-    return _stamped(dataset, origin, Kind.SEG, number)
+    rest = memoryview(content)[stream.tell() :]
+    return replace(_stamped(dataset, origin, kind, number), rest=rest)
 
 
-def _as_labelmap(seg: Dataset, headers: Sequence[Dataset]) -> Dataset:
-    """Return the same segments as one label map (PS3.3 A.51, Label Map Segmentation)."""
-    binary = highdicom.seg.Segmentation.from_dataset(seg)
-    return highdicom.seg.Segmentation(
-        source_images=headers,
-        pixel_array=binary.get_volume(combine_segments=True),
-        segmentation_type=highdicom.seg.SegmentationTypeValues.LABELMAP,
-        segment_descriptions=list(binary.SegmentSequence),
-        series_instance_uid=seg.SeriesInstanceUID,
-        series_number=seg.SeriesNumber,
-        sop_instance_uid=seg.SOPInstanceUID,
-        instance_number=seg.InstanceNumber,
-        manufacturer=seg.Manufacturer,
-        manufacturer_model_name=seg.ManufacturerModelName,
-        software_versions=seg.SoftwareVersions,
-        device_serial_number=seg.DeviceSerialNumber,
-        series_description=seg.SeriesDescription,
-    )
-
-
-def _stamped(dataset: Dataset, origin: Origin, kind: Kind, number: int) -> Dataset:
+def _stamped(dataset: Dataset, origin: Origin, kind: Kind, number: int) -> _Object:
     dataset.SeriesInstanceUID = origin.series_uid(kind)
     dataset.SOPInstanceUID = origin.uid("object", kind, number)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.SeriesNumber, dataset.InstanceNumber = _SERIES_NUMBERS[kind], number
     dataset.SeriesDescription = origin.description(kind)
-    return dataset
+    return _Object(kind, dataset)
 
 
-def _made(kind: Kind, dataset: Dataset) -> MadeObject:
-    stream = io.BytesIO()
-    dataset.save_as(stream, enforce_file_format=True)
+def _made(made: _Object, rule: Rule, folder: Path) -> MadeObject:
+    dataset, kind = made.dataset, str(made.kind)
+    file = folder / f"{dataset.SOPInstanceUID}.dcm"
+    if rule.deidentify:
+        without_times(dataset)
+        kind = DEIDENTIFIED + kind
+    with file.open("wb") as stream:
+        dataset.save_as(stream, enforce_file_format=True)
+        stream.write(made.rest)
     return MadeObject(
         str(dataset.SOPInstanceUID), str(dataset.SOPClassUID), str(dataset.SeriesInstanceUID),
-        str(kind), stream.getvalue(),
+        kind, file,
+    )  # fmt: skip
+
+
+def _copy(file: Path) -> MadeObject:
+    header = read_header(file)
+    return MadeObject(
+        str(header.SOPInstanceUID), str(header.SOPClassUID), str(header.SeriesInstanceUID),
+        f"{DEIDENTIFIED}image", file,
     )  # fmt: skip

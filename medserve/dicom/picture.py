@@ -6,7 +6,6 @@ without one. The picture is a Multi-frame True Color Secondary Capture (PS3.3 A.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,12 @@ import numpy.typing as npt
 from PIL import Image as pillow
 from PIL import ImageDraw, ImageFont
 from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
 from pydicom.tag import Tag
-from pydicom.uid import ExplicitVRLittleEndian, MultiFrameTrueColorSecondaryCaptureImageStorage
+from pydicom.uid import MultiFrameTrueColorSecondaryCaptureImageStorage
 
+from medserve.dicom.evidence import new_object
 from medserve.imaging.codecs import dicom_frames
 from medserve.imaging.frames import FrameLimits
-from medserve.results.files.dicom_derived import MANUFACTURER
 from medserve.results.files.frame_overlay import coloured
 from medserve.results.frame_segmentation import FrameSegmentation
 from medserve.spec import InputKind, InputSpec
@@ -73,22 +71,11 @@ def _with_caption(picture: npt.NDArray[np.uint8], caption: str) -> npt.NDArray[n
 def _capture(
     frames: list[npt.NDArray[np.uint8]], evidence: Dataset, result: FrameResult
 ) -> Dataset:
-    dataset = Dataset()
-    dataset.update(evidence)
-    if "FrameOfReferenceUID" in dataset:
-        del dataset.FrameOfReferenceUID
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = MultiFrameTrueColorSecondaryCaptureImageStorage
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    kind = MultiFrameTrueColorSecondaryCaptureImageStorage
+    dataset = new_object(evidence, kind, result.provenance)
     dataset.Modality = str(evidence.get("Modality") or "OT")
     dataset.ConversionType = "WSD"
-    dataset.Manufacturer = MANUFACTURER
-    dataset.ManufacturerModelName = result.provenance.model
-    dataset.SoftwareVersions = result.provenance.version
     dataset.ImageType = ["DERIVED", "SECONDARY"]
-    now = datetime.now(UTC)
-    dataset.ContentDate, dataset.ContentTime = f"{now:%Y%m%d}", f"{now:%H%M%S}"
     dataset.PatientOrientation = dataset.Laterality = ""  # not known, and wanted nevertheless
     stated = str(evidence.get("BurnedInAnnotation") or "")
     # Frames of scanners often show a name; where nobody says that they do not, they may.

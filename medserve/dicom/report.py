@@ -11,7 +11,9 @@ from highdicom import sr
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
+from pydicom.uid import ComprehensiveSRStorage
 
+from medserve.dicom.evidence import new_object, references
 from medserve.results.files.dicom_derived import MANUFACTURER
 from medserve.tasks.classification import Classification
 from medserve.tasks.frames import FrameResult
@@ -157,20 +159,16 @@ def _document(
             sr.CodedConcept("en", "RFC5646", "English")
         ),
     )
-    return sr.ComprehensiveSR(
-        evidence=list(evidence),
-        content=content,
-        series_number=1,
-        series_instance_uid=uid("document series"),
-        sop_instance_uid=uid("document"),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=provenance.model,
-        software_versions=provenance.version,
-        is_complete=True,
-        is_final=False,  # preliminary: research use
-        is_verified=False,
-    )
+    # highdicom's class of documents keeps tables of 60 MB for the elements around the content.
+    document = new_object(evidence[0], ComprehensiveSRStorage, provenance)
+    document.Modality = "SR"
+    document.update(content[0])
+    document.CompletionFlag, document.VerificationFlag = "COMPLETE", "UNVERIFIED"
+    document.PreliminaryFlag = "PRELIMINARY"  # research use
+    document.ReferencedPerformedProcedureStepSequence = []
+    document.PerformedProcedureCodeSequence = []
+    document.CurrentRequestedProcedureEvidenceSequence = [references(evidence)]
+    return document
 
 
 def _tracking(segment: Dataset) -> sr.TrackingIdentifier:

@@ -86,6 +86,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         give_up_h: Hours after which a series that is not complete, or cannot be answered, is held.
         results: The objects that are made.
         destination: Where they go; the node's own if left out.
+        deidentify: Send de-identified copies of the images, and results that refer to them.
+        burned_in: De-identify also images whose pixels may show text.
     """
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,32}$")]
@@ -107,6 +109,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     give_up_h: _Hours = 24.0
     results: tuple[Kind, ...] = ()
     destination: tuple[str, ...] = ()
+    deidentify: bool = False
+    burned_in: bool = False
 
     def __post_init__(self) -> None:
         where = f"rule {self.name}"
@@ -141,6 +145,13 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ConfigError(f"{where}: options: {error}") from error
         if unknown := sorted(set(self.options) - set(_OPTIONS[self.task].__struct_fields__)):
             raise ConfigError(f"{where}: options: {', '.join(unknown)} is not known to this task")
+        if self.deidentify and not self.destinations():
+            raise ConfigError(
+                f"{where}: deidentify: expected a destination of the rule's own, got none; "
+                "de-identified copies go nowhere else"
+            )
+        if self.burned_in and not self.deidentify:
+            raise ConfigError(f"{where}: burned_in: expected it with deidentify alone")
         self.destinations()
         if self.query is not None and not read_destination(self.query).ae_title:
             raise ConfigError(f"{where}: query: expected AE@host:port, got {self.query!r}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pynetdicom import _config
 from pynetdicom.ae import ApplicationEntity
@@ -76,9 +77,9 @@ class Sender:
 
     def _c_store(self, destination: Destination, deliveries: Sequence[Delivery]) -> list[Outcome]:
         ae = _ae(self._ae_title)
-        classes = sorted({each.sop_class for each in deliveries})
+        kinds = [_kind(each) for each in deliveries]
         association = _associate(
-            ae, destination, [build_context(each, _EXPLICIT) for each in classes], self.tls
+            ae, destination, [build_context(*each) for each in sorted(set(kinds))], self.tls
         )
         if not association.is_established:
             reason = "the archive rejects the association"
@@ -86,12 +87,15 @@ class Sender:
                 reason = _tls_problem(destination, self.tls) or "no association with the archive"
             return [Outcome("waiting", reason)] * len(deliveries)
         try:
-            accepted = {context.abstract_syntax for context in association.accepted_contexts}
+            accepted = {
+                (context.abstract_syntax, context.transfer_syntax[0])
+                for context in association.accepted_contexts
+            }
             return [
                 _store_one(association, each)
-                if each.sop_class in accepted
-                else Outcome("held", "the archive does not take objects of this class")
-                for each in deliveries
+                if kind in accepted
+                else Outcome("held", "the archive does not take objects of this class and syntax")
+                for each, kind in zip(deliveries, kinds, strict=True)
             ]
         finally:
             if association.is_established:
@@ -268,6 +272,17 @@ def _store_one(association: Any, delivery: Delivery) -> Outcome:
         return SENT
     held = status in _REFUSED_FOR_GOOD or status >> 8 == 0xA9
     return Outcome("held" if held else "waiting", f"the archive answers {status:04X}")
+
+
+def _kind(delivery: Delivery) -> tuple[str, str]:
+    """Return class and transfer syntax of an object; one that cannot be read is told later."""
+    try:
+        if delivery.path is None:
+            raise FileNotFoundError
+        syntax = read_file_meta_info(delivery.path).get("TransferSyntaxUID", _EXPLICIT)
+    except (OSError, InvalidDicomError):
+        syntax = _EXPLICIT
+    return delivery.sop_class, str(syntax)
 
 
 def _content(delivery: Delivery) -> bytes | Outcome:

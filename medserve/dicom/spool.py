@@ -37,6 +37,7 @@ from medserve.dicom.headers import Facts
 from medserve.errors import ConfigError
 
 __all__ = [
+    "DEIDENTIFIED",
     "Delivery",
     "Image",
     "MadeObject",
@@ -87,19 +88,21 @@ CREATE TABLE IF NOT EXISTS delivery (
 CREATE INDEX IF NOT EXISTS delivery_state ON delivery (state);
 CREATE TABLE IF NOT EXISTS count (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS image_study ON image (json_extract(facts, '$.study_uid'));
-CREATE VIEW IF NOT EXISTS stored (study, series, sop_uid, file) AS
+CREATE VIEW IF NOT EXISTS shown (study, series, sop_uid, file) AS
     SELECT json_extract(facts, '$.study_uid'), json_extract(facts, '$.series_uid'), sop_uid, file
     FROM image WHERE file IS NOT NULL
     UNION ALL SELECT (SELECT json_extract(facts, '$.study_uid') FROM image
         WHERE image.series = task.series LIMIT 1), series_uid, sop_uid, file
-    FROM object JOIN task ON task.id = task WHERE file IS NOT NULL;
+    FROM object JOIN task ON task.id = task
+    WHERE file IS NOT NULL AND kind NOT LIKE 'deidentified %';
 """
 _DATABASE, _LOCK, _RECEIVING, _IMAGES, _RESULTS = (
     "node.sqlite", "lock", "receiving", "images", "results",
 )  # fmt: skip
+DEIDENTIFIED = "deidentified "  # how kinds begin that are not shown beside their originals
 _NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p"}
 _BUSY_S = 30.0
-_LEVELS = ("study", "series", "sop_uid")  # columns of the view `stored`
+_LEVELS = ("study", "series", "sop_uid")  # columns of the view `shown`
 
 
 class Receipt(enum.Enum):
@@ -165,13 +168,17 @@ class Task:
 
 @dataclass(frozen=True)
 class MadeObject:
-    """An object that was made for a task, as it is sent."""
+    """An object that was made for a task, as it is sent.
+
+    Attributes:
+        file: With its bytes, on the disk of the state folder; it is moved away.
+    """
 
     sop_uid: str
     sop_class: str
     series_uid: str
     kind: str
-    content: bytes
+    file: Path
 
 
 @dataclass(frozen=True)
@@ -387,16 +394,15 @@ class Spool:
         Raises:
             OSError: the disk is full; nothing is kept, and the task waits as before.
         """
-        places = [_write(self.folder, made) for made in objects]
+        kept = [_keep(self.folder, made) for made in objects]
         now = self.now()
         with self._guard, _transaction(self._db):
             state = self._one("SELECT state FROM task WHERE id = ?", task.id)
             if state is None or state["state"] != "waiting":
-                for place in places:
+                for place, _ in kept:
                     _remove(self.folder / place)
                 return False
-            for made, place in zip(objects, places, strict=True):
-                digest = sha256(made.content).hexdigest()
+            for made, (place, digest) in zip(objects, kept, strict=True):
                 self._db.execute(
                     "INSERT INTO object VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (made.sop_uid, task.id, made.kind, made.sop_class, made.series_uid, digest,
@@ -464,7 +470,7 @@ class Spool:
         conditions = " AND ".join(f"{name} = ?" for name in within) or "TRUE"
         rows = self._all(
             "SELECT min(file) AS file, count(DISTINCT series) AS series, count(*) AS objects "
-            f"FROM stored WHERE {conditions} GROUP BY {level} ORDER BY {level}",
+            f"FROM shown WHERE {conditions} GROUP BY {level} ORDER BY {level}",
             *within.values(),
         )
         return [Stored(self.folder / row["file"], row["series"], row["objects"]) for row in rows]
@@ -723,16 +729,12 @@ def _move(file: Path, target: Path) -> None:
         _sync_folder(target.parent.parent)
 
 
-def _write(folder: Path, made: MadeObject) -> str:
+def _keep(folder: Path, made: MadeObject) -> tuple[str, str]:
+    """Move an object to where results lie, through to the disk; returns its place and digest."""
     place = f"{_RESULTS}/{sha256(made.sop_uid.encode()).hexdigest()[:32]}.dcm"
-    part = folder / f"{place}.part"
-    with part.open("wb") as stream:
-        stream.write(made.content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(folder / place)
-    _sync_folder(folder / _RESULTS)
-    return place
+    digest, _ = _sync(made.file)
+    _move(made.file, folder / place)
+    return place, digest
 
 
 def _sync_folder(folder: Path) -> None:

@@ -104,6 +104,11 @@ class PreparedFrame:
     plane: _Plane = field(repr=False)
     inverse: FrameInverse
 
+    @property
+    def seen(self) -> _Plane:
+        """The crop on the network's plane (h, w), without padding."""
+        return np.asarray(self.plane[0][self.inverse.inner.slices])
+
 
 @dataclass(frozen=True)
 class FrameSettings:
@@ -136,11 +141,13 @@ class FoundFrame:
     Attributes:
         mask: Label ids uint8 (H, W): 0 background, 1 the structure.
         crop: What of the frame the network saw.
+        seen: float32 (h, w), the crop as the network saw it, without padding.
         probabilities: float32 (H, W) of the structure, 0 outside the crop, where asked for.
     """
 
     mask: _Mask = field(repr=False)
     crop: FrameBox
+    seen: _Plane = field(repr=False)
     probabilities: _Plane | None = field(default=None, repr=False)
 
 
@@ -193,10 +200,10 @@ class FramePipeline:
         return plane
 
     def find(
-        self, logits: _Plane, inverse: FrameInverse, options: FrameSettings | None = None
+        self, logits: _Plane, prepared: PreparedFrame, options: FrameSettings | None = None
     ) -> FoundFrame:
         """Logits (1, h, w) of one frame -> what they say about its own pixels."""
-        chosen = options or self.defaults
+        chosen, inverse = options or self.defaults, prepared.inverse
         inside = np.ascontiguousarray(logits[0][inverse.inner.slices], dtype=np.float32)
         inside = _resize(inside, inverse.crop.shape, Interpolation.BILINEAR)
         limit = np.float32(np.log(chosen.threshold / (1.0 - chosen.threshold)))
@@ -211,7 +218,7 @@ class FramePipeline:
         if chosen.probabilities:
             probabilities = np.zeros(inverse.source, dtype=np.float32)
             probabilities[inverse.crop.slices] = 0.5 * (1.0 + np.tanh(0.5 * inside))
-        return FoundFrame(mask, inverse.crop, probabilities)
+        return FoundFrame(mask, inverse.crop, prepared.seen, probabilities)
 
     def logits(
         self, planes: npt.NDArray[np.float32], predict: PredictFrames, flips: bool
@@ -246,8 +253,7 @@ class FramePipeline:
         planes = np.stack([each.plane for each in prepared])
         answers = self.logits(planes, predict, options.flips)
         return [
-            self.find(answer, each.inverse, options)
-            for answer, each in zip(answers, prepared, strict=True)
+            self.find(answer, each, options) for answer, each in zip(answers, prepared, strict=True)
         ]
 
     def _inverse(self, grey: _Plane, aspect: float) -> FrameInverse:

@@ -44,10 +44,12 @@ class FrameFinding:
         outcome: Exactly one of the two.
         unlike_ultrasound: Whether the frame does not look like B-mode ultrasound, so that its
             mask means little.
+        doubts: What else about the frame lies outside of the training data; it does not travel.
     """
 
     outcome: FrameMeasure | MedserveError
     unlike_ultrasound: bool = False
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def measure(self) -> FrameMeasure | None:
@@ -126,6 +128,12 @@ class FrameSegmentation:
         if 2 * self.unlike_ultrasound > measured:  # single frames of a loop are flagged by chance
             told = f"{self.unlike_ultrasound} of {measured} frames do not look like ultrasound"
             doubts.append(Doubt(DoubtReason.INTENSITIES, told))
+        for reason in DoubtReason:
+            told_of = [each for frame in self.frames for each in frame.doubts
+                       if each.reason is reason]  # fmt: skip
+            if 2 * len(told_of) > measured:
+                of = f"{len(told_of)} of {measured} frames, the first: " if measured > 1 else ""
+                doubts.append(Doubt(reason, of + told_of[0].message))
         if self.stack.frames_found == 0:
             told = f"{self.labels[1]} was found in none of {measured} frames"
             doubts.append(Doubt(DoubtReason.EMPTY, told))

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from medserve.errors import ConfigError
 from medserve.spec.section import Section
+from medserve.spec.seen import FrameSeenSpec
 from medserve.spec.volumes import NormalisationKind, NormalisationSpec, SegmentCoding
 
 __all__ = [
@@ -196,6 +197,10 @@ class FrameSpec(Section, frozen=True):
         Mapping[str, SegmentCoding],
         Meta(description="For the structure its meaning; needed for DICOM-SEG."),
     ] = msgspec.field(default_factory=dict)
+    seen: Annotated[
+        FrameSeenSpec | None,
+        Meta(description="What training saw; an answer for something else asks for a review."),
+    ] = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold < 1.0:

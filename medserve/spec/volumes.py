@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from medserve.errors import ConfigError
 from medserve.spec.section import Section
-from medserve.spec.seen import SeenSpec
+from medserve.spec.seen import VolumeSeenSpec
 
 __all__ = [
     "BlendingSpec",
@@ -379,7 +379,7 @@ class VolumeSpec(Section, frozen=True):
         Meta(description="For each label but the background its meaning; needed for DICOM-SEG."),
     ] = msgspec.field(default_factory=dict)
     seen: Annotated[
-        SeenSpec | None,
+        VolumeSeenSpec | None,
         Meta(description="What training saw; an answer for something else asks for a review."),
     ] = None
 

@@ -73,8 +73,13 @@ class DoubtReason(enum.StrEnum):
     SIZE = "size"  # extent in millimetres
     INTENSITIES = "intensities"  # histogram of what the network saw
     TEXTURE = "texture"  # as of noise, or as after strong smoothing
+    LAYOUT = "layout"  # bright and dark lie elsewhere: inverted, mirrored, another part
     EMPTY = "empty"  # nothing was found at all
     LABEL_VOLUME = "label_volume"  # of the mask: larger or smaller than any reference
+    LABEL_AREA = "label_area"  # the same of a frame
+
+
+_OF_MASKS = (DoubtReason.LABEL_VOLUME, DoubtReason.LABEL_AREA, DoubtReason.EMPTY)
 
 
 class Doubt(Value, frozen=True):
@@ -93,7 +98,7 @@ class Doubt(Value, frozen=True):
     @property
     def is_about_input(self) -> bool:
         """Whether the input, and not the answer alone, is unlike the training data."""
-        return self.reason not in (DoubtReason.LABEL_VOLUME, DoubtReason.EMPTY)
+        return self.reason not in _OF_MASKS
 
 
 class Result(Value, frozen=True, kw_only=True, omit_defaults=True):

@@ -16,6 +16,7 @@ from medserve.tasks.options import Options
 from medserve.tasks.result import Doubt, Result, Value
 
 __all__ = [
+    "SEGMENTATIONS",
     "LabelMeasure",
     "VolumeFormat",
     "VolumeOptions",
@@ -29,7 +30,7 @@ __all__ = [
 # nnU-Net's rule: the number of the channel stands behind the name of the case. A folder or archive
 # with a DICOM series may have such a name; slices of a series often have it and are no channels.
 _OF_A_CHANNEL = re.compile(
-    r"(.+)_([0-9]{4})(?:\.nii|\.nii\.gz|\.npy|\.zip|\.tar|\.tar\.gz|\.tgz)?", re.I
+    r"(.+)_([0-9]{4})(?:\.(?:nii|nii\.gz|nrrd|mha|mgh|mgz|npy|zip|tar|tar\.gz|tgz))?", re.I
 )
 
 Millimetres = Annotated[float, Meta(gt=0)]
@@ -49,7 +50,8 @@ class VolumeFormat(enum.StrEnum):
     """The form in which it is written."""
 
     NIFTI = "nifti"
-    DICOM_SEG = "dicom-seg"
+    DICOM_SEG = "dicom-seg"  # one bit for each label
+    DICOM_LABELMAP = "dicom-labelmap"  # one number for each voxel: smaller, known to few programs
     PNG = "png"
     JSON = "json"
 
@@ -62,12 +64,16 @@ class VolumePart(enum.StrEnum):
     UNCERTAINTY = "uncertainty"  # .nii.gz
     OVERLAY = "overlay"  # PNG
     DICOM_SEG = "dicom-seg"  # DICOM Segmentation
+    DICOM_LABELMAP = "dicom-labelmap"  # DICOM Label Map Segmentation
 
+
+SEGMENTATIONS = frozenset({VolumePart.DICOM_SEG, VolumePart.DICOM_LABELMAP})
 
 _Wanted = tuple[VolumeOutput, VolumeFormat]
 _BARE: dict[_Wanted, VolumePart] = {
     (VolumeOutput.MASK, VolumeFormat.NIFTI): VolumePart.MASK,
     (VolumeOutput.MASK, VolumeFormat.DICOM_SEG): VolumePart.DICOM_SEG,
+    (VolumeOutput.MASK, VolumeFormat.DICOM_LABELMAP): VolumePart.DICOM_LABELMAP,
     (VolumeOutput.PROBABILITIES, VolumeFormat.NIFTI): VolumePart.PROBABILITIES,
     (VolumeOutput.UNCERTAINTY, VolumeFormat.NIFTI): VolumePart.UNCERTAINTY,
     (VolumeOutput.OVERLAY, VolumeFormat.PNG): VolumePart.OVERLAY,
@@ -75,6 +81,7 @@ _BARE: dict[_Wanted, VolumePart] = {
 _IN_JSON: dict[_Wanted, VolumePart] = {
     (VolumeOutput.JSON, VolumeFormat.JSON): VolumePart.MASK,
     (VolumeOutput.JSON, VolumeFormat.DICOM_SEG): VolumePart.DICOM_SEG,
+    (VolumeOutput.JSON, VolumeFormat.DICOM_LABELMAP): VolumePart.DICOM_LABELMAP,
     (VolumeOutput.MASK, VolumeFormat.JSON): VolumePart.MASK,
     (VolumeOutput.PROBABILITIES, VolumeFormat.JSON): VolumePart.PROBABILITIES,
     (VolumeOutput.UNCERTAINTY, VolumeFormat.JSON): VolumePart.UNCERTAINTY,
@@ -90,6 +97,7 @@ _FORMAT_OF = {
 _OUTPUT_OF = {
     VolumeFormat.NIFTI: VolumeOutput.MASK,
     VolumeFormat.DICOM_SEG: VolumeOutput.MASK,
+    VolumeFormat.DICOM_LABELMAP: VolumeOutput.MASK,
     VolumeFormat.PNG: VolumeOutput.OVERLAY,
     VolumeFormat.JSON: VolumeOutput.JSON,
 }
@@ -183,13 +191,13 @@ class VolumeOptions(Options, frozen=True, kw_only=True):
         """Return the options of a JSON answer, which always holds mask and measurements."""
         if self.output not in (None, VolumeOutput.MASK, VolumeOutput.JSON):
             return msgspec.structs.replace(self, format=VolumeFormat.JSON)
-        kept = self.format if self.format == VolumeFormat.DICOM_SEG else None
+        kept = self.format if self.parts & SEGMENTATIONS else None
         return msgspec.structs.replace(self, output=VolumeOutput.JSON, format=kept)
 
     def filled(self, spec: ModelSpec) -> Self:
         """Refuse what the model cannot do."""
         assert spec.volume is not None  # every model of this task has the section
-        if VolumePart.DICOM_SEG in self.parts and not spec.volume.snomed:
+        if self.parts & SEGMENTATIONS and not spec.volume.snomed:
             raise no_dicom_seg()
         return self
 

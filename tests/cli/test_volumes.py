@@ -79,6 +79,11 @@ def test_what_is_unlike_the_training_data_is_told_on_the_line_and_in_the_table(
             ["one_mask.dcm", "one_overlay.png"],
             {"format": "dicom-seg", "overlay": True},
         ),
+        (
+            "dicom-labelmap",
+            ["one_mask.dcm", "one_overlay.png"],
+            {"format": "dicom-labelmap", "overlay": True},
+        ),
         ("png", ["one_overlay.png"], {"overlay": True}),
         ("json", ["one.json"], {}),
     ],

@@ -110,7 +110,7 @@ def _asked(answer: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
     asked = {
         "overlay_png": "overlay" in params,
         "entropy_nifti": "uncertainty" in params,
-        "dicom_seg": params.get("format") == "dicom-seg",
+        "dicom_seg": params.get("format") in ("dicom-seg", "dicom-labelmap"),
     }
     return {key: value for key, value in answer.items() if asked.get(key, True)}
 

@@ -53,7 +53,7 @@ def test_each_task_is_asked_and_its_objects_are_made(
     answer = gateway.ask(rule, files)
     assert answer.provenance.model == rule.model
     assert answer.provenance.archive_digest.startswith("sha256:")
-    assert [each.kind for each in make_objects(TASK, rule, answer, files)] == kinds
+    assert [each.kind for each in make_objects(TASK, rule, answer, files, tmp_path)] == kinds
 
 
 def test_what_the_model_refuses_is_its_own_error(gateway: Gateway, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def noisy_series() -> list[bytes]:
 def test_a_series_larger_than_a_message_is_answered_where_gateway_and_workers_share_a_folder(
     servers: Servers, tmp_path: Path, shares: bool
 ) -> None:
-    folder = servers.torchserve.upload_dir
+    folder = servers.backend.upload_dir
     behind = servers.gateway(max_message_mb=1, upload_dir=folder if shares else None)
     asked = Gateway(behind.addresses.grpc, timeout_s=120.0)
     rule = Rule(name="r", model="tiny_volume", task=RuleTask.VOLUMES)

@@ -78,7 +78,7 @@ def test_forgotten_series_are_new_again(state: Path) -> None:
 def test_results_of_a_forgotten_series_go_with_it(state: Path) -> None:
     spool = Spool(state)
     [task] = spool.tasks("waiting")
-    assert spool.finish(task, [made("9.9")], ["PACS@h:1"])
+    assert spool.finish(task, [made(spool, "9.9")], ["PACS@h:1"])
     spool.close()
     medserve("forget", 2, "--state", state)
     assert not list((state / "results").iterdir())

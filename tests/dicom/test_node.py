@@ -27,12 +27,17 @@ class NodeProcess:
     """A node that can be killed and started again on the same port and folder."""
 
     def __init__(
-        self, folder: Path, destination: str, quiet_s: float = 1.0, state: Path | None = None
+        self,
+        folder: Path,
+        destination: str,
+        quiet_s: float = 1.0,
+        state: Path | None = None,
+        rules: str = RULES,
     ) -> None:
         self.state = state or folder / "state"
         self.log = folder / "node.log"
         self._rules = folder / "rules.toml"
-        self._rules.write_text(RULES.format(quiet_s=quiet_s))
+        self._rules.write_text(rules.format(quiet_s=quiet_s))
         self._destination = destination
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

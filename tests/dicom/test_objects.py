@@ -43,13 +43,13 @@ _PROSTATE = SegmentCoding(CodedTerm("41216001", "Prostate"))
 
 def of_volume(folder: Path, rule: Rule = VOLUMES, task: Task = TASK) -> list[MadeObject]:
     files = write(folder, series(1))
-    return make_objects(task, rule, answer_volume(rule, files), files)
+    return make_objects(task, rule, answer_volume(rule, files), files, folder)
 
 
 def of_frames(folder: Path) -> list[MadeObject]:
     rule = Rule(name="us", model="trus_prostate", task=RuleTask.FRAMES)
     files = write(folder, [loop()])
-    return make_objects(TASK, rule, Answer(PROVENANCE, (answer_frames(files[0]),)), files)
+    return make_objects(TASK, rule, Answer(PROVENANCE, (answer_frames(files[0]),)), files, folder)
 
 
 def of_images(folder: Path) -> list[MadeObject]:
@@ -58,7 +58,7 @@ def of_images(folder: Path) -> list[MadeObject]:
     found = tuple(
         Classification(("Hand", "Head CT"), (0.1, 0.9), False, novelty) for novelty in (0.2, 1.5)
     )
-    return make_objects(TASK, rule, Answer(PROVENANCE, found), files)
+    return make_objects(TASK, rule, Answer(PROVENANCE, found), files, folder)
 
 
 def loop() -> bytes:
@@ -103,7 +103,7 @@ MAKERS: list[Callable[[Path], list[MadeObject]]] = [of_volume, of_frames, of_ima
 
 
 def datasets(objects: list[MadeObject]) -> dict[str, Dataset]:
-    return {each.kind: dcmread(io.BytesIO(each.content)) for each in objects}
+    return {each.kind: dcmread(each.file) for each in objects}
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -113,6 +113,20 @@ def test_identifiers_are_of_the_task_and_of_no_other(
     first = [each.sop_uid for each in make(tmp_path / "a")]
     assert len(set(first)) == len(first)
     assert [each.sop_uid for each in make(tmp_path / "b")] == first
+
+
+def test_a_result_of_a_long_series_is_made_without_the_tables_of_the_standard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write(tmp_path, series(1))
+    answer = answer_volume(VOLUMES, files)
+
+    def loads(*_: object) -> None:
+        raise AssertionError("60 MB that a node would keep")
+
+    for name in ("get_module_attribute_map", "get_iod_module_map"):
+        monkeypatch.setattr(f"highdicom._standard_utils.{name}", loads)
+    assert len(make_objects(TASK, VOLUMES, answer, files, tmp_path)) == 2
 
 
 def test_another_rule_or_content_has_other_identifiers(tmp_path: Path) -> None:
@@ -150,7 +164,7 @@ def test_report_and_segmentation_speak_of_the_same_segments(tmp_path: Path) -> N
     assert len(tracked) == 2
     assert all(uid in text for uid in tracked)
     assert str(seg.SOPInstanceUID) in text
-    assert PROVENANCE.archive_digest.encode() in objects[1].content
+    assert PROVENANCE.archive_digest.encode() in objects[1].file.read_bytes()
     assert [each.SegmentLabel for each in seg.SegmentSequence] == [
         "anterior 0.02 ml",
         "posterior 0.03 ml",
@@ -197,7 +211,7 @@ def test_a_validator_finds_no_error(
         pytest.skip("needs dciodvfy; apt-get install dicom3tools")
     for each in make(tmp_path / "in"):
         path = tmp_path / f"{each.kind}.dcm"
-        path.write_bytes(each.content)
+        path.write_bytes(each.file.read_bytes())
         done = subprocess.run(
             ["dciodvfy", "-new", str(path)], capture_output=True, text=True, errors="replace"
         )
@@ -212,7 +226,7 @@ def test_an_independent_reader_finds_segments_and_volumes(tmp_path: Path, kind: 
         pytest.skip("needs dcmqi; pip install dcmqi")
     rule = msgspec.structs.replace(VOLUMES, results=(kind, Kind.SR))
     for each in of_volume(tmp_path / "in", rule):
-        (tmp_path / f"{each.kind}.dcm").write_bytes(each.content)
+        (tmp_path / f"{each.kind}.dcm").write_bytes(each.file.read_bytes())
     out = tmp_path / "out"
     out.mkdir()
     source = ("--inputDICOM", tmp_path / f"{kind}.dcm")

@@ -63,6 +63,8 @@ def test_an_image_has_to_fit_every_condition(tmp_path: Path, condition: str, fit
         ("", "rule"),
         (PLAIN + "colour = 1", "colour"),
         (PLAIN + 'results = ["sc"]', "of volumes, got sc"),
+        (PLAIN + "deidentify = true", "a destination of the rule's own"),
+        (PLAIN + "burned_in = true", "burned_in: expected it with deidentify"),
         (PLAIN + 'results = ["seg", "labelmap"]', "got both"),
         (PLAIN + 'results = ["sr"]', "refers to a segmentation"),
         (PLAIN + "options = {flips = 3}", "options"),

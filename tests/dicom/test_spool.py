@@ -56,13 +56,15 @@ def settle_all(spool: Spool, reason: str = "") -> None:
         assert spool.settle(series, [(RULE, images, reason)])
 
 
-def made(uid: str) -> MadeObject:
-    return MadeObject(uid, "1.2.3", f"{uid}.0", "seg", uid.encode())
+def made(spool: Spool, uid: str) -> MadeObject:
+    file = spool.receiving / uid
+    file.write_bytes(uid.encode())
+    return MadeObject(uid, "1.2.3", f"{uid}.0", "seg", file)
 
 
 def answer_all(spool: Spool) -> None:
     for task in spool.tasks("waiting"):
-        assert spool.finish(task, [made(f"9.{task.id}")], ["PACS@h:1"])
+        assert spool.finish(task, [made(spool, f"9.{task.id}")], ["PACS@h:1"])
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def test_a_task_replaced_by_late_images_leaves_no_result(spool: Spool) -> None:
     [task] = spool.tasks("waiting")
     receive(spool, 1, 2)
     settle_all(spool)
-    assert not spool.finish(task, [made("9.9")], ["PACS@h:1"])
+    assert not spool.finish(task, [made(spool, "9.9")], ["PACS@h:1"])
     assert list((spool.folder / "results").iterdir()) == []
     [new] = spool.tasks("waiting")
     assert len(new.images) == 2
@@ -179,7 +181,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def a_task_is_answered(self) -> None:  # noqa: D102
         task = self.spool.tasks("waiting")[0]
-        assert self.spool.finish(task, [made(f"9.{task.id}")], ["PACS@h:1"])
+        assert self.spool.finish(task, [made(self.spool, f"9.{task.id}")], ["PACS@h:1"])
 
     @rule()
     def results_are_sent(self) -> None:  # noqa: D102

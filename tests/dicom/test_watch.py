@@ -37,7 +37,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
     spool.change(1, "held", "INVALID_IMAGE: expected slices <b>of 1 mm</b>", tried=True)
     task = spool.task(3)
     assert task is not None
-    spool.finish(task, [made("9.9")], ["PACS@h:1"])
+    spool.finish(task, [made(spool, "9.9")], ["PACS@h:1"])
     [delivery] = spool.deliveries("PACS@h:1")
     spool.delivered(delivery, "held", "the archive answers 0122")
     spool.count("unreadable")

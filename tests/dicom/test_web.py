@@ -301,7 +301,7 @@ def test_whatever_comes_after_a_boundary_is_an_object_or_an_error_and_leaves_no_
 # QIDO-RS and WADO-RS
 
 
-def add_result(face: Face) -> MadeObject:
+def add_result(face: Face) -> Dataset:
     """Let the spool have a result of the one series in it."""
     [found] = face.spool.open_series()
     uids = tuple(sorted(each.facts.sop_uid for each in face.spool.images(found.id)))
@@ -311,9 +311,11 @@ def add_result(face: Face) -> MadeObject:
     result = dcmread(io.BytesIO(series(1)[0]))
     result.SOPInstanceUID = result.file_meta.MediaStorageSOPInstanceUID = UID("2.25.9")
     result.SeriesInstanceUID, result.Modality = "2.25.8", "SEG"
-    made = MadeObject("2.25.9", result.SOPClassUID, "2.25.8", "seg", as_bytes(result))
+    file = face.spool.receiving / "result"
+    file.write_bytes(as_bytes(result))
+    made = MadeObject("2.25.9", result.SOPClassUID, "2.25.8", "seg", file)
     assert face.spool.finish(task, [made], [])
-    return made
+    return result
 
 
 def test_studies_series_and_instances_are_found(face: Face, client: DICOMwebClient) -> None:
@@ -362,15 +364,15 @@ def test_results_are_found_and_retrieved_beside_the_images(
     face: Face, client: DICOMwebClient
 ) -> None:
     client.store_instances(datasets(1))
-    made = add_result(face)
+    result = add_result(face)
     [study] = client.search_for_studies()
     assert sorted(study["00080061"]["Value"]) == ["MR", "SEG"]
     assert len(client.search_for_studies(search_filters={"ModalitiesInStudy": "SEG"})) == 1
     uid = study["0020000D"]["Value"][0]
     assert len(client.retrieve_study(uid)) == 6
-    back = client.retrieve_instance(uid, made.series_uid, made.sop_uid)
-    assert as_bytes(back) == made.content
-    [header] = client.retrieve_series_metadata(uid, made.series_uid)
+    back = client.retrieve_instance(uid, result.SeriesInstanceUID, result.SOPInstanceUID)
+    assert as_bytes(back) == as_bytes(result)
+    [header] = client.retrieve_series_metadata(uid, result.SeriesInstanceUID)
     assert header["00080060"]["Value"] == ["SEG"]
     assert "7FE00010" not in header
 

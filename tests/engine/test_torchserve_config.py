@@ -10,10 +10,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from medserve.engine.environment import CANCELLED, UPLOADS
 from medserve.engine.torchserve import config
 from medserve.engine.torchserve.config import (
-    CANCELLED,
-    UPLOADS,
     EngineSettings,
     engine_environment,
     java_command,
@@ -51,6 +50,17 @@ def test_a_folder_without_exec_is_named_unless_the_libraries_lie_elsewhere(
         written(tmp_path)
     (libraries / "libnetty_transport_native_epoll_x86_64.so").touch()  # as in the images
     assert written(tmp_path)
+
+
+def test_a_folder_whose_path_is_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
+    longest = 107 - len("/run/tmp/.ts.sock.65535")  # 108 bytes and a zero at the end, unix(7)
+    fitting = tmp_path / ("x" * (longest - len(str(tmp_path)) - 1)) / "run"
+    fitting.mkdir(parents=True)
+    assert written(fitting)
+    beyond = fitting.parent.with_name(fitting.parent.name + "x") / "run"
+    beyond.mkdir(parents=True)
+    with pytest.raises(ConfigError, match=rf"at most {longest} bytes, got {longest + 1}.*TMPDIR"):
+        written(beyond)
 
 
 def test_only_the_inference_api_follows_the_host(tmp_path: Path) -> None:

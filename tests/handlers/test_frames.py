@@ -31,12 +31,13 @@ from medserve.errors import (
     PayloadTooLargeError,
 )
 from medserve.results.frame_segmentation import FrameSegmentation
-from medserve.tasks.frames import FrameResult
+from medserve.results.seen import image_layout
+from medserve.tasks.frames import FrameOptions, FrameResult
 from medserve.tasks.result import DoubtReason
 from tests.frame_phantoms import as_nifti, cine, ellipse, region, saved, scan, ultrasound
 from tests.handlers.frame_worker import ask, ask_json, ask_packed, changed, ready_for_frames
 from tests.phantoms import raster_bytes
-from tests.tiny_frame_room import SIZE, write_frame_artifact
+from tests.tiny_frame_room import LABELS, SIZE, write_frame_artifact
 
 pytest.importorskip("ts", reason="needs the serve extra")
 _Mask = npt.NDArray[np.uint8]
@@ -64,6 +65,16 @@ def volume(answer: bytes) -> Any:
 
 def decoded(content: Mapping[str, Any], member: str) -> bytes:
     return base64.b64decode(content[member], validate=True)
+
+
+def measured_frames(handler: FrameHandler, payload: bytes) -> dict[str, object]:
+    """What a training on exactly these frames would have seen of their layout."""
+    stack = handler.decode(payload, FrameOptions())
+    layouts = [
+        image_layout(handler.pipeline.prepare(stack.read(place)).seen)
+        for place in range(stack.grid.count)
+    ]
+    return {"layout": np.mean(layouts, axis=0).tolist(), "layout_correlation": 0.5}
 
 
 def dice(mask: npt.NDArray[Any], truth: npt.NDArray[Any]) -> float:
@@ -458,6 +469,32 @@ def test_a_loop_of_which_one_frame_shows_the_structure_asks_for_none(
 ) -> None:
     content = FrameResult.from_json(ask_json(handler, saved(ultrasound(cine()))))
     assert (content.review, content.unlike_training, content.doubts) == (False, False, ())
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_frames_unlike_what_training_saw_are_told_for_the_file_as_a_whole(
+    artifact: Path, handler: FrameHandler, inverted: bool
+) -> None:
+    stack = np.stack([scan()] * 3)
+    seen = measured_frames(handler, saved(ultrasound(stack)))
+    doubtful = ready_for_frames(artifact, changed(frame={"seen": seen}))
+    payload = saved(ultrasound(255 - stack if inverted else stack))
+    content = FrameResult.from_json(ask_json(doubtful, payload))
+    assert (DoubtReason.LAYOUT in {each.reason for each in content.doubts}) is inverted
+    assert content.unlike_training is inverted
+    if inverted:
+        [told] = [each for each in content.doubts if each.reason is DoubtReason.LAYOUT]
+        assert told.message.startswith("3 of 3 frames, the first: bright and dark lie elsewhere")
+    plain = FrameResult.from_json(ask_json(handler, payload))
+    assert content.mask_nifti == plain.mask_nifti  # a doubt changes no mask
+
+
+def test_a_mask_that_covers_too_much_of_a_frame_asks_for_a_review(artifact: Path) -> None:
+    seen = {"label_share": {LABELS[1]: [0.001, 0.002]}}
+    doubtful = ready_for_frames(artifact, changed(frame={"seen": seen}))
+    content = FrameResult.from_json(ask_json(doubtful, raster_bytes(scan())))
+    assert [each.reason for each in content.doubts] == [DoubtReason.LABEL_AREA]
+    assert (content.review, content.unlike_training) == (True, False)
 
 
 @pytest.mark.parametrize(

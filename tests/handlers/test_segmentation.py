@@ -188,6 +188,7 @@ def test_json_holds_mask_measurements_and_provenance(
     assert "entropy_nifti" not in content
 
 
+LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"  # Label Map Segmentation Storage
 SEEN = {
     "size_mm": [[20.0, 40.0]] * 3,
     "texture": [0.0, 0.9],
@@ -284,6 +285,19 @@ def test_dicom_is_answered_as_dicom_segmentation(handler: VolumeHandler, volume:
     content = ask_json(handler, series(volume), {"format": "dicom-seg"})
     again = dcmread(io.BytesIO(base64.b64decode(content["dicom_seg"])))
     assert again.SOPInstanceUID == frames.SOPInstanceUID
+
+
+def test_dicom_is_answered_as_a_label_map_where_that_is_asked_for(
+    handler: VolumeHandler, volume: Volume
+) -> None:
+    found = dcmread(io.BytesIO(ask(handler, series(volume), {"format": "dicom-labelmap"})))
+    assert found.SOPClassUID == LABEL_MAP
+    assert np.count_nonzero(found.pixel_array) == np.count_nonzero(known_mask(volume))
+    content = ask_json(handler, series(volume), {"format": "dicom-labelmap"})
+    again = dcmread(io.BytesIO(base64.b64decode(content["dicom_seg"])))
+    assert again.SOPInstanceUID == found.SOPInstanceUID
+    with pytest.raises(InvalidRequestError, match="ask for nifti"):
+        ask(handler, nifti.encode(volume), {"format": "dicom-labelmap"})
 
 
 def test_only_dicom_is_answered_as_dicom(handler: VolumeHandler, volume: Volume) -> None:

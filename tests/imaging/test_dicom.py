@@ -12,6 +12,7 @@ from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    GrayscaleSoftcopyPresentationStateStorage,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -185,9 +186,11 @@ def test_palette_colour_is_looked_up() -> None:
     assert image[..., 2].max() == 0.0
 
 
-def without(name: str) -> bytes:
+def without(name: str, sop_class: UID | None = None) -> bytes:
     dataset = dicom_dataset(disc())
     delattr(dataset, name)
+    if sop_class is not None:
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = sop_class
     return saved(dataset)
 
 
@@ -218,6 +221,11 @@ NAN_PIXELS.FloatPixelData = np.full((24, 40), np.nan, np.float32).tobytes()
 REFUSED: list[tuple[bytes, type[MedserveError], str]] = [
     (without("PixelData"), InvalidImageError, "without pixel data"),
     (without("Rows"), InvalidImageError, "without pixel data"),
+    (
+        without("PixelData", GrayscaleSoftcopyPresentationStateStorage),
+        InvalidImageError,
+        "no image: Grayscale Softcopy Presentation State, without pixel data",
+    ),
     (without("BitsStored"), InvalidImageError, "damaged"),
     (dicom_bytes(disc(), NumberOfFrames=30), InvalidImageError, "got 30 frames; send one frame"),
     (dicom_bytes(disc(), Rows=48), InvalidImageError, "damaged or cut short"),

@@ -64,8 +64,11 @@ def _read_back(payload: bytes, geometry: Geometry) -> np.ndarray:
     return np.asarray(volume.match_geometry(ours).array).transpose(2, 1, 0)
 
 
+@pytest.mark.parametrize("is_labelmap", [False, True])
 @pytest.mark.parametrize("kind", ["slices", "enhanced"])
-def test_another_reader_finds_the_mask_on_the_grid_of_the_source(kind: str) -> None:
+def test_another_reader_finds_the_mask_on_the_grid_of_the_source(
+    kind: str, is_labelmap: bool
+) -> None:
     order = [4, 0, 8, 2, 1, 3, 7, 5, 6]
     source = (
         _series()
@@ -73,8 +76,27 @@ def test_another_reader_finds_the_mask_on_the_grid_of_the_source(kind: str) -> N
         else dicom_series.decode(as_bytes(enhanced_dicom(VOLUME, order)))
     )
     segmentation = _mask(source.geometry)
-    payload = dicom_seg.encode(segmentation, source, CODES, PROVENANCE)
+    payload = dicom_seg.encode(segmentation, source, CODES, PROVENANCE, is_labelmap=is_labelmap)
     np.testing.assert_array_equal(_read_back(payload, source.geometry), segmentation.mask)
+
+
+def test_a_label_map_has_one_frame_for_every_slice_and_names_the_same_segments() -> None:
+    source = _series()
+    segmentation = _mask(source.geometry)
+    found = dcmread(
+        io.BytesIO(dicom_seg.encode(segmentation, source, CODES, PROVENANCE, is_labelmap=True))
+    )
+    assert found.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.7"  # Label Map Segmentation Storage
+    assert found.NumberOfFrames == source.geometry.shape[2]
+    counts = np.bincount(found.pixel_array.ravel())
+    np.testing.assert_array_equal(counts, np.bincount(segmentation.mask.ravel()))
+    named = {each.SegmentNumber: each.SegmentLabel for each in found.SegmentSequence}
+    assert {number: named[number] for number in (1, 2)} == {1: "anterior", 2: "posterior"}
+    volumes = [f"{each.volume_ml:.2f} ml" for each in segmentation.measures]
+    described = [
+        each.SegmentDescription for each in found.SegmentSequence if each.SegmentNumber > 0
+    ]
+    assert described == volumes
 
 
 def test_the_mask_of_one_echo_refers_to_the_frames_of_that_echo() -> None:

@@ -142,9 +142,9 @@ def _mask() -> Segmentation:
     return Segmentation(mask, VOLUME.geometry, LABELS)
 
 
-def _of_volume(source: DicomVolume) -> bytes:
+def _of_volume(source: DicomVolume, *, is_labelmap: bool = False) -> bytes:
     segmentation = Segmentation(_mask().mask, source.geometry, LABELS)
-    return dicom_seg.encode(segmentation, source, CODES, PROVENANCE)
+    return dicom_seg.encode(segmentation, source, CODES, PROVENANCE, is_labelmap=is_labelmap)
 
 
 def _of_frames(frames: int, spoil: Spoil, *, calibrated: bool = True) -> tuple[bytes, PackedMasks]:
@@ -164,10 +164,16 @@ def _of_frames(frames: int, spoil: Spoil, *, calibrated: bool = True) -> tuple[b
 WRITERS: dict[str, Callable[[Spoil], bytes]] = {
     "MR series": lambda spoil: _of_volume(_series(spoil)),
     "enhanced MR": lambda spoil: _of_volume(_enhanced(spoil)),
+    "label map of an MR series": lambda spoil: _of_volume(_series(spoil), is_labelmap=True),
+    "label map of an enhanced MR": lambda spoil: _of_volume(_enhanced(spoil), is_labelmap=True),
     "US cine": lambda spoil: _of_frames(3, spoil)[0],
     "US cine without a calibration": lambda spoil: _of_frames(3, spoil, calibrated=False)[0],
     "US image": lambda spoil: _of_frames(1, spoil)[0],
 }
+
+
+# The validator is of 2022, two years before the class of label maps.
+_KNOWN_TO_DCIODVFY = [each for each in WRITERS if not each.startswith("label map")]
 
 
 def _findings(payload: bytes, folder: Path) -> list[str]:
@@ -184,7 +190,7 @@ def _findings(payload: bytes, folder: Path) -> list[str]:
 
 @pytest.mark.usefixtures("tolerant")
 @pytest.mark.parametrize("header", HEADERS)
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", _KNOWN_TO_DCIODVFY)
 def test_a_validator_finds_no_error(writer: str, header: str, tmp_path: Path) -> None:
     assert _findings(WRITERS[writer](HEADERS[header]), tmp_path) == []
 
@@ -208,24 +214,26 @@ def test_the_same_answer_is_the_same_bytes_and_another_has_other_identifiers(
 
 
 @pytest.mark.parametrize("header", ["as it should be", "no slice thickness"])
+@pytest.mark.parametrize("is_labelmap", [False, True])
 @pytest.mark.parametrize("make", [_series, _enhanced])
 def test_dcmqi_finds_the_mask_in_the_same_place(
-    make: Callable[[Spoil], DicomVolume], header: str, tmp_path: Path
+    make: Callable[[Spoil], DicomVolume], is_labelmap: bool, header: str, tmp_path: Path
 ) -> None:
     program = shutil.which("segimage2itkimage", path=str(Path(sys.executable).parent))
     if program is None:
         pytest.skip("segimage2itkimage is missing: pip install dcmqi")
     source = make(HEADERS[header])
-    (tmp_path / "seg.dcm").write_bytes(_of_volume(source))
+    (tmp_path / "seg.dcm").write_bytes(_of_volume(source, is_labelmap=is_labelmap))
     command = [program, "--inputDICOM", "seg.dcm", "--outputDirectory", "."]
     command += ["--outputType", "nii", "--prefix", "read"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stdout + run.stderr
     for number in (1, 2):
-        image = nibabel.load(tmp_path / f"read-{number}.nii.gz")
+        image = nibabel.load(tmp_path / f"read-{1 if is_labelmap else number}.nii.gz")
         assert isinstance(image, nibabel.Nifti1Image)
         assert image.affine is not None
-        voxels = np.argwhere(np.asarray(image.dataobj) > 0)
+        array = np.asarray(image.dataobj)
+        voxels = np.argwhere(array == number if is_labelmap else array > 0)
         found = voxels @ image.affine[:3, :3].T + image.affine[:3, 3]
         expected = source.geometry.to_world(np.argwhere(_mask().mask == number))
         order, other = (np.lexsort(np.round(each, 2).T) for each in (found, expected))

@@ -10,19 +10,22 @@ from hypothesis import strategies as st
 from medserve.errors import ConfigError
 from medserve.results.seen import (
     doubts_about_image,
+    doubts_about_shares,
     doubts_about_volumes,
+    image_layout,
     image_quantiles,
     image_texture,
+    layout_correlation,
 )
 from medserve.spec import ModelSpec
-from medserve.spec.seen import SeenSpec
+from medserve.spec.seen import FrameSeenSpec, SeenSpec, VolumeSeenSpec
 from medserve.tasks.result import DoubtReason
 
 SHAPE = (12, 14, 10)
 GRID = np.indices(SHAPE) / np.reshape(SHAPE, (3, 1, 1, 1))
 IMAGE = (0.5 + 0.5 * np.sin(5.0 * GRID.sum(axis=0))).astype(np.float32)
 SIZE_MM = (12.0, 14.0, 10.0)
-SEEN = SeenSpec(
+SEEN = VolumeSeenSpec(
     size_mm=((10.0, 14.0), (12.0, 16.0), (8.0, 12.0)),
     quantiles=tuple(image_quantiles(IMAGE, 19).tolist()),
     quantile_distance=0.05,
@@ -71,8 +74,8 @@ def test_a_label_of_another_volume_is_told(volume_ml: float) -> None:
 
 
 def test_a_description_that_says_nothing_judges_nothing() -> None:
-    assert doubts_about_image(SeenSpec(), np.zeros(SHAPE, np.float32), (1.0, 1.0, 1.0)) == ()
-    assert doubts_about_volumes(SeenSpec(), {"anterior": 0.0}) == ()
+    assert doubts_about_image(VolumeSeenSpec(), np.zeros(SHAPE, np.float32), (1.0, 1.0, 1.0)) == ()
+    assert doubts_about_volumes(VolumeSeenSpec(), {"anterior": 0.0}) == ()
 
 
 @settings(max_examples=25, deadline=None)
@@ -94,11 +97,16 @@ def test_a_constant_image_has_no_texture() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [({"texture": (0.4, 0.2)}, "low <= high"), ({"size_mm": ((1.0, 2.0),)}, "3 ranges")],
+    [
+        ({"texture": (0.4, 0.2)}, "low <= high"),
+        ({"label_ml": {"a": (2.0, 1.0)}}, "low <= high"),
+        ({"size_mm": ((1.0, 2.0),)}, "3 ranges"),
+        ({"layout": (0.5, 0.5)}, "64 numbers"),
+    ],
 )
 def test_ranges_that_make_no_sense_are_refused(content: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        SeenSpec(**content)  # type: ignore[arg-type]
+        VolumeSeenSpec(**content)  # type: ignore[arg-type]
 
 
 def test_the_shipped_description_says_what_training_saw() -> None:
@@ -107,3 +115,67 @@ def test_the_shipped_description_says_what_training_saw() -> None:
     assert volume is not None
     assert volume.seen is not None
     assert set(volume.seen.label_ml) == {"anterior", "posterior"}
+    assert volume.seen.layout
+
+
+def laid_out(image: np.ndarray) -> SeenSpec:
+    kind = VolumeSeenSpec if image.ndim == 3 else FrameSeenSpec
+    return kind(layout=tuple(image_layout(image).tolist()), layout_correlation=0.5)
+
+
+def smooth(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """An image whose light and dark parts are the four along each axis, none like another."""
+    parts = np.random.default_rng(seed).permutation(4 ** len(shape)).reshape((4,) * len(shape))
+    return np.kron(parts / parts.size, np.ones(np.array(shape) // 4 + 1))[
+        tuple(slice(size) for size in shape)
+    ].astype(np.float32)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.lists(st.integers(5, 40), min_size=2, max_size=3).map(tuple),
+    seed=st.integers(0, 2**16),
+    gain=st.floats(0.2, 0.9),
+    offset=st.floats(0.0, 0.1),
+)
+def test_an_inverted_image_is_told_by_its_layout_and_one_of_another_contrast_is_not(
+    shape: tuple[int, ...], seed: int, gain: float, offset: float
+) -> None:
+    image = smooth(shape, seed)
+    seen = laid_out(image)
+    assert doubts_about_image(seen, (gain * image + offset).astype(np.float32), None) == ()
+    [doubt] = doubts_about_image(seen, np.float32(1.0) - image, None)
+    assert doubt.reason is DoubtReason.LAYOUT
+    assert "correlation -1.00" in doubt.message
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_mirrored_volume_is_told_by_its_layout(axis: int) -> None:
+    image = smooth(SHAPE, 3)
+    [doubt] = doubts_about_image(laid_out(image), np.flip(image, axis).copy(), None)
+    assert doubt.reason is DoubtReason.LAYOUT
+
+
+def test_a_constant_image_is_like_no_layout() -> None:
+    assert layout_correlation(image_layout(np.ones(SHAPE, np.float32)), np.arange(64.0)) == 0.0
+
+
+@pytest.mark.parametrize("share", [0.01, 0.9])
+def test_a_label_that_covers_another_share_of_a_frame_is_told(share: float) -> None:
+    seen = FrameSeenSpec(label_share={"gland": (0.1, 0.5)})
+    [doubt] = doubts_about_shares(seen, {"gland": share})
+    assert doubt.reason is DoubtReason.LABEL_AREA
+    assert not doubt.is_about_input
+    assert doubts_about_shares(seen, {"gland": 0.3}) == ()
+
+
+def test_a_frame_of_unknown_size_is_judged_by_its_intensities_alone() -> None:
+    frame = IMAGE[0]
+    seen = FrameSeenSpec(
+        size_mm=((10.0, 14.0), (8.0, 12.0)),
+        quantiles=tuple(image_quantiles(frame, 19).tolist()),
+        quantile_distance=0.05,
+    )
+    assert doubts_about_image(seen, frame, None) == ()
+    assert [each.reason for each in doubts_about_image(seen, frame, (30.0, 10.0))] == ["size"]
+    assert [each.reason for each in doubts_about_image(seen, frame**4, None)] == ["intensities"]

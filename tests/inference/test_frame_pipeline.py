@@ -120,10 +120,10 @@ def test_the_filter_sees_the_frame_at_the_networks_size_and_no_padding() -> None
 def test_training_masks_take_the_nearest_pixel_and_no_new_label() -> None:
     pipeline = pipeline_of((64, 64))
     mask = (ellipse((300, 200), centre=(120, 110)) >= 0.5).astype(np.uint8)
-    inverse = pipeline.prepare(Image(mask.astype(np.float32))).inverse
-    small = pipeline.prepare_mask(mask, inverse)
+    prepared = pipeline.prepare(Image(mask.astype(np.float32)))
+    small = pipeline.prepare_mask(mask, prepared.inverse)
     assert set(np.unique(small)) == {0, 1}
-    back = pipeline.find((small[np.newaxis] * 2.0 - 1.0).astype(np.float32), inverse)
+    back = pipeline.find((small[np.newaxis] * 2.0 - 1.0).astype(np.float32), prepared)
     assert dice(back.mask.astype(bool), mask.astype(bool)) > 0.97
 
 
@@ -186,10 +186,10 @@ def test_mirrored_logits_are_mirrored_back_before_they_are_averaged() -> None:
 
 def test_the_threshold_is_a_probability() -> None:
     pipeline = pipeline_of((16, 16))
-    inverse = pipeline.prepare(Image(np.zeros((16, 16), dtype=np.float32))).inverse
+    prepared = pipeline.prepare(Image(np.zeros((16, 16), dtype=np.float32)))
     logits = np.full((1, 16, 16), np.log(0.7 / 0.3), dtype=np.float32)
     for threshold, expected in ((0.69, 256), (0.71, 0)):
-        found = pipeline.find(logits, inverse, FrameSettings(threshold=threshold))
+        found = pipeline.find(logits, prepared, FrameSettings(threshold=threshold))
         assert found.mask.sum() == expected
 
 

@@ -14,6 +14,7 @@ import pytest
 
 import models
 from medserve.inference.engines import load_engine
+from medserve.results.sorted_folders import doubt_first
 from medserve.spec import EngineName, Precision
 from tests.archives import packaged
 from tests.training.drawn import LABELS
@@ -54,6 +55,30 @@ def test_metrics_count_every_image(metrics: dict[str, Any]) -> None:
     assert metrics["accuracy"] == pytest.approx(np.trace(counts) / 24)
     np.testing.assert_array_equal(counts.sum(axis=1), [4] * 6)
     assert metrics["labels"] == list(LABELS)
+
+
+def test_the_errors_among_the_first_that_review_shows_are_counted(
+    drawn: Path, weights: Path, metrics: dict[str, Any]
+) -> None:
+    spec = models.spec("mednist")
+    engine = load_engine(EngineName.ONNXRUNTIME, weights, precision=Precision.F32, threads=1)
+    answers = answer_files(engine, spec, files_below(drawn))
+    highest = answers.probabilities.max(axis=1)
+    rows = sorted(
+        (
+            doubt_first({
+                "status": "unlike" if novelty > 1.0
+                else "review" if probability < spec.classifier.review_below else "ok",
+                "probability": str(probability),
+            }),
+            spec.labels[chosen] != path.relative_to(drawn).parts[0],
+        )
+        for path, novelty, probability, chosen in zip(
+            answers.paths, answers.novelty, highest,
+            answers.probabilities.argmax(axis=1), strict=True,
+        )
+    )  # fmt: skip
+    assert metrics["review"]["errors_in_first_5_percent"] == sum(wrong for _, wrong in rows[:2])
 
 
 def test_metrics_agree_with_the_network_that_was_exported(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -40,6 +41,7 @@ _log = logging.getLogger(__name__)
 _Readable = tuple[Path, npt.NDArray[np.float32]]
 
 _BATCH = 64  # images a call of the engine
+_LOOKED_AT = 0.05  # share of the images that a person looks at first
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,27 +126,28 @@ def _answered(
         )
         answers = _answers(engine, spec, planes)
         return answers.paths, stored.label_ids, answers
-    answers = answer_files(engine, spec, chosen_files(request), progress="Evaluating")
+    label_of = chosen_files(request)
+    answers = answer_files(engine, spec, list(label_of), progress="Evaluating")
     if not answers.paths:
         raise ConfigError(f"{request.data_dir}: expected images, found none that can be decoded")
     names = tuple(path.relative_to(request.data_dir) for path in answers.paths)
-    folders = [request.folders.get(each.parts[0], each.parts[0]) for each in names]
-    return names, np.array([spec.labels.index(each) for each in folders], dtype=np.int64), answers
+    label_ids = [spec.labels.index(label_of[path]) for path in answers.paths]
+    return names, np.array(label_ids, dtype=np.int64), answers
 
 
-def chosen_files(request: EvaluationRequest) -> list[Path]:
-    """Return the files to evaluate: all, or one part of a split."""
+def chosen_files(request: EvaluationRequest) -> dict[Path, str]:
+    """Return the files to evaluate with their labels: all, or one part of a split."""
     files = labelled_files(request.data_dir, request.spec.labels, folders=request.folders)
     if request.split is None:
         return files
     if request.part not in SPLITS:
         raise ConfigError(f"expected --part to be one of {', '.join(SPLITS)}, got {request.part!r}")
     split_of = read_split(request.split)
-    chosen = []
-    for path in files:
-        name = path.relative_to(request.data_dir).as_posix()
-        if split_of.get(name, "train") == request.part:
-            chosen.append(path)
+    chosen = {
+        path: label
+        for path, label in files.items()
+        if split_of.get(path.relative_to(request.data_dir).as_posix(), "train") == request.part
+    }
     if not chosen:
         raise ConfigError(f"{request.split}: expected rows about the files in {request.data_dir}")
     return chosen
@@ -195,7 +198,17 @@ def _review(
         "below": review_below,
         "images": int(is_review.sum()),
         "errors_among_them": int((is_review & is_error).sum()),
+        "errors_in_first_5_percent": _found_first(answers, is_review, is_error),
     }
+
+
+def _found_first(
+    answers: Answers, is_review: npt.NDArray[np.bool_], is_error: npt.NDArray[np.bool_]
+) -> int:
+    """How many errors are among the first 5 % that `medserve review` shows."""
+    rank = np.where(answers.novelty > 1.0, 0, np.where(is_review, 1, 2))
+    order = np.lexsort((answers.probabilities.max(axis=1), rank))
+    return int(is_error[order[: math.ceil(_LOOKED_AT * len(order))]].sum())
 
 
 def _foreign(

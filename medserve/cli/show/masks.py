@@ -21,7 +21,7 @@ from medserve.cli.show.files import (
 )
 from medserve.client import FileResult, FrameResult, VolumeResult
 
-__all__ = ["MaskFormat", "MaskOutput", "MaskTables", "show_masks"]
+__all__ = ["SEGMENTATIONS", "MaskFormat", "MaskOutput", "MaskTables", "show_masks"]
 
 Answer = TypeVar("Answer", VolumeResult, FrameResult)
 Row = dict[str, Any]
@@ -32,8 +32,12 @@ class MaskFormat(enum.StrEnum):
 
     NIFTI = "nifti"  # <stem>_mask.nii.gz and <stem>_overlay.png
     DICOM_SEG = "dicom-seg"  # <stem>_mask.dcm and <stem>_overlay.png
+    DICOM_LABELMAP = "dicom-labelmap"  # the same, of volumes
     PNG = "png"  # <stem>_overlay.png, of frames <stem>_mask.png, too
     JSON = "json"  # <stem>.json: measurements alone
+
+
+SEGMENTATIONS = (MaskFormat.DICOM_SEG, MaskFormat.DICOM_LABELMAP)
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ class MaskOutput:
         params: dict[str, Any] = {"output": "json"}
         if self.folder is not None and self.mask_format is not MaskFormat.JSON:
             params["overlay"] = True
-        if self.folder is not None and self.mask_format is MaskFormat.DICOM_SEG:
-            params["format"] = "dicom-seg"
+        if self.folder is not None and self.mask_format in SEGMENTATIONS:
+            params["format"] = str(self.mask_format)
         return params
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medserve.cli.show.console import shown
-from medserve.cli.show.masks import MaskFormat, MaskTables, Row
+from medserve.cli.show.masks import SEGMENTATIONS, MaskFormat, MaskTables, Row
 from medserve.client import VolumeResult
 
 __all__ = ["VOLUMES"]
@@ -44,7 +44,7 @@ def _rows(result: VolumeResult) -> Mapping[str, Sequence[Row]]:
 
 def _files(result: VolumeResult, mask_format: MaskFormat | None) -> Iterator[tuple[str, bytes]]:
     """What stands behind the stem, and the content."""
-    if mask_format is MaskFormat.DICOM_SEG:
+    if mask_format in SEGMENTATIONS:
         yield "_mask.dcm", result.dicom_seg or b""
     elif mask_format in (None, MaskFormat.NIFTI):
         yield "_mask.nii.gz", result.mask_nifti

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from medserve.archive.reference import Reference
 from medserve.engine.interface import EngineRequest, Health
 from medserve.errors import MedserveError, error_from_code
 from medserve.spec import InputKind, ModelSpec, Task
@@ -57,11 +58,16 @@ class Caller:
         name: As in the tokens file or the client's certificate; "" where nobody has to say.
         scopes: Names of models; `EVERY_MODEL` stands for all.
         address: Network address without the port; stands for the caller where no name is known.
+        manages: Whether they may change what is served of these models.
+        case: What the call names as its case, so that a share of cases meets another version; in
+            no log.
     """
 
     name: str = ""
     scopes: frozenset[str] = frozenset({EVERY_MODEL})
     address: str = field(default="", compare=False)
+    manages: bool = False
+    case: str = field(default="", compare=False, repr=False)
 
     @property
     def owner(self) -> str:
@@ -103,6 +109,7 @@ class ModelInfo:
     health: Health
     card: str = ""  # markdown
     metrics: Mapping[str, Any] = field(default_factory=dict)  # of the trained model
+    reference: Reference | None = None  # its answers on held-out data
     reads_uploads: bool = True  # its code reads files that do not travel within a request
 
     @property

@@ -18,7 +18,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from medserve.engine.interface import Engine, EngineModel, Health, WorkerLostError
 from medserve.errors import (
@@ -49,10 +49,17 @@ from medserve.gateway.core.calls import (
     new_request_id,
 )
 from medserve.gateway.core.cancelled import CancelledCalls
+from medserve.gateway.core.gathering import Gatherer, SharedWorkerLostError
 from medserve.gateway.core.metrics import GatewayMetrics
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.core.uploads import Uploads
+from medserve.gateway.core.watching import Watching
 from medserve.gateway.settings import Limits
+
+if TYPE_CHECKING:
+    from medserve.gateway.core.routes import Routes
+    from medserve.gateway.core.shadow import Shadow
+    from medserve.gateway.core.versions import Versions
 
 __all__ = [
     "EVERY_MODEL",
@@ -71,6 +78,7 @@ __all__ = [
 ]
 
 _CHUNKS_AHEAD = 8  # of a stream, read before the caller takes them
+_CALLS_PER_WORKER = 2  # of one kind in the engine: while one is worked on, another is there
 _ATTEMPTS = 5  # of a call whose worker ends: a request that ends every worker must be told
 
 
@@ -90,6 +98,7 @@ class Guards:
     audit: AuditLog | None = None
     cancelled: CancelledCalls = field(default_factory=lambda: CancelledCalls(None))
     uploads: Uploads = field(default_factory=lambda: Uploads(None, 0))
+    managed_by_all: bool = False  # where nobody has to say who they are
 
 
 class Gateway:
@@ -99,6 +108,8 @@ class Gateway:
         budget: Bytes of requests in memory. A face that receives large requests by itself
             reserves them here (`async with gateway.budget.reserve(size)`) before it reads.
         metrics: What Prometheus reads.
+        routes: Which version answers a caller who names none; None: the default version.
+        shadow: Who copies calls to another version; None: nobody.
         stopping: Set when no new requests are taken; who only waits for one ends then.
     """
 
@@ -107,14 +118,20 @@ class Gateway:
         self._served = served
         self._guards = guards or Guards()
         self._gates: dict[tuple[str, str], Gate] = {}
+        self._workers: dict[tuple[str, str], int] = {}
         self._left_behind: set[asyncio.Task[Any]] = set()
         self._suspects: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._used: Counter[tuple[str, str]] = Counter()  # requests, by name and version
         self._under_way: Counter[str] = Counter()  # calls that somebody waits for, by request id
+        self._versions: Versions | None = None
+        self.routes: Routes | None = None
+        self.shadow: Shadow | None = None
         self.stopping = asyncio.Event()
         self.metrics = GatewayMetrics()
         self.budget = ByteBudget(self.limits.memory_bytes)
         self._accounting = Accounting(self.metrics, self._guards.audit)
         self.metrics.watch_budget(self.budget)
+        self._gatherer = Gatherer(engine, self.limits.gather, self.metrics)
 
     @property
     def limits(self) -> Limits:
@@ -122,9 +139,29 @@ class Gateway:
         return self._guards.limits
 
     @property
+    def watching(self) -> Watching:
+        """What the models have answered, and whether their inputs drift."""
+        return self._accounting.watching
+
+    @property
     def uploads(self) -> Uploads:
         """Where files go that are too large for a message."""
         return self._guards.uploads
+
+    @property
+    def versions(self) -> Versions:
+        """Who changes what is served.
+
+        Raises:
+            ForbiddenError: nothing is changed here.
+        """
+        if self._versions is None:
+            raise ForbiddenError("the gateway changes neither models nor workers")
+        return self._versions
+
+    @versions.setter
+    def versions(self, versions: Versions) -> None:
+        self._versions = versions
 
     def authenticate(self, token: str | None, name: str = "", address: str = "") -> Caller:
         """Who owns the token.
@@ -138,7 +175,7 @@ class Gateway:
             AuthenticationError: tokens are in use, and this one is missing, wrong or expired.
         """
         if self._guards.tokens is None:
-            return Caller(name, address=address)
+            return Caller(name, address=address, manages=self._guards.managed_by_all)
         caller = self._guards.tokens.caller(token) if token else None
         if caller is None:
             self.metrics.refused_tokens.inc()
@@ -184,10 +221,13 @@ class Gateway:
         """
         with self._wanted(call), self._accounting.entry(call) as entry:
             place, model = await self._admit(call, entry)
-            answer = await self._answer(call, place, model)
+            answer = await self._answer(_to(call, model), place, model)
             entry.answered(answer)
-            if call.face is not Face.TORCHSERVE and (error := error_in(answer)) is not None:
-                raise error
+            if (error := error_in(answer)) is not None:
+                if call.face is not Face.TORCHSERVE:
+                    raise error
+            elif self.shadow is not None:
+                self.shadow.offer(call, model, answer)
             return answer
 
     async def stream(self, call: EngineCall) -> AsyncGenerator[bytes, None]:
@@ -198,7 +238,7 @@ class Gateway:
         """
         with self._wanted(call), self._accounting.entry(call) as entry:
             place, model = await self._admit(call, entry)
-            async with contextlib.aclosing(self._parts(call, place, model)) as parts:
+            async with contextlib.aclosing(self._parts(_to(call, model), place, model)) as parts:
                 async for part in parts:
                     self._accounting.begin(entry)
                     entry.answered(part)
@@ -227,22 +267,52 @@ class Gateway:
             in_flight = self._places(model, serving.min_workers)
             gate = Gate(model.name, in_flight, self.limits.queue or serving.job_queue_size)
             self._gates[key] = gate
-            self.metrics.watch_gate(gate)
+            self.metrics.watch_gates(model.name, lambda: self._gates_of(model.name))
         return gate
+
+    def _gates_of(self, name: str) -> list[Gate]:
+        return [gate for (model, _), gate in self._gates.items() if model == name]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is at work, or waits for a place, at any model."""
+        return any(gate.at_work or gate.waiting for gate in self._gates.values())
+
+    def forget(self, model: ModelInfo) -> None:
+        """Keep nothing of a version that is served no more."""
+        for known in (self._gates, self._used, self._suspects):
+            known.pop((model.name, model.version), None)
+
+    @contextlib.contextmanager
+    def using(self, model: ModelInfo) -> Iterator[None]:
+        """Count a request of several calls to one version, which stays until they are made."""
+        key = (model.name, model.version)
+        self._used[key] += 1
+        try:
+            yield
+        finally:
+            self._used[key] -= 1
+
+    def in_use(self, model: ModelInfo) -> bool:
+        """Return whether a call or a request of several calls of one version is under way."""
+        gate = self.gate(model)
+        return bool(gate.at_work or gate.waiting or self._used[model.name, model.version])
 
     def resize_gate(self, model: ModelInfo, workers: int) -> None:
         """Count the places at one version by the workers that it has."""
         if workers:
+            self._workers[model.name, model.version] = workers
             self.gate(model).resize(self._places(model, workers))
 
     def _places(self, model: ModelInfo, workers: int) -> int:
-        return self.limits.in_flight or 2 * workers * model.spec.serving.batch_size
+        return self.limits.in_flight or 2 * workers * self._gatherer.at_once(model)
 
     async def close(self) -> None:
         """Let go of work that callers have left behind, and end the connection."""
         for task in self._left_behind:
             task.cancel()
         await asyncio.gather(*self._left_behind, return_exceptions=True)
+        await self._gatherer.close()
         await self._engine.drain()
 
     # ---- before the engine
@@ -279,7 +349,10 @@ class Gateway:
     def _find(self, call: EngineCall) -> ModelInfo:
         if not call.caller.may(call.model):  # before anything tells whether there is such a model
             raise ForbiddenError("this token is not for that model")
-        return self._served.find(call.model, call.version)
+        version = call.version
+        if not version and self.routes is not None:
+            version = self.routes.version_for(call.model, call.caller)
+        return self._served.find(call.model, version)
 
     def _patience_s(self, model: ModelInfo) -> float:
         """How long the engine may take before its place is given to another.
@@ -329,17 +402,30 @@ class Gateway:
 
     async def _ask(self, call: EngineCall, model: ModelInfo) -> bytes:
         """The engine's answer; asked again where the worker that had the call ended."""
-        async with contextlib.AsyncExitStack() as alone:
-            for attempt in range(_ATTEMPTS):
+        began = time.monotonic()
+        try:
+            return await self._ask_first(call, model)
+        except WorkerLostError as error:
+            by_itself = _was_alone(error, model)
+            if not self._may_repeat(call, model, time.monotonic() - began, alone=by_itself):
+                raise _lost(call) from error
+        async with self._suspects[model.name, model.version]:
+            for _ in range(_ATTEMPTS - 1):
                 began = time.monotonic()
                 try:
                     return await self._engine.call(call, self._patience_s(model))
                 except WorkerLostError as error:
-                    if not self._may_repeat(call, model, attempt, time.monotonic() - began):
+                    if not self._may_repeat(call, model, time.monotonic() - began, alone=True):
                         raise _lost(call) from error
-                if not attempt:
-                    await alone.enter_async_context(self._suspects[model.name, model.version])
         raise _ends_workers(call)
+
+    async def _ask_first(self, call: EngineCall, model: ModelInfo) -> bytes:
+        """The engine's answer, perhaps on the same way as those of others."""
+        patience_s = self._patience_s(model)
+        if not self._gatherer.takes(call, model):
+            return await self._engine.call(call, patience_s)
+        workers = self._workers.get((model.name, model.version), model.spec.serving.min_workers)
+        return await self._gatherer.ask(call, model, _CALLS_PER_WORKER * workers, patience_s)
 
     async def _ask_for_stream(
         self, call: EngineCall, model: ModelInfo
@@ -355,21 +441,23 @@ class Gateway:
                     return
                 except WorkerLostError as error:
                     took_s = time.monotonic() - began
-                    if started or not self._may_repeat(call, model, attempt, took_s):
+                    by_itself = attempt > 0 or _was_alone(error, model)
+                    if started or not self._may_repeat(call, model, took_s, alone=by_itself):
                         raise _lost(call) from error
                 if not attempt:
                     await alone.enter_async_context(self._suspects[model.name, model.version])
         raise _ends_workers(call)
 
-    def _may_repeat(self, call: EngineCall, model: ModelInfo, attempt: int, took_s: float) -> bool:
+    def _may_repeat(
+        self, call: EngineCall, model: ModelInfo, took_s: float, *, alone: bool
+    ) -> bool:
         """Whether a call whose worker ended is asked again, alone among those that were.
 
         One of its batch may be the reason, so none of them is repeated beside another. The engine
         ends a worker that takes too long: such a call gets one more try where others shared its
         batch, and none where it was alone.
         """
-        serving = model.spec.serving
-        if took_s >= serving.response_timeout and (attempt or serving.batch_size == 1):
+        if took_s >= model.spec.serving.response_timeout and alone:
             raise _ends_workers(call)
         return self.works_for(call.request_id) and not self.stopping.is_set()
 
@@ -382,6 +470,8 @@ class Gateway:
 
         Its bytes stay counted for as long as the engine has them.
         """
+        if self._gatherer.withdraw(task):
+            return
         held = self.budget.hold(call.size_bytes, call.caller.owner)
         self._left_behind.add(task)
         if self._under_way[call.request_id] <= 1:  # nobody else waits under this id
@@ -425,8 +515,20 @@ class _Stream:
             self._ready.get_nowait()
 
 
+def _to(call: EngineCall, model: ModelInfo) -> EngineCall:
+    """Return the call with the version that it was admitted to: the default may change."""
+    if call.version == model.version:
+        return call
+    return dataclasses.replace(call, version=model.version)
+
+
 def _left_s(call: EngineCall) -> float | None:
     return None if call.deadline is None else call.deadline - time.monotonic()
+
+
+def _was_alone(error: WorkerLostError, model: ModelInfo) -> bool:
+    """Whether a call that was not repeated yet had the worker for itself."""
+    return model.spec.serving.batch_size == 1 and not isinstance(error, SharedWorkerLostError)
 
 
 def _lost(call: EngineCall) -> ServerBusyError:

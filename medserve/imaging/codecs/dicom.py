@@ -84,8 +84,8 @@ def check(dataset: Dataset, limits: InputSpec) -> None:
     has_pixels = any(name in dataset for name in PIXEL_DATA)
     if not has_pixels or not dataset.get("Rows") or not dataset.get("Columns"):
         raise InvalidImageError(
-            "expected a DICOM image, got a DICOM object without pixel data (a report, a "
-            "structure set, a directory); send an image object"
+            f"expected a DICOM image, got {dicom_file.kind_without_pixels(dataset)}, without pixel "
+            "data; send an image object"
         )
     if str(dataset.get("PhotometricInterpretation")) not in _PHOTOMETRIC:
         raise InvalidImageError(

@@ -26,6 +26,7 @@ __all__ = [
     "frame_count",
     "is_dicom",
     "is_directory",
+    "kind_without_pixels",
     "read",
     "stored_frames",
     "syntax_of",
@@ -44,6 +45,7 @@ _DIRECTORY = b"1.2.840.10008.1.3.10"  # Media Storage Directory Storage: a DICOM
 _META_GROUP, _SYNTAX, _CLASS = 0x0002, 0x0010, 0x0002
 _LONG_FORMS = (b"OB", b"OW", b"UN", b"UT", b"SQ", b"OF", b"OD", b"OL", b"UC", b"UR")
 _MAX_INFLATED_BYTES = 2**30
+_IMAGE_CLASS = "Image Storage"  # how the names of all classes with pixels end (PS3.6 annex A)
 
 
 def is_dicom(payload: Payload) -> bool:
@@ -54,6 +56,18 @@ def is_dicom(payload: Payload) -> bool:
 def is_directory(payload: Payload) -> bool:
     """Whether the bytes are a DICOMDIR, which lists the images of a medium and holds none."""
     return is_dicom(payload) and _meta(payload)[0].get(_CLASS) == _DIRECTORY
+
+
+def kind_without_pixels(dataset: Dataset) -> str:
+    """Return what an object without pixel data is, for people: by its class where that is known."""
+    from pydicom.uid import UID
+
+    meta = getattr(dataset, "file_meta", {})
+    kind = UID(str(meta.get("MediaStorageSOPClassUID") or ""))
+    if str(kind.name).endswith(_IMAGE_CLASS):
+        return "an image without its pixels"
+    known = f": {kind.name.removesuffix(' Storage')}" if kind.name != kind else ""
+    return f"a DICOM object that is no image{known}"
 
 
 def read(payload: Payload, elements: Sequence[str] | None = None) -> Dataset:

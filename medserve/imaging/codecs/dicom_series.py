@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
-from pydicom.uid import UID
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
 from medserve.imaging.codecs import sniff
@@ -39,6 +38,7 @@ from medserve.imaging.codecs.dicom_file import (
     frame_count,
     is_dicom,
     is_directory,
+    kind_without_pixels,
     read,
     stored_frames,
     without_pixels,
@@ -53,7 +53,6 @@ from medserve.imaging.volume import Volume, VolumeLimits, check_shape
 
 __all__ = ["DicomVolume", "decode", "geometry_of", "recognises"]
 
-_IMAGE_CLASS = "Image Storage"  # how the names of all classes with pixels end (PS3.6 annex A)
 # AppleDouble and .DS_Store of macOS, Thumbs.db of Windows: by content, names play no part.
 _COMPANIONS = (b"\0\5\x16\7", b"\0\0\0\1Bud1", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")
 _CUT = "damaged or cut short"
@@ -253,11 +252,7 @@ def _why_no_image(dataset: Dataset) -> str:
     """Tell why an object has no pixels; empty where it has."""
     if any(name in dataset for name in PIXEL_DATA):
         return ""
-    kind = UID(str(dataset.file_meta.get("MediaStorageSOPClassUID") or ""))
-    if str(kind.name).endswith(_IMAGE_CLASS):
-        return "an image without its pixels"
-    known = f": {kind.name.removesuffix(' Storage')}" if kind.name != kind else ""
-    return f"a DICOM object that is no image{known}"
+    return kind_without_pixels(dataset)
 
 
 def _is_cut(dataset: Dataset) -> bool:

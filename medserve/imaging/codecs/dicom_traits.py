@@ -19,7 +19,16 @@ from pydicom import Dataset
 
 from medserve.imaging.codecs.dicom_pixels import group
 
-__all__ = ["ACQUISITION", "MOMENTS", "TRAITS", "Trait", "moments_of", "traits_of", "written"]
+__all__ = [
+    "ACQUISITION",
+    "B_VALUE",
+    "MOMENTS",
+    "TRAITS",
+    "Trait",
+    "moments_of",
+    "traits_of",
+    "written",
+]
 
 ACQUISITION = "acquisition"
 # Elements that say when an image was taken: of the functional groups, else of the header. Times of
@@ -127,12 +136,13 @@ def _contrast(dataset: Dataset, frame: int) -> str:
     return "no" if agent in _NO_AGENT and not dataset.get("ContrastBolusAgentSequence") else "yes"
 
 
+B_VALUE = Trait("b_value", "b-value", read=_b_value)
 _MR, _CT = "MRImageFrameTypeSequence", "CTImageFrameTypeSequence"
 TRAITS: tuple[Trait, ...] = (
     Trait("echo_time", "echo time", "EchoTime", (("MREchoSequence", "EffectiveEchoTime"),)),
     Trait("image_type", "image type", "ImageType", ((_MR, "FrameType"), (_CT, "FrameType"))),
     Trait("component", "component", "ComplexImageComponent", ((_MR, "ComplexImageComponent"),)),
-    Trait("b_value", "b-value", read=_b_value),
+    B_VALUE,
     Trait("temporal_position", "temporal position", "TemporalPositionIdentifier",
           (("FrameContentSequence", "TemporalPositionIndex"),)),
     Trait("contrast", "contrast agent", read=_contrast),

@@ -34,8 +34,10 @@ def encode(
     source: Volume,
     codes: Mapping[str, SegmentCoding],
     provenance: Provenance,
+    *,
+    is_labelmap: bool = False,
 ) -> bytes:
-    """Return one DICOM file with a binary segment for each label but the background.
+    """Return one DICOM file with a segment for each label but the background.
 
     The same answer, made twice, is the same file, byte for byte.
 
@@ -44,6 +46,8 @@ def encode(
         source: What the request held, as decoded.
         codes: For each label but the background, its meaning.
         provenance: The model and version to name as the algorithm.
+        is_labelmap: Write one number for each voxel (Label Map Segmentation, PS3.3 A.51) instead
+            of one bit for each segment and voxel.
 
     Raises:
         InvalidRequestError: the source was no DICOM series.
@@ -63,7 +67,9 @@ def encode(
     with quietly():
         headers = _headers(source)
         try:
-            dataset = _build(segmentation, source, headers, codes, provenance)
+            dataset = _build(
+                segmentation, source, headers, codes, provenance, is_labelmap=is_labelmap
+            )
         except (AttributeError, KeyError, TypeError, ValueError):
             raise dicom_derived.incomplete() from None  # not chained: highdicom quotes the header
         return dicom_derived.finished(dataset)
@@ -124,11 +130,14 @@ def _build(
     headers: Sequence[Dataset],
     codes: Mapping[str, SegmentCoding],
     provenance: Provenance,
+    *,
+    is_labelmap: bool,
 ) -> highdicom.seg.Segmentation:
+    kinds = highdicom.seg.SegmentationTypeValues
     dataset = highdicom.seg.Segmentation(
         source_images=headers,
         pixel_array=_frames(segmentation, source),
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segmentation_type=kinds.LABELMAP if is_labelmap else kinds.BINARY,
         segment_descriptions=[
             describe_segment(number, label, codes[label], headers[0], provenance)
             for number, label in enumerate(segmentation.labels)
@@ -141,7 +150,8 @@ def _build(
     )
     if len(headers) == 1:
         _refer_to(dataset, sorted(source.frames))
-    for segment, measure in zip(dataset.SegmentSequence, segmentation.measures, strict=True):
+    segments = [each for each in dataset.SegmentSequence if each.SegmentNumber > 0]
+    for segment, measure in zip(segments, segmentation.measures, strict=True):
         segment.SegmentDescription = (
             f"{measure.volume_ml:.2f} ml"  # viewers show it beside the label
         )

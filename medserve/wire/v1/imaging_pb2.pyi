@@ -116,6 +116,10 @@ class _MaskFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MaskFormat
     """Asks for a PNG file, white where the structure is, of a single frame. Of a volume it asks for the
     overlay, the only picture of one, and the mask comes as NIfTI.
     """
+    MASK_FORMAT_DICOM_LABELMAP: _MaskFormat.ValueType  # 4
+    """Asks for a DICOM Segmentation object, as above, that is one label map instead of one bit for
+    each label; of volumes alone.
+    """
 
 class MaskFormat(_MaskFormat, metaclass=_MaskFormatEnumTypeWrapper):
     """Names the format of a mask."""
@@ -131,6 +135,10 @@ DICOM.
 MASK_FORMAT_PNG: MaskFormat.ValueType  # 3
 """Asks for a PNG file, white where the structure is, of a single frame. Of a volume it asks for the
 overlay, the only picture of one, and the mask comes as NIfTI.
+"""
+MASK_FORMAT_DICOM_LABELMAP: MaskFormat.ValueType  # 4
+"""Asks for a DICOM Segmentation object, as above, that is one label map instead of one bit for
+each label; of volumes alone.
 """
 Global___MaskFormat: _TypeAlias = MaskFormat  # noqa: Y015
 
@@ -1026,7 +1034,9 @@ class Doubt(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Names what is out of the ordinary: size, intensities, texture, empty, label_volume."""
+    """Names what is out of the ordinary: size, intensities, texture, layout, empty, label_volume,
+    label_area.
+    """
     message: _builtins.str
     """Tells what was found, and what training saw."""
     def __init__(

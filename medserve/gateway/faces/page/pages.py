@@ -28,7 +28,7 @@ __all__ = ["routes"]
 _REFUSAL_S = 0.5  # what a wrong token costs: guessing is slow
 _MAX_FORM_BYTES = 8192
 _MAX_FIELDS = 8
-_FOR_SCRIPTS = ("common.", "classify.", "segment.", "generate.", "options.", "error.")
+_FOR_SCRIPTS = ("common.", "classify.", "segment.", "generate.", "options.", "unit.", "error.")
 _OF_THE_PAGE = ("output", "format", "overlay")  # it always asks for mask, measurements, picture
 _PAGE_OF = {
     **{task.value: kind.value for kind, tasks in TASKS.items() for task in tasks},
@@ -129,9 +129,20 @@ async def model(request: Request) -> Response:
         "card": cards.render_card(shown.card),
         "page_of": _PAGE_OF,
         "figures": cards.figures(shown.metrics),
+        "watched": context.gateway.watching.of(shown),
         "page": {"texts": _texts(request, "models.", "state.", "error.")},
     }
     return context.templates.render(request, "model.html", values)
+
+
+async def api(request: Request) -> Response:
+    """The API description for people; as it is where Swagger UI was not installed."""
+    reader = page_context(request).templates.api_reader
+    if reader is None:
+        return RedirectResponse("/openapi.json", 303)
+    script, style = reader
+    values = {"script": script, "style": style}
+    return page_context(request).templates.render(request, "api.html", values)
 
 
 async def health(request: Request) -> Response:
@@ -280,6 +291,7 @@ routes = [
     Route("/generate", _work_page("generate.html", Task.GENERATION)),
     Route("/models", models),
     Route("/models/{name}", model),
+    Route("/api", api),
     Route("/health/models", health),
     Route("/alive", alive),
     Route("/login", login_form),

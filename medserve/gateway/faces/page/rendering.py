@@ -42,6 +42,10 @@ class Texts:
         """The text of a key, with `{name}` replaced."""
         return self.by_key[key].format(**values) if values else self.by_key[key]
 
+    def title(self, title: str) -> str:
+        """A model's title in this language; as its archive has it where nobody translated it."""
+        return self.by_key.get(f"title.{title}", title)
+
     def under(self, *prefixes: str) -> dict[str, str]:
         """The texts whose keys start with one of these: what a script needs."""
         return {key: text for key, text in self.by_key.items() if key.startswith(prefixes)}
@@ -78,7 +82,16 @@ class Templates:
     @cached_property
     def viewer(self) -> str | None:
         """Address of the volume viewer; None where it was not installed."""
-        found = sorted((self.static / "vendor").glob("niivue-*.js"))
+        return self._vendored("niivue-*.js")
+
+    @cached_property
+    def api_reader(self) -> tuple[str, str] | None:
+        """Addresses of script and style of Swagger UI; None where it was not installed."""
+        script, style = self._vendored("swagger-ui-*.js"), self._vendored("swagger-ui-*.css")
+        return (script, style) if script and style else None
+
+    def _vendored(self, pattern: str) -> str | None:
+        found = sorted((self.static / "vendor").glob(pattern))
         return f"/static/{self.digest}/vendor/{found[-1].name}" if found else None
 
     def render(
