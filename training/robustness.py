@@ -63,6 +63,7 @@ __all__ = [
     "Sample",
     "answered",
     "main",
+    "split_of",
     "with_section",
 ]
 
@@ -267,15 +268,9 @@ CHANGES = (
 def main(config: RobustnessConfig) -> None:
     """Answer every sample in every way, and write the table."""
     with measured_model(config.model, config.variant, config.weights) as (spec, weights):
-        split = weights / "split.csv"
-        if config.held_out and not split.is_file():
-            raise ConfigError(
-                f"{config.model} has no split.csv that says what it was trained on: give data that "
-                "it never saw, and --no-held-out"
-            )
         request = EvaluationRequest(
             spec, weights, config.data_dir, config.out_dir,
-            split=split if config.held_out else None, threads=config.threads,
+            split=split_of(config, weights) if config.held_out else None, threads=config.threads,
             folders=folders_of(config.model),
         )  # fmt: skip
         samples, judge = _prepared(request, config.n)
@@ -293,6 +288,20 @@ def main(config: RobustnessConfig) -> None:
     if config.install:
         card = models.room(config.model, config.variant) / "README.md"
         card.write_text(with_section(card.read_text(encoding="utf-8"), text), encoding="utf-8")
+
+
+def split_of(config: RobustnessConfig, weights: Path) -> Path:
+    """Return the split of the training; a variant was trained on that of its room."""
+    places = [weights / "split.csv"]
+    if config.variant:
+        places.append(models.room(config.model) / "weights" / "split.csv")
+    for path in places:
+        if path.is_file():
+            return path
+    raise ConfigError(
+        f"{config.model} has no split.csv that says what it was trained on: give data that it "
+        "never saw, and --no-held-out"
+    )
 
 
 def section(content: dict[str, Any], config: RobustnessConfig) -> str:
@@ -320,14 +329,18 @@ def section(content: dict[str, Any], config: RobustnessConfig) -> str:
         else ""
     )
     caught = content["wrong_flagged_share"]
-    told = "no answer was wrong" if caught is None else f"{100 * caught:.0f} % of the wrong ones"
+    told = (
+        "of no wrong answer, as there was none,"
+        if caught is None
+        else (f"of {100 * caught:.0f} % of all wrong answers")
+    )
     flags = [f"--data-dir {config.data_dir}", f"--n {config.n}"]
     flags += [f"--variant {config.variant}"] * bool(config.variant)
     flags += ["--no-held-out"] * (not config.held_out)
     return (
         f"{content['n']} inputs that no training saw, each changed in {len(content['rows']) - 1} "
-        f"ways and answered as served. {wrong}Flagged is what asks for a review, is called unlike, "
-        f"or is refused: {told} of all rows, and "
+        f"ways and answered as served.\n{wrong}Flagged is what asks for a review, is called "
+        f"unlike, or is refused; that is true\n{told} and of "
         f"{100 * content['rows'][0]['flagged']:.0f} % of the unchanged inputs.\n\n{table}\n"
         f"```bash\npython -m training.robustness {config.model} {' '.join(flags)}\n```\n"
     )

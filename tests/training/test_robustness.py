@@ -24,6 +24,7 @@ from training.robustness import (
     Sample,
     answered,
     main,
+    split_of,
     with_section,
 )
 from training.volumes.metrics import compare_masks
@@ -147,3 +148,9 @@ def test_what_is_refused_is_wrong_and_flagged() -> None:
         raise InvalidImageError("too small")
 
     assert answered(picture(), refuse) == Answer(0.0, is_wrong=True, is_flagged=True)
+
+
+def test_a_variant_is_measured_on_what_its_room_held_out() -> None:
+    config = RobustnessConfig("mednist", variant="svm")
+    room = models.room("mednist")
+    assert split_of(config, models.room("mednist", "svm") / "weights") == room / "weights/split.csv"
