@@ -21,7 +21,7 @@ from medserve.spec.volumes import CodedTerm, SegmentCoding
 from medserve.tasks.result import Provenance
 from tests.volume_phantoms import as_bytes, dicom_slices, ramp, zipped
 
-__all__ = ["LABELS", "PROVENANCE", "RULES", "SECRETS", "answer_volume", "series", "write"]
+__all__ = ["CODES", "LABELS", "PROVENANCE", "RULES", "SECRETS", "answer_volume", "series", "write"]
 
 LABELS = ("background", "anterior", "posterior")
 PROVENANCE = Provenance("segmentation_3d", "1.2", "sha256:" + "0" * 64)
@@ -37,7 +37,7 @@ quiet_s = {quiet_s}
 results = ["seg", "sr"]
 """
 _HIPPOCAMPUS = CodedTerm("5366008", "Hippocampus")
-_CODES = {
+CODES = {
     "anterior": SegmentCoding(_HIPPOCAMPUS, CodedTerm("255549009", "Anterior")),
     "posterior": SegmentCoding(_HIPPOCAMPUS, CodedTerm("255551008", "Posterior")),
 }
@@ -86,5 +86,5 @@ def answer_volume(rule: Rule, files: Sequence[Path]) -> Answer:
     found = Segmentation(mask, source.geometry, LABELS)
     measures = found.to_result().measures
     is_labelmap = Kind.LABELMAP in rule.kinds
-    seg = dicom_seg.encode(found, source, _CODES, PROVENANCE, is_labelmap=is_labelmap)
+    seg = dicom_seg.encode(found, source, CODES, PROVENANCE, is_labelmap=is_labelmap)
     return Answer(PROVENANCE, (SegmentedFile(PROVENANCE, LABELS, measures, seg),))
