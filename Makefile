@@ -29,7 +29,7 @@ DIST ?= dist
 EXTRAS ?= serve,gateway,dicom
 
 .PHONY: dist wheelhouse help setup demo serve mar check test test-all lint format types protos docs image image-gpu smoke sbom \
-	scan manifests smoke-grpcurl bench bench-gateway bench-volumes bench-batch bench-sampling bench-frames bench-explanations \
+	scan manifests smoke-grpcurl bench bench-gateway bench-volumes bench-batch bench-endurance bench-sampling bench-frames bench-explanations \
 	train room clean
 
 help:  ## print this list
@@ -64,8 +64,8 @@ setup: .venv/web-dev  ## create .venv with everything for serving, training and 
 demo: .venv/serve  ## build the archives, start TorchServe, send real inputs, print the answers, stop
 	$(BIN)/medserve demo --store $(STORE) --out outputs
 
-serve: mar .venv/web  ## serve models, gateway and page on 127.0.0.1 until Ctrl-C
-	$(BIN)/medserve serve --store $(STORE)
+serve: mar .venv/web  ## serve models, gateway and page on 127.0.0.1 until Ctrl-C; ENGINE=direct: without Java
+	$(BIN)/medserve serve --store $(STORE) $(if $(ENGINE),--engine $(ENGINE))
 
 mar: .venv/serve  ## build model_store/*.mar; one room only: make mar MODEL=mednist
 	$(BIN)/medserve package $(or $(MODEL),--all) --store $(STORE)
@@ -109,6 +109,9 @@ bench-volumes: .venv/dev  ## measure volumes against MONAI and without a server 
 
 bench-batch: .venv/dev  ## measure batches: make bench-batch ARGS="rates" (or listing, kills; minutes)
 	$(BIN)/python -m benchmarks.batch $(ARGS)
+
+bench-endurance: .venv/dev  ## ask everything for long, or kill workers: make bench-endurance ARGS="soak" (or kills)
+	$(BIN)/python -m benchmarks.endurance $(ARGS)
 
 bench-sampling: .venv/dev  ## measure synthetic images, served and without a server (minutes)
 	$(BIN)/python -m benchmarks.sampling $(ARGS)

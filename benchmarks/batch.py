@@ -2,7 +2,7 @@
 
     python -m benchmarks.batch listing
     python -m benchmarks.batch rates --model blood_cell --runner local --workers 2
-    python -m benchmarks.batch kills
+    python -m benchmarks.batch kills --model segmentation_3d [--server]
 
 Each prints one line of JSON. A rate is that of a run from its first study to its last receipt, with
 reading, digests, answers and receipts on the disk; the reference is the same archive in as many
@@ -14,6 +14,7 @@ with all cores busy, they are what bounds a rate.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import math
@@ -22,11 +23,13 @@ import os
 import random
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +39,8 @@ from typing import Any
 import psutil
 
 from benchmarks.archives import build_or_take, unpack
-from benchmarks.processes import family_usage
+from benchmarks.endurance import serving
+from benchmarks.processes import family_usage, free_port
 from medserve.archive.read import golden_input, verify_archive
 from medserve.batch import worker
 from medserve.batch.local import LocalRun, of_shard
@@ -49,7 +53,7 @@ from medserve.client import Limits
 from medserve.cores import available_cores
 from medserve.spec import Task
 
-__all__ = ["measure_kills", "measure_listing", "measure_rates"]
+__all__ = ["Kills", "measure_kills", "measure_listing", "measure_rates"]
 
 _START_S = 300.0
 
@@ -218,47 +222,126 @@ def _params(task: Task) -> dict[str, Any]:
     return {} if task is Task.CLASSIFICATION else {"output": "json"}
 
 
-def measure_kills(archive: Path, folder: Path, kills: int = 20, studies: int = 300) -> Any:
-    """Kill the runner or one of its workers at chance moments; count what was repeated or lost."""
-    chance = random.Random(23)
-    source = folder / "studies"
+@dataclass(frozen=True)
+class Kills:
+    """What a batch has to survive.
+
+    Attributes:
+        count: How often something is killed; at least 1 s after the last time.
+        studies: In the batch; every one is a copy of the archive's golden input.
+        server: Whether a server answers, which is killed too; else the archive in processes of the
+            runner, of which one is killed.
+    """
+
+    count: int = 20
+    studies: int = 300
+    server: bool = False
+
+
+def measure_kills(archive: Path, folder: Path, plan: Kills) -> dict[str, Any]:
+    """Kill the runner, or what answers, at chance moments; count what was repeated or lost."""
+    source, out = folder / "studies", folder / "out"
     source.mkdir()
-    content = golden_input(archive)
-    for number in range(studies):
-        (source / f"{number}.png").write_bytes(content)
-    out = folder / "out"
+    info, content = verify_archive(archive), golden_input(archive)
+    suffix = "png" if info.spec.task is Task.CLASSIFICATION else "nii.gz"
+    for number in range(plan.studies):
+        (source / f"{number}.{suffix}").write_bytes(content)
+    undisturbed = ["--archive", str(archive), "--workers", "2"]
+    with contextlib.ExitStack() as stack:
+        victim: _Workers | _Server = _Workers(archive)
+        if plan.server:
+            victim = _Server(archive, info.name, folder)
+            stack.callback(victim.end)
+        killed, repeated, done = _kill(source, out, victim, plan)
+    _command(source, undisturbed, folder / "undisturbed").wait()
+    return {
+        "model": info.name,
+        "killed": killed,
+        "repeated": repeated,
+        "lost": plan.studies - done,
+        "equal": _table(out) == _table(folder / "undisturbed"),
+    }
+
+
+def _kill(
+    source: Path, out: Path, victim: _Workers | _Server, plan: Kills
+) -> tuple[Counter[str], int, int]:
+    """Return how often was killed what, how many studies were repeated, and how many are done."""
+    chance, killed, repeated = random.Random(23), Counter[str](), 0
     done: dict[str, float] = {}
-    killed = {"runner": 0, "worker": 0}
-    repeated = 0
+    running = _command(source, victim.flags, out)
     while True:
-        running = _command(source, archive, out)
-        if sum(killed.values()) < kills:
-            time.sleep(1.0 + chance.random() * 2.0)
-            whom = chance.choice(("runner", "worker"))
-            family = psutil.Process(running.pid).children(recursive=True)
-            if running.poll() is None and (whom == "runner" or family):
-                (running if whom == "runner" else chance.choice(family)).kill()
-                killed[whom] += 1
-            if whom == "worker":
-                time.sleep(chance.random())
+        kills = killed.total() < plan.count
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(1.0 + chance.random() * 2.0 if kills else None)
+        if running.poll() is None:
+            whom = chance.choice(("runner", victim.name))
+            killed[whom] += 1
+            if whom == "runner":
                 running.kill()
-        code = running.wait()
+                running.wait()
+            else:
+                victim.kill(running.pid, chance)
         found = {each.key: each.started_at for each in BatchFolder(out).receipts()}
         repeated += sum(found[key] != started for key, started in done.items())
         done = found
-        if len(done) == studies and sum(killed.values()) >= kills and code == 0:
-            break
-    _command(source, archive, folder / "undisturbed").wait()
-    equal = _table(out) == _table(folder / "undisturbed")
-    return {
-        "killed": killed, "repeated": repeated, "lost": studies - len(done), "equal": equal,
-    }  # fmt: skip
+        if running.poll() is None:
+            continue
+        if len(done) == plan.studies and running.returncode == 0:
+            return killed, repeated, len(done)
+        if running.returncode not in (0, 2, -signal.SIGKILL):  # 2: the server was gone
+            raise SystemExit(f"expected the run to answer every study, got {running.returncode}")
+        running = _command(source, victim.flags, out)
 
 
-def _command(source: Path, archive: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "medserve", "batch", source, "--archive", archive]
+class _Workers:
+    """The processes of a runner that hold the archive."""
+
+    name = "worker"
+
+    def __init__(self, archive: Path) -> None:
+        self.flags = ["--archive", str(archive), "--workers", "2"]
+
+    def kill(self, runner: int, chance: random.Random) -> None:
+        """End one of them."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if processes := psutil.Process(runner).children(recursive=True):
+                chance.choice(processes).kill()
+
+
+class _Server:
+    """`medserve serve`, with its engine and workers."""
+
+    name = "server"
+
+    def __init__(self, archive: Path, model: str, scratch: Path) -> None:
+        self._archive, self._model, self._scratch = archive, model, scratch
+        self._port = free_port()
+        self.flags = ["--server", f"127.0.0.1:{self._port}", "--model", model, "--workers", "4"]
+        self._begin()
+
+    def _begin(self) -> None:
+        self._running = contextlib.ExitStack()
+        found = serving(self._archive.parent, self._model, self._scratch, self._port)
+        self._pid = self._running.enter_context(found).pid
+
+    def kill(self, runner: int, chance: random.Random) -> None:
+        """End it as no signal can be heard, and start the next one a moment later."""
+        assert self._pid is not None
+        os.kill(self._pid, signal.SIGKILL)
+        self.end()
+        time.sleep(chance.random())
+        self._begin()
+
+    def end(self) -> None:
+        """End it for good."""
+        self._running.close()
+
+
+def _command(source: Path, flags: Sequence[str], out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "medserve", "batch", str(source), *flags]
     return subprocess.Popen(
-        [*map(str, command), "--out", str(out), "--workers", "2", "--progress", "none"],
+        [*command, "--out", str(out), "--progress", "none"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -277,7 +360,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--archive", type=Path)
     parser.add_argument("--runner", choices=("local", "ray"), default="local")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--studies", type=int, default=1000)
+    parser.add_argument("--studies", type=int, default=1000, help="of rates; kills have 300")
+    parser.add_argument("--server", action="store_true", help="kill a server, not workers")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="medserve-bench-") as name:
@@ -287,7 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         archive = build_or_take(given.archive, given.model, folder)
         if given.what == "kills":
-            print(json.dumps(measure_kills(archive, folder)))
+            print(json.dumps(measure_kills(archive, folder, Kills(server=given.server))))
             return
         plan = Plan(archive, given.runner, given.workers, given.studies, rounds=given.rounds)
         print(json.dumps(measure_rates(plan, folder)))

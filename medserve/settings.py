@@ -6,6 +6,8 @@
 | `MEDSERVE_TOKEN` | token for a gateway that asks for one | none |
 | `MEDSERVE_CA_FILE` | certificates (PEM) to trust; turns TLS on in the client | none |
 | `MEDSERVE_STORE` | folder of the model archives | `model_store` |
+| `MEDSERVE_ENGINE_KIND` | what executes the archives: `torchserve` or `direct` | `torchserve` |
+| `MEDSERVE_TRUST` | public keys (PEM), by one of which every archive has to be signed | none |
 | `MEDSERVE_DICOM_TOKEN` | bearer token that the DICOM node shows to a STOW-RS service | none |
 
 A flag beats the environment, the environment beats the default. What a worker process reads
@@ -14,6 +16,7 @@ A flag beats the environment, the environment beats the default. What a worker p
 
 from __future__ import annotations
 
+import enum
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,11 +24,27 @@ from pathlib import Path
 
 from medserve.errors import ConfigError
 
-__all__ = ["Address", "Settings"]
+__all__ = ["Address", "EngineKind", "Settings"]
 
-_KNOWN = frozenset(
-    f"MEDSERVE_{name}" for name in ("ADDRESS", "TOKEN", "CA_FILE", "STORE", "DICOM_TOKEN")
-)
+_NAMES = ("ADDRESS", "TOKEN", "CA_FILE", "STORE", "TRUST", "ENGINE_KIND", "DICOM_TOKEN")
+_KNOWN = frozenset(f"MEDSERVE_{name}" for name in _NAMES)
+
+
+class EngineKind(enum.StrEnum):
+    """What executes the archives behind the gateway."""
+
+    TORCHSERVE = "torchserve"
+    DIRECT = "direct"
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> EngineKind:
+        """Read a name; ConfigError names `source`."""
+        try:
+            return cls(text.strip())
+        except ValueError:
+            raise ConfigError(
+                f"{source}: expected {' or '.join(cls)}, got {text.strip()!r}"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,8 @@ class Settings:
     token: str | None = field(default=None, repr=False)  # a secret: never printed
     ca_file: Path | None = None
     store: Path = Path("model_store")
+    engine_kind: EngineKind = EngineKind.TORCHSERVE
+    trust: Path | None = None
     dicom_token: str | None = field(default=None, repr=False)  # a secret, too
 
     @classmethod
@@ -74,6 +95,10 @@ class Settings:
             token=_token(given, "MEDSERVE_TOKEN"),
             ca_file=_file(given, "MEDSERVE_CA_FILE"),
             store=Path(given.get("MEDSERVE_STORE", default.store)),
+            engine_kind=EngineKind.parse(
+                given.get("MEDSERVE_ENGINE_KIND", default.engine_kind), "MEDSERVE_ENGINE_KIND"
+            ),
+            trust=_file(given, "MEDSERVE_TRUST"),
             dicom_token=_token(given, "MEDSERVE_DICOM_TOKEN"),
         )
 

@@ -26,6 +26,11 @@ _LOCK = REPOSITORY / "package-lock.json"
 _BUILD = REPOSITORY / "build" / "web"
 _VENDOR = REPOSITORY / "medserve" / "gateway" / "faces" / "page" / "static" / "vendor"
 _STAMP = "made-from.json"
+_FILES = (  # package, file in it, name of the copy
+    ("@niivue/niivue", "dist/index.js", "niivue-{}.js"),
+    ("swagger-ui-dist", "swagger-ui-bundle.js", "swagger-ui-{}.js"),
+    ("swagger-ui-dist", "swagger-ui.css", "swagger-ui-{}.css"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if run.returncode:
         print("npm could not install the page's assets", file=sys.stderr)
         return run.returncode
-    _copy_viewer()
+    _copy()
     (_VENDOR / _STAMP).write_text(json.dumps(_state(dev)) + "\n", encoding="utf-8")
     return 0
 
@@ -65,14 +70,15 @@ def _state(dev: bool) -> dict[str, object]:
     }
 
 
-def _copy_viewer() -> None:
-    """NiiVue as one file: the bundle that its package brings along."""
-    package = _BUILD / "node_modules" / "@niivue" / "niivue"
-    version = json.loads((package / "package.json").read_text(encoding="utf-8"))["version"]
+def _copy() -> None:
+    """Copy the bundles that the packages bring along, their versions in the names."""
     shutil.rmtree(_VENDOR, ignore_errors=True)
     _VENDOR.mkdir(parents=True)
     (_VENDOR / ".gitignore").write_text("*\n", encoding="utf-8")  # nothing here is committed
-    shutil.copy2(package / "dist" / "index.js", _VENDOR / f"niivue-{version}.js")
+    for name, file, target in _FILES:
+        package = _BUILD / "node_modules" / name
+        version = json.loads((package / "package.json").read_text(encoding="utf-8"))["version"]
+        shutil.copy2(package / file, _VENDOR / target.format(version))
     (_VENDOR / "LICENSES.txt").write_text(_licences(), encoding="utf-8")
 
 

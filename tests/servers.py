@@ -1,8 +1,9 @@
-"""One TorchServe, and gateways before it, for all tests that talk to real servers.
+"""One engine, and gateways before it, for all tests that talk to real servers.
 
-- `torchserve`: a `medserve.engine.torchserve.Server`, proven ready, on free ports of loopback. It
-  serves every model of `FIXTURE_ROOMS` (small ones, whose right answers are known) and every room
-  of the checkout whose trained weights are committed;
+- `backend`: the engine, TorchServe or the direct one (`pytest --engine direct`). It serves every
+  model of `FIXTURE_ROOMS` (small ones, whose right answers are known) and every room of the
+  checkout whose trained weights are committed;
+- `torchserve`: the `medserve.engine.torchserve.Server` in it; its tests skip on another engine;
 - `served`: a gateway with its page before it, every model serving; clients go to
   `served.addresses.grpc`, or take the fixture `address`;
 - `servers.gateway(...)`: one more gateway, with settings of its own.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,13 @@ import pytest
 
 from medserve.archive.build import room_names
 from medserve.engine.torchserve.java import find_java
-from medserve.engine.torchserve.lifecycle import Server, ServerConfig
+from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import ArchiveError, ConfigError
 from medserve.gateway.server import GatewayServer
+from medserve.settings import EngineKind
 from tests.archives import FIXTURE_ROOMS, packaged, packaged_fixture
-from tests.gateway.running import running_gateway, settings_for
+from tests.backends import Backend, TorchServeBackend, running_backend
+from tests.gateway.running import running_gateway
 from tests.tiny_room import REPOSITORY
 
 __all__ = ["Servers"]
@@ -36,12 +40,31 @@ __all__ = ["Servers"]
 _RUNNING = pytest.StashKey["Servers"]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--engine`."""
+    parser.addoption(
+        "--engine",
+        choices=tuple(EngineKind),
+        default=os.environ.get("MEDSERVE_TEST_ENGINE", EngineKind.TORCHSERVE.value),
+        help="what executes the archives in tests of real servers",
+    )
+
+
 @pytest.fixture(scope="session")
-def engine_installed() -> None:
-    """Skip with the reason where TorchServe or Java is missing; who starts a server uses it."""
-    for module in ("ts", "model_archiver", "onnxruntime", "openvino"):
+def engine_kind(pytestconfig: pytest.Config) -> EngineKind:
+    """The engine that this run tests."""
+    return EngineKind(pytestconfig.getoption("--engine"))
+
+
+@pytest.fixture(scope="session")
+def engine_installed(engine_kind: EngineKind) -> None:
+    """Skip with the reason where the engine or Java is missing; who starts a server uses it."""
+    torchserve = ("ts",) if engine_kind is EngineKind.TORCHSERVE else ()
+    for module in (*torchserve, "model_archiver", "onnxruntime", "openvino"):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed; pip install -e '.[serve]'")
+    if not torchserve:
+        return
     try:
         find_java()
     except ConfigError as error:
@@ -49,18 +72,17 @@ def engine_installed() -> None:
 
 
 class Servers:
-    """The running server and the gateways before it."""
+    """The running engine and the gateways before it."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, kind: EngineKind) -> None:
         self._running = contextlib.ExitStack()
         # a dozen workers start at once
-        config = ServerConfig(store=store, start_timeout_s=400)
-        self.torchserve = self._running.enter_context(Server(config))
+        running = running_backend(kind, store, start_timeout_s=400)
+        self.backend = self._running.enter_context(running)
 
     def gateway(self, **changes: Any) -> GatewayServer:
-        """Start a gateway before the server; it stops with it."""
-        settings = settings_for(self.torchserve, **changes)
-        return self._running.enter_context(running_gateway(settings))
+        """Start a gateway before the engine; it stops with it."""
+        return self._running.enter_context(running_gateway(*self.backend.before(**changes)))
 
     def stop(self) -> None:
         """Stop all of it; a second time does nothing."""
@@ -90,18 +112,28 @@ def served_store(engine_installed: None, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def servers(served_store: Path, pytestconfig: pytest.Config) -> Iterator[Servers]:
-    """The server and its gateways."""
-    running = Servers(served_store)
+def servers(
+    served_store: Path, engine_kind: EngineKind, pytestconfig: pytest.Config
+) -> Iterator[Servers]:
+    """The engine and its gateways."""
+    running = Servers(served_store, engine_kind)
     pytestconfig.stash[_RUNNING] = running
     yield running
     running.stop()
 
 
 @pytest.fixture(scope="session")
+def backend(servers: Servers) -> Backend:
+    """The engine behind the gateways."""
+    return servers.backend
+
+
+@pytest.fixture(scope="session")
 def torchserve(servers: Servers) -> Server:
     """The server behind the gateways, for tests of TorchServe itself."""
-    return servers.torchserve
+    if not isinstance(servers.backend, TorchServeBackend):
+        pytest.skip("a test of TorchServe itself; this run has another engine")
+    return servers.backend.server
 
 
 @pytest.fixture(scope="session")
@@ -110,8 +142,8 @@ def served(servers: Servers) -> GatewayServer:
     return servers.gateway(
         page=True,
         canary_timeout_s=30.0,
-        cancelled_dir=servers.torchserve.cancelled_dir,
-        upload_dir=servers.torchserve.upload_dir,
+        cancelled_dir=servers.backend.cancelled_dir,
+        upload_dir=servers.backend.upload_dir,
     )
 
 

@@ -24,10 +24,12 @@ def test_every_variable_is_taken(tmp_path: Path) -> None:
             "MEDSERVE_TOKEN": "k3y",
             "MEDSERVE_CA_FILE": str(certificate),
             "MEDSERVE_STORE": str(tmp_path),
+            "MEDSERVE_TRUST": str(certificate),
         }
     )
     assert settings.address == Address("models.example", 443)
-    assert (settings.token, settings.ca_file, settings.store) == ("k3y", certificate, tmp_path)
+    assert (settings.token, settings.store) == ("k3y", tmp_path)
+    assert (settings.ca_file, settings.trust) == (certificate, certificate)
 
 
 def test_an_empty_variable_counts_as_absent() -> None:

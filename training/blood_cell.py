@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,10 @@ from training.cells.kinds import FOLDERS, with_kinds
 from training.cells.module import CellClassifier
 from training.classification import data
 from training.classification import ship as shipping
-from training.classification.evaluation import EvaluationRequest, evaluate_classifier
 from training.classification.fit import fit_classifier
 from training.core.config import FitConfig, Setting, TrainPrecision, run, write
 
-__all__ = ["NAME", "TrainConfig", "evaluate", "main"]
+__all__ = ["NAME", "TrainConfig", "main"]
 
 NAME = "blood_cell"
 
@@ -97,11 +95,6 @@ def main(config: TrainConfig) -> None:
     folder = shipping.ship_classifier(fitted, shipment)
     if config.install:
         shipping.install(folder, NAME)
-
-
-def evaluate(request: EvaluationRequest) -> None:
-    """Measure the shipped artifact (or another) on labelled images."""
-    evaluate_classifier(NAME, dataclasses.replace(request, folders=FOLDERS))
 
 
 if __name__ == "__main__":

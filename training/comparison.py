@@ -110,9 +110,10 @@ def _held(config: ComparisonConfig) -> Held:
     if config.part not in ("test", "validation"):
         raise ConfigError(f"expected --part to be test or validation, got {config.part!r}")
     split_of = read_split(models.room(config.room) / "weights" / "split.csv")
+    label_of = labelled_files(config.data_dir, spec.labels)
     chosen = [
         path
-        for path in labelled_files(config.data_dir, spec.labels)
+        for path in label_of
         if split_of.get(path.relative_to(config.data_dir).as_posix()) == config.part
     ]
     if not chosen:
@@ -125,7 +126,7 @@ def _held(config: ComparisonConfig) -> Held:
     if skipped:
         raise ConfigError(f"{skipped[0]}: expected an image that serving accepts")
     names = tuple(path.relative_to(config.data_dir).as_posix() for path, _ in found)
-    label_ids = [spec.labels.index(name.partition("/")[0]) for name in names]
+    label_ids = [spec.labels.index(label_of[path]) for path, _ in found]
     planes = np.stack([plane for _, plane in found])
     return Held(names, planes, np.array(label_ids, dtype=np.int64))
 

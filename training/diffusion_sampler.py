@@ -2,7 +2,8 @@
 
     python -m training.diffusion_sampler --data-dir BrainMRI --out-dir runs/diffusion_sampler
 
-Every key of the configuration file is a flag as well, and a flag beats the file.
+Every key of the configuration file is a flag as well, and a flag beats the file. A file that gives
+betas describes a DDPM: linear betas, and a network that says the noise.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import models
 from training.classification import data
 from training.core.config import run, write
 from training.core.files import require_folder
-from training.core.fit import Fitted, checkpoints_of, load_best
+from training.core.fit import Fitted, checkpoints_of, load_best, start_from
 from training.core.ini import parse_with_file
 from training.diffusion import extractor
 from training.diffusion.evaluation import DiffusionEvaluation, evaluate_diffusion
@@ -27,10 +28,10 @@ from training.diffusion.fit import SCORE, ImageMetric, fit_diffusion
 from training.diffusion.images import FolderRequest, read_folder
 from training.diffusion.module import Diffusion
 from training.diffusion.networks import build
-from training.diffusion.settings import INI_KEYS, DiffusionConfig
+from training.diffusion.settings import INI_KEYS, DiffusionConfig, implied
 from training.diffusion.ship import NAME, Shipment
 
-__all__ = ["EVALUATION", "NAME", "evaluate", "main", "train_network"]
+__all__ = ["EVALUATION", "NAME", "evaluate", "main", "new_module", "train_network"]
 
 EVALUATION = DiffusionEvaluation
 
@@ -47,8 +48,11 @@ def main(config: DiffusionConfig) -> None:
     if config.finish:
         folder = require_folder(config.out_dir, "--out-dir")
         checkpoint = checkpoints_of(folder) / "best.ckpt"
-        fitted = load_best(_module(config, train), checkpoint, SCORE)
+        fitted = load_best(new_module(config, train), checkpoint, SCORE)
     else:
+        new_module(
+            config, train
+        )  # refuses a checkpoint that does not fit before anything is trained
         write(config, config.out_dir / "config.json")
         data.write_split(config.out_dir / "split.csv", images, parts)
         fitted = train_network(config, train, validation)
@@ -65,7 +69,7 @@ def train_network(
         torch.save(extractor.train_extractor(train, seed=config.seed).state_dict(), extractor_path)
     feature_network = extractor.load_extractor(extractor_path, config.channels, len(train.labels))
     metric = ImageMetric(validation, feature_network, config.out_dir, config.mirror)
-    return fit_diffusion(_module(config, train), train, metric, config.out_dir)
+    return fit_diffusion(new_module(config, train), train, metric, config.out_dir)
 
 
 def evaluate(config: DiffusionEvaluation) -> None:
@@ -73,10 +77,14 @@ def evaluate(config: DiffusionEvaluation) -> None:
     evaluate_diffusion(config)
 
 
-def _module(config: DiffusionConfig, train: data.LabelledImages) -> Diffusion:
+def new_module(config: DiffusionConfig, train: data.LabelledImages) -> Diffusion:
+    """Return the network before its training: of random weights, or of those of `config.model`."""
     lightning.seed_everything(config.seed, verbose=False)
     classes = len(train.labels) if config.conditional else 0
-    return Diffusion(build(config, classes), classes, config)
+    module = Diffusion(build(config, classes), classes, config)
+    if config.model is not None:
+        start_from(module, config.model)
+    return module
 
 
 def _room() -> Path:
@@ -84,7 +92,7 @@ def _room() -> Path:
 
 
 def _read(config: type[DiffusionConfig], arguments: Sequence[str] | None) -> DiffusionConfig:
-    return parse_with_file(config, arguments, INI_KEYS)
+    return parse_with_file(config, arguments, INI_KEYS, implied)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Evaluate a shipped model: `python -m training.evaluate mednist --data-dir DIR --out DIR`.
+"""Evaluate a model: `python -m training.evaluate mednist --data-dir DIR --out DIR`.
 
-Every room of classification and of volumes can be named. A `training/<name>.py` may bring a
-function `evaluate(request)` of its own; one that asks for more than the flags here names a
-configuration, `EVALUATION`, which extends `EvaluateConfig` and is handed over as it is.
+The model is a room or an archive (`model_store/liver-1.0.mar`). A room whose evaluation asks for
+more than the flags here names a configuration in its `training/<name>.py`, `EVALUATION`, which
+extends `EvaluateConfig`, and a function `evaluate` that takes it; `FOLDERS` there names the label
+of each folder of images that has another name.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from typing import Annotated, Any
 import models
 from medserve.errors import ConfigError
 from medserve.spec import EngineName, Task
-from training.classification.evaluation import EvaluationRequest, evaluate_classifier
+from training.classification.evaluation import evaluate_classifier
 from training.core.config import Setting, parse, run
+from training.core.evaluation import EvaluationRequest, measured_model
+from training.frames.evaluation import evaluate_frames
 from training.volumes.evaluation import evaluate_segmentation
 
 __all__ = ["EvaluateConfig", "main"]
 
-_BY_TASK: Mapping[Task, Callable[[str, EvaluationRequest], object]] = {
+_BY_TASK: Mapping[Task, Callable[[EvaluationRequest], object]] = {
     Task.CLASSIFICATION: evaluate_classifier,
     Task.VOLUMES: evaluate_segmentation,
+    Task.FRAMES: evaluate_frames,
 }
 
 
@@ -34,14 +38,18 @@ _BY_TASK: Mapping[Task, Callable[[str, EvaluationRequest], object]] = {
 class EvaluateConfig:
     """Evaluate a shipped artifact on labelled images, by the code that serving uses."""
 
-    model: Annotated[str, Setting("name of a room", positional=True)]
-    data_dir: Annotated[Path, Setting("folder with one folder of images per label")] = Path("data")
+    model: Annotated[str, Setting("name of a room, or an archive (.mar)", positional=True)]
+    data_dir: Annotated[
+        Path, Setting("one folder of images per label, an npz, or images with masks")
+    ] = Path("data")
     out: Annotated[Path, Setting("folder for metrics.json and report.html")] = Path(
         "outputs/evaluation"
     )
     weights: Annotated[Path | None, Setting("folder of another artifact than the shipped")] = None
     split: Annotated[Path | None, Setting("split.csv of a training: evaluate a part only")] = None
-    part: Annotated[str, Setting("which part of --split: train, validation or test")] = "test"
+    part: Annotated[
+        str, Setting("which part of --split or of an npz: train, validation or test")
+    ] = "test"
     foreign_dir: Annotated[
         Path | None, Setting("images it should call unlike, one folder per kind")
     ] = None
@@ -51,41 +59,30 @@ class EvaluateConfig:
 
 
 def main(config: EvaluateConfig) -> None:
-    """Hand the request to the room's own training module, or to its task's."""
-    models.room(config.model, config.variant)  # names those there are where it is not one
-    own = _own(config.model, "evaluate")
-    if own is not None:
-        own(config if type(config) is not EvaluateConfig else _request(config))
+    """Hand the request to the task of the model, or to what its own training module brings."""
+    if type(config) is not EvaluateConfig:
+        _own(config.model, "evaluate")(config)
         return
-    task = models.spec(config.model, config.variant).task
-    if task not in _BY_TASK:
-        raise ConfigError(
-            f"{config.model}: expected a function evaluate in training/{config.model}.py, as "
-            f"models of {task} are measured in a way of their own; there is none"
-        )
-    _BY_TASK[task](config.model, _request(config))
+    with measured_model(config.model, config.variant, config.weights) as (spec, weights):
+        if spec.task not in _BY_TASK:
+            raise ConfigError(
+                f"{config.model}: expected a model that classifies or segments, got one of "
+                f"{spec.task}; it is measured by the name of its room"
+            )
+        request = EvaluationRequest(
+            spec, weights, config.data_dir, config.out, config.split, config.part,
+            config.foreign_dir, config.engine, config.threads,
+            folders=_own(config.model, "FOLDERS") or {},
+        )  # fmt: skip
+        _BY_TASK[spec.task](request)
 
 
 def _own(name: str, attribute: str) -> Any:
-    """What the module of a room's training brings of this name, or None."""
+    """Return what the module of a room's training brings of this name, or None."""
     module = f"training.{name}"
-    if importlib.util.find_spec(module) is None:
+    if name not in models.names() or importlib.util.find_spec(module) is None:
         return None
     return getattr(importlib.import_module(module), attribute, None)
-
-
-def _request(config: EvaluateConfig) -> EvaluationRequest:
-    return EvaluationRequest(
-        data_dir=config.data_dir,
-        out_dir=config.out,
-        weights=config.weights,
-        split=config.split,
-        part=config.part,
-        foreign_dir=config.foreign_dir,
-        engine=config.engine,
-        threads=config.threads,
-        variant=config.variant,
-    )
 
 
 def _read(config: type[EvaluateConfig], arguments: Sequence[str] | None) -> EvaluateConfig:

@@ -207,7 +207,6 @@ def main(config: MedNetConfig) -> None:
         config.data_dir,
         config.out_dir,
         config.foreign_dir,
-        variant=VARIANT,
     )
     folder = shipping.ship_classifier(fitted, shipment)
     if config.install:

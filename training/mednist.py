@@ -61,7 +61,6 @@ def main(config: TrainConfig) -> None:
     fitted = fit_classifier(module, train, validation, config.out_dir)
     shipment = shipping.Shipment(
         spec, train, validation, config.data_dir, config.out_dir, config.foreign_dir,
-        variant=config.variant,
     )  # fmt: skip
     folder = shipping.ship_classifier(fitted, shipment)
     if config.install:

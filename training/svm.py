@@ -34,10 +34,11 @@ from training.classification import data
 from training.classification import ship as shipping
 from training.classification.calibration import fit_temperature
 from training.classification.data import LabelledImages
-from training.classification.evaluation import EvaluationRequest, evaluate_classifier
+from training.classification.evaluation import evaluate_classifier
 from training.classification.novelty import BLANK, fit_novelty
 from training.classification.svm_export import TOLERANCE, ServedSvm, export_svm, fitted_parts
 from training.core.config import Setting, run, write
+from training.core.evaluation import EvaluationRequest
 from training.core.files import write_json
 
 __all__ = ["GRID", "NAME", "VARIANT", "Shrink", "SvmConfig", "build", "main", "search"]
@@ -266,16 +267,11 @@ def _write_golden(folder: Path, served: ServedSvm) -> None:
 
 def _measure(config: SvmConfig, folder: Path) -> dict[str, Any]:
     return evaluate_classifier(
-        NAME,
         EvaluationRequest(
-            data_dir=config.data_dir,
-            out_dir=config.out_dir / "report",
-            weights=folder,
-            split=folder / "split.csv",
-            foreign_dir=config.foreign_dir,
-            variant=VARIANT,
-        ),
-    )
+            models.spec(NAME, VARIANT), folder, config.data_dir, config.out_dir / "report",
+            folder / "split.csv", foreign_dir=config.foreign_dir,
+        )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

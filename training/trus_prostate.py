@@ -34,23 +34,22 @@ from medserve.spec import ModelSpec
 from models.trus_prostate.network import SIDES_DIVIDE_BY, build, load_encoder
 from simulation.simulated_set import SimulateConfig, simulate_set
 from training.core.config import Setting, run, write
+from training.core.evaluation import EvaluationRequest
 from training.core.export import require_agreement
 from training.core.files import require_folder, write_json
 from training.core.fit import Fitted, load_best
 from training.core.split import Split, write_split
-from training.evaluate import EvaluateConfig
 from training.frames import fold_table
 from training.frames.compare import CompareConfig, compare
 from training.frames.config import FrameConfig
 from training.frames.data import LoadedFrame, find_frames, load_frames, mask_shares, split_frames
-from training.frames.evaluation import FrameEvaluation, evaluate_frames
+from training.frames.evaluation import evaluate_frames
 from training.frames.fit import fit_frames
 from training.frames.module import SCORE, FrameSegmenter
 from training.frames.sheets import SheetsConfig, write_sheets
 from training.frames.ship import Shipment, install, ship
 
-__all__ = ["EVALUATION", "NAME", "TrainConfig", "TrusEvaluateConfig", "evaluate", "main",
-           "run_command"]  # fmt: skip
+__all__ = ["NAME", "TrainConfig", "main", "run_command"]
 
 _log = logging.getLogger(__name__)
 
@@ -78,19 +77,6 @@ class TrainConfig(FrameConfig):
     ] = False
     install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
     variant: Annotated[str, Setting("of the room that --install writes; empty: the room")] = ""
-
-
-@dataclass(frozen=True)
-class TrusEvaluateConfig(EvaluateConfig):
-    """Evaluate the artifact on frames with masks, on their own pixels."""
-
-    data_dir: Annotated[Path, Setting("folder with the folders images and masks")] = Path(
-        "data/trus"
-    )
-    variant: Annotated[str, Setting("of the room, such as busi; empty: what ships")] = ""
-
-
-EVALUATION = TrusEvaluateConfig
 
 
 def main(config: TrainConfig) -> None:
@@ -125,36 +111,13 @@ def main(config: TrainConfig) -> None:
         install(folder, config.out_dir, NAME, config.variant)
 
 
-def evaluate(config: TrusEvaluateConfig) -> None:
-    """Measure the shipped artifact, a variant or another on frames with masks.
-
-    An artifact of a training brings its own `model-config.yaml`, which then counts.
-    """
-    if config.foreign_dir is not None:
-        raise ConfigError("expected no --foreign-dir: a segmentation has no measure of novelty")
-    room = models.room(NAME, config.variant)
-    weights = config.weights or room / "weights"
-    own = weights / CONFIG
-    request = FrameEvaluation(
-        spec=ModelSpec.from_file(own if own.is_file() else room / CONFIG),
-        weights=weights,
-        data_dir=config.data_dir,
-        out_dir=config.out,
-        split=config.split,
-        part=config.part,
-        engine=config.engine,
-        threads=config.threads,
-    )
-    evaluate_frames(request)
-
-
 def _report(config: TrainConfig, spec: ModelSpec, folder: Path, split: Split) -> dict[str, Any]:
     """Measure the artifact on frames that no training saw; without any, on all folds' frames.
 
     Returns what `training.json` says of it.
     """
     measured = evaluate_frames(
-        FrameEvaluation(
+        EvaluationRequest(
             spec, folder, config.data_dir, config.out_dir / "report", folder / "split.csv",
             "test" if split.test else "validation", threads=config.threads,
         )

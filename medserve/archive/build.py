@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from medserve import __version__
-from medserve.archive.read import CARD, MANIFEST, TORCHSERVE_MANIFEST, verify_archive
+from medserve.archive.read import CARD, MANIFEST, TORCHSERVE_MANIFEST, intact_archive
 from medserve.archive.requirements import reachable_files, required_distributions
 from medserve.errors import ArchiveError, ConfigError, UnknownModelError
 from medserve.spec import ModelSpec
@@ -135,7 +135,7 @@ def pack_archive(spec: ModelSpec, sources: Mapping[str, Path], store: Path, comm
         built = _run_archiver(spec, stage, Path(folder))
         normalised = Path(folder) / "normalised.mar"
         _normalise(built, normalised)
-        verify_archive(normalised)
+        intact_archive(normalised)
         _publish(normalised, target)
     return target
 

@@ -13,12 +13,14 @@ import re
 import stat
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
+from medserve.archive.steady_file import SteadyFile, open_steadily
+from medserve.archive.trust import Trust
 from medserve.errors import ArchiveError, ConfigError
 from medserve.spec import ModelSpec
 
@@ -30,6 +32,7 @@ __all__ = [
     "Member",
     "golden_input",
     "inspect_archive",
+    "intact_archive",
     "verify_archive",
 ]
 
@@ -78,6 +81,7 @@ class ArchiveInfo:
     card: str
     members: tuple[Member, ...]
     problems: tuple[str, ...]
+    signed_by: str = ""  # fingerprint of the trusted key; "" where no signature was asked for
 
     @property
     def name(self) -> str:
@@ -95,15 +99,37 @@ class ArchiveInfo:
         return not self.problems
 
 
-def verify_archive(path: Path) -> ArchiveInfo:
-    """Inspect `path`; ArchiveError if a single byte or name differs from its manifest."""
-    info = inspect_archive(path)
-    if info.problems:
-        more = f" (and {len(info.problems) - 1} more)" if len(info.problems) > 1 else ""
-        raise ArchiveError(
-            f"{path}: {info.problems[0]}{more}; build it again with `medserve package {info.name}`"
-        )
-    return info
+def verify_archive(path: Path, trust: Trust | None = None) -> ArchiveInfo:
+    """Inspect an archive that is to be used, and refuse what may not be.
+
+    Everything that loads an archive begins here. What is used afterwards has to be what was
+    verified: `medserve.archive.unpack` hands it over.
+
+    Args:
+        path: The archive; its signature lies beside it.
+        trust: The keys of which one has to have signed it, checked before the archive is looked
+            into; by default those of MEDSERVE_TRUST, and without that no signature is asked for.
+
+    Raises:
+        ArchiveError: a single byte or name differs from its manifest, or it is not signed so.
+        ConfigError: the file of trusted keys cannot be used.
+    """
+    trust = trust or Trust.from_environment()
+    reader, file = open_steadily(path)
+    with reader:
+        signed_by = trust.check(path, file.sha256) if trust else ""
+        with _zip(reader, path) as archive:
+            info = _inspect(archive, file, path)
+    return replace(_intact(info), signed_by=signed_by)
+
+
+def intact_archive(path: Path) -> ArchiveInfo:
+    """Inspect an archive that has just been built, or is about to be signed.
+
+    Raises:
+        ArchiveError: a single byte or name differs from its manifest.
+    """
+    return _intact(inspect_archive(path))
 
 
 def inspect_archive(path: Path) -> ArchiveInfo:
@@ -112,33 +138,47 @@ def inspect_archive(path: Path) -> ArchiveInfo:
     Raises:
         ArchiveError: the file is no archive of ours, or is built to harm its reader.
     """
-    with _open(path) as archive:
-        entries = _entries(archive, path)
-        raw = _read(archive, entries, MANIFEST, path)
-        manifest = _manifest(raw, path)
-        found = {name: _sha256(archive, entry) for name, entry in entries.items()}
-        members = tuple(
-            Member(name, entries[name].file_size, found[name], found[name] == digest)
-            for name, digest in sorted(manifest["members"].items())
-            if name in entries
+    reader, file = open_steadily(path)
+    with reader, _zip(reader, path) as archive:
+        return _inspect(archive, file, path)
+
+
+def _intact(info: ArchiveInfo) -> ArchiveInfo:
+    if info.problems:
+        more = f" (and {len(info.problems) - 1} more)" if len(info.problems) > 1 else ""
+        raise ArchiveError(
+            f"{info.path}: {info.problems[0]}{more}; build it again with "
+            f"`medserve package {info.name}`"
         )
-        problems = _compare(manifest["members"], found)
-        spec = _spec(archive, entries, path)
-        problems += _check_torchserve(archive, entries, spec, path)
-        if (spec.name, spec.version) != (manifest["name"], manifest["version"]):
-            problems.append(f"{_CONFIG} and {MANIFEST} name different models or versions")
-        card = _read(archive, entries, CARD, path).decode("utf-8", "replace")
+    return info
+
+
+def _inspect(archive: zipfile.ZipFile, file: SteadyFile, path: Path) -> ArchiveInfo:
+    entries = _entries(archive, file.size_bytes, path)
+    raw = _read(archive, entries, MANIFEST, path)
+    manifest = _manifest(raw, path)
+    found = {name: _sha256(archive, entry) for name, entry in entries.items()}
+    members = tuple(
+        Member(name, entries[name].file_size, found[name], found[name] == digest)
+        for name, digest in sorted(manifest["members"].items())
+        if name in entries
+    )
+    problems = _compare(manifest["members"], found)
+    spec = _spec(archive, entries, path)
+    problems += _check_torchserve(archive, entries, spec, path)
+    if (spec.name, spec.version) != (manifest["name"], manifest["version"]):
+        problems.append(f"{_CONFIG} and {MANIFEST} name different models or versions")
     return ArchiveInfo(
         path=path,
-        size_bytes=path.stat().st_size,
-        sha256=_file_sha256(path),
+        size_bytes=file.size_bytes,
+        sha256=file.sha256,
         digest=f"sha256:{hashlib.sha256(raw).hexdigest()}",
         spec=spec,
         medserve_version=manifest["medserve_version"],
         git_commit=manifest["git_commit"],
         versions=manifest["versions"],
         metrics=manifest["metrics"],
-        card=card,
+        card=_read(archive, entries, CARD, path).decode("utf-8", "replace"),
         members=members,
         problems=tuple(problems),
     )
@@ -146,26 +186,27 @@ def inspect_archive(path: Path) -> ArchiveInfo:
 
 def golden_input(path: Path) -> bytes:
     """The input that the archive proves itself with: the server's canary."""
-    with _open(path) as archive:
-        entries = _entries(archive, path)
-        for name in entries:
-            if name.startswith("golden_input."):
-                return _read(archive, entries, name, path)
+    try:
+        with path.open("rb") as file, _zip(file, path) as archive:
+            entries = _entries(archive, path.stat().st_size, path)
+            for name in entries:
+                if name.startswith("golden_input."):
+                    return _read(archive, entries, name, path)
+    except OSError as error:
+        raise ArchiveError(f"{path}: expected a readable archive: {error}") from error
     raise ArchiveError(f"{path}: expected a member golden_input.*, there is none")
 
 
-def _open(path: Path) -> zipfile.ZipFile:
+def _zip(file: BinaryIO, path: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(path)
-    except FileNotFoundError:
-        raise ArchiveError(f"{path}: no such file; build it with `medserve package NAME`") from None
+        return zipfile.ZipFile(file)
     except (OSError, zipfile.BadZipFile, ValueError) as error:
         raise ArchiveError(
             f"{path}: expected a model archive (.mar, a zip file), cannot read it as one: {error}"
         ) from error
 
 
-def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+def _entries(archive: zipfile.ZipFile, size_bytes: int, path: Path) -> dict[str, zipfile.ZipInfo]:
     """Members by name; refuses everything that could harm who reads or unpacks it."""
     entries: dict[str, zipfile.ZipInfo] = {}
     listed = [entry for entry in archive.infolist() if not entry.is_dir()]
@@ -187,7 +228,7 @@ def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
             )
         entries[name] = entry
     # Stored members cannot overlap honestly: more content than file is a decompression bomb.
-    if sum(entry.file_size for entry in listed) > path.stat().st_size:
+    if sum(entry.file_size for entry in listed) > size_bytes:
         raise ArchiveError(f"{path}: its members claim more bytes than the file has")
     return entries
 
@@ -218,11 +259,6 @@ def _sha256(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:
     except (zipfile.BadZipFile, OSError, EOFError):
         return ""
     return digest.hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _manifest(raw: bytes, path: Path) -> dict[str, Any]:

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from medserve.archive.decisions import Decisions
 from medserve.archive.read import ArchiveInfo, verify_archive
-from medserve.errors import ArchiveError, ConfigError, UnknownModelError
+from medserve.errors import ArchiveError, ConfigError, MedserveError, UnknownModelError
 
-__all__ = ["default_versions", "select_archives"]
+__all__ = ["default_versions", "name_the_damaged", "newer", "select_archives"]
+
+logger = logging.getLogger(__name__)
 
 _VERSION = re.compile(r"-\d.*$")  # of a file name; model names hold no hyphen
 
 
-def select_archives(store: Path, names: Sequence[str] = ()) -> list[ArchiveInfo]:
+def select_archives(
+    store: Path,
+    names: Sequence[str] = (),
+    decided: Decisions | None = None,
+    watched: bool = False,
+    refused: Callable[[MedserveError], None] | None = None,
+) -> list[ArchiveInfo]:
     """Every version of the models `names` (none given: of all), oldest first, each verified.
+
+    Args:
+        store: Folder of the archives.
+        names: Of the models.
+        decided: Versions that were removed by decision are left out.
+        watched: Versions that have come since the last decision are left to who watches the store.
+        refused: Hears of each archive that is damaged or altered, which is left out then.
 
     Raises:
         ArchiveError: the store is empty, or one archive is damaged or altered.
@@ -32,7 +49,15 @@ def select_archives(store: Path, names: Sequence[str] = ()) -> list[ArchiveInfo]
     for file in files:
         if names and not any(file.name.startswith(f"{name}-") for name in names):
             continue  # unasked for: a damaged stranger does not keep the others from starting
-        info = verify_archive(file)
+        try:
+            info = verify_archive(file)
+        except ArchiveError as error:
+            if refused is None:
+                raise
+            refused(error)
+            continue
+        if decided and not decided.of(info.name).serves(info.version, watched=watched):
+            continue
         if other := found.get((info.name, info.version)):
             raise ConfigError(
                 f"{other.path} and {file} both hold {info.name} {info.version}; remove one"
@@ -46,8 +71,12 @@ def select_archives(store: Path, names: Sequence[str] = ()) -> list[ArchiveInfo]
     return sorted(chosen, key=lambda info: (info.name, _order(info.version)))
 
 
-def default_versions(archives: Sequence[ArchiveInfo], wanted: Mapping[str, str]) -> dict[str, str]:
+def default_versions(
+    archives: Sequence[ArchiveInfo], wanted: Mapping[str, str], decided: Decisions | None = None
+) -> dict[str, str]:
     """The version that answers when a request names none: the highest, unless `wanted` says.
+
+    What was decided while serving counts where that version is there and `wanted` says nothing.
 
     Raises:
         ConfigError: a wanted version is not among the archives.
@@ -61,7 +90,22 @@ def default_versions(archives: Sequence[ArchiveInfo], wanted: Mapping[str, str])
             raise ConfigError(
                 f"default version: expected one of {there} for {name}, got {version!r}"
             )
-    return {name: wanted.get(name, listed[-1]) for name, listed in versions.items()}
+    kept = {
+        name: decided.of(name).default
+        for name, listed in versions.items()
+        if decided and decided.of(name).default in listed
+    }
+    return {name: listed[-1] for name, listed in versions.items()} | kept | dict(wanted)
+
+
+def name_the_damaged(error: MedserveError) -> None:
+    """Say in the log why an archive is left out."""
+    logger.warning("an archive of the store is not served: %s", error)
+
+
+def newer(version: str, than: str) -> bool:
+    """Return whether a version comes after another one."""
+    return _order(version) > _order(than)
 
 
 def _order(version: str) -> list[tuple[int, int | str]]:

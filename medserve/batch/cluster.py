@@ -23,6 +23,7 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
+from medserve.archive.trust import Trust
 from medserve.batch.asking import Target
 from medserve.batch.local import calls_of, of_shard
 from medserve.batch.processes import ArchiveAsker
@@ -56,6 +57,7 @@ class ClusterRun:
         actors: How many; None: as many as the cluster has cores for.
         per_call: How many studies one call may take.
         timeout_s: For one call; None: what the archive allows.
+        trust: By whose keys the archive has to be signed, on every machine of the cluster.
     """
 
     archive: Path
@@ -67,6 +69,7 @@ class ClusterRun:
     actors: int | None = None
     per_call: int = 1
     timeout_s: float | None = None
+    trust: Trust | None = None
 
     def run(self) -> Iterator[Counter[Became]]:
         """Answer the studies; gives what became of some of them, as it becomes known.
@@ -153,7 +156,9 @@ class _Actor:
 
     def __init__(self, run: ClusterRun) -> None:
         self._folder = BatchFolder(run.out)
-        self._asker = ArchiveAsker(run.archive, workers=1, threads=1, timeout_s=run.timeout_s)
+        self._asker = ArchiveAsker(
+            run.archive, workers=1, threads=1, timeout_s=run.timeout_s, trust=run.trust
+        )
         self._answering = Answering(self._folder, self._asker)
 
     def __call__(self, rows: arrow.Table) -> arrow.Table:

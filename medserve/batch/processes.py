@@ -8,7 +8,6 @@ import os
 import queue
 import subprocess
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from medserve.archive.read import ArchiveInfo, verify_archive
+from medserve.archive.trust import Trust
+from medserve.archive.unpack import unpack_archive
 from medserve.batch import worker
 from medserve.batch.asking import Outcome, Target, answer_of
 from medserve.cores import available_cores
@@ -54,6 +55,7 @@ class ArchiveAsker:
         workers: How many processes; by default one a core.
         threads: How many each of them computes with; by default the cores are shared out.
         timeout_s: For one call; by default what the archive allows.
+        trust: By whose keys the archive has to be signed; by default by those of MEDSERVE_TRUST.
     """
 
     def __init__(
@@ -63,8 +65,9 @@ class ArchiveAsker:
         *,
         threads: int | None = None,
         timeout_s: float | None = None,
+        trust: Trust | None = None,
     ) -> None:
-        info = verify_archive(archive)
+        info = verify_archive(archive, trust)
         self._target = archive_target(info)
         self._timeout_s = timeout_s or float(info.spec.serving.response_timeout)
         count = workers or available_cores()
@@ -74,8 +77,7 @@ class ArchiveAsker:
         self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._workers: list[_Worker] = []
         try:
-            with zipfile.ZipFile(archive) as packed:
-                packed.extractall(self._folder.path / "archive")
+            unpack_archive(info, self._folder.path / "archive")
             for _ in range(count):
                 self._workers.append(_Worker(self._folder.path / "archive", threads))
             with ThreadPoolExecutor(count) as pool:

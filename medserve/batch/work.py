@@ -19,8 +19,9 @@ from typing import Any
 import msgspec
 
 from medserve.batch.asking import Answer, Asker, Outcome, Target
-from medserve.batch.inputs import UnreadableInputError, read_input, stamp_of
+from medserve.batch.inputs import read_input, stamp_of
 from medserve.batch.receipts import BatchFolder, Receipt, text_of
+from medserve.batch.stores import UnreadableInputError
 from medserve.batch.studies import Study
 from medserve.client import Limits
 from medserve.errors import (

@@ -18,6 +18,7 @@ def token(
         list[str] | None, typer.Option(help="A model that it opens; every model if not given.")
     ] = None,
     days: Annotated[int | None, typer.Option(min=1, help="Days that it counts; no end.")] = None,
+    manage: Annotated[bool, typer.Option("--manage", help="Let it change what is served.")] = False,
 ) -> None:
     """Make a token, keep its hash in the file and print it once; a running gateway takes it over.
 
@@ -27,7 +28,7 @@ def token(
     from medserve.gateway.core.tokens import add_token, new_token
 
     expires = datetime.now(UTC).date() + timedelta(days=days) if days else None
-    text, entry = new_token(name, model or (EVERY_MODEL,), expires)
+    text, entry = new_token(name, model or (EVERY_MODEL,), expires, manages=manage)
     add_token(file, entry)
     typer.echo(text)
 

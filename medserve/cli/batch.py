@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 from medserve.archive.read import verify_archive
+from medserve.archive.trust import Trust
 from medserve.batch.asking import Asker, ServerAsker, Target
 from medserve.batch.local import LocalRun, of_shard
 from medserve.batch.processes import ArchiveAsker, archive_target
@@ -87,60 +88,74 @@ def _batch() -> None:
     """Answer thousands of studies, each once."""
 
 
-def run(
-    source: Annotated[
-        Path, typer.Argument(metavar="MANIFEST|DIR", help="A .csv, .jsonl, .parquet, or a folder.")
-    ],
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", file_okay=False, help="Where answers and receipts go.")
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(help="Name of the model behind a server.", show_default="the archive's"),
-    ] = None,
-    version: Annotated[str | None, typer.Option(help="Version of the model.")] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(metavar="I/N", help="Work on one of N equal parts alone, from 0."),
-    ] = None,
-    server: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="The gateway's gRPC port.", show_default="8001"),
-    ] = None,
-    archive: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.mar",
-            exists=True,
-            dir_okay=False,
-            help="Answer in processes of this machine, without a server.",
-        ),
-    ] = None,
-    runner: Annotated[
-        RunnerKind, typer.Option(help="Where an archive answers: here, or on a Ray cluster.")
-    ] = RunnerKind.LOCAL,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Processes or actors with --archive, calls in flight with a server.",
-            show_default="cores; calls: 4",
-        ),
-    ] = None,
-    patience: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="Wait so long for a server that left.")
-    ] = 120.0,
-    progress: Annotated[
-        ProgressKind, typer.Option(help="A bar for people, or lines of JSON for machines.")
-    ] = ProgressKind.BAR,
+# Options of the command, named here so that the function below reads as what it does.
+_Source = Annotated[
+    Path, typer.Argument(metavar="MANIFEST|DIR", help="A .csv, .jsonl, .parquet, or a folder.")
+]
+_Out = Annotated[
+    Path, typer.Option(metavar="DIR", file_okay=False, help="Where answers and receipts go.")
+]
+_Model = Annotated[
+    str | None,
+    typer.Option(help="Name of the model behind a server.", show_default="the archive's"),
+]
+_Version = Annotated[str | None, typer.Option(help="Version of the model.")]
+_Part = Annotated[
+    str | None, typer.Option(metavar="I/N", help="Work on one of N equal parts alone, from 0.")
+]
+_Where = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="The gateway's gRPC port.", show_default="8001"),
+]
+_Archive = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.mar",
+        exists=True,
+        dir_okay=False,
+        help="Answer in processes of this machine, without a server.",
+    ),
+]
+_Runner = Annotated[
+    RunnerKind, typer.Option(help="Where an archive answers: here, or on a Ray cluster.")
+]
+_Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes or actors with --archive, calls in flight with a server.",
+        show_default="cores; calls: 4",
+    ),
+]
+_Patience = Annotated[
+    float, typer.Option(metavar="SECONDS", min=0, help="Wait so long for a server that left.")
+]
+_Progress = Annotated[
+    ProgressKind, typer.Option(help="A bar for people, or lines of JSON for machines.")
+]
+_Timeout = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS", min=0.001, help="Time for each call.", show_default="60, masks 600"
+    ),
+]
+
+
+def run(  # one parameter an option: the command line is the interface
+    source: _Source,
+    out: _Out,
+    model: _Model = None,
+    version: _Version = None,
+    shard: _Part = None,
+    server: _Where = None,
+    archive: _Archive = None,
+    runner: _Runner = RunnerKind.LOCAL,
+    workers: _Workers = None,
+    patience: _Patience = 120.0,
+    progress: _Progress = ProgressKind.BAR,
     token_file: TokenFile = None,
     ca_file: CaFile = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS", min=0.001, help="Time for each call.", show_default="60, masks 600"
-        ),
-    ] = None,
+    timeout: _Timeout = None,
     **given: Any,
 ) -> None:
     """Answer every study of a manifest or a folder once; run it again to go on.
@@ -168,21 +183,14 @@ def run(
             cluster = replace(cluster, shard=part, actors=workers, timeout_s=timeout)
             target, begin = cluster.target, cluster.run
         else:
-            if archive is not None:
-                if server is not None:
-                    raise ConfigError("expected --server or --archive, got both; leave one out")
-                asker: Asker = ArchiveAsker(archive, workers, timeout_s=timeout)
-                calls = 2 * (workers or available_cores())
-            else:
-                asker = _server(model, version, timeout, (server, token_file, ca_file))
-                calls = workers or _CALLS_IN_FLIGHT
+            where = server, token_file, ca_file
+            asker, calls = _asker(archive, model, version, timeout, workers, where)
             stack.callback(asker.close)
             target = asker.target
             _check_name(target, model)
             local = _local(out, asker, given, calls, patience)
-            begin = partial(
-                local.run, of_shard(list_studies(source, target.task, without=out), part)
-            )
+            studies = of_shard(list_studies(source, target.task, without=out), part)
+            begin = partial(local.run, studies)
         total = partial(_count, source, target.task, out, part)
         with _told(progress, target.model, total) as tell:
             counts = _counted(begin(), tell)
@@ -209,19 +217,28 @@ def report(
     _report(out)
 
 
-def _server(
+def _asker(
+    archive: Path | None,
     model: str | None,
     version: str | None,
     timeout_s: float | None,
+    workers: int | None,
     where: tuple[str | None, Path | None, Path | None],
-) -> ServerAsker:
+) -> tuple[Asker, int]:
+    """Return who answers here, and how many calls are under way at a time."""
+    if archive is not None:
+        if where[0] is not None:
+            raise ConfigError("expected --server or --archive, got both; leave one out")
+        return ArchiveAsker(archive, workers, timeout_s=timeout_s), 2 * (
+            workers or available_cores()
+        )
     if model is None:
         raise ConfigError("--model: expected the name of a model behind a server, got none")
     client = connect(*where, timeout_s or _VOLUMES_TIMEOUT_S)
     asker = ServerAsker(client, model, version)
     if timeout_s is None and asker.target.task is Task.CLASSIFICATION:
         client.timeout_s = _IMAGES_TIMEOUT_S
-    return asker
+    return asker, workers or _CALLS_IN_FLIGHT
 
 
 def _on_cluster(
@@ -236,11 +253,14 @@ def _on_cluster(
         raise ConfigError(
             f"--runner ray needs {error.name}, which is not installed; pip install 'medserve[ray]'"
         ) from None
-    target = archive_target(verify_archive(archive))
+    trust = Trust.from_environment()  # the environment of this machine, not of the cluster's
+    target = archive_target(verify_archive(archive, trust))
     _check_name(target, model)
     BatchFolder(out).open(BatchHead(model=target.model, task=target.task))
     return ClusterRun(
-        archive.absolute(), source, out, target, _options(target, given), per_call=_per_call(target)
+        *(archive.absolute(), source, out, target, _options(target, given)),
+        per_call=_per_call(target),
+        trust=trust,
     )
 
 

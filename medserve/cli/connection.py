@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medserve.client import Client, TlsConfig
+from medserve.client.management import Manager
 from medserve.errors import ConfigError
 from medserve.settings import Settings
 
@@ -17,6 +18,7 @@ __all__ = [
     "Timeout",
     "TokenFile",
     "connect",
+    "manage",
 ]
 
 Address = Annotated[
@@ -56,6 +58,20 @@ def connect(
     settings = Settings.from_environment()
     authority = ca_file or settings.ca_file
     return Client(
+        address or str(settings.address),
+        token=settings.token if token_file is None else _token(token_file),
+        tls=None if authority is None else TlsConfig(authority),
+        timeout_s=timeout_s,
+    )
+
+
+def manage(
+    address: str | None, token_file: Path | None, ca_file: Path | None, timeout_s: float
+) -> Manager:
+    """Whoever changes what a gateway serves, from the options of a command and the environment."""
+    settings = Settings.from_environment()
+    authority = ca_file or settings.ca_file
+    return Manager(
         address or str(settings.address),
         token=settings.token if token_file is None else _token(token_file),
         tls=None if authority is None else TlsConfig(authority),

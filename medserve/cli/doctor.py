@@ -21,7 +21,7 @@ from medserve.cli.connection import Address, CaFile, TokenFile, connect
 from medserve.client import Client
 from medserve.errors import AuthenticationError, MedserveError, ServerUnreachableError
 from medserve.settings import Address as _Address
-from medserve.settings import Settings
+from medserve.settings import EngineKind, Settings
 
 __all__ = ["doctor"]
 
@@ -62,10 +62,11 @@ def doctor(
     """
     settings = Settings.from_environment()
     findings = [*_python()]
-    if any(map(_installed, _SERVING)):
+    direct = settings.engine_kind is EngineKind.DIRECT
+    if direct or any(map(_installed, _SERVING)):
         serving: tuple[Callable[[], Iterator[_Finding]], ...] = (
-            _java,
-            _libraries,
+            *((_direct,) if direct else (_java, _libraries)),
+            _engines,
             lambda: _archives(store or settings.store),
             _disk,
         )
@@ -102,12 +103,24 @@ def _java() -> Iterator[_Finding]:
         yield _Finding("Java", _Level.OK, f"{java.version} by {java.source} ({java.path})")
 
 
+def _direct() -> Iterator[_Finding]:
+    if sys.platform == "linux":
+        yield _Finding("engine", _Level.OK, "direct: neither Java nor TorchServe is needed")
+    else:
+        advice = "take TorchServe: MEDSERVE_ENGINE_KIND=torchserve"
+        yield _Finding("engine", _Level.FAIL, "direct, which needs Linux", advice)
+
+
 def _libraries() -> Iterator[_Finding]:
-    """What serving needs, and the engines of which one is enough."""
+    """What TorchServe needs."""
     for package in _SERVING:
         version = _installed(package)
         level = _Level.OK if version else _Level.FAIL
         yield _Finding(package, level, version or "missing", "" if version else _INSTALL)
+
+
+def _engines() -> Iterator[_Finding]:
+    """The libraries that execute networks, of which one is enough."""
     engines = {name: _installed(name) for name in ("openvino", "onnxruntime", "torch")}
     found = ", ".join(f"{name} {version}" for name, version in engines.items() if version)
     level = _Level.OK if all(engines.values()) else _Level.NOTE

@@ -33,8 +33,10 @@ _COMMANDS = {
     "predict": "predict",
     "sample": "sample",
     "sort": "sort",
+    "review": "review",
     "batch": "batch",
     "models": "models",
+    "promote": "models",
     "ping": "models",
     "dicom": "dicom",
     "package": "package",
@@ -43,6 +45,9 @@ _COMMANDS = {
     "init": "describing",
     "spec": "describing",
     "inspect": "package",
+    "keygen": "signing",
+    "sign": "signing",
+    "verify": "signing",
     "token": "access",
     "audit": "access",
     "doctor": "doctor",
@@ -66,6 +71,9 @@ class _Commands(TyperGroup):
         if isinstance(found, typer.Typer):
             group = typer.main.get_command(found)
             assert isinstance(group, TyperGroup)
+            group.name = cmd_name  # also in the reference of the commands
+            if group.callback is not None and group.invoke_without_command:
+                group.callback = _ending_in_one_line(group.callback)
             for each in group.commands.values():
                 assert each.callback is not None
                 each.callback = _ending_in_one_line(each.callback)

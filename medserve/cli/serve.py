@@ -1,7 +1,8 @@
 """`medserve serve`: prove every model, put the gateway before them, stay until told to stop.
 
 TorchServe is a process of its own; the gateway runs in this one. Whichever of the two ends by
-itself ends the command with its reason, so neither hides the failure of the other.
+itself ends the command with its reason, so neither hides the failure of the other. The direct
+engine is a part of the gateway: its workers are processes of this one, and nothing else is started.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from rich.table import Table
 from medserve.cli.gateway import announce, require_gateway, run_gateway
 from medserve.cli.show.console import configure_logging
 from medserve.errors import ConfigError
-from medserve.settings import Settings
+from medserve.settings import EngineKind, Settings
 
 if TYPE_CHECKING:
     from medserve.engine.torchserve.lifecycle import Server, ServerConfig
@@ -33,12 +34,25 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
+_DIRECT_START_S = 120.0  # for all models to be proven
+
 # Options of the command, named here so that the function below reads as what it does.
 _Store = Annotated[Path | None, typer.Option(help="Folder of the archives (MEDSERVE_STORE).")]
 _Models = Annotated[str, typer.Option(help="Comma-separated names; all of the store if not given.")]
 _Default = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VERSION", help="Version for requests that name none."),
+]
+_Watch = Annotated[
+    bool, typer.Option("--watch", help="Serve archives that are copied into the store meanwhile.")
+]
+_State = Annotated[
+    Path | None,
+    typer.Option(help="Default versions set while serving.", show_default="STORE/serving.json"),
+]
+_Engine = Annotated[
+    str | None,
+    typer.Option(help="torchserve, or direct: without Java (MEDSERVE_ENGINE_KIND)."),
 ]
 _Host = Annotated[str, typer.Option(help="Address of TorchServe's inference API.")]
 _Port = Annotated[int, typer.Option(help="TorchServe's gRPC inference; 0 takes a free port.")]
@@ -74,6 +88,9 @@ def serve(  # one parameter an option: the command line is the interface
     store: _Store = None,
     models: _Models = "",
     default: _Default = None,
+    watch: _Watch = False,
+    state: _State = None,
+    engine: _Engine = None,
     host: _Host = "127.0.0.1",
     port: _Port = 7070,
     management_port: _ManagementPort = None,
@@ -95,13 +112,47 @@ def serve(  # one parameter an option: the command line is the interface
 
     Every other setting of the gateway is read from MEDSERVE_GATEWAY_*; see medserve gateway --help.
     """
-    from medserve.engine.torchserve.lifecycle import ServerConfig
+    from medserve.archive.decisions import DECISIONS_FILE, Decisions
 
     configure_logging(log_level)
+    # SIGTERM takes the way of Ctrl-C from the first moment on: nothing is left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    environment = Settings.from_environment()
+    kind = EngineKind.parse(engine, "--engine") if engine else environment.engine_kind
+    store = store or environment.store
+    defaults = dict(_pair(each) for each in default or [])
+    free = 0 if port == 0 else None  # who takes a free port for one means all
+    given = {
+        "host": gateway_host,
+        "grpc_port": free if gateway_port is None else gateway_port,
+        "http_port": free if page_port is None else page_port,
+        "metrics_port": free if gateway_metrics_port is None else gateway_metrics_port,
+        "store": store,
+        "models": models or None,
+        "state": state,
+        "watch": watch or None,
+        "max_message_mb": max_message_mb,
+    }
+    if kind is EngineKind.DIRECT:
+        if gateway is False:
+            raise ConfigError(
+                "the direct engine is reached through the gateway alone; leave out --no-gateway, "
+                "or take --engine torchserve"
+            )
+        require_gateway()
+        listed = ",".join(f"{name}={version}" for name, version in defaults.items())
+        given |= {"engine_kind": kind.value, "workers": workers, "defaults": listed}
+        _run_direct(given, ready_file)
+        return
+    from medserve.engine.torchserve.lifecycle import ServerConfig
+
+    beside = _wants_gateway(gateway)
+    if watch and not beside:
+        raise ConfigError("--watch: the gateway watches the store; leave out --no-gateway")
     config = ServerConfig(
-        store=store or Settings.from_environment().store,
+        store=store,
         models=tuple(name.strip() for name in models.split(",") if name.strip()),
-        defaults=dict(_pair(each) for each in default or []),
+        defaults=defaults,
         host=host,
         ports=_ports(port, management_port, metrics_port),
         workers=workers,
@@ -110,22 +161,11 @@ def serve(  # one parameter an option: the command line is the interface
         private_key=tls_key,
         max_message_bytes=max_message_mb * 2**20,
         log_level={"warning": "warn"}.get(log_level, log_level),
+        allow_loading=beside,
+        decided=Decisions.read(state or store / DECISIONS_FILE),
+        watched=watch,
     )
-    # SIGTERM takes the way of Ctrl-C from the first moment on: nothing is left behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if not _wants_gateway(gateway):
-        _run(config, ready_file, None)
-        return
-    free = 0 if port == 0 else None  # who takes a free port for one means all
-    given = {
-        "host": gateway_host,
-        "grpc_port": free if gateway_port is None else gateway_port,
-        "http_port": free if page_port is None else page_port,
-        "metrics_port": free if gateway_metrics_port is None else gateway_metrics_port,
-        "models": models or None,
-        "max_message_mb": max_message_mb,
-    }
-    _run(config, ready_file, given)
+    _run(config, ready_file, given if beside else None)
 
 
 def _wants_gateway(asked: bool | None) -> bool:
@@ -181,11 +221,14 @@ def _run_beside(
     server: Server, given: dict[str, Any], ready: Callable[[GatewayServer], None]
 ) -> None:
     """The gateway in this process, until it, TorchServe or the operator ends it."""
+    from medserve.engine.torchserve.calls import TorchServeEngine
     from medserve.gateway.server import GatewayServer
     from medserve.gateway.settings import GatewaySettings
 
     settings = GatewaySettings.read(given).before(server)
-    front = GatewayServer(settings)
+    front = GatewayServer(
+        settings, lambda: TorchServeEngine(server.access), server.archives, server.defaults
+    )
 
     async def run() -> None:
         async with run_gateway(front):
@@ -202,6 +245,43 @@ def _run_beside(
     finally:
         # The event loop has taken its handlers back; draining TorchServe is still to come.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _run_direct(given: dict[str, Any], ready_file: Path | None) -> None:
+    """The gateway with the models in workers of its own, until it or the operator ends it."""
+    from medserve.gateway.server import GatewayServer
+    from medserve.gateway.settings import GatewaySettings
+
+    console = Console(highlight=False, soft_wrap=True)
+    front = GatewayServer(GatewaySettings.read(given))
+
+    async def run() -> None:
+        async with run_gateway(front):
+            with console.status("starting the workers and proving the models"):
+                await front.wait_serving(_DIRECT_START_S)
+            _show_models(front, console)
+            announce(front, console)
+            console.print(f"\n{_call(front, front.models[0].name)}\n", markup=False)
+            console.print("Ctrl-C stops.")
+            if ready_file is not None:
+                models = [
+                    {name: getattr(each, name) for name in ("name", "version", "default", "digest")}
+                    for each in front.models
+                ]
+                content = {"models": models, "gateway": front.addresses.to_json()}
+                ready_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            try:
+                await front.wait()
+            finally:
+                console.print("finishing running requests; Ctrl-C again cuts them off")
+
+    try:
+        asyncio.run(run())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        console.print("stopped")
+    finally:
+        if ready_file is not None:
+            ready_file.unlink(missing_ok=True)
 
 
 async def _ended(server: Server) -> None:
@@ -253,6 +333,14 @@ def _announce(server: Server, front: GatewayServer | None, console: Console) -> 
     console.print("Ctrl-C stops.")
 
 
+def _show_models(front: GatewayServer, console: Console) -> None:
+    table = Table("model", "version", "archive", box=None, pad_edge=False)
+    for model in front.models:
+        default = " [dim](default)[/]" if model.default else ""
+        table.add_row(escape(model.name), escape(model.version) + default, model.digest[:19])
+    console.print(table)
+
+
 def _calls(server: Server, front: GatewayServer | None) -> list[str]:
     """Commands to copy: our own client, which needs the gateway, and any gRPC client."""
     name = server.ready[0].name
@@ -264,10 +352,14 @@ def _calls(server: Server, front: GatewayServer | None) -> list[str]:
         f"org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions",
     ]
     if front is not None:
-        address = front.addresses.grpc
-        where = "" if address == str(Settings().address) else f"MEDSERVE_ADDRESS={address} "
-        calls.insert(0, f"  {where}medserve predict {name} IMAGE")
+        calls.insert(0, _call(front, name))
     return calls
+
+
+def _call(front: GatewayServer, model: str) -> str:
+    address = front.addresses.grpc
+    where = "" if address == str(Settings().address) else f"MEDSERVE_ADDRESS={address} "
+    return f"  {where}medserve predict {model} IMAGE"
 
 
 def _addresses(server: Server, front: GatewayServer | None) -> dict[str, object]:

@@ -31,6 +31,7 @@ __all__ = [
     "read_case",
     "read_each",
     "read_file",
+    "zip_contents",
     "zip_files",
 ]
 
@@ -238,19 +239,28 @@ def _png(picture: Picture) -> bytes:
 
 def zip_files(paths: Iterable[Path], limits: Limits) -> bytes:
     """Return the files of one series as a zip; equal files give equal bytes."""
+    return zip_contents((_read_path(path, limits) for path in paths), limits)
+
+
+def zip_contents(files: Iterable[bytes], limits: Limits) -> bytes:
+    """Return files as a zip, in which they have numbers as names.
+
+    Raises:
+        InvalidRequestError: there are none.
+        PayloadTooLargeError: packed they are over the limit of one message.
+    """
     stream = io.BytesIO()
     count = 0
     with zipfile.ZipFile(stream, "w") as archive:
-        for path in paths:
+        for content in files:
             numbered = zipfile.ZipInfo(f"{count:05d}")  # with the date from which zips count
-            content = _read_path(path, limits)
             archive.writestr(numbered, content, zipfile.ZIP_DEFLATED, compresslevel=_FAST)
             count += 1
             if stream.tell() > limits.message_bytes:
                 raise PayloadTooLargeError(
-                    f"expected a folder of at most {limits.message_bytes} bytes when packed, got "
-                    f"more in {path.parent}; send one series, or raise Limits.message_bytes here "
-                    "and the limit of the gateway"
+                    f"expected a series of at most {limits.message_bytes} bytes when packed, got "
+                    "more; send one series, or raise Limits.message_bytes here and the limit of "
+                    "the gateway"
                 )
     if count == 0:
         raise InvalidRequestError(

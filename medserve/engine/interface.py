@@ -99,6 +99,16 @@ class Engine(Protocol):
             InvalidRequestError: it is the default version, and there are others.
         """
 
+    async def set_default(self, model: str, version: str) -> None:
+        """Let a loaded version answer requests that name none.
+
+        Raises:
+            UnknownModelError: it is not loaded.
+        """
+
+    async def scale(self, model: str, version: str, workers: int) -> None:
+        """Change how many workers a version has; return when they are ready."""
+
     async def describe(self, model: str = "") -> Sequence[EngineModel]:
         """Return every loaded version of `model`, or of all models where no name is given.
 

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import ctypes
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,25 +23,33 @@ from typing import Any, Self
 import grpc.aio
 from prometheus_client import make_asgi_app
 
-from medserve.archive.store import default_versions, select_archives
+from medserve.archive.decisions import Decisions
+from medserve.archive.read import ArchiveInfo
+from medserve.archive.store import default_versions, name_the_damaged, select_archives
+from medserve.engine.direct.engine import DirectConfig, DirectEngine
 from medserve.engine.golden import GoldenInput
 from medserve.engine.interface import Engine
 from medserve.engine.torchserve.calls import TorchServeEngine
 from medserve.engine.torchserve.ports import reachable_host, resolve
-from medserve.errors import ConfigError, ModelNotReadyError, ServerFailedError
+from medserve.errors import ConfigError, MedserveError, ModelNotReadyError, ServerFailedError
 from medserve.gateway.core.audit import AuditLog
+from medserve.gateway.core.calls import ModelInfo
 from medserve.gateway.core.cancelled import CancelledCalls
 from medserve.gateway.core.gateway import Gateway, Guards
 from medserve.gateway.core.health import Monitor
+from medserve.gateway.core.routes import ROUTES_FILE, Routes
 from medserve.gateway.core.served_models import ServedModels, describe
+from medserve.gateway.core.shadow import Shadow
+from medserve.gateway.core.store_watch import StoreWatch
 from medserve.gateway.core.tls import grpc_credentials
 from medserve.gateway.core.tokens import TokenFile
 from medserve.gateway.core.uploads import Uploads
+from medserve.gateway.core.versions import Fleet, Store, Versions
 from medserve.gateway.http import HttpServer, most_connections
 from medserve.gateway.services import register_services
 from medserve.gateway.settings import GatewaySettings
 from medserve.imaging.codecs.payload import silence_libraries
-from medserve.settings import Address
+from medserve.settings import Address, EngineKind
 
 __all__ = ["Addresses", "GatewayServer", "grpc_options"]
 
@@ -79,22 +87,45 @@ class GatewayServer:
 
     Args:
         settings: All that it is told.
-        connect: Makes the engine inside the event loop; by default TorchServe, as the settings say.
+        connect: Makes the engine inside the event loop; by default the one that the settings name.
+        archives: What the engine has loaded, where whoever started it may change that; None where
+            the engine loads the archives of the store, or was started elsewhere with them.
+        defaults: The default versions of these, by name.
     """
 
     def __init__(
-        self, settings: GatewaySettings, connect: Callable[[], Engine] | None = None
+        self,
+        settings: GatewaySettings,
+        connect: Callable[[], Engine] | None = None,
+        archives: Sequence[ArchiveInfo] | None = None,
+        defaults: Mapping[str, str] | None = None,
     ) -> None:
         self.settings = settings
-        self._connect = connect or (lambda: TorchServeEngine(settings.engine_access))
+        self._connect = connect or self._engine
         self._host = resolve(settings.host)
         store = settings.store or Path("model_store")
-        archives = select_archives(store, settings.model_names)
-        defaults = default_versions(archives, {})
+        direct = settings.engine_kind == EngineKind.DIRECT
+        self._changeable = direct or archives is not None
+        if settings.watch and not self._changeable:
+            raise ConfigError(
+                "watch: the engine behind this gateway was started elsewhere; `medserve serve "
+                "--watch` watches its store"
+            )
+        decided = Decisions.read(settings.decisions_file) if direct else None
+        if archives is None:
+            archives = select_archives(
+                store,
+                settings.model_names,
+                decided,
+                settings.watch,
+                name_the_damaged if settings.watch else None,
+            )
+        self._archives = archives
+        self._defaults = defaults or default_versions(archives, settings.default_versions, decided)
         self._served = ServedModels(
-            describe(each, defaults[each.name] == each.version) for each in archives
+            describe(each, self._defaults[each.name] == each.version) for each in self._archives
         )
-        self._golden = [GoldenInput.of(each) for each in archives]
+        self._golden = [GoldenInput.of(each) for each in self._archives]
         self._tokens = TokenFile(settings.tokens_file) if settings.tokens_file else None
         self._certificates = settings.certificates
         self._tasks: dict[str, asyncio.Task[Any]] = {}
@@ -118,22 +149,35 @@ class GatewayServer:
     ) -> None:
         await self._drained.aclose()
 
+    @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Every version of every model, as it is now."""
+        return tuple(self._served)
+
     async def wait(self) -> None:
         """Wait until a part ends, which none does by itself, and say which and why."""
-        done, _ = await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+        self._check_running()
+
+    def _check_running(self) -> None:
         for name, task in self._tasks.items():
-            if task in done:
-                raise ServerFailedError(f"the gateway's {name} ended") from task.exception()
+            if task.done():
+                error = task.exception()
+                if isinstance(error, MedserveError):
+                    raise error
+                raise ServerFailedError(f"the gateway's {name} ended") from error
 
     async def wait_serving(self, timeout_s: float | None = None) -> None:
         """Wait until every model has proven itself.
 
         Raises:
-            ModelNotReadyError: the time is over; says which model has not, and why.
+            ModelNotReadyError: the time is over, or the direct engine cannot load a model; says
+                which model has not, and why.
         """
         try:
             async with asyncio.timeout(timeout_s):
                 while not self.gateway.health().serving:
+                    self._check_running()
                     await asyncio.sleep(_LOOK_S)
         except TimeoutError:
             raise ModelNotReadyError(self.gateway.health().reason) from None
@@ -147,6 +191,7 @@ class GatewayServer:
         if audit is not None:
             stack.callback(audit.close)
         engine = self._connect()
+        shared = engine if isinstance(engine, DirectEngine) else settings
         self.gateway = Gateway(
             engine,
             self._served,
@@ -154,19 +199,33 @@ class GatewayServer:
                 settings.limits,
                 self._tokens,
                 audit,
-                CancelledCalls(settings.cancelled_dir),
-                Uploads(settings.upload_dir, settings.max_upload_mb * 2**20),
+                CancelledCalls(shared.cancelled_dir),
+                Uploads(shared.upload_dir, settings.max_upload_mb * 2**20),
+                managed_by_all=settings.on_loopback,
             ),
         )
         if (certificates := self._certificates) is not None:
             self.gateway.metrics.watch_certificate(lambda: certificates.expires_at)
         stack.push_async_callback(self.gateway.close)
+        if isinstance(engine, DirectEngine):
+            self.gateway.metrics.registry.register(engine.metrics)
+            self._run("engine", self._load(engine))
         monitor = Monitor(self.gateway, engine, self._served, self._golden, settings.timing)
+        fleet = Fleet(self.gateway, engine, self._served, monitor)
+        self.gateway.versions = Versions(fleet, self._changeable_store(), audit)
+        stack.push_async_callback(self.gateway.versions.close)
+        self._route(engine)
         metrics_port = await self._start_metrics()
         stack.push_async_callback(self._stop_ports)
         http = await self._start_http() if settings.page else None
         grpc_port = await self._start_grpc()
         self._run("monitor", monitor.run())
+        if self.gateway.routes is not None and self.gateway.shadow is not None:
+            self._run("routes", self.gateway.routes.follow())
+            self._run("comparison of versions", self.gateway.shadow.run())
+        if settings.watch and settings.store is not None:
+            watch = StoreWatch(self.gateway.versions, self._served, settings.store, self._archives)
+            self._run("watch of the store", watch.run())
         host = reachable_host(self._host)
         scheme = "https" if self._certificates else "http"
         self.addresses = Addresses(
@@ -174,6 +233,38 @@ class GatewayServer:
             metrics_url=f"http://{Address(host, metrics_port)}/metrics",
             page_url=f"{scheme}://{Address(host, http)}/" if http else None,
         )
+
+    def _route(self, engine: Engine) -> None:
+        """Lead callers to versions as a file says: the operator's, or the store's own."""
+        file = self.settings.routes
+        if file is None and self._changeable and self.settings.store is not None:
+            file = self.settings.store / ROUTES_FILE
+        gateway, served = self.gateway, self._served
+        gateway.routes = Routes(file, served)
+        gateway.shadow = Shadow(gateway, engine, gateway.routes, served)
+        gateway.versions.in_routes = gateway.routes.lead_to
+
+    def _changeable_store(self) -> Store | None:
+        settings = self.settings
+        if not self._changeable or settings.store is None:
+            return None
+        return Store(
+            settings.store, settings.decisions_file, settings.model_names, settings.drain_timeout_s
+        )
+
+    def _engine(self) -> Engine:
+        """The engine of the settings: a TorchServe elsewhere, or workers of this process."""
+        settings = self.settings
+        if settings.engine_kind == EngineKind.TORCHSERVE:
+            return TorchServeEngine(settings.engine_access)
+        return DirectEngine(DirectConfig(settings.engine_threads, settings.limits.message_bytes))
+
+    async def _load(self, engine: DirectEngine) -> None:
+        """Load all archives, and stay; ends with the reason where a model cannot be proven."""
+        # The first of a model is its default from the beginning, the others come beside it.
+        every = sorted(self._archives, key=lambda each: self._defaults[each.name] != each.version)
+        await asyncio.gather(*(engine.load(each, workers=self.settings.workers) for each in every))
+        await asyncio.Event().wait()
 
     async def _stop_ports(self) -> None:
         """Take no new calls, and wait for those that run, on all ports at the same time."""

@@ -14,6 +14,7 @@ from medserve.gateway.core.health import HealthFace
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.faces.oip import service as oip
 from medserve.gateway.faces.torchserve import inference, management
+from medserve.gateway.faces.v1 import releases
 from medserve.gateway.faces.v1 import service as typed
 from medserve.gateway.settings import GatewaySettings
 
@@ -24,6 +25,7 @@ _FACES: tuple[Any, ...] = (
     management,
     oip,
     typed,
+    releases,
 )  # each has `register(gateway, server)`
 
 

@@ -1,7 +1,8 @@
 """Every setting of the gateway: one dataclass, read from flags and `MEDSERVE_GATEWAY_*`.
 
 A flag (`--max-message-mb`) beats its variable (`MEDSERVE_GATEWAY_MAX_MESSAGE_MB`), which beats the
-default below. `MEDSERVE_STORE`, which every command reads, gives the store where neither does.
+default below. `MEDSERVE_STORE` and `MEDSERVE_ENGINE_KIND`, which other commands read, too, stand
+between the two.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
+from medserve.archive.decisions import DECISIONS_FILE
 from medserve.engine.torchserve.keys import certificate_name
 from medserve.errors import ConfigError
-from medserve.settings import Address, Settings
+from medserve.settings import Address, EngineKind, Settings
 
 if TYPE_CHECKING:  # the command line reads this module to show its help
     from medserve.engine.torchserve.calls import EngineAccess
@@ -81,12 +83,21 @@ class GatewaySettings:
     page: Annotated[bool, "Serve HTTP and the page."] = True
     monailabel: Annotated[bool, "Serve MONAI Label's API beyond loopback, too."] = False
     hosts: Annotated[str, "Comma-separated names under which browsers reach the page."] = ""
+    engine_kind: Annotated[
+        str, "torchserve, or direct: workers of this process (MEDSERVE_ENGINE_KIND)."
+    ] = EngineKind.TORCHSERVE.value
+    workers: Annotated[int, "Of each model, direct engine; 0: as its archive asks."] = 0
+    engine_threads: Annotated[int, "Of each worker, direct engine; 0: cores / workers."] = 0
+    defaults: Annotated[str, "NAME=VERSION,… direct engine; the highest if not given."] = ""
     engine: Annotated[str, "TorchServe's gRPC inference API."] = "127.0.0.1:7070"
     engine_management: Annotated[str, "TorchServe's gRPC management API."] = "127.0.0.1:7071"
     engine_key_file: Annotated[Path | None, "Its key_file.json, where it asks for keys."] = None
     engine_ca_file: Annotated[Path | None, "Certificates (PEM) to trust, where it has TLS."] = None
     engine_server_name: Annotated[str, "Name in its certificate, if not its address."] = ""
     store: Annotated[Path | None, "Folder of the model archives (MEDSERVE_STORE)."] = None
+    state: Annotated[Path | None, "File for default versions set while serving."] = None
+    routes: Annotated[Path | None, "File (JSON, TOML) that leads callers to versions."] = None
+    watch: Annotated[bool, "Serve what is copied into the store; `medserve serve` alone."] = False
     models: Annotated[str, "Comma-separated names; all of the store if not given."] = ""
     tokens_file: Annotated[Path | None, "Bearer tokens; `medserve token` writes it."] = None
     tls_cert: Annotated[Path | None, "TLS certificate (PEM); taken anew when it changes."] = None
@@ -113,7 +124,11 @@ class GatewaySettings:
             _check(0 <= getattr(self, name) < 2**16, name, "a port from 0 to 65535")
         for name in ("look_s", "canary_every_s", "canary_timeout_s", "upload_timeout_s"):
             _check(getattr(self, name) > 0, name, "a time above 0")
-        for name in ("drain_delay_s", "drain_timeout_s", "in_flight", "queue"):
+        EngineKind.parse(self.engine_kind, "engine-kind")
+        for name in (
+            *("drain_delay_s", "drain_timeout_s", "in_flight", "queue"),
+            *("workers", "engine_threads"),
+        ):
             _check(getattr(self, name) >= 0, name, "0 or more")
         _check(1 <= self.max_message_mb <= 2047, "max_message_mb", "1 to 2047")
         _check(self.max_upload_mb >= 1, "max_upload_mb", "1 or more")
@@ -140,7 +155,9 @@ class GatewaySettings:
                 values[field.name] = flag
             elif source.get(name, "").strip():
                 values[field.name] = _parse(source[name].strip(), kinds[field.name], name)
-        values.setdefault("store", Settings.from_environment(source).store)
+        everywhere = Settings.from_environment(source)
+        values.setdefault("store", everywhere.store)
+        values.setdefault("engine_kind", everywhere.engine_kind.value)
         unknown = {name for name in source if name.startswith(PREFIX)} - {
             variable(field.name) for field in dataclasses.fields(cls)
         }
@@ -156,6 +173,7 @@ class GatewaySettings:
         address = Address.parse(server.inference_address)
         return dataclasses.replace(
             self,
+            engine_kind=EngineKind.TORCHSERVE.value,
             engine=server.inference_address,
             engine_management=server.management_address,
             engine_key_file=server.key_file,
@@ -171,9 +189,26 @@ class GatewaySettings:
         )
 
     @property
+    def decisions_file(self) -> Path:
+        """Where default versions are kept that were set while serving."""
+        return self.state or (self.store or Path("model_store")) / DECISIONS_FILE
+
+    @property
     def model_names(self) -> tuple[str, ...]:
         """The models to serve; empty for all."""
         return _listed(self.models)
+
+    @property
+    def default_versions(self) -> dict[str, str]:
+        """The version of a model that answers when a request names none, where it was said.
+
+        Raises:
+            ConfigError: an entry is not NAME=VERSION.
+        """
+        pairs = [each.partition("=") for each in _listed(self.defaults)]
+        for name, _, version in pairs:
+            _check(bool(name and version), "defaults", "NAME=VERSION such as mednist=1.0")
+        return {name: version for name, _, version in pairs}
 
     @property
     def host_names(self) -> tuple[str, ...]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from medserve.archive.read import verify_archive
+from medserve.archive.unpack import unpack_archive
 from medserve.cores import available_cores
 from medserve.errors import ConfigError
 from medserve.imaging.codecs.channels import decode_channels
@@ -50,11 +50,12 @@ def ask_archive(archive: Path, files: Sequence[Path]) -> Tried:
         files: A volume, or a file for each channel of the network in their order.
 
     Raises:
-        ArchiveError: the archive is damaged or altered.
+        ArchiveError: the archive is damaged or altered, or is not signed as MEDSERVE_TRUST asks.
         ConfigError: it does not segment volumes, or a file cannot be read.
         InvalidImageError: the files are not what the model reads.
     """
-    spec = verify_archive(archive).spec
+    info = verify_archive(archive)
+    spec = info.spec
     if spec.volume is None:
         raise ConfigError(f"expected a model that segments volumes, got {spec.name} ({spec.task})")
     try:
@@ -62,10 +63,7 @@ def ask_archive(archive: Path, files: Sequence[Path]) -> Tried:
     except OSError as error:
         raise ConfigError(f"expected a readable file, got {error.filename}") from error
     with tempfile.TemporaryDirectory(prefix="medserve-try-") as folder:
-        with zipfile.ZipFile(archive) as packed:
-            for name in (ONNX_FILE, TORCHSCRIPT_FILE):
-                if name in packed.namelist():
-                    packed.extract(name, folder)
+        unpack_archive(info, Path(folder), (ONNX_FILE, TORCHSCRIPT_FILE))
         engine = load_engine(spec.engine.name, Path(folder), threads=available_cores())
         pipeline = VolumePipeline(spec)
         volumes = decode_channels(

@@ -86,7 +86,7 @@ class ManagementAPIsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RegisterModel(self, request, context):
-        """Loads a model archive. medserve's servers refuse it: the set of models is fixed at start.
+        """Loads a model archive. medserve's gateway takes the name of a file in the server's own store.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +107,7 @@ class ManagementAPIsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UnregisterModel(self, request, context):
-        """Unloads one version of a model. medserve's servers refuse it.
+        """Unloads one version of a model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,13 +40,13 @@ class ManagementAPIsServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_management_pb2.ListModelsRequest, _management_pb2.ManagementResponse]
     """Lists the loaded models page by page."""
     RegisterModel: _grpc.UnaryUnaryMultiCallable[_management_pb2.RegisterModelRequest, _management_pb2.ManagementResponse]
-    """Loads a model archive. medserve's servers refuse it: the set of models is fixed at start."""
+    """Loads a model archive. medserve's gateway takes the name of a file in the server's own store."""
     ScaleWorker: _grpc.UnaryUnaryMultiCallable[_management_pb2.ScaleWorkerRequest, _management_pb2.ManagementResponse]
     """Changes the number of workers of one model."""
     SetDefault: _grpc.UnaryUnaryMultiCallable[_management_pb2.SetDefaultRequest, _management_pb2.ManagementResponse]
     """Makes one version the default version of its model."""
     UnregisterModel: _grpc.UnaryUnaryMultiCallable[_management_pb2.UnregisterModelRequest, _management_pb2.ManagementResponse]
-    """Unloads one version of a model. medserve's servers refuse it."""
+    """Unloads one version of a model."""
 
 @_typing.type_check_only
 class ManagementAPIsServiceAsyncStub(ManagementAPIsServiceStub):
@@ -58,13 +58,13 @@ class ManagementAPIsServiceAsyncStub(ManagementAPIsServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_management_pb2.ListModelsRequest, _management_pb2.ManagementResponse]  # type: ignore[assignment]
     """Lists the loaded models page by page."""
     RegisterModel: _aio.UnaryUnaryMultiCallable[_management_pb2.RegisterModelRequest, _management_pb2.ManagementResponse]  # type: ignore[assignment]
-    """Loads a model archive. medserve's servers refuse it: the set of models is fixed at start."""
+    """Loads a model archive. medserve's gateway takes the name of a file in the server's own store."""
     ScaleWorker: _aio.UnaryUnaryMultiCallable[_management_pb2.ScaleWorkerRequest, _management_pb2.ManagementResponse]  # type: ignore[assignment]
     """Changes the number of workers of one model."""
     SetDefault: _aio.UnaryUnaryMultiCallable[_management_pb2.SetDefaultRequest, _management_pb2.ManagementResponse]  # type: ignore[assignment]
     """Makes one version the default version of its model."""
     UnregisterModel: _aio.UnaryUnaryMultiCallable[_management_pb2.UnregisterModelRequest, _management_pb2.ManagementResponse]  # type: ignore[assignment]
-    """Unloads one version of a model. medserve's servers refuse it."""
+    """Unloads one version of a model."""
 
 class ManagementAPIsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Shows and changes the set of models. Every answer is a JSON text."""
@@ -91,7 +91,7 @@ class ManagementAPIsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _management_pb2.RegisterModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_management_pb2.ManagementResponse, _abc.Awaitable[_management_pb2.ManagementResponse]]:
-        """Loads a model archive. medserve's servers refuse it: the set of models is fixed at start."""
+        """Loads a model archive. medserve's gateway takes the name of a file in the server's own store."""
 
     @_abc_1.abstractmethod
     def ScaleWorker(
@@ -115,6 +115,6 @@ class ManagementAPIsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _management_pb2.UnregisterModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_management_pb2.ManagementResponse, _abc.Awaitable[_management_pb2.ManagementResponse]]:
-        """Unloads one version of a model. medserve's servers refuse it."""
+        """Unloads one version of a model."""
 
 def add_ManagementAPIsServiceServicer_to_server(servicer: ManagementAPIsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

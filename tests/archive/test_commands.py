@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,3 +68,20 @@ def test_the_command_ends_with_2_and_one_line_for_what_is_no_archive(tmp_path: P
     refused = run("inspect", "none.mar", folder=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.process
+def test_the_commands_make_keys_sign_and_verify(archive: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    copy = shutil.copy(archive, store)
+    assert run("keygen", "key.pem", folder=tmp_path).returncode == 0
+    unsigned = run("verify", copy, "--trust", "key.pub.pem", folder=tmp_path)
+    assert (unsigned.returncode, unsigned.stderr.count("\n")) == (1, 1)
+    signed = run("sign", copy, "--key", "key.pem", folder=tmp_path)
+    assert signed.stdout == f"{copy}.sig\n", signed.stderr
+    verified = run("verify", copy, "--trust", "key.pub.pem", folder=tmp_path)
+    assert verified.returncode == 0, verified.stderr
+    assert f"tiny 1.0  {inspect_archive(archive).digest}  signed by key" in verified.stdout
+    without = run("verify", copy, folder=tmp_path)
+    assert (without.returncode, "expected --trust KEYS.pem" in without.stderr) == (2, True)

@@ -74,7 +74,7 @@ def noisy_series() -> list[bytes]:
 def test_a_series_larger_than_a_message_is_answered_where_gateway_and_workers_share_a_folder(
     servers: Servers, tmp_path: Path, shares: bool
 ) -> None:
-    folder = servers.torchserve.upload_dir
+    folder = servers.backend.upload_dir
     behind = servers.gateway(max_message_mb=1, upload_dir=folder if shares else None)
     asked = Gateway(behind.addresses.grpc, timeout_s=120.0)
     rule = Rule(name="r", model="tiny_volume", task=RuleTask.VOLUMES)

@@ -60,3 +60,19 @@ def test_an_archive_sends_to_the_dicomweb_face_finds_and_fetches(
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found == {"taken": 9, "found": [[1]], "empty": 0, "sent": True}
+
+
+def test_a_manifest_names_studies_of_an_archive(namespace: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*namespace, sys.executable, "-m", "tests.dicom.pacs_batch_scenario", str(tmp_path)],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "counts": {"answered": 2, "failed": 1},
+        "repeated": {"kept": 2, "failed": 1},
+        "changed": {"kept": 1, "answered": 1, "failed": 1},
+        "slices": [4, 9],
+        "grown": [5],
+        "whole": True,
+    }

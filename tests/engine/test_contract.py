@@ -10,7 +10,7 @@ import asyncio
 import importlib.util
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import pytest
 
 from medserve.archive.build import build_archive
 from medserve.archive.read import ArchiveInfo, verify_archive
+from medserve.engine.direct.engine import DirectConfig, DirectEngine
 from medserve.engine.golden import GoldenInput
 from medserve.engine.interface import Engine, EngineRequest
 from medserve.engine.torchserve.calls import TorchServeEngine
@@ -59,6 +60,7 @@ class Bench:
 
     connect: Callable[[], Engine]
     archives: Archives
+    loads: Sequence[ArchiveInfo] = ()  # where an engine begins without a model
 
     def run(self, scenario: Callable[[Engine], Coroutine[Any, Any, Any]]) -> Any:
         """Run a scenario with the engine, which is drained at its end."""
@@ -66,6 +68,7 @@ class Bench:
         async def main() -> Any:
             engine = self.connect()
             try:
+                await asyncio.gather(*map(engine.load, self.loads))
                 return await scenario(engine)
             finally:
                 await engine.drain()
@@ -128,6 +131,13 @@ def in_memory(archives: Archives) -> Bench:
     return Bench(connect, archives)
 
 
+def direct(archives: Archives) -> Bench:
+    """The one without TorchServe; each scenario has its own."""
+    pytest.importorskip("onnxruntime", reason="needs the serve extra")
+    loads = (archives.tiny, archives.ticker)
+    return Bench(lambda: DirectEngine(DirectConfig()), archives, loads)
+
+
 def torchserve(archives: Archives) -> Iterator[Bench]:
     """The real one."""
     if importlib.util.find_spec("ts") is None:
@@ -144,14 +154,18 @@ def torchserve(archives: Archives) -> Iterator[Bench]:
     scope="module",
     params=[
         pytest.param("in memory", marks=pytest.mark.archive),
+        pytest.param("direct", marks=pytest.mark.process),
         pytest.param("torchserve", marks=pytest.mark.torchserve),
     ],
 )
 def bench(request: pytest.FixtureRequest, archives: Archives) -> Iterator[Bench]:
-    if request.param == "torchserve":
-        yield from torchserve(archives)
-    else:
-        yield in_memory(archives)
+    match request.param:
+        case "torchserve":
+            yield from torchserve(archives)
+        case "direct":
+            yield direct(archives)
+        case _:
+            yield in_memory(archives)
 
 
 def asking(model: str = "tiny", version: str = "", **inputs: bytes) -> EngineRequest:
@@ -352,6 +366,36 @@ def test_a_new_default_version_answers_at_once_and_the_old_one_can_go(bench: Ben
     bench.run(scenario)
 
 
+def test_the_default_goes_over_to_a_loaded_version_and_back(bench: Bench) -> None:
+    async def scenario(engine: Engine) -> None:
+        await engine.load(bench.archives.newer)
+        wire = inference_pb2.PredictionsRequest(
+            model_name="tiny", model_version="1.0", input={"data": bright_tile(2)}
+        ).SerializeToString()
+        for version in ("2.0", "1.0"):
+            await engine.set_default("tiny", version)
+            assert (await answer(engine, asking()))["version"] == version
+            # The version of a request wins over the one on TorchServe's wire.
+            named = EngineRequest("tiny", version, {}, new_request_id(), wire=wire)
+            assert (await answer(engine, named))["version"] == version
+        with pytest.raises(UnknownModelError):
+            await engine.set_default("tiny", "9.9")
+        await engine.unload("tiny", "2.0")
+
+    bench.run(scenario)
+
+
+def test_the_number_of_workers_changes_while_a_version_answers(bench: Bench) -> None:
+    async def scenario(engine: Engine) -> None:
+        for number in (2, 1):
+            await engine.scale("ticker", "1.0", number)
+            (ticker,) = await engine.describe("ticker")
+            assert ticker.workers == number
+            assert (await answer(engine, asking("ticker")))["label"] == LABELS[3]
+
+    bench.run(scenario)
+
+
 def test_a_model_goes_with_its_last_version_and_comes_back_with_its_workers(bench: Bench) -> None:
     async def scenario(engine: Engine) -> None:
         await engine.unload("ticker", "1.0")
@@ -369,7 +413,12 @@ def test_a_model_goes_with_its_last_version_and_comes_back_with_its_workers(benc
 
 
 @pytest.mark.parametrize(
-    "bench", [pytest.param("torchserve", marks=pytest.mark.torchserve)], indirect=True
+    "bench",
+    [
+        pytest.param("direct", marks=pytest.mark.process),
+        pytest.param("torchserve", marks=pytest.mark.torchserve),
+    ],
+    indirect=True,
 )
 def test_a_version_whose_workers_do_not_start_leaves_nothing_behind(bench: Bench) -> None:
     async def scenario(engine: Engine) -> None:

@@ -10,13 +10,8 @@ import sys
 import pytest
 
 from medserve.engine.interface import EngineModel
-from medserve.engine.torchserve.supervision import (
-    GONE_S,
-    STANDING_S,
-    STOPPED_S,
-    ProcessState,
-    WorkerHistory,
-)
+from medserve.engine.process_state import STANDING_S, STOPPED_S, ProcessState
+from medserve.engine.torchserve.supervision import GONE_S, WorkerHistory
 
 
 def found(pending: int = 0) -> EngineModel:

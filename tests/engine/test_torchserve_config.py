@@ -10,10 +10,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from medserve.engine.environment import CANCELLED, UPLOADS
 from medserve.engine.torchserve import config
 from medserve.engine.torchserve.config import (
-    CANCELLED,
-    UPLOADS,
     EngineSettings,
     engine_environment,
     java_command,

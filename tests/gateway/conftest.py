@@ -1,4 +1,4 @@
-"""A gateway over two of the models of the shared TorchServe (see `tests/servers.py`).
+"""A gateway over two of the models of the shared engine (see `tests/servers.py`).
 
 - `gateway`: a `GatewayServer` on free ports that serves `tiny` (batched, which of six tiles is the
   brightest) and `ticker` (streams; see `streaming_room`); `gateway.addresses.grpc` is where clients
@@ -16,15 +16,15 @@ from pathlib import Path
 import grpc
 import pytest
 
-from medserve.engine.torchserve.lifecycle import Server
 from medserve.gateway.server import GatewayServer
-from tests.gateway.running import running_gateway, settings_for
+from tests.backends import Backend
+from tests.gateway.running import running_gateway
 
 
 @pytest.fixture(scope="module")
-def gateway(torchserve: Server, tiny_store: Path) -> Iterator[GatewayServer]:
+def gateway(backend: Backend, tiny_store: Path) -> Iterator[GatewayServer]:
     """The gateway, serving."""
-    with running_gateway(settings_for(torchserve, store=tiny_store)) as running:
+    with running_gateway(*backend.before(store=tiny_store)) as running:
         yield running
 
 

@@ -161,6 +161,23 @@ class FakeEngine:
             raise InvalidRequestError("the default version")
         self._models.remove(found)
 
+    async def set_default(self, model: str, version: str) -> None:
+        """Answer with this version when a request names none."""
+        self._find(model, version)
+        self._models = [
+            dataclasses.replace(each, default=each.version == version)
+            if each.name == model
+            else each
+            for each in self._models
+        ]
+
+    async def scale(self, model: str, version: str, workers: int) -> None:
+        """Say that the version has so many workers."""
+        place = self._models.index(self._find(model, version))
+        self._models[place] = dataclasses.replace(
+            self._models[place], workers=workers, workers_ready=workers
+        )
+
     async def describe(self, model: str = "") -> Sequence[EngineModel]:
         """Every version, each with `workers_ready` workers."""
         self._require_open()

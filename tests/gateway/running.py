@@ -15,7 +15,7 @@ from medserve.engine.torchserve.lifecycle import Server
 from medserve.gateway.server import GatewayServer
 from medserve.gateway.settings import GatewaySettings
 
-__all__ = ["quick_settings", "running_gateway", "settings_for"]
+__all__ = ["quick_settings", "running_gateway", "running_gateway_of", "settings_for"]
 
 _START_S = 60.0
 
@@ -54,6 +54,13 @@ def running_gateway(
     `engine` takes the place of TorchServe.
     """
     server = GatewayServer(settings, connect=(lambda: engine) if engine else None)
+    with running_gateway_of(server, serving=serving):
+        yield server
+
+
+@contextmanager
+def running_gateway_of(server: GatewayServer, *, serving: bool = True) -> Iterator[None]:
+    """The same for a gateway that was made with more than settings."""
     ready, loop, failed = threading.Event(), asyncio.new_event_loop(), []
     stop = asyncio.Event()
 
@@ -78,7 +85,7 @@ def running_gateway(
     try:
         if failed:
             raise failed[0]
-        yield server
+        yield
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(60)

@@ -193,6 +193,28 @@ def test_the_bytes_of_a_cancelled_call_count_for_as_long_as_the_engine_has_them(
     asyncio.run(run())
 
 
+def test_a_caller_who_takes_no_part_holds_back_the_model() -> None:
+    made: list[int] = []
+
+    async def parts() -> AsyncIterator[bytes]:
+        for number in range(40):
+            made.append(number)
+            yield b"part"
+
+    async def run() -> tuple[int, int]:
+        to = gateway(FakeEngine(lambda _: parts(), known=("kinds",)))
+        stream = to.stream(EngineCall("kinds", "", {}, "0f8fad5b", caller=Caller("ward")))
+        await anext(stream)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        waiting = len(made)
+        return waiting, sum([1 async for _ in stream])
+
+    waiting, taken = asyncio.run(run())
+    assert 2 < waiting <= 8 + 3  # the one that was taken, the next, and the one to be kept
+    assert taken == len(made) - 1 == 39
+
+
 def test_open_calls_are_counted_by_caller_and_in_all() -> None:
     places = CallPlaces(total=3, each=2)
     with places.place("a"), places.place("a"):
@@ -674,7 +696,7 @@ def test_nothing_of_a_request_that_was_refused_is_kept(refused: Any) -> None:
 
 def _requests_in_memory() -> int:
     gc.collect()
-    return sum(isinstance(each, _REQUESTS) for each in gc.get_objects())
+    return sum(type(each) in _REQUESTS for each in gc.get_objects())
 
 
 _REQUESTS = (pb.ClassifyRequest, open_inference_pb2.ModelInferRequest)

@@ -13,10 +13,12 @@ from google.protobuf.empty_pb2 import Empty
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from medserve.client import Client
-from medserve.engine.torchserve.lifecycle import Server
+from medserve.client.management import Manager
+from medserve.errors import InvalidRequestError
 from medserve.gateway.server import GatewayServer
 from medserve.wire import inference_pb2, inference_pb2_grpc
-from tests.gateway.running import running_gateway, settings_for
+from tests.backends import Backend
+from tests.gateway.running import running_gateway
 from tests.gateway.streaming_room import CRASH, SLOW, TICKS
 from tests.tiny_room import LABELS, bright_tile
 
@@ -129,10 +131,10 @@ def test_an_error_tells_programs_its_code(edge: grpc.Channel) -> None:
     assert (info.reason, info.domain) == ("UNKNOWN_MODEL", "medserve")
 
 
-def test_a_full_queue_tells_when_to_come_back(torchserve: Server, tiny_store: Path) -> None:
-    settings = settings_for(torchserve, store=tiny_store, in_flight=1, queue=1)
+def test_a_full_queue_tells_when_to_come_back(backend: Backend, tiny_store: Path) -> None:
+    settings = backend.before(store=tiny_store, in_flight=1, queue=1)
     with (
-        running_gateway(settings) as gateway,
+        running_gateway(*settings) as gateway,
         grpc.insecure_channel(gateway.addresses.grpc) as channel,
     ):
         slow = [
@@ -167,10 +169,10 @@ def test_the_request_id_comes_back(edge: grpc.Channel, place: str) -> None:
     assert returned == given if place != "nowhere" else uuid.UUID(returned)
 
 
-def test_a_message_over_the_limit_is_refused(torchserve: Server, tiny_store: Path) -> None:
-    settings = settings_for(torchserve, store=tiny_store, max_message_mb=1)
+def test_a_message_over_the_limit_is_refused(backend: Backend, tiny_store: Path) -> None:
+    settings = backend.before(store=tiny_store, max_message_mb=1)
     with (
-        running_gateway(settings) as gateway,
+        running_gateway(*settings) as gateway,
         grpc.insecure_channel(gateway.addresses.grpc) as channel,
     ):
         error = refused(channel, request(data=bytes(2**20 + 1)))
@@ -211,11 +213,9 @@ def test_the_typed_client_works_unchanged_at_the_gateway(gateway: GatewayServer)
         client.wait_ready(["tiny", "ticker"], timeout_s=10)
 
 
-def test_what_would_change_the_models_is_forbidden(gateway: GatewayServer) -> None:
-    from medserve.wire import management_pb2, management_pb2_grpc
-
-    with grpc.insecure_channel(gateway.addresses.grpc) as channel:
-        management = management_pb2_grpc.ManagementAPIsServiceStub(channel)
-        with pytest.raises(grpc.RpcError) as caught:
-            management.ScaleWorker(management_pb2.ScaleWorkerRequest(model_name="tiny"), timeout=10)
-    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+def test_the_archives_of_an_engine_that_was_started_elsewhere_stay(gateway: GatewayServer) -> None:
+    manager = Manager(gateway.addresses.grpc)
+    with pytest.raises(InvalidRequestError, match="only a restart there changes"):
+        manager.add("tiny-2.0.mar")
+    with pytest.raises(InvalidRequestError, match="only a restart there changes"):
+        manager.remove("tiny", "1.0")

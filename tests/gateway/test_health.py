@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +16,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from medserve.engine.torchserve.lifecycle import Server
 from medserve.gateway.server import GatewayServer
 from medserve.wire import inference_pb2, inference_pb2_grpc
-from tests.gateway.running import running_gateway, settings_for
+from tests.backends import Backend
+from tests.gateway.running import quick_settings, running_gateway
 from tests.tiny_room import bright_tile
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -42,15 +41,10 @@ def within(seconds: float, holds: Callable[[], bool]) -> bool:
     return True
 
 
-def worker_of(torchserve: Server, model: str) -> psutil.Process:
-    """The process that runs a model: its folder says which it is."""
-    assert torchserve.pid is not None
-    for process in psutil.Process(torchserve.pid).children(recursive=True):
-        if any(part.startswith("--sock-name") for part in process.cmdline()):
-            manifest = json.loads(Path(process.cwd(), "MAR-INF", "MANIFEST.json").read_text())
-            if manifest["model"]["modelName"] == model:
-                return process
-    raise AssertionError(f"no worker of {model}")
+def worker_of(backend: Backend, model: str) -> psutil.Process:
+    """The process that runs a model."""
+    [pid] = backend.worker_pids(model)
+    return psutil.Process(pid)
 
 
 def test_a_stock_health_client_sees_everything_and_each_model(edge: grpc.Channel) -> None:
@@ -74,12 +68,8 @@ def test_an_unknown_model_has_no_health(edge: grpc.Channel) -> None:
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-def test_nothing_serves_before_its_golden_input_was_answered(
-    torchserve: Server, tiny_store: Path
-) -> None:
-    settings = settings_for(
-        torchserve, store=tiny_store, engine="127.0.0.1:1", engine_management="127.0.0.1:1"
-    )
+def test_nothing_serves_before_its_golden_input_was_answered(tiny_store: Path) -> None:
+    settings = quick_settings(tiny_store, engine="127.0.0.1:1", engine_management="127.0.0.1:1")
     with (
         running_gateway(settings, serving=False) as gateway,
         grpc.insecure_channel(gateway.addresses.grpc) as channel,
@@ -97,13 +87,13 @@ def test_nothing_serves_before_its_golden_input_was_answered(
 
 
 def test_a_killed_worker_is_not_serving_and_then_serving_again(
-    torchserve: Server, edge: grpc.Channel
+    backend: Backend, edge: grpc.Channel
 ) -> None:
     watch = health_pb2_grpc.HealthStub(edge).Watch(
         health_pb2.HealthCheckRequest(service="ticker"), timeout=60
     )
     assert next(watch).status == _SERVING
-    worker_of(torchserve, "ticker").send_signal(signal.SIGKILL)
+    worker_of(backend, "ticker").send_signal(signal.SIGKILL)
     assert next(watch).status == _NOT_SERVING
     assert check(edge, "tiny") == _SERVING
     assert check(edge) == _NOT_SERVING
@@ -113,9 +103,9 @@ def test_a_killed_worker_is_not_serving_and_then_serving_again(
 
 
 @pytest.fixture
-def stopped_ticker(torchserve: Server) -> Iterator[None]:
+def stopped_ticker(backend: Backend) -> Iterator[None]:
     """A worker of `ticker` that is there, READY, and answers nobody."""
-    worker = worker_of(torchserve, "ticker")
+    worker = worker_of(backend, "ticker")
     worker.send_signal(signal.SIGSTOP)
     yield
     worker.send_signal(signal.SIGCONT)
@@ -123,11 +113,11 @@ def stopped_ticker(torchserve: Server) -> Iterator[None]:
 
 @pytest.mark.usefixtures("stopped_ticker")
 def test_a_worker_that_is_ready_but_stuck_is_not_serving_within_seconds(
-    torchserve: Server, tiny_store: Path
+    backend: Backend, tiny_store: Path
 ) -> None:
-    settings = settings_for(torchserve, store=tiny_store, canary_every_s=0.5, canary_timeout_s=1.0)
+    settings = backend.before(store=tiny_store, canary_every_s=0.5, canary_timeout_s=1.0)
     with (
-        running_gateway(settings, serving=False) as gateway,
+        running_gateway(*settings, serving=False) as gateway,
         grpc.insecure_channel(gateway.addresses.grpc) as channel,
     ):
         assert within(30, lambda: check(channel, "tiny") == _SERVING)
@@ -137,14 +127,14 @@ def test_a_worker_that_is_ready_but_stuck_is_not_serving_within_seconds(
 
 
 def test_a_model_that_serves_is_doubted_when_a_call_takes_far_too_long(
-    torchserve: Server, tiny_store: Path
+    backend: Backend, tiny_store: Path
 ) -> None:
-    settings = settings_for(torchserve, store=tiny_store, canary_every_s=60, canary_timeout_s=0.5)
+    settings = backend.before(store=tiny_store, canary_every_s=60, canary_timeout_s=0.5)
     with (
-        running_gateway(settings) as gateway,
+        running_gateway(*settings) as gateway,
         grpc.insecure_channel(gateway.addresses.grpc) as channel,
     ):
-        worker = worker_of(torchserve, "ticker")
+        worker = worker_of(backend, "ticker")
         worker.send_signal(signal.SIGSTOP)
         try:
             stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)

@@ -268,6 +268,19 @@ def test_a_client_may_ask_often_whether_its_connection_lives(
         assert json.loads(predict(channel))["status"] == "ok"
 
 
+def test_a_call_outlasts_the_age_of_its_connection(
+    tiny_store: Path, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_MAX_CONNECTION_AGE_MS", 200)
+    with (
+        running_gateway(quick_settings(tiny_store), fake) as gateway,
+        channel_to(gateway) as channel,
+    ):
+        fake.pause_s = 1.0
+        for _ in range(2):  # the second one over a new connection
+            assert json.loads(predict(channel))["status"] == "ok"
+
+
 def test_an_upload_that_takes_for_ever_is_ended(tiny_store: Path, fake: FakeEngine) -> None:
     settings = quick_settings(tiny_store, upload_timeout_s=0.5)
     with running_gateway(settings, fake) as gateway, channel_to(gateway) as channel:

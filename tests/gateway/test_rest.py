@@ -508,7 +508,7 @@ def test_openapi_describes_every_call_with_its_errors_and_examples() -> None:
             assert "422" not in operation["responses"], path
             if path.startswith("/v1"):
                 assert "default" in operation["responses"], path
-            if method == "post":
+            if method == "post" and path not in ("/models", "/v1/models/{model}/rollback"):
                 assert operation["requestBody"]["content"], path
     schemas = document["components"]["schemas"]
     for name in ("Error", "ClassifiedFiles"):

@@ -42,6 +42,12 @@ class Forgetful:
         """One worker, ready."""
         return [EngineModel(model, "1.0", default=True, workers=1, workers_ready=1)]
 
+    async def set_default(self, model: str, version: str) -> None:
+        """One version alone."""
+
+    async def scale(self, model: str, version: str, workers: int) -> None:
+        """No workers."""
+
     async def drain(self, timeout_s: float = 0.0) -> None:
         """Nothing to wait for."""
 

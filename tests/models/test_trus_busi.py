@@ -14,8 +14,9 @@ from medserve.imaging.codecs import raster
 from medserve.inference.engines import load_engine
 from medserve.inference.frame_pipeline import FramePipeline
 from medserve.spec import EngineName, Precision
+from training.core.evaluation import EvaluationRequest
 from training.frames.data import find_frames
-from training.frames.evaluation import FrameEvaluation, evaluate_frames
+from training.frames.evaluation import evaluate_frames
 
 NAME, VARIANT = "trus_prostate", "busi"
 ROOM = models.room(NAME, VARIANT)
@@ -72,7 +73,7 @@ def test_its_figures_are_what_the_artifact_reaches_on_the_held_out_frames(
     frames = tmp_path / "US_BUSI_standin"
     assert len(find_frames(frames)) == 622
     measured = evaluate_frames(
-        FrameEvaluation(SPEC, WEIGHTS, frames, tmp_path / "out", WEIGHTS / "split.csv", "test")
+        EvaluationRequest(SPEC, WEIGHTS, frames, tmp_path / "out", WEIGHTS / "split.csv", "test")
     )
     for name in ("dice", "iou", "false_positive_rate"):
         assert measured[name] == pytest.approx(metrics()[name], abs=2e-3), name

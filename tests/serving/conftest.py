@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from medserve.client import Client
-from medserve.engine.torchserve.lifecycle import Server
 from tests.archives import packaged
+from tests.backends import Backend
 from tests.tiny_room import make_checkout
 
 TinyArchive = Callable[..., Path]
@@ -21,7 +21,7 @@ TinyArchive = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def _real(engine_installed: None) -> None:
-    """Everything in this folder needs a real TorchServe."""
+    """Everything in this folder needs a real engine."""
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def client(address: str) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
-def models(torchserve: Server) -> tuple[str, ...]:
+def models(backend: Backend) -> tuple[str, ...]:
     """Names of the served models, sorted."""
-    return tuple(sorted({model.name for model in torchserve.ready}))
+    return tuple(sorted({archive.name for archive in backend.archives}))
 
 
 @pytest.fixture(scope="session")

@@ -106,8 +106,8 @@ def test_params_that_the_model_does_not_know_are_refused(
         client.predict("tiny", bright_tile(0), params)
 
 
-def test_unknown_input_key_is_refused_with_the_known_ones(torchserve: Server) -> None:
-    with grpc.insecure_channel(torchserve.inference_address) as channel:
+def test_unknown_input_key_is_refused_with_the_known_ones(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
         answer = inference_pb2_grpc.InferenceAPIsServiceStub(channel).Predictions(
             inference_pb2.PredictionsRequest(
                 model_name="tiny", input={"image": bright_tile(0), "transport": b"grpc"}

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image as pillow
 
 from medserve.client import ClassificationOptions, Client
-from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import DeadlineError, InvalidImageError, MedserveError
 from medserve.tasks.classification import EXPLAINED_PER_CALL
 from medserve.wire import inference_pb2, inference_pb2_grpc
@@ -121,10 +120,10 @@ def test_trained_classifiers_lose_most_where_their_maps_are_warmest(
         assert answer.explanation.without_warmest <= answer.explanation.without_coolest
 
 
-def ask(torchserve: Server, count: int, params: dict[str, object]) -> Any:
+def ask(address: str, count: int, params: dict[str, object]) -> Any:
     """One packed call of that size, as any client of TorchServe sends it."""
     images = {f"data.{place}": bright_tile(place % 6) for place in range(count)}
-    with grpc.insecure_channel(torchserve.inference_address) as channel:
+    with grpc.insecure_channel(address) as channel:
         answer = inference_pb2_grpc.InferenceAPIsServiceStub(channel).Predictions(
             inference_pb2.PredictionsRequest(
                 model_name="tiny",
@@ -135,8 +134,8 @@ def ask(torchserve: Server, count: int, params: dict[str, object]) -> Any:
     return json.loads(answer.prediction)
 
 
-def test_more_images_than_a_call_may_explain_are_refused(torchserve: Server) -> None:
-    items = ask(torchserve, EXPLAINED_PER_CALL + 1, {"explain": True})["items"]
+def test_more_images_than_a_call_may_explain_are_refused(address: str) -> None:
+    items = ask(address, EXPLAINED_PER_CALL + 1, {"explain": True})["items"]
     assert {item["error"]["code"] for item in items} == {"PAYLOAD_TOO_LARGE"}
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from medserve.client import AsyncClient, Client, Limits, TlsConfig
-from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.errors import AuthenticationError, PayloadTooLargeError, ServerUnreachableError
 from medserve.gateway.core.tokens import add_token, new_token
 from medserve.gateway.server import GatewayServer
+from medserve.settings import EngineKind
+from tests.backends import Backend, TorchServeBackend, running_backend
 from tests.client.certificates import HAVE_OPENSSL, self_signed
 from tests.gateway.running import quick_settings, running_gateway
 from tests.phantoms import raster_bytes
@@ -29,7 +32,7 @@ class Guarded:
     """A gateway with a token, small messages and, where openssl is, TLS."""
 
     gateway: GatewayServer
-    torchserve: Server
+    backend: Backend
     token: str
 
     def client(self, token: str | None, limits: Limits | None = None) -> Client:
@@ -46,9 +49,9 @@ class Guarded:
 
 @pytest.fixture(scope="module")
 def guarded(
-    tiny_archive: TinyArchive, tmp_path_factory: pytest.TempPathFactory
+    tiny_archive: TinyArchive, engine_kind: EngineKind, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Guarded]:
-    """One of this module's own, before a TorchServe that asks for its own keys, and for TLS."""
+    """One of this module's own; before TorchServe, one that asks for its own keys, and for TLS."""
     folder = tmp_path_factory.mktemp("guarded")
     tiny_archive(folder / "store")
     chain, key = self_signed(folder, "server") if HAVE_OPENSSL else (None, None)
@@ -61,16 +64,21 @@ def guarded(
         tls_key=key,
         max_message_mb=1,
     )
-    config = ServerConfig(folder / "store", token_auth=True, certificate=chain, private_key=key)
-    with Server(config) as running, running_gateway(settings.before(running)) as gateway:
-        yield Guarded(gateway, running, token)
+    locked = {"token_auth": True, "certificate": chain, "private_key": key}
+    with contextlib.ExitStack() as stack:
+        backend = stack.enter_context(running_backend(engine_kind, folder / "store", **locked))
+        _, engine = backend.before()
+        if isinstance(backend, TorchServeBackend):
+            settings = settings.before(backend.server)
+        gateway = stack.enter_context(running_gateway(settings, engine))
+        yield Guarded(gateway, backend, token)
 
 
-def test_every_image_gets_its_class_and_its_archive(client: Client, torchserve: Server) -> None:
+def test_every_image_gets_its_class_and_its_archive(client: Client, backend: Backend) -> None:
     results = client.classify("tiny", [bright_tile(place % 6) for place in range(100)])
     assert [r.unwrap().label for r in results] == [LABELS[place % 6] for place in range(100)]
     [digest] = {result.provenance.archive_digest for result in results}
-    assert digest in {model.digest for model in torchserve.ready}
+    assert digest in {archive.digest for archive in backend.archives}
     assert {result.provenance.version for result in results} == {"1.0"}
 
 
@@ -149,9 +157,8 @@ def test_killed_worker_costs_no_answer(guarded: Guarded) -> None:
     with guarded.client(guarded.token, Limits(items_per_call=2)) as client:
         stream = client.classify_each("tiny", images)
         labels = [next(stream).unwrap().label]
-        for worker in psutil.Process(guarded.torchserve.pid).children(recursive=True):
-            if "model_service_worker" in " ".join(worker.cmdline()):
-                worker.kill()
+        for pid in guarded.backend.worker_pids():
+            os.kill(pid, signal.SIGKILL)
         labels += [result.unwrap().label for result in stream]
     assert labels == [LABELS[place % 6] for place in range(400)]
 

@@ -24,7 +24,6 @@ from medserve.client import (
     FrameResult,
     FrameSegmentation,
 )
-from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import DeadlineError, InvalidImageError, InvalidRequestError
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.cli.conftest import medserve as medserve
@@ -36,9 +35,9 @@ _Image: Any = nibabel.Nifti1Image
 
 
 @pytest.fixture
-def real(torchserve: Server) -> str:
+def real(models: tuple[str, ...]) -> str:
     """The trained model, where the checkout has it."""
-    if "trus_prostate" not in {model.name for model in torchserve.ready}:
+    if "trus_prostate" not in models:
         pytest.skip("models/trus_prostate is not complete")
     return "trus_prostate"
 
@@ -73,7 +72,7 @@ def test_a_nifti_stack_is_answered_on_its_own_grid(client: Client) -> None:
 
 
 def test_many_frames_travel_in_one_call_and_a_bad_one_costs_no_other(
-    torchserve: Server,
+    address: str,
 ) -> None:
     import grpc
 
@@ -82,7 +81,7 @@ def test_many_frames_travel_in_one_call_and_a_bad_one_costs_no_other(
     request = inference_pb2.PredictionsRequest(
         model_name="tiny_frame", input={**inputs, "transport": b"grpc"}
     )
-    with grpc.insecure_channel(torchserve.inference_address) as channel:
+    with grpc.insecure_channel(address) as channel:
         stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
         items = json.loads(stub.Predictions(request, timeout=120).prediction)["items"]
     assert [item["status"] for item in items] == ["ok", "error", "error"] * 10

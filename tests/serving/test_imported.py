@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 
 from medserve.client import Client
-from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.errors import InvalidImageError, InvalidRequestError
 from medserve.gateway.server import GatewayServer
 from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
 from medserve.importing.nnunet import read_folder
+from medserve.settings import EngineKind
+from tests.backends import running_backend
 from tests.cli.conftest import medserve as medserve
-from tests.gateway.running import running_gateway, settings_for
+from tests.gateway.running import running_gateway
 from tests.importing.nnunet_folders import CASES, write_case, write_folder
 from tests.importing.test_nnunet import own_mask
 
@@ -36,9 +37,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def imported(
-    trained: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    trained: dict[str, Path], engine_kind: EngineKind, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[GatewayServer]:
-    """A gateway before a TorchServe that serves two imported models."""
+    """A gateway before an engine that serves two imported models."""
     from typer.testing import CliRunner
 
     from medserve.cli.importing import import_
@@ -52,8 +53,8 @@ def imported(
         assert f"medserve predict {model}" in run.output
         assert (store / f"{model}-1.0.report.html").is_file()
     with (
-        Server(ServerConfig(store=store)) as server,
-        running_gateway(settings_for(server, page=True, canary_timeout_s=30.0)) as gateway,
+        running_backend(engine_kind, store) as engine,
+        running_gateway(*engine.before(page=True, canary_timeout_s=30.0)) as gateway,
     ):
         yield gateway
 

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.imaging.codecs import nifti
+from medserve.settings import EngineKind
 from medserve.wire import inference_pb2, inference_pb2_grpc
+from tests.backends import running_backend
 from tests.frame_phantoms import ellipse, scan
-from tests.gateway.running import running_gateway, settings_for
+from tests.gateway.running import running_gateway
 from tests.phantoms import raster_bytes
 from tests.tiny_room import LABELS, bright_tile
 from tests.tiny_volume_room import known_mask, phantom
@@ -29,11 +30,11 @@ _STORE = Path(__file__).parent.parent / "old_archives"
 
 
 @pytest.fixture(scope="module")
-def stub() -> Iterator[inference_pb2_grpc.InferenceAPIsServiceStub]:
-    """The gateway before a TorchServe that serves the four archives."""
+def stub(engine_kind: EngineKind) -> Iterator[inference_pb2_grpc.InferenceAPIsServiceStub]:
+    """The gateway before an engine that serves the four archives."""
     with (
-        Server(ServerConfig(store=_STORE)) as server,
-        running_gateway(settings_for(server, canary_timeout_s=30.0)) as gateway,
+        running_backend(engine_kind, _STORE) as engine,
+        running_gateway(*engine.before(canary_timeout_s=30.0)) as gateway,
         grpc.insecure_channel(gateway.addresses.grpc) as channel,
     ):
         yield inference_pb2_grpc.InferenceAPIsServiceStub(channel)

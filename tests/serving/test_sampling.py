@@ -23,12 +23,12 @@ from medserve.client import (
     SampleFormat,
     SampleProgress,
 )
-from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import DeadlineError, InvalidRequestError
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
 from medserve.spec import ModelSpec
 from medserve.spec.generation import SamplerKind
 from medserve.wire.v1 import imaging_pb2, imaging_pb2_grpc
+from tests.backends import Backend
 from tests.painter_room import SLOW
 from tests.tiny_diffusion_room import DIFFUSION_CONFIG, LABELS, SIDE, run
 
@@ -90,15 +90,15 @@ def test_work_ends_when_the_callers_time_is_over(address: str, client: Client) -
     assert client.sample_all("painter").images  # well before the 300 s of that work
 
 
-def test_work_ends_when_its_caller_goes(address: str, torchserve: Server) -> None:
-    assert torchserve.cancelled_dir is not None
+def test_work_ends_when_its_caller_goes(address: str, backend: Backend) -> None:
+    assert backend.cancelled_dir is not None
     with Client(address, timeout_s=250) as client:
         drawing = client.sample("painter", _ENDLESS)
         assert isinstance(next(drawing), SampleProgress)
         drawing.close()
         with Client(address, timeout_s=100) as other:
             assert other.sample_all("painter").images
-    while list(torchserve.cancelled_dir.iterdir()):  # the mark goes with the work
+    while list(backend.cancelled_dir.iterdir()):  # the mark goes with the work
         time.sleep(0.05)
 
 

@@ -1,4 +1,4 @@
-"""A model and its variant on one real TorchServe: the request's version chooses."""
+"""A model and its variant on one real engine: the request's version chooses."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import pytest
 
 import models
 from medserve.client import Client
-from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 from medserve.errors import ArchiveError, UnknownModelError
+from medserve.settings import EngineKind
 from tests.archives import packaged
-from tests.gateway.running import running_gateway, settings_for
+from tests.backends import running_backend
+from tests.gateway.running import running_gateway
 
 OWN = models.spec("mednist")
 EXAMPLES = sorted((models.room("mednist") / "examples").glob("*.png"))
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def client(engine_kind: EngineKind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """Of a gateway with `mednist` and its variant `svm`."""
     store = tmp_path_factory.mktemp("versions") / "store"
     try:
@@ -28,8 +29,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     except ArchiveError as error:
         pytest.skip(str(error))
     with (
-        Server(ServerConfig(store=store)) as server,
-        running_gateway(settings_for(server)) as gateway,
+        running_backend(engine_kind, store) as engine,
+        running_gateway(*engine.before()) as gateway,
         Client(gateway.addresses.grpc, timeout_s=120) as client,
     ):
         yield client

@@ -23,7 +23,6 @@ from pydicom import dcmread
 import models
 from medserve.archive.read import golden_input
 from medserve.client import AsyncClient, Client, Segmentation, VolumeFormat, VolumeOptions
-from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import DeadlineError
 from medserve.imaging.codecs import nifti, npy, volume_file
 from medserve.imaging.geometry import Geometry
@@ -31,6 +30,7 @@ from medserve.imaging.volume import Volume
 from medserve.inference.engines import load_engine
 from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.spec import EngineName
+from tests.backends import Backend
 from tests.cli.conftest import medserve as medserve
 from tests.pages import blocks
 from tests.tiny_volume_room import known_mask, make_volume_checkout, phantom
@@ -48,9 +48,9 @@ def upright() -> Volume:
 
 
 @pytest.fixture
-def real(torchserve: Server) -> str:
+def real(models: tuple[str, ...]) -> str:
     """The trained model, where the checkout has it."""
-    if "segmentation_3d" not in {model.name for model in torchserve.ready}:
+    if "segmentation_3d" not in models:
         pytest.skip("models/segmentation_3d/weights is not complete")
     return "segmentation_3d"
 
@@ -141,9 +141,9 @@ def test_work_ends_when_the_caller_s_time_is_up(address: str) -> None:
 
 @pytest.mark.parametrize("name", list(EngineName))
 def test_the_served_mask_is_that_of_every_engine_without_a_server(
-    name: EngineName, client: Client, torchserve: Server, real: str
+    name: EngineName, client: Client, backend: Backend, real: str
 ) -> None:
-    path = next(Path(torchserve.config.store).glob(f"{real}-*.mar"))
+    path = next(backend.store.glob(f"{real}-*.mar"))
     payload = golden_input(path)
     served = Segmentation.from_result(client.segment(real, payload)).mask
     pipeline = VolumePipeline(models.spec(real))

@@ -11,11 +11,9 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import psutil
 import pytest
 
 from medserve.client import Client, Segmentation
-from medserve.engine.torchserve.lifecycle import Server
 from medserve.errors import (
     InvalidImageError,
     InvalidRequestError,
@@ -24,6 +22,7 @@ from medserve.errors import (
 )
 from medserve.imaging.codecs import nifti, npy
 from medserve.imaging.volume import Volume
+from tests.backends import Backend
 from tests.phantoms import raster_bytes, wedge
 from tests.tiny_volume_room import known_mask, phantom
 from tests.volume_phantoms import as_bytes, dicom_slices, oblique, zipped
@@ -32,25 +31,19 @@ MODEL = "tiny_volume"
 _Image: Any = nibabel.Nifti1Image
 
 
-def _workers(server: Server) -> set[int]:
-    """Process ids of TorchServe's Python workers."""
-    family = psutil.Process(server.pid).children(recursive=True)
-    return {each.pid for each in family if "model_service_worker" in " ".join(each.cmdline())}
-
-
 @pytest.fixture(scope="module")
-def workers(torchserve: Server) -> set[int]:
-    return _workers(torchserve)
+def workers(backend: Backend) -> set[int]:
+    return set(backend.worker_pids())
 
 
 @pytest.fixture(autouse=True)
 def _the_same_worker_answers_the_next_good_request(
-    client: Client, torchserve: Server, workers: set[int]
+    client: Client, backend: Backend, workers: set[int]
 ) -> Iterator[None]:
     yield
     answer = client.segment(MODEL, nifti.encode(phantom()))
     np.testing.assert_array_equal(Segmentation.from_result(answer).mask, known_mask(phantom()))
-    assert _workers(torchserve) == workers
+    assert set(backend.worker_pids()) == workers
 
 
 def written(array: Any, **fields: object) -> bytes:

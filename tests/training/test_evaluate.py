@@ -14,14 +14,18 @@ import pytest
 
 import models
 from medserve.inference.engines import load_engine
+from medserve.results.sorted_folders import doubt_first
 from medserve.spec import EngineName, Precision
+from tests.archives import packaged
 from tests.training.drawn import LABELS
 from training import evaluate
 from training.classification.data import LabelledImages, write_split
-from training.classification.evaluation import EvaluationRequest, answer_files, evaluate_classifier
+from training.classification.evaluation import answer_files, evaluate_classifier
 from training.core.config import run
+from training.core.evaluation import EvaluationRequest
 from training.core.files import files_below
 
+SPEC = models.spec("mednist")
 FIGURES = ("confusion_matrix", "reliability", "novelty")
 
 
@@ -51,6 +55,30 @@ def test_metrics_count_every_image(metrics: dict[str, Any]) -> None:
     assert metrics["accuracy"] == pytest.approx(np.trace(counts) / 24)
     np.testing.assert_array_equal(counts.sum(axis=1), [4] * 6)
     assert metrics["labels"] == list(LABELS)
+
+
+def test_the_errors_among_the_first_that_review_shows_are_counted(
+    drawn: Path, weights: Path, metrics: dict[str, Any]
+) -> None:
+    spec = models.spec("mednist")
+    engine = load_engine(EngineName.ONNXRUNTIME, weights, precision=Precision.F32, threads=1)
+    answers = answer_files(engine, spec, files_below(drawn))
+    highest = answers.probabilities.max(axis=1)
+    rows = sorted(
+        (
+            doubt_first({
+                "status": "unlike" if novelty > 1.0
+                else "review" if probability < spec.classifier.review_below else "ok",
+                "probability": str(probability),
+            }),
+            spec.labels[chosen] != path.relative_to(drawn).parts[0],
+        )
+        for path, novelty, probability, chosen in zip(
+            answers.paths, answers.novelty, highest,
+            answers.probabilities.argmax(axis=1), strict=True,
+        )
+    )  # fmt: skip
+    assert metrics["review"]["errors_in_first_5_percent"] == sum(wrong for _, wrong in rows[:2])
 
 
 def test_metrics_agree_with_the_network_that_was_exported(
@@ -93,8 +121,8 @@ def test_a_file_that_serving_would_refuse_is_skipped_and_counted(
 ) -> None:
     broken = shutil.copytree(drawn, tmp_path / "broken")
     (broken / "Hand" / "000.png").write_bytes(b"no image")
-    request = EvaluationRequest(broken, tmp_path / "out", weights=weights, threads=1)
-    content = evaluate_classifier("mednist", request)
+    request = EvaluationRequest(SPEC, weights, broken, tmp_path / "out", threads=1)
+    content = evaluate_classifier(request)
     assert (content["n"], content["skipped"]) == (23, 1)
 
 
@@ -105,9 +133,9 @@ def test_one_part_of_a_split_is_evaluated(
     parts = {"validation": np.arange(3), "test": np.arange(10, 15)}
     write_split(tmp_path / "split.csv", drawn_images, parts)
     request = EvaluationRequest(
-        drawn, tmp_path / "out", weights=weights, split=tmp_path / "split.csv", threads=1
+        SPEC, weights, drawn, tmp_path / "out", split=tmp_path / "split.csv", threads=1
     )
-    assert evaluate_classifier("mednist", request)["n"] == 5
+    assert evaluate_classifier(request)["n"] == 5
 
 
 @pytest.mark.cpu
@@ -115,9 +143,9 @@ def test_foreign_images_are_counted_by_kind(drawn: Path, weights: Path, tmp_path
     for kind in ("bars", "more_bars"):
         shutil.copytree(drawn / "CXR", tmp_path / "foreign" / kind)
     request = EvaluationRequest(
-        drawn, tmp_path / "out", weights=weights, foreign_dir=tmp_path / "foreign", threads=1
+        SPEC, weights, drawn, tmp_path / "out", foreign_dir=tmp_path / "foreign", threads=1
     )
-    foreign = evaluate_classifier("mednist", request)["novelty"]["foreign"]
+    foreign = evaluate_classifier(request)["novelty"]["foreign"]
     assert {kind: each["n"] for kind, each in foreign.items()} == {"bars": 4, "more_bars": 4}
 
 
@@ -158,3 +186,33 @@ def test_a_part_that_does_not_exist_is_refused(
     flags = ("--split", str(tmp_path / "split.csv"), "--part", "exam", "--weights", str(weights))
     assert evaluation("mednist", "--data-dir", str(drawn), *flags) == 2
     assert "'exam'" in capsys.readouterr().err
+
+
+@pytest.mark.cpu
+def test_an_npz_is_measured_as_the_same_images_in_folders(
+    drawn: Path, weights: Path, drawn_images: LabelledImages, tmp_path: Path
+) -> None:
+    content = {f"{part}_images": drawn_images.images for part in ("train", "val", "test")}
+    content |= {f"{part}_labels": drawn_images.label_ids[:, None]
+                for part in ("train", "val", "test")}  # fmt: skip
+    np.savez(tmp_path / "drawn.npz", **content)
+    flags = ("--weights", str(weights), "--threads", "1", "--part", "validation")
+    file = str(tmp_path / "drawn.npz")
+    assert evaluation("mednist", "--data-dir", file, "--out", str(tmp_path / "npz"), *flags) == 0
+    found = json.loads((tmp_path / "npz/metrics.json").read_text())
+    folders = evaluate_classifier(EvaluationRequest(SPEC, weights, drawn, tmp_path / "folders"))
+    np.testing.assert_array_equal(found["confusion_matrix"], folders["confusion_matrix"])
+
+
+@pytest.mark.archive
+def test_an_archive_is_measured_as_its_room(drawn: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ts", reason="needs the serve extra")
+    archive = packaged("mednist", tmp_path / "store")
+    flags = ("--data-dir", str(drawn), "--threads", "1")
+    assert evaluation(str(archive), *flags, "--out", str(tmp_path / "archive")) == 0
+    assert evaluation("mednist", *flags, "--out", str(tmp_path / "room")) == 0
+    first, second = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("archive", "room")
+    )
+    assert first == second
+    assert evaluation(str(archive), *flags, "--variant", "svm") == 2

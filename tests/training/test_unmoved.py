@@ -77,7 +77,7 @@ def test_volumes_are_dealt_as_ever(
     for n in range(70):
         path = tmp_path / f"case_{n:02d}.nii"
         path.write_bytes(b"x" * (100 + 37 * n % 2000))
-        cases.append(Case(path.stem, path, path, subject=f"subject_{n % 55:02d}"))
+        cases.append(Case(path.stem, (path,), path, subject=f"subject_{n % 55:02d}"))
     write_folds(tmp_path / "split.csv", split_cases(cases, folds, test_share, seed=2))
     assert digest(tmp_path / "split.csv") == expected
 

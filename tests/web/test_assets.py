@@ -30,6 +30,22 @@ def test_an_installed_viewer_is_the_pinned_one() -> None:
     assert viewer is None or viewer.endswith(f"/vendor/niivue-{version}.js")
 
 
+def test_an_installed_reader_of_the_api_description_is_the_pinned_one() -> None:
+    reader = Templates().api_reader
+    version = WANTED["dependencies"]["swagger-ui-dist"]
+    for address, suffix in zip(reader or (), ("js", "css"), strict=False):
+        assert address.endswith(f"/vendor/swagger-ui-{version}.{suffix}")
+
+
+def test_the_image_has_these_files_where_the_page_looks_for_them() -> None:
+    copied = re.findall(
+        r"^COPY --from=page /vendor \S+/site-packages/(\S+)$",
+        (REPOSITORY / "docker" / "Dockerfile").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert [REPOSITORY / place for place in copied] == [Templates().static / "vendor"]
+
+
 def test_the_page_asks_for_nothing_that_is_not_here() -> None:
     static = Templates().static
     for path in static.glob("js/*.js"):

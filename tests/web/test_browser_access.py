@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from medserve.gateway.faces.page.rendering import Templates
 from tests.web.conftest import NewTab, Obstacles
 
 if TYPE_CHECKING:
@@ -44,6 +45,24 @@ def test_every_page_fits_a_phone_in_every_language(new_tab: NewTab, locale: str)
         assert wide <= 0, path
     tab.goto("/classify")
     tab.get_by_role("heading", name=TITLES[locale], exact=True).wait_for()
+
+
+def test_the_api_description_is_a_page_that_loads_nothing_from_elsewhere(fake_tab: Page) -> None:
+    if Templates().api_reader is None:
+        pytest.skip("Swagger UI is missing; python scripts/web_assets.py")
+    tab = fake_tab  # it fails where the policy of the page stops something
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto("/")
+    tab.get_by_role("link", name="API description").click()
+    call = tab.locator("#api .opblock-post", has_text="/v1/models/{model}/classify")
+    call.get_by_role("button").first.click()
+    call.get_by_text("Also a heat map of what each class rests on").wait_for()
+    tab.set_viewport_size({"width": 360, "height": 740})
+    assert tab.evaluate("document.scrollingElement.scrollWidth - innerWidth") <= 0
+    own = tab.url.removesuffix("/api")
+    assert own + "/openapi.json" in asked
+    assert [url for url in asked if not url.startswith((own, "data:"))] == []
 
 
 def test_the_keyboard_reaches_the_content_at_once(tab: Page) -> None:

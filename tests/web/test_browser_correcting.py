@@ -15,6 +15,8 @@ from tests.gateway.faces import SEGMENTATION
 from tests.web.fake_page import FakePage, image
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from playwright.sync_api import FilePayload, Page
 
 FILES: list[FilePayload] = [
@@ -83,6 +85,122 @@ def test_a_correction_is_taken_back_after_a_reload_and_announced(fake_tab: Page)
     tab.locator("#moved", has_text="clear.png: now dark").wait_for(state="attached")
     tab.locator("#redo:enabled").click()
     tab.locator("tr.corrected").wait_for()
+
+
+def pictures(tab: Page, files: list[FilePayload]) -> None:
+    """Show files as pictures, with the focus on their list."""
+    tab.goto("/classify")
+    tab.locator("#files").set_input_files(files)
+    tab.get_by_text(f"Done. Files: {len(files)}", exact=True).wait_for()
+    tab.get_by_role("button", name="Pictures").focus()
+    tab.keyboard.press("Enter")
+    tab.locator(".cell").first.wait_for()
+    tab.locator("#grid").focus()
+
+
+def active(tab: Page) -> str:
+    """Return the file that a screen reader is told of."""
+    return str(
+        tab.locator("#grid").evaluate(
+            "box => document.getElementById(box.getAttribute('aria-activedescendant')).title"
+        )
+    )
+
+
+def test_many_pictures_get_a_class_in_one_step_by_keyboard_alone(
+    fake_tab: Page, look_for_obstacles: Callable[[Page], list[str]]
+) -> None:
+    tab = fake_tab
+    pictures(tab, [image(f"{place:02d}.png", "ok dark", place) for place in range(40)])
+    for key in ("ArrowRight", "Shift+ArrowDown", "ArrowRight", "Space"):
+        tab.keyboard.press(key)
+    chosen = tab.locator(".cell[aria-selected=true]")
+    across = tab.locator("#grid").evaluate(
+        "box => getComputedStyle(box).gridTemplateColumns.split(' ').length"
+    )
+    assert chosen.count() == across + 2  # from the second one to below it, and one more
+    assert active(tab) == f"{across + 2:02d}.png"
+    assert look_for_obstacles(tab) == []
+    tab.keyboard.press("2")
+    tab.locator("#moved", has_text=f"Files changed: {across + 2}. Now: bright").wait_for(
+        state="attached"
+    )
+    tab.get_by_role("button", name=f"bright {across + 2}").wait_for()
+    assert chosen.count() == 0
+    tab.reload()
+    tab.keyboard.press("Control+z")
+    tab.locator("#moved", has_text=f"Files changed: {across + 2}. Now: dark").wait_for(
+        state="attached"
+    )
+
+
+def test_pictures_are_chosen_by_click_and_up_to_another_with_shift(fake_tab: Page) -> None:
+    tab = fake_tab
+    pictures(tab, [*FILES, *(image(f"{place}.png", "ok dark", place) for place in range(9, 40))])
+    cells = tab.locator(".cell")
+    cells.nth(1).click()
+    cells.nth(6).click(modifiers=["Shift"])
+    cells.nth(3).click()
+    chosen = tab.locator(".cell[aria-selected=true]")
+    assert [name[:4] for name in chosen.evaluate_all("all => all.map(({ title }) => title)")] == [
+        "unsu", "odd.", "phot", "9.pn", "10.p",
+    ]  # fmt: skip
+    tab.get_by_label("Class of the selected files").get_by_role("button", name="bright").click()
+    tab.locator("#moved", has_text="Files changed: 5. Now: bright").wait_for(state="attached")
+    tab.get_by_role("button", name="Select all").click()
+    assert chosen.count() == 36
+    tab.locator("#search").fill("odd")
+    tab.locator("#picked", has_text="Selected: 1").wait_for()  # the others are out of sight
+
+
+def test_the_next_doubtful_picture_takes_the_place_of_a_corrected_one(fake_tab: Page) -> None:
+    tab = fake_tab
+    tab.set_viewport_size({"width": 390, "height": 780})
+    pictures(tab, FILES)
+    tab.get_by_role("button", name="Doubtful first").click()
+    tab.locator("#grid").focus()
+    tab.keyboard.press("Home")
+    assert active(tab) == "odd.png"
+    tab.keyboard.press("2")
+    tab.locator("#moved", has_text="odd.png: now bright").wait_for(state="attached")
+    assert active(tab) == "unsure.png"
+    tab.keyboard.press("Enter")
+    tab.get_by_role("dialog").locator("#detail-name", has_text="unsure.png").wait_for()
+    tab.keyboard.press("1")
+    tab.get_by_role("dialog").get_by_text("dark (by hand)").wait_for()
+    tab.keyboard.press("ArrowRight")  # in the order in which it was opened
+    tab.get_by_role("dialog").locator("#detail-name", has_text="clear.png").wait_for()
+
+
+def test_the_active_picture_is_never_below_the_bars(fake_tab: Page) -> None:
+    tab = fake_tab
+    pictures(tab, [image(f"{place:03d}.png", "ok dark", place) for place in range(150)])
+    for size in ({"width": 1360, "height": 860}, {"width": 390, "height": 780}):
+        tab.set_viewport_size(size)  # type: ignore[arg-type]
+        for key, name in (("End", "149.png"), ("Home", "000.png")):
+            tab.locator("#grid").focus()
+            tab.keyboard.press(key)
+            cell = tab.locator(f".cell.active[title='{name}']")
+            cell.wait_for()
+            assert cell.evaluate(
+                """cell => {
+                  const box = cell.getBoundingClientRect();
+                  const at = y => document.elementFromPoint(box.x + box.width / 2, y);
+                  return cell.contains(at(box.top + 9)) && cell.contains(at(box.bottom - 9));
+                }"""
+            )
+    assert tab.locator(".cell").count() < 150
+
+
+def test_a_copy_under_another_name_is_told(fake_tab: Page) -> None:
+    tab = fake_tab
+    tab.goto("/classify")
+    tab.locator("#files").set_input_files([FILES[0], {**FILES[0], "name": "copy.png"}])
+    tab.get_by_text("Done. Files: 2", exact=True).wait_for()
+    assert "Same content as clear.png." in row(tab, "copy.png")
+    tab.reload()
+    tab.get_by_text("Same content as clear.png.").wait_for()
+    assert "Same content" not in tab.locator("tr.file").first.inner_text()
 
 
 def test_a_mask_carries_the_name_of_its_case(fake_tab: Page) -> None:

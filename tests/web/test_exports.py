@@ -6,6 +6,8 @@ import csv
 import hashlib
 import io
 import json
+import re
+import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -14,8 +16,10 @@ import pytest
 from medserve.errors import InvalidImageError
 from medserve.gateway.faces.page import exports
 from medserve.gateway.faces.page.jobs import Item, Job, Kind
+from medserve.results.sorted_folders import doubt_first, read_corrections, read_manifest
 from medserve.tasks.classification import Classification
 from medserve.tasks.result import Provenance
+from tests.web.test_sessions import closed, log_in
 from tests.web.visiting import Visitor, begin, send, visit
 
 LABELS = ("dark", "bright")
@@ -88,6 +92,56 @@ async def test_a_class_by_hand_decides_the_folder(client: Visitor) -> None:
     row = next(csv.DictReader(io.StringIO((await client.get(f"{job}/results.csv")).text[1:])))
     assert (row["class"], row["class_id"], row["predicted_class"]) == ("bright", "1", "dark")
     assert row["corrected"] == "yes"
+
+
+@visit(closed)
+async def test_a_correction_tells_who_and_when_without_the_files_name(client: Visitor) -> None:
+    await log_in(client)
+    job = await begin(client)
+    await send(client, job, TWINS)
+    await client.post(f"{job}/classes", json={"classes": {"0": "bright", "1": "bright"}})
+    await client.post(f"{job}/classes", json={"classes": {"1": None}})
+    text = (await client.get(f"{job}/corrections.csv")).text
+    assert "hand" not in text
+    [row] = csv.DictReader(io.StringIO(text))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", row.pop("corrected_at"))
+    assert row.pop("archive_digest").startswith("sha256:")
+    assert row == {
+        "sha256": hashlib.sha256(b"ok dark 1").hexdigest(),
+        "class": "bright",
+        "predicted_class": "dark",
+        "probability": "0.990000",
+        "corrected_by": "lab",
+        "model": "kinds",
+        "version": "1.0",
+    }
+    named = (await client.get(f"{job}/corrections.csv?names")).text
+    assert next(csv.DictReader(io.StringIO(named)))["source"] == "one/hand.png"
+
+
+@visit()
+async def test_the_zip_of_corrected_files_is_read_by_review_and_training(client: Visitor) -> None:
+    job = await begin(client)
+    await send(client, job, TWINS)
+    with tempfile.TemporaryDirectory() as folder:
+
+        async def unpacked(name: str) -> Path:
+            content = (await client.get(f"{job}/results.zip")).content
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                archive.extractall(Path(folder) / name)
+            return Path(folder) / name / "medserve-results"
+
+        before = await unpacked("before")
+        assert not read_corrections(before)
+        rows = [row for row in read_manifest(before) if row["class"]]
+        first = [row["stored"] for row in sorted(rows, key=doubt_first)[:2]]
+        assert first == ["_review/odd.png", "_review/doubtful.png"]
+        await client.post(f"{job}/classes", json={"classes": {"4": "bright"}})
+        after = await unpacked("after")
+        [(digest, correction)] = read_corrections(after).items()
+        assert digest == hashlib.sha256(b"review dark").hexdigest()
+        assert (correction.label, correction.predicted) == ("bright", "dark")
+        assert (after / "bright" / "doubtful.png").read_bytes() == b"review dark"
 
 
 @visit()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -188,22 +189,23 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [kept]
 
 
+@pytest.mark.parametrize(("of", "step"), [(shutil, "rmtree"), (Path, "rename")])
 def test_a_folder_that_cannot_be_removed_costs_no_other_and_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    of: Any, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
     jobs = make(tmp_path, clock, retention_s=10)
     for owner in "ab":
         job = jobs.create(Kind.CLASSIFY, owner, "m", "1", LABELS)
         (job.folder / "000000").write_bytes(b"pixels")
-    remove, failing = shutil.rmtree, [True]
+    does, failing = getattr(of, step), [True]
 
-    def once(folder: Path) -> None:
+    def once(*given: Any) -> Any:
         if failing and failing.pop():
             raise OSError(39, "Directory not empty")
-        remove(folder)
+        return does(*given)
 
-    monkeypatch.setattr(shutil, "rmtree", once)
+    monkeypatch.setattr(of, step, once)
     clock.now = 20.0
     with pytest.raises(OSError, match="not empty"):
         jobs.sweep()

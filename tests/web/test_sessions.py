@@ -173,3 +173,14 @@ def test_one_holder_of_a_token_ends_only_sessions_of_their_own(
             assert (await lab.get("/models/kinds")).status_code == 200
 
     asyncio.run(run())
+
+
+def test_a_session_ends_after_a_working_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_LIFE_S", 0.0)
+
+    async def run() -> None:
+        async with visiting(closed()) as (_, [client]):
+            await log_in(client)
+            assert (await client.get("/models/kinds")).status_code == 303
+
+    asyncio.run(run())

@@ -10,7 +10,6 @@ The archive is that of the Hospital Clinic of Barcelona (doi:10.17632/snkd93bnjr
 from __future__ import annotations
 
 import csv
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -32,7 +30,6 @@ from training.classification.data import SPLITS, LabelledImages, to_images, to_p
 
 __all__ = ["BarcelonaDataModule", "BarcelonaDataset", "SourceConfig", "read_source"]
 
-_MEDMNIST_PARTS = {"train": "train", "val": "validation", "test": "test"}
 Transform = Callable[[Tensor], Tensor]  # one image float32 (3, H, W) in [0, 1] -> another
 
 
@@ -213,31 +210,14 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _from_medmnist(path: Path, spec: ModelSpec) -> dict[str, LabelledImages]:
     """BloodMNIST's own three parts; its labels have the order of this model's."""
     parts = {}
-    for theirs, ours in _MEDMNIST_PARTS.items():
-        pixels, label_ids = _medmnist_part(path, theirs)
-        if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8:
+    for name in SPLITS:
+        parts[name] = data.read_npz(path, name, spec.labels)
+        if parts[name].images.ndim != 4:
             raise ConfigError(
-                f"{path}: expected {theirs}_images uint8 (N, H, W, 3), got {pixels.dtype} "
-                f"{pixels.shape}"
+                f"{path}: expected colour images uint8 (N, H, W, 3) for {name}, got "
+                f"{parts[name].images.shape}"
             )
-        if len(label_ids) != len(pixels) or not np.isin(label_ids, range(len(spec.labels))).all():
-            raise ConfigError(
-                f"{path}: expected {len(pixels)} {theirs}_labels from 0 to {len(spec.labels) - 1}"
-            )
-        paths = tuple(f"{theirs}/{number}" for number in range(len(pixels)))
-        parts[ours] = LabelledImages(pixels, label_ids.astype(np.int64), paths, spec.labels)
     return parts
-
-
-def _medmnist_part(path: Path, part: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    try:
-        # numpy leaves a file open that it opened itself and cannot read.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
-            return content[f"{part}_images"], content[f"{part}_labels"].reshape(-1)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(
-            f"{path}: expected the npz of BloodMNIST with {part}_images and {part}_labels ({error})"
-        ) from error
 
 
 def _parted(images: LabelledImages, part_of: list[str]) -> dict[str, LabelledImages]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset
 from medserve.errors import ConfigError, InvalidImageError, PayloadTooLargeError
 from medserve.imaging.codecs import sniff
 from medserve.inference.fit import fit_image
+from medserve.results.sorted_folders import ERRORS, MANIFEST, REVIEW, read_corrections
 from medserve.spec import ModelSpec
 from training.core.files import files_below, require_folder
 
@@ -30,6 +32,7 @@ __all__ = [
     "decoded",
     "labelled_files",
     "read_class_folders",
+    "read_npz",
     "read_split",
     "split",
     "to_images",
@@ -41,6 +44,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+_MEDMNIST_PARTS = {"validation": "val"}
 _AS_NAMED: Mapping[str, str] = MappingProxyType({})
 
 
@@ -77,8 +81,12 @@ def labelled_files(
     *,
     every_class: bool = False,
     folders: Mapping[str, str] = _AS_NAMED,
-) -> list[Path]:
-    """Files of all class folders, in label order and sorted by path within a class.
+) -> dict[Path, str]:
+    """Files of all class folders with their labels, in label order and by path within a class.
+
+    In a folder that `medserve sort` or the page's zip wrote, the class that a person gave a file
+    comes before that of its folder. What lies in `_review` without one has no label and is left
+    out, as are `_errors`.
 
     Args:
         data_dir: Holds one folder per class.
@@ -88,24 +96,51 @@ def labelled_files(
 
     Raises:
         ConfigError: no such folder, a folder that is no label, no class folder at all (with
-            `every_class`: one is missing), or no file.
+            `every_class`: one is missing), a correction to a class that is no label, or no file.
     """
     require_folder(data_dir, "--data-dir")
     there = [path.name for path in data_dir.iterdir() if path.is_dir() and path.name[0] != "."]
-    found = {folders.get(name, name): name for name in there}
+    is_sorted = (data_dir / MANIFEST).exists()
+    own = (REVIEW, ERRORS) if is_sorted else ()
+    found = {folders.get(name, name): name for name in there if name not in own}
     if unknown := sorted(set(found) - set(labels)):
         raise ConfigError(
             f"{data_dir}: expected only folders named {', '.join(labels)}, got {unknown[0]!r}"
         )
-    missing = [label for label in labels if label not in found]
+    label_of = {
+        path: label
+        for label in labels
+        if label in found
+        for path in files_below(data_dir / found[label])
+    }
+    if is_sorted:
+        label_of = _corrected(data_dir, labels, label_of)
+    missing = [label for label in labels if label not in found and label not in label_of.values()]
     if (every_class and missing) or len(missing) == len(labels):
         raise ConfigError(f"{data_dir}: expected folders of images named {', '.join(missing)}")
-    files = [
-        path for label in labels if label in found for path in files_below(data_dir / found[label])
-    ]
-    if not files:
+    if not label_of:
         raise ConfigError(f"{data_dir}: expected images in the class folders, found no file")
-    return files
+    return label_of
+
+
+def _corrected(
+    data_dir: Path, labels: Sequence[str], label_of: Mapping[Path, str]
+) -> dict[Path, str]:
+    """Put the classes that a person chose in place of those of the folders, in the same order."""
+    corrections = read_corrections(data_dir)
+    if unknown := sorted({each.label for each in corrections.values()} - set(labels)):
+        raise ConfigError(
+            f"{data_dir}: expected corrections to {', '.join(labels)}, got one to {unknown[0]!r}"
+        )
+    doubtful = files_below(data_dir / REVIEW)
+    chosen = dict(label_of)
+    for path in (*label_of, *doubtful) if corrections else ():
+        if each := corrections.get(hashlib.sha256(path.read_bytes()).hexdigest()):
+            chosen[path] = each.label
+    left_out = sum(path not in chosen for path in doubtful)
+    changed = sum(label_of.get(path) != label for path, label in chosen.items())
+    _log.info("%d classes are a person's; %d files in %s have none", changed, left_out, REVIEW)
+    return dict(sorted(chosen.items(), key=lambda item: (labels.index(item[1]), item[0])))
 
 
 def decoded(
@@ -125,6 +160,42 @@ def decoded(
         yield path, fit_image(image, spec.input)
 
 
+def read_npz(path: Path, part: str, labels: Sequence[str]) -> LabelledImages:
+    """Read one part of a file as those of MedMNIST (https://medmnist.com), whose ids are ours.
+
+    It holds `train_images` uint8 (N, H, W) or (N, H, W, 3), `train_labels`, and the same of `val`
+    and `test`.
+
+    Raises:
+        ConfigError: another file or part, or label ids that the model has not.
+    """
+    if part not in SPLITS:
+        raise ConfigError(f"expected the part to be one of {', '.join(SPLITS)}, got {part!r}")
+    theirs = _MEDMNIST_PARTS.get(part, part)
+    try:
+        # numpy leaves a file open that it opened itself and cannot read.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
+            pixels = content[f"{theirs}_images"]
+            label_ids = content[f"{theirs}_labels"].reshape(-1)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"{path}: expected an npz as those of MedMNIST with {theirs}_images and "
+            f"{theirs}_labels ({error})"
+        ) from error
+    is_colour = pixels.ndim == 4 and pixels.shape[3] == 3
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 3 or is_colour):
+        raise ConfigError(
+            f"{path}: expected {theirs}_images uint8 (N, H, W) or (N, H, W, 3), got "
+            f"{pixels.dtype} {pixels.shape}"
+        )
+    if len(label_ids) != len(pixels) or not np.isin(label_ids, range(len(labels))).all():
+        raise ConfigError(
+            f"{path}: expected {len(pixels)} {theirs}_labels from 0 to {len(labels) - 1}"
+        )
+    paths = tuple(f"{theirs}/{number}" for number in range(len(pixels)))
+    return LabelledImages(pixels, label_ids.astype(np.int64), paths, tuple(labels))
+
+
 def read_class_folders(
     data_dir: Path, spec: ModelSpec, folders: Mapping[str, str] = _AS_NAMED
 ) -> LabelledImages:
@@ -136,15 +207,16 @@ def read_class_folders(
     pixels: list[npt.NDArray[np.uint8]] = []
     kept: list[Path] = []
     skipped: list[Path] = []
-    files = labelled_files(data_dir, spec.labels, every_class=True, folders=folders)
-    for path, planes in decoded(track(files, description="Reading images"), spec, skipped):
+    label_of = labelled_files(data_dir, spec.labels, every_class=True, folders=folders)
+    files = track(list(label_of), description="Reading images")
+    for path, planes in decoded(files, spec, skipped):
         pixels.append(to_images(planes[np.newaxis])[0])
-        kept.append(path.relative_to(data_dir))
-    names = [folders.get(path.parts[0], path.parts[0]) for path in kept]
+        kept.append(path)
+    names = [label_of[path] for path in kept]
     if empty := [label for label in spec.labels if label not in names]:
         raise ConfigError(f"{data_dir / empty[0]}: expected images, found none that decodes")
     label_ids = np.array([spec.labels.index(name) for name in names], dtype=np.int64)
-    paths = tuple(path.as_posix() for path in kept)
+    paths = tuple(path.relative_to(data_dir).as_posix() for path in kept)
     refused = tuple(path.relative_to(data_dir).as_posix() for path in skipped)
     return LabelledImages(np.stack(pixels), label_ids, paths, spec.labels, refused)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,49 +16,32 @@ import numpy.typing as npt
 from rich.progress import track
 from scipy.special import softmax
 
-import models
 from medserve.errors import ConfigError
+from medserve.imaging.image import Image
 from medserve.inference.engines import Engine, load_engine
-from medserve.spec import EngineName, ModelSpec, Precision
+from medserve.inference.fit import fit_image
+from medserve.spec import ModelSpec, Precision
 from training.classification import metrics, report
-from training.classification.data import SPLITS, decoded, labelled_files, read_split, to_images
+from training.classification.data import (
+    SPLITS,
+    decoded,
+    labelled_files,
+    read_npz,
+    read_split,
+    to_images,
+)
+from training.core.evaluation import EvaluationRequest
 from training.core.export import sha256
 from training.core.files import files_below, write_json
 
-__all__ = ["Answers", "EvaluationRequest", "answer_files", "evaluate_classifier"]
+__all__ = ["Answers", "answer_files", "evaluate_classifier"]
 
 _log = logging.getLogger(__name__)
 
+_Readable = tuple[Path, npt.NDArray[np.float32]]
+
 _BATCH = 64  # images a call of the engine
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """What to evaluate on.
-
-    Attributes:
-        data_dir: One folder of images per class, named by the labels; some may be missing.
-        out_dir: Receives `metrics.json`, `report.html` and the figures.
-        weights: Folder of the artifact; the room's own where None.
-        split: The `split.csv` of a training, to evaluate one part only.
-        part: Which part of `split`.
-        foreign_dir: Images that the model should call unlike, one folder per kind.
-        engine: What runs the artifact; the room's choice where None.
-        threads: Of the engine; 0 takes every core.
-        variant: Of the room; empty for the room's own network.
-        folders: Label by folder, for folders that carry another name than their label.
-    """
-
-    data_dir: Path
-    out_dir: Path
-    weights: Path | None = None
-    split: Path | None = None
-    part: str = "test"
-    foreign_dir: Path | None = None
-    engine: EngineName | None = None
-    threads: int = 0
-    variant: str = ""
-    folders: Mapping[str, str] = field(default_factory=dict)
+_LOOKED_AT = 0.05  # share of the images that a person looks at first
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,25 +68,19 @@ class Answers:
         return int((self.novelty > 1.0).sum())
 
 
-def evaluate_classifier(name: str, request: EvaluationRequest) -> dict[str, Any]:
+def evaluate_classifier(request: EvaluationRequest) -> dict[str, Any]:
     """Write `metrics.json`, `report.html` and figures of the artifact; return the metrics.
+
+    The data are one folder of images per label, some of which may be missing, or an npz as that of
+    MedMNIST, whose label ids are the model's.
 
     Raises:
         ConfigError: a folder that is no label, or no image that serving would accept.
     """
-    spec = models.spec(name, request.variant)
-    weights = request.weights or models.room(name, request.variant) / "weights"
-    files = _chosen_files(request, spec)
+    spec, weights = request.spec, request.weights
     engine_name = request.engine or spec.engine.name
     engine = load_engine(engine_name, weights, precision=Precision.F32, threads=request.threads)
-    answers = answer_files(engine, spec, files, progress="Evaluating")
-    if not answers.paths:
-        raise ConfigError(f"{request.data_dir}: expected images, found none that can be decoded")
-    names = tuple(path.relative_to(request.data_dir) for path in answers.paths)
-    folders = [each.parts[0] for each in names]
-    label_ids = np.array(
-        [spec.labels.index(request.folders.get(each, each)) for each in folders], dtype=np.int64
-    )
+    names, label_ids, answers = _answered(request, engine)
     measured = metrics.measure(answers.probabilities, label_ids, spec.labels)
     content = {
         "model": spec.name,
@@ -133,19 +112,42 @@ def evaluate_classifier(name: str, request: EvaluationRequest) -> dict[str, Any]
     return content
 
 
-def _chosen_files(request: EvaluationRequest, spec: ModelSpec) -> list[Path]:
-    """The files to evaluate: all, or one part of a split."""
+def _answered(
+    request: EvaluationRequest, engine: Engine
+) -> tuple[tuple[Path, ...], npt.NDArray[np.int64], Answers]:
+    """Return the name and the true label of every image, and what the artifact said of it."""
+    spec = request.spec
+    if request.data_dir.suffix == ".npz":
+        stored = read_npz(request.data_dir, request.part, spec.labels)
+        shown = track(zip(stored.paths, stored.images, strict=True), "Evaluating", len(stored))
+        planes = (
+            (Path(name), fit_image(Image(np.float32(pixels) / np.float32(255)), spec.input))
+            for name, pixels in shown
+        )
+        answers = _answers(engine, spec, planes)
+        return answers.paths, stored.label_ids, answers
+    label_of = _chosen_files(request, spec)
+    answers = answer_files(engine, spec, list(label_of), progress="Evaluating")
+    if not answers.paths:
+        raise ConfigError(f"{request.data_dir}: expected images, found none that can be decoded")
+    names = tuple(path.relative_to(request.data_dir) for path in answers.paths)
+    label_ids = [spec.labels.index(label_of[path]) for path in answers.paths]
+    return names, np.array(label_ids, dtype=np.int64), answers
+
+
+def _chosen_files(request: EvaluationRequest, spec: ModelSpec) -> dict[Path, str]:
+    """Return the files to evaluate with their labels: all, or one part of a split."""
     files = labelled_files(request.data_dir, spec.labels, folders=request.folders)
     if request.split is None:
         return files
     if request.part not in SPLITS:
         raise ConfigError(f"expected --part to be one of {', '.join(SPLITS)}, got {request.part!r}")
     split_of = read_split(request.split)
-    chosen = []
-    for path in files:
-        name = path.relative_to(request.data_dir).as_posix()
-        if split_of.get(name, "train") == request.part:
-            chosen.append(path)
+    chosen = {
+        path: label
+        for path, label in files.items()
+        if split_of.get(path.relative_to(request.data_dir).as_posix(), "train") == request.part
+    }
     if not chosen:
         raise ConfigError(f"{request.split}: expected rows about the files in {request.data_dir}")
     return chosen
@@ -156,14 +158,19 @@ def answer_files(
 ) -> Answers:
     """Decode, preprocess and infer as the handler does; `progress` is the title of a bar."""
     skipped: list[Path] = []
+    shown: Iterable[Path] = track(paths, description=progress) if progress else paths
+    answers = _answers(engine, spec, decoded(shown, spec, skipped))
+    return dataclasses.replace(answers, skipped=len(skipped))
+
+
+def _answers(engine: Engine, spec: ModelSpec, images: Iterator[_Readable]) -> Answers:
     kept: list[Path] = []
     height, width = spec.input.size
     nothing = np.zeros((0, spec.input.channels, height, width), np.float32)
     pixels = [to_images(nothing)]
     logits = [np.zeros((0, len(spec.labels)), np.float32)]
     novelty = [np.zeros(0, np.float32)]
-    shown: Iterable[Path] = track(paths, description=progress) if progress else paths
-    for batch in _batches(decoded(shown, spec, skipped)):
+    for batch in _batches(images):
         tensor = np.stack([planes for _, planes in batch])  # (N, C, H, W)
         outputs = engine.run(tensor)
         kept += [path for path, _ in batch]
@@ -172,11 +179,8 @@ def answer_files(
         novelty.append(outputs["novelty"])
     probabilities = softmax(np.concatenate(logits).astype(np.float64), axis=1)
     return Answers(
-        tuple(kept), np.concatenate(pixels), probabilities, np.concatenate(novelty), len(skipped)
+        tuple(kept), np.concatenate(pixels), probabilities, np.concatenate(novelty), skipped=0
     )
-
-
-_Readable = tuple[Path, npt.NDArray[np.float32]]
 
 
 def _batches(items: Iterator[_Readable]) -> Iterator[list[_Readable]]:
@@ -194,7 +198,17 @@ def _review(
         "below": review_below,
         "images": int(is_review.sum()),
         "errors_among_them": int((is_review & is_error).sum()),
+        "errors_in_first_5_percent": _found_first(answers, is_review, is_error),
     }
+
+
+def _found_first(
+    answers: Answers, is_review: npt.NDArray[np.bool_], is_error: npt.NDArray[np.bool_]
+) -> int:
+    """How many errors are among the first 5 % that `medserve review` shows."""
+    rank = np.where(answers.novelty > 1.0, 0, np.where(is_review, 1, 2))
+    order = np.lexsort((answers.probabilities.max(axis=1), rank))
+    return int(is_error[order[: math.ceil(_LOOKED_AT * len(order))]].sum())
 
 
 def _foreign(

@@ -22,9 +22,10 @@ from medserve.spec import ModelSpec
 from training.classification import exemplars
 from training.classification.calibration import fit_temperature
 from training.classification.data import LabelledImages, to_planes
-from training.classification.evaluation import EvaluationRequest, evaluate_classifier
+from training.classification.evaluation import evaluate_classifier
 from training.classification.novelty import BLANK, describe, fit_novelty
 from training.core import export
+from training.core.evaluation import EvaluationRequest
 from training.core.files import write_json
 from training.core.fit import Fitted
 from training.core.ship import install_files
@@ -53,7 +54,6 @@ class Shipment:
         out_dir: Receives `artifact/`, `examples/` and `report/`.
         foreign_dir: Images that the model should call unlike, one folder per kind.
         folders: Label by folder, for folders that carry another name than their label.
-        variant: Of the room; empty for the room's own network.
     """
 
     spec: ModelSpec
@@ -63,7 +63,6 @@ class Shipment:
     out_dir: Path
     foreign_dir: Path | None = None
     folders: Mapping[str, str] = field(default_factory=dict)
-    variant: str = ""
 
 
 def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
@@ -84,17 +83,11 @@ def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
     for name in ("config.json", "split.csv"):
         shutil.copyfile(shipment.out_dir / name, folder / name)
     measured = evaluate_classifier(
-        spec.name,
         EvaluationRequest(
-            data_dir=shipment.data_dir,
-            out_dir=shipment.out_dir / "report",
-            weights=folder,
-            split=folder / "split.csv",
-            foreign_dir=shipment.foreign_dir,
-            folders=shipment.folders,
-            variant=shipment.variant,
-        ),
-    )
+            spec, folder, shipment.data_dir, shipment.out_dir / "report", folder / "split.csv",
+            foreign_dir=shipment.foreign_dir, folders=shipment.folders,
+        )
+    )  # fmt: skip
     measured["training"] = {
         "train_images": len(shipment.train),
         "validation_images": len(shipment.validation),

@@ -33,6 +33,7 @@ __all__ = [
     "Setting",
     "TrainPrecision",
     "parse",
+    "parse_flags",
     "parse_value",
     "refuse_to_overwrite",
     "run",
@@ -95,20 +96,32 @@ def parse(
 
     Values in `given` (field name -> value) take the place of the defaults.
     """
+    return config(**dict(given or {}) | parse_flags(config, arguments))
+
+
+def parse_flags(config: type[Any], arguments: Sequence[str] | None = None) -> dict[str, object]:
+    """Return field name -> value of the flags that are given; an impossible value exits."""
     description = (config.__doc__ or "").strip().splitlines()[0]
-    parser = _OneLineParser(description=description, allow_abbrev=False)
+    parser = _OneLineParser(
+        description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
     hints = typing.get_type_hints(config, include_extras=True)
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    for field in dataclasses.fields(config):
         kind, setting = typing.get_args(hints[field.name])
         _add_flag(parser, field, kind, setting)
-    parser.set_defaults(**(given or {}))
-    return config(**vars(parser.parse_args(arguments)))
+    return vars(parser.parse_args(arguments))
 
 
-def parse_value(config: type[Config], name: str, text: str) -> object:
-    """The text as a value of the field `name`; ConfigError says what was expected."""
-    kind, setting = typing.get_args(typing.get_type_hints(config, include_extras=True)[name])
-    kind = next((each for each in typing.get_args(kind) if each is not type(None)), kind)
+def parse_value(config: type[Any], name: str, text: str) -> object:
+    """Return the text as a value of the field `name`; empty is None where it may be left out.
+
+    Raises:
+        ConfigError: says what was expected.
+    """
+    stated, setting = typing.get_args(typing.get_type_hints(config, include_extras=True)[name])
+    kind = _kind(stated)
+    if not text and kind is not stated:
+        return None
     if kind is bool:
         if text.lower() not in configparser.ConfigParser.BOOLEAN_STATES:
             raise ConfigError(f"expected true or false, got {text!r}")
@@ -119,23 +132,26 @@ def parse_value(config: type[Config], name: str, text: str) -> object:
         raise ConfigError(str(error)) from None
 
 
+def _kind(stated: Any) -> Any:
+    """Return Path for `Path | None`: a value, where one is given, is a Path."""
+    return next((each for each in typing.get_args(stated) if each is not type(None)), stated)
+
+
 def _add_flag(
     parser: argparse.ArgumentParser, field: dataclasses.Field[Any], kind: Any, setting: Setting
 ) -> None:
-    # `Path | None`: the flag, where it is given, is a Path.
-    kind = next((each for each in typing.get_args(kind) if each is not type(None)), kind)
+    kind = _kind(kind)
     flag = "--" + field.name.replace("_", "-")
     why = setting.why.replace("%", "%%")
     if setting.positional:
         parser.add_argument(field.name, type=kind, help=why)
     elif kind is bool:
         action = argparse.BooleanOptionalAction
-        parser.add_argument(flag, action=action, default=field.default, help=why)
+        parser.add_argument(flag, action=action, help=why)
     else:
         shown = "" if field.default is None else f" (default: {field.default})"
         parser.add_argument(
             flag,
-            default=field.default,
             type=_converter(kind, setting),
             metavar=kind.__name__.upper(),
             help=why + shown,

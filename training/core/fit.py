@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ __all__ = [
     "one_cycle",
     "plain_network",
     "seen_in_order",
+    "start_from",
     "warmed_average",
 ]
 
@@ -187,6 +189,38 @@ def load_best(module: AveragedNetwork, checkpoint: Path, score: Score) -> Fitted
     best = (max if score.higher_is_better else min)(reached, default=math.nan)
     _log.info("best epoch %d, %s %.4f", epoch_of(content), score.name.replace("_", " "), best)
     return Fitted(plain_network(module.average), checkpoint, epoch_of(content), best)
+
+
+def start_from(module: AveragedNetwork, checkpoint: Path) -> None:
+    """Give a network and its average the averaged weights of a checkpoint.
+
+    Raises:
+        ConfigError: there is none, it is none of a training here, or its network has another shape.
+    """
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = content["state_dict"]
+    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"expected a checkpoint of a training to start from, such as checkpoints/best.ckpt of "
+            f"its --out-dir, at {checkpoint}: {reason}"
+        ) from None
+    averaged = "average.module."
+    weights = {
+        name.removeprefix(averaged): value
+        for name, value in state.items()
+        if name.startswith(averaged)
+    }
+    try:
+        module.network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{checkpoint} holds a network of another shape than these settings give; train with "
+            f"the settings of its config.json ({reason[:300]})"
+        ) from None
+    module.average.module.load_state_dict(weights)
 
 
 def checkpoints_of(out_dir: Path) -> Path:

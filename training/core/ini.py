@@ -11,14 +11,17 @@ from __future__ import annotations
 import argparse
 import configparser
 import dataclasses
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from medserve.errors import ConfigError
-from training.core.config import parse, parse_value
+from training.core.config import parse_flags, parse_value
 
 __all__ = ["parse_with_file", "read_ini"]
+
+_log = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
@@ -27,16 +30,37 @@ def parse_with_file(
     config: type[Config],
     arguments: Sequence[str] | None = None,
     aliases: Mapping[str, str] | None = None,
+    implies: Callable[[Mapping[str, object]], Mapping[str, object]] | None = None,
 ) -> Config:
     """Build the config from `--config FILE` and the other flags, which beat the file.
 
-    `aliases` gives the field of each key that has another name in the file.
+    One line of the log says which values came from where.
+
+    Args:
+        config: The dataclass of the settings.
+        arguments: Of the command line; those of this process where there are none.
+        aliases: Key in the file -> field, where they differ.
+        implies: Takes what is given and returns the defaults that it changes.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
-    found, flags = finder.parse_known_args(arguments)
-    given = read_ini(found.config, config, aliases) if found.config else None
-    return parse(config, flags, given)
+    found, rest = finder.parse_known_args(arguments)
+    stated = read_ini(found.config, config, aliases) if found.config else {}
+    flags = parse_flags(config, rest)
+    given = stated | flags
+    meant = {} if implies is None else dict(implies(given))
+    sources = {
+        str(found.config): {name: each for name, each in stated.items() if name not in flags},
+        "flags": flags,
+        "meant by these": {name: each for name, each in meant.items() if name not in given},
+    }
+    told = [
+        f"{source}: {', '.join(f'{name}={value}' for name, value in values.items())}"
+        for source, values in sources.items()
+        if values
+    ]
+    _log.info("%s", "; ".join([*told, "the rest: defaults"]))
+    return config(**meant | given)
 
 
 def read_ini(

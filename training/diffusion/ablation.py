@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "LayerNorm over (C, H, W)": {"norm": Norm.LAYER},
     "no norm": {"norm": Norm.NONE},
     "attention": {"attention": True},
-    "MONAI DiffusionModelUNet": {"model": NetworkName.MONAI},
+    "MONAI DiffusionModelUNet": {"network": NetworkName.MONAI},
 }
 _SAMPLING_STEPS = 20
 _BATCH = 64

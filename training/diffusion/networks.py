@@ -40,6 +40,6 @@ class MonaiDenoiser(nn.Module):
 
 def build(config: DiffusionConfig, classes: int) -> nn.Module:
     """The network of the configuration; `classes` 0 leaves the condition out."""
-    if config.model is NetworkName.MONAI:
+    if config.network is NetworkName.MONAI:
         return MonaiDenoiser(config, classes)
     return DenoisingUNet(config.network_config(classes))

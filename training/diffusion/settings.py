@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from medserve.inference.schedules import NoiseSchedule, ScheduleKind
 from models.diffusion_sampler.network import Activation, Down, NetworkConfig, Norm
 from training.core.config import FitConfig, Setting, TrainPrecision
 
-__all__ = ["INI_KEYS", "DiffusionConfig", "NetworkName"]
+__all__ = ["INI_KEYS", "DiffusionConfig", "NetworkName", "implied"]
 
 # Key in the file -> field, where they differ.
 INI_KEYS = {
@@ -26,6 +27,19 @@ INI_KEYS = {
     "n_images": "samples",
     "output_path": "out_dir",
 }
+
+
+_BETAS = frozenset({"min_beta", "max_beta"})
+
+
+def implied(given: Mapping[str, object]) -> dict[str, object]:
+    """Return what betas mean where nothing else is said: the DDPM of Ho et al., arXiv:2006.11239.
+
+    Linear betas, a network that says the noise, and an error that weighs all steps alike.
+    """
+    if not _BETAS & set(given):
+        return {}
+    return {"schedule": ScheduleKind.LINEAR, "prediction": Prediction.NOISE, "snr_limit": 0.0}
 
 
 class NetworkName(enum.StrEnum):
@@ -46,7 +60,10 @@ class DiffusionConfig(FitConfig):
         "runs/diffusion_sampler"
     )
     only_class: Annotated[str, Setting("train on this class alone")] = ""
-    model: Annotated[NetworkName, Setting("network")] = NetworkName.UNET
+    model: Annotated[
+        Path | None, Setting("checkpoint of an earlier training to start from; empty: none")
+    ] = None
+    network: Annotated[NetworkName, Setting("which network is trained")] = NetworkName.UNET
     image_size: Annotated[int, Setting("side of the square image", minimum=8, maximum=512)] = 64
     channels: Annotated[int, Setting("1 grey, 3 colour", minimum=1, maximum=3)] = 1
     conditional: Annotated[bool, Setting("tell the network the class")] = True
@@ -63,8 +80,12 @@ class DiffusionConfig(FitConfig):
     ] = TrainPrecision.BF16
     steps: Annotated[int, Setting("T of the diffusion process", minimum=2)] = 1000
     schedule: Annotated[ScheduleKind, Setting("how noise grows")] = ScheduleKind.COSINE
-    min_beta: Annotated[float, Setting("first beta, linear schedule", minimum=0.0)] = 1e-4
-    max_beta: Annotated[float, Setting("last beta, linear schedule", maximum=1.0)] = 0.02
+    min_beta: Annotated[
+        float, Setting("first beta; given, it means --schedule linear", minimum=0.0)
+    ] = 1e-4
+    max_beta: Annotated[
+        float, Setting("last beta; given, it means --schedule linear", maximum=1.0)
+    ] = 0.02
     prediction: Annotated[Prediction, Setting("what the network says")] = Prediction.VELOCITY
     snr_limit: Annotated[
         float, Setting("Min-SNR's gamma; 0 weighs all steps alike", minimum=0.0)

@@ -36,7 +36,7 @@ ARTIFACT_FILES = (
     "model.onnx", "model.pt", "golden_input.json", "golden_output.npz", "fingerprints.npz",
     "extractor.pt", "metrics.json", "config.json", "split.csv",
 )  # fmt: skip
-_LOCAL = frozenset({"data_dir", "out_dir", "resume", "install", "threads", "devices"})
+_LOCAL = frozenset({"data_dir", "out_dir", "model", "resume", "install", "threads", "devices"})
 _GOLDEN_SEED = 7
 _TOLERANCE = 1e-3  # of the golden image, in [-1, 1]: a seventh of a grey level
 _PROOF_SEED = 11

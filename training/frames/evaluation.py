@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,8 @@ from rich.progress import track
 from medserve.errors import ConfigError
 from medserve.inference.engines import Engine, load_engine
 from medserve.inference.frame_pipeline import FramePipeline, PredictFrames
-from medserve.spec import EngineName, ModelSpec, Precision
+from medserve.spec import Precision
+from training.core.evaluation import EvaluationRequest
 from training.core.export import sha256
 from training.core.files import require_folder, write_json
 from training.core.split import PARTS, read_split
@@ -31,36 +31,11 @@ from training.frames import report
 from training.frames.data import FrameCase, find_frames, read_frame, read_mask
 from training.frames.scores import FrameScore, compare_frame, summarise
 
-__all__ = ["FrameEvaluation", "MeasuredFrame", "evaluate_frames", "measure_frames", "predict_by"]
+__all__ = ["MeasuredFrame", "evaluate_frames", "measure_frames", "predict_by"]
 
 _log = logging.getLogger(__name__)
 
 _FILES = ("model.onnx", "model.pt")
-
-
-@dataclass(frozen=True)
-class FrameEvaluation:
-    """What is evaluated, and on what.
-
-    Attributes:
-        spec: Of the model: size, crop, filter, threshold.
-        weights: Folder of the artifact.
-        data_dir: With `images` and `masks`.
-        out_dir: Receives `metrics.json` and `report.html`.
-        split: The `split.csv` of a training, to evaluate one part only.
-        part: Which part of it.
-        engine: What runs the artifact; the model's own choice where None.
-        threads: Of the engine; 0 takes every core.
-    """
-
-    spec: ModelSpec
-    weights: Path
-    data_dir: Path
-    out_dir: Path
-    split: Path | None = None
-    part: str = "test"
-    engine: EngineName | None = None
-    threads: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +53,14 @@ class MeasuredFrame:
     seconds: float
 
 
-def evaluate_frames(request: FrameEvaluation) -> dict[str, Any]:
+def evaluate_frames(request: EvaluationRequest) -> dict[str, Any]:
     """Write `metrics.json` and `report.html`; return the metrics.
 
     Raises:
         ConfigError: nothing to measure, half a pair, or no artifact.
     """
+    if request.foreign_dir is not None:
+        raise ConfigError("expected no --foreign-dir: a segmentation has no measure of novelty")
     spec, pipeline = request.spec, FramePipeline(request.spec)
     cases = _chosen(request)
     engine = _engine(request)
@@ -141,7 +118,7 @@ def predict_by(engine: Engine) -> PredictFrames:
     return predict
 
 
-def _chosen(request: FrameEvaluation) -> list[FrameCase]:
+def _chosen(request: EvaluationRequest) -> list[FrameCase]:
     cases = find_frames(require_folder(request.data_dir, "--data-dir"))
     if request.split is None:
         return cases
@@ -157,9 +134,9 @@ def _chosen(request: FrameEvaluation) -> list[FrameCase]:
     return chosen
 
 
-def _engine(request: FrameEvaluation) -> Engine:
-    if missing := [name for name in _FILES if not (request.weights / name).is_file()]:
-        raise ConfigError(f"expected {missing[0]} in {request.weights}; train and export first")
+def _engine(request: EvaluationRequest) -> Engine:
+    if not any((request.weights / name).is_file() for name in _FILES):
+        raise ConfigError(f"expected {_FILES[0]} in {request.weights}; train and export first")
     return load_engine(
         request.engine or request.spec.engine.name,
         request.weights,
@@ -168,7 +145,7 @@ def _engine(request: FrameEvaluation) -> Engine:
     )
 
 
-def _settings(request: FrameEvaluation, pipeline: FramePipeline) -> dict[str, Any]:
+def _settings(request: EvaluationRequest, pipeline: FramePipeline) -> dict[str, Any]:
     frame = pipeline.frame
     return {
         "engine": str(request.engine or request.spec.engine.name),

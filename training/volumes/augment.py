@@ -21,6 +21,8 @@ from medserve.imaging.geometry import Shape
 
 __all__ = ["Augmentation", "Intensity", "Placement", "Warp", "cut_patch"]
 
+_LEAST_RANGE = 1e-6  # of a channel that is constant over a patch
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -117,6 +119,7 @@ class Augmentation:
 
     placement: Placement = Placement()
     intensity: Intensity = Intensity()
+    is_unit: bool = True  # whether intensities lie in [0, 1], as a percentile window leaves them
 
     def __call__(
         self, image: Tensor, mask: Tensor, patch: Shape, classes: int, draws: torch.Generator
@@ -124,7 +127,7 @@ class Augmentation:
         """One random patch.
 
         Args:
-            image: float32 (C, I, J, K) in [0, 1].
+            image: float32 (C, I, J, K), in [0, 1] where `is_unit`.
             mask: uint8 (I, J, K).
             patch: Its sides (i, j, k).
             classes: Labels, the background included.
@@ -135,7 +138,14 @@ class Augmentation:
         """
         warp = self.draw_warp(image.shape[1:], patch, draws)
         image, shares = cut_patch(image, mask, patch, classes, warp)
-        return _change_intensity(image, self.intensity, draws), shares
+        if self.is_unit:
+            return _change_intensity(image, self.intensity, draws), shares
+        low, high = (
+            limit(image, dim=(1, 2, 3), keepdim=True) for limit in (torch.amin, torch.amax)
+        )
+        range_ = (high - low).clamp(min=_LEAST_RANGE)
+        changed = _change_intensity((image - low) / range_, self.intensity, draws)
+        return changed * range_ + low, shares
 
     def draw_warp(self, shape: Sequence[int], patch: Shape, draws: torch.Generator) -> Warp:
         """A random map of coordinates for a volume of this shape."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medserve.errors import ConfigError, InvalidImageError
+from medserve.errors import ConfigError, InvalidImageError, MedserveError
 from medserve.imaging.codecs import volume_file
-from medserve.imaging.volume import Volume
+from medserve.imaging.codecs.channels import decode_channels
+from medserve.imaging.codecs.volume_file import ReadOptions
+from medserve.imaging.volume import Volume, VolumeLimits
 from medserve.inference.volume_pipeline import Inverse, VolumePipeline
-from medserve.spec import InputKind
+from medserve.spec import InputKind, ModelSpec
 from training.core.split import Split, deal
 
 __all__ = [
@@ -31,16 +34,19 @@ __all__ = [
     "paired_files",
     "read_mask",
     "read_subjects",
+    "read_volumes",
     "some_names",
     "split_cases",
 ]
 
 _log = logging.getLogger(__name__)
 
+Files = tuple[tuple[Path, ...], Path]  # of the channels of a case, and of its mask
+
 SUFFIXES = (".nii.gz", ".nii", ".npy")
 IMAGES = ("imagesTr", "images", "imagesTs")
 MASKS = ("labelsTr", "labels", "masks", "labelsTs")
-_FIRST_CHANNEL = "_0000"  # nnU-Net's suffix of the first channel, here the only one
+_CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names of the files of one case
 _NAMED = 5  # files that a message lists
 _KINDS = (InputKind.NIFTI, InputKind.NPY)
 
@@ -51,11 +57,13 @@ class Case:
 
     Attributes:
         name: Of the file, without its suffix; the same for both.
+        images: A file for each channel, in their order; one file may hold several.
+        mask: Of the labels.
         subject: Whose volume it is; subjects, not volumes, are split.
     """
 
     name: str
-    image: Path
+    images: tuple[Path, ...]
     mask: Path
     subject: str
 
@@ -82,13 +90,14 @@ def find_cases(data_dir: Path) -> list[Case]:
 
     Two layouts: that of the Medical Segmentation Decathlon (a `dataset.json` that lists them),
     and a pair of folders, `images` and `masks` (or `labels`), whose files have the same names.
+    Several channels lie in one four-dimensional file, or in files that end in `_0000`, `_0001`.
     A `subjects.csv` with columns `name,subject` says which volumes are of one person; without it
     each volume counts as its own subject.
 
     Raises:
         ConfigError: another layout, or an image or a mask without its other half.
     """
-    pairs = _listed(data_dir) if (data_dir / "dataset.json").is_file() else paired_files(data_dir)
+    pairs = _listed(data_dir) or paired_files(data_dir)
     if not pairs:
         raise ConfigError(f"expected volumes with masks in {data_dir}, found none")
     subjects = read_subjects(data_dir / "subjects.csv")
@@ -99,10 +108,15 @@ def load_cases(cases: Sequence[Case], pipeline: VolumePipeline) -> list[LoadedCa
     """Read and prepare every case, once; what a training then works on is in memory."""
     loaded = []
     for case in cases:
-        volume = _read(case.image)
-        mask = read_mask(case, volume, len(pipeline.spec.labels))
-        prepared = pipeline.prepare(volume)
+        try:
+            volumes = read_volumes(case, pipeline.spec, kinds=_KINDS)
+            prepared = pipeline.prepare(volumes)
+        except (OSError, MedserveError) as error:
+            raise ConfigError(f"{case.images[0]}: cannot be read ({error})") from error
+        mask = read_mask(case, volumes[0], len(pipeline.spec.labels))
         labels = pipeline.prepare_labels(mask, prepared.inverse)
+        if prepared.inverse.foreground is not None:
+            labels = prepared.inverse.foreground.cut(labels)
         loaded.append(
             LoadedCase(
                 case.name,
@@ -125,7 +139,7 @@ def split_cases(cases: Sequence[Case], folds: int, test_share: float, seed: int 
     size_of: dict[str, int] = {}
     names_of: dict[str, list[str]] = {}
     for case in sorted(cases, key=lambda each: each.name):
-        size_of.setdefault(case.subject, case.image.stat().st_size)
+        size_of.setdefault(case.subject, case.images[0].stat().st_size)
         names_of.setdefault(case.subject, []).append(case.name)
     return deal(names_of, size_of, folds, test_share, seed)
 
@@ -136,10 +150,13 @@ def read_mask(case: Case, volume: Volume, labels: int) -> npt.NDArray[np.uint8]:
     Raises:
         ConfigError: another grid than the volume's, or ids that are no labels.
     """
-    mask = _read(case.mask)
+    try:
+        mask = volume_file.decode(case.mask.read_bytes(), _KINDS)
+    except (OSError, InvalidImageError) as error:
+        raise ConfigError(f"{case.mask}: cannot be read ({error})") from error
     if not mask.geometry.matches(volume.geometry, tolerance_mm=0.01):
         raise ConfigError(
-            f"{case.mask}: expected the grid of its volume {case.image.name} "
+            f"{case.mask}: expected the grid of its volume {case.images[0].name} "
             f"({volume.geometry.shape}), got {mask.geometry.shape} or another affine"
         )
     ids = np.unique(mask.array)
@@ -150,17 +167,37 @@ def read_mask(case: Case, volume: Volume, labels: int) -> npt.NDArray[np.uint8]:
     return mask.array.astype(np.uint8)
 
 
-def _read(path: Path) -> Volume:
-    try:
-        return volume_file.decode(path.read_bytes(), _KINDS)
-    except (OSError, InvalidImageError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
+def read_volumes(
+    case: Case,
+    spec: ModelSpec,
+    limits: VolumeLimits | None = None,
+    kinds: Collection[InputKind] | None = None,
+) -> tuple[Volume, ...]:
+    """Return the volumes of a case's channels, read as serving reads them.
+
+    Raises:
+        MedserveError: serving would refuse a file, or there are other channels than the spec names.
+        OSError: a file cannot be read.
+    """
+    assert spec.volume is not None
+    return decode_channels(
+        [path.read_bytes() for path in case.images],
+        list(spec.volume.channels),
+        spec.input.kinds if kinds is None else kinds,
+        limits or VolumeLimits(),
+        ReadOptions(),
+    )
 
 
-def _listed(data_dir: Path) -> dict[str, tuple[Path, Path]]:
+def _listed(data_dir: Path) -> dict[str, Files]:
+    """The cases that a `dataset.json` lists; none where it lists none, as that of nnU-Net."""
     path = data_dir / "dataset.json"
+    if not path.is_file():
+        return {}
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and "channel_names" in content:
+            return {}
         entries = [(data_dir / each["image"], data_dir / each["label"])
                    for each in content["training"]]  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -175,19 +212,21 @@ def _listed(data_dir: Path) -> dict[str, tuple[Path, Path]]:
         for role, file in (("image", image), ("mask", mask)):
             if not file.is_file():
                 raise ConfigError(f"{path}: the {role} of {name} is missing: no file {file}")
-        pairs[name] = (image, mask)
+        pairs[name] = ((image,), mask)
     return pairs
 
 
-def paired_files(data_dir: Path) -> dict[str, tuple[Path, Path]]:
-    """Return image and mask of every case of a pair of folders, by the name that both files have.
+def paired_files(data_dir: Path) -> dict[str, Files]:
+    """Return images and mask of every case of a pair of folders, by the name that they share.
 
-    An image's name may end in `_0000`, which nnU-Net gives the first channel.
+    Files of channels have the case's name and end in `_0000`, `_0001` and so on.
 
     Raises:
-        ConfigError: a folder is not there, half a pair is missing, or a volume is there twice.
+        ConfigError: a folder is not there, half a pair or a channel is missing, or a volume is
+            there twice.
     """
-    images, masks = _files(data_dir, IMAGES, "images"), _files(data_dir, MASKS, "masks")
+    files, masks = _files(data_dir, IMAGES, "images"), _files(data_dir, MASKS, "masks")
+    images = _by_case(files, masks)
     for role, there, here in (("mask", images, masks), ("image", masks, images)):
         if alone := sorted(set(there) - set(here)):
             raise ConfigError(
@@ -195,6 +234,27 @@ def paired_files(data_dir: Path) -> dict[str, tuple[Path, Path]]:
                 "files of a pair have the same name, add what is missing or remove the other"
             )
     return {name: (images[name], masks[name]) for name in sorted(images)}
+
+
+def _by_case(files: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str, tuple[Path, ...]]:
+    """Return the files of every case in the order of its channels."""
+    channels: dict[str, dict[int, Path]] = {}
+    for name, path in files.items():
+        found = None if name in masks else _CHANNEL.fullmatch(name)
+        case, number = (found[1], int(found[2])) if found else (name, 0)
+        if number in channels.setdefault(case, {}):
+            twice = channels[case][number].name
+            raise ConfigError(f"{path.parent}: {case} is there twice, as {twice} and {path.name}")
+        channels[case][number] = path
+    for case, numbers in channels.items():
+        if sorted(numbers) != list(range(len(numbers))):
+            there = ", ".join(numbers[number].name for number in sorted(numbers))
+            raise ConfigError(
+                f"{case}: expected its channels from _0000 on without a gap, found {there}"
+            )
+    return {
+        case: tuple(numbers[n] for n in range(len(numbers))) for case, numbers in channels.items()
+    }
 
 
 def _files(data_dir: Path, names: Sequence[str], role: str) -> dict[str, Path]:
@@ -210,7 +270,7 @@ def _files(data_dir: Path, names: Sequence[str], role: str) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.name.endswith(SUFFIXES) or not path.is_file():
             continue
-        name = case_name(path).removesuffix(_FIRST_CHANNEL)
+        name = case_name(path)
         if name in files:
             raise ConfigError(f"{folder}: {name} is there twice, as {files[name].name} and {path}")
         files[name] = path

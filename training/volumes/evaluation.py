@@ -23,23 +23,21 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import track
 
-import models
 from medserve.cores import available_cores
 from medserve.errors import ConfigError, MedserveError
-from medserve.imaging.codecs import volume_file
 from medserve.imaging.volume import Volume
 from medserve.inference import volume_memory
 from medserve.inference.engines import Engine, load_engine
 from medserve.inference.sliding_window import Predict
 from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.spec import ModelSpec
-from training.classification.evaluation import EvaluationRequest
+from training.core.evaluation import EvaluationRequest
 from training.core.export import sha256
 from training.core.files import write_json
 from training.core.split import PARTS, read_split
 from training.volumes import report
 from training.volumes.curves import read_runs
-from training.volumes.data import Case, read_mask
+from training.volumes.data import Case, read_mask, read_volumes
 from training.volumes.metrics import TOLERANCE_MM, LabelScore, compare_masks, summarise
 from training.volumes.pictures import Picture
 from training.volumes.references import References, find_references
@@ -71,13 +69,8 @@ class MeasuredCase:
         return statistics.fmean(each.dice for each in self.scores)
 
 
-def evaluate_segmentation(name: str, request: EvaluationRequest) -> dict[str, Any]:
+def evaluate_segmentation(request: EvaluationRequest) -> dict[str, Any]:
     """Write `metrics.json`, `cases.csv` and `report.html` of an artifact; return the metrics.
-
-    Args:
-        name: Of the room.
-        request: What to measure; `weights` is another artifact than the shipped one, `split` and
-            `part` choose among the cases.
 
     Raises:
         ConfigError: nothing to measure, half a pair, a reference on another grid, or an artifact
@@ -85,8 +78,7 @@ def evaluate_segmentation(name: str, request: EvaluationRequest) -> dict[str, An
     """
     if request.foreign_dir is not None:
         raise ConfigError("expected no --foreign-dir: a segmentation has no measure of novelty")
-    spec = models.spec(name)
-    weights = request.weights or models.room(name) / "weights"
+    spec, weights = request.spec, request.weights
     references = find_references(request.data_dir, spec.labels)
     for remark in references.remarks:
         _log.warning("%s", remark)
@@ -112,7 +104,7 @@ def evaluate_segmentation(name: str, request: EvaluationRequest) -> dict[str, An
     _write_csv(request.out_dir / "cases.csv", scores)
     worst = sorted(measured, key=lambda each: each.mean_dice)[: report.GALLERY]
     pictures = [_picture(pipeline, predict, each) for each in worst]
-    runs = read_runs(weights.parent) if request.weights else []  # a training's own artifact
+    runs = read_runs(weights.parent)  # of a training's own artifact
     findings = report.Findings(summary, tuple(scores), tuple(pictures), content, runs)
     page = report.write(request.out_dir, spec, findings)
     means = ", ".join(f"{label} {value:.4f}" for label, value in summary.means["dice"].items())
@@ -142,15 +134,14 @@ def _measure(pipeline: VolumePipeline, predict: Predict, case: Case) -> Measured
 def segment_case(
     pipeline: VolumePipeline, predict: Predict, case: Case
 ) -> tuple[Volume, npt.NDArray[np.uint8]]:
-    """The volume of a case and the mask that serving would answer with, on its grid."""
+    """The first volume of a case and the mask that serving would answer with, on its grid."""
     spec = pipeline.spec
     try:
-        payload = case.image.read_bytes()
-        volume = volume_file.decode(payload, spec.input.kinds, volume_memory.limits(spec))
-        prepared = pipeline.prepare(volume)
+        volumes = read_volumes(case, spec, volume_memory.limits(spec))
+        prepared = pipeline.prepare(volumes)
     except (OSError, MedserveError) as error:
-        raise ConfigError(f"{case.image}: serving would refuse it ({error})") from error
-    return volume, pipeline.segment(prepared, predict).segmentation.mask
+        raise ConfigError(f"{case.images[0]}: serving would refuse it ({error})") from error
+    return volumes[0], pipeline.segment(prepared, predict).segmentation.mask
 
 
 def predict_by(engine: Engine) -> Predict:

@@ -24,7 +24,7 @@ from training.volumes.data import LoadedCase
 from training.volumes.losses import absolute_weights, dice_and_cross_entropy
 from training.volumes.metrics import compare_masks
 
-__all__ = ["SCORE", "Cases", "Segmenter", "freeze_body", "predict_with"]
+__all__ = ["SCORE", "Cases", "Segmenter", "freeze_body", "placement_of", "predict_with"]
 
 SCORE = Score("validation_dice", higher_is_better=True)
 
@@ -40,6 +40,12 @@ class Cases(Dataset[LoadedCase]):
 
     def __getitem__(self, index: int) -> LoadedCase:
         return self.cases[index]
+
+
+def placement_of(config: SegmentationConfig) -> Placement:
+    """Return how patches are placed with these settings."""
+    mirrored = (config.mirror, 0.0, 0.0)
+    return Placement(rotate=config.rotate, elastic=config.elastic, mirrored=mirrored)
 
 
 class Segmenter(AveragedNetwork):
@@ -58,10 +64,7 @@ class Segmenter(AveragedNetwork):
         super().__init__(network, config, torch.channels_last_3d)
         self.window = window
         self.labels = tuple(labels)
-        placement = Placement(
-            rotate=config.rotate, elastic=config.elastic, mirrored=(config.mirror, 0.0, 0.0)
-        )
-        self.augmentation = augmentation or Augmentation(placement)
+        self.augmentation = augmentation or Augmentation(placement_of(config))
         self.dice = nn.ModuleList(MeanMetric() for _ in self.labels[1:])
         self._started = time.monotonic()
 

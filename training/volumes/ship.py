@@ -129,10 +129,10 @@ def ship(shipment: Shipment, threads: int = 0) -> Path:
     """
     folder = shipment.out_dir / "artifact"
     network = shipment.as_shipped(shipment.members)
-    _write_golden_input(_write_example(shipment), folder / "golden_input.nii.gz")
-    prepared = shipment.pipeline.prepare(
-        nifti.decode((folder / "golden_input.nii.gz").read_bytes())
-    )
+    path = folder / "golden_input.nii.gz"
+    _write_golden_input(_write_example(shipment), path)
+    spec = shipment.pipeline.spec
+    prepared = shipment.pipeline.prepare(golden.read_example([path], spec).volumes)
     window = shipment.pipeline.golden_window(prepared)
     windows = torch.from_numpy(np.concatenate([window, window[:, :, ::-1]]))
     exported = export.export_network(network, folder, windows, ("logits",), _TOLERANCE)
@@ -249,18 +249,23 @@ def install(folder: Path, out_dir: Path, name: str) -> None:
     install_files({room / "weights": weights, room / "examples": examples})
 
 
-def _write_example(shipment: Shipment) -> Volume:
+def _write_example(shipment: Shipment) -> golden.GoldenVolume:
+    """Write a volume that is nobody's: the average of many of one channel, or a computed one."""
     folder = shipment.out_dir / "examples"
     folder.mkdir(parents=True, exist_ok=True)
-    if len(shipment.train) < LEAST_CASES:
-        _log.warning("fewer than %d volumes: the example is computed, no average", LEAST_CASES)
-        phantom = golden.computed(shipment.pipeline.spec)
+    spec, rules = shipment.pipeline.spec, shipment.pipeline.volume
+    if len(shipment.train) < LEAST_CASES or rules.channels:
+        _log.warning(
+            "the example is computed: an average needs %d volumes or more, of one channel",
+            LEAST_CASES,
+        )
+        phantom = golden.computed(spec)
         (folder / PHANTOM).write_bytes(phantom.payload)
-        return phantom.volumes[0]
-    spacing_mm = shipment.pipeline.volume.spacing_mm
-    volume = average_volume(shipment.train, _EXAMPLE_SHAPE, spacing_mm)
-    (folder / EXAMPLE).write_bytes(nifti.encode(volume))
-    return volume
+        return phantom
+    volume = average_volume(shipment.train, _EXAMPLE_SHAPE, rules.spacing_mm)
+    payload = nifti.encode(volume)
+    (folder / EXAMPLE).write_bytes(payload)
+    return golden.GoldenVolume(payload, (volume,), is_computed=False)
 
 
 def _write_config(shipment: Shipment, path: Path) -> None:
@@ -273,12 +278,16 @@ def _write_config(shipment: Shipment, path: Path) -> None:
     path.write_text(json.dumps({"members": members}, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_golden_input(volume: Volume, path: Path) -> None:
-    """Write the volume at another spacing than the network's, so that serving has to resample."""
+def _write_golden_input(example: golden.GoldenVolume, path: Path) -> None:
+    """Write the example at another spacing than the network's, so that serving has to resample."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if len(example.volumes) > 1:  # computed, and of another spacing already
+        path.write_bytes(example.payload)
+        return
+    [volume] = example.volumes
     coarse = ndimage.zoom(volume.array, _GOLDEN_ZOOM, order=1)
     sides = zip(volume.geometry.shape, coarse.shape, volume.geometry.spacing_mm, strict=True)
     spacing_mm = [mm * side / fewer for side, fewer, mm in sides]
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(nifti.encode(Volume(coarse, Geometry.from_spacing(coarse.shape, spacing_mm))))
 
 

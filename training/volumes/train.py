@@ -15,13 +15,16 @@ import torch
 from torch import nn
 
 import models
+from medserve.errors import ConfigError
 from medserve.inference.volume_pipeline import VolumePipeline
-from training.classification.evaluation import EvaluationRequest
+from medserve.spec.volumes import NormalisationKind
 from training.core.config import Setting, write
+from training.core.evaluation import EvaluationRequest
 from training.core.export import require_agreement
 from training.core.files import require_folder, write_json
 from training.core.fit import Fitted
 from training.core.split import Split, write_split
+from training.volumes.augment import Augmentation
 from training.volumes.config import SegmentationConfig
 from training.volumes.data import Case, LoadedCase, find_cases, load_cases, split_cases
 from training.volumes.evaluation import evaluate_segmentation
@@ -31,12 +34,14 @@ from training.volumes.fit import (
     is_fitted,
     load_fitted,
 )
-from training.volumes.module import Segmenter
+from training.volumes.module import Segmenter, placement_of
 from training.volumes.ship import Shipment, install, ship, what_parts_add
 
 __all__ = ["VolumesConfig", "report", "train", "train_member"]
 
 _log = logging.getLogger(__name__)
+
+_UNIT = {NormalisationKind.PERCENTILE, NormalisationKind.WINDOW, NormalisationKind.MIN_MAX}
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,13 @@ class VolumesConfig(SegmentationConfig):
 
 def train(config: VolumesConfig) -> None:
     """Read, split, fit every member, then export and report on their average."""
-    pipeline = VolumePipeline(models.spec(config.room))
+    spec = models.spec(config.room)
+    if spec.volume is not None and spec.volume.regions:
+        raise ConfigError(
+            f"{config.room}: expected labels that exclude one another; a network of regions that "
+            "overlap is trained elsewhere and imported (medserve import)"
+        )
+    pipeline = VolumePipeline(spec)
     cases = find_cases(require_folder(config.data_dir, "--data-dir"))
     split = split_cases(cases, config.folds, config.test_share, config.seed)
     write(config, config.out_dir / "config.json")
@@ -88,10 +99,10 @@ def report(
 ) -> None:
     """Measure the artifact, and what each of its parts adds, on volumes that no training saw."""
     request = EvaluationRequest(
-        data_dir=config.data_dir, out_dir=config.out_dir / "report", weights=folder,
+        shipment.pipeline.spec, folder, config.data_dir, config.out_dir / "report",
         split=folder / "split.csv", threads=config.threads,
     )  # fmt: skip
-    measured = evaluate_segmentation(config.room, request)
+    measured = evaluate_segmentation(request)
     described = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     described["what_parts_add"] = what_parts_add(shipment, folder, held_out, config.threads)
     measured["training"] = described
@@ -146,7 +157,11 @@ def _network(config: VolumesConfig, pipeline: VolumePipeline) -> nn.Module:
 
 
 def _segmenter(network: nn.Module, config: VolumesConfig, pipeline: VolumePipeline) -> Segmenter:
-    return Segmenter(network, config, pipeline.window, pipeline.spec.labels)
+    augmentation = Augmentation(
+        placement_of(config),
+        is_unit=all(steps[-1].kind in _UNIT for steps in pipeline.volume.steps),
+    )
+    return Segmenter(network, config, pipeline.window, pipeline.spec.labels, augmentation)
 
 
 def _is_done(config: VolumesConfig) -> bool:

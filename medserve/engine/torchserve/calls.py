@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 
 from medserve.archive.read import ArchiveInfo
+from medserve.archive.unpack import place_archive
 from medserve.engine.interface import EngineModel, EngineRequest
 from medserve.engine.torchserve.failures import engine_failure
 from medserve.engine.torchserve.keys import Tokens, read_tokens
@@ -35,6 +36,8 @@ READY = "READY"  # of a worker that DescribeModel lists
 _INFERENCE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService"
 _MANAGEMENT_TIMEOUT_S = 5.0
 _PAGE = 100  # models that ListModels gives at a time
+_SETTLE_S = 0.2  # for the rest of a worker's traceback to arrive
+_SCALE_S = 180.0  # for workers to start, or for those that are left to end
 _RELOAD_S = 5.0  # added to what an archive allows for the start of its workers
 
 
@@ -49,6 +52,8 @@ class EngineAccess:
         message_bytes: The largest answer.
         store: Folder in which TorchServe looks for archives that are loaded while it runs; None
             where nothing is loaded.
+        why_not_ready: Returns what the engine's output says of workers that did not start, by name
+            and version; "" where it says nothing.
     """
 
     inference: Address
@@ -58,6 +63,7 @@ class EngineAccess:
     server_name: str | None = None
     message_bytes: int = 64 * 2**20
     store: Path | None = None
+    why_not_ready: Callable[[str, str], str] = lambda name, version: ""
 
 
 class TorchServeEngine:
@@ -176,7 +182,7 @@ class TorchServeEngine:
         file = self._loadable(archive.name, archive.version)
         if file.exists():
             raise InvalidRequestError(f"{archive.name} {archive.version} is loaded already")
-        file.symlink_to(archive.path.resolve())
+        place_archive(archive, file)
         serving = archive.spec.serving
         request = management_pb2.RegisterModelRequest(
             url=file.name,
@@ -189,16 +195,16 @@ class TorchServeEngine:
             await self._manage("RegisterModel", request, start_s)
             if workers not in (0, serving.min_workers):
                 most = max(workers, serving.max_workers)
-                await self.scale(name, version, workers, most, wait_s=start_s)
+                await self.set_workers(name, version, workers, most, wait_s=start_s)
             if default:
                 await self.set_default(name, version)
         except MedserveError as error:
             with suppress(MedserveError):  # a version whose workers do not start stays registered
                 await self._unregister(name, version)
             file.unlink()
-            raise ModelNotReadyError(
-                f"{name} {version} cannot be loaded: {error.message}"
-            ) from error
+            await asyncio.sleep(_SETTLE_S)
+            reason = self._access.why_not_ready(name, version) or error.message
+            raise ModelNotReadyError(f"{name} {version} cannot be loaded: {reason}") from error
 
     async def unload(self, model: str, version: str) -> None:
         """Take one version away; the default version only with the model."""
@@ -221,7 +227,11 @@ class TorchServeEngine:
             )
         return self._access.store / archive_file_name(model, version)
 
-    async def scale(
+    async def scale(self, model: str, version: str, workers: int) -> None:
+        """Change how many workers a version has; return when they are ready."""
+        await self.set_workers(model, version, workers, workers, wait_s=_SCALE_S)
+
+    async def set_workers(
         self, model: str, version: str, workers: int, most: int, *, wait_s: float = 0.0
     ) -> None:
         """Change how many workers a version has; they start later unless `wait_s` allows time."""
@@ -287,7 +297,8 @@ def prediction_message(request: EngineRequest, *, stream: bool) -> bytes:
     """Return the serialized `PredictionsRequest` with the markers that only this adapter sets.
 
     A protobuf message may be extended by appending to its bytes: the parser merges, and a later
-    entry of a map replaces an earlier one of the same key. So `request.wire` stays as it came.
+    field or entry of a map replaces an earlier one. So `request.wire` stays as it came, and
+    `request.version` wins over the version in it.
 
     `stream` belongs to the kind of call: a model that streamed into a unary call would lose its
     worker for ever.
@@ -299,7 +310,8 @@ def prediction_message(request: EngineRequest, *, stream: bool) -> bytes:
         left_ms = max(0, int(1000 * (request.deadline - time.monotonic())))
         markers["deadline_ms"] = b"%d" % left_ms
     if request.wire is not None:
-        return request.wire + inference_pb2.PredictionsRequest(input=markers).SerializeToString()
+        added = inference_pb2.PredictionsRequest(model_version=request.version, input=markers)
+        return request.wire + added.SerializeToString()
     return inference_pb2.PredictionsRequest(
         model_name=request.model,
         model_version=request.version,

@@ -7,30 +7,24 @@ sockets and keys. Each value below that is not TorchServe's default says why.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 
+from medserve.engine.environment import CANCELLED, UPLOADS, worker_environment
 from medserve.engine.torchserve.java import Java
 from medserve.engine.torchserve.ports import Ports, is_loopback
 from medserve.errors import ConfigError
 
 __all__ = [
-    "CANCELLED",
-    "UPLOADS",
     "EngineSettings",
     "engine_environment",
     "java_command",
     "write_run_dir",
 ]
 
-CANCELLED = "cancelled"  # in the private folder: ids of calls that nobody waits for any more
-UPLOADS = "uploads"  # and files that are too large for a message
-
-_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE", re.IGNORECASE)
 _SOCKET_PATH_BYTES = 107  # of a Unix socket on Linux (sockaddr_un), but for the last zero
 _LONGEST_SOCKET = ".ts.sock.65535"  # of a worker, in the folder for temporary files
 _MIB = 2**20
@@ -169,34 +163,21 @@ def java_command(java: Java, folder: Path, max_message_bytes: int) -> list[str]:
 def engine_environment(
     given: Mapping[str, str], folder: Path, threads: int, max_message_bytes: int
 ) -> dict[str, str]:
-    """Environment of Java and of the workers it starts: no secrets, thread counts set.
-
-    PYTHONPATH is dropped: it would stand before the archive, whose own code has to win.
-    """
-    environment = {
-        key: value
-        for key, value in given.items()
-        if not _SECRET.search(key)
-        and key not in ("PYTHONPATH", "TS_CONFIG_FILE", "JAVA_TOOL_OPTIONS")
-    }
-    count = str(threads)
-    return environment | {
-        "TEMP": str(folder / "tmp"),
-        "TMPDIR": str(folder / "tmp"),
-        "LOG_LOCATION": str(folder),
-        "METRICS_LOCATION": str(folder),
-        "MEDSERVE_ENGINE_THREADS": count,
-        # A gateway in another container names folders that both of them see.
-        "MEDSERVE_CANCELLED_DIR": given.get("MEDSERVE_CANCELLED_DIR") or str(folder / CANCELLED),
-        "MEDSERVE_UPLOAD_DIR": given.get("MEDSERVE_UPLOAD_DIR") or str(folder / UPLOADS),
-        # A larger answer would make TorchServe kill the worker, so the handler refuses it.
-        "MEDSERVE_MAX_RESPONSE_BYTES": str(max_message_bytes - _MIB // 64),
-        # Libraries in a worker would each take every core.
-        "OMP_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
-        "OPENBLAS_NUM_THREADS": count,
-        "MALLOC_ARENA_MAX": "2",  # glibc otherwise keeps an arena a thread
-    }
+    """Environment of Java, and through it of the workers."""
+    environment = worker_environment(given, folder, threads, max_message_bytes)
+    for name in ("TS_CONFIG_FILE", "JAVA_TOOL_OPTIONS"):
+        environment.pop(name, None)
+    # A gateway in another container names folders that both of them see.
+    shared = ("MEDSERVE_CANCELLED_DIR", "MEDSERVE_UPLOAD_DIR")
+    return (
+        environment
+        | {name: given[name] for name in shared if given.get(name)}
+        | {
+            "TEMP": str(folder / "tmp"),
+            "LOG_LOCATION": str(folder),
+            "METRICS_LOCATION": str(folder),
+        }
+    )
 
 
 def _properties(folder: Path, settings: EngineSettings) -> dict[str, str]:

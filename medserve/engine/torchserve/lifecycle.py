@@ -18,17 +18,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from medserve.archive.decisions import Decisions
 from medserve.archive.read import ArchiveInfo
-from medserve.archive.store import default_versions, select_archives
+from medserve.archive.store import default_versions, name_the_damaged, select_archives
+from medserve.archive.unpack import place_archive
 from medserve.cores import available_cores
+from medserve.engine.environment import CANCELLED, UPLOADS
 from medserve.engine.torchserve.calls import (
     EngineAccess,
     TorchServeEngine,
     archive_file_name,
 )
 from medserve.engine.torchserve.config import (
-    CANCELLED,
-    UPLOADS,
     EngineSettings,
     engine_environment,
     java_command,
@@ -90,6 +91,8 @@ class ServerConfig:
     drain_timeout_s: float = 30.0  # how long running requests may take after SIGTERM
     log_level: str = "warn"  # of TorchServe itself
     allow_loading: bool = False  # of archives beside those that it is started with
+    decided: Decisions = field(default_factory=Decisions)  # while it served before
+    watched: bool = False  # damaged and new archives are left to who watches the store
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -117,8 +120,14 @@ class Server:
         self.config = config
         self.ready: tuple[ReadyModel, ...] = ()
         self.host = resolve(config.host)
-        self.archives: list[ArchiveInfo] = select_archives(config.store, config.models)
-        self._defaults = default_versions(self.archives, config.defaults)
+        self.archives: list[ArchiveInfo] = select_archives(
+            config.store,
+            config.models,
+            config.decided,
+            config.watched,
+            name_the_damaged if config.watched else None,
+        )
+        self.defaults = default_versions(self.archives, config.defaults, config.decided)
         self._ports = config.ports
         self._folder: RunFolder | None = None
         self._process: subprocess.Popen[str] | None = None
@@ -187,6 +196,7 @@ class Server:
             store=self._folder.path / "store"
             if self._folder and self.config.allow_loading
             else None,
+            why_not_ready=self._why_not_ready,
         )
 
     @property
@@ -247,7 +257,7 @@ class Server:
         if self._log is None:
             raise ServerFailedError("the server was not started")
         targets = [
-            Target(info, self._workers(info), self._defaults[info.name] == info.version)
+            Target(info, self._workers(info), self.defaults[info.name] == info.version)
             for info in self.archives
         ]
         deadline = time.monotonic() + self.config.start_timeout_s
@@ -297,9 +307,7 @@ class Server:
         folder = run.path
         write_run_dir(folder, self._engine_settings())
         for info in self.archives:
-            (folder / "store" / archive_file_name(info.name, info.version)).symlink_to(
-                info.path.resolve()
-            )
+            place_archive(info, folder / "store" / archive_file_name(info.name, info.version))
         command = java_command(java, folder, self.config.max_message_bytes)
         environment = engine_environment(
             os.environ, folder, self.engine_threads, self.config.max_message_bytes
@@ -341,6 +349,10 @@ class Server:
             if time.monotonic() > deadline:
                 raise ModelNotReadyError("TorchServe did not open its ports in time")
             time.sleep(0.1)
+
+    def _why_not_ready(self, name: str, version: str) -> str:
+        death = self._log.death(name, version) if self._log else None
+        return death.reason if death else ""
 
     def _check_alive(self) -> None:
         """Raise the reason if Java has ended."""

@@ -92,7 +92,7 @@ class Proving:
         archive = target.archive
         most = max(target.workers, archive.spec.serving.max_workers)
         try:
-            await self.engine.scale(archive.name, archive.version, target.workers, most)
+            await self.engine.set_workers(archive.name, archive.version, target.workers, most)
         except MedserveError as error:
             raise ModelNotReadyError(
                 f"{target}: cannot be scaled to {target.workers} workers: {own_words(error)}"

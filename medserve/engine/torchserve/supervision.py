@@ -24,38 +24,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medserve.engine.interface import EngineModel
+from medserve.engine.process_state import STANDING_S, STOPPED_S, ProcessState
 from medserve.engine.torchserve.calls import EngineAccess, TorchServeEngine
 from medserve.errors import MedserveError
 
-__all__ = ["GONE_S", "STANDING_S", "STOPPED_S", "ProcessState", "Supervisor", "WorkerHistory"]
+__all__ = ["GONE_S", "Supervisor", "WorkerHistory"]
 
-STOPPED_S = 4.0
-STANDING_S = 8.0
 GONE_S = 60.0  # TorchServe itself waits up to 55 s between two starts
 _LOOK_S = 1.0
 _SCALE_S = 30.0  # for the workers that are left to end
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ProcessState:
-    """One look at a process: whether a signal stopped it, and the processor time it has used."""
-
-    stopped: bool
-    cpu_ticks: int
-
-    @classmethod
-    def of(cls, pid: int) -> ProcessState | None:
-        """Return the state of a process, None where there is none (or no /proc to tell)."""
-        try:
-            content = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            return None
-        fields = content.rpartition(")")[2].split()  # the name before it may hold anything
-        if fields[0] in ("Z", "X"):
-            return None
-        return cls(fields[0] in ("T", "t"), int(fields[11]) + int(fields[12]))
 
 
 @dataclass
@@ -130,13 +109,26 @@ class Supervisor:
         engine = TorchServeEngine(self._access)
         try:
             while not self._stopping.is_set():
-                for name in {name for name, _ in self._workers}:
-                    with contextlib.suppress(MedserveError):  # it answers again, or has ended
-                        for found in await engine.describe(name):
+                with contextlib.suppress(MedserveError):  # it answers again, or has ended
+                    loaded = await engine.describe()
+                    self._follow(loaded)
+                    for found in loaded:
+                        with contextlib.suppress(MedserveError):
                             await self._look(engine, found)
                 await asyncio.to_thread(self._stopping.wait, _LOOK_S)
         finally:
             await engine.drain()
+
+    def _follow(self, loaded: Sequence[EngineModel]) -> None:
+        """Look after versions that were loaded since the start, once they have a worker."""
+        known = {(each.name, each.version): each for each in loaded}
+        for key, found in known.items():
+            if found.workers_ready:
+                self._histories.setdefault(key, WorkerHistory(self._clock()))
+            if key in self._histories and found.workers:
+                self._workers[key] = found.workers
+        for key in self._histories.keys() - known.keys():
+            del self._histories[key]
 
     async def _look(self, engine: TorchServeEngine, found: EngineModel) -> None:
         key = found.name, found.version
@@ -150,8 +142,8 @@ class Supervisor:
             logger.warning("%s %s has no worker left; it is started again", *key)
             history.begin_again(now)
             number = self._workers[key]
-            await engine.scale(*key, 0, number, wait_s=_SCALE_S)
-            await engine.scale(*key, number, number)
+            await engine.set_workers(*key, 0, number, wait_s=_SCALE_S)
+            await engine.set_workers(*key, number, number)
 
     def _end(self, pid: int, name: str) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -17,10 +17,11 @@ import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from medserve.errors import ArchiveError, ConfigError, ServerFailedError
 
-__all__ = ["AuditLog", "AuditRecord", "Verdict", "verify"]
+__all__ = ["AuditLog", "AuditRecord", "ChangeRecord", "Verdict", "verify"]
 
 _START = "0" * 64  # what the first line names as its predecessor
 _TAIL_BYTES = 64 * 1024  # more than the longest line
@@ -56,6 +57,33 @@ class AuditRecord:
 
 
 @dataclass(frozen=True)
+class ChangeRecord:
+    """One change of what is served.
+
+    Attributes:
+        who: The caller's name, "" where nobody has to say.
+        request_id: As in the answer's metadata.
+        change: add, remove, default, rollback, scale, route or promote.
+        model: The name of the model, "" where an archive could not be read.
+        version: The version that the change is about.
+        archive: Digest of an archive that was added.
+        status: "OK" or the code of the error.
+        took_ms: From the request to its end.
+        evidence: Figures on which the change rests.
+    """
+
+    who: str
+    request_id: str
+    change: str
+    model: str
+    version: str
+    archive: str
+    status: str
+    took_ms: float
+    evidence: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """A log whose chain holds."""
 
@@ -78,7 +106,7 @@ class AuditLog:
             raise ConfigError(f"audit log {path}: another gateway writes it") from None
         self._previous = _last_hash(self._file, path)
 
-    def write(self, record: AuditRecord) -> None:
+    def write(self, record: AuditRecord | ChangeRecord) -> None:
         """Append one line.
 
         Raises:

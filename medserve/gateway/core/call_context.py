@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -19,6 +19,7 @@ from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.core.status import abort, bug
 
 __all__ = [
+    "CASE",
     "REQUEST_ID",
     "CallContext",
     "Context",
@@ -31,6 +32,7 @@ __all__ = [
 Context = grpc.aio.ServicerContext[Any, Any]
 
 REQUEST_ID = "x-request-id"  # metadata and HTTP header, in and out
+CASE = "x-medserve-case"  # the same: what a case is called, so that it meets one version
 _SCHEME = "bearer "
 _identified: ContextVar[CallContext | None] = ContextVar("identified", default=None)
 
@@ -81,8 +83,9 @@ def identify(context: Context, gateway: Gateway) -> CallContext:
     token = _bearer_token(_text(metadata.get("authorization")))
     left_s = context.time_remaining()
     given_id = _text(metadata.get(REQUEST_ID))
+    caller = gateway.authenticate(token, _certificate_name(context), peer_address(context))
     known = CallContext(
-        gateway.authenticate(token, _certificate_name(context), peer_address(context)),
+        replace(caller, case=_text(metadata.get(CASE))),
         new_request_id(given_id),
         None if left_s is None else time.monotonic() + left_s,
         bool(given_id),

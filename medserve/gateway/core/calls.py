@@ -57,11 +57,16 @@ class Caller:
         name: As in the tokens file or the client's certificate; "" where nobody has to say.
         scopes: Names of models; `EVERY_MODEL` stands for all.
         address: Network address without the port; stands for the caller where no name is known.
+        manages: Whether they may change what is served of these models.
+        case: What the call names as its case, so that a share of cases meets another version; in
+            no log.
     """
 
     name: str = ""
     scopes: frozenset[str] = frozenset({EVERY_MODEL})
     address: str = field(default="", compare=False)
+    manages: bool = False
+    case: str = field(default="", compare=False, repr=False)
 
     @property
     def owner(self) -> str:

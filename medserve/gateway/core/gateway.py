@@ -18,7 +18,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from medserve.engine.interface import Engine, EngineModel, Health, WorkerLostError
 from medserve.errors import (
@@ -53,6 +53,11 @@ from medserve.gateway.core.metrics import GatewayMetrics
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.core.uploads import Uploads
 from medserve.gateway.settings import Limits
+
+if TYPE_CHECKING:
+    from medserve.gateway.core.routes import Routes
+    from medserve.gateway.core.shadow import Shadow
+    from medserve.gateway.core.versions import Versions
 
 __all__ = [
     "EVERY_MODEL",
@@ -90,6 +95,7 @@ class Guards:
     audit: AuditLog | None = None
     cancelled: CancelledCalls = field(default_factory=lambda: CancelledCalls(None))
     uploads: Uploads = field(default_factory=lambda: Uploads(None, 0))
+    managed_by_all: bool = False  # where nobody has to say who they are
 
 
 class Gateway:
@@ -99,6 +105,8 @@ class Gateway:
         budget: Bytes of requests in memory. A face that receives large requests by itself
             reserves them here (`async with gateway.budget.reserve(size)`) before it reads.
         metrics: What Prometheus reads.
+        routes: Which version answers a caller who names none; None: the default version.
+        shadow: Who copies calls to another version; None: nobody.
         stopping: Set when no new requests are taken; who only waits for one ends then.
     """
 
@@ -109,7 +117,11 @@ class Gateway:
         self._gates: dict[tuple[str, str], Gate] = {}
         self._left_behind: set[asyncio.Task[Any]] = set()
         self._suspects: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._used: Counter[tuple[str, str]] = Counter()  # requests, by name and version
         self._under_way: Counter[str] = Counter()  # calls that somebody waits for, by request id
+        self._versions: Versions | None = None
+        self.routes: Routes | None = None
+        self.shadow: Shadow | None = None
         self.stopping = asyncio.Event()
         self.metrics = GatewayMetrics()
         self.budget = ByteBudget(self.limits.memory_bytes)
@@ -126,6 +138,21 @@ class Gateway:
         """Where files go that are too large for a message."""
         return self._guards.uploads
 
+    @property
+    def versions(self) -> Versions:
+        """Who changes what is served.
+
+        Raises:
+            ForbiddenError: nothing is changed here.
+        """
+        if self._versions is None:
+            raise ForbiddenError("the gateway changes neither models nor workers")
+        return self._versions
+
+    @versions.setter
+    def versions(self, versions: Versions) -> None:
+        self._versions = versions
+
     def authenticate(self, token: str | None, name: str = "", address: str = "") -> Caller:
         """Who owns the token.
 
@@ -138,7 +165,7 @@ class Gateway:
             AuthenticationError: tokens are in use, and this one is missing, wrong or expired.
         """
         if self._guards.tokens is None:
-            return Caller(name, address=address)
+            return Caller(name, address=address, manages=self._guards.managed_by_all)
         caller = self._guards.tokens.caller(token) if token else None
         if caller is None:
             self.metrics.refused_tokens.inc()
@@ -184,10 +211,13 @@ class Gateway:
         """
         with self._wanted(call), self._accounting.entry(call) as entry:
             place, model = await self._admit(call, entry)
-            answer = await self._answer(call, place, model)
+            answer = await self._answer(_to(call, model), place, model)
             entry.answered(answer)
-            if call.face is not Face.TORCHSERVE and (error := error_in(answer)) is not None:
-                raise error
+            if (error := error_in(answer)) is not None:
+                if call.face is not Face.TORCHSERVE:
+                    raise error
+            elif self.shadow is not None:
+                self.shadow.offer(call, model, answer)
             return answer
 
     async def stream(self, call: EngineCall) -> AsyncGenerator[bytes, None]:
@@ -198,7 +228,7 @@ class Gateway:
         """
         with self._wanted(call), self._accounting.entry(call) as entry:
             place, model = await self._admit(call, entry)
-            async with contextlib.aclosing(self._parts(call, place, model)) as parts:
+            async with contextlib.aclosing(self._parts(_to(call, model), place, model)) as parts:
                 async for part in parts:
                     self._accounting.begin(entry)
                     entry.answered(part)
@@ -227,8 +257,36 @@ class Gateway:
             in_flight = self._places(model, serving.min_workers)
             gate = Gate(model.name, in_flight, self.limits.queue or serving.job_queue_size)
             self._gates[key] = gate
-            self.metrics.watch_gate(gate)
+            self.metrics.watch_gates(model.name, lambda: self._gates_of(model.name))
         return gate
+
+    def _gates_of(self, name: str) -> list[Gate]:
+        return [gate for (model, _), gate in self._gates.items() if model == name]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is at work, or waits for a place, at any model."""
+        return any(gate.at_work or gate.waiting for gate in self._gates.values())
+
+    def forget(self, model: ModelInfo) -> None:
+        """Keep nothing of a version that is served no more."""
+        for known in (self._gates, self._used, self._suspects):
+            known.pop((model.name, model.version), None)
+
+    @contextlib.contextmanager
+    def using(self, model: ModelInfo) -> Iterator[None]:
+        """Count a request of several calls to one version, which stays until they are made."""
+        key = (model.name, model.version)
+        self._used[key] += 1
+        try:
+            yield
+        finally:
+            self._used[key] -= 1
+
+    def in_use(self, model: ModelInfo) -> bool:
+        """Return whether a call or a request of several calls of one version is under way."""
+        gate = self.gate(model)
+        return bool(gate.at_work or gate.waiting or self._used[model.name, model.version])
 
     def resize_gate(self, model: ModelInfo, workers: int) -> None:
         """Count the places at one version by the workers that it has."""
@@ -279,7 +337,10 @@ class Gateway:
     def _find(self, call: EngineCall) -> ModelInfo:
         if not call.caller.may(call.model):  # before anything tells whether there is such a model
             raise ForbiddenError("this token is not for that model")
-        return self._served.find(call.model, call.version)
+        version = call.version
+        if not version and self.routes is not None:
+            version = self.routes.version_for(call.model, call.caller)
+        return self._served.find(call.model, version)
 
     def _patience_s(self, model: ModelInfo) -> float:
         """How long the engine may take before its place is given to another.
@@ -423,6 +484,13 @@ class _Stream:
         self._wanted = False
         while not self._ready.empty():  # wakes the pump, if it waits for room
             self._ready.get_nowait()
+
+
+def _to(call: EngineCall, model: ModelInfo) -> EngineCall:
+    """Return the call with the version that it was admitted to: the default may change."""
+    if call.version == model.version:
+        return call
+    return dataclasses.replace(call, version=model.version)
 
 
 def _left_s(call: EngineCall) -> float | None:

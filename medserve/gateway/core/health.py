@@ -54,42 +54,71 @@ class Monitor:
         golden: Iterable[GoldenInput],
         timing: Timing,
     ) -> None:
+        self._gateway = gateway
         self._served = served
         self._engine = engine
         self._timing = timing
-        self._watches = [
-            _Watch(gateway, engine, served.find(each.name, each.version), each, timing)
-            for each in golden
-        ]
+        self._watches: dict[tuple[str, str], _Watch] = {}
+        self._followed: set[str] = set()
+        self._group: asyncio.TaskGroup | None = None
+        for each in golden:
+            self.watch(each)
+        served.on_removal(self._forget)
 
     async def run(self) -> None:
         """Look, note, wait; until cancelled. No model waits for the canary of another."""
-        names = {watch.model.name for watch in self._watches}
         try:
-            await asyncio.gather(*(self._follow(name) for name in names))
+            async with asyncio.TaskGroup() as self._group:
+                for name in {name for name, _ in self._watches}:
+                    self._begin(name)
+                await asyncio.Event().wait()
         finally:
-            for watch in self._watches:
+            for watch in self._watches.values():
                 watch.stop()
 
+    def watch(self, golden: GoldenInput, *, proven: bool = False) -> None:
+        """Look at one more version from now on; `proven` where it has just answered."""
+        model = self._served.find(golden.name, golden.version)
+        watch = _Watch(self._gateway, self._engine, model, golden, self._timing)
+        watch.prove(proven)
+        self._watches[golden.name, golden.version] = watch
+        if self._group is not None:
+            self._begin(golden.name)
+
+    def _forget(self, model: ModelInfo) -> None:
+        if (watch := self._watches.pop((model.name, model.version), None)) is not None:
+            watch.stop()
+
+    def _begin(self, name: str) -> None:
+        if name not in self._followed:
+            assert self._group is not None
+            self._followed.add(name)
+            self._group.create_task(self._follow(name))
+
     async def _follow(self, name: str) -> None:
-        while True:
+        while any(watched == name for watched, _ in self._watches):
             await self._look(name)
             await asyncio.sleep(self._timing.look_s)
+        self._followed.discard(name)
 
     async def _look(self, name: str) -> None:
         """All versions of one model."""
         described: dict[str, EngineModel] = {}
-        reason = ""
+        reason, changes = "", self._served.changes
         try:
             described = {each.version: each for each in await self._engine.describe(name)}
         except MedserveError as error:
             reason = error.message
-        for version in [each.version for each in described.values() if each.default]:
-            self._served.set_default(name, version)
-        for watch in self._watches:
-            if watch.model.name == name:
+        # What was described before a change made here is older than the change.
+        if changes == self._served.changes:
+            for each in described.values():
+                if each.default and (name, each.version) in self._watches:
+                    self._served.set_default(name, each.version)
+        for key, watch in list(self._watches.items()):
+            if key[0] == name:
                 health = await watch.look(described.get(watch.model.version), reason)
-                self._note(watch.model, health)
+                if self._watches.get(key) is watch:  # it has not gone meanwhile
+                    self._note(watch.model, health)
 
     def _note(self, model: ModelInfo, health: Health) -> None:
         before = self._served.find(model.name, model.version).health
@@ -148,6 +177,10 @@ class _Watch:
             return Health(True)
         self._proven_at = 0.0
         return Health(False, refusal)
+
+    def prove(self, proven: bool) -> None:
+        """Note that the golden input was answered a moment ago."""
+        self._proven_at = time.monotonic() if proven else 0.0
 
     def stop(self) -> None:
         """Forget the canary that is on its way."""
@@ -211,6 +244,7 @@ class HealthFace(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it ha
         for model in served:
             self._on_change(model)
         served.on_change(self._on_change)
+        served.on_removal(self._on_removal)
 
     async def Check(self, request: Any, context: Context) -> Any:
         """Answer how a service is now."""
@@ -270,6 +304,10 @@ class HealthFace(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it ha
     def _on_change(self, model: ModelInfo) -> None:
         ready = self._gateway.metrics.model_ready.labels(model.name, model.version)
         ready.set(float(model.ready))
+        self._notify()
+
+    def _on_removal(self, model: ModelInfo) -> None:
+        self._gateway.metrics.forget_version(model.name, model.version)
         self._notify()
 
     def _notify(self) -> None:

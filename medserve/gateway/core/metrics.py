@@ -21,9 +21,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -79,10 +80,16 @@ class GatewayMetrics:
         )
         self._gauge("info", "Version of the gateway.", "version").labels(__version__).set(1)
 
-    def watch_gate(self, gate: Gate) -> None:
-        """Show the places of one model."""
-        self.in_flight.labels(gate.name).set_function(lambda: gate.at_work)
-        self.queued.labels(gate.name).set_function(lambda: gate.waiting)
+    def watch_gates(self, name: str, gates: Callable[[], Iterable[Gate]]) -> None:
+        """Show the places of all versions of one model together."""
+        self.in_flight.labels(name).set_function(lambda: sum(each.at_work for each in gates()))
+        self.queued.labels(name).set_function(lambda: sum(each.waiting for each in gates()))
+
+    def forget_version(self, name: str, version: str) -> None:
+        """Show nothing more of a version that is served no more."""
+        for gauge in (self.model_ready, self.canary_seconds):
+            with contextlib.suppress(KeyError):
+                gauge.remove(name, version)
 
     def watch_budget(self, budget: ByteBudget) -> None:
         """Show how much of the memory for requests is taken."""

@@ -63,6 +63,10 @@ class TaskRequest:
             face=self.face,
         )
 
+    def to(self, model: ModelInfo) -> TaskRequest:
+        """The same request to one version, whichever is the default when its calls are made."""
+        return dataclasses.replace(self, version=model.version)
+
     def with_params(self, params: Mapping[str, Any]) -> TaskRequest:
         """The same request with these parameters too; they win over those of the same name."""
         return dataclasses.replace(self, params={**self.params, **params})

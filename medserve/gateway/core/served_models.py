@@ -15,13 +15,13 @@ _READS_UPLOADS = "handlers/uploads.py"  # archives that were built without it ta
 _UNPROVEN = Health(False, "it has not answered its golden input yet")
 
 
-def describe(archive: ArchiveInfo, default: bool) -> ModelInfo:
+def describe(archive: ArchiveInfo, default: bool, health: Health = _UNPROVEN) -> ModelInfo:
     """What the gateway tells of an archive; not serving until it is proven."""
     return ModelInfo(
         spec=archive.spec,
         digest=archive.digest,
         default=default,
-        health=_UNPROVEN,
+        health=health,
         card=archive.card,
         metrics=archive.metrics,
         reads_uploads=any(each.path == _READS_UPLOADS for each in archive.members),
@@ -29,7 +29,11 @@ def describe(archive: ArchiveInfo, default: bool) -> ModelInfo:
 
 
 class ServedModels:
-    """Every version of every model; listeners hear of each change of health."""
+    """Every version of every model; listeners hear of each change of health.
+
+    Attributes:
+        changes: How often a version came, went or became the default.
+    """
 
     def __init__(self, models: Iterable[ModelInfo]) -> None:
         self._models = {(model.name, model.version): model for model in models}
@@ -38,6 +42,8 @@ class ServedModels:
             if model.default:
                 self._defaults.setdefault(model.name, model.version)
         self._listeners: list[Callable[[ModelInfo], None]] = []
+        self._gone_listeners: list[Callable[[ModelInfo], None]] = []
+        self.changes = 0
 
     def __iter__(self) -> Iterator[ModelInfo]:
         return iter(tuple(self._models.values()))
@@ -53,6 +59,11 @@ class ServedModels:
             raise UnknownModelError(_unknown(name, version, self))
         return found
 
+    def serves(self, name: str, version: str) -> bool:
+        """Return whether a version is there and answers now."""
+        found = self._models.get((name, version))
+        return found is not None and found.ready
+
     def health(self) -> Health:
         """Serving when every model is; else the first reason."""
         for model in self:
@@ -64,9 +75,29 @@ class ServedModels:
         """The models that the caller may use."""
         return tuple(model for model in self if caller.may(model.name))
 
+    def add(self, model: ModelInfo) -> None:
+        """Serve one more version; it becomes the default where its model has none."""
+        first = model.name not in self._defaults
+        self._models[model.name, model.version] = model
+        self.changes += 1
+        if model.default or first:
+            self.set_default(model.name, model.version)
+        for listener in self._listeners:
+            listener(self._models[model.name, model.version])
+
+    def remove(self, name: str, version: str) -> None:
+        """Serve a version no more."""
+        gone = self._models.pop((name, version))
+        self.changes += 1
+        if self._defaults.get(name) == version:
+            del self._defaults[name]
+        for listener in self._gone_listeners:
+            listener(gone)
+
     def set_health(self, name: str, version: str, health: Health) -> None:
         """Note whether a version serves; tells the listeners if that is new."""
-        old = self._models[name, version]
+        if (old := self._models.get((name, version))) is None:
+            return  # it has gone meanwhile
         new = dataclasses.replace(old, health=health)
         self._models[name, version] = new
         if old.health != health:
@@ -75,6 +106,7 @@ class ServedModels:
 
     def set_default(self, name: str, version: str) -> None:
         """Note which version answers when a call names none."""
+        self.changes += self._defaults.get(name) != version
         self._defaults[name] = version
         for key, model in self._models.items():
             if model.name == name and model.default != (model.version == version):
@@ -86,6 +118,10 @@ class ServedModels:
     def on_change(self, listener: Callable[[ModelInfo], None]) -> None:
         """Call `listener` with a model when its health, or whether it is the default, changes."""
         self._listeners.append(listener)
+
+    def on_removal(self, listener: Callable[[ModelInfo], None]) -> None:
+        """Call `listener` with each version that is served no more."""
+        self._gone_listeners.append(listener)
 
 
 def _unknown(name: str, version: str, served: ServedModels) -> str:

@@ -3,6 +3,8 @@
     {"tokens": [{"id": "9f2c41aa", "name": "ward-7", "models": ["mednist"], "expires": "2027-06-30",
                  "salt": "…", "sha256": "…"}]}
 
+`"manage": true` lets the owner change what is served of these models.
+
 A token is `ms_<id>_<secret>`. The id finds the entry; the SHA-256 of salt and secret must match.
 One round of SHA-256 is enough because the secret is 256 random bits from `new_token`: unlike a
 password it cannot be guessed from its hash, and checking it costs a call nothing.
@@ -38,7 +40,7 @@ __all__ = ["TokenEntry", "TokenFile", "add_token", "new_token", "read_entries"]
 
 _PREFIX = "ms"
 _LOOK_AGAIN_S = 1.0
-_KEYS = {"id", "name", "models", "expires", "salt", "sha256"}
+_KEYS = {"id", "name", "models", "expires", "manage", "salt", "sha256"}
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class TokenEntry:
     salt: str = field(repr=False)
     sha256: str = field(repr=False)
     expires: date | None = None  # the last day on which it counts, UTC
+    manages: bool = False
 
     def matches(self, secret: str) -> bool:
         """Whether the secret is the one; takes the same time either way."""
@@ -67,6 +70,8 @@ class TokenEntry:
         content: dict[str, Any] = {"id": self.id, "name": self.name, "models": list(self.models)}
         if self.expires:
             content["expires"] = self.expires.isoformat()
+        if self.manages:
+            content["manage"] = True
         return content | {"salt": self.salt, "sha256": self.sha256}
 
 
@@ -89,7 +94,7 @@ class TokenFile:
             return None
         if not entry.counts(datetime.now(UTC).date()):
             return None
-        return Caller(entry.name, frozenset(entry.models))
+        return Caller(entry.name, frozenset(entry.models), manages=entry.manages)
 
     def _follow(self) -> None:
         """Read the file again if it is another; a bad one changes nothing but the log."""
@@ -109,7 +114,11 @@ class TokenFile:
 
 
 def new_token(
-    name: str, models: Sequence[str] = (EVERY_MODEL,), expires: date | None = None
+    name: str,
+    models: Sequence[str] = (EVERY_MODEL,),
+    expires: date | None = None,
+    *,
+    manages: bool = False,
 ) -> tuple[str, TokenEntry]:
     """A new token, to be shown once, and its entry for the file."""
     identifier, secret, salt = (
@@ -117,7 +126,8 @@ def new_token(
         secrets.token_urlsafe(32),
         secrets.token_hex(16),
     )
-    entry = TokenEntry(identifier, name, tuple(models), salt, _hash(salt, secret), expires)
+    digest = _hash(salt, secret)
+    entry = TokenEntry(identifier, name, tuple(models), salt, digest, expires, manages)
     return f"{_PREFIX}_{identifier}_{secret}", _checked(entry, "new token")
 
 
@@ -190,8 +200,10 @@ def _entry(content: object, where: str) -> TokenEntry:
         expires = date.fromisoformat(content["expires"]) if "expires" in content else None
     except (TypeError, ValueError):
         raise ConfigError(f"{where}: expires: expected a date such as 2027-06-30") from None
+    if not isinstance(manages := content.get("manage", False), bool):
+        raise ConfigError(f"{where}: manage: expected true or false")
     identifier, name, salt, sha256 = map(str, texts)
-    entry = TokenEntry(identifier, name, tuple(models), salt, sha256, expires)
+    entry = TokenEntry(identifier, name, tuple(models), salt, sha256, expires, manages)
     return _checked(entry, where)
 
 

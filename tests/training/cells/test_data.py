@@ -128,10 +128,10 @@ def test_a_csv_without_its_columns_is_refused(tmp_path: Path) -> None:
 
 def test_an_npz_that_is_not_bloodmnist_is_refused(tmp_path: Path, medmnist: Path) -> None:
     np.savez(tmp_path / "other.npz", images=np.zeros(3))
-    with pytest.raises(ConfigError, match="expected the npz of BloodMNIST"):
+    with pytest.raises(ConfigError, match="expected an npz as those of MedMNIST"):
         read_source(SourceConfig(tmp_path / "other.npz"))
     (tmp_path / "broken.npz").write_bytes(medmnist.read_bytes()[:100])
-    with pytest.raises(ConfigError, match="expected the npz of BloodMNIST"):
+    with pytest.raises(ConfigError, match="expected an npz as those of MedMNIST"):
         read_source(SourceConfig(tmp_path / "broken.npz"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 import models
 from medserve.errors import ConfigError
+from medserve.results.sorted_folders import CORRECTIONS, MANIFEST, Correction, correction_rows
 from tests.training.drawn import LABELS, class_folders
 from training.classification.data import (
     SPLITS,
@@ -103,6 +106,60 @@ def test_empty_class_folders_are_refused(tmp_path: Path) -> None:
 def test_some_classes_are_enough_to_evaluate(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders / "Hand", tmp_path / "Hand")
     assert len(labelled_files(tmp_path, SPEC.labels)) == 20
+
+
+def as_sorted(folders: Path, target: Path) -> tuple[Path, Path]:
+    """Make a sorted folder of class folders; two files in _review, one with a class by hand."""
+    shutil.copytree(folders, target)
+    (target / "_review").mkdir()
+    first, second = sorted((target / "Hand").iterdir())[:2]
+    judged = first.rename(target / "_review" / "judged.png")
+    second.rename(target / "_review" / "open.png")
+    (target / "_errors").mkdir()
+    (target / "_errors" / "letter.txt").write_text("no image")
+    (target / MANIFEST).write_text("stored,sha256,class,probability,status\n")
+    return target, judged
+
+
+def correct(target: Path, *chosen: tuple[Path, str]) -> None:
+    corrections = [
+        Correction(hashlib.sha256(path.read_bytes()).hexdigest(), label, *[""] * 7)
+        for path, label in chosen
+    ]
+    with (target / CORRECTIONS).open("w", newline="") as file:
+        csv.writer(file).writerows(correction_rows(corrections))
+
+
+def test_a_persons_class_comes_before_the_folders(folders: Path, tmp_path: Path) -> None:
+    target, judged = as_sorted(folders, tmp_path / "sorted")
+    wrong = min((target / "CXR").iterdir())
+    correct(target, (judged, "HeadCT"), (wrong, "HeadCT"), (judged, "Hand"), (wrong, "HeadCT"))
+    label_of = labelled_files(target, SPEC.labels, every_class=True)
+    assert label_of[judged] == "Hand"  # the last word counts
+    assert label_of[wrong] == "HeadCT"
+    assert {path.name for path in label_of}.isdisjoint({"open.png", "letter.txt"})
+    assert len(label_of) == sum(path.is_file() for path in folders.rglob("*")) - 1
+    images = read_class_folders(target, SPEC)
+    place = images.paths.index("_review/judged.png")
+    assert images.labels[images.label_ids[place]] == "Hand"
+    order = [SPEC.labels.index(label) for label in label_of.values()]
+    assert order == sorted(order)
+
+
+def test_a_sorted_folder_without_a_correction_is_its_class_folders(
+    folders: Path, tmp_path: Path
+) -> None:
+    target, _ = as_sorted(folders, tmp_path / "sorted")
+    assert {path.parent.name for path in labelled_files(target, SPEC.labels)} == set(SPEC.labels)
+
+
+def test_a_correction_to_a_class_that_the_model_has_not_is_refused(
+    folders: Path, tmp_path: Path
+) -> None:
+    target, judged = as_sorted(folders, tmp_path / "sorted")
+    correct(target, (judged, "Foot"))
+    with pytest.raises(ConfigError, match="got one to 'Foot'"):
+        labelled_files(target, SPEC.labels)
 
 
 def test_every_image_is_in_exactly_one_split(images: LabelledImages) -> None:

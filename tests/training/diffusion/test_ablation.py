@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from medserve.errors import ConfigError
+from medserve.inference.samplers import Prediction
+from medserve.inference.schedules import ScheduleKind
 from tests.training.diffusion.test_run import SIDE, drawn_folder
 from training.core.config import TrainPrecision
 from training.core.ini import parse_with_file
 from training.diffusion.ablation import VARIANTS, AblationConfig, main
-from training.diffusion.settings import INI_KEYS, DiffusionConfig
+from training.diffusion.settings import INI_KEYS, DiffusionConfig, implied
 
 _EXAMPLE = Path(__file__).parents[3] / "training" / "diffusion" / "config.ini"
 
@@ -44,7 +46,9 @@ def test_the_example_file_holds_every_asked_key_and_the_defaults() -> None:
     text = _EXAMPLE.read_text(encoding="utf-8")
     asked = {*INI_KEYS, "model", "batch_size", "min_beta", "max_beta", "debug"}
     assert {key for key in asked if f"\n{key} =" not in text} == set()
-    config = parse_with_file(DiffusionConfig, ["--config", str(_EXAMPLE)], INI_KEYS)
-    usual = DiffusionConfig(epochs=85, width=48)
+    config = parse_with_file(DiffusionConfig, ["--config", str(_EXAMPLE)], INI_KEYS, implied)
+    usual = DiffusionConfig(
+        epochs=85, schedule=ScheduleKind.LINEAR, prediction=Prediction.NOISE, snr_limit=0.0
+    )
     assert config == usual
     assert config.precision is TrainPrecision.BF16

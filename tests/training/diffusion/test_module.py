@@ -15,6 +15,7 @@ from models.diffusion_sampler.network import DenoisingUNet
 from tests.phantoms import disc
 from training.classification.data import LabelledImages
 from training.core.config import TrainPrecision
+from training.core.fit import start_from
 from training.core.ini import parse_with_file
 from training.diffusion import fit as fitting
 from training.diffusion.extractor import DomainExtractor
@@ -22,7 +23,7 @@ from training.diffusion.fit import ImageMetric, fit_diffusion
 from training.diffusion.images import FolderRequest, read_folder
 from training.diffusion.module import Diffusion, Sampling, loss_weights, sample
 from training.diffusion.pictures import sheet, write_png
-from training.diffusion.settings import INI_KEYS, DiffusionConfig
+from training.diffusion.settings import INI_KEYS, DiffusionConfig, implied
 
 CONFIG = DiffusionConfig(
     image_size=16, width=8, stages=2, blocks=1, epochs=2, batch_size=8, judge_every=1,
@@ -177,21 +178,83 @@ def test_a_folder_without_what_was_asked_says_what_is_there(
         read_folder(FolderRequest(folder, 16, only_class=only_class))
 
 
+ASKED = (
+    "[DEFAULT]\ndataset = images\nclass = left\nmodel =\nimg_size = 32\nn_channel = 3\n"
+    "batch_size = 4\nn_epochs = 7\nlr = 0.001\nn_steps = 500\nmin_beta = 0.0002\n"
+    "max_beta = 0.03\ndebug = False\n[Output]\nn_images = 9\noutput_path = made\n"
+)
+
+
+def parsed(path: Path, text: str = ASKED, *flags: str) -> DiffusionConfig:
+    path.write_text(text, encoding="utf-8")
+    return parse_with_file(DiffusionConfig, ["--config", str(path), *flags], INI_KEYS, implied)
+
+
 def test_the_asked_keys_of_the_file_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "config.ini"
-    path.write_text(
-        "[DEFAULT]\ndataset = images\nclass = left\nmodel = unet\nimg_size = 32\nn_channel = 3\n"
-        "batch_size = 4\nn_epochs = 7\nlr = 0.001\nn_steps = 500\nmin_beta = 0.0002\n"
-        "max_beta = 0.03\ndebug = False\n[Output]\nn_images = 9\noutput_path = made\n",
-        encoding="utf-8",
-    )
-    config = parse_with_file(DiffusionConfig, ["--config", str(path)], INI_KEYS)
+    config = parsed(tmp_path / "config.ini")
     assert (config.data_dir, config.out_dir) == (Path("images"), Path("made"))
     assert (config.only_class, config.image_size, config.channels) == ("left", 32, 3)
     assert (config.batch_size, config.epochs, config.learning_rate) == (4, 7, 0.001)
     assert (config.steps, config.min_beta, config.max_beta) == (500, 0.0002, 0.03)
-    assert config.debug is False
-    assert config.samples == 9
+    assert (config.model, config.debug, config.samples) == (None, False, 9)
+
+
+def test_the_asked_keys_alone_describe_linear_betas_and_a_network_that_says_the_noise(
+    tmp_path: Path,
+) -> None:
+    config = parsed(tmp_path / "config.ini")
+    schedule = module(dataclasses.replace(config, image_size=16, channels=1, width=8)).schedule
+    betas = np.linspace(0.0002, 0.03, 500)  # Ho et al., arXiv:2006.11239, section 4
+    np.testing.assert_allclose(schedule.alpha_bar, np.cumprod(1.0 - betas))
+    assert config.prediction is Prediction.NOISE
+    np.testing.assert_array_equal(
+        loss_weights(schedule, config.prediction, config.snr_limit), np.ones(500)
+    )
+
+
+def test_a_choice_that_is_stated_beats_what_betas_mean(tmp_path: Path) -> None:
+    text = ASKED.replace("debug = False", "debug = False\nprediction = v")
+    config = parsed(tmp_path / "config.ini", text, "--schedule", "cosine")
+    assert (config.prediction, config.schedule.value) == (Prediction.VELOCITY, "cosine")
+    assert config.snr_limit == 0.0
+    without = "".join(line for line in ASKED.splitlines(keepends=True) if "beta" not in line)
+    assert parsed(tmp_path / "config.ini", without).prediction is Prediction.VELOCITY
+
+
+def test_one_line_says_which_settings_came_from_where(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="training"):
+        parsed(tmp_path / "config.ini", ASKED, "--epochs", "3")
+    [line] = caplog.messages
+    of_file, of_flags, meant, rest = line.split("; ")
+    assert of_file.startswith(f"{tmp_path / 'config.ini'}: data_dir=images, only_class=left")
+    assert "epochs" not in of_file
+    assert of_flags == "flags: epochs=3"
+    assert meant == "meant by these: schedule=linear, prediction=noise, snr_limit=0.0"
+    assert rest == "the rest: defaults"
+
+
+def test_a_training_starts_from_the_averaged_weights_of_a_checkpoint(tmp_path: Path) -> None:
+    earlier = module()
+    for value in earlier.average.module.parameters():
+        value.data.fill_(0.25)
+    torch.save({"state_dict": earlier.state_dict()}, tmp_path / "best.ckpt")
+    started = module()
+    start_from(started, tmp_path / "best.ckpt")
+    for network in (started.network, started.average.module):
+        assert all(bool((value == 0.25).all()) for value in network.parameters())
+
+
+def test_a_checkpoint_to_start_from_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": module().state_dict()}, tmp_path / "best.ckpt")
+    wider = module(dataclasses.replace(CONFIG, width=16))
+    with pytest.raises(ConfigError, match=r"best\.ckpt holds a network of another shape"):
+        start_from(wider, tmp_path / "best.ckpt")
+    (tmp_path / "none.ckpt").write_bytes(b"no checkpoint")
+    for name in ("none.ckpt", "absent.ckpt"):
+        with pytest.raises(ConfigError, match="expected a checkpoint of a training to start from"):
+            start_from(wider, tmp_path / name)
 
 
 def test_a_sheet_holds_each_image_once_with_gaps_between() -> None:

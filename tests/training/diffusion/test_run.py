@@ -19,13 +19,14 @@ from medserve.spec import EngineName, ModelSpec, Precision, Task
 from medserve.spec.generation import SamplerKind
 from training import diffusion_sampler
 from training.core.config import TrainPrecision
+from training.core.ini import parse_with_file
 from training.diffusion.evaluation import DiffusionEvaluation, evaluate_diffusion
 from training.diffusion.finish import stored
 from training.diffusion.images import FolderRequest, read_folder
 from training.diffusion.pictures import write_png
 from training.diffusion.sampler_comparison import ComparisonConfig, parse_ways
 from training.diffusion.sampler_comparison import main as compare_samplers
-from training.diffusion.settings import DiffusionConfig
+from training.diffusion.settings import INI_KEYS, DiffusionConfig, implied
 from training.diffusion.ship import ARTIFACT_FILES, install, room_config
 
 SIDE = 16
@@ -146,6 +147,51 @@ def test_the_artifact_becomes_a_room(finished: DiffusionConfig, tmp_path: Path) 
     install(finished, tmp_path)
     assert {path.name for path in (tmp_path / "weights").iterdir()} == set(ARTIFACT_FILES)
     assert ModelSpec.from_file(tmp_path / "model-config.yaml").labels == ("large", "small")
+
+
+@pytest.mark.training
+def test_a_file_of_the_asked_keys_trains_in_colour_at_128_pixels(tmp_path: Path) -> None:
+    _draw_colours(tmp_path / "data")
+    path = tmp_path / "config.ini"
+    path.write_text(
+        f"[DEFAULT]\ndataset = {tmp_path / 'data'}\nclass =\nmodel =\nimg_size = 128\n"
+        "n_channel = 3\nbatch_size = 16\nn_epochs = 1\nlr = 0.0005\nn_steps = 40\n"
+        "min_beta = 0.0001\nmax_beta = 0.02\ndebug = False\n"
+        f"[Output]\nn_images = 2\noutput_path = {tmp_path}/run\n",
+        encoding="utf-8",
+    )
+    flags = "--width 8 --stages 2 --blocks 1 --patch 4 --judge-images 16 --precision 32-true"
+    given = ["--config", str(path), *flags.split(), "--threads", "1"]
+    with torch.random.fork_rng():
+        diffusion_sampler.main(parse_with_file(DiffusionConfig, given, INI_KEYS, implied))
+    spec = ModelSpec.from_file(tmp_path / "run/artifact/model-config.yaml")
+    assert spec.generation is not None
+    assert (spec.input.channels, spec.generation.sizes) == (3, (128,))
+    assert spec.generation.schedule.value == "linear"
+    with Image.open(tmp_path / "run/samples/00000.png") as picture:
+        assert (picture.size, picture.mode) == ((128, 128), "RGB")
+
+
+@pytest.mark.training
+def test_a_run_starts_from_the_checkpoint_of_another(finished: DiffusionConfig) -> None:
+    best = finished.out_dir / "checkpoints" / "best.ckpt"
+    images = read_folder(FolderRequest(finished.data_dir, SIDE))
+    module = diffusion_sampler.new_module(dataclasses.replace(finished, model=best), images)
+    state = torch.load(best, weights_only=True)["state_dict"]
+    for name, value in module.network.state_dict().items():
+        torch.testing.assert_close(value, state[f"average.module.{name}"])
+
+
+def _draw_colours(root: Path, count: int = 16) -> None:
+    """Write colour pictures of 100 x 120: a disc in red or in green on noise."""
+    draws = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:100, 0:120]
+    for channel, name in enumerate(("red", "green")):
+        for n in range(count):
+            top, left = draws.uniform(30, 70, size=2)
+            picture = draws.uniform(0, 60, (100, 120, 3))
+            picture[..., channel] += 160.0 * (np.hypot(rows - top, columns - left) < 20)
+            write_png(root / name / f"{n:03d}.png", picture.astype(np.uint8))
 
 
 @pytest.mark.training

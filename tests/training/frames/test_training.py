@@ -19,12 +19,13 @@ from medserve.inference.frame_pipeline import FramePipeline
 from medserve.spec import EngineName, ModelSpec
 from models.trus_prostate.network import NetworkName, build
 from tests.training.frames.drawn import frame_spec, write_frames
+from training.core.evaluation import EvaluationRequest
 from training.frames import report
 from training.frames.augment import Augmentation
 from training.frames.config import FrameConfig
 from training.frames.data import find_frames, load_frames
 from training.frames.ensemble import FrameEnsemble
-from training.frames.evaluation import FrameEvaluation, evaluate_frames, measure_frames
+from training.frames.evaluation import evaluate_frames, measure_frames
 from training.frames.module import FrameSegmenter, predict_with
 from training.frames.sheets import SheetsConfig, write_sheets
 
@@ -149,7 +150,7 @@ def test_several_networks_become_the_mean_of_their_probabilities() -> None:
 
 
 def test_evaluation_refuses_a_folder_without_an_artifact(data: Path, tmp_path: Path) -> None:
-    request = FrameEvaluation(frame_spec(), tmp_path, data, tmp_path / "out")
+    request = EvaluationRequest(frame_spec(), tmp_path, data, tmp_path / "out")
     with pytest.raises(ConfigError, match=r"expected model.onnx in .*; train and export first"):
         evaluate_frames(request)
     assert not (tmp_path / "out").exists()
@@ -230,7 +231,7 @@ def test_an_artifact_is_evaluated_under_its_own_configuration(
 ) -> None:
     artifact = trained / "artifact"
     content = evaluate_frames(
-        FrameEvaluation(
+        EvaluationRequest(
             ModelSpec.from_file(artifact / "model-config.yaml"), artifact, data, tmp_path,
             artifact / "split.csv", "test", threads=1,
         )

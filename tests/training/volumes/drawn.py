@@ -16,8 +16,12 @@ from medserve.spec import ModelSpec
 LABELS = ("background", "head", "tail")
 
 
+CHANNELS = {"t1": {"kind": "z_score"}, "flair": {"kind": "percentile"}}
+
+
 def tiny_spec(**volume: object) -> ModelSpec:
-    """A model of volumes whose window is 16 x 24 x 16."""
+    """A model of volumes whose window is 16 x 24 x 16; `channels` names several."""
+    channels = {"channels": 2} if "channels" in volume else {}
     return ModelSpec.from_mapping(
         {
             "minWorkers": 1,
@@ -28,7 +32,7 @@ def tiny_spec(**volume: object) -> ModelSpec:
                 "title": "Two bodies",
                 "task": "volumes",
                 "labels": list(LABELS),
-                "input": {"kinds": ["nifti"], "size": [16, 24, 16], "min_side": 8},
+                "input": {"kinds": ["nifti"], "size": [16, 24, 16], "min_side": 8, **channels},
                 "volume": {"spacing_mm": [1.0, 1.0, 1.0], "window_batch": 2, **volume},
                 "engine": {"name": "onnxruntime"},
             },
@@ -51,6 +55,32 @@ def case(
     mask = np.where(inside, np.where(in_front, 1, 2), 0).astype(np.uint8)
     bright = np.array((10.0, 70.0, 40.0))[mask] + generator.normal(0.0, 4.0, mask.shape)
     return Volume((bright * generator.uniform(1, 100)).astype(np.float32), geometry), mask
+
+
+def write_channels(folder: Path, count: int, *, in_one_file: bool = False) -> Path:
+    """Write cases of two channels, of which only both together tell head from tail."""
+    for role in ("imagesTr", "labelsTr"):
+        (folder / role).mkdir(parents=True)
+    for n in range(count):
+        volume, mask = case(n)
+        generator = np.random.default_rng(100 + n)
+        shown = [(mask == label) * 80.0 for label in (1, 2)]
+        maps = np.stack([each + generator.normal(20.0, 4.0, mask.shape) for each in shown])
+        maps = maps.astype(np.float32)
+        (folder / f"labelsTr/case_{n:02d}.nii.gz").write_bytes(
+            nifti.encode(Volume(mask, volume.geometry))
+        )
+        if in_one_file:
+            payload = nifti.encode_maps(maps, ("t1", "flair"), volume)
+            (folder / f"imagesTr/case_{n:02d}.nii.gz").write_bytes(payload)
+            continue
+        for number, each in enumerate(maps):
+            payload = nifti.encode(Volume(each, volume.geometry))
+            (folder / f"imagesTr/case_{n:02d}_{number:04d}.nii.gz").write_bytes(payload)
+    listed = {"channel_names": {"0": "t1", "1": "flair"}, "file_ending": ".nii.gz",
+              "labels": {"background": 0, "head": 1, "tail": 2}, "numTraining": count}  # fmt: skip
+    (folder / "dataset.json").write_text(json.dumps(listed), encoding="utf-8")
+    return folder
 
 
 def write_folder(

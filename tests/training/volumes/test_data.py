@@ -14,7 +14,7 @@ from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
 from medserve.inference.volume_pipeline import VolumePipeline
-from tests.training.volumes.drawn import case, tiny_spec, write_folder
+from tests.training.volumes.drawn import CHANNELS, case, tiny_spec, write_channels, write_folder
 from training.volumes.data import find_cases, load_cases
 
 NAMES = ["case_00", "case_01", "case_02"]
@@ -132,3 +132,52 @@ def test_the_mask_turns_with_the_image_into_the_rooms_orientation(tmp_path: Path
         turned.image.numpy()[0], upright.image.numpy()[0].transpose(2, 0, 1)[:, ::-1, ::-1]
     )
     assert turned.inverse.source == Geometry.from_spacing((18, 25, 17), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("in_one_file", [False, True])
+def test_channels_in_one_file_or_in_several_are_one_case(tmp_path: Path, in_one_file: bool) -> None:
+    cases = find_cases(write_channels(tmp_path, 3, in_one_file=in_one_file))
+    assert [each.name for each in cases] == NAMES
+    assert {len(each.images) for each in cases} == {1 if in_one_file else 2}
+    [loaded] = load_cases(cases[:1], pipeline(channels=CHANNELS))
+    assert loaded.image.shape[0] == 2
+    t1, flair = loaded.image.numpy()
+    assert (abs(float(t1.mean())) < 0.01, abs(float(t1.std()) - 1.0) < 0.01) == (True, True)
+    assert (float(flair.min()), float(flair.max())) == (0.0, 1.0)
+    mask = loaded.mask.numpy()
+    assert t1[mask == 1].mean() > t1[mask == 2].mean()  # the first file is the first channel
+    assert flair[mask == 2].mean() > flair[mask == 1].mean()
+
+
+def test_a_case_that_lacks_a_channel_is_refused_by_name(tmp_path: Path) -> None:
+    write_channels(tmp_path, 2)
+    (tmp_path / "imagesTr/case_01_0000.nii.gz").unlink()
+    with pytest.raises(ConfigError, match=r"case_01: expected its channels from _0000 on"):
+        find_cases(tmp_path)
+
+
+def test_cases_of_other_channels_than_the_room_names_are_refused_by_name(tmp_path: Path) -> None:
+    cases = find_cases(write_channels(tmp_path / "two", 2))
+    with pytest.raises(ConfigError, match=r"case_00\.nii\.gz: .*expected 2 images \(t1, flair\)"):
+        load_cases(find_cases(write_folder(tmp_path / "one", 2)), pipeline(channels=CHANNELS))
+    with pytest.raises(ConfigError, match=r"case_00_0000\.nii\.gz"):
+        load_cases(cases, pipeline())
+
+
+def test_numbers_at_the_end_of_a_name_are_no_channels_where_masks_have_them(
+    tmp_path: Path,
+) -> None:
+    folder = write_folder(tmp_path, 2, names=("images", "masks"))
+    for role in ("images", "masks"):
+        for number in range(2):
+            (folder / role / f"case_{number:02d}.nii.gz").rename(
+                folder / role / f"scan_{number:04d}.nii.gz"
+            )
+    assert [each.name for each in find_cases(folder)] == ["scan_0000", "scan_0001"]
+
+
+def test_labels_follow_where_the_network_sees_the_foreground_alone(tmp_path: Path) -> None:
+    cases = find_cases(write_folder(tmp_path, 1))
+    normalisation = {"kind": "window", "low": 30.0, "high": 5000.0}
+    [loaded] = load_cases(cases, pipeline(roi={"kind": "foreground"}, normalisation=normalisation))
+    assert loaded.image.shape[1:] == loaded.mask.shape

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import models
 from medserve.errors import ConfigError
 from tests.training.volumes.drawn import LABELS, tiny_spec, write_folder
-from training.classification.evaluation import EvaluationRequest
+from training.core.evaluation import EvaluationRequest
 from training.core.export import export_network
 from training.core.split import Split, write_split
 from training.volumes.evaluation import evaluate_segmentation
@@ -49,8 +49,10 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def evaluate(data: Path, out: Path, weights: Path, **options: Any) -> dict[str, Any]:
-    request = EvaluationRequest(data_dir=data, out_dir=out, weights=weights, threads=1, **options)
-    return evaluate_segmentation("segmentation_3d", request)
+    request = EvaluationRequest(
+        models.spec("segmentation_3d"), weights, data, out, threads=1, **options
+    )
+    return evaluate_segmentation(request)
 
 
 @pytest.mark.cpu

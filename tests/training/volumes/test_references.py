@@ -25,7 +25,7 @@ def test_the_cases_of_two_folders_are_found(tmp_path: Path, masks: str, suffix: 
     found = find_references(
         write_folder(tmp_path, 2, names=("images", masks), suffix=suffix), LABELS
     )
-    assert [case.image.name for case in found.cases] == [f"case_00{suffix}", f"case_01{suffix}"]
+    assert [case.images[0].name for case in found.cases] == [f"case_00{suffix}", f"case_01{suffix}"]
 
 
 def test_volumes_that_the_list_has_and_the_folder_has_not_are_named(tmp_path: Path) -> None:

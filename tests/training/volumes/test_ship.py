@@ -16,14 +16,15 @@ from torch import Tensor, nn
 import models
 from medserve.errors import ArchiveError, ConfigError
 from medserve.imaging.codecs import nifti
+from medserve.importing import golden
 from medserve.inference.engines import load_engine
 from medserve.inference.roi import Box
 from medserve.inference.volume_pipeline import Inverse, VolumePipeline
 from medserve.spec import EngineName, Precision
-from tests.training.volumes.drawn import case, tiny_spec, write_folder
+from tests.training.volumes.drawn import CHANNELS, case, tiny_spec, write_channels, write_folder
 from training import segmentation_3d
-from training.classification.evaluation import EvaluationRequest
 from training.core.config import refuse_to_overwrite, run
+from training.core.evaluation import EvaluationRequest
 from training.core.export import LEAST_AGREEMENT, require_agreement
 from training.segmentation_3d import TrainConfig
 from training.volumes import ship
@@ -250,6 +251,36 @@ def test_an_engine_that_differs_is_named_and_the_artifact_kept() -> None:
 
 
 @pytest.mark.training
+@pytest.mark.parametrize("in_one_file", [False, True])
+def test_several_channels_train_and_ship(
+    in_one_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny_spec(channels=CHANNELS)
+    monkeypatch.setattr(models, "spec", lambda name: spec)
+    data, out = write_channels(tmp_path / "data", 8, in_one_file=in_one_file), tmp_path / "run"
+    assert run(segmentation_3d.main, TrainConfig, [*flags(data, out), "--members", "1"]) == 0
+    folder = out / "artifact"
+    pipeline = VolumePipeline(spec)
+    given = golden.read_example([folder / "golden_input.nii.gz"], spec)
+    window = pipeline.golden_window(pipeline.prepare(given.volumes))
+    assert window.shape[1] == 2
+    stored = np.load(folder / "golden_output.npz", allow_pickle=False)
+    engine = load_engine(EngineName.OPENVINO, folder, precision=Precision.F32, threads=1)
+    assert np.abs(engine.run(window)["logits"] - stored["logits"]).max() <= stored["tolerance"]
+    assert json.loads((folder / "metrics.json").read_text())["n"] == 1
+
+
+@pytest.mark.training
+def test_overlapping_regions_are_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tiny_spec(regions={"head": 0, "tail": 1})
+    monkeypatch.setattr(models, "spec", lambda name: spec)
+    assert run(segmentation_3d.main, TrainConfig, flags(tmp_path, tmp_path / "run")) == 2
+    assert "expected labels that exclude one another" in capsys.readouterr().err
+
+
+@pytest.mark.training
 def test_a_few_volumes_are_enough_for_everything_that_a_room_ships(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +299,6 @@ def test_the_command_for_evaluation_measures_a_training_artifact(
     data_dir: Path, out_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
-    request = EvaluationRequest(data_dir, tmp_path, weights=out_dir / "artifact", threads=1)
-    evaluate_segmentation(segmentation_3d.NAME, request)
+    request = EvaluationRequest(tiny_spec(), out_dir / "artifact", data_dir, tmp_path, threads=1)
+    evaluate_segmentation(request)
     assert json.loads((tmp_path / "metrics.json").read_text())["n"] == 20

@@ -202,7 +202,9 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
         """One answer; of a model that draws, also one for each picture on the way."""
         order, model = await self._order(request, incoming)
         if model.task is not Task.GENERATION:
-            yield _response(request, model, await self._infer(request, order, model))
+            with self._gateway.using(model):
+                tensors = await self._infer(request, order, model)
+            yield _response(request, model, tensors)
             return
         _read_inputs(request, model)
         _check_outputs(request, model)
@@ -247,7 +249,8 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
         if timeout_s is not None:
             order = order.sooner(time.monotonic() + timeout_s)
         model = await find_served(self._gateway, order)
-        return order.with_params(read_options(model, within_json(model, params))), model
+        order = order.with_params(read_options(model, within_json(model, params)))
+        return order.to(model), model  # the answer names the version
 
 
 def _read_parameters(

@@ -68,13 +68,14 @@ async def answer(request: Request) -> Response:
 
 async def change(request: Request) -> Response:
     """Set classes by hand: {"classes": {"17": "Hand", "18": null}}."""
-    job, _ = page_context(request).job(request, Kind.CLASSIFY)
+    job, visitor = page_context(request).job(request, Kind.CLASSIFY)
     classes = (await read_json(request)).get("classes")
     if not isinstance(classes, dict) or not all(
         value is None or isinstance(value, str) for value in classes.values()
     ):
         raise InvalidRequestError('expected {"classes": {number: class or null}}')
-    items = _correct(job, {_number(key): value for key, value in classes.items()})
+    chosen = {_number(key): value for key, value in classes.items()}
+    items = _correct(job, chosen, visitor.caller.name)
     return JSONResponse({"files": [item.described() for item in items]})
 
 
@@ -193,8 +194,9 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _correct(job: Job, numbers: Mapping[int, str | None]) -> list[Item]:
+def _correct(job: Job, numbers: Mapping[int, str | None], by: str) -> list[Item]:
     """Set the class that a person chose, or take it back (None); all of them or none."""
+    now = exports.time_said()
     if unknown := {label for label in numbers.values() if label} - set(job.labels):
         raise InvalidRequestError(
             f"expected classes of this model, got {len(unknown)} that are none"
@@ -202,7 +204,16 @@ def _correct(job: Job, numbers: Mapping[int, str | None]) -> list[Item]:
     items = [job.item(number) for number in numbers]
     for item in items:
         item.correction = numbers[item.number] or None
+        item.corrected_by, item.corrected_at = (by, now) if item.correction else ("", "")
     return items
+
+
+async def corrections(request: Request) -> Response:
+    """What a person corrected, with its provenance; with `?names` also the files' names."""
+    job, _ = page_context(request).job(request, Kind.CLASSIFY)
+    content = exports.to_corrections(job, names="names" in request.query_params)
+    headers = {"content-disposition": 'attachment; filename="corrections.csv"'}
+    return Response(content, media_type="text/csv; charset=utf-8", headers=headers)
 
 
 routes = [
@@ -213,4 +224,5 @@ routes = [
     Route("/jobs/{job}/files/{number}/thumbnail", thumbnail),
     Route("/jobs/{job}/files/{number}/explanation", explain, methods=["POST"]),
     Route("/jobs/{job}/results.{format}", download),
+    Route("/jobs/{job}/corrections.csv", corrections),
 ]

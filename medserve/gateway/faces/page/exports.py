@@ -14,20 +14,39 @@ import time
 import unicodedata
 import zipfile
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
 from medserve.gateway.faces.page.jobs import Item, Job, Status
-from medserve.results.sorted_folders import ERRORS, REVIEW, csv_cell, csv_path, folder_name
+from medserve.results.sorted_folders import (
+    CORRECTIONS,
+    ERRORS,
+    MANIFEST,
+    REVIEW,
+    Correction,
+    correction_rows,
+    csv_cell,
+    csv_path,
+    folder_name,
+)
 from medserve.tasks.classification import Classification
 
-__all__ = ["bundle", "places", "plain_name", "title", "to_csv", "to_json"]
+__all__ = [
+    "bundle",
+    "places",
+    "plain_name",
+    "time_said",
+    "title",
+    "to_corrections",
+    "to_csv",
+    "to_json",
+]
 
 _FIELDS = (
     *("source", "stored", "sha256", "class", "class_id", "probability", "status"),
-    *("predicted_class", "predicted_class_id", "corrected", "model", "version", "archive_digest"),
-    "error",
+    *("predicted_class", "predicted_class_id", "corrected", "corrected_by", "corrected_at"),
+    *("model", "version", "archive_digest", "error"),
 )
 _CHUNK_BYTES = 2**18
 _LONGEST_NAME = 200  # bytes; file systems take 255
@@ -65,13 +84,36 @@ def to_json(job: Job) -> bytes:
             item.described()
             | {
                 "stored": stored.get(item.number),
-                "sha256": item.sha256,
+                "corrected_by": item.corrected_by or None,
+                "corrected_at": item.corrected_at or None,
                 "archive_digest": item.provenance.archive_digest if item.provenance else None,
             }
             for item in job.files
         ],
     }
     return json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8")
+
+
+def to_corrections(job: Job, names: bool = False) -> bytes:
+    """Return `corrections.csv`: what a person corrected, and with `names` of which files."""
+    stream = io.StringIO(newline="")
+    rows = (_correction(job, item) for item in job.files if item.correction)
+    csv.writer(stream).writerows(correction_rows(rows, names))
+    return stream.getvalue().encode("utf-8")
+
+
+def _correction(job: Job, item: Item) -> Correction:
+    row = {key: str(value or "") for key, value in _row(job, item, "").items()}
+    return Correction(
+        row["sha256"], row["class"], row["predicted_class"], row["probability"],
+        item.corrected_by, item.corrected_at,
+        job.model, row["version"], row["archive_digest"], csv_path(item.name),
+    )  # fmt: skip
+
+
+def time_said() -> str:
+    """Return the time in UTC, to the second, as `2026-01-31T12:00:00Z`."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def title(job: Job) -> str:
@@ -94,7 +136,9 @@ def places(job: Job) -> dict[int, str]:
 
 
 def bundle(job: Job) -> Iterator[bytes]:
-    """The zip, piece by piece: the files of `places` and the table as manifest.csv, in one folder.
+    """The zip, piece by piece: the files of `places` and manifest.csv, in one folder.
+
+    Where a person corrected classes, corrections.csv says so without names of files.
 
     The zip of an unfinished job names the files without an answer in a text file.
     """
@@ -113,7 +157,9 @@ def bundle(job: Job) -> Iterator[bytes]:
                     member.write(chunk)
                     yield from pieces.taken()
             yield from pieces.taken()
-        archive.writestr(_entry("manifest.csv", now), table)
+        archive.writestr(_entry(MANIFEST, now), table)
+        if any(item.correction for item in job.files):
+            archive.writestr(_entry(CORRECTIONS, now), to_corrections(job))
     yield from pieces.taken()
 
 
@@ -179,6 +225,8 @@ def _row(job: Job, item: Item, stored: str) -> dict[str, Any]:
         "predicted_class": answer and answer.label,
         "predicted_class_id": answer and answer.label_id,
         "corrected": "yes" if item.correction else "no",
+        "corrected_by": item.corrected_by,
+        "corrected_at": item.corrected_at,
         "model": job.model,
         "version": item.provenance.version if item.provenance else job.version,
         "archive_digest": item.provenance and item.provenance.archive_digest,

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -124,6 +124,8 @@ class Item:
     outcome: Classification | MedserveError | None = None
     provenance: Provenance | None = None
     correction: str | None = None  # the class that a person chose instead
+    corrected_by: str = ""  # name of their token; empty where nobody has to say
+    corrected_at: str = ""  # time in UTC
     modified_s: int | None = None  # when the file was last changed, in seconds since 1970
 
     @property
@@ -154,6 +156,7 @@ class Item:
             "number": self.number,
             "name": self.name,
             "size": self.size_bytes,
+            "sha256": self.sha256,
             "modified": self.modified_s,
             "status": self.status,
             "correction": self.correction,
@@ -237,6 +240,7 @@ class Jobs:
         self._limits = limits
         self._clock = clock
         self._jobs: dict[str, Job] = {}
+        self._left: set[Path] = set()  # folders of forgotten jobs that could not be removed
 
     def create(
         self,
@@ -279,7 +283,9 @@ class Jobs:
         self.reserve(target, source.size_bytes)
         for number, item in source.items.items():
             os.link(source.path(item), target.path(item))
-            target.items[number] = replace(item, outcome=None, provenance=None, correction=None)
+            target.items[number] = Item(
+                number, item.name, item.size_bytes, item.sha256, modified_s=item.modified_s
+            )
         target.missing.update(source.missing)
 
     def get(self, name: str, owner: str | None, kind: Kind | None = None) -> Job:
@@ -327,7 +333,7 @@ class Jobs:
     def delete(self, job: Job) -> None:
         """Remove a job and all that its owner sent."""
         self._jobs.pop(job.id, None)
-        _remove(job.folder)
+        self._remove(job.folder)
 
     def sweep(self) -> int:
         """Delete every job whose time has passed; how many there were."""
@@ -349,9 +355,10 @@ class Jobs:
             OSError: a folder cannot be removed; the others are, and it is tried again next time.
         """
         failed = None
-        for folder in [*(job.folder for job in over), *self._folder.glob(f"{_GONE}*")]:
+        gone = self._folder.glob(f"{_GONE}*")
+        for folder in {*(job.folder for job in over), *self._left, *gone}:
             try:
-                _remove(folder)
+                self._remove(folder)
             except OSError as error:
                 failed = error
         if failed is not None:
@@ -359,6 +366,11 @@ class Jobs:
         if over:
             logger.info("deleted %d jobs after their retention time", len(over))
         return len(over)
+
+    def _remove(self, folder: Path) -> None:
+        self._left.add(folder)
+        _remove(folder)
+        self._left.discard(folder)
 
 
 @contextlib.contextmanager

@@ -134,6 +134,16 @@ async def model(request: Request) -> Response:
     return context.templates.render(request, "model.html", values)
 
 
+async def api(request: Request) -> Response:
+    """The API description for people; as it is where Swagger UI was not installed."""
+    reader = page_context(request).templates.api_reader
+    if reader is None:
+        return RedirectResponse("/openapi.json", 303)
+    script, style = reader
+    values = {"script": script, "style": style}
+    return page_context(request).templates.render(request, "api.html", values)
+
+
 async def health(request: Request) -> Response:
     """The state of each model, for pages that stay open."""
     context = page_context(request)
@@ -280,6 +290,7 @@ routes = [
     Route("/generate", _work_page("generate.html", Task.GENERATION)),
     Route("/models", models),
     Route("/models/{name}", model),
+    Route("/api", api),
     Route("/health/models", health),
     Route("/alive", alive),
     Route("/login", login_form),

@@ -78,7 +78,16 @@ class Templates:
     @cached_property
     def viewer(self) -> str | None:
         """Address of the volume viewer; None where it was not installed."""
-        found = sorted((self.static / "vendor").glob("niivue-*.js"))
+        return self._vendored("niivue-*.js")
+
+    @cached_property
+    def api_reader(self) -> tuple[str, str] | None:
+        """Addresses of script and style of Swagger UI; None where it was not installed."""
+        script, style = self._vendored("swagger-ui-*.js"), self._vendored("swagger-ui-*.css")
+        return (script, style) if script and style else None
+
+    def _vendored(self, pattern: str) -> str | None:
+        found = sorted((self.static / "vendor").glob(pattern))
         return f"/static/{self.digest}/vendor/{found[-1].name}" if found else None
 
     def render(

@@ -4,6 +4,8 @@
     POST /v1/models/{model}/segment    one file; the mask as a file or JSON
     POST /v1/models/{model}/sample     a JSON object; images as JSON, or as a stream while they form
     GET  /v1/models, /v1/models/{model}, /v1/models/{model}/card
+    POST /predictions/{model}[/{version}]  one file, as to TorchServe; see `tasks`
+    PUT  /v1/models/{model}/versions/{version} …  changes of what is served, see `management`
     GET  /healthz, /readyz
     /v2 …                              the Open Inference Protocol, see `open_inference`
 
@@ -21,7 +23,7 @@ from medserve.errors import UnknownModelError
 from medserve.gateway.core.call_context import CallContext
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.requests import find_served
-from medserve.gateway.faces.rest import open_inference
+from medserve.gateway.faces.rest import management, open_inference
 from medserve.gateway.faces.rest import tasks as rest_tasks
 from medserve.gateway.faces.rest.body import RestLimits
 from medserve.gateway.faces.rest.models import (
@@ -49,6 +51,7 @@ def router(
     _add_models(whole, gateway, caller)
     _add_health(whole, gateway)
     rest_tasks.add(whole, gateway, caller, limits)
+    management.add(whole, gateway, caller)
     whole.include_router(open_inference.router(gateway, caller, limits))
     return whole
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query
@@ -21,7 +22,7 @@ from medserve.errors import (
     MedserveError,
     ServerBusyError,
 )
-from medserve.gateway.core.call_context import REQUEST_ID, CallContext
+from medserve.gateway.core.call_context import CASE, REQUEST_ID, CallContext
 from medserve.gateway.core.calls import Face, network_address
 from medserve.gateway.core.gateway import Gateway, new_request_id
 from medserve.gateway.core.requests import TaskRequest
@@ -72,6 +73,12 @@ _DeadlineMs = Annotated[
     int | None,
     Header(alias="x-deadline-ms", ge=1, le=3_600_000, description="time for the whole answer"),
 ]
+_Case = Annotated[
+    str,
+    Header(
+        alias=CASE, max_length=256, description="of one case, so that a share of cases stays itself"
+    ),
+]
 
 
 class Caller:
@@ -81,13 +88,17 @@ class Caller:
         self._gateway = gateway
 
     def __call__(
-        self, request: Request, credentials: _Credentials, deadline_ms: _DeadlineMs = None
+        self,
+        request: Request,
+        credentials: _Credentials,
+        deadline_ms: _DeadlineMs = None,
+        case: _Case = "",
     ) -> CallContext:
         """The authenticated caller; AuthenticationError where the token is none."""
         token = credentials.credentials if credentials else None
         caller = self._gateway.authenticate(token, *connection_names(request))
         deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000
-        return CallContext(caller, request_id(request), deadline)
+        return CallContext(replace(caller, case=case), request_id(request), deadline)
 
 
 class RestRoute(APIRoute):

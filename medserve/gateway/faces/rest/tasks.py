@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: FastAPI could not look up the local names in them.
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -15,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from medserve.errors import InvalidRequestError, MedserveError, PayloadTooLargeError
 from medserve.gateway.core.call_context import CallContext
+from medserve.gateway.core.calls import Face, ModelInfo
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.packing import PACKING, ImageFile, Outcome, classify_each
 from medserve.gateway.core.requests import TaskRequest, find_served
@@ -98,6 +100,7 @@ def add(routes: APIRouter, gateway: Gateway, caller: Caller, limits: RestLimits)
     _add_classify(routes, gateway, caller, limits)
     _add_segment(routes, gateway, caller, limits)
     _add_sample(routes, gateway, caller, limits)
+    _add_predictions(routes, gateway, caller, limits)
 
 
 def _add_classify(routes: APIRouter, gateway: Gateway, caller: Caller, limits: RestLimits) -> None:
@@ -126,7 +129,7 @@ def _add_classify(routes: APIRouter, gateway: Gateway, caller: Caller, limits: R
         if not is_form(request):
             return await _predict_file(request, gateway, asked, limit, limits)
         most = _answer_bytes(request, asked)
-        items = _classified(request, gateway, asked, limit, limits)
+        items = _classified(request, gateway, asked.to(info), limits, info)
         if _LINES in request.headers.get("accept", ""):
             return _WhileReading(_as_lines(items, most), media_type=_LINES)
         head = {"model": info.name, "version": info.version, "archive_digest": info.digest}
@@ -193,6 +196,39 @@ def _add_sample(routes: APIRouter, gateway: Gateway, caller: Caller, limits: Res
         return Response(await gateway.predict(asked.call({})), media_type="application/json")
 
 
+def _add_predictions(
+    routes: APIRouter, gateway: Gateway, caller: Caller, limits: RestLimits
+) -> None:
+    async def predictions(
+        model: str,
+        request: Request,
+        incoming: Annotated[CallContext, Depends(caller)],
+        version: str = "",
+    ) -> Response:
+        """Answer one file as TorchServe's REST address does: what the model says, as it says it.
+
+        The file is the body, or a field of a form. A model that draws takes a JSON object.
+        """
+        asked = incoming.order(model, version, Face.HTTP)
+        info = await find_served(gateway, asked)
+        if info.task is Task.GENERATION:
+            params = _json_object(await whole(request, _MAX_JSON_BYTES, limits))
+            asked = asked.with_params(read_options(info, params))
+            asked = asked.sooner(time.monotonic() + limits.answer_s)
+            answer = await gateway.predict(asked.call({}))
+            return Response(answer, media_type="application/json")
+        limit = min(info.max_case_bytes, gateway.limits.message_bytes)
+        return await _predict_file(request, gateway, asked, limit, limits, info.channels)
+
+    addresses = ("/predictions/{model}", "/predictions/{model}/{version}")
+    for method, address in itertools.product(("POST", "PUT"), addresses):
+        routes.add_api_route(
+            address, predictions, methods=[method], tags=["tasks"], response_class=Response,
+            responses={**failures(), 200: {"description": "The answer.", "content": _MASKS}},
+            openapi_extra={"requestBody": _BODY_OF_A_CASE},
+        )  # fmt: skip
+
+
 class _WhileReading(StreamingResponse):
     """An answer that begins before the request has ended.
 
@@ -228,9 +264,10 @@ async def _predict_file(
 
 
 async def _classified(
-    request: Request, gateway: Gateway, asked: TaskRequest, limit: int, limits: RestLimits
+    request: Request, gateway: Gateway, asked: TaskRequest, limits: RestLimits, info: ModelInfo
 ) -> AsyncGenerator[tuple[int, bytes], None]:
     """Yield the items of an answer as JSON with their places, each as soon as it is known."""
+    limit = min(info.spec.input.max_payload_bytes, gateway.limits.message_bytes)
 
     async def images() -> AsyncIterator[ImageFile]:
         async with aclosing(files(request, limit, limits.within(asked.left_s))) as found:
@@ -240,12 +277,13 @@ async def _classified(
     # What waits for its outcome, the one file that is arriving, and what is not taken yet.
     most = arriving_bytes(request, PACKING.held_bytes + limit, whole=False)
     most += _answer_bytes(request, asked)
-    async with (
-        gateway.budget.reserve(most, asked.caller.owner, asked.deadline),
-        aclosing(classify_each(gateway, asked, images())) as outcomes,
-    ):
-        async for outcome in outcomes:
-            yield outcome.index, _json(_item(outcome))
+    with gateway.using(info):
+        async with (
+            gateway.budget.reserve(most, asked.caller.owner, asked.deadline),
+            aclosing(classify_each(gateway, asked, images())) as outcomes,
+        ):
+            async for outcome in outcomes:
+                yield outcome.index, _json(_item(outcome))
 
 
 def _answer_bytes(request: Request, asked: TaskRequest) -> int:

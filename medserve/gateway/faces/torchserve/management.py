@@ -1,28 +1,33 @@
-"""TorchServe's management contract as far as it only looks, so that `medserve models` works here.
+"""TorchServe's management contract: what is served, and changes of it while it is served.
 
-ListModels and DescribeModel tell what the caller may use. What would change the set of models or
-of workers is refused; it stays on TorchServe's own port, which nobody but the operator reaches.
+ListModels and DescribeModel tell what the caller may use. The others need a token that manages the
+model. What TorchServe lets a caller override of an archive (its handler, its batches) is refused:
+an archive is served as it was proven.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc.aio
 
 from medserve.engine.interface import EngineModel
 from medserve.engine.torchserve.calls import READY
-from medserve.errors import ForbiddenError, UnknownModelError
+from medserve.errors import InvalidRequestError, UnknownModelError
 from medserve.gateway.core.call_context import Context, answering
 from medserve.gateway.core.calls import ModelInfo
 from medserve.gateway.core.gateway import Gateway
-from medserve.gateway.core.status import abort
+from medserve.gateway.core.versions import Addition, Changer
 from medserve.wire import management_pb2, management_pb2_grpc
 
 __all__ = ["ManagementFace", "register"]
 
 _LARGEST_PAGE = 100
+_OF_THE_ARCHIVE = (
+    "batch_size", "handler", "max_batch_delay", "response_timeout", "runtime", "s3_sse_kms",
+    "startup_timeout",
+)  # fmt: skip
 
 
 def register(gateway: Gateway, server: grpc.aio.Server) -> None:
@@ -31,7 +36,7 @@ def register(gateway: Gateway, server: grpc.aio.Server) -> None:
 
 
 class ManagementFace(management_pb2_grpc.ManagementAPIsServiceServicer):
-    """The methods that only look, and a refusal for the others."""
+    """`org.pytorch.serve.grpc.management.ManagementAPIsService`."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -69,20 +74,55 @@ class ManagementFace(management_pb2_grpc.ManagementAPIsServiceServicer):
             content = [_described(each, states.get(each.version)) for each in found]
         return management_pb2.ManagementResponse(msg=json.dumps(content, indent=2))
 
-    async def RegisterModel(self, request: object, context: Context) -> NoReturn:  # noqa: D102
-        await self._refuse(context)
+    async def RegisterModel(  # noqa: D102
+        self, request: management_pb2.RegisterModelRequest, context: Context
+    ) -> management_pb2.ManagementResponse:
+        async with answering(context, self._gateway) as incoming:
+            if given := [each for each in _OF_THE_ARCHIVE if getattr(request, each)]:
+                raise InvalidRequestError(
+                    f"an archive is served as it was proven; leave out {', '.join(given)} and set "
+                    "it in the model-config.yaml of a new version"
+                )
+            addition = Addition(
+                request.url, model=request.model_name, workers=request.initial_workers
+            )
+            by = Changer(incoming.caller, incoming.request_id)
+            added = await self._gateway.versions.add(by, addition)
+        return _said(f"{added.name} {added.version} is served; its golden input was answered")
 
-    async def UnregisterModel(self, request: object, context: Context) -> NoReturn:  # noqa: D102
-        await self._refuse(context)
+    async def UnregisterModel(  # noqa: D102
+        self, request: management_pb2.UnregisterModelRequest, context: Context
+    ) -> management_pb2.ManagementResponse:
+        async with answering(context, self._gateway) as incoming:
+            by = Changer(incoming.caller, incoming.request_id)
+            await self._gateway.versions.remove(by, request.model_name, request.model_version)
+        return _said(f"{request.model_name} {request.model_version}".strip() + " is unregistered")
 
-    async def ScaleWorker(self, request: object, context: Context) -> NoReturn:  # noqa: D102
-        await self._refuse(context)
+    async def ScaleWorker(  # noqa: D102
+        self, request: management_pb2.ScaleWorkerRequest, context: Context
+    ) -> management_pb2.ManagementResponse:
+        async with answering(context, self._gateway) as incoming:
+            by = Changer(incoming.caller, incoming.request_id)
+            wanted = request.min_worker or request.max_worker
+            scaled = await self._gateway.versions.scale(
+                by, request.model_name, request.model_version, wanted
+            )
+        return _said(f"{scaled.name} {scaled.version} has {wanted} workers")
 
-    async def SetDefault(self, request: object, context: Context) -> NoReturn:  # noqa: D102
-        await self._refuse(context)
+    async def SetDefault(  # noqa: D102
+        self, request: management_pb2.SetDefaultRequest, context: Context
+    ) -> management_pb2.ManagementResponse:
+        async with answering(context, self._gateway) as incoming:
+            if not request.model_version:
+                raise InvalidRequestError("name the version that is to be the default")
+            by = Changer(incoming.caller, incoming.request_id)
+            await self._gateway.versions.set_default(by, request.model_name, request.model_version)
+        return _said(f"{request.model_version} is the default version of {request.model_name}")
 
-    async def _refuse(self, context: Context) -> NoReturn:
-        await abort(context, ForbiddenError("the gateway changes neither models nor workers"))
+
+def _said(sentence: str) -> management_pb2.ManagementResponse:
+    """Return a sentence in JSON, as TorchServe answers."""
+    return management_pb2.ManagementResponse(msg=json.dumps({"status": sentence}, indent=2))
 
 
 def _described(model: ModelInfo, state: EngineModel | None) -> dict[str, Any]:

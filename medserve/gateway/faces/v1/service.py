@@ -88,13 +88,14 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
             settings = _settings(await anext(parts, None))
             order = incoming.order(settings.model_name, settings.model_version, Face.TYPED)
             model = await find_served(self._gateway, order, Task.CLASSIFICATION)
-            order = order.with_params(read_options(model, message_params(settings)))
+            order = order.to(model).with_params(read_options(model, message_params(settings)))
             held = HeldImages(self._gateway.budget, incoming.caller.owner)
             images = held.counted(_images(parts))
-            async with held, aclosing(classify_each(self._gateway, order, images)) as outcomes:
-                async for outcome in outcomes:
-                    held.release(outcome.index)
-                    yield _classify_response(outcome, settings.top_k)
+            with self._gateway.using(model):
+                async with held, aclosing(classify_each(self._gateway, order, images)) as outcomes:
+                    async for outcome in outcomes:
+                        held.release(outcome.index)
+                        yield _classify_response(outcome, settings.top_k)
 
     async def Segment(  # noqa: D102
         self, request_iterator: AsyncIterator[pb.SegmentRequest], context: Context

@@ -1,6 +1,6 @@
 // Which model a page starts with: its job's, the one that its address names, the one chosen last.
 
-import { $ } from "./dom.js";
+import { $, remember, remembered } from "./dom.js";
 import { page, t } from "./page.js";
 
 /** Select that model, remember later choices, and say in `failure` where the named one is missing. */
@@ -16,11 +16,7 @@ export function startModel(kind, changed) {
     $("failure").textContent = t("common.no_model", { name: named });
   }
   select.addEventListener("change", () => {
-    try {
-      localStorage.setItem(key, select.value);
-    } catch {
-      // the browser keeps nothing: the choice counts for this page
-    }
+    remember(key, select.value);
     changed();
   });
 }
@@ -34,12 +30,4 @@ export const chosen = () => find($("model").value);
 /** The model of NAME or NAME@VERSION; of a bare name the default version. */
 function find(wish) {
   return page.models.find((model) => valueOf(model) === wish || (model.name === wish && model.default));
-}
-
-function remembered(key) {
-  try {
-    return localStorage.getItem(key);
-  } catch {
-    return null;
-  }
 }

@@ -3,9 +3,10 @@
 import { chosen, startModel, valueOf } from "./choosing.js";
 import { Corrections } from "./corrections.js";
 import { Detail } from "./detail.js";
-import { $, agreed, h, oncePerFrame } from "./dom.js";
+import { $, agreed, h, oncePerFrame, remember, remembered } from "./dom.js";
 import { onFiles } from "./dropping.js";
 import { Arrivals } from "./arrivals.js";
+import { Grid } from "./grid.js";
 import { ERRORS, REVIEW, classOf, isOpen, selected, tally } from "./files.js";
 import { count, explain, explainFile, language, page, percent, t } from "./page.js";
 import { picture } from "./pictures.js";
@@ -15,12 +16,15 @@ import { WindowedRows } from "./window.js";
 
 const COLUMNS = 6;
 const ANNOUNCED_AT_ONCE = 400; // names: a message stays below a megabyte
+const PICTURES = "medserve.classify.pictures"; // where the browser keeps whether pictures or rows are shown
 
 const state = {
   job: page.job,
   rows: [],
   byNumber: new Map(),
   view: { folder: null, words: "", sort: null, descending: false },
+  pictures: false,
+  first: new Map(), // by content: the first file that has it
   uploads: null,
   corrections: null,
   detail: null,
@@ -30,7 +34,17 @@ const state = {
 };
 
 const update = oncePerFrame(draw);
-const table = new WindowedRows($("table"), $("rows"), COLUMNS, { make: makeRow, drop: () => {} });
+const table = new WindowedRows($("rows"), {
+  make: makeRow,
+  place: (row, index) => row.setAttribute("aria-rowindex", index + 2), // the heading counts
+  space: () => h("tr", { className: "space", "aria-hidden": "true" }, h("td", { colspan: String(COLUMNS) })),
+});
+const grid = new Grid({
+  look: enlarge,
+  set: choose,
+  said: (row) => ({ text: statusText(row), kind: row.correction ? "corrected" : row.status }),
+  job: () => state.job?.id,
+});
 
 // ---- a job and its files
 
@@ -44,8 +58,10 @@ async function begin() {
   const { id, labels } = state.job;
   state.uploads = new Uploads(`/jobs/${id}`, page.limits, hear);
   state.corrections = new Corrections(`/jobs/${id}/classes`, merge, update);
-  state.detail = new Detail(labels, (row, step) => state.shown[state.shown.indexOf(row) + step], choose);
+  state.detail = new Detail(labels, (row, label) => choose([row], label));
+  grid.offer(labels);
   for (const format of ["zip", "csv", "json"]) $(format).href = `/jobs/${id}/results.${format}`;
+  $("corrections").href = `/jobs/${id}/corrections.csv`;
 }
 
 let beginning = null;
@@ -97,7 +113,7 @@ function hear({ sending, part, answered, failed, error }) {
     row.status = error.code === "PAYLOAD_TOO_LARGE" ? "error" : stopped ? "waiting" : "failed";
     row.stopped = stopped;
     row.error = stopped ? null : { code: error.code, message: error.message };
-    table.renew(row);
+    renew(row);
   }
   update();
 }
@@ -105,7 +121,12 @@ function hear({ sending, part, answered, failed, error }) {
 function setPart(row, part) {
   const before = Math.floor((row.part ?? 0) * 20);
   row.part = part;
-  if (Math.floor(part * 20) !== before) table.renew(row);
+  if (Math.floor(part * 20) !== before) renew(row);
+}
+
+function renew(row) {
+  table.renew(row);
+  grid.renew(row);
 }
 
 /** Take over what the server says of files. */
@@ -114,7 +135,8 @@ function merge(files) {
     const row = state.byNumber.get(file.number);
     if (!row) continue;
     Object.assign(row, { error: null, stored: file.status !== "missing" }, file);
-    table.renew(row);
+    if (file.sha256 && !state.first.has(file.sha256)) state.first.set(file.sha256, row);
+    renew(row);
     state.detail?.renew(row);
   }
   update();
@@ -128,6 +150,7 @@ async function restore() {
     const stored = file.status !== "missing";
     put({ ...file, file: null, stored, announced: true });
   }
+  merge(files);
   update();
   send(state.rows.filter(({ status }) => status === "waiting")); // the server has these files
 }
@@ -141,10 +164,16 @@ function draw() {
   $("work").hidden = !started;
   $("drop").classList.toggle("small", started);
   state.shown = selected(rows, view, labels, language);
-  table.show(state.shown);
+  $("table").hidden = state.pictures;
+  $("grid").hidden = $("picks").hidden = !state.pictures;
+  $("table").setAttribute("aria-rowcount", state.shown.length + 1);
+  table.show(state.pictures ? [] : state.shown);
+  grid.show(state.pictures ? state.shown : []);
   $("nothing").hidden = !started || state.shown.length > 0;
   drawFolders(labels);
   drawProgress();
+  $("corrections").hidden = !rows.some(({ correction }) => correction);
+  $("pictures").setAttribute("aria-pressed", String(state.pictures));
   $("doubtful").setAttribute("aria-pressed", String(view.sort === "doubt"));
   $("undo").disabled = !state.corrections?.done.length;
   $("redo").disabled = !state.corrections?.undone.length;
@@ -242,7 +271,7 @@ function makeRow(row) {
   const image = picture(row, state.job?.id);
   const open = h("button", {
     type: "button", className: image ? "thumb" : "thumb none", "aria-label": t("classify.look", { name: row.name }), "data-focus": "look",
-    onclick: () => state.detail.show(row, state.job.id),
+    onclick: () => enlarge(row),
   }, image ?? "–");
   const cut = row.name.lastIndexOf("/") + 1;
   const labels = state.job.labels;
@@ -262,10 +291,15 @@ function makeRow(row) {
 
 /** Why a person should look at a file, or why it has no answer; null where all is well. */
 function reasonOf(row) {
-  if (row.correction) return null;
   if (row.error) return explainFile(row.name, row.error);
-  const key = { review: "classify.reason.review", unlike: "classify.reason.unlike" }[row.status];
-  return key ? t(key) : null;
+  const key = !row.correction && { review: "classify.reason.review", unlike: "classify.reason.unlike" }[row.status];
+  const twin = state.first.get(row.sha256) ?? row;
+  return [key && t(key), twin !== row && t("classify.twin", { name: twin.name })].filter(Boolean).join(" ") || null;
+}
+
+/** Look closer at a file; the arrows follow the order of now, whatever a correction makes of it. */
+function enlarge(row) {
+  state.detail.show(row, state.job.id, [...state.shown]);
 }
 
 function statusText(row) {
@@ -278,7 +312,7 @@ function statusText(row) {
 function classChoice(row, labels) {
   const choice = h("select", {
     "aria-label": t("classify.class_of", { name: row.name }), "data-focus": "class",
-    onchange: (event) => choose(row, event.target.value || null),
+    onchange: (event) => choose([row], event.target.value || null),
   });
   if (!row.label) choice.append(h("option", { value: "" }, t("classify.no_class")));
   choice.append(...labels.map((label) => h("option", { value: label }, label)));
@@ -286,26 +320,33 @@ function classChoice(row, labels) {
   return choice;
 }
 
-/** A class by hand; the model's own class is no correction. */
-const choose = (row, label) => change(row, label === row.label ? null : label);
-
-async function change(row, chosen) {
+/** A class by hand, for one file or many in one step; the model's own class is no correction. */
+async function choose(rows, label) {
+  const changes = rows.map((row) => ({ number: row.number, before: row.correction, after: label === row.label ? null : label }));
   try {
-    await state.corrections.set(row.number, row.correction, chosen);
+    await state.corrections.set(changes);
+    tell(rows);
   } catch (error) {
-    table.renew(row);
+    rows.forEach(renew);
     say(explain(error));
   }
 }
 
 async function travel(step) {
   try {
-    const number = await step;
-    const row = number === null ? null : state.byNumber.get(number);
-    if (row) $("moved").textContent = t("classify.moved_to", { name: row.name, label: classOf(row) ?? t("classify.no_class") });
+    const numbers = await step;
+    tell((numbers ?? []).map((number) => state.byNumber.get(number)).filter(Boolean));
   } catch (error) {
     say(explain(error));
   }
+}
+
+/** Say aloud what files are now. */
+function tell(rows) {
+  if (!rows.length) return;
+  const labels = new Set(rows.map((row) => classOf(row) ?? t("classify.no_class")));
+  const values = { name: rows[0].name, n: count(rows.length), label: [...labels].join(", ") };
+  $("moved").textContent = t(rows.length === 1 ? "classify.moved_to" : "classify.moved_many", values);
 }
 
 // ---- what the visitor does
@@ -321,6 +362,11 @@ for (const heading of document.querySelectorAll("[data-sort]")) {
 }
 $("doubtful").addEventListener("click", () => {
   Object.assign(state.view, state.view.sort === "doubt" ? { sort: null } : { sort: "doubt", descending: false });
+  update();
+});
+$("pictures").addEventListener("click", () => {
+  state.pictures = !state.pictures;
+  remember(PICTURES, state.pictures ? "yes" : "");
   update();
 });
 $("search").addEventListener("input", (event) => {
@@ -350,6 +396,7 @@ addEventListener("beforeunload", (event) => state.running && event.preventDefaul
 
 $("formats").textContent = t("classify.formats");
 onFiles(take);
+state.pictures = remembered(PICTURES) === "yes";
 startModel("classify", () => state.rows.length && rerun(chosen()));
 if (state.job) {
   restore().catch((error) => say(explain(error)));

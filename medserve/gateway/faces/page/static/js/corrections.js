@@ -12,13 +12,14 @@ export class Corrections {
     this.last = Promise.resolve();
   }
 
-  /** Set the class of a file; null takes the model's own. */
-  set(number, before, after) {
-    this.done.push({ number, before, after });
+  /** Set classes, as one step: [{number, before, after}]; null takes the model's own. */
+  set(changes) {
+    this.done.push(changes);
     this.undone.length = 0;
-    return this.#send(number, after);
+    return this.#send(changes, "after");
   }
 
+  /** Take the last step back; the numbers of its files, null where there is none. */
   undo() {
     return this.#move(this.done, this.undone, "before");
   }
@@ -31,18 +32,19 @@ export class Corrections {
     const step = from.pop();
     if (!step) return null;
     to.push(step);
-    return this.#send(step.number, step[side]).then(() => step.number);
+    return this.#send(step, side).then(() => step.map(({ number }) => number));
   }
 
-  #send(number, label) {
+  #send(changes, side) {
     try {
       sessionStorage.setItem(this.path, JSON.stringify({ done: this.done, undone: this.undone }));
     } catch {
       // the browser keeps nothing: the steps last as long as this page
     }
     this.moved();
+    const classes = Object.fromEntries(changes.map((each) => [each.number, each[side]]));
     const turn = this.last.then(async () => {
-      const response = await request(this.path, { method: "POST", json: { classes: { [number]: label } } });
+      const response = await request(this.path, { method: "POST", json: { classes } });
       this.changed((await response.json()).files);
     });
     this.last = turn.catch(() => {}); // the next step does not depend on this one

@@ -7,12 +7,10 @@ import { request } from "./server.js";
 
 export class Detail {
   /**
-   * `neighbour(row, step)` gives the row before or after one in the table's present order;
    * `set(row, label)` takes the class that a person chose with its number on the keyboard.
    */
-  constructor(labels, neighbour, set) {
+  constructor(labels, set) {
     this.labels = labels;
-    this.neighbour = neighbour;
     this.dialog = $("detail");
     $("previous").addEventListener("click", () => this.#step(-1));
     $("next").addEventListener("click", () => this.#step(1));
@@ -26,17 +24,19 @@ export class Detail {
     this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
   }
 
-  show(row, job) {
+  /** Look at a row; `order` are the rows that the arrows turn to. */
+  show(row, job, order = this.order) {
     this.row = row;
     this.job = job;
+    this.order = order;
     $("detail-name").textContent = row.name;
     $("detail-picture").replaceChildren(picture(row, job, true) ?? t("classify.no_picture"));
     $("detail-facts").replaceChildren(...this.#facts(row));
     $("explain").hidden = row.probability === undefined;
     $("explain").removeAttribute("aria-disabled");
     $("explained").textContent = "";
-    $("previous").disabled = !this.neighbour(row, -1);
-    $("next").disabled = !this.neighbour(row, 1);
+    $("previous").disabled = !this.#neighbour(-1);
+    $("next").disabled = !this.#neighbour(1);
     if (!this.dialog.open) this.dialog.showModal();
   }
 
@@ -45,8 +45,12 @@ export class Detail {
     if (this.row === row && this.dialog.open) $("detail-facts").replaceChildren(...this.#facts(row));
   }
 
+  #neighbour(by) {
+    return this.order[this.order.indexOf(this.row) + by];
+  }
+
   #step(by) {
-    const row = this.neighbour(this.row, by);
+    const row = this.#neighbour(by);
     if (row) this.show(row, this.job);
   }
 

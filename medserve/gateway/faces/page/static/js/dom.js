@@ -16,6 +16,24 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
+/** Keep a choice in this browser; where it keeps nothing, the choice counts for this page. */
+export function remember(key, value) {
+  try {
+    localStorage.setItem(key, value);
+  } catch {
+    // the visitor allows no storage
+  }
+}
+
+/** What was kept under that key, null where there is nothing. */
+export function remembered(key) {
+  try {
+    return localStorage.getItem(key);
+  } catch {
+    return null;
+  }
+}
+
 /** Run a function at most once before the next picture is drawn. */
 export function oncePerFrame(work) {
   let asked = false;

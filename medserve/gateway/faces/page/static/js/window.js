@@ -1,20 +1,20 @@
-// A table of any length of which only the rows in sight exist; all rows are equally high.
+// A list of any length of which only the lines in sight exist; all lines are equally high.
 
 import { h, oncePerFrame } from "./dom.js";
 
-const BEYOND = 12; // rows above and below the sight, so that Tab and scrolling find them
+const BEYOND = 12; // lines above and below the sight, so that Tab and scrolling find them
 
 export class WindowedRows {
-  /** `make(item)` builds a row; `drop(item, row)` is told when one goes. */
-  constructor(table, body, columns, { make, drop }) {
-    this.table = table;
-    this.body = body;
-    this.make = make;
-    this.drop = drop;
+  /**
+   * `make(item)` builds an element and `place(element, index, count)` says where it stands among all;
+   * `space()` is an element for what is out of sight, and `across()` how many items a line has.
+   */
+  constructor(body, { make, place, space = () => h("div", { className: "space", "aria-hidden": "true" }), across = () => 1 }) {
+    Object.assign(this, { body, make, place, across });
     this.items = [];
     this.rows = new Map();
-    this.above = space(columns);
-    this.below = space(columns);
+    this.above = space();
+    this.below = space();
     body.append(this.above, this.below);
     this.draw = oncePerFrame(() => this.#draw());
     addEventListener("scroll", this.draw, { passive: true });
@@ -24,62 +24,67 @@ export class WindowedRows {
   /** Show these items, in this order. */
   show(items) {
     this.items = items;
-    this.table.setAttribute("aria-rowcount", items.length + 1); // the heading counts
     this.draw();
   }
 
-  /** Build the row of an item anew, if it is in sight. */
+  /** Build the element of an item anew, if it is in sight. */
   renew(item) {
     const old = this.rows.get(item);
     if (!old) return;
-    const focused = document.activeElement?.closest("tr") === old ? document.activeElement.dataset.focus : null;
-    this.drop(item, old);
+    const focused = old.contains(document.activeElement) ? document.activeElement.dataset.focus : null;
     const row = this.make(item);
-    row.setAttribute("aria-rowindex", old.getAttribute("aria-rowindex"));
+    this.place(row, this.items.indexOf(item), this.items.length);
     old.replaceWith(row);
     this.rows.set(item, row);
     if (focused) row.querySelector(`[data-focus="${focused}"]`)?.focus({ preventScroll: true });
   }
 
+  /** Scroll until the line of an item is in sight, `margin` pixels from what covers the edges. */
+  reveal(item, margin) {
+    this.#draw(); // for lines of the present height
+    const height = this.height ?? 50;
+    const top = this.body.getBoundingClientRect().top + Math.floor(this.items.indexOf(item) / this.across()) * height;
+    if (top < margin.above) scrollBy(0, top - margin.above);
+    else if (top + height > innerHeight - margin.below) scrollBy(0, top + height - innerHeight + margin.below);
+    this.#draw();
+  }
+
   #draw() {
     const height = this.height ?? 50;
+    const across = this.across();
     const top = this.body.getBoundingClientRect().top;
-    const first = Math.max(0, Math.floor(-top / height) - BEYOND);
-    const last = Math.min(this.items.length, Math.ceil((innerHeight - top) / height) + BEYOND);
+    const first = Math.max(0, Math.floor(-top / height) - BEYOND) * across;
+    const last = Math.min(this.items.length, (Math.ceil((innerHeight - top) / height) + BEYOND) * across);
     const wanted = this.items.slice(first, Math.max(first, last));
     const keep = new Set(wanted);
     for (const [item, row] of this.rows) {
       if (keep.has(item)) continue;
-      this.drop(item, row);
       row.remove();
       this.rows.delete(item);
     }
     let before = this.above;
-    wanted.forEach((item, place) => {
+    wanted.forEach((item, index) => {
       let row = this.rows.get(item);
       if (!row) {
         row = this.make(item);
         this.rows.set(item, row);
       }
-      row.setAttribute("aria-rowindex", first + place + 2);
+      this.place(row, first + index, this.items.length);
       if (before.nextSibling !== row) before.after(row);
       before = row;
     });
-    stretch(this.above, first * height);
-    stretch(this.below, (this.items.length - first - wanted.length) * height);
+    const lines = (items) => Math.ceil(items / across);
+    stretch(this.above, lines(first) * height);
+    stretch(this.below, (lines(this.items.length) - lines(first + wanted.length)) * height);
     const real = wanted.length ? this.rows.get(wanted[0]).getBoundingClientRect().height : 0;
     if (real && Math.abs(real - height) > 0.5) {
       this.height = real; // as the style sheet has it
-      this.draw();
+      this.#draw();
     }
   }
 }
 
-function space(columns) {
-  return h("tr", { className: "space", "aria-hidden": "true" }, h("td", { colspan: String(columns) }));
-}
-
-function stretch(row, height) {
-  row.hidden = height === 0;
-  row.firstChild.style.height = `${height}px`;
+function stretch(space, height) {
+  space.hidden = height === 0;
+  (space.firstChild ?? space).style.height = `${height}px`;
 }

@@ -1,0 +1,1 @@
+"""The direct engine: worker processes of this process run the archives, without TorchServe."""
