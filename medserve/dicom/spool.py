@@ -388,6 +388,8 @@ class Spool:
     ) -> bool:
         """Keep the results of a task; from now on these bytes are sent, and no others.
 
+        A de-identified copy of an image that an earlier task has made is the same object.
+
         Returns:
             False where late images have replaced the task meanwhile: its results are dropped.
 
@@ -400,17 +402,19 @@ class Spool:
             state = self._one("SELECT state FROM task WHERE id = ?", task.id)
             if state is None or state["state"] != "waiting":
                 for place, _ in kept:
-                    _remove(self.folder / place)
+                    if self._one("SELECT 1 FROM object WHERE file = ?", place) is None:
+                        _remove(self.folder / place)
                 return False
             for made, (place, digest) in zip(objects, kept, strict=True):
                 self._db.execute(
-                    "INSERT INTO object VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO object VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (sop_uid) "
+                    "DO UPDATE SET digest = excluded.digest, file = excluded.file",
                     (made.sop_uid, task.id, made.kind, made.sop_class, made.series_uid, digest,
                      place, now),
                 )  # fmt: skip
                 for destination in destinations:
                     self._db.execute(
-                        "INSERT INTO delivery (object, destination, state, changed) "
+                        "INSERT OR IGNORE INTO delivery (object, destination, state, changed) "
                         "VALUES (?, ?, 'waiting', ?)",
                         (made.sop_uid, destination, now),
                     )

@@ -255,6 +255,23 @@ def test_a_research_archive_gets_copies_and_results_that_refer_to_them(tmp_path:
             node.kill()
 
 
+@pytest.mark.process
+def test_a_late_image_adds_its_copy_and_a_result_of_all(tmp_path: Path) -> None:
+    files = series(1, slices=6)
+    with running_archive() as research:
+        more = f'destination = ["{research.destination}"]\ndeidentify = true\n'
+        node = NodeProcess(tmp_path, research.destination, rules=RULES + more)
+        node.start()
+        try:
+            assert send(node.address, files[:5]) == [0] * 5
+            node.wait(lambda: len(research.contents) == 7)
+            assert send(node.address, files[5:]) == [0]
+            node.wait(lambda: len(research.contents) == 10)  # 6 copies, 2 and 2 results
+        finally:
+            node.kill()
+    assert {len(digests) for digests in research.digests.values()} == {1}
+
+
 def _check_route(research: Archive, sources: Sequence[Dataset]) -> None:
     files = [dcmread(io.BytesIO(each)) for each in research.contents.values()]
     originals = {str(each[name].value).encode() for each in sources
