@@ -28,7 +28,7 @@ SPREAD := --numprocesses 2 --dist loadgroup
 DIST ?= dist
 EXTRAS ?= serve,gateway,dicom
 
-.PHONY: dist wheelhouse help setup demo serve mar check test test-all lint format types protos docs image image-gpu smoke sbom \
+.PHONY: dist wheelhouse help setup demo serve mar check test test-all lint format types protos docs image image-gpu image-direct smoke sbom \
 	scan manifests smoke-grpcurl bench bench-gateway bench-volumes bench-batch bench-endurance bench-sampling bench-frames bench-explanations \
 	train room clean
 
@@ -79,6 +79,7 @@ test: .venv/web-dev  ## run the tests of the code, real servers and the page in 
 test-all: test  ## run every test: also trainings, Docker, a fresh clone, the public data
 	$(BIN)/pytest --tier all -m 'training and not ($(ALONE))' $(SPREAD)
 	$(BIN)/pytest --tier all -m '$(ALONE)'
+	$(BIN)/pytest --engine direct -m 'torchserve and not ($(ALONE))' tests/serving tests/client tests/gateway/test_edge.py $(SPREAD)
 
 lint: .venv/dev  ## check style, types, import rules and protos
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -143,6 +144,9 @@ image: .venv/dev  ## build the images for CPU and gateway
 
 image-gpu: .venv/dev  ## build the image for CUDA
 	$(BIN)/python scripts/build_images.py gpu
+
+image-direct: .venv/dev  ## build the image that serves models without TorchServe
+	$(BIN)/python scripts/build_images.py cpu-direct
 
 smoke: .venv/dev  ## start the images, ask every model, stop them while they work
 	$(BIN)/python scripts/smoke_images.py --store $(STORE)

@@ -5,7 +5,9 @@
 DICOM files (single and multi-frame), folders of PNG, JPEG, TIFF, and NIfTI stacks become 8-bit
 grey PNG of the fan alone. Headers are not carried over, what lies outside the fan is black, names
 are keyed hashes. What had to be left out is counted, and listed beside the folder, not in it: the
-list holds file names, which may be names of patients.
+list holds file names, which may be names of patients. So is each frame in which writing was seen
+inside the fan, and each of which nothing can be said: a single picture has no motion by which
+writing stands out.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import numpy.typing as npt
 from pydicom import dcmread
 from rich.progress import track
 
-from annotation.fan import FoundFan, find_fan
+from annotation.fan import FoundFan, find_fan, moves
 from annotation.manifest import (
     IMAGES,
     FrameEntry,
@@ -48,7 +50,7 @@ from medserve.spec import InputKind, InputSpec
 from training.core.config import Setting
 from training.core.files import files_below, require_folder
 
-__all__ = ["PrepareConfig", "Prepared", "prepare"]
+__all__ = ["UNDECIDED", "WRITTEN", "PrepareConfig", "Prepared", "prepare"]
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ _LIMITS = FrameLimits(
     max_frames=20_000,
 )  # fmt: skip
 _LOOKED_AT = 16  # frames of a loop that the fan is found from
+WRITTEN = "looks as if writing lay inside the fan (overlay_pixels); look at the frame"
+UNDECIDED = "no motion tells writing from tissue: small letters may lie in it; look at the frame"
 _SHEET = 48  # thumbnails for a person to check
 
 
@@ -105,6 +109,17 @@ class Prepared:
         self.notes.append((file, frame, why))
         self.left_out += 1
 
+    def writing(self) -> str:
+        """Return what is known of writing inside the fan, in one sentence."""
+        counts = self.counts()
+        written, undecided = counts[WRITTEN], counts[UNDECIDED]
+        files = len({file for file, _, why in self.notes if why == UNDECIDED})
+        moving = len(self.entries) - written - undecided
+        return (
+            f"writing inside the fan: seen in {written} frames; not decided for {undecided} frames "
+            f"of {files} files, look at each; not seen in {moving} frames of moving loops"
+        )
+
     def counts(self) -> Counter[str]:
         """How often each note was made."""
         return Counter(why for _, _, why in self.notes)
@@ -141,6 +156,7 @@ def prepare(config: PrepareConfig) -> Prepared:
         write_sheet(folder / "sheet.png", folder, prepared.entries, _SHEET)
     patients = len({entry.patient for entry in prepared.entries})
     _log.info("wrote %d frames of %d patients", len(prepared.entries), patients)
+    _log.info("%s", prepared.writing())
     if prepared.notes:
         _log.warning("%d left out, %d notes: %s", prepared.left_out, len(prepared.notes), summary)
     return prepared
@@ -227,7 +243,14 @@ class _Run:
         name = f"{patient}_{source}_{index:05d}.png"
         (self._folder / IMAGES / name).write_bytes(content)
         self._patient_of[digest] = patient
-        overlay = found.fan.overlay_pixels(found.brightest, found.varying, _chroma(image))
+        still = not moves(found.varying)
+        overlay = found.fan.overlay_pixels(
+            _bytes(image.grey()) if still else found.brightest, found.varying, _chroma(image)
+        )
+        if overlay:
+            self.prepared.notes.append((relative, str(index), WRITTEN))
+        elif still:
+            self.prepared.notes.append((relative, str(index), UNDECIDED))
         height, width = grey.shape
         entry = FrameEntry(
             name, patient, source, index, height, width, box, stack.grid.spacing_mm,

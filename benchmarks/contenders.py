@@ -7,6 +7,8 @@
 | `torchserve-packed` | the same server, 16 images a call |
 | `torchserve-client` | the same server, called as `medserve.client` calls it by default |
 | `torchserve-latency` | the same archive with batchSize 1 |
+| `direct` | `medserve serve --engine direct`: its gateway is in the way of every call |
+| `direct-packed` | the same server, 16 images a call |
 | `torchserve-stock` | a stock-style handler on a stock TorchServe |
 | `grpc` | a bare grpc.aio server with a small dynamic batcher |
 | `litserve`, `triton` | peers from PyPI, the same work inside |

@@ -63,15 +63,14 @@ class Answers:
     """What became of the questions of all callers.
 
     Attributes:
-        faults: The first that were wrong or lost, each with its second, kind and text.
+        faults: How often an answer was wrong or lost for the same reason; the first reasons.
     """
 
     right: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
     lost: int = 0
-    faults: list[tuple[float, str, str]] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
     answered_at: dict[str, float] = field(default_factory=dict)  # the last of a model
-    _began: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, question: Question, answer: object) -> None:
@@ -91,9 +90,9 @@ class Answers:
             self._note(question, _told(error))
 
     def _note(self, question: Question, text: str) -> None:
-        if len(self.faults) < _FAULTS:
-            seconds = round(time.monotonic() - self._began, 1)
-            self.faults.append((seconds, f"{question.model}: {question.kind}", text[:200]))
+        reason = f"{question.model}: {question.kind}: {text[:200]}"
+        if reason in self.faults or len(self.faults) < _FAULTS:
+            self.faults[reason] += 1
 
     def to_json(self) -> dict[str, Any]:
         """Return counts and faults."""
@@ -254,6 +253,7 @@ def measure_kills(
             "median": round(percentile(back_s, 0.5), 2),
             "p95": round(percentile(back_s, 0.95), 2),
             "most": round(max(back_s), 2),
+            "each": [round(each, 1) for each in back_s],
         },
     }
 

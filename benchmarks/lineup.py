@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.archives import with_batch_size
-from benchmarks.contenders import Contender, Running, Setting
+from benchmarks.contenders import Contender, Running, Setting, Unavailable, await_answer
 from benchmarks.peers.launch import bare_grpc, litserve, triton, triton_onnxruntime
+from benchmarks.processes import spawn
 from benchmarks.stock import stock_torchserve
 from medserve.client import Limits
 from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 
-__all__ = ["CONTENDERS"]
+__all__ = ["CONTENDERS", "direct_process"]
 
 _PACKED = 16  # images a call
 _CLIENT = Limits()  # of medserve.client
@@ -46,6 +51,37 @@ def torchserve_latency(setting: Setting) -> Iterator[Running]:
         yield running
 
 
+@contextlib.contextmanager
+def direct(setting: Setting) -> Iterator[Running]:
+    """Start `medserve serve --engine direct`, and ask it once."""
+    with direct_process(setting) as (process, address):
+        log = setting.scratch / "direct" / "serve.log"
+        yield await_answer("predictions", address, setting, process, log)
+
+
+@contextlib.contextmanager
+def direct_process(setting: Setting) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Start the command; yield it with the address of its gateway once its model is proven."""
+    scratch = setting.scratch / "direct"
+    scratch.mkdir()
+    ready = scratch / "ready.json"
+    command = [sys.executable, "-m", "medserve.cli.main", "serve", "--engine=direct"]
+    command += [f"--store={_store(setting)}", f"--workers={setting.workers}", "--port=0"]
+    command += ["--metrics-port=0", f"--ready-file={ready}"]
+    environment = setting.environment() | {
+        "MEDSERVE_GATEWAY_ENGINE_THREADS": str(setting.threads),
+        # It is held while others are measured, and is no less well for that.
+        "MEDSERVE_GATEWAY_CANARY_EVERY_S": "3600",
+        "MEDSERVE_GATEWAY_CANARY_TIMEOUT_S": "3600",
+    }
+    with spawn(command, scratch / "serve.log", environment=environment) as process:
+        while not (ready.exists() and (text := ready.read_text(encoding="utf-8"))):
+            if process.poll() is not None:
+                raise Unavailable((scratch / "serve.log").read_text(encoding="utf-8")[-300:])
+            time.sleep(0.02)
+        yield process, json.loads(text)["gateway"]["grpc"]
+
+
 CONTENDERS: tuple[Contender, ...] = (
     Contender("in-process"),
     Contender("torchserve", start=torchserve),
@@ -57,6 +93,8 @@ CONTENDERS: tuple[Contender, ...] = (
         fixed_calls=_CLIENT.calls_in_flight,
     ),
     Contender("torchserve-latency", start=torchserve_latency),
+    Contender("direct", start=direct),
+    Contender("direct-packed", start=direct, images_per_call=_PACKED),
     Contender("torchserve-stock", start=stock_torchserve),
     Contender("grpc", start=bare_grpc),
     Contender("litserve", protocol="http", start=litserve),
@@ -69,7 +107,9 @@ def _store(setting: Setting) -> Path:
     """A store with this one archive."""
     store = setting.scratch / "store"
     store.mkdir(exist_ok=True)
-    (store / setting.archive.name).symlink_to(setting.archive.resolve())
+    link = store / setting.archive.name
+    link.unlink(missing_ok=True)
+    link.symlink_to(setting.archive.resolve())
     return store
 
 

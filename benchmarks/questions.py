@@ -45,22 +45,20 @@ _REFUSED = ("INVALID_ARGUMENT", "error", "400", "413")
 
 @dataclass(frozen=True)
 class Ways:
-    """The open connections of one caller."""
+    """The connections of one caller: open ones for gRPC, and the address for HTTP."""
 
     predict: inference_pb2_grpc.InferenceAPIsServiceStub
     typed: imaging_pb2_grpc.ImagingServiceStub
     oip: open_inference_pb2_grpc.GRPCInferenceServiceStub
-    http: http.client.HTTPConnection
+    http_address: str
 
     def post(self, path: str, body: bytes, kind: str) -> tuple[int, bytes]:
-        """Return status and body of an HTTP request."""
-        try:
-            self.http.request("POST", path, body, {"Content-Type": kind})
-            answer = self.http.getresponse()
+        """Return status and body of an HTTP request, over a connection of its own."""
+        over = http.client.HTTPConnection(self.http_address, timeout=_TIMEOUT_S)
+        with contextlib.closing(over):
+            over.request("POST", path, body, {"Content-Type": kind})
+            answer = over.getresponse()
             return answer.status, answer.read()
-        except BaseException:
-            self.http.close()  # the next request opens a new connection
-            raise
 
 
 @contextlib.contextmanager
@@ -70,13 +68,12 @@ def ways_to(address: str, http_address: str) -> Iterator[Ways]:
         ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
         ("grpc.max_receive_message_length", -1),
     ]
-    over_http = http.client.HTTPConnection(http_address, timeout=_TIMEOUT_S)
-    with grpc.insecure_channel(address, options=options) as channel, contextlib.closing(over_http):
+    with grpc.insecure_channel(address, options=options) as channel:
         yield Ways(
             inference_pb2_grpc.InferenceAPIsServiceStub(channel),
             imaging_pb2_grpc.ImagingServiceStub(channel),
             open_inference_pb2_grpc.GRPCInferenceServiceStub(channel),
-            over_http,
+            http_address,
         )
 
 

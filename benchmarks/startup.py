@@ -22,12 +22,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.archives import build_or_take
+from benchmarks.contenders import Setting
+from benchmarks.lineup import direct_process
 from benchmarks.machine import describe_machine
 from benchmarks.processes import family
 from benchmarks.ratios import Spread
 from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 
-__all__ = ["Start", "import_seconds", "start_once"]
+__all__ = ["Start", "import_seconds", "start_direct", "start_once"]
 
 _MODULES = ("medserve", "medserve.client", "medserve.cli.main")
 _WORKER = "model_service_worker"  # in the command line of TorchServe's worker processes
@@ -64,6 +66,20 @@ def start_once(archive: Path, scratch: Path) -> Start:
         return Start(ready_s, _rss_mib(java), max(map(_rss_mib, workers)))
 
 
+def start_direct(archive: Path, folder: Path) -> tuple[float, float, float]:
+    """Start `medserve serve --engine direct` once.
+
+    Returns:
+        Seconds from nothing to a proven answer, and MiB in the gateway and in the worker.
+    """
+    started = time.perf_counter()
+    setting = Setting("", archive, folder, b"", 1, "openvino", Path(tempfile.mkdtemp(dir=folder)))
+    with direct_process(setting) as (process, _):
+        ready_s = time.perf_counter() - started
+        gateway, worker = family(process.pid)
+        return ready_s, _rss_mib(gateway), _rss_mib(worker)
+
+
 def _run(code: str) -> float:
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -85,11 +101,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="medserve-startup-") as folder:
         archive = build_or_take(options.archive, options.model, Path(folder))
         imports = {name: import_seconds(name, options.rounds) for name in _MODULES}
-        starts = [start_once(archive, Path(folder)) for _ in range(options.rounds)]
+        starts, direct = [], []
+        for _ in range(options.rounds):
+            starts.append(start_once(archive, Path(folder)))
+            direct.append(start_direct(archive, Path(folder)))
     results = {f"import {name}, s": spread for name, spread in imports.items()} | {
         "server from nothing to proven, s": Spread.of([each.ready_s for each in starts]),
         "resident memory of Java, MiB": Spread.of([each.java_rss_mib for each in starts]),
         "resident memory of a worker, MiB": Spread.of([each.worker_rss_mib for each in starts]),
+        "direct: gateway and model from nothing to proven, s": Spread.of([s for s, _, _ in direct]),
+        "direct: resident memory of the gateway, MiB": Spread.of([mib for _, mib, _ in direct]),
+        "direct: resident memory of a worker, MiB": Spread.of([mib for _, _, mib in direct]),
     }
     table = Table("what", "median [least most]")
     for what, spread in results.items():

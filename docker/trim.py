@@ -1,6 +1,6 @@
 """Take out of an image's environment what no handler can need, then prove that it still works.
 
-python docker/trim.py cpu
+python docker/trim.py cpu    (or gpu, or direct: on the CPU, without torch)
 
 Half of what the wheels bring is headers, their own tests, debug symbols and devices that the image
 does not have. Each rule says what goes and why. Packages that go are uninstalled, not torn out, so
@@ -30,9 +30,18 @@ _EVERYWHERE = {
     "**/*.pyi": "types, for editors",
     "**/*.h": "headers",
     "**/*.px[di]": "headers for Cython",
+    "**/*.a": "libraries for compilers",
     "**/*.pyx": "sources of compiled modules",
     "PIL/_avif*.so": "AVIF, which no model reads",
     "pillow.libs/libavif*": "AVIF",
+    "onnxruntime/transformers": "programs that change models",
+    "onnxruntime/quantization": "programs that change models",
+    "onnxruntime/tools": "programs that change models",
+    "openvino/tools": "programs that change models",
+    "numpy/distutils": "for building packages",
+    "_gdcm/XML": "the standard's tables as text, for gdcm's own programs",
+    "pygments/lexers/_[!m]*.py": "words of programming languages that nobody prints",
+    "pygments/lexers/[a-oq-rt-z]*.py": "the same; Python and plain text are left",
     "onnxruntime/capi/libonnxruntime.so.*": "for C programs; Python's module contains it all",
     "*/tests": "test cases",
     "scipy/**/tests": "test cases",
@@ -50,6 +59,8 @@ _CPU = {
     "torch/_inductor": "torch.compile",
     "openvino/libs/libopenvino_intel_gpu_plugin.so": "Intel's graphics processors",
     "openvino/libs/libopenvino_intel_npu_plugin*": "Intel's neural processors",
+    "openvino/libs/libopenvino_auto*_plugin.so": "several devices at a time",
+    "openvino/libs/libopenvino_hetero_plugin.so": "several devices at a time",
     "openvino/libs/cache.json": "compiled kernels for Intel's graphics processors",
 }
 # Parts of SciPy that nothing in medserve or the other packages imports, largest first, and those
@@ -70,8 +81,14 @@ _KEPT_PROGRAM = "torch_shm_manager"  # without it torch cannot be imported
 # these modules, which halves that time, and shows that nothing needed was removed.
 _AT_START = (
     *("grpc", "nibabel", "numpy", "onnxruntime", "openvino", "PIL.PngImagePlugin", "psutil"),
-    *("pydicom", "scipy.ndimage", "scipy.sparse", "torch.jit", "typer", "yaml"),
-    *("ts.model_loader", "ts.model_service_worker", "ts.metrics.metric_cache_yaml_impl"),
+    *("pydicom", "scipy.ndimage", "scipy.sparse", "typer", "yaml"),
+)
+_BY_DEVICE = {
+    "direct": ("fastapi", "grpc.aio", "grpc_health.v1", "jinja2", "prometheus_client", "uvicorn"),
+}
+_TORCHSERVE = (
+    *("torch.jit", "ts.model_loader", "ts.model_service_worker"),
+    "ts.metrics.metric_cache_yaml_impl",
 )
 # Imported for what some requests ask for: shown to work, not compiled.
 _ON_DEMAND = (
@@ -91,25 +108,27 @@ def main() -> None:
     device = sys.argv[1]
     packages = Path(sysconfig.get_path("purelib"))
     before = _size_mb(packages)
-    uninstall(_PACKAGES if device == "cpu" else _GPU_PACKAGES)
+    uninstall(_GPU_PACKAGES if device == "gpu" else _PACKAGES)
     for path in unneeded(packages, device):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for table in packages.glob("highdicom/_standard/*.json"):  # indented: two thirds are blanks
         content = json.loads(table.read_text(encoding="utf-8"))
         table.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
-    if device == "cpu":  # NVIDIA's libraries are stripped already
+    if device != "gpu":  # NVIDIA's libraries are stripped already
         strip(packages)
     uninstall(("pip",))
-    subprocess.run([sys.executable, "-c", f"import {', '.join(_AT_START)}"], check=True)
+    at_start = (*_AT_START, *_BY_DEVICE.get(device, _TORCHSERVE))
+    subprocess.run([sys.executable, "-c", f"import {', '.join(at_start)}"], check=True)
     subprocess.run([sys.executable, "-B", "-c", f"import {', '.join(_ON_DEMAND)}"], check=True)
     print(f"{packages}: {before} MB before, {_size_mb(packages)} MB now")
 
 
 def unneeded(packages: Path, device: str) -> Iterator[Path]:
     """Every file and folder that the rules name."""
-    patterns = [*_EVERYWHERE, *(_CPU if device == "cpu" else ())]
+    patterns = [*_EVERYWHERE, *(() if device == "gpu" else _CPU)]
     patterns += [f"scipy/{name}" for name in _SCIPY]
     patterns += [f"openvino/libs/libopenvino_{name}_frontend.so*" for name in _FORMATS]
+    patterns += [f"openvino/frontend/{name}" for name in _FORMATS]
     found = {path for pattern in patterns for path in packages.glob(pattern)}
     found |= {path for path in packages.glob("torch/bin/*") if path.name != _KEPT_PROGRAM}
     # A folder takes its content with it.
@@ -117,12 +136,12 @@ def unneeded(packages: Path, device: str) -> Iterator[Path]:
 
 
 def strip(packages: Path) -> None:
-    """Remove symbol tables, which only a debugger reads: a fifth of torch.
+    """Remove symbol tables, which only a debugger reads: a fifth of torch, most of two codecs.
 
     Only libraries that stand alone: those of wheels with a folder NAME.libs were rewritten when the
     wheel was made, which strip may not survive.
     """
-    patterns = ("torch/lib/*.so", "_CharLS*.so", "yaml/*.so")
+    patterns = ("torch/lib/*.so", "_CharLS*.so", "_openjpeg*.so", "yaml/*.so")
     libraries = sorted(path for pattern in patterns for path in packages.glob(pattern))
     if libraries:
         subprocess.run(["strip", "--strip-unneeded", *libraries], check=True)

@@ -98,7 +98,7 @@ class Settings:
             engine_kind=EngineKind.parse(
                 given.get("MEDSERVE_ENGINE_KIND", default.engine_kind), "MEDSERVE_ENGINE_KIND"
             ),
-            trust=_file(given, "MEDSERVE_TRUST"),
+            trust=Path(given["MEDSERVE_TRUST"]) if "MEDSERVE_TRUST" in given else None,
             dicom_token=_token(given, "MEDSERVE_DICOM_TOKEN"),
         )
 

@@ -22,6 +22,7 @@ _NAMES = {
     "cpu": "medserve/torchserve-cpu",
     "gpu": "medserve/torchserve-gpu",
     "gateway": "medserve/gateway",
+    "cpu-direct": "medserve/direct-cpu",
     "dicom": "medserve/dicom",
 }
 TARGETS = tuple(_NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
@@ -19,8 +20,9 @@ from training.classification import data
 from training.classification import ship as shipping
 from training.classification.fit import fit_classifier
 from training.core.config import FitConfig, Setting, TrainPrecision, run, write
+from training.core.fit import Fitted
 
-__all__ = ["NAME", "TrainConfig", "main"]
+__all__ = ["FOLDERS", "NAME", "TrainConfig", "main", "prepare_training"]
 
 NAME = "blood_cell"
 
@@ -70,13 +72,39 @@ def main(config: TrainConfig) -> None:
     """Read, split, fit, then export and report on the best weights."""
     if config.views not in VIEWS:
         raise ConfigError(f"expected --views to be one of {VIEWS}, got {config.views}")
+    train, validation = _read(config)
+    fitted = _fit(config, train, validation)
+    network = cast(BloodCellNet, fitted.network)
+    network.views = config.views
+    shipment = shipping.Shipment(
+        models.spec(NAME), train, validation, config.data_dir, config.out_dir, config.foreign_dir,
+        FOLDERS,
+    )  # fmt: skip
+    folder = shipping.ship_classifier(fitted, shipment)
+    if config.install:
+        shipping.install(folder, NAME)
+
+
+def prepare_training(config: TrainConfig) -> Callable[[TrainConfig], Fitted]:
+    """Read the data once, and return what trains a network on them by other settings."""
+    train, validation = _read(config)
+    return lambda settings: _fit(settings, train, validation)
+
+
+def _read(config: TrainConfig) -> tuple[data.LabelledImages, data.LabelledImages]:
+    """Read and split the images; train and validation, and the split on disk."""
     spec = models.spec(NAME)
     images = data.read_class_folders(config.data_dir, spec, FOLDERS)
     images = data.without_contradictions(images)
     write(config, config.out_dir / "config.json")
     parts = data.split(images, config.seed, config.test_share, config.validation_share)
     data.write_split(config.out_dir / "split.csv", images, parts)
-    train, validation = images.take(parts["train"]), images.take(parts["validation"])
+    return images.take(parts["train"]), images.take(parts["validation"])
+
+
+def _fit(
+    config: TrainConfig, train: data.LabelledImages, validation: data.LabelledImages
+) -> Fitted:
     lightning.seed_everything(config.seed, verbose=False)
     module = CellClassifier(
         BloodCellNet(width=config.width),
@@ -86,15 +114,7 @@ def main(config: TrainConfig) -> None:
         config.first_side,
         config.small_share,
     )
-    fitted = fit_classifier(module, with_kinds(train), validation, config.out_dir)
-    network = cast(BloodCellNet, fitted.network)
-    network.views = config.views
-    shipment = shipping.Shipment(
-        spec, train, validation, config.data_dir, config.out_dir, config.foreign_dir, FOLDERS
-    )
-    folder = shipping.ship_classifier(fitted, shipment)
-    if config.install:
-        shipping.install(folder, NAME)
+    return fit_classifier(module, with_kinds(train), validation, config.out_dir)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +16,9 @@ from training.classification import ship as shipping
 from training.classification.augment import Augment
 from training.classification.fit import Classifier, fit_classifier
 from training.core.config import FitConfig, Setting, TrainPrecision, run, write
+from training.core.fit import Fitted
 
-__all__ = ["NAME", "TrainConfig", "main"]
+__all__ = ["NAME", "TrainConfig", "main", "prepare_training"]
 
 NAME = "mednist"
 
@@ -48,23 +50,42 @@ class TrainConfig(FitConfig):
 
 def main(config: TrainConfig) -> None:
     """Read, split, fit, then export and report on the best weights."""
+    train, validation = _read(config)
+    fitted = _fit(config, train, validation)
     spec = models.spec(NAME, config.variant)
-    images = data.read_class_folders(config.data_dir, spec)
-    write(config, config.out_dir / "config.json")
-    parts = data.split(images, config.seed)
-    data.write_split(config.out_dir / "split.csv", images, parts)
-    train, validation = images.take(parts["train"]), images.take(parts["validation"])
-    lightning.seed_everything(config.seed, verbose=False)
-    shape = {"in_channels": spec.input.channels, "classes": len(spec.labels)}
-    network = models.build(NAME, config.network, width=config.width, **shape)
-    module = Classifier(network, config, Augment(), config.label_smoothing)
-    fitted = fit_classifier(module, train, validation, config.out_dir)
     shipment = shipping.Shipment(
         spec, train, validation, config.data_dir, config.out_dir, config.foreign_dir,
     )  # fmt: skip
     folder = shipping.ship_classifier(fitted, shipment)
     if config.install:
         shipping.install(folder, NAME, config.variant)
+
+
+def prepare_training(config: TrainConfig) -> Callable[[TrainConfig], Fitted]:
+    """Read the data once, and return what trains a network on them by other settings."""
+    train, validation = _read(config)
+    return lambda settings: _fit(settings, train, validation)
+
+
+def _read(config: TrainConfig) -> tuple[data.LabelledImages, data.LabelledImages]:
+    """Read and split the images; train and validation, and the split on disk."""
+    spec = models.spec(NAME, config.variant)
+    images = data.read_class_folders(config.data_dir, spec)
+    write(config, config.out_dir / "config.json")
+    parts = data.split(images, config.seed)
+    data.write_split(config.out_dir / "split.csv", images, parts)
+    return images.take(parts["train"]), images.take(parts["validation"])
+
+
+def _fit(
+    config: TrainConfig, train: data.LabelledImages, validation: data.LabelledImages
+) -> Fitted:
+    spec = models.spec(NAME, config.variant)
+    lightning.seed_everything(config.seed, verbose=False)
+    shape = {"in_channels": spec.input.channels, "classes": len(spec.labels)}
+    network = models.build(NAME, config.network, width=config.width, **shape)
+    module = Classifier(network, config, Augment(), config.label_smoothing)
+    return fit_classifier(module, train, validation, config.out_dir)
 
 
 if __name__ == "__main__":

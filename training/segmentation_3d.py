@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Annotated
 
 from training.core.config import Setting, run
-from training.volumes.train import VolumesConfig, train
+from training.volumes.train import VolumesConfig, prepare_training, train
 
-__all__ = ["NAME", "TrainConfig", "main"]
+__all__ = ["NAME", "TrainConfig", "main", "prepare_training"]
 
 NAME = "segmentation_3d"
 

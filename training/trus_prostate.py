@@ -42,14 +42,21 @@ from training.core.split import Split, write_split
 from training.frames import fold_table
 from training.frames.compare import CompareConfig, compare
 from training.frames.config import FrameConfig
-from training.frames.data import LoadedFrame, find_frames, load_frames, mask_shares, split_frames
+from training.frames.data import (
+    FrameCase,
+    LoadedFrame,
+    find_frames,
+    load_frames,
+    mask_shares,
+    split_frames,
+)
 from training.frames.evaluation import evaluate_frames
 from training.frames.fit import fit_frames
 from training.frames.module import SCORE, FrameSegmenter
 from training.frames.sheets import SheetsConfig, write_sheets
 from training.frames.ship import Shipment, install, ship
 
-__all__ = ["NAME", "TrainConfig", "main", "run_command"]
+__all__ = ["NAME", "TrainConfig", "main", "prepare_training", "run_command"]
 
 _log = logging.getLogger(__name__)
 
@@ -79,10 +86,49 @@ class TrainConfig(FrameConfig):
     variant: Annotated[str, Setting("of the room that --install writes; empty: the room")] = ""
 
 
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """The frames of a training: those that it uses are in memory."""
+
+    pipeline: FramePipeline
+    cases: Sequence[FrameCase]
+    split: Split
+    loaded: dict[str, LoadedFrame]
+
+
 def main(config: TrainConfig) -> None:
     """Read, split, fit every member, then export and report."""
-    model_config = config.model_config or models.room(NAME, config.variant) / CONFIG
-    pipeline = FramePipeline(ModelSpec.from_file(model_config))
+    read = _read(config)
+    members = [_train_member(config, member, read) for member in range(config.members)]
+    fold_table.write(config.out_dir, read.pipeline, members, read.split, read.cases)
+    if not config.ensemble:
+        members = [max(members, key=lambda each: each.score)]
+    shipment = Shipment(
+        read.pipeline, members, list(read.loaded.values()), _model_config(config),
+        config.out_dir, config.fp16_weights,
+    )  # fmt: skip
+    folder = ship(shipment, config.threads)
+    described = _report(config, read.pipeline.spec, folder, read.split)
+    require_agreement(
+        {each["engine"]: 1.0 - each["differing"] / each["pixels"] for each in described["parity"]}
+    )
+    if config.install:
+        install(folder, config.out_dir, NAME, config.variant)
+
+
+def prepare_training(config: TrainConfig) -> Callable[[TrainConfig], Fitted]:
+    """Read the data once, and return what trains a network on them by other settings."""
+    read = _read(config)
+    return lambda settings: _train_member(settings, 0, read)
+
+
+def _model_config(config: TrainConfig) -> Path:
+    return config.model_config or models.room(NAME, config.variant) / CONFIG
+
+
+def _read(config: TrainConfig) -> _Read:
+    """Read and split the frames, and write what the training will say of itself."""
+    pipeline = FramePipeline(ModelSpec.from_file(_model_config(config)))
     _check_sides(pipeline)
     cases = find_frames(require_folder(config.data_dir, "--data-dir"))
     split = split_frames(cases, mask_shares(cases), config.folds, config.test_share, config.seed)
@@ -93,22 +139,7 @@ def main(config: TrainConfig) -> None:
     write_split(config.out_dir / "split.csv", split)
     used = [case for case in cases if case.name not in split.test]
     loaded = {frame.case.name: frame for frame in load_frames(used, pipeline)}
-    members = [
-        _train_member(config, member, pipeline, split, loaded) for member in range(config.members)
-    ]
-    fold_table.write(config.out_dir, pipeline, members, split, cases)
-    if not config.ensemble:
-        members = [max(members, key=lambda each: each.score)]
-    shipment = Shipment(
-        pipeline, members, list(loaded.values()), model_config, config.out_dir, config.fp16_weights
-    )
-    folder = ship(shipment, config.threads)
-    described = _report(config, pipeline.spec, folder, split)
-    require_agreement(
-        {each["engine"]: 1.0 - each["differing"] / each["pixels"] for each in described["parity"]}
-    )
-    if config.install:
-        install(folder, config.out_dir, NAME, config.variant)
+    return _Read(pipeline, cases, split, loaded)
 
 
 def _report(config: TrainConfig, spec: ModelSpec, folder: Path, split: Split) -> dict[str, Any]:
@@ -136,13 +167,7 @@ def _check_sides(pipeline: FramePipeline) -> None:
         )
 
 
-def _train_member(
-    config: TrainConfig,
-    member: int,
-    pipeline: FramePipeline,
-    split: Split,
-    loaded: dict[str, LoadedFrame],
-) -> Fitted:
+def _train_member(config: TrainConfig, member: int, read: _Read) -> Fitted:
     """Train one network on all folds but its own; a finished one is read instead."""
     folder = config.out_dir / f"member_{member}"
     last = folder / "checkpoints" / "last.ckpt"
@@ -150,27 +175,25 @@ def _train_member(
     config = dataclasses.replace(config, seed=config.seed + member, resume=started)
     lightning.seed_everything(config.seed, verbose=False)
     network = build(
-        config.network, pipeline.spec.input.channels, len(pipeline.spec.labels), config.encoder,
-        config.size, config.dropout,
+        config.network, read.pipeline.spec.input.channels, len(read.pipeline.spec.labels),
+        config.encoder, config.size, config.dropout,
     )  # fmt: skip
     if config.encoder_weights is not None and not started:
         fitted = load_encoder(network, config.encoder_weights)
         _log.info("%d tensors of the encoder from %s", fitted, config.encoder_weights)
-    module = FrameSegmenter(network, config, pipeline.frame.threshold)
+    module = FrameSegmenter(network, config, read.pipeline.frame.threshold)
     if started and int(torch.load(last, weights_only=True)["epoch"]) + 1 >= config.epochs:
         return load_best(module, folder / "checkpoints" / "best.ckpt", SCORE)
-    parts = split.parts(member)
-    return fit_frames(
-        module,
-        [loaded[name] for name in parts["train"]],
-        [loaded[name] for name in parts["validation"]],
-        folder,
+    train, validation = (
+        [read.loaded[name] for name in read.split.parts(member)[part]]
+        for part in ("train", "validation")
     )
+    return fit_frames(module, train, validation, folder)
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "simulate": lambda flags: run(simulate_set, SimulateConfig, flags),
-    "prepare": lambda flags: run(prepare, PrepareConfig, flags),
+    "prepare_training": lambda flags: run(prepare, PrepareConfig, flags),
     "annotate": lambda flags: run(annotate, AnnotateConfig, flags),
     "import": lambda flags: run(import_annotations, ImportConfig, flags),
     "sheets": lambda flags: run(write_sheets, SheetsConfig, flags),

@@ -22,6 +22,7 @@ from typing import Any
 
 from medserve import __version__
 from medserve.archive.read import CARD, MANIFEST, TORCHSERVE_MANIFEST, intact_archive
+from medserve.archive.reference import REFERENCE
 from medserve.archive.requirements import reachable_files, required_distributions
 from medserve.errors import ArchiveError, ConfigError, UnknownModelError
 from medserve.spec import ModelSpec
@@ -49,8 +50,9 @@ _TRAVELLING = (
     "inference",
 )
 _WEIGHTS = ("model.onnx", "model.pt", "golden_output.npz", "metrics.json")
-# What a room may have beside them; its handler refuses to serve without what it needs.
-_FURTHER_WEIGHTS = ("fingerprints.npz",)
+# What a room may have beside them; its handler refuses to serve without what it needs, and without
+# a reference the gateway tells no drift.
+_FURTHER_WEIGHTS = ("fingerprints.npz", REFERENCE)
 _RECORDED = ("torch", "torchserve", "torch-model-archiver")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can name
 

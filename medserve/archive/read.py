@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
+from medserve.archive.reference import REFERENCE, Reference
 from medserve.archive.steady_file import SteadyFile, open_steadily
 from medserve.archive.trust import Trust
 from medserve.errors import ArchiveError, ConfigError
@@ -27,6 +28,7 @@ from medserve.spec import ModelSpec
 __all__ = [
     "CARD",
     "MANIFEST",
+    "NETWORK",
     "TORCHSERVE_MANIFEST",
     "ArchiveInfo",
     "Member",
@@ -39,6 +41,7 @@ __all__ = [
 MANIFEST = "medserve-manifest.json"
 TORCHSERVE_MANIFEST = "MAR-INF/MANIFEST.json"
 CARD = "MODEL_CARD.md"
+NETWORK = "model.onnx"
 _CONFIG = "model-config.yaml"
 _FORMAT = 1
 _MAX_MEMBERS = 10_000
@@ -81,6 +84,7 @@ class ArchiveInfo:
     card: str
     members: tuple[Member, ...]
     problems: tuple[str, ...]
+    reference: Reference | None = None  # answers on held-out data, where the archive has them
     signed_by: str = ""  # fingerprint of the trusted key; "" where no signature was asked for
 
     @property
@@ -168,6 +172,11 @@ def _inspect(archive: zipfile.ZipFile, file: SteadyFile, path: Path) -> ArchiveI
     problems += _check_torchserve(archive, entries, spec, path)
     if (spec.name, spec.version) != (manifest["name"], manifest["version"]):
         problems.append(f"{_CONFIG} and {MANIFEST} name different models or versions")
+    reference = _reference(archive, entries, path)
+    if reference is not None and reference.network != found.get(NETWORK):
+        problems.append(
+            f"{REFERENCE} is of another network; make it anew with `medserve sketch`, or remove it"
+        )
     return ArchiveInfo(
         path=path,
         size_bytes=file.size_bytes,
@@ -181,6 +190,7 @@ def _inspect(archive: zipfile.ZipFile, file: SteadyFile, path: Path) -> ArchiveI
         card=_read(archive, entries, CARD, path).decode("utf-8", "replace"),
         members=members,
         problems=tuple(problems),
+        reference=reference,
     )
 
 
@@ -310,6 +320,14 @@ def _spec(
     return spec
 
 
+def _reference(
+    archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], path: Path
+) -> Reference | None:
+    if REFERENCE not in entries:
+        return None
+    return Reference.decode(_read(archive, entries, REFERENCE, path), str(path))
+
+
 def _refuse_bombs(raw: bytes) -> None:
     """YAML can ask for far more time and memory than it has bytes."""
     if len(raw) > _MAX_YAML_BYTES or raw.count(b"[") + raw.count(b"{") > _MAX_YAML_BRACKETS:
@@ -331,7 +349,7 @@ def _check_torchserve(
         "modelName": spec.name,
         "modelVersion": spec.version,
         "handler": f"{spec.name}.py",
-        "serializedFile": "model.onnx",
+        "serializedFile": NETWORK,
         "configFile": _CONFIG,
         "requirementsFile": "requirements.txt",
     }

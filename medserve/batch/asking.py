@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from medserve.batch.inputs import Content
 from medserve.client import (
     Classification,
     ClassificationOptions,
@@ -48,12 +49,14 @@ class Target:
         version: Its version.
         archive_digest: Of the archive that answers now.
         task: Its kind of work.
+        channels: Names of the images that make one case; empty where it sees one.
     """
 
     model: str
     version: str
     archive_digest: str
     task: Task
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,7 @@ class Asker(Protocol):
     def target(self) -> Target:
         """The model."""
 
-    def ask(self, inputs: Sequence[bytes], params: Mapping[str, Any]) -> Sequence[Outcome]:
+    def ask(self, inputs: Sequence[Content], params: Mapping[str, Any]) -> Sequence[Outcome]:
         """Return one outcome an input, in order; one input at a time but for classifiers.
 
         Raises:
@@ -110,17 +113,18 @@ class ServerAsker:
             if each.name == model and wanted:
                 if each.task is None or each.task is Task.GENERATION:
                     raise ConfigError(f"{model}: expected a model that answers studies")
-                return Target(model, each.version, each.archive_digest, each.task)
+                return Target(model, each.version, each.archive_digest, each.task, each.channels)
         raise UnknownModelError(
             f"the gateway has no model {model}; `medserve models` lists what it has"
         )
 
-    def ask(self, inputs: Sequence[bytes], params: Mapping[str, Any]) -> Sequence[Outcome]:
+    def ask(self, inputs: Sequence[Content], params: Mapping[str, Any]) -> Sequence[Outcome]:
         """Ask in one packed call for images, and in one call for anything else."""
         model, version = self._target.model, self._version
         if self._target.task is Task.CLASSIFICATION:
             asked = ClassificationOptions.from_params(params)
-            found = self._client.classify(model, inputs, options=asked, version=version)
+            images = [each for each in inputs if isinstance(each, bytes)]
+            found = self._client.classify(model, images, options=asked, version=version)
             return [
                 answer_of(each.outcome, each.provenance)
                 if isinstance(each.outcome, Classification)
@@ -133,6 +137,7 @@ class ServerAsker:
             volume = VolumeOptions.from_params(params)
             result = self._client.segment(model, content, options=volume, version=version)
         else:
+            assert isinstance(content, bytes)  # only models of volumes see several images
             frames = FrameOptions.from_params(params)
             result = self._client.segment_frame(model, content, options=frames, version=version)
         return [answer_of(result, result.provenance)]

@@ -25,6 +25,7 @@ from ray.exceptions import RayError
 
 from medserve.archive.trust import Trust
 from medserve.batch.asking import Target
+from medserve.batch.inputs import Content
 from medserve.batch.local import calls_of, of_shard
 from medserve.batch.processes import ArchiveAsker
 from medserve.batch.receipts import BatchFolder, Receipt
@@ -39,7 +40,12 @@ _LISTING_CPUS = 0.1  # mostly waits for disks
 _ACTOR_CPUS = 0.8  # the rest of a core lists and reads
 _CALLS_PER_ACTOR = 3  # one is worked on; the others are read, or write receipts
 _SCHEMA = arrow.schema(
-    [("content", arrow.large_binary()), ("draft", arrow.binary()), ("became", arrow.string())]
+    [
+        ("names", arrow.list_(arrow.string())),  # of the images of a case; "" of a single one
+        ("contents", arrow.list_(arrow.large_binary())),
+        ("draft", arrow.binary()),
+        ("became", arrow.string()),
+    ]
 )
 
 
@@ -109,7 +115,9 @@ class ClusterRun:
     def studies(self, part: int, parts: int) -> Iterator[Study]:
         """Give the studies of one of the parts in which they are listed."""
         own = Shard(self.shard.index + self.shard.count * part, self.shard.count * parts)
-        return of_shard(list_studies(self.batch, self.target.task, without=self.out), own)
+        target = self.target
+        studies = list_studies(self.batch, target.task, channels=target.channels, without=self.out)
+        return of_shard(studies, own)
 
     def read(self, part: int, parts: int) -> Iterator[arrow.Table]:
         """Give the studies of one part with their bytes, as tables of a call each."""
@@ -117,14 +125,19 @@ class ClusterRun:
         became: Counter[Became] = Counter()
         begun = (reading.begin(study) for study in self.studies(part, parts))
         for call in calls_of(begun, became, self.per_call, _CALL_BYTES):
-            yield arrow.Table.from_pylist(
-                [
-                    {"content": sent.content, "draft": msgspec.json.encode(sent.draft)}
-                    for sent in call
-                ],
-                _SCHEMA,
-            )
+            yield arrow.Table.from_pylist([_row(sent) for sent in call], _SCHEMA)
         yield arrow.Table.from_pylist([{"became": each} for each in became.elements()], _SCHEMA)
+
+
+def _row(sent: Sent) -> dict[str, Any]:
+    images = {"": sent.content} if isinstance(sent.content, bytes) else sent.content
+    draft = msgspec.json.encode(sent.draft)
+    return {"names": [*images], "contents": [*images.values()], "draft": draft}
+
+
+def _content(row: Mapping[str, Any]) -> Content:
+    images: dict[str, bytes] = dict(zip(row["names"], row["contents"], strict=True))
+    return images.get("", images)
 
 
 class _Reader(ray.data.Datasource):
@@ -165,14 +178,14 @@ class _Actor:
         """Answer the studies of a call; the rows of others pass through."""
         became: list[str | None] = rows.column("became").to_pylist()
         asked: list[tuple[int, Sent]] = []
-        for place, row in enumerate(rows.select(["content", "draft"]).to_pylist()):
+        for place, row in enumerate(rows.drop_columns(["became"]).to_pylist()):
             if became[place] is not None:
                 continue
             draft = msgspec.json.decode(row["draft"], type=Receipt)
             if self._is_done(draft):
                 became[place] = Became.ANSWERED
             else:
-                asked.append((place, Sent(Study(draft.id, draft.source), row["content"], draft)))
+                asked.append((place, Sent(Study(draft.id, draft.source), _content(row), draft)))
         found = self._answering.finish([sent for _, sent in asked])
         for (place, _), outcome in zip(asked, found, strict=True):
             became[place] = outcome

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import glob
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from medserve.batch.stores import read_url, stamp_of_url, unreadable
-from medserve.batch.studies import is_remote
+from medserve.batch.studies import Study, is_remote
 from medserve.client import Limits
 from medserve.client.inputs import files_below, read, zip_files
-from medserve.errors import InvalidRequestError
+from medserve.errors import InvalidRequestError, PayloadTooLargeError
 
-__all__ = ["Input", "read_input", "stamp_of"]
+__all__ = ["Content", "Input", "read_input", "stamp_of"]
 
 _WILD = frozenset("*?[")
+
+
+# The bytes of a file or the zip of a series; of a case of several images, each by its name.
+Content = bytes | Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -24,37 +30,72 @@ class Input:
     """What is sent of a study.
 
     Attributes:
-        content: The bytes of a file, or the zip of a series.
+        content: Its bytes.
         stamp: Sizes and times of its files when they were read.
     """
 
-    content: bytes = field(repr=False)
+    content: Content = field(repr=False)
     stamp: str
 
+    @property
+    def size_bytes(self) -> int:
+        """The number of its bytes."""
+        return (
+            len(self.content)
+            if isinstance(self.content, bytes)
+            else sum(map(len, self.content.values()))
+        )
 
-def read_input(source: str, limits: Limits) -> Input:
-    """Read a file, a folder with one series, the files of a glob, or a URL.
+    @property
+    def sha256(self) -> str:
+        """The digest of its bytes; of several images that of their names and digests."""
+        if isinstance(self.content, bytes):
+            return hashlib.sha256(self.content).hexdigest()
+        each = {name: hashlib.sha256(image).hexdigest() for name, image in self.content.items()}
+        return hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest()
+
+
+def read_input(study: Study, limits: Limits) -> Input:
+    """Read each image of a study: a file, a folder with one series, files of a glob, or a URL.
 
     Raises:
         UnreadableInputError: it is not there, cannot be read, or changed meanwhile.
         PayloadTooLargeError: over the limit of one message.
     """
-    stamp = stamp_of(source)
+    stamp = stamp_of(study)
+    if not study.images:
+        found = Input(_read_one(study.source, limits), stamp)
+    else:
+        images = {name: _read_one(source, limits) for name, source in study.images.items()}
+        found = Input(images, stamp)
+    if found.size_bytes > limits.message_bytes:
+        raise PayloadTooLargeError(
+            f"expected images of at most {limits.message_bytes} bytes together, got "
+            f"{found.size_bytes}; send smaller ones"
+        )
+    if stamp_of(study) != stamp:
+        raise unreadable("was written to while it was read")
+    return found
+
+
+def _read_one(source: str, limits: Limits) -> bytes:
     try:
-        content = read_url(source, limits) if is_remote(source) else _read(source, limits)
+        return read_url(source, limits) if is_remote(source) else _read(source, limits)
     except InvalidRequestError as error:  # the file vanished, or belongs to somebody else
         raise unreadable("cannot be opened, or the folder holds no file") from error
-    if stamp_of(source) != stamp:
-        raise unreadable("was written to while it was read")
-    return Input(content, stamp)
 
 
-def stamp_of(source: str) -> str:
-    """Return size, newest time of change and number of the files of a study.
+def stamp_of(study: Study) -> str:
+    """Return size, newest time of change and number of the files of a study, for each image.
 
     Raises:
         UnreadableInputError: it is not there or may not be looked at.
     """
+    stamps = [_stamp_of_one(source) for source in study.images.values() or (study.source,)]
+    return " ".join(stamps) if all(stamps) else ""
+
+
+def _stamp_of_one(source: str) -> str:
     if is_remote(source):
         return stamp_of_url(source)
     try:

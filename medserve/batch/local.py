@@ -74,11 +74,11 @@ def calls_of(
         if isinstance(each, Became):
             became[each] += 1
             continue
-        if call and (len(call) == per_call or size + len(each.content) > call_bytes):
+        if call and (len(call) == per_call or size + each.draft.size_bytes > call_bytes):
             yield call
             call, size = [], 0
         call.append(each)
-        size += len(each.content)
+        size += each.draft.size_bytes
     if call:
         yield call
 

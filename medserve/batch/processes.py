@@ -19,6 +19,7 @@ from medserve.archive.trust import Trust
 from medserve.archive.unpack import unpack_archive
 from medserve.batch import worker
 from medserve.batch.asking import Outcome, Target, answer_of
+from medserve.batch.inputs import Content
 from medserve.cores import available_cores
 from medserve.errors import (
     ConfigError,
@@ -93,7 +94,7 @@ class ArchiveAsker:
         """The model of the archive."""
         return self._target
 
-    def ask(self, inputs: Sequence[bytes], params: Mapping[str, Any]) -> Sequence[Outcome]:
+    def ask(self, inputs: Sequence[Content], params: Mapping[str, Any]) -> Sequence[Outcome]:
         """Ask the next free worker; one that is lost is started anew."""
         worker = self._free.get()
         try:
@@ -110,24 +111,30 @@ class ArchiveAsker:
             self._folder.remove()
 
     def _ask(
-        self, worker: _Worker, inputs: Sequence[bytes], params: Mapping[str, Any]
+        self, worker: _Worker, inputs: Sequence[Content], params: Mapping[str, Any]
     ) -> Sequence[Outcome]:
         task = self._target.task
         if task is Task.CLASSIFICATION:
             asked = ClassificationOptions.from_params(params)
-            step = EXPLAINED_PER_CALL if asked.explain else len(inputs)
+            images = [each for each in inputs if isinstance(each, bytes)]
+            step = EXPLAINED_PER_CALL if asked.explain else len(images)
             found: list[Outcome] = []
-            for first in range(0, len(inputs), step):
-                found += self._classify(worker, inputs[first : first + step], asked)
+            for first in range(0, len(images), step):
+                found += self._classify(worker, images[first : first + step], asked)
             return found
         [content] = inputs
+        files = (
+            {"data": content}
+            if isinstance(content, bytes)
+            else {f"data.{name}": image for name, image in content.items()}
+        )
         result: VolumeResult | FrameResult
         if task is Task.VOLUMES:
             wanted = VolumeOptions.from_params(params).in_json().to_params()
-            result = VolumeResult.decode(worker.ask({"data": content}, wanted, self._timeout_s))
+            result = VolumeResult.decode(worker.ask(files, wanted, self._timeout_s))
         else:
             wanted = FrameOptions.from_params(params).in_json().to_params()
-            result = FrameResult.decode(worker.ask({"data": content}, wanted, self._timeout_s))
+            result = FrameResult.decode(worker.ask(files, wanted, self._timeout_s))
         return [answer_of(result, result.provenance)]
 
     def _classify(
@@ -157,7 +164,9 @@ def archive_target(info: ArchiveInfo) -> Target:
     """Return the model of an archive; ConfigError where it answers no studies."""
     if info.spec.task is Task.GENERATION:
         raise ConfigError(f"{info.name}: expected a model that answers studies, got a sampler")
-    return Target(info.name, info.version, info.digest, info.spec.task)
+    volume = info.spec.volume
+    channels = tuple(volume.channels) if volume is not None else ()
+    return Target(info.name, info.version, info.digest, info.spec.task, channels)
 
 
 class _Worker:

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from medserve.errors import ConfigError
 from medserve.imaging.codecs.dicom_file import is_dicom, is_directory
 from medserve.spec import Task
+from medserve.tasks.volumes import case_and_number
 
 __all__ = ["Shard", "Study", "is_remote", "list_studies", "study_key"]
 
@@ -32,7 +33,10 @@ class Study:
 
     Attributes:
         id: Its name in the batch; two studies of a batch never share one.
-        source: Path of a file or folder, glob of the files of a series, or URL.
+        source: Path of a file or folder, glob of the files of a series, or URL; all of them in a
+            line where there are several.
+        images: Sources of the images of one case by their names or numbers, for a model that sees
+            several; empty where `source` is the only one.
         options: What the manifest asks for this study, over what is asked for all.
         problem: Why the row of the manifest cannot be used; empty where it can.
     """
@@ -41,6 +45,14 @@ class Study:
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+    images: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_images(
+        cls, study_id: str, images: Mapping[str, str], options: Mapping[str, Any], problem: str = ""
+    ) -> Study:
+        """Return a study of several images of one case."""
+        return cls(study_id, ", ".join(images.values()), options, problem, images)
 
     @property
     def key(self) -> str:
@@ -80,7 +92,9 @@ def is_remote(source: str) -> bool:
     return "://" in source
 
 
-def list_studies(batch: Path, task: Task, *, without: Path | None = None) -> Iterator[Study]:
+def list_studies(
+    batch: Path, task: Task, *, channels: Sequence[str] = (), without: Path | None = None
+) -> Iterator[Study]:
     """Give the studies of a manifest or a folder, in no particular order.
 
     Args:
@@ -88,6 +102,9 @@ def list_studies(batch: Path, task: Task, *, without: Path | None = None) -> Ite
             `options`), or a folder: every file in and below it is a study, but for a model of
             volumes a folder with DICOM images is one.
         task: The model's.
+        channels: Names of the images of a case, where the model sees several: columns of a
+            manifest, in the place of `path`. In a folder `case_0000.nii.gz`, `case_0001.nii.gz`
+            and so on are one study.
         without: A folder that is left out, where the answers go.
 
     Raises:
@@ -96,7 +113,7 @@ def list_studies(batch: Path, task: Task, *, without: Path | None = None) -> Ite
     """
     if batch.is_dir():
         excluded = None if without is None else without.resolve()
-        return _in_folder(batch, batch.resolve(), task, excluded)
+        return _in_folder(_Folder(batch, batch.resolve(), task, bool(channels), excluded))
     if not batch.is_file():
         raise ConfigError(f"expected a manifest or a folder, got {batch}, which does not exist")
     readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
@@ -104,24 +121,35 @@ def list_studies(batch: Path, task: Task, *, without: Path | None = None) -> Ite
         raise ConfigError(
             f"expected a manifest that ends in {', '.join(readers)}, or a folder, got {batch}"
         )
-    rows = readers[batch.suffix.lower()](batch)
+    rows = readers[batch.suffix.lower()](batch, channels)
     folder = str(batch.parent)
-    return (_study(number, row, folder) for number, row in enumerate(rows, 1))
+    return (_study(number, row, folder, channels) for number, row in enumerate(rows, 1))
 
 
-def _study(number: int, row: Mapping[str, Any] | str, folder: str) -> Study:
+def _study(
+    number: int, row: Mapping[str, Any] | str, folder: str, channels: Sequence[str]
+) -> Study:
     """Return the study of a row; a row that cannot be used is one with a problem."""
     if isinstance(row, str):
         return Study(f"row {number}", "", problem=row)
     source, given = row.get("path"), row.get("id")
-    if not isinstance(source, str) or not source or "\0" in source:
+    images = {name: row[name] for name in channels if row.get(name) not in (None, "")}
+    sources = images if source in (None, "") else {**images, "": source}
+    fits = len(sources) == (len(channels) if images else 1)
+    if not fits or not all(isinstance(each, str) and "\0" not in each for each in sources.values()):
         name = f"row {number}" if given in (None, "") else str(given)
-        return Study(name, "", problem="expected a path in this row of the manifest, got none")
-    name = source if given in (None, "") else str(given)
+        wanted = "a path" if not images else f"a path for each of {', '.join(channels)} alone"
+        problem = f"expected {wanted} in this row of the manifest, got something else"
+        return Study(name, "", problem=problem)
+    name = next(iter(sources.values())) if given in (None, "") else str(given)
     options, problem = _options(row.get("options"))
-    if not is_remote(source):
-        source = os.path.join(folder, source)
-    return Study(name, source, options, problem)
+    found = {
+        each: path if is_remote(path) else os.path.join(folder, path)
+        for each, path in sources.items()
+    }
+    if images:
+        return Study.of_images(name, found, options, problem)
+    return Study(name, found[""], options, problem)
 
 
 def _options(value: object) -> tuple[Mapping[str, Any], str]:
@@ -137,17 +165,17 @@ def _options(value: object) -> tuple[Mapping[str, Any], str]:
     return {key: each for key, each in value.items() if each is not None}, ""
 
 
-def _csv_rows(manifest: Path) -> Iterator[Mapping[str, Any]]:
+def _csv_rows(manifest: Path, channels: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     with manifest.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         table = csv.DictReader(file)
         try:
-            _need_path(table.fieldnames or (), manifest)
+            _need_path(table.fieldnames or (), manifest, channels)
             yield from table
         except csv.Error as error:
             raise ConfigError(f"{manifest}: line {table.line_num}: {error}") from error
 
 
-def _json_rows(manifest: Path) -> Iterator[Mapping[str, Any] | str]:
+def _json_rows(manifest: Path, _: Sequence[str]) -> Iterator[Mapping[str, Any] | str]:
     with manifest.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for line in file:
             if not line.strip():
@@ -159,7 +187,7 @@ def _json_rows(manifest: Path) -> Iterator[Mapping[str, Any] | str]:
             yield row if isinstance(row, dict) else "expected a JSON object in this line, got none"
 
 
-def _parquet_rows(manifest: Path) -> Iterator[Mapping[str, Any]]:
+def _parquet_rows(manifest: Path, channels: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
@@ -170,37 +198,58 @@ def _parquet_rows(manifest: Path) -> Iterator[Mapping[str, Any]]:
         ) from None
     try:
         with parquet.ParquetFile(manifest) as file:
-            _need_path(file.schema_arrow.names, manifest)
-            columns = [n for n in ("path", "id", "options") if n in file.schema_arrow.names]
+            _need_path(file.schema_arrow.names, manifest, channels)
+            wanted = ("path", "id", "options", *channels)
+            columns = [name for name in wanted if name in file.schema_arrow.names]
             for rows in file.iter_batches(_ROWS, columns=columns):
                 yield from rows.to_pylist()
     except arrow.ArrowException as error:
         raise ConfigError(f"{manifest}: expected a Parquet file, cannot read it as one") from error
 
 
-def _need_path(names: Any, manifest: Path) -> None:
-    if "path" not in names:
+def _need_path(names: Any, manifest: Path, channels: Sequence[str]) -> None:
+    if "path" not in names and not (channels and set(channels) <= set(names)):
+        other = f" (or the columns {', '.join(channels)})" if channels else ""
         raise ConfigError(
-            f"{manifest}: expected a column `path`, and optionally `id` and `options`; got "
+            f"{manifest}: expected a column `path`{other}, and optionally `id` and `options`; got "
             f"{', '.join(names) or 'nothing'}"
         )
 
 
-def _in_folder(root: Path, real: Path, task: Task, without: Path | None) -> Iterator[Study]:
+@dataclass(frozen=True)
+class _Folder:
+    """A folder that is walked; see `list_studies`."""
+
+    root: Path
+    real: Path
+    task: Task
+    grouped: bool
+    without: Path | None
+
+
+def _in_folder(walk: _Folder) -> Iterator[Study]:
     """Walk depth first; only the folders that are open at a time are held."""
-    waiting = [str(root)]
+    waiting = [str(walk.root)]
     while waiting:
         folder = waiting.pop()
-        if task is Task.VOLUMES and _is_series(folder):
-            name = os.path.relpath(folder, root)
-            yield Study(root.resolve().name if name == "." else name, folder)
+        if walk.task is Task.VOLUMES and _is_series(folder):
+            name = os.path.relpath(folder, walk.root)
+            yield Study(walk.real.name if name == "." else name, folder)
             continue
+        cases: dict[str, dict[str, str]] = {}  # the images of each, by number
         for entry in _entries(folder):
             if entry.is_dir(follow_symlinks=False):
-                if without is None or Path(entry.path).resolve() != without:
+                if walk.without is None or Path(entry.path).resolve() != walk.without:
                     waiting.append(entry.path)
-            elif _is_ours(entry, real):
-                yield Study(os.path.relpath(entry.path, root), entry.path)
+            elif _is_ours(entry, walk.real):
+                if walk.grouped and (numbered := case_and_number(entry.name)) is not None:
+                    case, number = numbered
+                    cases.setdefault(case, {})[str(number)] = entry.path
+                else:
+                    yield Study(os.path.relpath(entry.path, walk.root), entry.path)
+        for case, images in cases.items():
+            name = os.path.relpath(os.path.join(folder, case), walk.root)
+            yield Study.of_images(name, dict(sorted(images.items())), {})
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:

@@ -8,7 +8,6 @@ asked about.
 from __future__ import annotations
 
 import enum
-import hashlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import msgspec
 
 from medserve.batch.asking import Answer, Asker, Outcome, Target
-from medserve.batch.inputs import read_input, stamp_of
+from medserve.batch.inputs import Content, read_input, stamp_of
 from medserve.batch.receipts import BatchFolder, Receipt, text_of
 from medserve.batch.stores import UnreadableInputError
 from medserve.batch.studies import Study
@@ -64,7 +63,7 @@ class Sent:
     """A study whose bytes are at hand, and what its receipt will say of them."""
 
     study: Study
-    content: bytes = field(repr=False)
+    content: Content = field(repr=False)
     draft: Receipt
 
     @property
@@ -115,7 +114,7 @@ class Reading:
             OPTIONS[self.target.task].from_params(asked)
             if earlier is not None and self._covers(earlier, study, draft):
                 return _kept(earlier)
-            found = read_input(study.source, self.limits)
+            found = read_input(study, self.limits)
         except ConfigError:
             raise
         except MedserveError as error:
@@ -123,8 +122,8 @@ class Reading:
         draft = msgspec.structs.replace(
             draft,
             stamp=found.stamp,
-            sha256=hashlib.sha256(found.content).hexdigest(),
-            size_bytes=len(found.content),
+            sha256=found.sha256,
+            size_bytes=found.size_bytes,
         )
         if earlier is None or earlier.sha256 != draft.sha256 or not self._holds(earlier, draft):
             return Sent(study, found.content, draft)
@@ -135,7 +134,7 @@ class Reading:
         if not (earlier.stamp and self._holds(earlier, draft)):
             return False
         try:
-            return earlier.stamp == stamp_of(study.source)
+            return earlier.stamp == stamp_of(study)
         except UnreadableInputError:  # moved away after it was answered
             return earlier.status == "ok"
 

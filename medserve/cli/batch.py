@@ -26,7 +26,7 @@ from medserve.batch.local import LocalRun, of_shard
 from medserve.batch.processes import ArchiveAsker, archive_target
 from medserve.batch.receipts import BatchFolder, BatchHead
 from medserve.batch.report import Summary, write_report
-from medserve.batch.studies import Shard, list_studies
+from medserve.batch.studies import Shard, Study, list_studies
 from medserve.batch.work import Answering, Became, Reading
 from medserve.cli.connection import CaFile, TokenFile, connect
 from medserve.cli.options import add_options, read_options, task_options
@@ -189,9 +189,8 @@ def run(  # one parameter an option: the command line is the interface
             target = asker.target
             _check_name(target, model)
             local = _local(out, asker, given, calls, patience)
-            studies = of_shard(list_studies(source, target.task, without=out), part)
-            begin = partial(local.run, studies)
-        total = partial(_count, source, target.task, out, part)
+            begin = partial(local.run, of_shard(_studies(source, target, out), part))
+        total = partial(_count, source, target, out, part)
         with _told(progress, target.model, total) as tell:
             counts = _counted(begin(), tell)
     _end(out, counts, progress, with_report=shard is None)
@@ -294,8 +293,12 @@ def _local(
     )
 
 
-def _count(source: Path, task: Task, out: Path, part: Shard) -> int:
-    return sum(part.has(study.key) for study in list_studies(source, task, without=out))
+def _studies(source: Path, target: Target, out: Path) -> Iterator[Study]:
+    return list_studies(source, target.task, channels=target.channels, without=out)
+
+
+def _count(source: Path, target: Target, out: Path, part: Shard) -> int:
+    return sum(part.has(study.key) for study in _studies(source, target, out))
 
 
 def _counted(

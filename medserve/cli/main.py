@@ -45,6 +45,7 @@ _COMMANDS = {
     "init": "describing",
     "spec": "describing",
     "inspect": "package",
+    "sketch": "sketching",
     "keygen": "signing",
     "sign": "signing",
     "verify": "signing",

@@ -20,12 +20,13 @@ def worker_environment(
 ) -> dict[str, str]:
     """Return an environment without secrets and with thread counts, for a private folder.
 
-    PYTHONPATH is dropped: it would stand before the archive, whose own code has to win.
+    PYTHONPATH is dropped: it would stand before the archive, whose own code has to win. What
+    Python compiles of the archive is kept in the folder, for the workers after the first.
     """
     environment = {
         key: value
         for key, value in given.items()
-        if not _SECRET.search(key) and key != "PYTHONPATH"
+        if not _SECRET.search(key) and key not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
     }
     count = str(threads)
     return environment | {

@@ -257,7 +257,11 @@ class GatewayServer:
         settings = self.settings
         if settings.engine_kind == EngineKind.TORCHSERVE:
             return TorchServeEngine(settings.engine_access)
-        return DirectEngine(DirectConfig(settings.engine_threads, settings.limits.message_bytes))
+        return DirectEngine(
+            DirectConfig(
+                settings.engine_threads, settings.limits.message_bytes, settings.upload_dir
+            )
+        )
 
     async def _load(self, engine: DirectEngine) -> None:
         """Load all archives, and stay; ends with the reason where a model cannot be proven."""

@@ -47,12 +47,14 @@ class Limits:
     Attributes:
         in_flight: Calls of one model in the engine; 0: twice what its workers take at once.
         queue: Calls of one model that may wait for that; 0: the `jobQueueSize` of its archive.
+        gather: Files of single calls that travel to the engine together; 1: every call by itself.
         message_bytes: One request or answer.
         memory_bytes: All requests that are being received or worked on.
     """
 
     in_flight: int = 0
     queue: int = 0
+    gather: int = 32
     message_bytes: int = 64 * 2**20
     memory_bytes: int = 512 * 2**20
 
@@ -111,6 +113,7 @@ class GatewaySettings:
     memory_mb: Annotated[int, "All requests in memory at one time, MiB."] = 256
     in_flight: Annotated[int, "Calls of a model in the engine; 0: twice what it takes at once."] = 0
     queue: Annotated[int, "Calls of a model that wait; 0: the jobQueueSize of its archive."] = 0
+    gather: Annotated[int, "Files of single calls that go to a worker together; 1: none do."] = 32
     max_calls: Annotated[int, "gRPC calls at one time, waiting ones and streams included."] = 2000
     upload_timeout_s: Annotated[float, "Longest time for one request to arrive."] = 30.0
     look_s: Annotated[float, "Between two looks at the workers of the models."] = 1.0
@@ -133,6 +136,7 @@ class GatewaySettings:
         _check(1 <= self.max_message_mb <= 2047, "max_message_mb", "1 to 2047")
         _check(self.max_upload_mb >= 1, "max_upload_mb", "1 or more")
         _check(self.max_calls >= 1, "max_calls", "at least 1")
+        _check(1 <= self.gather <= 64, "gather", "1 to 64")
         _check((self.tls_cert is None) == (self.tls_key is None), "tls_key", "both or none")
         _check(self.client_ca is None or self.tls_cert is not None, "client_ca", "a tls_cert, too")
 
@@ -227,7 +231,13 @@ class GatewaySettings:
     def limits(self) -> Limits:
         """How much is taken on; one message always fits."""
         memory_mb = max(self.memory_mb, self.max_message_mb)
-        return Limits(self.in_flight, self.queue, self.max_message_mb * _MIB, memory_mb * _MIB)
+        return Limits(
+            in_flight=self.in_flight,
+            queue=self.queue,
+            gather=self.gather,
+            message_bytes=self.max_message_mb * _MIB,
+            memory_bytes=memory_mb * _MIB,
+        )
 
     @property
     def timing(self) -> Timing:

@@ -30,7 +30,7 @@ __all__ = [
 # nnU-Net's rule: the number of the channel stands behind the name of the case. A folder or archive
 # with a DICOM series may have such a name; slices of a series often have it and are no channels.
 _OF_A_CHANNEL = re.compile(
-    r"(.+)_([0-9]{4})(?:\.nii|\.nii\.gz|\.npy|\.zip|\.tar|\.tar\.gz|\.tgz)?", re.I
+    r"(.+)_([0-9]{4})(?:\.(?:nii|nii\.gz|nrrd|mha|mgh|mgz|npy|zip|tar|tar\.gz|tgz))?", re.I
 )
 
 Millimetres = Annotated[float, Meta(gt=0)]

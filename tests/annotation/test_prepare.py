@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as pillow
+from PIL import ImageDraw, ImageFont
 from pydicom import dcmread
 
 from annotation.manifest import read_grey, read_manifest
-from annotation.prepare import PrepareConfig, Prepared, prepare
+from annotation.prepare import UNDECIDED, WRITTEN, PrepareConfig, Prepared, prepare
 from medserve.errors import ConfigError
 from simulation.simulate import SimulatedFrame, SimulationConfig, simulate_cine
 from simulation.simulated_set import cine_dicom
 from tests import phantoms
 
 CONFIG = SimulationConfig(height=160, width=208)
+LARGE = SimulationConfig(height=320, width=416)
 SEEDS = (2, 4)
 
 
@@ -105,6 +107,52 @@ def test_writing_around_the_fan_is_black_and_tissue_as_it_was(
             assert (kept & lit & frame.fan).sum() > 0.97 * (lit & frame.fan).sum()
             assert (kept & lit & ~frame.fan).sum() < 0.02 * (lit & ~frame.fan).sum()
     assert found == sum(bool(frame.gland.any()) for frame in frames) == 2
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("grey", [255, 200])
+def test_letters_on_the_tissue_of_single_frames_are_counted(grey: int, tmp_path: Path) -> None:
+    frames = [frame for seed in range(3) for frame in simulate_cine(seed, 4, LARGE)]
+    _write_pictures(tmp_path / "raw", frames, grey)
+    result = prepare(PrepareConfig(tmp_path / "raw", tmp_path / "out"))
+    assert len(result.entries) == 12
+    assert all(entry.overlay_pixels >= 24 for entry in result.entries)
+    assert result.counts() == {WRITTEN: 12}
+    assert "seen in 12 frames; not decided for 0 frames" in result.writing()
+
+
+@pytest.mark.cpu
+def test_single_frames_without_letters_are_not_decided_and_listed(tmp_path: Path) -> None:
+    frames = simulate_cine(3, 4, LARGE)
+    _write_pictures(tmp_path / "raw", frames, grey=None)
+    result = prepare(PrepareConfig(tmp_path / "raw", tmp_path / "out"))
+    assert [entry.overlay_pixels for entry in result.entries] == [0] * 4
+    with (tmp_path / "out.notes.csv").open(newline="") as stream:
+        notes = list(csv.DictReader(stream))
+    assert {(note["file"], note["note"]) for note in notes} == {
+        (f"Doe/{number}.png", UNDECIDED) for number in range(4)
+    }
+    assert "not decided for 4 frames of 4 files" in result.writing()
+
+
+def _write_pictures(folder: Path, frames: list[SimulatedFrame], grey: int | None) -> None:
+    """Write each frame as a PNG, with a name across its middle where a grey is given."""
+    (folder / "Doe").mkdir(parents=True)
+    for number, frame in enumerate(frames):
+        picture = pillow.fromarray(frame.image)
+        if grey is not None:
+            rows, columns = np.nonzero(frame.fan)
+            place = (float(np.median(columns)) - 60, float(np.median(rows)))
+            font = ImageFont.load_default(18)
+            ImageDraw.Draw(picture).text(place, "J DOE 1961", fill=grey, font=font)
+        picture.save(folder / "Doe" / f"{number}.png")
+
+
+def test_a_loop_that_moves_is_decided(prepared: tuple[Path, Prepared]) -> None:
+    _, result = prepared
+    assert {file for file, _, why in result.notes if why == UNDECIDED} == {"Roe/0.png", "Roe/1.png"}
+    noted = {(file, frame) for file, frame, why in result.notes if why == WRITTEN}
+    assert len(noted) == sum(entry.overlay_pixels > 0 for entry in result.entries)
 
 
 def test_spacing_is_that_of_the_file(

@@ -1,4 +1,4 @@
-"""`medserve package` and `medserve inspect`."""
+"""`medserve package`, `inspect`, `sign` with its kind, and `sketch`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from medserve.archive.read import inspect_archive
+from medserve.archive.build import build_archive
+from medserve.archive.read import inspect_archive, verify_archive
+from medserve.batch.receipts import BatchFolder, BatchHead, Receipt
+from medserve.batch.studies import study_key
+from medserve.errors import ArchiveError
+from medserve.spec import Task
 from tests.archive.altered import repacked
-from tests.tiny_room import LABELS
+from tests.tiny_room import LABELS, make_checkout
 
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -74,7 +79,7 @@ def test_the_command_ends_with_2_and_one_line_for_what_is_no_archive(tmp_path: P
 def test_the_commands_make_keys_sign_and_verify(archive: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()
-    copy = shutil.copy(archive, store)
+    copy = str(shutil.copy(archive, store))
     assert run("keygen", "key.pem", folder=tmp_path).returncode == 0
     unsigned = run("verify", copy, "--trust", "key.pub.pem", folder=tmp_path)
     assert (unsigned.returncode, unsigned.stderr.count("\n")) == (1, 1)
@@ -85,3 +90,48 @@ def test_the_commands_make_keys_sign_and_verify(archive: Path, tmp_path: Path) -
     assert f"tiny 1.0  {inspect_archive(archive).digest}  signed by key" in verified.stdout
     without = run("verify", copy, folder=tmp_path)
     assert (without.returncode, "expected --trust KEYS.pem" in without.stderr) == (2, True)
+
+
+def test_a_sketch_needs_answers_of_the_archive(archive: Path, tmp_path: Path) -> None:
+    sketched(archive, tmp_path, "sha256:0", 200)
+    refused = run("sketch", "batch", str(archive), folder=tmp_path)
+    assert (refused.returncode, "another archive" in refused.stderr) == (2, True)
+
+
+def test_a_sketch_of_few_inputs_is_refused(archive: Path, tmp_path: Path) -> None:
+    sketched(archive, tmp_path, inspect_archive(archive).digest, 99)
+    refused = run("sketch", "batch", str(archive), folder=tmp_path)
+    assert (refused.returncode, "at least 100 answered inputs, got 99" in refused.stderr) == (
+        2,
+        True,
+    )
+
+
+def test_a_sketch_travels_in_the_archive_of_its_network_alone(
+    archive: Path, tmp_path: Path
+) -> None:
+    sketched(archive, tmp_path, inspect_archive(archive).digest, 200)
+    done = run("sketch", "batch", str(archive), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    checkout = make_checkout(tmp_path / "checkout")
+    weights = checkout / "models" / "tiny" / "weights"
+    shutil.copy(tmp_path / "reference.json", weights)
+    reference = verify_archive(build_archive("tiny", tmp_path / "store", checkout)).reference
+    assert reference is not None
+    assert reference.inputs == 200
+    assert reference.signals["novelty"]["dark"].count == 200
+    content = (weights / "reference.json").read_text(encoding="utf-8")
+    stale = content.replace(reference.network, "0" * 64)
+    (weights / "reference.json").write_text(stale, encoding="utf-8")
+    with pytest.raises(ArchiveError, match=r"reference\.json is of another network"):
+        build_archive("tiny", tmp_path / "store", checkout)
+
+
+def sketched(archive: Path, folder: Path, digest: str, count: int) -> None:
+    """Write the folder of a batch whose studies were all found dark."""
+    batch = BatchFolder(folder / "batch")
+    batch.open(BatchHead(model="tiny", task=Task.CLASSIFICATION))
+    for number in range(count):
+        answer = {"label": "dark", "probability": 0.9, "novelty": number / count}
+        key = study_key(str(number))
+        batch.store(Receipt(key=key, id=str(number), archive_digest=digest, answer=answer), {})

@@ -158,6 +158,14 @@ def test_the_environment_asks_for_signatures(
         verify_archive(signed)
 
 
+def test_trust_in_a_file_that_is_not_there_loads_nothing(
+    signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDSERVE_TRUST", str(tmp_path / "gone.pem"))
+    with pytest.raises(ConfigError, match=r"gone\.pem: expected a readable file"):
+        verify_archive(signed)
+
+
 @pytest.mark.parametrize(
     "door",
     [

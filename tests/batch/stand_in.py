@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medserve.batch.asking import Answer, Outcome, Target
+from medserve.batch.inputs import Content
 from medserve.batch.local import LocalRun, of_shard
 from medserve.batch.receipts import BatchFolder, BatchHead
 from medserve.batch.studies import Shard, list_studies
@@ -17,7 +18,7 @@ from medserve.errors import InvalidImageError, MedserveError
 from medserve.spec import Task
 from medserve.tasks.result import Provenance
 
-__all__ = ["DIGEST", "StandIn", "answer_to", "run_batch", "write_studies"]
+__all__ = ["DIGEST", "StandIn", "answer_to", "joined", "run_batch", "write_studies"]
 
 DIGEST = "sha256:" + "1" * 64
 
@@ -34,6 +35,7 @@ class StandIn:
 
     task: Task = Task.VOLUMES
     digest: str = DIGEST
+    channels: tuple[str, ...] = ()
     asked: list[bytes] = field(default_factory=list)
     errors: list[MedserveError | None] = field(default_factory=list)
     poison: tuple[bytes, MedserveError] | None = None
@@ -41,19 +43,26 @@ class StandIn:
     @property
     def target(self) -> Target:
         """The model that it stands for."""
-        return Target("stand_in", "1.0", self.digest, self.task)
+        return Target("stand_in", "1.0", self.digest, self.task, self.channels)
 
-    def ask(self, inputs: Sequence[bytes], params: Mapping[str, Any]) -> Sequence[Outcome]:
+    def ask(self, inputs: Sequence[Content], params: Mapping[str, Any]) -> Sequence[Outcome]:
         """Answer from the bytes alone."""
-        self.asked += inputs
+        self.asked += map(joined, inputs)
         if self.errors and (error := self.errors.pop(0)) is not None:
             raise error
         if self.poison is not None and self.poison[0] in inputs:
             raise self.poison[1]
-        return [answer_to(content, self.target) for content in inputs]
+        return [answer_to(joined(content), self.target) for content in inputs]
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def joined(content: Content) -> bytes:
+    """Return what is sent as one piece: of several images each behind its name."""
+    if isinstance(content, bytes):
+        return content
+    return b"; ".join(name.encode() + b": " + image for name, image in content.items())
 
 
 def answer_to(content: bytes, target: Target) -> Outcome:
@@ -94,7 +103,9 @@ def run_batch(
         threads=2,
         per_call=per_call,
     )
-    studies = of_shard(list_studies(source, task, without=out), shard or Shard())
+    studies = of_shard(
+        list_studies(source, task, channels=asker.target.channels, without=out), shard or Shard()
+    )
     counts: dict[Became, int] = {}
     for each in _flat(local.run(studies)):
         counts[each] = counts.get(each, 0) + 1

@@ -17,6 +17,7 @@ import pytest
 
 from medserve.batch.inputs import read_input
 from medserve.batch.stores import UnreadableInputError
+from medserve.batch.studies import Study
 from medserve.batch.work import Became
 from medserve.client import Limits
 from medserve.errors import ConfigError, PayloadTooLargeError
@@ -62,7 +63,7 @@ def test_an_object_that_cannot_be_read_costs_its_own_row(
 
 def test_an_object_over_the_limit_is_refused(bucket: str) -> None:
     with pytest.raises(PayloadTooLargeError):
-        read_input(f"{bucket}/a.nii.gz", Limits(message_bytes=3))
+        read_input(Study("x", f"{bucket}/a.nii.gz"), Limits(message_bytes=3))
 
 
 @pytest.mark.loopback
@@ -76,9 +77,9 @@ def test_a_file_behind_http_is_read(tmp_path: Path) -> None:
         thread.start()
         try:
             url = f"http://127.0.0.1:{server.server_address[1]}"
-            assert read_input(f"{url}/a.nii.gz", Limits()).content == b"study a"
+            assert read_input(Study("x", f"{url}/a.nii.gz"), Limits()).content == b"study a"
             with pytest.raises(UnreadableInputError):
-                read_input(f"{url}/b.nii.gz", Limits())
+                read_input(Study("x", f"{url}/b.nii.gz"), Limits())
         finally:
             server.shutdown()
             thread.join()
@@ -150,13 +151,13 @@ def test_a_study_that_an_archive_does_not_give_says_why(
     answer: tuple[int, bytes], reason: str
 ) -> None:
     with archive([answer]) as url, pytest.raises(UnreadableInputError, match=reason):
-        read_input(url, Limits())
+        read_input(Study("x", url), Limits())
 
 
 @pytest.mark.loopback
 def test_a_study_over_the_limit_is_refused_while_it_comes() -> None:
     with archive([(200, multipart(bytes(10_000)))]) as url, pytest.raises(PayloadTooLargeError):
-        read_input(url, Limits(message_bytes=5000))
+        read_input(Study("x", url), Limits(message_bytes=5000))
 
 
 # ---- a real S3 server
@@ -228,7 +229,7 @@ def test_an_object_that_these_credentials_do_not_open_costs_its_own_row(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "stranger")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(UnreadableInputError, match="may not be read with the credentials"):
-        read_input("s3://studies/a.nii.gz", Limits())
+        read_input(Study("x", "s3://studies/a.nii.gz"), Limits())
 
 
 def _nothing(*arguments: object) -> None:

@@ -145,3 +145,41 @@ def test_a_folder_with_45000_files_is_listed_one_by_one(tmp_path: Path) -> None:
     counts = [sum(1 for _ in of_shard(list_studies(tmp_path, Task.VOLUMES), s)) for s in shards]
     assert sum(counts) == 45_000
     assert max(counts) - min(counts) < 1000  # equal parts, by chance
+
+
+def test_numbered_files_of_a_folder_are_the_images_of_one_case(tmp_path: Path) -> None:
+    names = ("a_0000.nii.gz", "a_0001.nii.gz", "deep/b_0001.nrrd", "deep/b_0000.nii", "c.nii.gz")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = list_studies(tmp_path, Task.VOLUMES, channels=("t1", "flair"))
+    assert {each.id: [*each.images] for each in found} == {
+        "a": ["0", "1"], "deep/b": ["0", "1"], "c.nii.gz": [],
+    }  # fmt: skip
+    assert len(list(list_studies(tmp_path, Task.VOLUMES))) == 5  # of a model that sees one image
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_columns_name_the_images_of_a_case(tmp_path: Path, kind: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": "one", "path": None, "t1": "a.nii", "flair": "s3://bucket/b.nii"},
+        {"id": "two", "path": "both.nii", "t1": None, "flair": None},
+        {"id": "three", "path": None, "t1": "a.nii", "flair": None},
+        {"id": "four", "path": "both.nii", "t1": "a.nii", "flair": "b.nii"},
+    ]
+    path = tmp_path / f"m.{kind}"
+    if kind == "csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        arrow = pytest.importorskip("pyarrow", reason="the extra batch is not installed")
+        pytest.importorskip("pyarrow.parquet").write_table(arrow.Table.from_pylist(rows), path)
+    one, two, three, four = list_studies(path, Task.VOLUMES, channels=("t1", "flair"))
+    assert one.images == {"t1": str(tmp_path / "a.nii"), "flair": "s3://bucket/b.nii"}
+    assert (two.source, two.images) == (str(tmp_path / "both.nii"), {})
+    for each in (three, four):
+        assert "a path for each of t1, flair alone" in each.problem

@@ -288,3 +288,24 @@ def test_a_folder_of_another_model_or_of_something_else_is_refused(
         BatchFolder(out).open(type(head)(model="another", task=Task.VOLUMES))
     with pytest.raises(ConfigError, match="expected a folder that `medserve batch` has written"):
         write_report(BatchFolder(studies))
+
+
+def test_a_case_of_several_images_is_asked_about_once_and_again_when_one_changes(
+    tmp_path: Path, out: Path
+) -> None:
+    studies = tmp_path / "cases"
+    studies.mkdir()
+    for name in ("a_0000.nii", "a_0001.nii", "b_0000.nii", "b_0001.nii"):
+        (studies / name).write_bytes(name.encode())
+    both = ("t1", "flair")
+    first, again = StandIn(channels=both), StandIn(channels=both)
+    assert run_batch(studies, out, first) == {ANSWERED: 2}
+    assert sorted(first.asked) == [b"0: a_0000.nii; 1: a_0001.nii", b"0: b_0000.nii; 1: b_0001.nii"]
+    assert run_batch(studies, out, StandIn(channels=both)) == {KEPT: 2}
+    (studies / "b_0001.nii").write_bytes(b"another one")
+    os.utime(studies / "a_0000.nii", ns=(1, 1))
+    assert run_batch(studies, out, again) == {KEPT: 1, ANSWERED: 1}
+    assert again.asked == [b"0: b_0000.nii; 1: another one"]
+    (studies / "a_0001.nii").unlink()
+    (studies / "a_0001.nii").mkdir()  # cannot be read
+    assert run_batch(studies, out, StandIn(channels=both))[ANSWERED] == 1

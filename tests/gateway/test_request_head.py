@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -23,8 +26,9 @@ def parsed(message: bytes) -> RequestHead | None:
 
 
 def head(message: bytes) -> RequestHead | None:
+    """What is read of it, without its inputs, which have tests of their own."""
     try:
-        return read_head(message)
+        return replace(read_head(message), inputs={})
     except InvalidRequestError:
         return None
 
@@ -80,6 +84,44 @@ _MESSAGES = st.lists(st.one_of(_ENTRIES, _GROUPS), max_size=8).map(b"".join)
 @given(_MESSAGES)
 def test_fields_in_any_order_are_read_as_protobuf_reads_them(message: bytes) -> None:
     assert head(message) == parsed(message)
+
+
+@pytest.mark.cpu
+@settings(max_examples=400)
+@given(_MESSAGES)
+def test_inputs_are_those_of_protobuf_where_nothing_else_would_reach_the_model(
+    message: bytes,
+) -> None:
+    if parsed(message) is None:
+        return
+    request = inference_pb2.PredictionsRequest.FromString(message)
+    carries_more = len(UnknownFieldSet(request)) > 0 or request.sequence_id != ""
+    inputs = {key: value for key, value in request.input.items() if key != "request_id"}
+    if found := dict(read_head(message).inputs):
+        assert found == inputs
+        assert not carries_more
+
+
+def test_inputs_that_the_gateway_replaces_are_left_out() -> None:
+    ours = {"transport": b"rest", "stream": b"1", "deadline_ms": b"900", "request_id": b"x"}
+    given = {"data": b"pixels", "params": b"{}"}
+    request = inference_pb2.PredictionsRequest(model_name="tiny", input=given | ours)
+    assert read_head(request.SerializeToString()).inputs == given
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"\xa2\x06\x03abc",  # an unknown field
+        field(4, b"sequence"),
+        field(3, field(1, b"deadline_ms") + field(2, b"soon")),
+        field(3, field(1, b"data") + field(2, b"pixels") + field(7, b"more")),
+        field(3, field(1, b"data") + field(2, bytes(2**20))),
+    ],
+)
+def test_a_message_with_more_than_its_inputs_or_a_large_one_goes_on_as_it_came(rest: bytes) -> None:
+    request = inference_pb2.PredictionsRequest(model_name="tiny", input={"data": b"pixels"})
+    assert read_head(request.SerializeToString() + rest).inputs == {}
 
 
 @pytest.mark.cpu

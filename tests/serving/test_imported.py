@@ -121,6 +121,24 @@ def test_several_images_travel_through_client_command_and_rest(
     assert "got no data.T2" in lacking.json()["error"]["message"]
 
 
+def test_a_batch_answers_cases_of_several_images(
+    imported: GatewayServer, trained: dict[str, Path], tmp_path: Path, medserve: Any
+) -> None:
+    files = write_case(tmp_path / "cases", CASES[_TWO])
+    expected = own_mask(read_folder(trained[_TWO], "tumour"), files)
+    manifest = tmp_path / "studies.csv"
+    manifest.write_text("id,T1,T2\none,{},{}\n".format(*files), encoding="utf-8")
+    server = ("--server", imported.addresses.grpc, "--model", "tumour")
+    assert imported.settings.store is not None
+    archive = ("--archive", imported.settings.store / "tumour-1.0.mar", "--workers", "1")
+    for place, (source, flags) in enumerate([(tmp_path / "cases", server), (manifest, archive)]):
+        out = tmp_path / f"out-{place}"
+        run = medserve("batch", source, *flags, "--out", out, "--progress", "none")
+        assert run.code == 0, run.err
+        [mask] = (out / "answers").rglob("mask.nii.gz")
+        assert np.mean(nifti.decode(mask.read_bytes()).array == expected) >= _AGREEMENT
+
+
 def test_images_of_other_grids_or_missing_ones_are_refused(address: str, tmp_path: Path) -> None:
     first, second = (path.read_bytes() for path in write_case(tmp_path / "case", CASES[_TWO]))
     volume = nifti.decode(second)

@@ -23,6 +23,7 @@ from medserve.gateway.settings import GatewaySettings
 from medserve.spec import Task
 from tests.gateway.faces import two_images
 from tests.gateway.fake_engine import FakeEngine, Request, model
+from tests.web.test_frames import frame_answer, frame_model
 from tests.web.visiting import LABELS, answers, gateway
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def image(name: str, answer: str, seed: int = 0) -> FilePayload:
 
 
 def _bare(request: Request) -> bytes | Sequence[bytes]:
-    """Answer by what stands behind the picture."""
+    """Answer by what stands behind the picture; of any frame the first 40 pixels are marked."""
+    if request.model == "gland":
+        return frame_answer(request)
     inputs = {
         key: content.rpartition(_END_OF_PNG)[2] if key.startswith("data") else content
         for key, content in request.inputs.items()
@@ -62,6 +65,7 @@ class FakePage:
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         models = (
             model("bones", Task.VOLUMES, labels=LABELS),
+            frame_model(),
             model("kinds", labels=LABELS),
             model("organs", Task.VOLUMES, labels=LABELS),
             model("sampler", Task.GENERATION, labels=("t1", "t2")),

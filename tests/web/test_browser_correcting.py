@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import re
@@ -9,9 +10,14 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image
+
 from medserve.imaging.codecs import nifti
 from medserve.imaging.volume import Volume
+from tests.client.framing import GRID
 from tests.gateway.faces import SEGMENTATION
+from tests.phantoms import raster_bytes
 from tests.web.fake_page import FakePage, image
 
 if TYPE_CHECKING:
@@ -269,3 +275,55 @@ def test_another_model_gets_the_same_volume_without_an_upload(
     first, second = fake_page.engine.requests
     assert (first.model, second.model) == ("organs", "bones")
     assert first.inputs["data"] == second.inputs["data"]
+
+
+def test_a_corrected_mask_is_sent_back_and_stays(fake_tab: Page) -> None:
+    tab = fake_tab
+    tab.goto("/segment?model=organs")
+    tab.locator("#files").set_input_files(volumes("liver.nii.gz"))
+    tab.get_by_text("Done. Structures found: 1").wait_for()
+    empty = np.zeros_like(SEGMENTATION.mask)
+    for mask, said in (
+        (Volume(empty[:-1], SEGMENTATION.geometry.with_shape(empty[:-1].shape)), "does not fit"),
+        (Volume(empty, SEGMENTATION.geometry), "Corrected: 12 voxels changed."),
+    ):
+        sent: FilePayload = {
+            "name": "corrected.nii.gz",
+            "mimeType": "application/gzip",
+            "buffer": nifti.encode(mask),
+        }
+        tab.locator("#corrected-mask").set_input_files(sent)
+        tab.locator("#corrected", has_text=said).wait_for()
+    tab.reload()
+    tab.get_by_text("Corrected: 12 voxels changed.").wait_for()
+    with tab.expect_download() as waiting:
+        tab.get_by_role("link", name="Training pairs, zip").click()
+    with zipfile.ZipFile(waiting.value.path()) as archive:
+        assert "medserve-pairs/dataset.json" in archive.namelist()
+
+
+def test_hiding_and_colouring_a_structure_acts_on_a_flat_picture(fake_tab: Page) -> None:
+    tab = fake_tab
+    tab.goto("/segment?model=gland")
+    frame = raster_bytes(np.full(GRID.size, 90, dtype=np.uint8))
+    sent: FilePayload = {"name": "frame.png", "mimeType": "image/png", "buffer": frame}
+    tab.locator("#files").set_input_files(sent)
+    tab.get_by_text("Done. Structures found: 1").wait_for()
+    picture = tab.locator("#overlay[src^='data:']")
+    picture.wait_for()
+
+    def shown() -> np.ndarray:
+        content = str(picture.get_attribute("src")).partition(",")[2]
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
+
+    with_mask = shown()
+    assert with_mask.shape == (*GRID.size, 3)
+    marked = (with_mask != 90).any(axis=2)
+    assert marked.ravel()[:40].all()
+    assert not marked.ravel()[40:].any()
+    tab.get_by_label("Show ").uncheck()
+    assert (shown() == 90).all()
+    tab.get_by_label("Show ").check()
+    tab.get_by_label("Colour of ").fill("#0000ff")
+    assert not np.array_equal(shown(), with_mask)
+    np.testing.assert_array_equal((shown() != 90).any(axis=2), marked)

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from medserve.gateway.faces.page.rendering import Templates
 from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from tests.frame_phantoms import as_nifti, cine, scan
@@ -39,6 +41,14 @@ def pixels(tab: Page) -> npt.NDArray[np.int32]:
     """What the canvas shows (H, W, 3)."""
     picture = Image.open(io.BytesIO(tab.locator("#viewer").screenshot())).convert("RGB")
     return np.asarray(picture, dtype=np.int32)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Look at the canvas again and again: it is drawn after the page has answered."""
+    for _ in range(200):
+        if holds():
+            return
+    raise AssertionError("the canvas did not become what was expected")
 
 
 def share_of(colour: tuple[int, int, int], picture: npt.NDArray[np.int32]) -> float:
@@ -178,6 +188,12 @@ def test_chosen_options_count_for_the_next_run_and_stay_after_a_reload(tab: Page
     tab.get_by_label("Map of uncertainty").check()
     send(tab, "a.nii.gz", nifti.encode(VOLUME), 2)
     assert tab.get_by_role("link", name="Uncertainty, NIfTI").is_visible()
+    if Templates().viewer is not None:
+        without = pixels(tab)
+        tab.get_by_label("Uncertainty", exact=True).check()
+        wait_until(lambda: (pixels(tab) != without).any())
+        tab.get_by_label("Uncertainty", exact=True).uncheck()
+        wait_until(lambda: (pixels(tab) == without).all())
     tab.reload()
     tab.get_by_text("Done. Structures found: 2").wait_for()
     tab.get_by_text("Options", exact=True).click()

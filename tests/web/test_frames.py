@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from msgspec import structs
+from PIL import Image
 
-from medserve.gateway.core.gateway import Gateway
+from medserve.gateway.core.gateway import Gateway, ModelInfo
 from medserve.spec import InputKind, Task
 from tests.client.framing import LABELS, by_frame_size
 from tests.frame_phantoms import as_nifti, cine, scan
 from tests.gateway.faces import DIGEST
 from tests.gateway.fake_engine import FakeEngine, Request, model
-from tests.phantoms import raster_bytes
+from tests.phantoms import dicom_dataset, raster_bytes
+from tests.volume_phantoms import as_bytes
 from tests.web.visiting import PACK, Visitor, begin, gateway, pack, visit
 
 _PIXELS = 40  # that the fake model marks
@@ -29,11 +33,15 @@ def frame_answer(request: Request) -> bytes:
     return json.dumps({**head, **by_frame_size(b"x" * _PIXELS)}).encode()
 
 
-def frames() -> Gateway:
+def frame_model() -> ModelInfo:
     info = model("gland", Task.FRAMES, labels=LABELS)
     kinds = (InputKind.RASTER, InputKind.DICOM, InputKind.NIFTI)
     spec = structs.replace(info.spec, input=structs.replace(info.spec.input, kinds=kinds))
-    return gateway(FakeEngine(frame_answer), models=[replace(info, spec=spec)])
+    return replace(info, spec=spec)
+
+
+def frames() -> Gateway:
+    return gateway(FakeEngine(frame_answer), models=[frame_model()])
 
 
 async def segmented(client: Visitor, name: str, content: bytes) -> tuple[str, dict[str, Any]]:
@@ -57,6 +65,22 @@ async def test_a_picture_is_shown_as_the_model_drew_it(client: Visitor) -> None:
     assert answer["frames"][0]["pixels"] == _PIXELS
     assert answer["stack"]["volume_ml"] is None
     assert answer["measures"] == []
+
+
+@visit(frames)
+async def test_the_frame_below_the_mask_is_that_of_the_file(client: Visitor) -> None:
+    pixels = scan()
+    for name, content in (
+        ("a.png", raster_bytes(pixels)),
+        ("a.dcm", as_bytes(dicom_dataset(pixels))),
+    ):
+        job, _ = await segmented(client, name, content)
+        picture = (await client.get(f"{job}/frame.png")).content
+        shown = np.asarray(Image.open(io.BytesIO(picture)))
+        assert shown.shape == pixels.shape
+        assert np.corrcoef(shown.ravel(), pixels.ravel())[0, 1] > 0.999
+    empty = await begin(client, "segment", "gland")
+    assert (await client.get(f"{empty}/frame.png")).status_code == 400
 
 
 @visit(frames)

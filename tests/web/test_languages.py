@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import models
 from medserve.gateway.faces.page import pages, rendering
 from medserve.spec import Task
 from medserve.tasks import OPTIONS, declared
@@ -33,7 +34,9 @@ PAGES = (
 
 @pytest.mark.parametrize("code", sorted(TEXTS))
 def test_every_language_has_the_same_texts_with_the_same_places(code: str) -> None:
-    own = {key: text for key, text in TEXTS[code].items() if not key.startswith("help.")}
+    own = {
+        key: text for key, text in TEXTS[code].items() if not key.startswith(("help.", "title."))
+    }
     assert list(own) == list(TEXTS["en"])
     for key, text in own.items():
         assert text.strip(), key
@@ -54,6 +57,28 @@ def test_the_help_of_every_option_that_the_page_offers_is_translated() -> None:
     assert {key for key in TEXTS["en"] if key.startswith("option.")} == {
         f"option.{key}" for key in offered
     }
+
+
+@pytest.mark.parametrize("code", ["fr", "ru"])
+def test_the_titles_of_the_shipped_models_are_translated(code: str) -> None:
+    """The English ones are those of the archives."""
+    rooms = [(name, variant) for name in models.names() for variant in ("", *models.variants(name))]
+    titles = {models.spec(*room).title for room in rooms}
+    assert {f"title.{title}" for title in titles} == {
+        key for key in TEXTS[code] if key.startswith("title.")
+    }
+    texts = rendering.texts_in(code)
+    assert not [title for title in titles if texts.title(title) == title]
+    assert texts.title("A model of somebody else") == "A model of somebody else"
+
+
+@visit()
+async def test_a_russian_page_has_russian_units(client: Visitor) -> None:
+    html = (await client.get("/segment?lang=ru")).text
+    [data] = re.findall(r'id="page">(.*?)</script>', html, re.DOTALL)
+    assert json.loads(data)["texts"]["unit.ml"] == "мл"
+    script = (WEB / "static/js/segment.js").read_text("utf-8")
+    assert not re.findall(r"\} (mm|ml|cm²)`", script)
 
 
 @pytest.mark.parametrize("code", ["fr", "ru"])

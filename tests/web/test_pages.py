@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
+from medserve.archive.reference import Observed, Reference
 from medserve.gateway.core.calls import Health
 from medserve.gateway.faces.page import cards
 from medserve.spec import Task
@@ -90,6 +91,28 @@ def test_an_older_version_can_be_looked_at() -> None:
             assert "The old one" not in (await client.get("/models/kinds")).text
             assert "The old one" in (await client.get("/models/kinds?version=0.9")).text
             assert (await client.get("/models/kinds?version=7")).status_code == 404
+
+    asyncio.run(run())
+
+
+def test_the_page_of_a_model_says_what_was_answered_and_whether_inputs_drift() -> None:
+    alike = [Observed(label="dark", probability=0.9, novelty=i / 100) for i in range(100)]
+    watched = replace(model("kinds", labels=LABELS), reference=Reference.of("", alike))
+    far = (
+        b'{"status":"ok","label":"dark","probability":0.9,"novelty":5,"review":false,'
+        b'"unlike_training":true}'
+    )
+
+    async def run() -> None:
+        async with visiting(gateway(models=[watched])) as (context, [client]):
+            html = (await client.get("/models/kinds")).text
+            assert "<dt>Drift</dt>\n        <dd>none</dd>" in html
+            for _ in range(200):
+                context.gateway.watching.answered(watched, far)
+            html = (await client.get("/models/kinds")).text
+            assert "<dt>Unlike the training data</dt><dd>200</dd>" in html
+            assert "<dt>dark</dt><dd>200</dd>" in html
+            assert '<span class="state bad">inputs are no longer like' in html
 
     asyncio.run(run())
 

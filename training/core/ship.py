@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from medserve.archive.read import NETWORK
+from medserve.archive.reference import REFERENCE
 from training.core.export import sha256
 
 __all__ = ["install_files"]
@@ -19,10 +21,14 @@ def install_files(copies: Mapping[Path, Iterable[Path]]) -> None:
 
     Args:
         copies: Folder, made where it is missing -> the files that go there under their names. The
-            digest of each is logged.
+            digest of each is logged. A new network takes away the reference for drift, which is
+            of the network before.
     """
     for target, sources in copies.items():
         target.mkdir(parents=True, exist_ok=True)
-        for source in sorted(sources):
+        files = sorted(sources)
+        if any(source.name == NETWORK for source in files):
+            (target / REFERENCE).unlink(missing_ok=True)
+        for source in files:
             shutil.copyfile(source, target / source.name)
             _log.info("%s  %s", sha256(source), target / source.name)

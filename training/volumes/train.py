@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +37,7 @@ from training.volumes.fit import (
 from training.volumes.module import Segmenter, placement_of
 from training.volumes.ship import Shipment, install, ship, what_parts_add
 
-__all__ = ["VolumesConfig", "report", "train", "train_member"]
+__all__ = ["VolumesConfig", "prepare_training", "report", "train", "train_member"]
 
 _log = logging.getLogger(__name__)
 
@@ -61,8 +61,46 @@ class VolumesConfig(SegmentationConfig):
     install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
 
 
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """The cases of a training: those that it uses are in memory."""
+
+    pipeline: VolumePipeline
+    cases: Sequence[Case]
+    split: Split
+    loaded: dict[str, LoadedCase]
+
+
 def train(config: VolumesConfig) -> None:
     """Read, split, fit every member, then export and report on their average."""
+    read = _read(config)
+    members = [
+        train_member(config, member, read.pipeline, read.split, read.loaded)
+        for member in range(config.members)
+    ]
+    shipment = Shipment(
+        read.pipeline, members, list(read.loaded.values()), config.out_dir, config.fp16_weights
+    )
+    folder = ship(shipment, config.threads)
+    held_out = [case for case in read.cases if case.name in read.split.test]
+    described = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    if held_out:
+        report(config, shipment, folder, held_out)
+    require_agreement(
+        {each["engine"]: each["agreement"] for each in described["agreement_with_eager"]}
+    )
+    if config.install:
+        install(folder, config.out_dir, config.room)
+
+
+def prepare_training(config: VolumesConfig) -> Callable[[VolumesConfig], Fitted]:
+    """Read the data once, and return what trains a network on them by other settings."""
+    read = _read(config)
+    return lambda settings: train_member(settings, 0, read.pipeline, read.split, read.loaded)
+
+
+def _read(config: VolumesConfig) -> _Read:
+    """Read and split the cases, and write what the training will say of itself."""
     spec = models.spec(config.room)
     if spec.volume is not None and spec.volume.regions:
         raise ConfigError(
@@ -76,22 +114,7 @@ def train(config: VolumesConfig) -> None:
     write_split(config.out_dir / "split.csv", split)
     used = [case for case in cases if case.name not in split.test]
     loaded = {case.name: case for case in load_cases(used, pipeline)}
-    members = [
-        train_member(config, member, pipeline, split, loaded) for member in range(config.members)
-    ]
-    shipment = Shipment(
-        pipeline, members, list(loaded.values()), config.out_dir, config.fp16_weights
-    )
-    folder = ship(shipment, config.threads)
-    held_out = [case for case in cases if case.name in split.test]
-    described = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    if held_out:
-        report(config, shipment, folder, held_out)
-    require_agreement(
-        {each["engine"]: each["agreement"] for each in described["agreement_with_eager"]}
-    )
-    if config.install:
-        install(folder, config.out_dir, config.room)
+    return _Read(pipeline, cases, split, loaded)
 
 
 def report(

@@ -59,10 +59,12 @@ class DirectConfig:
     Attributes:
         threads: Of each worker; 0: cores / workers of its model.
         max_message_bytes: The largest answer.
+        upload_dir: Where large files are left for the workers; None: in the private folder.
     """
 
     threads: int = 0
     max_message_bytes: int = 64 * 2**20
+    upload_dir: Path | None = None
 
 
 @dataclass
@@ -99,7 +101,7 @@ class DirectEngine:
     @property
     def upload_dir(self) -> Path:
         """Where a gateway leaves files that are too large for a message."""
-        return self._folder.path / UPLOADS
+        return self._config.upload_dir or self._folder.path / UPLOADS
 
     # ---- requests
 
@@ -229,7 +231,8 @@ class DirectEngine:
             folder=Path(tempfile.mkdtemp(prefix=f"{label}-", dir=folder / "models")),
             environment=worker_environment(
                 os.environ, folder, threads, self._config.max_message_bytes
-            ),
+            )
+            | {"MEDSERVE_UPLOAD_DIR": str(self.upload_dir)},
             answer_s=spec.serving.response_timeout,
             answer_bytes=self._config.max_message_bytes,
         )

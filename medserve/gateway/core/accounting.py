@@ -12,6 +12,7 @@ from medserve.gateway.core.audit import AuditLog, AuditRecord
 from medserve.gateway.core.calls import EngineCall, ModelInfo, error_in
 from medserve.gateway.core.metrics import GatewayMetrics
 from medserve.gateway.core.status import bug
+from medserve.gateway.core.watching import Watching
 
 __all__ = ["AccountEntry", "Accounting"]
 
@@ -21,8 +22,9 @@ _UNKNOWN = "unknown"  # stands for a name that nobody serves: labels must stay f
 class AccountEntry:
     """One call while it runs; its faces fill in what they come to know."""
 
-    def __init__(self, call: EngineCall) -> None:
+    def __init__(self, call: EngineCall, watching: Watching) -> None:
         self.call = call
+        self._watching = watching
         self.model: ModelInfo | None = None
         self.response_bytes = 0
         self.status = "OK"
@@ -33,6 +35,8 @@ class AccountEntry:
         self.response_bytes += len(part)
         if (error := error_in(part)) is not None:
             self.status = error.code
+        elif self.model is not None:
+            self._watching.answered(self.model, part)
 
 
 class Accounting:
@@ -41,11 +45,12 @@ class Accounting:
     def __init__(self, metrics: GatewayMetrics, audit: AuditLog | None) -> None:
         self._metrics = metrics
         self._audit = audit
+        self.watching = Watching(metrics)
 
     @contextmanager
     def entry(self, call: EngineCall) -> Iterator[AccountEntry]:
         """Note the call when the block ends; a bug inside leaves as ServerFailedError."""
-        entry = AccountEntry(call)
+        entry = AccountEntry(call, self.watching)
         started = time.monotonic()
         try:
             yield entry

@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ class AuditLog:
             ServerFailedError: it cannot be written; the caller must not get an unlogged answer.
         """
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        content = {"at": at, **asdict(record), "previous": self._previous}
+        content = {"at": at, **vars(record), "previous": self._previous}
         digest = _digest(content)
         line = _compact(content | {"hash": digest}) + b"\n"
         try:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from medserve.archive.reference import Reference
 from medserve.engine.interface import EngineRequest, Health
 from medserve.errors import MedserveError, error_from_code
 from medserve.spec import InputKind, ModelSpec, Task
@@ -108,6 +109,7 @@ class ModelInfo:
     health: Health
     card: str = ""  # markdown
     metrics: Mapping[str, Any] = field(default_factory=dict)  # of the trained model
+    reference: Reference | None = None  # its answers on held-out data
     reads_uploads: bool = True  # its code reads files that do not travel within a request
 
     @property

@@ -49,9 +49,11 @@ from medserve.gateway.core.calls import (
     new_request_id,
 )
 from medserve.gateway.core.cancelled import CancelledCalls
+from medserve.gateway.core.gathering import Gatherer, SharedWorkerLostError
 from medserve.gateway.core.metrics import GatewayMetrics
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.core.uploads import Uploads
+from medserve.gateway.core.watching import Watching
 from medserve.gateway.settings import Limits
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ __all__ = [
 ]
 
 _CHUNKS_AHEAD = 8  # of a stream, read before the caller takes them
+_CALLS_PER_WORKER = 2  # of one kind in the engine: while one is worked on, another is there
 _ATTEMPTS = 5  # of a call whose worker ends: a request that ends every worker must be told
 
 
@@ -115,6 +118,7 @@ class Gateway:
         self._served = served
         self._guards = guards or Guards()
         self._gates: dict[tuple[str, str], Gate] = {}
+        self._workers: dict[tuple[str, str], int] = {}
         self._left_behind: set[asyncio.Task[Any]] = set()
         self._suspects: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._used: Counter[tuple[str, str]] = Counter()  # requests, by name and version
@@ -127,11 +131,17 @@ class Gateway:
         self.budget = ByteBudget(self.limits.memory_bytes)
         self._accounting = Accounting(self.metrics, self._guards.audit)
         self.metrics.watch_budget(self.budget)
+        self._gatherer = Gatherer(engine, self.limits.gather, self.metrics)
 
     @property
     def limits(self) -> Limits:
         """How much the gateway takes on."""
         return self._guards.limits
+
+    @property
+    def watching(self) -> Watching:
+        """What the models have answered, and whether their inputs drift."""
+        return self._accounting.watching
 
     @property
     def uploads(self) -> Uploads:
@@ -291,16 +301,18 @@ class Gateway:
     def resize_gate(self, model: ModelInfo, workers: int) -> None:
         """Count the places at one version by the workers that it has."""
         if workers:
+            self._workers[model.name, model.version] = workers
             self.gate(model).resize(self._places(model, workers))
 
     def _places(self, model: ModelInfo, workers: int) -> int:
-        return self.limits.in_flight or 2 * workers * model.spec.serving.batch_size
+        return self.limits.in_flight or 2 * workers * self._gatherer.at_once(model)
 
     async def close(self) -> None:
         """Let go of work that callers have left behind, and end the connection."""
         for task in self._left_behind:
             task.cancel()
         await asyncio.gather(*self._left_behind, return_exceptions=True)
+        await self._gatherer.close()
         await self._engine.drain()
 
     # ---- before the engine
@@ -390,17 +402,30 @@ class Gateway:
 
     async def _ask(self, call: EngineCall, model: ModelInfo) -> bytes:
         """The engine's answer; asked again where the worker that had the call ended."""
-        async with contextlib.AsyncExitStack() as alone:
-            for attempt in range(_ATTEMPTS):
+        began = time.monotonic()
+        try:
+            return await self._ask_first(call, model)
+        except WorkerLostError as error:
+            by_itself = _was_alone(error, model)
+            if not self._may_repeat(call, model, time.monotonic() - began, alone=by_itself):
+                raise _lost(call) from error
+        async with self._suspects[model.name, model.version]:
+            for _ in range(_ATTEMPTS - 1):
                 began = time.monotonic()
                 try:
                     return await self._engine.call(call, self._patience_s(model))
                 except WorkerLostError as error:
-                    if not self._may_repeat(call, model, attempt, time.monotonic() - began):
+                    if not self._may_repeat(call, model, time.monotonic() - began, alone=True):
                         raise _lost(call) from error
-                if not attempt:
-                    await alone.enter_async_context(self._suspects[model.name, model.version])
         raise _ends_workers(call)
+
+    async def _ask_first(self, call: EngineCall, model: ModelInfo) -> bytes:
+        """The engine's answer, perhaps on the same way as those of others."""
+        patience_s = self._patience_s(model)
+        if not self._gatherer.takes(call, model):
+            return await self._engine.call(call, patience_s)
+        workers = self._workers.get((model.name, model.version), model.spec.serving.min_workers)
+        return await self._gatherer.ask(call, model, _CALLS_PER_WORKER * workers, patience_s)
 
     async def _ask_for_stream(
         self, call: EngineCall, model: ModelInfo
@@ -416,21 +441,23 @@ class Gateway:
                     return
                 except WorkerLostError as error:
                     took_s = time.monotonic() - began
-                    if started or not self._may_repeat(call, model, attempt, took_s):
+                    by_itself = attempt > 0 or _was_alone(error, model)
+                    if started or not self._may_repeat(call, model, took_s, alone=by_itself):
                         raise _lost(call) from error
                 if not attempt:
                     await alone.enter_async_context(self._suspects[model.name, model.version])
         raise _ends_workers(call)
 
-    def _may_repeat(self, call: EngineCall, model: ModelInfo, attempt: int, took_s: float) -> bool:
+    def _may_repeat(
+        self, call: EngineCall, model: ModelInfo, took_s: float, *, alone: bool
+    ) -> bool:
         """Whether a call whose worker ended is asked again, alone among those that were.
 
         One of its batch may be the reason, so none of them is repeated beside another. The engine
         ends a worker that takes too long: such a call gets one more try where others shared its
         batch, and none where it was alone.
         """
-        serving = model.spec.serving
-        if took_s >= serving.response_timeout and (attempt or serving.batch_size == 1):
+        if took_s >= model.spec.serving.response_timeout and alone:
             raise _ends_workers(call)
         return self.works_for(call.request_id) and not self.stopping.is_set()
 
@@ -443,6 +470,8 @@ class Gateway:
 
         Its bytes stay counted for as long as the engine has them.
         """
+        if self._gatherer.withdraw(task):
+            return
         held = self.budget.hold(call.size_bytes, call.caller.owner)
         self._left_behind.add(task)
         if self._under_way[call.request_id] <= 1:  # nobody else waits under this id
@@ -495,6 +524,11 @@ def _to(call: EngineCall, model: ModelInfo) -> EngineCall:
 
 def _left_s(call: EngineCall) -> float | None:
     return None if call.deadline is None else call.deadline - time.monotonic()
+
+
+def _was_alone(error: WorkerLostError, model: ModelInfo) -> bool:
+    """Whether a call that was not repeated yet had the worker for itself."""
+    return model.spec.serving.batch_size == 1 and not isinstance(error, SharedWorkerLostError)
 
 
 def _lost(call: EngineCall) -> ServerBusyError:

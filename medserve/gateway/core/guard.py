@@ -330,16 +330,15 @@ class RequestGuard(Registrar):
             ServerBusyError: nothing came for a while, and others wait for the memory.
             ServerUnreachableError: the gateway stops.
         """
-        limit = asyncio.timeout(None if streamed else self._upload_timeout_s)
-        watch = _SilenceWatch(self._gateway, known, limit, streamed=streamed)
+        limit = asyncio.timeout(None)
+        upload_s = None if streamed else self._upload_timeout_s
+        watch = _SilenceWatch(self._gateway, known, limit, upload_s)
         try:
             async with limit:  # the read needs no task of its own: every call would pay for it
                 message = await context.read()
         except TimeoutError:
-            raise watch.reason or DeadlineError(
-                f"expected the whole request within {self._upload_timeout_s:g} s; send less at "
-                "once or over a faster connection"
-            ) from None
+            assert watch.reason is not None  # nothing else ends the wait
+            raise watch.reason from None
         finally:
             watch.end()
         return message if isinstance(message, bytes) else None
@@ -348,20 +347,33 @@ class RequestGuard(Registrar):
 class _SilenceWatch:
     """Ends the wait for a message where waiting on is no use, or costs others.
 
+    It is one timer, as every call pays for it.
+
+    Args:
+        gateway: Knows whether it stops, and who waits for memory.
+        known: Whose message it is.
+        limit: Around the wait.
+        upload_s: For the one request of a call; None for the messages of a stream.
+
     Attributes:
         reason: Why it has ended the wait.
     """
 
     def __init__(
-        self, gateway: Gateway, known: CallContext, limit: asyncio.Timeout, *, streamed: bool
+        self,
+        gateway: Gateway,
+        known: CallContext,
+        limit: asyncio.Timeout,
+        upload_s: float | None,
     ) -> None:
         self.reason: MedserveError | None = None
         self._gateway, self._known = gateway, known
-        self._limit, self._streamed = limit, streamed
-        self._since = time.monotonic()
+        self._limit, self._upload_s = limit, upload_s
+        self._began = self._since = time.monotonic()
         self._stopping_since: float | None = None
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(_LOOK_S, self._look)
+        first_s = _LOOK_S if upload_s is None else min(_LOOK_S, upload_s)
+        self._timer = self._loop.call_later(first_s, self._look)
 
     def end(self) -> None:
         """Look no more."""
@@ -379,6 +391,11 @@ class _SilenceWatch:
 
     def _check(self, now: float) -> None:
         """Raise where nobody should wait on."""
+        if self._upload_s is not None and now - self._began >= self._upload_s:
+            raise DeadlineError(
+                f"expected the whole request within {self._upload_s:g} s; send less at once or "
+                "over a faster connection"
+            )
         if self._gateway.works_for(self._known.request_id):  # the caller waits for us
             self._since, self._stopping_since = now, None
             return
@@ -386,7 +403,7 @@ class _SilenceWatch:
             self._stopping_since = self._stopping_since or now
             if now - self._stopping_since >= _SILENCE_BEFORE_THE_END_S:
                 raise ServerUnreachableError("the server is stopping; connect again")
-        if not self._streamed:
+        if self._upload_s is not None:
             return
         if now - self._since > _SILENCE_S:
             raise DeadlineError(

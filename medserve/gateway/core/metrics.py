@@ -1,17 +1,27 @@
 """What Prometheus reads; nothing in it comes from a request but the name of a served model.
 
+Labels of classes and structures are those of the archive.
+
 | metric | kind | labels |
 |---|---|---|
 | `medserve_gateway_requests_total` | counter | face, model, status (`OK` or an error's code) |
 | `medserve_gateway_request_seconds` | histogram, arrival to answer | face, model |
 | `medserve_gateway_queue_seconds` | histogram, wait for a place | model |
 | `medserve_gateway_engine_seconds` | histogram, time in the engine | model |
+| `medserve_gateway_gathered_files` | histogram, files in one call of the engine | model |
 | `medserve_gateway_request_bytes_total` | counter | face, model |
 | `medserve_gateway_response_bytes_total` | counter | face, model |
 | `medserve_gateway_in_flight` | gauge, calls in the engine | model |
 | `medserve_gateway_queued` | gauge, calls that wait for a place | model |
 | `medserve_gateway_model_ready` | gauge, 1 or 0 | model, version |
 | `medserve_gateway_canary_seconds` | gauge, time of the last canary | model, version |
+| `medserve_gateway_inputs_total` | counter, inputs answered | model, version |
+| `medserve_gateway_labels_total` | counter, inputs by class or structure | model, version, label |
+| `medserve_gateway_review_total` | counter, answers that a person should look at | model, version |
+| `medserve_gateway_unlike_total` | counter, inputs unlike the training data | model, version |
+| `medserve_gateway_probability` | histogram, of the class that was found | model, version |
+| `medserve_gateway_structure_ml` | histogram, volume of a structure | model, version, label |
+| `medserve_gateway_drift_evidence` | gauge, decimal logarithm; 6 is drift | model, version |
 | `medserve_gateway_refused_tokens_total` | counter | |
 | `medserve_gateway_reserved_bytes` | gauge, requests held in memory | |
 | `medserve_gateway_certificate_expires_seconds` | gauge, its end since 1970, or NaN | |
@@ -24,7 +34,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -38,6 +48,11 @@ _PREFIX = "medserve_gateway"
 _BUCKETS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 )  # fmt: skip
+_PROBABILITIES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
+_VOLUMES_ML = (0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0, 300.0, 1000.0, 3000.0)
+
+
+_FILES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class GatewayMetrics:
@@ -59,6 +74,9 @@ class GatewayMetrics:
         self.engine_seconds = self._histogram(
             "engine_seconds", "Time that a call was in the engine.", "model"
         )
+        self.gathered_files = self._histogram(
+            "gathered_files", "Files in one call of the engine.", "model", buckets=_FILES
+        )
         self.request_bytes = self._counter("request_bytes", "Bytes received.", "face", "model")
         self.response_bytes = self._counter("response_bytes", "Bytes answered.", "face", "model")
         self.in_flight = self._gauge("in_flight", "Calls in the engine.", "model")
@@ -67,6 +85,7 @@ class GatewayMetrics:
         self.canary_seconds = self._gauge(
             "canary_seconds", "Time of the last canary.", "model", "version"
         )
+        self._add_answers()
         self.refused_tokens = Counter(
             f"{_PREFIX}_refused_tokens", "Calls without a valid token.", registry=self.registry
         )
@@ -80,6 +99,23 @@ class GatewayMetrics:
         )
         self._gauge("info", "Version of the gateway.", "version").labels(__version__).set(1)
 
+    def _add_answers(self) -> None:
+        """Add what the models answer; see `medserve.gateway.core.watching`."""
+        each = ("model", "version")
+        self.inputs = self._counter("inputs", "Inputs answered.", *each)
+        self.labels = self._counter("labels", "Inputs by class or structure.", *each, "label")
+        self.review = self._counter("review", "Answers that a person should look at.", *each)
+        self.unlike = self._counter("unlike", "Inputs unlike the training data.", *each)
+        self.probability = self._histogram(
+            "probability", "Probability of the class.", *each, buckets=_PROBABILITIES
+        )
+        self.structure_ml = self._histogram(
+            "structure_ml", "Volume of a structure.", *each, "label", buckets=_VOLUMES_ML
+        )
+        self.drift_evidence = self._gauge(
+            "drift_evidence", "Decimal logarithm of the evidence of drift.", *each
+        )
+
     def watch_gates(self, name: str, gates: Callable[[], Iterable[Gate]]) -> None:
         """Show the places of all versions of one model together."""
         self.in_flight.labels(name).set_function(lambda: sum(each.at_work for each in gates()))
@@ -87,7 +123,7 @@ class GatewayMetrics:
 
     def forget_version(self, name: str, version: str) -> None:
         """Show nothing more of a version that is served no more."""
-        for gauge in (self.model_ready, self.canary_seconds):
+        for gauge in (self.model_ready, self.canary_seconds, self.drift_evidence):
             with contextlib.suppress(KeyError):
                 gauge.remove(name, version)
 
@@ -106,8 +142,10 @@ class GatewayMetrics:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"{_PREFIX}_{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, *labels: str) -> Callable[..., Histogram]:
+    def _histogram(
+        self, name: str, text: str, *labels: str, buckets: Sequence[float] = _BUCKETS
+    ) -> Callable[..., Histogram]:
         histogram = Histogram(
-            f"{_PREFIX}_{name}", text, labels, registry=self.registry, buckets=_BUCKETS
+            f"{_PREFIX}_{name}", text, labels, registry=self.registry, buckets=buckets
         )
         return functools.cache(histogram.labels)

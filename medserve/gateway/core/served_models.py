@@ -24,6 +24,7 @@ def describe(archive: ArchiveInfo, default: bool, health: Health = _UNPROVEN) ->
         health=health,
         card=archive.card,
         metrics=archive.metrics,
+        reference=archive.reference,
         reads_uploads=any(each.path == _READS_UPLOADS for each in archive.members),
     )
 

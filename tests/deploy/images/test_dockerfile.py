@@ -18,11 +18,13 @@ from medserve import __version__
 from medserve.cli.dicom import dicom
 from medserve.dicom.rules import Rules
 from medserve.engine.torchserve import container
+from medserve.gateway.faces import page
 from medserve.gateway.settings import GatewaySettings
+from medserve.settings import EngineKind
 from scripts.images import ROOT
 
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
-OVERRIDES = ("compose.gpu.yaml", "compose.tokens.yaml", "compose.tls.yaml")
+OVERRIDES = ("compose.gpu.yaml", "compose.tokens.yaml", "compose.tls.yaml", "compose.trust.yaml")
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,6 +52,18 @@ def _stage(name: str) -> str:
     return found[1]
 
 
+def test_where_callers_have_names_the_audit_log_is_on_a_volume_that_stays() -> None:
+    override = _compose("compose.tokens.yaml")
+    gateway = override["services"]["gateway"]
+    log = Path(gateway["environment"]["MEDSERVE_GATEWAY_AUDIT_LOG"])
+    mounts = dict(reversed(each.split(":")) for each in gateway["volumes"] if isinstance(each, str))
+    name = mounts[str(log.parent)]
+    assert name in override["volumes"]
+    assert not (override["volumes"][name] or {}).get("driver_opts")  # no tmpfs
+    # A new volume takes mode and owner of the image's folder: the gateway's user is not root.
+    assert re.search(rf"install --directory --mode 1777[^&\n]* {log.parent}\b", _stage("runtime"))
+
+
 @pytest.mark.process
 def test_the_linter_of_dockerfiles_has_nothing_to_say() -> None:
     program = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or "hadolint"
@@ -65,7 +79,7 @@ def test_an_engine_without_newer_frontends_can_build_it() -> None:
     assert "<<" not in DOCKERFILE
 
 
-@pytest.mark.parametrize("target", ["cpu", "gpu", "gateway", "dicom"])
+@pytest.mark.parametrize("target", ["cpu", "gpu", "gateway", "cpu-direct", "dicom"])
 def test_a_target_ends_as_a_user_without_rights(target: str) -> None:
     assert re.findall(r"^USER (.*)$", _stage(target), re.M) == ["10001:10001"]
 
@@ -117,6 +131,22 @@ def test_the_containers_understand_what_compose_tells_them() -> None:
     settings = GatewaySettings.read(environment=told | {"MEDSERVE_GATEWAY_HOSTS": ""})
     assert settings.engine == f"{options.host}:{options.port}"
     assert settings.engine_management == f"{options.host}:{options.management_port}"
+
+
+@pytest.mark.parametrize("target", ["gateway", "cpu-direct"])
+def test_the_viewer_lies_where_the_page_looks_for_it(target: str) -> None:
+    [place] = re.findall(
+        r"^COPY --from=page /vendor \S+/site-packages/(\S+)$", _stage(target), re.M
+    )
+    static = Path(page.__file__).parent / "static" / "vendor"
+    assert place == static.relative_to(ROOT).as_posix()
+
+
+def test_the_direct_container_understands_what_compose_tells_it() -> None:
+    image = dict(re.findall(r"(MEDSERVE_\w+)=(\S+)", _stage("cpu-direct")))
+    settings = GatewaySettings.read(environment=image | SERVICES["direct"]["environment"])
+    assert settings.engine_kind == EngineKind.DIRECT
+    assert str(settings.upload_dir) in [each["target"] for each in SERVICES["direct"]["volumes"]]
 
 
 def test_the_node_understands_what_compose_tells_it() -> None:

@@ -182,7 +182,7 @@ def test_a_run_starts_from_the_checkpoint_of_another(finished: DiffusionConfig) 
         torch.testing.assert_close(value, state[f"average.module.{name}"])
 
 
-def _draw_colours(root: Path, count: int = 16) -> None:
+def _draw_colours(root: Path, count: int = 40) -> None:
     """Write colour pictures of 100 x 120: a disc in red or in green on noise."""
     draws = np.random.default_rng(0)
     rows, columns = np.mgrid[0:100, 0:120]

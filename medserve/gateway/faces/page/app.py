@@ -27,6 +27,7 @@ from medserve.gateway.faces.page import (
     classify,
     generate,
     job_routes,
+    masks,
     pages,
     segment,
 )
@@ -103,7 +104,7 @@ def create_app(
     if settings.on_loopback or settings.monailabel:
         silence = RestLimits(silence_s=settings.upload_timeout_s)
         app.include_router(monailabel.router(gateway, sessions, silence))
-    for module in (job_routes, classify, segment, generate, pages):
+    for module in (job_routes, classify, masks, segment, generate, pages):
         app.router.routes.extend(module.routes)
     app.router.routes.append(_static(rendered))
     return Protection(app, _hosts(settings))

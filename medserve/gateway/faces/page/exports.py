@@ -13,7 +13,7 @@ import json
 import time
 import unicodedata
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
@@ -41,6 +41,7 @@ __all__ = [
     "to_corrections",
     "to_csv",
     "to_json",
+    "zipped",
 ]
 
 _FIELDS = (
@@ -160,6 +161,17 @@ def bundle(job: Job) -> Iterator[bytes]:
         archive.writestr(_entry(MANIFEST, now), table)
         if any(item.correction for item in job.files):
             archive.writestr(_entry(CORRECTIONS, now), to_corrections(job))
+    yield from pieces.taken()
+
+
+def zipped(members: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
+    """A zip of members (path, content), piece by piece; they are taken as it is sent."""
+    pieces = _Pieces()
+    now = datetime.now().timetuple()[:6]
+    with zipfile.ZipFile(pieces, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members:
+            archive.writestr(zipfile.ZipInfo(name, now), content)
+            yield from pieces.taken()
     yield from pieces.taken()
 
 

@@ -28,7 +28,7 @@ __all__ = ["routes"]
 _REFUSAL_S = 0.5  # what a wrong token costs: guessing is slow
 _MAX_FORM_BYTES = 8192
 _MAX_FIELDS = 8
-_FOR_SCRIPTS = ("common.", "classify.", "segment.", "generate.", "options.", "error.")
+_FOR_SCRIPTS = ("common.", "classify.", "segment.", "generate.", "options.", "unit.", "error.")
 _OF_THE_PAGE = ("output", "format", "overlay")  # it always asks for mask, measurements, picture
 _PAGE_OF = {
     **{task.value: kind.value for kind, tasks in TASKS.items() for task in tasks},
@@ -129,6 +129,7 @@ async def model(request: Request) -> Response:
         "card": cards.render_card(shown.card),
         "page_of": _PAGE_OF,
         "figures": cards.figures(shown.metrics),
+        "watched": context.gateway.watching.of(shown),
         "page": {"texts": _texts(request, "models.", "state.", "error.")},
     }
     return context.templates.render(request, "model.html", values)

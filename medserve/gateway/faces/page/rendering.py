@@ -42,6 +42,10 @@ class Texts:
         """The text of a key, with `{name}` replaced."""
         return self.by_key[key].format(**values) if values else self.by_key[key]
 
+    def title(self, title: str) -> str:
+        """A model's title in this language; as its archive has it where nobody translated it."""
+        return self.by_key.get(f"title.{title}", title)
+
     def under(self, *prefixes: str) -> dict[str, str]:
         """The texts whose keys start with one of these: what a script needs."""
         return {key: text for key, text in self.by_key.items() if key.startswith(prefixes)}

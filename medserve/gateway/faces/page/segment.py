@@ -29,6 +29,7 @@ from medserve.gateway.faces.options import read_options, within_json
 from medserve.gateway.faces.page.context import TASKS, page_context, read_json
 from medserve.gateway.faces.page.exports import plain_name
 from medserve.gateway.faces.page.jobs import Job, Kind, PageLimits, whole_file
+from medserve.gateway.faces.page.masks import CORRECTED
 from medserve.gateway.faces.page.uploads import Allowance, receive
 from medserve.imaging.codecs import dicom_series, sniff
 from medserve.results.files.overlay import COLOURS
@@ -89,6 +90,20 @@ async def volume(request: Request) -> Response:
     return FileResponse(path, media_type="application/octet-stream")
 
 
+async def frame(request: Request) -> Response:
+    """The single frame of the source as a grey PNG, pixel by pixel below its mask."""
+    context = page_context(request)
+    job, visitor = context.job(request, Kind.SEGMENT)
+    order = context.order(job.model, job.version, visitor.caller)
+    model = await context.find(order, Task.FRAMES)
+    source = next(iter(job.sources.values()), None)
+    if source is None:
+        raise InvalidRequestError("expected a segmented frame, got one that is not; run it")
+    async with _memory(context.gateway, {"data": source}, order):
+        path = await asyncio.to_thread(_frame, job, source, model)
+    return FileResponse(path, media_type=_PNG)
+
+
 async def part(request: Request) -> Response:
     """A file of the answer."""
     context = page_context(request)
@@ -103,7 +118,7 @@ async def part(request: Request) -> Response:
             sources = job.sources or await _sources(job, model, context.limits)
             path = await _dicom_seg(context.gateway, job, sources, order)
         return FileResponse(path, media_type=_DICOM, filename=_saved(job, name))
-    media_types = dict(_PARTS.values())
+    media_types = dict(_PARTS.values()) | {CORRECTED: _NIFTI}
     if name not in media_types:
         raise InvalidRequestError(f"expected one of {', '.join(media_types)}")
     saved = _saved(job, name) if "download" in request.query_params else None
@@ -229,6 +244,25 @@ def _volume(job: Job, given: Path, model: ModelInfo) -> Path:
     return path
 
 
+def _frame(job: Job, given: Path, model: ModelInfo) -> Path:
+    """The first frame of a file as a picture, decoded as the model does."""
+    import numpy as np
+    from PIL import Image as pillow
+
+    from medserve.imaging.codecs import frame_file
+    from medserve.imaging.frames import FrameLimits
+
+    path = job.folder / f"frame-{given.name}.png"
+    if not path.exists():
+        frame = model.spec.frame
+        assert frame is not None  # every model of this task has the section
+        limits = FrameLimits(model.spec.input, frame.max_frames, frame.modalities)
+        grey = frame_file.decode(given.read_bytes(), limits).read(0).grey()
+        with whole_file(path) as file:
+            pillow.fromarray(np.rint(255 * grey).astype(np.uint8)).save(file, format="png")
+    return path
+
+
 def _write(path: Path, content: bytes) -> None:
     with whole_file(path) as file:
         file.write(content)
@@ -244,7 +278,7 @@ def _part(job: Job, name: str) -> Path:
 
 def _kept(job: Job, answer: bytes, task: Task) -> dict[str, Any]:
     """Keep the files of an answer, and return what the page shows of it."""
-    for name in (name for name, _ in _PARTS.values()):  # of an earlier run
+    for name in (CORRECTED, *(name for name, _ in _PARTS.values())):  # of an earlier run
         (job.folder / name).unlink(missing_ok=True)
     kind = FrameResult if task is Task.FRAMES else VolumeResult
     found: FrameResult | VolumeResult = kind.decode(answer)
@@ -266,5 +300,6 @@ routes = [
     Route("/jobs/{job}/volume", add, methods=["POST"]),
     Route("/jobs/{job}/segmentation", run, methods=["POST"]),
     Route("/jobs/{job}/volume", volume),
+    Route("/jobs/{job}/frame.png", frame),
     Route("/jobs/{job}/{part}", part),
 ]

@@ -111,7 +111,7 @@ def _call(message: bytes) -> EngineCall:
     return EngineCall(
         model=head.model,
         version=head.version,
-        inputs={},
+        inputs=head.inputs,
         request_id=request_id,
         deadline=min((each for each in deadlines if each is not None), default=None),
         wire=message,

@@ -8,10 +8,11 @@ fields in any order, the last of two, unknown fields, groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from medserve.errors import InvalidRequestError
+from medserve.gateway.core.gathering import GATHERED_BYTES
 from medserve.gateway.core.wire_format import BYTES, DEEPEST_GROUP, fields
 
 __all__ = ["RequestHead", "read_head"]
@@ -19,6 +20,7 @@ __all__ = ["RequestHead", "read_head"]
 _MODEL, _VERSION, _INPUT, _SEQUENCE = 1, 2, 3, 4  # fields of PredictionsRequest
 _KEY, _VALUE = 1, 2  # fields of an entry of the map `input`
 _TOLD = ("request_id", "deadline_ms")  # keys of `input`
+_OF_THE_GATEWAY = {*_TOLD, "transport", "stream"}  # which it puts in the place of a caller's own
 _MOST_DIGITS = 10
 _MOST_FIELDS = 10_000  # walking them holds up every other call
 
@@ -32,12 +34,15 @@ class RequestHead:
         version: "" asks the default version.
         request_id: `input["request_id"]` as it came, b"" without one.
         deadline_ms: `input["deadline_ms"]`, the same.
+        inputs: The files and `params` of a small message that carries nothing else that would reach
+            the model; empty for every other.
     """
 
     model: str
     version: str
     request_id: bytes
     deadline_ms: bytes = b""
+    inputs: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def left_s(self) -> float | None:
@@ -60,26 +65,37 @@ def read_head(message: bytes) -> RequestHead:
 
 def _read(message: bytes) -> RequestHead:
     model = version = ""
-    told = dict.fromkeys(_TOLD, b"")
+    entries: dict[str, tuple[int, int]] = {}  # key of `input` -> where its value lies
+    plain = len(message) <= GATHERED_BYTES
     steps = iter(range(_MOST_FIELDS))  # of the message and its entries together
     for number, kind, start, end in fields(message, 0, len(message), steps):
-        if kind != BYTES:
-            continue
-        if number == _INPUT:
+        if kind == BYTES and number == _INPUT:
             key, value = _entry(message, start, end, steps)
-            if key in told:
-                told[key] = value
-        elif number == _MODEL:
+            entries[key] = value
+        elif kind == BYTES and number == _MODEL:
             model = message[start:end].decode()
-        elif number == _VERSION:
+        elif kind == BYTES and number == _VERSION:
             version = message[start:end].decode()
-        elif number == _SEQUENCE:
-            message[start:end].decode()  # must be text, like every string of protobuf
-    return RequestHead(model, version, told["request_id"], told["deadline_ms"])
+        else:
+            plain = False
+            if kind == BYTES and number == _SEQUENCE:
+                message[start:end].decode()  # must be text, like every string of protobuf
+    told = {name: message[slice(*entries.get(name, (0, 0)))] for name in _TOLD}
+    head = RequestHead(model, version, told["request_id"], told["deadline_ms"])
+    if not plain or "" in entries or (head.deadline_ms and head.left_s is None):
+        return head
+    inputs = {
+        key: message[start:end]
+        for key, (start, end) in entries.items()
+        if key not in _OF_THE_GATEWAY
+    }
+    return replace(head, inputs=inputs)
 
 
-def _entry(message: bytes, start: int, end: int, steps: Iterator[int]) -> tuple[str, bytes]:
-    """Return the key of one entry of `input`, and its value where it belongs to the head."""
+def _entry(
+    message: bytes, start: int, end: int, steps: Iterator[int]
+) -> tuple[str, tuple[int, int]]:
+    """Return the key of one entry of `input`, and where its value lies; "" for a strange entry."""
     key, value, known = "", (0, 0), True
     for number, kind, first, last in fields(message, start, end, steps, DEEPEST_GROUP - 1):
         if kind == BYTES and number == _KEY:
@@ -88,4 +104,4 @@ def _entry(message: bytes, start: int, end: int, steps: Iterator[int]) -> tuple[
             value = (first, last)
         else:
             known = False  # protobuf puts such an entry aside as a whole
-    return (key, message[slice(*value)]) if known and key in _TOLD else ("", b"")
+    return (key if known else ""), value

@@ -4,7 +4,7 @@ import { $, h } from "./dom.js";
 
 const WHOLE = /\.(nii|nii\.gz|npy|zip|png|jpe?g|tiff?)$/i; // such a file is a case by itself
 
-const OF_A_CHANNEL = /^(.+)_([0-9]{4})(\.nii|\.nii\.gz|\.npy|\.zip|\.tar|\.tar\.gz|\.tgz)$/i; // nnU-Net's rule
+const OF_A_CHANNEL = /^(.+)_([0-9]{4})(\.nii|\.nii\.gz|\.nrrd|\.mha|\.mgh|\.mgz|\.npy|\.zip|\.tar|\.tar\.gz|\.tgz)$/i; // nnU-Net's rule
 
 /** Sort [{name, file}] into cases [{name, files}]; of volumes, the other files of a folder are a series. */
 export function casesOf(found, { task, channels }) {

@@ -4,6 +4,7 @@ import { casesOf, drawCases, titles } from "./cases.js";
 import { chosen, startModel } from "./choosing.js";
 import { $, agreed, h, save } from "./dom.js";
 import { onFiles } from "./dropping.js";
+import { FlatPicture } from "./flat.js";
 import { chosenOptions, offerOptions } from "./options.js";
 import { bytes, count, decimal, explain, page, t } from "./page.js";
 import { request, sendPack, ServerError } from "./server.js";
@@ -15,7 +16,7 @@ const FRAME_COLUMNS = ["index", "status", "pixels", "area_cm2", "width_mm", "hei
 const FILE = /(\.nii)?\.[a-z]{2,5}$/i;
 const NIFTI = /\.nii(\.gz)?$/i;
 
-const state = { job: page.job, model: null, labels: [], answer: null, stopping: null, volume: null, cases: [], shown: null };
+const state = { job: page.job, model: null, labels: [], answer: null, stopping: null, volume: null, cases: [], shown: null, flat: null };
 const viewer = new Viewer($("viewer"), moved);
 
 /** The text of a key in the words of a task: a frame is no volume, its pixels no voxels. */
@@ -171,20 +172,25 @@ async function show(answer) {
   drawMeasures();
   drawFacts();
   drawDownloads();
+  drawCorrection();
   if (answer.parts.includes("mask.nii.gz") && Viewer.available && !answer.flat) await showVolume();
-  else showPicture();
+  else await showPicture();
   $("stop").hidden = true;
   $("progress").hidden = true;
   $("said").textContent = t("segment.done", { found: count(state.answer.measures.filter(({ amount }) => amount).length) });
 }
 
 async function showVolume() {
-  for (const id of ["viewer", "viewer-tools", "sliders", "place"]) $(id).hidden = false;
+  for (const id of ["viewer", "viewer-tools", "views", "sliders", "place"]) $(id).hidden = false;
+  state.flat = null;
   $("overlay").hidden = true;
+  $("veil-choice").hidden = !state.answer.parts.includes("entropy.nii.gz");
+  $("veil").checked = false;
   run(t("segment.drawing"), null);
   const { id } = state.job;
   const volume = state.volume ?? (await (await request(`/jobs/${id}/volume`)).blob());
-  const mask = await (await request(`/jobs/${id}/mask.nii.gz`)).blob();
+  const part = state.answer.correction ? "corrected.nii.gz" : "mask.nii.gz";
+  const mask = await (await request(`/jobs/${id}/${part}`)).blob();
   await viewer.show(volume);
   await viewer.lay(mask, state.labels, $("opacity").value / 100);
   // The sliders step from slice to slice.
@@ -196,13 +202,25 @@ async function showVolume() {
 }
 
 /** A flat image, or a browser without WebGL: the picture that the model drew. */
-function showPicture() {
+async function showPicture() {
   for (const id of ["viewer", "viewer-tools", "sliders", "place"]) $(id).hidden = true;
+  state.flat = null;
+  if (state.answer.flat && state.answer.parts.includes("mask.png")) {
+    state.flat = await FlatPicture.load(state.job.id).catch(() => null); // else the model's picture
+    if (state.flat) return drawFlat();
+  }
+  $("measures").querySelectorAll("input").forEach((input) => (input.disabled = true)); // nothing to act on
   $("overlay").hidden = !state.answer.parts.includes("overlay.png");
   if (!$("overlay").hidden) $("overlay").src = `/jobs/${state.job.id}/overlay.png?at=${Date.now()}`;
   if (state.answer.flat || Viewer.available || !state.answer.parts.includes("mask.nii.gz")) return;
   $("warnings").hidden = false;
   $("warnings").textContent = t("segment.no_viewer");
+}
+
+function drawFlat() {
+  $("viewer-tools").hidden = $("overlay").hidden = false;
+  $("views").hidden = $("veil-choice").hidden = true;
+  $("overlay").src = state.flat.draw(state.labels, $("opacity").value / 100);
 }
 
 function drawMeasures() {
@@ -212,7 +230,8 @@ function drawMeasures() {
     const label = state.labels[measure.label_id];
     const repaint = (change) => {
       Object.assign(label, change);
-      viewer.paint(state.labels);
+      if (state.flat) drawFlat();
+      else viewer.paint(state.labels);
     };
     const named = { label: measure.label };
     return h("tr", {},
@@ -241,20 +260,20 @@ function sized(number) {
   return number === null ? "–" : decimal(number, number < 10 ? 3 : 1);
 }
 
-const sides = (lengths, digits) => `${lengths.map((mm) => (mm === null ? "–" : decimal(mm, digits))).join(" × ")} mm`;
+const sides = (lengths, digits) => `${lengths.map((mm) => (mm === null ? "–" : decimal(mm, digits))).join(" × ")} ${t("unit.mm")}`;
 
 /** What was measured of frames: nothing stands where nobody states the lengths. */
 function frameFacts({ stack, grid }) {
   const facts = [[t("segment.frames.shape"), `${grid.columns} × ${grid.rows}`]];
   if (grid.spacing_mm) facts.push([t("segment.frames.spacing"), sides(grid.spacing_mm, 3)]);
-  if (grid.step_mm) facts.push([t("segment.step"), `${decimal(grid.step_mm, 2)} mm`]);
+  if (grid.step_mm) facts.push([t("segment.step"), `${decimal(grid.step_mm, 2)} ${t("unit.mm")}`]);
   if (grid.frames > 1) {
     facts.push([t("segment.frames_found"), `${count(stack.frames_found)} / ${count(grid.frames)}`]);
-    if (stack.area_cm2 !== null) facts.push([t("segment.largest_area"), `${decimal(stack.area_cm2, 2)} cm²`]);
+    if (stack.area_cm2 !== null) facts.push([t("segment.largest_area"), `${decimal(stack.area_cm2, 2)} ${t("unit.cm2")}`]);
   }
   const lengths = [stack.width_mm, stack.height_mm, stack.length_mm];
   if (stack.width_mm !== null) facts.push([t("segment.diameters"), sides(lengths, 1)]);
-  if (stack.ellipsoid_ml !== null) facts.push([t("segment.ellipsoid"), `${sized(stack.ellipsoid_ml)} ml`]);
+  if (stack.ellipsoid_ml !== null) facts.push([t("segment.ellipsoid"), `${sized(stack.ellipsoid_ml)} ${t("unit.ml")}`]);
   return facts;
 }
 
@@ -335,13 +354,29 @@ startModel("segment", () => {
 choose();
 onFiles(take);
 $("stop").addEventListener("click", () => state.stopping?.abort());
-$("opacity").addEventListener("input", (event) => (viewer.opacity = event.target.value / 100));
+$("opacity").addEventListener("input", (event) => {
+  if (state.flat) drawFlat();
+  else viewer.opacity = event.target.value / 100;
+});
 for (const choice of document.querySelectorAll("#views input")) {
   choice.addEventListener("change", (event) => (viewer.view = event.target.value));
 }
 for (const axis of AXES) {
   $(`cross-${axis}`).addEventListener("input", () => (viewer.position = AXES.map((each, place) => (Number($(`cross-${each}`).value) + 0.5) / viewer.shape[place])));
 }
+/** Where the model is unsure, over image and mask. */
+async function veil() {
+  try {
+    const map = $("veil").checked ? await (await request(`/jobs/${state.job.id}/entropy.nii.gz`)).blob() : null;
+    await viewer.veil(map);
+  } catch (error) {
+    $("veil").checked = false;
+    fail(error);
+  }
+}
+
+$("veil").addEventListener("change", veil);
+
 /** Lines of a table of measures, one a structure or a frame, with the columns `before` them. */
 function table({ task, frames, measures }) {
   const [columns, rows] = task === "frames" ? [FRAME_COLUMNS, frames] : [["label", "label_id", "voxels", "volume_ml"], measures];
@@ -363,6 +398,34 @@ function allMeasures() {
   return csv([`case,${found[0].columns.join(",")}`, ...found.flatMap(({ name, lines }) => lines.map((line) => `${quoted(name)},${line}`))]);
 }
 
+/** Send a mask that a person corrected, and show it in place of the model's. */
+async function correct(file) {
+  $("corrected").className = "";
+  try {
+    const body = new Blob([file], { type: "application/octet-stream" });
+    state.answer.correction = await (await request(`/jobs/${state.job.id}/corrected-mask`, { method: "POST", body })).json();
+    drawCorrection();
+    if (!$("viewer").hidden) await viewer.lay(file, state.labels, $("opacity").value / 100);
+  } catch (error) {
+    $("corrected").className = "failure";
+    $("corrected").replaceChildren(error.status === 400 ? t("segment.correct_no") : explain(error), " ", h("span", { lang: "en" }, error.message));
+  }
+}
+
+function drawCorrection() {
+  const { correction, task } = state.answer;
+  $("correcting").hidden = task !== "volumes";
+  $("get-pairs").hidden = !correction;
+  $("corrected").className = "";
+  $("corrected").textContent = correction ? t("segment.corrected", { n: count(correction.voxels_changed), by: correction.corrected_by }) : "";
+}
+
+$("choose-mask").addEventListener("click", () => $("corrected-mask").click());
+$("corrected-mask").addEventListener("change", (event) => {
+  const [file] = event.target.files;
+  event.target.value = "";
+  if (file) correct(file);
+});
 $("cases-csv").addEventListener("click", () => save(allMeasures(), "medserve-measures.csv"));
 $("cases-zip").addEventListener("click", async () => {
   try {

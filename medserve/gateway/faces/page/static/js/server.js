@@ -32,9 +32,9 @@ function orLogIn(error) {
 }
 
 /** The response to a request; ServerError where it is none of success. */
-export async function request(path, { method = "GET", json, signal } = {}) {
-  const body = json === undefined ? undefined : JSON.stringify(json);
-  const headers = body === undefined ? {} : { "content-type": "application/json" };
+export async function request(path, { method = "GET", json, body, signal } = {}) {
+  const headers = json === undefined ? {} : { "content-type": "application/json" };
+  if (json !== undefined) body = JSON.stringify(json);
   let response;
   try {
     response = await fetch(path, { method, body, headers, signal });

@@ -9,6 +9,7 @@ export class Viewer {
     this.canvas = canvas;
     this.moved = moved;
     this.mask = null;
+    this.map = null;
   }
 
   /** Whether the drawing code was installed with the server and this browser can run it. */
@@ -21,6 +22,7 @@ export class Viewer {
     await this.#start();
     for (const old of [...this.nv.volumes].reverse()) this.nv.removeVolume(old);
     this.mask = null;
+    this.map = null;
     this.nv.addVolume(await this.#image(volume, "volume", { colormap: "gray", opacity: 1 }));
     this.nv.scene.crosshairPos = [0.5, 0.5, 0.5];
     this.nv.updateGLVolume();
@@ -33,6 +35,14 @@ export class Viewer {
     this.labels = labels;
     this.mask.setColormapLabel(lookup(labels));
     this.nv.addVolume(this.mask);
+    this.nv.updateGLVolume();
+  }
+
+  /** Lay a map (a Blob of NIfTI from 0 to 1) over all, brighter where it is higher; null takes it away. */
+  async veil(map) {
+    if (this.map) this.nv.removeVolume(this.map);
+    this.map = map && (await this.#image(map, "map", { colormap: "inferno", opacity: 0.6, cal_min: 0.05, cal_max: 1 }));
+    if (this.map) this.nv.addVolume(this.map);
     this.nv.updateGLVolume();
   }
 

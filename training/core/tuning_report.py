@@ -22,7 +22,7 @@ def write(out_dir: Path, content: Mapping[str, Any]) -> Path:
     figures = {"history": lambda: _history(content), "settings": lambda: _settings(content)}
     if content["importance"]:
         figures["importance"] = lambda: _importance(content)
-    return write_page(out_dir / "tuning.html", "volumes_tuning.html",
+    return write_page(out_dir / "tuning.html", "tuning.html",
                       {"content": content, "settings": list(content["best"])}, figures)  # fmt: skip
 
 
@@ -31,10 +31,11 @@ def _history(content: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(4.2, 2.9), layout="constrained")
     axes = figure.subplots()
     numbers = [row["trial"] for row in content["rows"]]
-    scores = [row["validation_dice"] for row in content["rows"]]
+    scores = [row["score"] for row in content["rows"]]
+    best = (np.maximum if content["higher_is_better"] else np.minimum).accumulate
     axes.plot(numbers, scores, "o", markersize=4, label="trial")
-    axes.step(numbers, np.maximum.accumulate(scores), where="post", label="best so far")
-    axes.set(xlabel="trial (0: the defaults)", ylabel="validation Dice")
+    axes.step(numbers, best(scores), where="post", label="best so far")
+    axes.set(xlabel="trial (0: the defaults)", ylabel=content["score"])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     axes.grid(color="0.9")
@@ -57,7 +58,7 @@ def _settings(content: Mapping[str, Any]) -> Figure:
     rows = -(-len(names) // 4)
     figure = Figure(figsize=(9.6, 2.3 * rows), layout="constrained")
     panels = figure.subplots(rows, 4, squeeze=False, sharey=True).ravel()
-    scores = [row["validation_dice"] for row in content["rows"]]
+    scores = [row["score"] for row in content["rows"]]
     for axes, name in zip(panels, names, strict=False):
         if name in _LOGARITHMIC:
             axes.set_xscale("log")
@@ -67,5 +68,5 @@ def _settings(content: Mapping[str, Any]) -> Figure:
         axes.set_xlabel(name.replace("_", " "))
     for axes in panels[len(names) :]:
         axes.set_visible(False)
-    panels[0].set_ylabel("validation Dice")
+    panels[0].set_ylabel(content["score"])
     return figure

@@ -16,18 +16,18 @@ import pytest
 import models
 from medserve.errors import ConfigError
 from tests.training.volumes.drawn import tiny_spec, write_folder
-from training.core.config import TrainPrecision, parse
+from training import mednist, trus_prostate, tune
+from training.core.config import TrainPrecision, parse, run
 from training.segmentation_3d import TrainConfig
-from training.volumes import train, tuning
-from training.volumes.tuning import TuneConfig
+from training.volumes import train
 
 SETTINGS = {"learning_rate", "batch_size", "epochs", "width", "dropout", "l1", "weight_decay"}
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TuneConfig:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
-    return TuneConfig(
+    return tune.tune_config("segmentation_3d")(
         data_dir=write_folder(tmp_path / "data", 6),
         out_dir=tmp_path / "out",
         least_epochs=1,
@@ -53,39 +53,37 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
     return seen
 
 
-def stored(config: TuneConfig) -> optuna.Study:
+def stored(config: Any) -> optuna.Study:
     return optuna.load_study(
-        study_name="segmentation", storage=f"sqlite:///{config.out_dir / 'study.db'}"
+        study_name="settings", storage=f"sqlite:///{config.out_dir / 'study.db'}"
     )
 
 
-def content(config: TuneConfig) -> Any:
+def content(config: Any) -> Any:
     return json.loads((config.out_dir / "tuning.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.training
-def test_a_trial_is_a_real_training(config: TuneConfig) -> None:
-    tuning.main(dataclasses.replace(config, trials=1, most_epochs=1))
+def test_a_trial_is_a_real_training(config: Any) -> None:
+    tune.main(dataclasses.replace(config, trials=1, most_epochs=1))
     result = content(config)
-    assert 0.0 <= result["best_validation_dice"] <= 1.0
+    assert 0.0 <= result["best_score"] <= 1.0
     assert (config.out_dir / "trial_000" / "member_0" / "checkpoints" / "best.ckpt").is_file()
 
 
 @pytest.mark.cpu
-def test_the_first_trial_has_the_defaults(config: TuneConfig, trained: list[TrainConfig]) -> None:
-    tuning.main(dataclasses.replace(config, trials=1))
+def test_the_first_trial_has_the_defaults(config: Any, trained: list[TrainConfig]) -> None:
+    tune.main(dataclasses.replace(config, trials=1))
     default = TrainConfig()
     assert trained[0].learning_rate == default.learning_rate
     assert trained[0].batch_size == default.batch_size
     assert trained[0].weight_decay == default.weight_decay
-    assert content(config)["default_validation_dice"] == content(config)["best_validation_dice"]
+    assert content(config)["default_score"] == content(config)["best_score"]
 
 
 @pytest.mark.cpu
-def test_every_setting_is_drawn_within_its_bounds(
-    config: TuneConfig, trained: list[TrainConfig]
-) -> None:
-    tuning.main(dataclasses.replace(config, trials=12))
+def test_every_setting_is_drawn_within_its_bounds(config: Any, trained: list[TrainConfig]) -> None:
+    tune.main(dataclasses.replace(config, trials=12))
     assert len({settings.learning_rate for settings in trained}) == 12
     assert {settings.epochs for settings in trained} == {1, 2}
     assert all(0.0 <= settings.dropout <= 0.3 for settings in trained)
@@ -94,21 +92,21 @@ def test_every_setting_is_drawn_within_its_bounds(
 
 
 @pytest.mark.cpu
-def test_a_study_goes_on_where_it_ended(config: TuneConfig, trained: list[TrainConfig]) -> None:
-    tuning.main(dataclasses.replace(config, trials=3))
-    tuning.main(dataclasses.replace(config, trials=5))
+def test_a_study_goes_on_where_it_ended(config: Any, trained: list[TrainConfig]) -> None:
+    tune.main(dataclasses.replace(config, trials=3))
+    tune.main(dataclasses.replace(config, trials=5))
     assert len(trained) == 5
     assert [row["trial"] for row in content(config)["rows"]] == [0, 1, 2, 3, 4]
     assert len({settings.learning_rate for settings in trained}) == 5  # nothing drawn twice
-    tuning.main(dataclasses.replace(config, trials=5))
+    tune.main(dataclasses.replace(config, trials=5))
     assert len(trained) == 5
 
 
 @pytest.mark.cpu
 def test_a_trial_that_was_interrupted_is_made_again(
-    config: TuneConfig, trained: list[TrainConfig], monkeypatch: pytest.MonkeyPatch
+    config: Any, trained: list[TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tuning.main(dataclasses.replace(config, trials=1))
+    tune.main(dataclasses.replace(config, trials=1))
 
     def interrupted(*_: object) -> Any:
         raise KeyboardInterrupt
@@ -116,9 +114,9 @@ def test_a_trial_that_was_interrupted_is_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(train, "train_member", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            tuning.main(dataclasses.replace(config, trials=2))
+            tune.main(dataclasses.replace(config, trials=2))
     drawn = stored(config).trials[1].params
-    tuning.main(dataclasses.replace(config, trials=3))
+    tune.main(dataclasses.replace(config, trials=3))
     assert trained[1].learning_rate == drawn["learning_rate"]
     assert trained[2].learning_rate != drawn["learning_rate"]  # once is enough
     assert content(config)["trials"] == 3
@@ -126,20 +124,20 @@ def test_a_trial_that_was_interrupted_is_made_again(
 
 @pytest.mark.cpu
 def test_a_trial_whose_process_was_killed_is_made_again(
-    config: TuneConfig, trained: list[TrainConfig]
+    config: Any, trained: list[TrainConfig]
 ) -> None:
-    tuning.main(dataclasses.replace(config, trials=1))
-    drawn = tuning.suggest(config, stored(config).ask())  # asked for, never answered
-    tuning.main(dataclasses.replace(config, trials=2))
+    tune.main(dataclasses.replace(config, trials=1))
+    drawn = tune.suggest(config, stored(config).ask())  # asked for, never answered
+    tune.main(dataclasses.replace(config, trials=2))
     assert trained[1].learning_rate == drawn.learning_rate
     assert content(config)["trials"] == 2
 
 
 @pytest.mark.cpu
 def test_what_mattered_is_what_the_score_depends_on(
-    config: TuneConfig, trained: list[TrainConfig]
+    config: Any, trained: list[TrainConfig]
 ) -> None:
-    tuning.main(dataclasses.replace(config, trials=25))
+    tune.main(dataclasses.replace(config, trials=25))
     importance = content(config)["importance"]
     assert max(importance, key=importance.__getitem__) == "learning_rate"
     assert sum(importance.values()) == pytest.approx(1.0, abs=1e-3)
@@ -149,9 +147,9 @@ def test_what_mattered_is_what_the_score_depends_on(
 
 @pytest.mark.cpu
 def test_the_command_of_the_report_trains_with_the_best(
-    config: TuneConfig, trained: list[TrainConfig]
+    config: Any, trained: list[TrainConfig]
 ) -> None:
-    tuning.main(dataclasses.replace(config, trials=4))
+    tune.main(dataclasses.replace(config, trials=4))
     result = content(config)
     _, _, flags = result["command"].partition("training.segmentation_3d ")
     settings = parse(TrainConfig, flags.split())
@@ -161,15 +159,55 @@ def test_the_command_of_the_report_trains_with_the_best(
 
 @pytest.mark.cpu
 def test_the_report_is_there_for_machines_and_for_eyes(
-    config: TuneConfig, trained: list[TrainConfig]
+    config: Any, trained: list[TrainConfig]
 ) -> None:
-    tuning.main(dataclasses.replace(config, trials=5))
+    tune.main(dataclasses.replace(config, trials=5))
     with (config.out_dir / "tuning.csv").open(encoding="utf-8") as stream:
         assert {row["trial"] for row in csv.DictReader(stream)} == {"0", "1", "2", "3", "4"}
     page = (config.out_dir / "tuning.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 3
 
 
-def test_epochs_that_cannot_be_drawn_are_refused(config: TuneConfig) -> None:
+def test_epochs_that_cannot_be_drawn_are_refused(config: Any) -> None:
     with pytest.raises(ConfigError, match="least-epochs up to"):
-        tuning.main(dataclasses.replace(config, least_epochs=3))
+        tune.main(dataclasses.replace(config, least_epochs=3))
+
+
+@pytest.mark.training
+def test_a_classifier_is_tuned_by_its_errors(drawn: Path, tmp_path: Path) -> None:
+    """Images are drawn, the network is the room's; fewer errors are better."""
+    flags = f"mednist --data-dir {drawn} --out-dir {tmp_path} --trials 2 --least-epochs 1"
+    flags += " --most-epochs 1 --precision 32-true --threads 1 --network mednist"
+    assert run(tune.main, object, flags.split(), read=tune.read) == 0
+    result = json.loads((tmp_path / "tuning.json").read_text(encoding="utf-8"))
+    assert set(result["best"]) == {"epochs", "learning_rate", "batch_size", "width",
+                                   "weight_decay", "label_smoothing"}  # fmt: skip
+    assert result["best_score"] == min(row["score"] for row in result["rows"])
+    assert (result["score"], result["trials"]) == ("validation score", 2)
+    assert (tmp_path / "trial_001/checkpoints/best.ckpt").is_file()
+    _, _, command = result["command"].partition("training.mednist ")
+    settings = parse(mednist.TrainConfig, command.split())
+    assert (settings.data_dir, settings.threads) == (drawn, 1)
+    assert settings.width == result["best"]["width"]
+
+
+@pytest.mark.cpu
+def test_the_settings_of_frames_are_drawn_for_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[trus_prostate.TrainConfig] = []
+
+    def prepared(config: trus_prostate.TrainConfig) -> Any:
+        return lambda settings: (seen.append(settings), SimpleNamespace(epoch=1, score=0.5))[1]
+
+    monkeypatch.setattr(trus_prostate, "prepare_training", prepared)
+    config = tune.tune_config("trus_prostate")(out_dir=tmp_path, trials=4, cutmix=0.25)
+    tune.main(config)
+    assert [settings.cutmix for settings in seen] == [0.25] * 4
+    assert seen[0].learning_rate == trus_prostate.TrainConfig().learning_rate
+    assert len({settings.dice_weight for settings in seen}) == 4
+
+
+def test_a_command_without_a_room_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tune.main, object, ["--trials", "3"], read=tune.read) == 2
+    assert "blood_cell, mednist, segmentation_3d, trus_prostate" in capsys.readouterr().err

@@ -1,0 +1,142 @@
+"""Masks that a person corrected: on the volume's grid or refused, and pairs for training."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from medserve.imaging.codecs import nifti
+from medserve.imaging.geometry import Geometry
+from medserve.imaging.volume import Volume
+from tests.gateway.faces import SEGMENTATION
+from tests.volume_phantoms import as_bytes, dicom_slices
+from tests.web.test_segmenting import organs, segmented_job, volumes
+from tests.web.test_sessions import Tokens, log_in
+from tests.web.visiting import Visitor, begin, gateway, send, visit, visiting
+from training.volumes.data import find_cases, read_mask
+
+GRID = SEGMENTATION.geometry
+GREY = Volume(SEGMENTATION.mask.astype(np.float32) * 7 + 1, GRID)
+IMAGE = nifti.encode(GREY)
+SMALLER = (GRID.shape[0] - 1, *GRID.shape[1:])
+
+
+def corrected(label: int = 0) -> npt.NDArray[np.float32]:
+    """The model's mask with three voxels of another label, as a program of floats saves it."""
+    mask = SEGMENTATION.mask.astype(np.float32)
+    mask[tuple(axis[:3] for axis in np.nonzero(mask))] = label
+    return mask
+
+
+def moved(by_mm: float) -> Geometry:
+    affine = GRID.affine.copy()
+    affine[0, 3] += by_mm
+    return Geometry(GRID.shape, affine)
+
+
+async def post(client: Visitor, job: str, mask: bytes) -> tuple[int, str]:
+    response = await client.post(f"{job}/corrected-mask", content=mask)
+    return response.status_code, response.text
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"Smith_John.nii.gz": IMAGE},
+        {"Smith_John.nii": nifti.encode(GREY, compress=False)},
+        {f"Smith/{n}.dcm": as_bytes(each) for n, each in enumerate(dicom_slices(GREY))},
+    ],
+    ids=["nii.gz", "nii", "dicom"],
+)
+def test_a_corrected_mask_and_its_volume_are_a_pair_that_training_reads(
+    tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    async def run() -> None:
+        to = gateway(models=[organs()], tokens=Tokens())
+        async with visiting(to) as (_, [client]):
+            await log_in(client, target="/segment")
+            job = await segmented_job(client, files)
+            mask = nifti.encode(Volume(corrected(), moved(0.001)))
+            status, text = await post(client, job, mask)
+            assert (status, json.loads(text)["voxels_changed"]) == (200, 3)
+            assert (await client.get(job)).json()["answer"]["correction"] == json.loads(text)
+            content = (await client.get("/training-pairs.zip")).content
+        assert b"Smith" not in content
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            assert archive.testzip() is None
+            archive.extractall(tmp_path)
+
+    asyncio.run(run())
+    [case] = find_cases(tmp_path / "medserve-pairs")
+    image = nifti.decode(case.image.read_bytes())
+    assert image.geometry.matches(GRID)
+    np.testing.assert_allclose(image.array, GREY.array, atol=0.01)
+    np.testing.assert_array_equal(read_mask(case, image, 2), corrected())
+    table = (tmp_path / "medserve-pairs" / "corrections.csv").read_text()
+    [row] = csv.DictReader(io.StringIO(table))
+    assert (row["voxels_changed"], row["corrected_by"], row["model"]) == ("3", "lab", "organs")
+    described = json.loads((tmp_path / "medserve-pairs" / "dataset.json").read_text())
+    assert described["labels"] == {label: n for n, label in enumerate(SEGMENTATION.labels)}
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (nifti.encode(Volume(corrected()[:-1], GRID.with_shape(SMALLER))), "has the shape"),
+        (nifti.encode(Volume(corrected(), moved(2.5))), "corners are up to 2.50 mm apart"),
+        (nifti.encode(Volume(corrected(label=7), GRID)), "this one has 0, 1, 7. Save label ids"),
+        (b"no mask", "NIfTI"),
+        (b"", "NIfTI"),
+    ],
+    ids=["shape", "affine", "labels", "text", "nothing"],
+)  # fmt: skip
+def test_a_mask_that_is_not_of_this_volume_is_refused_in_a_sentence(mask: bytes, said: str) -> None:
+    async def run() -> None:
+        async with visiting(volumes()) as (_, [client]):
+            job = await segmented_job(client, {"a.nii.gz": IMAGE})
+            status, text = await post(client, job, mask)
+            assert (status, said in text) == (400, True), text
+            assert "correction" not in (await client.get(job)).json()["answer"]
+            assert (await client.get("/training-pairs.zip")).status_code == 400
+
+    asyncio.run(run())
+
+
+@visit(volumes)
+async def test_another_answer_ends_the_correction_of_the_earlier_one(client: Visitor) -> None:
+    job = await segmented_job(client, {"a.nii.gz": IMAGE})
+    await post(client, job, nifti.encode(Volume(corrected(), GRID)))
+    assert (await client.get(f"{job}/corrected.nii.gz")).status_code == 200
+    assert (await client.post(f"{job}/segmentation", json={})).status_code == 200
+    assert (await client.get(f"{job}/corrected.nii.gz")).status_code == 400
+    assert (await client.get("/training-pairs.zip")).status_code == 400
+
+
+@visit()
+async def test_only_a_segmented_volume_takes_a_mask(client: Visitor) -> None:
+    job = await begin(client)
+    await send(client, job, {"a.png": b"ok dark"})
+    assert (await post(client, job, IMAGE))[0] == 404
+    empty = await begin(client, "segment", "organs")
+    status, text = await post(client, empty, IMAGE)
+    assert (status, "segment a volume first" in text) == (400, True)
+
+
+def test_a_pair_is_its_visitors_alone() -> None:
+    async def run() -> None:
+        async with visiting(volumes(), visitors=2) as (_, [one, other]):
+            job = await segmented_job(one, {"a.nii.gz": IMAGE})
+            mask = nifti.encode(Volume(corrected(), GRID))
+            assert (await post(other, job, mask))[0] == 404
+            assert (await post(one, job, mask))[0] == 200
+            assert (await other.get("/training-pairs.zip")).status_code == 400
+
+    asyncio.run(run())
