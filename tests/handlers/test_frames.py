@@ -495,10 +495,9 @@ def test_the_size_of_a_frame_is_judged_where_its_calibration_holds(
 ) -> None:
     seen = {"size_mm": [[1.0, 2.0], [1.0, 2.0]]}
     doubtful = ready_for_frames(artifact, changed(frame={"seen": seen}))
-    elsewhere = {} if covers else {"RegionLocationMaxX1": 8, "RegionLocationMaxY1": 8}
-    calibrated = ultrasound(
-        np.stack([scan()] * 2), SequenceOfUltrasoundRegions=[region(**elsewhere)]
-    )
+    corner = region(RegionLocationMaxX1=8, RegionLocationMaxY1=8)
+    regions = [region() if covers else corner]
+    calibrated = ultrasound(np.stack([scan()] * 2), SequenceOfUltrasoundRegions=regions)
     content = FrameResult.from_json(ask_json(doubtful, saved(calibrated)))
     assert (DoubtReason.SIZE in {each.reason for each in content.doubts}) is covers
 
