@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from medserve.dicom.node import Node
-from medserve.dicom.spool import queue, undelivered
+from medserve.dicom.table import queue, undelivered
 
 __all__ = ["render"]
 
