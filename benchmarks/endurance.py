@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import queue
 import random
 import signal
 import sys
@@ -129,15 +130,24 @@ def learnt(place: Place, questions: Sequence[Question]) -> list[Question]:
 
 @contextlib.contextmanager
 def asking(place: Place, questions: Sequence[Question], callers: int) -> Iterator[Answers]:
-    """Let so many callers ask by chance for the time of the block, and await what they get."""
+    """Let so many callers ask for the time of the block, and await what they get.
+
+    They ask every question once, and then by chance.
+    """
     answers, ended = Answers(), threading.Event()
     weights = [each.weight for each in questions]
+    first: queue.SimpleQueue[Question] = queue.SimpleQueue()
+    for each in questions:
+        first.put(each)
 
     def call(seed: int) -> None:
         chance = random.Random(seed)
         with ways_to(place.grpc, place.http) as ways:
-            while not ended.is_set():
-                [question] = chance.choices(questions, weights)
+            while not (ended.is_set() and first.empty()):
+                try:
+                    question = first.get_nowait()
+                except queue.Empty:
+                    [question] = chance.choices(questions, weights)
                 try:
                     answer = question.ask(ways)
                 except Exception as error:  # whatever it is, the answer is lost
@@ -147,14 +157,14 @@ def asking(place: Place, questions: Sequence[Question], callers: int) -> Iterato
                     answers.count(question, answer)
 
     threads = [threading.Thread(target=call, args=(seed,)) for seed in range(callers)]
-    for each in threads:
-        each.start()
+    for thread in threads:
+        thread.start()
     try:
         yield answers
     finally:
         ended.set()
-        for each in threads:
-            each.join(_END_S)
+        for thread in threads:
+            thread.join(_END_S)
 
 
 @dataclass(frozen=True)

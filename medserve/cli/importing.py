@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -113,10 +114,7 @@ def onnx(
     """Import a network of ONNX with a description of what it reads and answers."""
     with _with_extra():
         from medserve.importing.described import read_onnx
-    with tempfile.TemporaryDirectory(prefix="medserve-import-") as folder:
-        source = read_onnx(file, spec, Path(folder))
-        version = ModelSpec.from_file(spec).version
-        _finish(source, version, store, example or [], dry_run=dry_run)
+    _described(partial(read_onnx, file, spec), spec, store, example, dry_run=dry_run)
 
 
 @import_.command("torchscript")
@@ -130,9 +128,7 @@ def torchscript(
     """Import a network of TorchScript with a description of what it reads and answers."""
     with _with_extra():
         from medserve.importing.described import read_torchscript
-    source = read_torchscript(file, spec)
-    version = ModelSpec.from_file(spec).version
-    _finish(source, version, store, example or [], dry_run=dry_run)
+    _described(lambda _: read_torchscript(file, spec), spec, store, example, dry_run=dry_run)
 
 
 def try_(
@@ -166,6 +162,21 @@ def _with_extra() -> Iterator[None]:
         raise ConfigError(
             f"importing needs {error.name}, which is not installed; pip install 'medserve[import]'"
         ) from None
+
+
+def _described(
+    read: Callable[[Path], Source],
+    spec: Path,
+    store: Path | None,
+    example: list[Path] | None,
+    *,
+    dry_run: bool,
+) -> None:
+    """Import what `read` makes, in a folder for its files, with the version of a description."""
+    with tempfile.TemporaryDirectory(prefix="medserve-import-") as folder:
+        source = read(Path(folder))
+        version = ModelSpec.from_file(spec).version
+        _finish(source, version, store, example or [], dry_run=dry_run)
 
 
 def _finish(

@@ -34,7 +34,7 @@ from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.results.segmentation import Segmentation
 from medserve.spec import EngineName, ModelSpec
 
-__all__ = ["LEAST_AGREEMENT", "Agreement", "Imported", "import_model"]
+__all__ = ["LEAST_AGREEMENT", "Agreement", "Imported", "Named", "import_model"]
 
 LEAST_AGREEMENT = 0.9999  # share of voxels with the same label
 _LEAST_TOLERANCE = 1e-3  # of a logit, absolute
@@ -219,12 +219,12 @@ def _prove(source: Source, spec: ModelSpec, example: Sequence[Path], predict: Pr
 def _export(network: torch.nn.Module, window: npt.NDArray[np.float32], folder: Path) -> None:
     inputs = {"image": torch.from_numpy(np.concatenate([window, window[:, :, ::-1]]))}
     is_script = isinstance(network, torch.jit.ScriptModule)
-    named = network if is_script else _Named(network).eval()
+    named = network if is_script else Named(network).eval()
     write_torchscript(named, folder / TORCHSCRIPT_FILE, inputs, ("logits",))
     write_onnx(named, folder / ONNX_FILE, inputs, ("logits",))
 
 
-class _Named(torch.nn.Module):
+class Named(torch.nn.Module):
     """A network whose argument is called `image`."""
 
     def __init__(self, network: torch.nn.Module) -> None:
@@ -232,6 +232,7 @@ class _Named(torch.nn.Module):
         self.network = network
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Windows (N, C, ...) -> what the network answers."""
         result: torch.Tensor = self.network(image)
         return result
 

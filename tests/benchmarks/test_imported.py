@@ -23,3 +23,5 @@ def test_everything_is_measured_and_written(tmp_path: Path) -> None:
     assert results["measured_mib"] > 1  # a process of its own begins at nothing
     assert results["predicted_mib"] > 1
     assert results["cpu_ratio"]["median"] > 0
+    assert results["first_cpu_s"] > 0
+    assert results["own_first_cpu_s"] > 0
