@@ -24,6 +24,10 @@ MODEL ?=
 ALONE := benchmark or walk or clone or ray or docker or pacs or data or gpu
 SPREAD := --numprocesses 2 --dist loadgroup
 
+# Tests of real servers that run on TorchServe and, once more, on the direct engine.
+ON_BOTH := tests/gateway/test_{edge,health}.py \
+	tests/serving/test_{bad_input,classifiers,client,frames,old_archives,sampling,versions,volumes,volumes_bad_input}.py
+
 # Where the wheel goes, and which extras the wheelhouse is for.
 DIST ?= dist
 EXTRAS ?= serve,gateway,dicom
@@ -79,7 +83,7 @@ test: .venv/web-dev  ## run the tests of the code, real servers and the page in 
 test-all: test  ## run every test: also trainings, Docker, a fresh clone, the public data
 	$(BIN)/pytest --tier all -m 'training and not ($(ALONE))' $(SPREAD)
 	$(BIN)/pytest --tier all -m '$(ALONE)'
-	$(BIN)/pytest --engine direct -m 'torchserve and not ($(ALONE))' tests/serving tests/client tests/gateway/test_edge.py $(SPREAD)
+	$(BIN)/pytest --engine direct $(ON_BOTH)
 
 lint: .venv/dev  ## check style, types, import rules and protos
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

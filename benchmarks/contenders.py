@@ -3,7 +3,8 @@
 | contender | what it is |
 |---|---|
 | `in-process` | the handler's own verbs called directly in perfect batches: the limit |
-| `torchserve` | `medserve serve`, one image a call, batches of 16 gathered for at most 1 ms |
+| `torchserve` | `medserve serve`: the gateway and TorchServe, one image a call |
+| `torchserve-ungathered` | the same with `--gather 1`: TorchServe alone gathers, batches of 16 |
 | `torchserve-packed` | the same server, 16 images a call |
 | `torchserve-client` | the same server, called as `medserve.client` calls it by default |
 | `torchserve-latency` | the same archive with batchSize 1 |

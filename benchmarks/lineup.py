@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.archives import with_batch_size
 from benchmarks.contenders import Contender, Running, Setting, Unavailable, await_answer
-from benchmarks.peers.launch import bare_grpc, litserve, triton, triton_onnxruntime
+from benchmarks.peers.launch import bare_grpc, litserve, served, triton, triton_onnxruntime
 from benchmarks.processes import spawn
 from benchmarks.stock import stock_torchserve
 from medserve.client import Limits
-from medserve.engine.torchserve.lifecycle import Server, ServerConfig
 
 __all__ = ["CONTENDERS", "direct_process"]
 
@@ -28,22 +26,21 @@ _CLIENT = Limits()  # of medserve.client
 
 @contextlib.contextmanager
 def torchserve(setting: Setting) -> Iterator[Running]:
-    """What `medserve serve` starts."""
-    store = _store(setting)
-    config = ServerConfig(store=store, workers=setting.workers, engine_threads=setting.threads)
-    with _environment(setting.environment()):
-        server = Server(config)
-        server.start()
-    try:
-        server.wait_ready()
-        yield Running(server.inference_address, server.pid or 0)
-    finally:
-        server.stop()
+    """What `medserve serve` starts: TorchServe, and the gateway before it."""
+    with served(setting, _store(setting)) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def torchserve_ungathered(setting: Setting) -> Iterator[Running]:
+    """The same where each call goes to TorchServe by itself."""
+    with served(setting, _store(setting), gather=1) as running:
+        yield running
 
 
 @contextlib.contextmanager
 def torchserve_latency(setting: Setting) -> Iterator[Running]:
-    """The same for single requests: nothing is gathered, so nothing waits."""
+    """The same for single requests: TorchServe gathers nothing, so nothing waits there."""
     scratch = setting.scratch / "latency"
     scratch.mkdir()
     archive = with_batch_size(setting.archive, scratch / setting.archive.name, batch_size=1)
@@ -85,6 +82,7 @@ def direct_process(setting: Setting) -> Iterator[tuple[subprocess.Popen[bytes], 
 CONTENDERS: tuple[Contender, ...] = (
     Contender("in-process"),
     Contender("torchserve", start=torchserve),
+    Contender("torchserve-ungathered", start=torchserve_ungathered),
     Contender("torchserve-packed", start=torchserve, images_per_call=_PACKED),
     Contender(
         "torchserve-client",
@@ -111,18 +109,3 @@ def _store(setting: Setting) -> Path:
     link.unlink(missing_ok=True)
     link.symlink_to(setting.archive.resolve())
     return store
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables that a child started meanwhile inherits."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

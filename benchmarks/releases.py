@@ -35,7 +35,16 @@ from medserve.client.management import Manager
 from medserve.errors import ServerFailedError
 from medserve.wire import inference_pb2, inference_pb2_grpc
 
-__all__ = ["Callers", "ShadowResult", "SwapResult", "main", "shadow_beside", "swap_under_load"]
+__all__ = [
+    "Callers",
+    "Serving",
+    "ShadowResult",
+    "SwapResult",
+    "main",
+    "serving",
+    "shadow_beside",
+    "swap_under_load",
+]
 
 _TIMEOUT_S = 60.0  # for one call
 _START_S = 300.0

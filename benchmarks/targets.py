@@ -99,21 +99,27 @@ def _against(
     return compute
 
 
-def _memory(rows: Sequence[Row], workers: int) -> dict[int, float]:
+def _memory(rows: Sequence[Row], contender: str, workers: int) -> dict[int, float]:
     """Round -> PSS in MiB of the server under its heaviest load."""
-    chosen = select(rows, "torchserve", workers, _BUSY)
+    chosen = select(rows, contender, workers, _BUSY)
     return {row.round: row.measured.server_pss_mib or 0.0 for row in chosen}
 
 
-def _first_worker(rows: Sequence[Row]) -> Spread | None:
-    values = list(_memory(rows, workers=1).values())
-    return Spread.of(values) if values else None
+def _first_worker(contender: str) -> Callable[[Sequence[Row]], Spread | None]:
+    def compute(rows: Sequence[Row]) -> Spread | None:
+        values = list(_memory(rows, contender, workers=1).values())
+        return Spread.of(values) if values else None
+
+    return compute
 
 
-def _further_worker(rows: Sequence[Row]) -> Spread | None:
-    one, two = _memory(rows, workers=1), _memory(rows, workers=2)
-    more = [two[index] - one[index] for index in ratio_by_round(two, one)]
-    return Spread.of(more) if more else None
+def _further_worker(contender: str) -> Callable[[Sequence[Row]], Spread | None]:
+    def compute(rows: Sequence[Row]) -> Spread | None:
+        one, two = (_memory(rows, contender, workers) for workers in (1, 2))
+        more = [two[index] - one[index] for index in ratio_by_round(two, one)]
+        return Spread.of(more) if more else None
+
+    return compute
 
 
 TARGETS: tuple[Target, ...] = (
@@ -153,6 +159,30 @@ TARGETS: tuple[Target, ...] = (
         _against("torchserve-latency", "triton", _p50, in_flight=_LONE),
         at_most=True,
     ),
-    Target("memory with 1 worker, MiB", 600, _first_worker, at_most=True),
-    Target("memory of a second worker, MiB", 250, _further_worker, at_most=True),
+    Target("memory with 1 worker, MiB", 600, _first_worker("torchserve"), at_most=True),
+    Target("memory of a second worker, MiB", 250, _further_worker("torchserve"), at_most=True),
+    Target("direct, 1 worker, 32 in flight: of Triton", 1.0, _against("direct", "triton")),
+    Target(
+        "direct, 2 workers, 32 in flight: of Triton",
+        1.0,
+        _against("direct", "triton", workers=2),
+    ),
+    Target(
+        "direct, 1 worker, 1 in flight: p50 over Triton's",
+        1.3,
+        _against("direct", "triton", _p50, in_flight=_LONE),
+        at_most=True,
+    ),
+    Target(
+        "direct, 1 worker, 32 packed calls in flight: of in-process",
+        0.92,
+        _against("direct-packed", REFERENCE),
+    ),
+    Target(
+        "direct, 2 workers, 32 packed calls in flight: of in-process",
+        0.85,
+        _against("direct-packed", REFERENCE, workers=2),
+    ),
+    Target("direct: memory of all with 1 worker, MiB", 250, _first_worker("direct"), at_most=True),
+    Target("direct: memory of a second worker, MiB", 110, _further_worker("direct"), at_most=True),
 )

@@ -24,6 +24,7 @@ _EVERYWHERE = {
     "torch/lib/lib*_test.so": "libraries that test torch",
     "openvino/include": "headers",
     "openvino/cmake": "files for CMake",
+    "openvino/libs/libopenvino_c.so*": "for C programs",
     "torch/testing/_internal/distributed": "test cases of torch",
     "torch/testing/_internal/opinfo": "test cases of torch",
     "torch/testing/_internal/common_[mnoqu]*.py": "test cases of torch",
@@ -72,7 +73,8 @@ _SCIPY = (
 # Formats that OpenVINO reads; archives carry ONNX.
 _FORMATS = ("gguf", "jax", "paddle", "pytorch", "tensorflow", "tensorflow_lite")
 # Needed by torch.export and torch.compile, or while installing; `import torch` takes none of them.
-_PACKAGES = ("sympy", "mpmath", "networkx", "setuptools", "wheel")
+# pycparser serves cffi where a module is compiled; cryptography brings its own compiled.
+_PACKAGES = ("sympy", "mpmath", "networkx", "pycparser", "setuptools", "wheel")
 # Kernels of triton are built when torch.compile asks for them, by a compiler that the image has not
 # got; `import torch` and TorchScript take nothing of it. It is an eighth of the image.
 _GPU_PACKAGES = ("triton", "setuptools", "wheel")
@@ -92,6 +94,7 @@ _TORCHSERVE = (
 )
 # Imported for what some requests ask for: shown to work, not compiled.
 _ON_DEMAND = (
+    "cryptography.hazmat.primitives.asymmetric.ec",
     "gdcm",
     "highdicom",
     "openjpeg",
@@ -141,7 +144,10 @@ def strip(packages: Path) -> None:
     Only libraries that stand alone: those of wheels with a folder NAME.libs were rewritten when the
     wheel was made, which strip may not survive.
     """
-    patterns = ("torch/lib/*.so", "_CharLS*.so", "_openjpeg*.so", "yaml/*.so")
+    patterns = (
+        *("torch/lib/*.so", "_CharLS*.so", "yaml/*.so", "_openjpeg*.so", "_cffi_backend*.so"),
+        "cryptography/hazmat/bindings/*.so",
+    )
     libraries = sorted(path for pattern in patterns for path in packages.glob(pattern))
     if libraries:
         subprocess.run(["strip", "--strip-unneeded", *libraries], check=True)

@@ -241,8 +241,7 @@ class FrameHandler(Handler[FrameOptions]):
         seen = self.pipeline.frame.seen
         if seen is None:
             return ()
-        spacing_mm = stack.grid.spacing_mm
-        size_mm = None if spacing_mm is None else np.multiply(found.crop.shape, spacing_mm).tolist()
+        size_mm = _size_mm(found, stack)
         share = float(found.mask[found.crop.slices].mean())
         about_mask = doubts_about_shares(seen, {self.spec.labels[1]: share}) if share else ()
         return (*doubts_about_image(seen, found.seen, size_mm), *about_mask)
@@ -291,6 +290,20 @@ def _refuse_blank(image: Image) -> None:
             "expected an ultrasound frame, got one that is the same grey all over; send a frame "
             "that was recorded with the probe on the patient"
         )
+
+
+def _size_mm(found: FoundFrame, stack: FrameStack) -> list[float] | None:
+    """Return the extent of what the network saw; None where the spacing does not hold there."""
+    grid, crop = stack.grid, found.crop
+    if grid.spacing_mm is None:
+        return None
+    high, wide = crop.shape
+    middle = np.zeros(grid.size, np.uint8)  # the edge of a crop may lie outside of a calibration
+    middle[crop.top + high // 4 : crop.bottom - high // 4,
+           crop.left + wide // 4 : crop.right - wide // 4] = 1  # fmt: skip
+    if not grid.covers(middle):
+        return None
+    return [pixels * mm for pixels, mm in zip(crop.shape, grid.spacing_mm, strict=True)]
 
 
 def _fill(masks: PackedMasks, count: int) -> None:

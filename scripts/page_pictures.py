@@ -56,6 +56,13 @@ def _classify(tab: Page) -> None:
     tab.locator("tr.corrected").wait_for()
     tab.wait_for_timeout(500)
     _keep(tab, "classify")
+    tab.get_by_role("button", name="Pictures").click()
+    cells = tab.locator(".cell")
+    cells.nth(8).click()
+    cells.nth(11).click(modifiers=["Shift"])
+    tab.evaluate("scrollTo(0, 0)")
+    tab.wait_for_timeout(500)
+    _keep(tab, "pictures")
 
 
 def _segment(tab: Page) -> None:

@@ -46,6 +46,17 @@ def test_a_machine_that_can_serve_has_nothing_to_fix(store: Path) -> None:
     assert "start one: medserve serve" in found.stdout
 
 
+def test_the_direct_engine_asks_for_neither_java_nor_torchserve(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDSERVE_ENGINE_KIND", "direct")
+    found = doctor(store)
+    assert found.returncode == 0, found.stdout
+    assert "direct: neither Java nor TorchServe is needed" in found.stdout
+    assert "torch-model-archiver" not in found.stdout
+    assert "tiny 1.0, " in found.stdout
+
+
 @pytest.mark.process
 def test_an_empty_store_is_to_be_filled(tmp_path: Path) -> None:
     found = doctor(tmp_path)

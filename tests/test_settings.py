@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medserve.errors import ConfigError
-from medserve.settings import Address, Settings
+from medserve.settings import Address, EngineKind, Settings
 
 
 def test_an_empty_environment_means_the_defaults() -> None:
@@ -25,11 +25,18 @@ def test_every_variable_is_taken(tmp_path: Path) -> None:
             "MEDSERVE_CA_FILE": str(certificate),
             "MEDSERVE_STORE": str(tmp_path),
             "MEDSERVE_TRUST": str(certificate),
+            "MEDSERVE_ENGINE_KIND": "direct",
         }
     )
+    assert settings.engine_kind is EngineKind.DIRECT
     assert settings.address == Address("models.example", 443)
     assert (settings.token, settings.store) == ("k3y", tmp_path)
     assert (settings.ca_file, settings.trust) == (certificate, certificate)
+
+
+def test_an_engine_of_another_name_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="MEDSERVE_ENGINE_KIND: expected torchserve or direct"):
+        Settings.from_environment({"MEDSERVE_ENGINE_KIND": "triton"})
 
 
 def test_an_empty_variable_counts_as_absent() -> None:

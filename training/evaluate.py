@@ -25,7 +25,7 @@ from training.core.evaluation import EvaluationRequest, measured_model
 from training.frames.evaluation import evaluate_frames
 from training.volumes.evaluation import evaluate_segmentation
 
-__all__ = ["EvaluateConfig", "main"]
+__all__ = ["EvaluateConfig", "folders_of", "main"]
 
 _BY_TASK: Mapping[Task, Callable[[EvaluationRequest], object]] = {
     Task.CLASSIFICATION: evaluate_classifier,
@@ -72,9 +72,15 @@ def main(config: EvaluateConfig) -> None:
         request = EvaluationRequest(
             spec, weights, config.data_dir, config.out, config.split, config.part,
             config.foreign_dir, config.engine, config.threads,
-            folders=_own(config.model, "FOLDERS") or {},
+            folders=folders_of(config.model),
         )  # fmt: skip
         _BY_TASK[spec.task](request)
+
+
+def folders_of(model: str) -> Mapping[str, str]:
+    """Return the label of each folder of images that a room names otherwise."""
+    found: Mapping[str, str] | None = _own(model, "FOLDERS")
+    return found or {}
 
 
 def _own(name: str, attribute: str) -> Any:

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.contenders import Running, Setting, Unavailable, await_answer
 from benchmarks.processes import free_port, spawn
 
-__all__ = ["bare_grpc", "litserve", "triton", "triton_onnxruntime"]
+__all__ = ["bare_grpc", "litserve", "served", "triton", "triton_onnxruntime"]
 
 _ROOT = Path(__file__).parent.parent.parent
 _CONFIG = """\
@@ -28,6 +28,19 @@ output [{{ name: "answer" data_type: TYPE_STRING dims: [1] }}]
 dynamic_batching {{ max_queue_delay_microseconds: 0 }}
 instance_group [{{ count: {workers} kind: KIND_CPU }}]
 """
+
+
+@contextlib.contextmanager
+def served(setting: Setting, store: Path, gather: int = 32) -> Iterator[Running]:
+    """TorchServe and the gateway before it, in this environment."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.peers.served", f"--store={store}"]
+    command += [f"--workers={setting.workers}", f"--threads={setting.threads}"]
+    command += [f"--port={port}", f"--gather={gather}"]
+    environment = setting.environment() | {"PYTHONPATH": str(_ROOT)}
+    log = setting.scratch / f"served-{port}.log"
+    with spawn(command, log, environment=environment, cwd=setting.scratch) as process:
+        yield await_answer("predictions", f"127.0.0.1:{port}", setting, process, log)
 
 
 @contextlib.contextmanager

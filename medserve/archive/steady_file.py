@@ -1,8 +1,8 @@
 """A file whose bytes cannot change between the moment they are hashed and the moment they are used.
 
 Another process may write to an archive while it is verified. A `SteadyFile` hashes the file once,
-block by block, and refuses every later read whose block has another digest: all that is read from
-it is what its `sha256` stands for.
+keeps the first of its blocks and the digests of the others, and refuses every later read whose
+block has another digest: all that is read from it is what its `sha256` stands for.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from medserve.errors import ArchiveError
 __all__ = ["SteadyFile", "open_steadily"]
 
 _BLOCK_BYTES = 2**16
+_KEPT_BLOCKS = 2**10  # 64 MiB: most archives are read from the disk once
 
 
 class SteadyFile(io.RawIOBase):
@@ -30,14 +31,15 @@ class SteadyFile(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: BinaryIO = path.open("rb", buffering=0)
-        self._digests: list[bytes] = []
-        self._kept: tuple[int, bytes] = (-1, b"")  # number and content of the last block
+        self._known: list[bytes] = []  # each block, or its digest
+        self._last: tuple[int, bytes] = (-1, b"")  # number and content of a block that was read
         self._place = 0
         whole = hashlib.sha256()
         self.size_bytes = 0
-        while block := self._block(len(self._digests)):
+        while block := self._read_block(len(self._known)):
             whole.update(block)
-            self._digests.append(hashlib.sha256(block).digest())
+            keep = len(self._known) < _KEPT_BLOCKS
+            self._known.append(block if keep else hashlib.sha256(block).digest())
             self.size_bytes += len(block)
         self.sha256 = whole.hexdigest()
 
@@ -62,17 +64,9 @@ class SteadyFile(io.RawIOBase):
             ArchiveError: the block is not the one that was hashed.
         """
         number, start = divmod(self._place, _BLOCK_BYTES)
-        if number >= len(self._digests):
+        if number >= len(self._known):
             return 0
-        if self._kept[0] != number:
-            block = self._block(number)
-            if hashlib.sha256(block).digest() != self._digests[number]:
-                raise ArchiveError(
-                    f"{self._path} was changed while it was read; let nobody write to it and "
-                    "start again"
-                )
-            self._kept = (number, block)
-        part = self._kept[1][start : start + len(buffer)]
+        part = self._block(number)[start : start + len(buffer)]
         buffer[: len(part)] = part
         self._place += len(part)
         return len(part)
@@ -83,6 +77,20 @@ class SteadyFile(io.RawIOBase):
         super().close()
 
     def _block(self, number: int) -> bytes:
+        """Return a block as it was."""
+        if number < _KEPT_BLOCKS:
+            return self._known[number]
+        if self._last[0] != number:
+            block = self._read_block(number)
+            if hashlib.sha256(block).digest() != self._known[number]:
+                raise ArchiveError(
+                    f"{self._path} was changed while it was read; let nobody write to it and "
+                    "start again"
+                )
+            self._last = (number, block)
+        return self._last[1]
+
+    def _read_block(self, number: int) -> bytes:
         """Return a block as it is now; the last one may be shorter, and b"" is beyond it."""
         self._file.seek(number * _BLOCK_BYTES)
         block = b""

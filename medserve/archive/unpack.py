@@ -6,8 +6,7 @@ use. Each function here compares what it hands over with `ArchiveInfo.sha256`.
 
 from __future__ import annotations
 
-import io
-import shutil
+import hashlib
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from medserve.archive.steady_file import open_steadily
 from medserve.errors import ArchiveError
 
 __all__ = ["place_archive", "unpack_archive"]
+
+_CHUNK_BYTES = 2**20
 
 
 def place_archive(archive: ArchiveInfo, target: Path) -> None:
@@ -32,36 +33,46 @@ def place_archive(archive: ArchiveInfo, target: Path) -> None:
     if not archive.signed_by:
         target.symlink_to(archive.path.resolve())
         return
-    try:
-        with _unchanged(archive) as source, target.open("xb") as copy:
-            shutil.copyfileobj(source, copy, 2**20)
-    except BaseException as error:
-        target.unlink(missing_ok=True)  # never half an archive
-        if isinstance(error, OSError):
-            raise ArchiveError(
-                f"{archive.path} cannot be copied to {target.parent}: {error.strerror}"
-            ) from error
-        raise
+    digest = hashlib.sha256()
+    with _in_one_sentence(archive), archive.path.open("rb") as source, target.open("xb") as copy:
+        try:
+            while chunk := source.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                copy.write(chunk)
+            copy.flush()
+            _require_unchanged(archive, digest.hexdigest())
+        except BaseException:
+            target.unlink()  # never half an archive, nor another one
+            raise
 
 
 def unpack_archive(archive: ArchiveInfo, folder: Path, names: Collection[str] = ()) -> None:
     """Unpack a verified archive into a folder: all of it, or those of `names` that it has.
 
     Raises:
-        ArchiveError: the archive has changed since it was verified.
+        ArchiveError: the archive has changed since it was verified, or cannot be unpacked.
     """
-    with _unchanged(archive) as source, zipfile.ZipFile(source) as packed:
-        packed.extractall(
-            folder, [each for each in packed.namelist() if not names or each in names]
+    reader, file = open_steadily(archive.path)
+    with _in_one_sentence(archive), reader:
+        _require_unchanged(archive, file.sha256)
+        with zipfile.ZipFile(reader) as packed:
+            wanted = [each for each in packed.namelist() if not names or each in names]
+            packed.extractall(folder, wanted)
+
+
+def _require_unchanged(archive: ArchiveInfo, sha256: str) -> None:
+    if sha256 != archive.sha256:
+        raise ArchiveError(
+            f"{archive.path} was changed after it was verified; start again with the new one"
         )
 
 
 @contextmanager
-def _unchanged(archive: ArchiveInfo) -> Iterator[io.BufferedReader]:
-    reader, file = open_steadily(archive.path)
-    with reader:
-        if file.sha256 != archive.sha256:
-            raise ArchiveError(
-                f"{archive.path} was changed after it was verified; start again with the new one"
-            )
-        yield reader
+def _in_one_sentence(archive: ArchiveInfo) -> Iterator[None]:
+    """Let what the disk refuses end as an error of the archive."""
+    try:
+        yield
+    except OSError as error:
+        raise ArchiveError(
+            f"{archive.path} cannot be copied or unpacked: {error.strerror or error}"
+        ) from error

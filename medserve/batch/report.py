@@ -135,6 +135,7 @@ def _page(model: str, summary: Summary) -> str:
     ]
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
         f"<title>Batch of {escape(model)}</title><style>{_STYLE}</style>"
         f"<h1>Batch of {escape(model)}</h1>"
         "<p>Research use, not a medical device. Made from the receipts of the batch by "
@@ -146,10 +147,14 @@ def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> s
     if not rows:
         return ""
     top = "".join(f"<th>{escape(each)}</th>" for each in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(each))}</td>" for each in row) + "</tr>" for row in rows
-    )
-    return f"<h2>{escape(title)}</h2><table><tr>{top}</tr>{body}</table>"
+    body = "".join("<tr>" + "".join(_cell(each) for each in row) + "</tr>" for row in rows)
+    return f"<h2>{escape(title)}</h2><div><table><tr>{top}</tr>{body}</table></div>"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int):
+        return f'<td class="n">{value:,}</td>'
+    return f"<td>{escape(str(value))}</td>"
 
 
 def _histogram(name: str, values: array[float]) -> str:
@@ -194,7 +199,12 @@ def _bars(counts: Sequence[int]) -> str:
 
 
 _STYLE = (
+    ":root{color-scheme:light dark}"
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse}td,th{text-align:left;padding:.2rem 1rem .2rem 0;"
-    "border-bottom:1px solid #ccc;vertical-align:top;overflow-wrap:anywhere}rect{fill:#27c}"
+    "h2{margin:2rem 0 .5rem;font-size:1.15rem}table{border-collapse:collapse;max-width:100%}"
+    "td,th{text-align:left;padding:.2rem 1.2rem .2rem 0;border-bottom:1px solid #8886;"
+    "vertical-align:top;overflow-wrap:break-word}th{white-space:nowrap}"
+    "td{min-width:4rem}td.n{text-align:right;font-variant-numeric:tabular-nums}"
+    "div{overflow-x:auto}svg{max-width:100%;height:auto;border-bottom:1px solid #8888}"
+    "rect{fill:#2a7de1}"
 )

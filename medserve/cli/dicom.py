@@ -264,17 +264,17 @@ def queue(
     everything: Annotated[bool, typer.Option("--all", help="Answered tasks, too.")] = False,
 ) -> None:
     """Show what waits, what is held and why; no patient is named."""
-    from medserve.dicom import spool
+    from medserve.dicom import table as rows
 
     with _database(state) as database:
         console = Console(highlight=False, soft_wrap=True)
         table = Table("task", "series", "rule", "images", "state", "tries", "reason", box=None,
                       pad_edge=False)  # fmt: skip
         shown = ("id", "series", "rule", "images", "state", "attempts", "reason")
-        for row in spool.queue(database, everything=everything):
+        for row in rows.queue(database, everything=everything):
             table.add_row(*(escape(str(row[name])) for name in shown))
         console.print(table)
-        for row in spool.undelivered(database):
+        for row in rows.undelivered(database):
             console.print(
                 f"task {row['task']}: {row['objects']} objects {row['state']} for "
                 f"{escape(row['destination'])} {escape(row['reason'])}"
@@ -301,7 +301,7 @@ def retry(ids: _Ids, state: _State = Path("dicom-node")) -> None:
 @dicom.command()
 def forget(ids: _Ids, state: _State = Path("dicom-node")) -> None:
     """Delete images, results and rows of the tasks' series; sent again, they count as new."""
-    from medserve.dicom import spool
+    from medserve.dicom import table as rows
 
     with _database(state) as database:
         for task in ids:
@@ -309,7 +309,7 @@ def forget(ids: _Ids, state: _State = Path("dicom-node")) -> None:
             if row is None:
                 typer.echo(f"task {task}: there is none")
                 continue
-            spool.forget(database, state, row["series"])
+            rows.forget(database, state, row["series"])
             typer.echo(f"task {task}: its series is forgotten")
 
 
@@ -392,7 +392,7 @@ def _certificates(
 
 
 def _summary(database: sqlite3.Connection) -> str:
-    from medserve.dicom.spool import counts
+    from medserve.dicom.table import counts
 
     found = counts(database)
 
@@ -409,7 +409,7 @@ def _summary(database: sqlite3.Connection) -> str:
 def _database(state: Path) -> Iterator[sqlite3.Connection]:
     """Open the table of a node, which may be running."""
     _require_dicom()
-    from medserve.dicom.spool import open_database
+    from medserve.dicom.table import open_database
 
     if not (state / "node.sqlite").is_file():
         raise ConfigError(f"--state: expected the folder of a node, got {state}")

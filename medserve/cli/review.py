@@ -39,7 +39,7 @@ def review(
         Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="A sorted folder.")
     ],
     files: Annotated[
-        list[str] | None, typer.Argument(metavar="FILE...", help="As the table names them.")
+        list[str] | None, typer.Argument(metavar="FILE", help="As the table names them.")
     ] = None,
     label: Annotated[
         str | None, typer.Option("--class", metavar="CLASS", help="The right class of FILE….")

@@ -140,6 +140,15 @@ def serve(  # one parameter an option: the command line is the interface
                 "or take --engine torchserve"
             )
         require_gateway()
+        _refuse_options_of_torchserve(
+            host=host != "127.0.0.1",
+            port=port not in (0, 7070),
+            metrics_port=metrics_port not in (0, 8082),
+            management_port=management_port is not None,
+            token=token is not None,
+            tls_cert=tls_cert is not None,
+            tls_key=tls_key is not None,
+        )
         listed = ",".join(f"{name}={version}" for name, version in defaults.items())
         given |= {"engine_kind": kind.value, "workers": workers, "defaults": listed}
         _run_direct(given, ready_file)
@@ -166,6 +175,16 @@ def serve(  # one parameter an option: the command line is the interface
         watched=watch,
     )
     _run(config, ready_file, given if beside else None)
+
+
+def _refuse_options_of_torchserve(**given: bool) -> None:
+    """Who asks for a certificate must not believe that it is in use."""
+    if names := [f"--{name.replace('_', '-')}" for name, said in given.items() if said]:
+        raise ConfigError(
+            f"{', '.join(names)}: expected options of the gateway, got one of TorchServe, which "
+            "the direct engine does without; take --gateway-host, --gateway-port, "
+            "--gateway-metrics-port and MEDSERVE_GATEWAY_TLS_CERT, _TLS_KEY and _TOKENS_FILE"
+        )
 
 
 def _wants_gateway(asked: bool | None) -> bool:

@@ -27,7 +27,8 @@ from medserve.dicom.headers import read_header
 from medserve.dicom.picture import draw_picture
 from medserve.dicom.report import Segments, frame_report, image_report, volume_report
 from medserve.dicom.rules import Kind, Rule, RuleTask
-from medserve.dicom.spool import DEIDENTIFIED, MadeObject, Task
+from medserve.dicom.spool import MadeObject, Task
+from medserve.dicom.table import DEIDENTIFIED
 from medserve.errors import InvalidImageError, MedserveError, ServerFailedError
 from medserve.results.files.overlay import COLOURS
 from medserve.tasks.frames import FrameResult

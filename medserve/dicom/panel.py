@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from medserve.dicom.node import Node
-from medserve.dicom.spool import queue, undelivered
+from medserve.dicom.table import queue, undelivered
 
 __all__ = ["render"]
 
@@ -16,6 +16,7 @@ _MOST_ROWS = 200
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
        color: #1b1b1b; background: #fff; }
+div { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; margin: .5rem 0 2rem; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ddd;
          vertical-align: top; }
@@ -102,7 +103,7 @@ def _section(title: str, names: Sequence[str], rows: Iterable[tuple[str, Sequenc
     if not body:
         return f"<h2>{title}</h2><p>None.</p>"
     head = "".join(f"<th>{name}</th>" for name in names)
-    return f"<h2>{title}</h2><table><tr>{head}</tr>{''.join(body)}</table>"
+    return f"<h2>{title}</h2><div><table><tr>{head}</tr>{''.join(body)}</table></div>"
 
 
 def _age(seconds: float) -> str:

@@ -25,7 +25,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -33,11 +33,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from medserve.dicom.disk import IMAGES, move, refuse_network_disk, remove, sync
 from medserve.dicom.headers import Facts
+from medserve.dicom.table import counts, drop_bytes, forget, open_database, transaction
 from medserve.errors import ConfigError
 
 __all__ = [
-    "DEIDENTIFIED",
     "Delivery",
     "Image",
     "MadeObject",
@@ -47,61 +48,11 @@ __all__ = [
     "Stored",
     "Task",
     "content_of",
-    "counts",
-    "drop_bytes",
-    "forget",
-    "open_database",
-    "queue",
-    "undelivered",
 ]
 
 T = TypeVar("T")
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS series (
-    id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, calling TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('open', 'settled')),
-    arrived REAL NOT NULL, arrivals INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE IF NOT EXISTS image (
-    sop_uid TEXT PRIMARY KEY, series INTEGER NOT NULL REFERENCES series (id),
-    digest TEXT NOT NULL, bytes INTEGER NOT NULL, file TEXT, facts TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS image_series ON image (series);
-CREATE INDEX IF NOT EXISTS image_stored ON image (bytes) WHERE file IS NOT NULL;
-CREATE TABLE IF NOT EXISTS task (
-    id INTEGER PRIMARY KEY, series INTEGER NOT NULL REFERENCES series (id), rule TEXT NOT NULL,
-    content TEXT NOT NULL, images TEXT NOT NULL,
-    state TEXT NOT NULL
-        CHECK (state IN ('incomplete', 'waiting', 'held', 'answered', 'replaced')),
-    reason TEXT NOT NULL DEFAULT '', attempts INTEGER NOT NULL DEFAULT 0,
-    created REAL NOT NULL, changed REAL NOT NULL, UNIQUE (series, rule, content));
-CREATE INDEX IF NOT EXISTS task_state ON task (state);
-CREATE TABLE IF NOT EXISTS object (
-    sop_uid TEXT PRIMARY KEY, task INTEGER NOT NULL REFERENCES task (id), kind TEXT NOT NULL,
-    sop_class TEXT NOT NULL, series_uid TEXT NOT NULL, digest TEXT NOT NULL, file TEXT,
-    made REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS object_series ON object (series_uid);
-CREATE TABLE IF NOT EXISTS delivery (
-    object TEXT NOT NULL REFERENCES object (sop_uid), destination TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('waiting', 'sent', 'held')),
-    reason TEXT NOT NULL DEFAULT '', attempts INTEGER NOT NULL DEFAULT 0,
-    changed REAL NOT NULL, PRIMARY KEY (object, destination));
-CREATE INDEX IF NOT EXISTS delivery_state ON delivery (state);
-CREATE TABLE IF NOT EXISTS count (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS image_study ON image (json_extract(facts, '$.study_uid'));
-CREATE VIEW IF NOT EXISTS shown (study, series, sop_uid, file) AS
-    SELECT json_extract(facts, '$.study_uid'), json_extract(facts, '$.series_uid'), sop_uid, file
-    FROM image WHERE file IS NOT NULL
-    UNION ALL SELECT (SELECT json_extract(facts, '$.study_uid') FROM image
-        WHERE image.series = task.series LIMIT 1), series_uid, sop_uid, file
-    FROM object JOIN task ON task.id = task
-    WHERE file IS NOT NULL AND kind NOT LIKE 'deidentified %';
-"""
-_DATABASE, _LOCK, _RECEIVING, _IMAGES, _RESULTS = (
-    "node.sqlite", "lock", "receiving", "images", "results",
-)  # fmt: skip
-DEIDENTIFIED = "deidentified "  # how kinds begin that are not shown beside their originals
-_NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p"}
-_BUSY_S = 30.0
+_LOCK, _RECEIVING, _RESULTS = "lock", "receiving", "results"
 _LEVELS = ("study", "series", "sop_uid")  # columns of the view `shown`
 
 
@@ -200,19 +151,6 @@ def content_of(images: Sequence[str]) -> str:
     return sha256("\n".join(sorted(images)).encode()).hexdigest()
 
 
-def open_database(folder: Path) -> sqlite3.Connection:
-    """Open the table of a state folder; commits are on the disk when they return."""
-    connection = sqlite3.connect(
-        folder / _DATABASE, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-    )
-    connection.row_factory = sqlite3.Row
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.executescript(_SCHEMA)
-    return connection
-
-
 class Spool:
     """The queue in one folder; safe to share between threads, closed to a second process.
 
@@ -233,9 +171,9 @@ class Spool:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
-            for name in (_RECEIVING, _IMAGES, _RESULTS):
+            for name in (_RECEIVING, IMAGES, _RESULTS):
                 (folder / name).mkdir(mode=0o700, exist_ok=True)
-            _refuse_network_disk(folder)
+            refuse_network_disk(folder)
             self._lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ConfigError(f"state folder {folder}: {error.strerror}") from error
@@ -280,7 +218,7 @@ class Spool:
         Raises:
             OSError: the disk is full or broken; nothing is kept.
         """
-        digest, size = _sync(file)
+        digest, size = sync(file)
         place = _place(facts)
         with self._guard:
             known = self._one("SELECT digest, file FROM image WHERE sop_uid = ?", facts.sop_uid)
@@ -290,8 +228,8 @@ class Spool:
             if known is not None and known["file"] is not None:
                 return Receipt.SAME
             target = self.folder / place
-            _move(file, target)
-            with _transaction(self._db):
+            move(file, target)
+            with transaction(self._db):
                 series = self._open_series(facts, calling)
                 self._db.execute(
                     "INSERT OR REPLACE INTO image (sop_uid, series, digest, bytes, file, facts) "
@@ -337,7 +275,7 @@ class Spool:
         Returns:
             False where an image has come meanwhile: it has to be looked at again.
         """
-        with self._guard, _transaction(self._db):
+        with self._guard, transaction(self._db):
             now = self._one("SELECT arrivals FROM series WHERE id = ?", series.id)
             if now is None or now["arrivals"] != series.arrivals:
                 return False
@@ -388,6 +326,8 @@ class Spool:
     ) -> bool:
         """Keep the results of a task; from now on these bytes are sent, and no others.
 
+        A de-identified copy of an image that an earlier task has made is the same object.
+
         Returns:
             False where late images have replaced the task meanwhile: its results are dropped.
 
@@ -396,21 +336,23 @@ class Spool:
         """
         kept = [_keep(self.folder, made) for made in objects]
         now = self.now()
-        with self._guard, _transaction(self._db):
+        with self._guard, transaction(self._db):
             state = self._one("SELECT state FROM task WHERE id = ?", task.id)
             if state is None or state["state"] != "waiting":
                 for place, _ in kept:
-                    _remove(self.folder / place)
+                    if self._one("SELECT 1 FROM object WHERE file = ?", place) is None:
+                        remove(self.folder / place)
                 return False
             for made, (place, digest) in zip(objects, kept, strict=True):
                 self._db.execute(
-                    "INSERT INTO object VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO object VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (sop_uid) "
+                    "DO UPDATE SET digest = excluded.digest, file = excluded.file",
                     (made.sop_uid, task.id, made.kind, made.sop_class, made.series_uid, digest,
                      place, now),
                 )  # fmt: skip
                 for destination in destinations:
                     self._db.execute(
-                        "INSERT INTO delivery (object, destination, state, changed) "
+                        "INSERT OR IGNORE INTO delivery (object, destination, state, changed) "
                         "VALUES (?, ?, 'waiting', ?)",
                         (made.sop_uid, destination, now),
                     )
@@ -537,7 +479,7 @@ class Spool:
         self.receiving.mkdir(mode=0o700)
         rows = self._all("SELECT file FROM image UNION SELECT file FROM object")
         known = {row["file"] for row in rows}
-        for top in (_IMAGES, _RESULTS):
+        for top in (IMAGES, _RESULTS):
             for path in sorted((self.folder / top).rglob("*"), reverse=True):
                 if path.is_dir():
                     with contextlib.suppress(OSError):  # it is not empty
@@ -597,12 +539,6 @@ class Spool:
             return self._db.execute(query, values).fetchall()
 
 
-_TASKS = "(SELECT id FROM task WHERE series = ?)"
-_FILES = """
-SELECT file FROM image WHERE series = ? AND file IS NOT NULL
-UNION SELECT file FROM object WHERE file IS NOT NULL
-    AND task IN (SELECT id FROM task WHERE series = ?)
-"""
 _LAST_STEP = """
 SELECT max(arrived, coalesce((SELECT max(changed) FROM task WHERE series = series.id), 0),
     coalesce((SELECT max(delivery.changed) FROM delivery JOIN object ON object = sop_uid
@@ -620,78 +556,6 @@ OR EXISTS (SELECT 1 FROM delivery JOIN object ON object = sop_uid JOIN task ON t
 """
 
 
-def counts(database: sqlite3.Connection) -> dict[str, Counter[str]]:
-    """Return how many series, tasks, deliveries and events there are, by state or name."""
-    found = {}
-    for table in ("series", "task", "delivery"):
-        rows = database.execute(f"SELECT state, count(*) AS n FROM {table} GROUP BY state")
-        found[table] = Counter({row["state"]: row["n"] for row in rows})
-    rows = database.execute("SELECT name, value FROM count")
-    found["count"] = Counter({row["name"]: row["value"] for row in rows})
-    stored = database.execute("SELECT coalesce(sum(bytes), 0) AS n FROM image "
-                              "WHERE file IS NOT NULL").fetchone()  # fmt: skip
-    found["bytes"] = Counter({"images": stored["n"]})
-    return found
-
-
-def queue(database: sqlite3.Connection, *, everything: bool = False) -> list[sqlite3.Row]:
-    """Return the tasks that are not done, or all of them, the oldest first; no patient is named."""
-    hidden = "" if everything else "WHERE state NOT IN ('answered', 'replaced')"
-    return database.execute(
-        "SELECT id, series, rule, json_array_length(images) AS images, state, attempts, changed, "
-        f"reason FROM task {hidden} ORDER BY id"
-    ).fetchall()
-
-
-def undelivered(database: sqlite3.Connection) -> list[sqlite3.Row]:
-    """Return what is not sent, by task, destination and state."""
-    return database.execute(
-        "SELECT object.task AS task, destination, delivery.state AS state, count(*) AS objects, "
-        "max(reason) AS reason FROM delivery JOIN object ON object = sop_uid "
-        "WHERE delivery.state <> 'sent' GROUP BY task, destination, delivery.state"
-    ).fetchall()
-
-
-def drop_bytes(database: sqlite3.Connection, folder: Path, series: int) -> None:
-    """Delete images and results of a series from the disk; their rows say what there was."""
-    with _transaction(database):
-        files = [row["file"] for row in database.execute(_FILES, (series, series))]
-        database.execute("UPDATE image SET file = NULL WHERE series = ?", (series,))
-        database.execute(f"UPDATE object SET file = NULL WHERE task IN {_TASKS}", (series,))
-    for file in files:  # after the commit: a row never names a file that is gone
-        _remove(folder / file)
-
-
-def forget(database: sqlite3.Connection, folder: Path, series: int) -> None:
-    """Delete everything that is known of a series; sent again, it counts as new."""
-    drop_bytes(database, folder, series)
-    with _transaction(database):
-        of_series = f"(SELECT sop_uid FROM object WHERE task IN {_TASKS})"
-        database.execute(f"DELETE FROM delivery WHERE object IN {of_series}", (series,))
-        database.execute(f"DELETE FROM object WHERE task IN {_TASKS}", (series,))
-        for table, column in (("task", "series"), ("image", "series"), ("series", "id")):
-            database.execute(f"DELETE FROM {table} WHERE {column} = ?", (series,))
-
-
-@contextlib.contextmanager
-def _transaction(database: sqlite3.Connection) -> Iterator[None]:
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        database.execute("COMMIT")
-    except BaseException:
-        if database.in_transaction:  # a full disk rolls back by itself
-            database.execute("ROLLBACK")
-        raise
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
-        if path.parent.parent.name == _IMAGES:
-            path.parent.rmdir()  # where it was the last one
-
-
 def _task(row: sqlite3.Row) -> Task:
     images = tuple(msgspec.json.decode(row["images"], type=list[str]))
     return Task(row["id"], row["series"], row["rule"], row["content"], images, row["state"],
@@ -706,54 +570,12 @@ def _place(facts: Facts) -> str:
     """Return where an image lies: names say nothing of it."""
     series, image = (sha256(uid.encode()).hexdigest()[:32]
                      for uid in (facts.series_uid, facts.sop_uid))  # fmt: skip
-    return f"{_IMAGES}/{series}/{image}.dcm"
-
-
-def _sync(file: Path) -> tuple[str, int]:
-    """Write a file through to the disk; returns its digest and size."""
-    digest, size = sha256(), 0
-    with file.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-            size += len(block)
-        os.fsync(stream.fileno())
-    return digest.hexdigest(), size
-
-
-def _move(file: Path, target: Path) -> None:
-    is_new = not target.parent.exists()
-    target.parent.mkdir(mode=0o700, exist_ok=True)
-    file.replace(target)
-    _sync_folder(target.parent)
-    if is_new:
-        _sync_folder(target.parent.parent)
+    return f"{IMAGES}/{series}/{image}.dcm"
 
 
 def _keep(folder: Path, made: MadeObject) -> tuple[str, str]:
     """Move an object to where results lie, through to the disk; returns its place and digest."""
     place = f"{_RESULTS}/{sha256(made.sop_uid.encode()).hexdigest()[:32]}.dcm"
-    digest, _ = _sync(made.file)
-    _move(made.file, folder / place)
+    digest, _ = sync(made.file)
+    move(made.file, folder / place)
     return place, digest
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _refuse_network_disk(folder: Path) -> None:
-    """Raise ConfigError on a disk where the write-ahead log of sqlite is not safe."""
-    with contextlib.suppress(OSError):
-        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
-        real = folder.resolve()
-        holding = [line.split()[1:3] for line in mounts if real.is_relative_to(line.split()[1])]
-        _, kind = max(holding, key=lambda each: len(each[0]))
-        if kind in _NETWORK_DISKS:
-            raise ConfigError(
-                f"state folder {folder}: expected a local disk, got {kind}, where a killed node "
-                "can lose what it has acknowledged; give a local folder or a block volume"
-            )

@@ -223,9 +223,9 @@ class GatewayServer:
         if self.gateway.routes is not None and self.gateway.shadow is not None:
             self._run("routes", self.gateway.routes.follow())
             self._run("comparison of versions", self.gateway.shadow.run())
-        if settings.watch and settings.store is not None:
-            watch = StoreWatch(self.gateway.versions, self._served, settings.store, self._archives)
-            self._run("watch of the store", watch.run())
+        if settings.watch:
+            self.gateway.versions.remember()
+            self._run("watch of the store", self._watch_store())
         host = reachable_host(self._host)
         scheme = "https" if self._certificates else "http"
         self.addresses = Addresses(
@@ -244,12 +244,23 @@ class GatewayServer:
         gateway.shadow = Shadow(gateway, engine, gateway.routes, served)
         gateway.versions.in_routes = gateway.routes.lead_to
 
+    async def _watch_store(self) -> None:
+        """Serve what comes into the store, once all that was there has proven itself."""
+        assert self.settings.store is not None
+        versions, folder = self.gateway.versions, self.settings.store
+        await self.wait_serving()
+        await StoreWatch(versions, self._served, folder, self._archives).run()
+
     def _changeable_store(self) -> Store | None:
         settings = self.settings
         if not self._changeable or settings.store is None:
             return None
         return Store(
-            settings.store, settings.decisions_file, settings.model_names, settings.drain_timeout_s
+            settings.store,
+            settings.decisions_file,
+            settings.model_names,
+            settings.drain_timeout_s,
+            settings.workers,
         )
 
     def _engine(self) -> Engine:

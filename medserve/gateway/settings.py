@@ -178,6 +178,7 @@ class GatewaySettings:
         return dataclasses.replace(
             self,
             engine_kind=EngineKind.TORCHSERVE.value,
+            workers=config.workers or 0,
             engine=server.inference_address,
             engine_management=server.management_address,
             engine_key_file=server.key_file,

@@ -166,11 +166,12 @@ def as_html(title: str, table: Iterable[Sequence[str]], pictures: Iterable[bytes
         for tag, line in zip(_heading_first(), table, strict=False)
     )
     rows = "".join(f"<tr>{line}</tr>" for line in cells)
+    style = "max-width:100%;max-height:32em"  # a picture of a large frame fits the notebook, too
+    encoded = (base64.b64encode(each).decode() for each in pictures)
     shown = "".join(
-        f'<img alt="" src="data:image/png;base64,{base64.b64encode(each).decode()}">'
-        for each in pictures
+        f'<img alt="" style="{style}" src="data:image/png;base64,{each}">' for each in encoded
     )
-    return f"<p>{escape(title)}</p><table>{rows}</table>{shown}"
+    return f'<p style="font-weight:600">{escape(title)}</p><table>{rows}</table>{shown}'
 
 
 def _heading_first() -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -306,13 +307,29 @@ def test_a_signed_archive_is_handed_over_as_a_copy(
     assert (tmp_path / "link.mar").is_symlink()
 
 
+@pytest.mark.parametrize("hand_over", [place_archive, unpack_archive])
+def test_a_full_disk_ends_in_one_sentence_and_leaves_no_half_of_an_archive(
+    hand_over: Callable[[ArchiveInfo, Path], None], signed: Path, trust: Trust, tmp_path: Path
+) -> None:
+    info = verify_archive(signed, trust)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # bytes, of any file
+    try:
+        with pytest.raises(ArchiveError, match="cannot be copied or unpacked: File too large"):
+            hand_over(info, tmp_path / "target")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "target").is_file()
+
+
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_a_file_that_changes_while_it_is_read_gives_its_first_bytes_or_none(
-    tmp_path: Path, data: st.DataObject
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
+    monkeypatch.setattr("medserve.archive.steady_file._KEPT_BLOCKS", 1)
     content = bytes(range(256)) * 1000  # four blocks, the last one short
     path = tmp_path / "changing"
     path.write_bytes(content)

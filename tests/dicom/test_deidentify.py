@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import DataElement, Dataset, dcmread
-from pydicom.datadict import DicomDictionary
+from pydicom._dicom_dict import DicomDictionary
 from pydicom.tag import Tag
-from pydicom.uid import EnhancedMRImageStorage, UltrasoundImageStorage
+from pydicom.uid import UID, EnhancedMRImageStorage, UltrasoundImageStorage
 
 from medserve.dicom.deidentify import Pseudonyms, copy_without_identity
 from medserve.errors import InvalidImageError
@@ -69,7 +69,7 @@ def telling() -> Dataset:
         elif vr in SAYS:
             dataset.add(DataElement(tag, vr, SAYS[vr]))
     dataset.PatientName, dataset.PatientID, dataset.StudyInstanceUID = SECRET, SECRET, SECRET_UID
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = SECRET_UID
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(SECRET_UID)
     dataset.BurnedInAnnotation = "NO"
     for group in (0x6000, 0x6002, 0x5000):  # overlays and curves, which repeat
         dataset.add(DataElement(Tag(group, 0x0022), "LO", SECRET))
@@ -255,7 +255,24 @@ def test_a_research_archive_gets_copies_and_results_that_refer_to_them(tmp_path:
             node.kill()
 
 
-def _check_route(research: Archive, sources: list[Dataset]) -> None:
+@pytest.mark.process
+def test_a_late_image_adds_its_copy_and_a_result_of_all(tmp_path: Path) -> None:
+    files = series(1, slices=6)
+    with running_archive() as research:
+        more = f'destination = ["{research.destination}"]\ndeidentify = true\n'
+        node = NodeProcess(tmp_path, research.destination, rules=RULES + more)
+        node.start()
+        try:
+            assert send(node.address, files[:5]) == [0] * 5
+            node.wait(lambda: len(research.contents) == 7)
+            assert send(node.address, files[5:]) == [0]
+            node.wait(lambda: len(research.contents) == 10)  # 6 copies, 2 and 2 results
+        finally:
+            node.kill()
+    assert {len(digests) for digests in research.digests.values()} == {1}
+
+
+def _check_route(research: Archive, sources: Sequence[Dataset]) -> None:
     files = [dcmread(io.BytesIO(each)) for each in research.contents.values()]
     originals = {str(each[name].value).encode() for each in sources
                  for name in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",

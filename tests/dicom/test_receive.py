@@ -99,7 +99,7 @@ def test_a_full_disk_refuses_and_recovers(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("medserve.dicom.spool._move", full)
+        patch.setattr("medserve.dicom.spool.move", full)
         assert send(running.address, series(1)) == [intake.NO_ROOM] * 5
     assert send(running.address, series(1)) == [0] * 5
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import shutil
 import time
+import zipfile
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ class Bench:
     connect: Callable[[], Engine]
     archives: Archives
     loads: Sequence[ArchiveInfo] = ()  # where an engine begins without a model
+    reads_files: bool = True
 
     def run(self, scenario: Callable[[Engine], Coroutine[Any, Any, Any]]) -> Any:
         """Run a scenario with the engine, which is drained at its end."""
@@ -128,7 +131,7 @@ def in_memory(archives: Archives) -> Bench:
         engine = InMemory(answer, known=("tiny", "ticker"))
         return engine
 
-    return Bench(connect, archives)
+    return Bench(connect, archives, reads_files=False)
 
 
 def direct(archives: Archives) -> Bench:
@@ -322,6 +325,27 @@ def test_a_caller_who_goes_away_leaves_the_model_well(bench: Bench) -> None:
         async with aclosing(opened(engine, asking("ticker"))) as stream:
             assert await anext(stream) == TICKS[0]
         assert (await answer(engine, asking("ticker")))["label"] == LABELS[3]
+
+    bench.run(scenario)
+
+
+def test_an_archive_that_was_exchanged_after_its_verification_is_not_loaded(
+    bench: Bench, tmp_path: Path
+) -> None:
+    if not bench.reads_files:
+        pytest.skip("the stand-in reads no archive")
+    path = Path(shutil.copy(bench.archives.newer.path, tmp_path))
+    verified = replace(verify_archive(path), signed_by="the key of a test")
+    with zipfile.ZipFile(path, "a") as opened:
+        opened.writestr("torch.py", b"raise SystemExit\n")
+
+    async def scenario(engine: Engine) -> None:
+        with pytest.raises(ModelNotReadyError, match="was changed after it was verified"):
+            await engine.load(verified)
+        assert [each.version for each in await engine.describe("tiny")] == ["1.0"]
+        await engine.load(replace(bench.archives.newer, signed_by="the key of a test"))
+        assert (await answer(engine, asking(version="2.0")))["status"] == "ok"
+        await engine.unload("tiny", "2.0")
 
     bench.run(scenario)
 

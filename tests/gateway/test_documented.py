@@ -18,7 +18,7 @@ from medserve import errors
 from medserve.cli.dicom import dicom
 from medserve.gateway import http
 from medserve.wire import inference_pb2
-from medserve.wire.v1 import imaging_pb2
+from medserve.wire.v1 import imaging_pb2, releases_pb2
 from tests.pages import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,8 +70,10 @@ def test_every_body_for_grpcurl_is_one_that_its_method_reads(tmp_path: Path) -> 
 
 def test_the_reference_names_every_call_and_every_code() -> None:
     text = (ROOT / "docs/call/grpc.md").read_text(encoding="utf-8")
-    for method in imaging_pb2.DESCRIPTOR.services_by_name["ImagingService"].methods:
-        assert f"`{method.name}`" in text
+    for contract in (imaging_pb2, releases_pb2):
+        for service in contract.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                assert f"`{method.name}`" in text
     local = ("ArchiveError", "ConfigError", "MedserveError")  # no server answers with them
     for name in errors.__all__:
         error: Any = getattr(errors, name)

@@ -59,6 +59,25 @@ def test_a_torchserve_client_gets_its_answer(edge: grpc.Channel) -> None:
     assert predict(edge, request(version="1.0"))["version"] == "1.0"
 
 
+def test_calls_that_come_together_get_the_answers_of_lone_calls(
+    edge: grpc.Channel, gateway: GatewayServer
+) -> None:
+    everybody = [
+        request(params=params, data=data)
+        for params in (b"{}", b'{"top_k": 1}')
+        for data in (*map(bright_tile, range(6)), b"this is no image")
+    ]
+    ask = stub(edge).Predictions
+    lone = [ask(message, timeout=_WAIT_S).prediction for message in everybody]
+    waiting = [ask.future(message, timeout=_WAIT_S) for message in everybody * 4]
+    assert [each.result().prediction for each in waiting] == lone * 4
+    value = gateway.gateway.metrics.registry.get_sample_value
+    name = "medserve_gateway_gathered_files"
+    alone = value(f"{name}_bucket", {"model": "tiny", "le": "1.0"}) or 0
+    every = value(f"{name}_count", {"model": "tiny"}) or 0
+    assert alone < every, "no two calls travelled together"
+
+
 def test_ping_answers_as_torchserve_does(edge: grpc.Channel) -> None:
     assert json.loads(stub(edge).Ping(Empty(), timeout=10).health) == {"status": "Healthy"}
 

@@ -167,7 +167,7 @@ def test_a_call_that_comes_alone_waits_for_nobody_and_leaves_as_it_came() -> Non
 @pytest.mark.parametrize(
     ("first", "others"),
     [
-        ({"version": "1.0"}, {}),
+        ({"version": "1.0"}, {"version": "2.0"}),
         ({"more": {"params": b'{"top_k":1}'}}, {"more": {"params": b'{"top_k":2}'}}),
         ({"more": {"params": b'{"top_k":1}'}}, {}),
     ],
@@ -177,7 +177,9 @@ def test_calls_of_other_versions_or_options_do_not_travel_together(
 ) -> None:
     async def scenario() -> Worker:
         engine = worker(hold=asyncio.Event())
-        to = gateway(engine)
+        serving = ServingSpec(1, 1, batch_size=16)
+        versions = [model(serving=serving, version=version) for version in ("1.0", "2.0")]
+        to = fake_gateway(engine, *versions)
         kinds = (first, others)
         asking = [asyncio.ensure_future(to.predict(call(b"a", **kinds[n % 2]))) for n in range(12)]
         await turns(20)

@@ -20,6 +20,7 @@ from medserve.archive.decisions import Decisions
 from medserve.archive.read import ArchiveInfo, verify_archive
 from medserve.archive.store import default_versions, select_archives
 from medserve.errors import (
+    ConfigError,
     ForbiddenError,
     InvalidRequestError,
     ModelNotReadyError,
@@ -34,8 +35,10 @@ from medserve.gateway.core.health import Monitor
 from medserve.gateway.core.served_models import ServedModels, describe
 from medserve.gateway.core.store_watch import StoreWatch
 from medserve.gateway.core.versions import Addition, Changer, Fleet, Store, Versions
+from medserve.gateway.server import GatewayServer
 from medserve.gateway.settings import Timing
 from tests.gateway.fake_engine import FakeEngine, Request
+from tests.gateway.running import quick_settings
 from tests.plain_archive import write_archive
 
 OPERATOR = Changer(Caller("operator", manages=True), "0" * 8)
@@ -463,6 +466,23 @@ def test_an_archive_that_is_copied_into_a_watched_store_takes_over(bench: Bench)
     run(scenario)
 
 
+def test_a_watched_store_leaves_alone_what_was_added_by_hand(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        await looks(bench)
+        write_archive(bench.folder, "tiny", "2.0")
+        await bench.versions.add(OPERATOR, Addition("tiny-2.0.mar"))
+        await looks(bench, 3)
+        assert (bench.default, bench.listed) == ("1.0", ["1.0", "2.0"])
+        assert not [each for each in caplog.records if each.levelname == "ERROR"]
+        shutil.copy(write_archive(bench.folder, "tiny", "3.0"), bench.folder / "tiny-2.0.mar")
+        await looks(bench, 3)
+        assert (bench.default, bench.listed) == ("3.0", ["2.0", "3.0"])
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("spoil", [half_copied, altered, misnamed])
 def test_a_watched_store_says_once_why_an_archive_changes_nothing(
     bench: Bench, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
@@ -520,6 +540,11 @@ def test_a_gateway_before_an_engine_of_others_sets_defaults_alone(bench: Bench) 
         await versions.set_default(OPERATOR, "tiny", "1.0")
 
     run(scenario)
+
+
+def test_a_store_is_watched_where_the_engine_belongs_to_the_server(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`medserve serve --watch`"):
+        GatewayServer(quick_settings(tmp_path, watch=True))
 
 
 def test_a_look_that_is_older_than_a_change_does_not_undo_it(bench: Bench) -> None:

@@ -489,6 +489,19 @@ def test_frames_unlike_what_training_saw_are_told_for_the_file_as_a_whole(
     assert content.mask_nifti == plain.mask_nifti  # a doubt changes no mask
 
 
+@pytest.mark.parametrize("covers", [True, False])
+def test_the_size_of_a_frame_is_judged_where_its_calibration_holds(
+    artifact: Path, covers: bool
+) -> None:
+    seen = {"size_mm": [[1.0, 2.0], [1.0, 2.0]]}
+    doubtful = ready_for_frames(artifact, changed(frame={"seen": seen}))
+    corner = region(RegionLocationMaxX1=8, RegionLocationMaxY1=8)
+    regions = [region() if covers else corner]
+    calibrated = ultrasound(np.stack([scan()] * 2), SequenceOfUltrasoundRegions=regions)
+    content = FrameResult.from_json(ask_json(doubtful, saved(calibrated)))
+    assert (DoubtReason.SIZE in {each.reason for each in content.doubts}) is covers
+
+
 def test_a_mask_that_covers_too_much_of_a_frame_asks_for_a_review(artifact: Path) -> None:
     seen = {"label_share": {LABELS[1]: [0.001, 0.002]}}
     doubtful = ready_for_frames(artifact, changed(frame={"seen": seen}))

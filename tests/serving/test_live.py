@@ -155,7 +155,7 @@ def test_every_face_follows_at_once(
     finally:
         manager.remove("tiny", "2.0")
     shown = get(gateway.addresses.metrics_url).decode()
-    assert 'version="2.0"' not in shown
+    assert 'medserve_gateway_model_ready{model="tiny",version="2.0"}' not in shown
 
 
 def started(store: Path, ready: Path) -> subprocess.Popen[bytes]:

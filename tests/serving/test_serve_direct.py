@@ -89,8 +89,20 @@ def test_a_model_that_cannot_be_proven_ends_it_with_the_reason_in_one_line(
     assert "tiny 1.0 cannot be loaded: expected logits within" in output.splitlines()[-1]
 
 
-def test_it_is_not_served_without_the_gateway(short_path: Path) -> None:
-    process = serve(short_path, short_path, "--no-gateway")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--no-gateway"], "the direct engine is reached through the gateway alone"),
+        (
+            ["--tls-cert", "c.pem", "--token"],
+            "--token, --tls-cert: expected options of the gateway",
+        ),
+    ],
+)
+def test_what_only_torchserve_could_do_is_refused(
+    options: list[str], said: str, short_path: Path
+) -> None:
+    process = serve(short_path, short_path, *options)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "the direct engine is reached through the gateway alone" in output
+    assert said in output

@@ -192,9 +192,10 @@ def test_a_part_that_does_not_exist_is_refused(
 def test_an_npz_is_measured_as_the_same_images_in_folders(
     drawn: Path, weights: Path, drawn_images: LabelledImages, tmp_path: Path
 ) -> None:
-    content = {f"{part}_images": drawn_images.images for part in ("train", "val", "test")}
-    content |= {f"{part}_labels": drawn_images.label_ids[:, None]
-                for part in ("train", "val", "test")}  # fmt: skip
+    content: dict[str, Any] = {}
+    for part in ("train", "val", "test"):
+        content[f"{part}_images"] = drawn_images.images
+        content[f"{part}_labels"] = drawn_images.label_ids[:, None]
     np.savez(tmp_path / "drawn.npz", **content)
     flags = ("--weights", str(weights), "--threads", "1", "--part", "validation")
     file = str(tmp_path / "drawn.npz")

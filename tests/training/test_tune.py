@@ -197,10 +197,11 @@ def test_the_settings_of_frames_are_drawn_for_frames(
 ) -> None:
     seen: list[trus_prostate.TrainConfig] = []
 
-    def prepared(config: trus_prostate.TrainConfig) -> Any:
-        return lambda settings: (seen.append(settings), SimpleNamespace(epoch=1, score=0.5))[1]
+    def pretend(settings: trus_prostate.TrainConfig) -> Any:
+        seen.append(settings)
+        return SimpleNamespace(epoch=1, score=0.5)
 
-    monkeypatch.setattr(trus_prostate, "prepare_training", prepared)
+    monkeypatch.setattr(trus_prostate, "prepare_training", lambda config: pretend)
     config = tune.tune_config("trus_prostate")(out_dir=tmp_path, trials=4, cutmix=0.25)
     tune.main(config)
     assert [settings.cutmix for settings in seen] == [0.25] * 4

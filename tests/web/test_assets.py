@@ -43,7 +43,7 @@ def test_the_image_has_these_files_where_the_page_looks_for_them() -> None:
         (REPOSITORY / "docker" / "Dockerfile").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
-    assert [REPOSITORY / place for place in copied] == [Templates().static / "vendor"]
+    assert {REPOSITORY / place for place in copied} == {Templates().static / "vendor"}
 
 
 def test_the_page_asks_for_nothing_that_is_not_here() -> None:

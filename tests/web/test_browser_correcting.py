@@ -201,7 +201,8 @@ def test_the_active_picture_is_never_below_the_bars(fake_tab: Page) -> None:
 def test_a_copy_under_another_name_is_told(fake_tab: Page) -> None:
     tab = fake_tab
     tab.goto("/classify")
-    tab.locator("#files").set_input_files([FILES[0], {**FILES[0], "name": "copy.png"}])
+    copy = image("copy.png", "ok dark", 1)
+    tab.locator("#files").set_input_files([FILES[0], copy])
     tab.get_by_text("Done. Files: 2", exact=True).wait_for()
     assert "Same content as clear.png." in row(tab, "copy.png")
     tab.reload()

@@ -23,6 +23,8 @@ from tests.web.test_sessions import Tokens, log_in
 from tests.web.visiting import Visitor, begin, gateway, send, visit, visiting
 from training.volumes.data import find_cases, read_mask
 
+pytestmark = pytest.mark.cpu  # volumes are decoded and encoded several times
+
 GRID = SEGMENTATION.geometry
 GREY = Volume(SEGMENTATION.mask.astype(np.float32) * 7 + 1, GRID)
 IMAGE = nifti.encode(GREY)
@@ -76,7 +78,7 @@ def test_a_corrected_mask_and_its_volume_are_a_pair_that_training_reads(
 
     asyncio.run(run())
     [case] = find_cases(tmp_path / "medserve-pairs")
-    image = nifti.decode(case.image.read_bytes())
+    image = nifti.decode(case.images[0].read_bytes())
     assert image.geometry.matches(GRID)
     np.testing.assert_allclose(image.array, GREY.array, atol=0.01)
     np.testing.assert_array_equal(read_mask(case, image, 2), corrected())

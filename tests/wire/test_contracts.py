@@ -47,6 +47,7 @@ def test_descriptor_set_holds_every_contract_and_its_imports(tmp_path: Path) -> 
     assert {
         "google/rpc/status.proto",
         "medserve/v1/imaging.proto",
+        "medserve/v1/releases.proto",
         "medserve/wire/inference.proto",
         "medserve/wire/management.proto",
         "medserve/wire/open_inference.proto",

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from medserve.errors import ConfigError, InvalidImageError, PayloadTooLargeError
 from medserve.imaging.codecs import sniff
+from medserve.imaging.image import Image
 from medserve.inference.fit import fit_image
 from medserve.results.sorted_folders import ERRORS, MANIFEST, REVIEW, read_corrections
 from medserve.spec import ModelSpec
@@ -29,6 +30,7 @@ __all__ = [
     "SPLITS",
     "Batches",
     "LabelledImages",
+    "decode_file",
     "decoded",
     "labelled_files",
     "read_class_folders",
@@ -143,6 +145,11 @@ def _corrected(
     return dict(sorted(chosen.items(), key=lambda item: (labels.index(item[1]), item[0])))
 
 
+def decode_file(path: Path, spec: ModelSpec) -> Image:
+    """Return the image in a file, by the code that serving uses."""
+    return sniff.decode(path.read_bytes(), spec.input)
+
+
 def decoded(
     paths: Iterable[Path], spec: ModelSpec, skipped: list[Path]
 ) -> Iterator[tuple[Path, npt.NDArray[np.float32]]]:
@@ -152,7 +159,7 @@ def decoded(
     """
     for path in paths:
         try:
-            image = sniff.decode(path.read_bytes(), spec.input)
+            image = decode_file(path, spec)
         except (InvalidImageError, PayloadTooLargeError) as error:
             _log.warning("skipped %s: %s", path, error)
             skipped.append(path)

@@ -34,7 +34,7 @@ from training.core.evaluation import EvaluationRequest
 from training.core.export import sha256
 from training.core.files import files_below, write_json
 
-__all__ = ["Answers", "answer_files", "evaluate_classifier"]
+__all__ = ["Answers", "answer_files", "chosen_files", "evaluate_classifier"]
 
 _log = logging.getLogger(__name__)
 
@@ -121,12 +121,12 @@ def _answered(
         stored = read_npz(request.data_dir, request.part, spec.labels)
         shown = track(zip(stored.paths, stored.images, strict=True), "Evaluating", len(stored))
         planes = (
-            (Path(name), fit_image(Image(np.float32(pixels) / np.float32(255)), spec.input))
+            (Path(name), fit_image(Image(pixels.astype(np.float32) / np.float32(255)), spec.input))
             for name, pixels in shown
         )
         answers = _answers(engine, spec, planes)
         return answers.paths, stored.label_ids, answers
-    label_of = _chosen_files(request, spec)
+    label_of = chosen_files(request)
     answers = answer_files(engine, spec, list(label_of), progress="Evaluating")
     if not answers.paths:
         raise ConfigError(f"{request.data_dir}: expected images, found none that can be decoded")
@@ -135,9 +135,9 @@ def _answered(
     return names, np.array(label_ids, dtype=np.int64), answers
 
 
-def _chosen_files(request: EvaluationRequest, spec: ModelSpec) -> dict[Path, str]:
+def chosen_files(request: EvaluationRequest) -> dict[Path, str]:
     """Return the files to evaluate with their labels: all, or one part of a split."""
-    files = labelled_files(request.data_dir, spec.labels, folders=request.folders)
+    files = labelled_files(request.data_dir, request.spec.labels, folders=request.folders)
     if request.split is None:
         return files
     if request.part not in SPLITS:

@@ -31,7 +31,7 @@ from training.frames import report
 from training.frames.data import FrameCase, find_frames, read_frame, read_mask
 from training.frames.scores import FrameScore, compare_frame, summarise
 
-__all__ = ["MeasuredFrame", "evaluate_frames", "measure_frames", "predict_by"]
+__all__ = ["MeasuredFrame", "chosen_cases", "evaluate_frames", "measure_frames", "predict_by"]
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def evaluate_frames(request: EvaluationRequest) -> dict[str, Any]:
     if request.foreign_dir is not None:
         raise ConfigError("expected no --foreign-dir: a segmentation has no measure of novelty")
     spec, pipeline = request.spec, FramePipeline(request.spec)
-    cases = _chosen(request)
+    cases = chosen_cases(request)
     engine = _engine(request)
     measured = measure_frames(pipeline, predict_by(engine), cases, progress="Evaluating")
     scores = [each.score for each in measured]
@@ -118,7 +118,8 @@ def predict_by(engine: Engine) -> PredictFrames:
     return predict
 
 
-def _chosen(request: EvaluationRequest) -> list[FrameCase]:
+def chosen_cases(request: EvaluationRequest) -> list[FrameCase]:
+    """Return all frames of the data, or one part of a training's split."""
     cases = find_frames(require_folder(request.data_dir, "--data-dir"))
     if request.split is None:
         return cases

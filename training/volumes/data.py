@@ -204,7 +204,7 @@ def _listed(data_dir: Path) -> dict[str, Files]:
         raise ConfigError(
             f"{path}: expected a list 'training' of objects with 'image' and 'label' ({error!r})"
         ) from error
-    pairs = {}
+    pairs: dict[str, Files] = {}
     for image, mask in entries:
         name = case_name(image)
         if name in pairs:

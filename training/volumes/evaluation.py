@@ -42,7 +42,14 @@ from training.volumes.metrics import TOLERANCE_MM, LabelScore, compare_masks, su
 from training.volumes.pictures import Picture
 from training.volumes.references import References, find_references
 
-__all__ = ["MeasuredCase", "evaluate_segmentation", "measure_cases", "predict_by", "segment_case"]
+__all__ = [
+    "MeasuredCase",
+    "chosen_cases",
+    "evaluate_segmentation",
+    "measure_cases",
+    "predict_by",
+    "segment_case",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -160,6 +167,11 @@ def _engine(spec: ModelSpec, request: EvaluationRequest, weights: Path) -> Engin
         precision=spec.engine.precision,  # as served, or the figures were another model's
         threads=request.threads,
     )
+
+
+def chosen_cases(request: EvaluationRequest) -> Sequence[Case]:
+    """Return all cases of the data, or one part of a training's split."""
+    return _chosen(request, find_references(request.data_dir, request.spec.labels))
 
 
 def _chosen(request: EvaluationRequest, references: References) -> Sequence[Case]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydicom.filereader import read_file_meta_info
-from python_multipart import MultipartParser
-from python_multipart.exceptions import FormParserError
 
 from medserve.dicom.intake import IncomingFile
-from medserve.errors import InvalidRequestError, MedserveError, PayloadTooLargeError
+from medserve.errors import MedserveError
+from medserve.gateway.faces.rest.multipart import MultipartBody
 
 __all__ = ["DICOM", "Parts", "UnsupportedMediaError", "as_parts", "syntax_of"]
 
@@ -28,8 +27,11 @@ class UnsupportedMediaError(MedserveError):
     http_status = 415
 
 
-class Parts:
+class Parts(MultipartBody):
     """A body as it comes in: each part becomes a file, and nothing of it stays in memory.
+
+    Whole parts are in `complete`. A part that is no DICOM object by its own content type is an
+    UnsupportedMediaError.
 
     Args:
         boundary: Of the body's content type.
@@ -38,47 +40,9 @@ class Parts:
 
     def __init__(self, boundary: bytes, folder: Path) -> None:
         self.complete: deque[IncomingFile] = deque()
-        self._folder, self._count = folder, 0
+        self._folder = folder
         self._file: IncomingFile | None = None
-        self._header = [b"", b""]  # name and value; the parser bounds their length
-        self._kind = b""
-        self._is_over = False
-        try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._begin,
-                    "on_header_field": lambda data, start, end: self._add(0, data[start:end]),
-                    "on_header_value": lambda data, start, end: self._add(1, data[start:end]),
-                    "on_header_end": self._end_header,
-                    "on_headers_finished": self._open,
-                    "on_part_data": self._write,
-                    "on_part_end": self._end_part,
-                    "on_end": self._end,
-                },
-            )
-        except FormParserError:
-            raise _malformed() from None
-
-    def feed(self, piece: bytes) -> None:
-        """Take the next bytes of the body; whole parts are in `complete` afterwards.
-
-        Raises:
-            UnsupportedMediaError: a part is no DICOM object by its own content type.
-            PayloadTooLargeError: there are too many parts.
-            InvalidRequestError: the body is malformed.
-        """
-        try:
-            self._parser.write(piece)
-        except FormParserError:
-            raise _malformed() from None
-
-    def finish(self) -> None:
-        """Refuse a body that ends before its last boundary."""
-        if not self._is_over:
-            raise InvalidRequestError(
-                "expected a body up to its last boundary, got a part of it; send it again"
-            )
+        super().__init__(boundary, _MOST_PARTS, "a body of multipart/related with its parts")
 
     def refuse(self, error: OSError) -> None:
         """Keep no more of the part that is coming in."""
@@ -90,40 +54,25 @@ class Parts:
         for file in (*self.complete, *([] if self._file is None else [self._file])):
             file.close()
 
-    def _begin(self) -> None:
-        self._count += 1
-        if self._count > _MOST_PARTS:
-            raise PayloadTooLargeError(
-                f"expected at most {_MOST_PARTS} parts in one request, got more; send several"
-            )
-        self._kind = b""
-
-    def _add(self, place: int, data: bytes) -> None:
-        self._header[place] += data
-
-    def _end_header(self) -> None:
-        if self._header[0].lower() == b"content-type":
-            self._kind = self._header[1].partition(b";")[0].strip().lower()
-        self._header = [b"", b""]
-
-    def _open(self) -> None:
-        if self._kind != DICOM.encode():
+    def begin(self, headers: Mapping[bytes, bytes]) -> None:
+        """Open the file of an object."""
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if kind != DICOM.encode():
             raise UnsupportedMediaError(
                 f"expected parts of {DICOM}, got one of another content type"
             )
         self._file = IncomingFile(self._folder)
 
-    def _write(self, data: bytes, start: int, end: int) -> None:
+    def write(self, data: bytes) -> None:
+        """Write to it."""
         assert self._file is not None  # headers come before data
-        self._file.write(data[start:end])
+        self._file.write(data)
 
-    def _end_part(self) -> None:
+    def end(self) -> None:
+        """Let it be taken."""
         if self._file is not None:
             self.complete.append(self._file)
             self._file = None
-
-    def _end(self) -> None:
-        self._is_over = True
 
 
 def as_parts(paths: Sequence[Path], boundary: str) -> Iterator[bytes]:
@@ -144,7 +93,3 @@ def as_parts(paths: Sequence[Path], boundary: str) -> Iterator[bytes]:
 def syntax_of(path: Path) -> str:
     """Return the transfer syntax of a stored object."""
     return str(read_file_meta_info(path).get("TransferSyntaxUID", ""))
-
-
-def _malformed() -> InvalidRequestError:
-    return InvalidRequestError("expected a body of multipart/related with its parts, got another")

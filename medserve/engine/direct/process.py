@@ -275,6 +275,8 @@ class WorkerProcess(asyncio.Protocol):
             head = json.loads(self._received[lengths.size : middle])
             body = bytes(self._received[middle:end])
             del self._received[:end]
+            if "stored" in head:
+                body = worker.take_stored(head, self._memories[1])
             self._take(head, body)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -301,16 +303,11 @@ class WorkerProcess(asyncio.Protocol):
             case "part":
                 self._part(body)
             case "answers":
-                if "stored" in head:
-                    body = worker.take_stored(head, self._memories[1])
                 self.on_metrics(head["metrics"])
                 self._finish(_split(body, head["sizes"]))
             case "error":
                 self.on_metrics(head["metrics"])
-                error = error_from_text(head["text"]) or ServerFailedError(
-                    "the model failed on this request; its log tells why"
-                )
-                self._finish([error] * len(self.jobs))
+                self._finish([_error(head["text"]) for _ in self.jobs])
 
     def _part(self, body: bytes) -> None:
         for job in self.jobs:
@@ -369,6 +366,13 @@ class _Log(asyncio.Protocol):
             if parts := _LINE.fullmatch(text):  # further lines of a message have no level
                 self._level, text = logging.getLevelNamesMapping()[parts[1]], parts[2]
             logger.log(self._level, "%s: %s", self._label, text)
+
+
+def _error(text: str) -> MedserveError:
+    """The error that a handler raised as "CODE: message"; a bug has no text."""
+    return error_from_text(text) or ServerFailedError(
+        "the model failed on this request; its log tells why"
+    )
 
 
 def _split(body: bytes, sizes: Sequence[int]) -> list[bytes]:

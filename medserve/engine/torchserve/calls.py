@@ -20,6 +20,7 @@ from medserve.engine.interface import EngineModel, EngineRequest
 from medserve.engine.torchserve.failures import engine_failure
 from medserve.engine.torchserve.keys import Tokens, read_tokens
 from medserve.errors import (
+    ArchiveError,
     ConfigError,
     InvalidRequestError,
     MedserveError,
@@ -74,6 +75,7 @@ class TorchServeEngine:
         self._access = access
         self._drained = False
         self._reached = False  # it has answered something
+        self._placing: set[Path] = set()  # archives that are being copied into its store
         self._inference_metadata = _bearer(tokens, "inference")
         self._management_metadata = _bearer(tokens, "management")
         self._channels = (_open(access, access.inference), _open(access, access.management))
@@ -180,9 +182,8 @@ class TorchServeEngine:
     async def load(self, archive: ArchiveInfo, *, workers: int = 0, default: bool = False) -> None:
         """Load an archive; this needs a TorchServe that was started with `allow_loading`."""
         file = self._loadable(archive.name, archive.version)
-        if file.exists():
+        if file.exists() or file in self._placing:
             raise InvalidRequestError(f"{archive.name} {archive.version} is loaded already")
-        place_archive(archive, file)
         serving = archive.spec.serving
         request = management_pb2.RegisterModelRequest(
             url=file.name,
@@ -191,6 +192,12 @@ class TorchServeEngine:
         )
         start_s = serving.startup_timeout + _RELOAD_S
         name, version = archive.name, archive.version
+        try:
+            await self._place(archive, file)
+        except ArchiveError as error:
+            raise ModelNotReadyError(
+                f"{name} {version} cannot be loaded: {error.message}"
+            ) from error
         try:
             await self._manage("RegisterModel", request, start_s)
             if workers not in (0, serving.min_workers):
@@ -205,6 +212,14 @@ class TorchServeEngine:
             await asyncio.sleep(_SETTLE_S)
             reason = self._access.why_not_ready(name, version) or error.message
             raise ModelNotReadyError(f"{name} {version} cannot be loaded: {reason}") from error
+
+    async def _place(self, archive: ArchiveInfo, file: Path) -> None:
+        """Put an archive where TorchServe finds it, while other calls go on."""
+        self._placing.add(file)
+        try:
+            await asyncio.to_thread(place_archive, archive, file)
+        finally:
+            self._placing.discard(file)
 
     async def unload(self, model: str, version: str) -> None:
         """Take one version away; the default version only with the model."""

@@ -58,7 +58,7 @@ class CallContext:
     chose_id: bool = False  # the caller gave the id in the metadata
     memory: StreamMemory = field(default_factory=StreamMemory, compare=False)
 
-    def order(
+    def task_request(
         self, model: str, version: str, face: Face, params: Mapping[str, Any] | None = None
     ) -> TaskRequest:
         """Return what this call asks of a model."""

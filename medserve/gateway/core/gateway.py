@@ -280,7 +280,7 @@ class Gateway:
 
     def forget(self, model: ModelInfo) -> None:
         """Keep nothing of a version that is served no more."""
-        for known in (self._gates, self._used, self._suspects):
+        for known in (self._gates, self._workers, self._used, self._suspects):
             known.pop((model.name, model.version), None)
 
     @contextlib.contextmanager

@@ -82,7 +82,6 @@ class StoreWatch:
 
     async def run(self) -> None:
         """Look, act, wait; until cancelled."""
-        self._versions.remember()
         while True:
             await self.look()
             await asyncio.sleep(self._look_s)
@@ -104,6 +103,11 @@ class StoreWatch:
 
     async def _take(self, name: str, seen: _Seen) -> None:
         """Serve a new archive; let it be the default where it is newer than the default."""
+        by_hand = {f"{each.name}-{each.version}.mar": each for each in self._served}.get(name)
+        if by_hand is not None and name not in self._judged:  # somebody added it meanwhile
+            self._judged[name] = seen
+            self._loaded[name] = (by_hand.name, by_hand.version)
+            return
         try:
             defaults = {each.name: each.version for each in self._served if each.default}
             added = await self._versions.add(_WATCHER, Addition(name, default=True, if_newer=True))

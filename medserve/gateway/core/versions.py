@@ -82,12 +82,14 @@ class Store:
         decisions: File that keeps the default versions over a restart.
         names: Models that may be served; empty for all.
         drain_s: For calls that name a version to end before it is taken away from them.
+        workers: Of a version that is added; 0 takes what its archive asks for.
     """
 
     folder: Path
     decisions: Path
     names: tuple[str, ...] = ()
     drain_s: float = 30.0
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Addition:
         archive: Name of its file; "" looks for the one that holds `model` and `version`.
         model: Its name where that is known; another model is refused.
         version: The same for its version.
-        workers: Number of them; 0 takes what the archive asks for.
+        workers: Number of them; 0 takes what the server was started with.
         default: Let it answer requests that name no version, once it is proven.
         if_newer: Only where it comes after the version that answers them now.
     """
@@ -250,7 +252,8 @@ class Versions:
         change.model, change.version, change.archive = info.name, info.version, info.digest
         self.permit(by, info.name)
         self._require_new(info, addition)
-        await self._fleet.engine.load(info, workers=addition.workers)
+        workers = addition.workers or self._require_store().workers
+        await self._fleet.engine.load(info, workers=workers)
         try:
             await self._prove(info)
             default = self._takes_over(info, addition)

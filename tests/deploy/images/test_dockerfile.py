@@ -56,8 +56,8 @@ def test_where_callers_have_names_the_audit_log_is_on_a_volume_that_stays() -> N
     override = _compose("compose.tokens.yaml")
     gateway = override["services"]["gateway"]
     log = Path(gateway["environment"]["MEDSERVE_GATEWAY_AUDIT_LOG"])
-    mounts = dict(reversed(each.split(":")) for each in gateway["volumes"] if isinstance(each, str))
-    name = mounts[str(log.parent)]
+    mounts = [each.split(":") for each in gateway["volumes"] if isinstance(each, str)]
+    [name] = [volume for volume, place in mounts if Path(place) == log.parent]
     assert name in override["volumes"]
     assert not (override["volumes"][name] or {}).get("driver_opts")  # no tmpfs
     # A new volume takes mode and owner of the image's folder: the gateway's user is not root.

@@ -18,7 +18,7 @@ def cases(tmp_path: Path) -> list[Case]:
     for n in range(40):
         path = tmp_path / f"case_{n:02d}.nii"
         path.write_bytes(b"x" * (5000 + n if n % 4 == 0 else 100 + n))
-        made.append(Case(path.stem, path, path, subject=f"subject_{n % 32:02d}"))
+        made.append(Case(path.stem, (path,), path, subject=f"subject_{n % 32:02d}"))
     return made
 
 
@@ -46,7 +46,7 @@ def test_every_case_but_the_tests_validates_once(cases: list[Case]) -> None:
 
 
 def test_every_part_has_its_share_of_large_files(cases: list[Case]) -> None:
-    large = {case.name for case in cases if case.image.stat().st_size > 1000}
+    large = {case.name for case in cases if case.images[0].stat().st_size > 1000}
     split = split_cases(cases, folds=3, test_share=0.25)
     for names in (split.test, *split.folds):
         assert 0.1 <= len(large & set(names)) / len(names) <= 0.4

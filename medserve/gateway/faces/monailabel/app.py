@@ -35,7 +35,7 @@ from medserve.gateway.faces.monailabel.sessions import ImageSessions
 from medserve.gateway.faces.options import read_options
 from medserve.gateway.faces.rest.body import RestLimits, arriving_bytes, files, is_form, whole
 from medserve.gateway.faces.rest.models import VersionQuery
-from medserve.gateway.faces.rest.route import Caller, RestRoute, connection_names, order
+from medserve.gateway.faces.rest.route import Caller, RestRoute, connection_names, task_request
 from medserve.spec import Task
 from medserve.tasks import declared
 from medserve.tasks.volumes import VolumeOptions, VolumeResult
@@ -108,7 +108,7 @@ def router(gateway: Gateway, sessions: ImageSessions, limits: RestLimits) -> API
         model: str, request: Request, incoming: known, session_id: str = "", output: str = ""
     ) -> Any:
         return await face.infer(
-            request, order(incoming, model, VersionQuery(version="")), session_id, output
+            request, task_request(incoming, model, VersionQuery(version="")), session_id, output
         )
 
     @routes.get("/auth/")

@@ -177,8 +177,8 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, incoming: CallContext
     ) -> pb.ModelInferResponse:
         """Return the one answer to a request; MedserveError else."""
-        order, model = await self._order(request, incoming)
-        return _response(request, model, await self._infer(request, order, model))
+        task_request, model = await self._task_request(request, incoming)
+        return _response(request, model, await self._infer(request, task_request, model))
 
     async def ModelStreamInfer(  # noqa: D102
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
@@ -200,15 +200,15 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, incoming: CallContext
     ) -> AsyncGenerator[pb.ModelInferResponse, None]:
         """One answer; of a model that draws, also one for each picture on the way."""
-        order, model = await self._order(request, incoming)
+        task_request, model = await self._task_request(request, incoming)
         if model.task is not Task.GENERATION:
             with self._gateway.using(model):
-                tensors = await self._infer(request, order, model)
+                tensors = await self._infer(request, task_request, model)
             yield _response(request, model, tensors)
             return
         _read_inputs(request, model)
         _check_outputs(request, model)
-        async with aclosing(draw_samples(self._gateway, order)) as parts:
+        async with aclosing(draw_samples(self._gateway, task_request)) as parts:
             async for part in parts:
                 if isinstance(part, SampleProgress):
                     yield _progress(request, model, part)
@@ -218,7 +218,7 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
                 yield final
 
     async def _infer(
-        self, request: pb.ModelInferRequest, order: TaskRequest, model: ModelInfo
+        self, request: pb.ModelInferRequest, task_request: TaskRequest, model: ModelInfo
     ) -> list[Tensor]:
         inputs = _read_inputs(request, model)
         _check_outputs(request, model)
@@ -226,31 +226,31 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
             case Task.CLASSIFICATION:
                 images = _images(inputs["data"])
                 outcomes = [
-                    outcome async for outcome in classify_each(self._gateway, order, images)
+                    outcome async for outcome in classify_each(self._gateway, task_request, images)
                 ]
                 outcomes.sort(key=lambda outcome: outcome.index)
                 return oip_models.classes(outcomes, model.labels)
             case Task.VOLUMES | Task.FRAMES:
                 files = {name: elements[0] for name, elements in inputs.items()}
-                answer = await self._gateway.predict(order.call(files))
+                answer = await self._gateway.predict(task_request.call(files))
                 # in a thread: a volume takes a while to unpack, and others are to be served
                 return await asyncio.to_thread(oip_models.mask, answer, model.task)
             case Task.GENERATION:
-                answer = await self._gateway.predict(order.call({}))
+                answer = await self._gateway.predict(task_request.call({}))
                 return oip_models.images(GenerationResult.decode(answer))
 
-    async def _order(
+    async def _task_request(
         self, request: pb.ModelInferRequest, incoming: CallContext
     ) -> tuple[TaskRequest, ModelInfo]:
         if len(request.inputs) + len(request.outputs) + len(request.parameters) > _MOST_PARTS:
             raise too_many()
         params, timeout_s = _read_parameters(request.parameters)
-        order = incoming.order(request.model_name, request.model_version, Face.OIP)
+        task_request = incoming.task_request(request.model_name, request.model_version, Face.OIP)
         if timeout_s is not None:
-            order = order.sooner(time.monotonic() + timeout_s)
-        model = await find_served(self._gateway, order)
-        order = order.with_params(read_options(model, within_json(model, params)))
-        return order.to(model), model  # the answer names the version
+            task_request = task_request.sooner(time.monotonic() + timeout_s)
+        model = await find_served(self._gateway, task_request)
+        task_request = task_request.with_params(read_options(model, within_json(model, params)))
+        return task_request.to(model), model  # the answer names the version
 
 
 def _read_parameters(

@@ -38,8 +38,8 @@ async def add(request: Request) -> Response:
         allowance = Allowance(context.limits.pack_files, context.limits.upload_bytes)
         items = await receive(request, job, context.jobs, context.limits, allowance)
     async with context.slots.call(job):
-        order = context.order(job.model, job.version, visitor.caller, job.options)
-        await _classify(context.gateway, job, items, order)
+        task_request = context.task_request(job.model, job.version, visitor.caller, job.options)
+        await _classify(context.gateway, job, items, task_request)
     return JSONResponse({"files": [item.described() for item in items]})
 
 
@@ -61,8 +61,8 @@ async def answer(request: Request) -> Response:
         raise InvalidRequestError(f'expected {{"numbers": […]}} with 1 to {most} numbers of files')
     items = [job.item(number) for number in numbers]
     async with context.slots.call(job):
-        order = context.order(job.model, job.version, visitor.caller, job.options)
-        await _classify(context.gateway, job, items, order)
+        task_request = context.task_request(job.model, job.version, visitor.caller, job.options)
+        await _classify(context.gateway, job, items, task_request)
     return JSONResponse({"files": [item.described() for item in items]})
 
 
@@ -85,8 +85,8 @@ async def thumbnail(request: Request) -> Response:
     job, visitor = context.job(request, Kind.CLASSIFY)
     item = job.item(_number(request.path_params["number"]))
     side = SIDES[1] if request.query_params.get("side") == "large" else SIDES[0]
-    order = context.order(job.model, job.version, visitor.caller)
-    model = await context.find(order, *TASKS[job.kind])
+    task_request = context.task_request(job.model, job.version, visitor.caller)
+    model = await context.find(task_request, *TASKS[job.kind])
     content = await context.thumbnails.png(job, item, model.spec.input, side)
     headers = {"cache-control": "private, max-age=3600", "content-security-policy": "sandbox"}
     return Response(content, media_type="image/png", headers=headers)
@@ -98,8 +98,8 @@ async def explain(request: Request) -> Response:
     job, visitor = context.job(request, Kind.CLASSIFY)
     item = job.item(_number(request.path_params["number"]))
     async with context.slots.call(job):
-        order = context.order(job.model, job.version, visitor.caller)
-        return JSONResponse(await _explanation(context.gateway, job, item, order))
+        task_request = context.task_request(job.model, job.version, visitor.caller)
+        return JSONResponse(await _explanation(context.gateway, job, item, task_request))
 
 
 async def download(request: Request) -> Response:
@@ -124,7 +124,9 @@ def _saved(job: Job, suffix: str) -> dict[str, str]:
     return {"content-disposition": f'attachment; filename="{name}"'}
 
 
-async def _classify(gateway: Gateway, job: Job, items: Sequence[Item], order: TaskRequest) -> None:
+async def _classify(
+    gateway: Gateway, job: Job, items: Sequence[Item], task_request: TaskRequest
+) -> None:
     """Ask the model for all files that it has not answered yet; each gets an outcome.
 
     Raises:
@@ -137,8 +139,8 @@ async def _classify(gateway: Gateway, job: Job, items: Sequence[Item], order: Ta
     sizes = [item.size_bytes for item in waiting]
     most = min(sum(sizes), PACKING.held_bytes + max(sizes))
     async with (
-        gateway.budget.reserve(most, order.caller.owner, order.deadline),
-        aclosing(classify_each(gateway, order, _images(job, waiting))) as outcomes,
+        gateway.budget.reserve(most, task_request.caller.owner, task_request.deadline),
+        aclosing(classify_each(gateway, task_request, _images(job, waiting))) as outcomes,
     ):
         async for outcome in outcomes:
             item = waiting[outcome.index]
@@ -150,7 +152,7 @@ async def _classify(gateway: Gateway, job: Job, items: Sequence[Item], order: Ta
 
 
 async def _explanation(
-    gateway: Gateway, job: Job, item: Item, order: TaskRequest
+    gateway: Gateway, job: Job, item: Item, task_request: TaskRequest
 ) -> dict[str, Any]:
     """What the class of a file rests on; asked for once and kept with the job's files.
 
@@ -165,7 +167,7 @@ async def _explanation(
     if kept.exists():
         content: dict[str, Any] = json.loads(await asyncio.to_thread(kept.read_bytes))
         return content
-    asked = order.with_params({"explain": True})
+    asked = task_request.with_params({"explain": True})
     async with (
         gateway.budget.reserve(item.size_bytes, asked.caller.owner, asked.deadline),
         aclosing(classify_each(gateway, asked, _images(job, [item]))) as outcomes,

@@ -60,7 +60,7 @@ class PageContext:
         ]
         return sorted(found, key=lambda each: (each.name, not each.default, each.version))
 
-    def order(
+    def task_request(
         self, model: str, version: str, caller: Caller, params: Mapping[str, Any] | None = None
     ) -> TaskRequest:
         """What the calls of one request share."""
@@ -69,9 +69,9 @@ class PageContext:
             model, version, caller, new_request_id(), Face.HTTP, deadline, dict(params or {})
         )
 
-    async def find(self, order: TaskRequest, *tasks: Task) -> ModelInfo:
-        """The served model that an order names."""
-        return find_model(await self.gateway.models(order.caller), order, *tasks)
+    async def find(self, task_request: TaskRequest, *tasks: Task) -> ModelInfo:
+        """The served model that a request names."""
+        return find_model(await self.gateway.models(task_request.caller), task_request, *tasks)
 
 
 def page_context(request: Request) -> PageContext:

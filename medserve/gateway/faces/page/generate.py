@@ -31,10 +31,10 @@ async def draw(request: Request) -> Response:
     visitor = context.visitor(request)
     content = await read_json(request)
     model, version = str(content.pop("model", "")), str(content.pop("version", ""))
-    order = context.order(model, version, visitor.caller)
-    info = await context.find(order, Task.GENERATION)
-    order = order.with_params(read_options(info, content))
-    parts = draw_samples(context.gateway, order)
+    task_request = context.task_request(model, version, visitor.caller)
+    info = await context.find(task_request, Task.GENERATION)
+    task_request = task_request.with_params(read_options(info, content))
+    parts = draw_samples(context.gateway, task_request)
     try:
         first = await anext(parts)  # a refusal comes with its own status
     except BaseException:

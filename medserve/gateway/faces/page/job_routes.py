@@ -29,7 +29,7 @@ async def begin(request: Request) -> Response:
     except ValueError:
         raise InvalidRequestError(f"kind: expected one of {', '.join(Kind)}") from None
     model, version = str(content.get("model", "")), str(content.get("version", ""))
-    found = await context.find(context.order(model, version, visitor.caller), *TASKS[kind])
+    found = await context.find(context.task_request(model, version, visitor.caller), *TASKS[kind])
     options = content.get("options", {})
     if not isinstance(options, dict):
         raise InvalidRequestError("options: expected a JSON object, got something else")

@@ -61,11 +61,13 @@ async def correct(request: Request) -> Response:
     job, visitor = context.job(request, Kind.SEGMENT)
     most = context.limits.upload_bytes
     async with context.slots.upload(job):
-        order = context.order(job.model, job.version, visitor.caller)
+        task_request = context.task_request(job.model, job.version, visitor.caller)
         size = min(int(request.headers.get("content-length", most)), most)
-        async with context.gateway.budget.reserve(size, order.caller.owner, order.deadline):
+        async with context.gateway.budget.reserve(
+            size, task_request.caller.owner, task_request.deadline
+        ):
             body = await small_body(request, most)
-            kinds = (await context.find(order, *TASKS[job.kind])).input_kinds
+            kinds = (await context.find(task_request, *TASKS[job.kind])).input_kinds
             changed = await asyncio.to_thread(_keep, job, body, kinds)
     answers = job.answers
     provenance = _Provenance(
@@ -169,14 +171,11 @@ def _image(job: Job, place: int) -> Path:
 
 def _members(jobs: Mapping[str, Job]) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of each file of the data set, one volume in memory at a time."""
-    training = []
     for name, job in jobs.items():
-        mask = f"labelsTr/{name}.nii.gz"
         for place in range(len(job.sources)):
             path = _image(job, place)
             yield f"{_TOP}/imagesTr/{name}_{place:04d}.nii.gz", path.read_bytes()
-        yield f"{_TOP}/{mask}", (job.folder / CORRECTED).read_bytes()
-        training.append({"image": f"imagesTr/{name}_0000.nii.gz", "label": mask})
+        yield f"{_TOP}/labelsTr/{name}.nii.gz", (job.folder / CORRECTED).read_bytes()
     rows = [job.answers["correction"] for job in jobs.values()]
     yield f"{_TOP}/{CORRECTIONS}", _table(rows)
     first = next(iter(jobs.values()))
@@ -186,7 +185,6 @@ def _members(jobs: Mapping[str, Job]) -> Iterator[tuple[str, bytes]]:
         "labels": {label: place for place, label in enumerate(first.answers["labels"])},
         "numTraining": len(jobs),
         "file_ending": ".nii.gz",
-        "training": training,
     }
     yield f"{_TOP}/dataset.json", json.dumps(described, indent=1).encode()
 

@@ -65,14 +65,14 @@ async def run(request: Request) -> Response:
     """Segment what was stored."""
     context = page_context(request)
     job, visitor = context.job(request, Kind.SEGMENT)
-    named = context.order(job.model, job.version, visitor.caller)
+    named = context.task_request(job.model, job.version, visitor.caller)
     model = await context.find(named, *TASKS[job.kind])
     asked = within_json(model, await read_json(request))
     params = read_options(model, {"overlay": True} | asked)
     async with context.slots.call(job):
-        order = context.order(job.model, job.version, visitor.caller, params)
+        task_request = context.task_request(job.model, job.version, visitor.caller, params)
         sources = await _sources(job, model, context.limits)
-        answer = await _segment(context.gateway, job, sources, order, model.task)
+        answer = await _segment(context.gateway, job, sources, task_request, model.task)
     return JSONResponse(answer)
 
 
@@ -80,12 +80,12 @@ async def volume(request: Request) -> Response:
     """The source as NIfTI, for the viewer."""
     context = page_context(request)
     job, visitor = context.job(request, Kind.SEGMENT)
-    order = context.order(job.model, job.version, visitor.caller)
-    model = await context.find(order, *TASKS[job.kind])
+    task_request = context.task_request(job.model, job.version, visitor.caller)
+    model = await context.find(task_request, *TASKS[job.kind])
     async with context.slots.call(job):
         sources = job.sources or await _sources(job, model, context.limits)
         first = next(iter(sources.values()))
-        async with _memory(context.gateway, {"data": first}, order):
+        async with _memory(context.gateway, {"data": first}, task_request):
             path = await asyncio.to_thread(_volume, job, first, model)
     return FileResponse(path, media_type="application/octet-stream")
 
@@ -94,12 +94,12 @@ async def frame(request: Request) -> Response:
     """The single frame of the source as a grey PNG, pixel by pixel below its mask."""
     context = page_context(request)
     job, visitor = context.job(request, Kind.SEGMENT)
-    order = context.order(job.model, job.version, visitor.caller)
-    model = await context.find(order, Task.FRAMES)
+    task_request = context.task_request(job.model, job.version, visitor.caller)
+    model = await context.find(task_request, Task.FRAMES)
     source = next(iter(job.sources.values()), None)
     if source is None:
         raise InvalidRequestError("expected a segmented frame, got one that is not; run it")
-    async with _memory(context.gateway, {"data": source}, order):
+    async with _memory(context.gateway, {"data": source}, task_request):
         path = await asyncio.to_thread(_frame, job, source, model)
     return FileResponse(path, media_type=_PNG)
 
@@ -113,10 +113,10 @@ async def part(request: Request) -> Response:
         alone = {"output": "mask", "format": "dicom-seg", "overlay": None, "uncertainty": None}
         params = {key: each for key, each in (job.options | alone).items() if each is not None}
         async with context.slots.call(job):
-            order = context.order(job.model, job.version, visitor.caller, params)
-            model = await context.find(order, *TASKS[job.kind])
+            task_request = context.task_request(job.model, job.version, visitor.caller, params)
+            model = await context.find(task_request, *TASKS[job.kind])
             sources = job.sources or await _sources(job, model, context.limits)
-            path = await _dicom_seg(context.gateway, job, sources, order)
+            path = await _dicom_seg(context.gateway, job, sources, task_request)
         return FileResponse(path, media_type=_DICOM, filename=_saved(job, name))
     media_types = dict(_PARTS.values()) | {CORRECTED: _NIFTI}
     if name not in media_types:
@@ -126,16 +126,16 @@ async def part(request: Request) -> Response:
 
 
 async def _segment(
-    gateway: Gateway, job: Job, sources: dict[str, Path], order: TaskRequest, task: Task
+    gateway: Gateway, job: Job, sources: dict[str, Path], task_request: TaskRequest, task: Task
 ) -> dict[str, Any]:
     """Ask the model; what the page shows of its answer.
 
     Raises:
         MedserveError: what the model or the gateway says against it.
     """
-    async with _memory(gateway, sources, order):
+    async with _memory(gateway, sources, task_request):
         files = await asyncio.to_thread(_read, sources)
-        answer = await gateway.predict(order.call(files))
+        answer = await gateway.predict(task_request.call(files))
         data = next(iter(files.values()))  # on whose grid the answer lies
         is_dicom = dicom_series.recognises(data)
         is_stack = sniff.kind(data).input_kind is InputKind.NIFTI
@@ -143,34 +143,34 @@ async def _segment(
     # Frames other than those of a NIfTI stack are shown as the picture that the model drew.
     flat = "frames" in shown and not is_stack
     job.answers = shown | {"dicom": is_dicom, "flat": flat}
-    job.sources, job.options = sources, dict(order.params)
+    job.sources, job.options = sources, dict(task_request.params)
     return job.answers
 
 
 async def _dicom_seg(
-    gateway: Gateway, job: Job, sources: Mapping[str, Path], order: TaskRequest
+    gateway: Gateway, job: Job, sources: Mapping[str, Path], task_request: TaskRequest
 ) -> Path:
     """The mask as DICOM Segmentation; asked for when it is wanted, and kept for the next time."""
     answered = job.folder / _SEG
     if answered.exists():
         return answered
     names = [path.name for path in sources.values()]
-    made_from = json.dumps([names, order.params], sort_keys=True).encode()
+    made_from = json.dumps([names, task_request.params], sort_keys=True).encode()
     path = job.folder / f"mask-{hashlib.sha256(made_from).hexdigest()}.dcm"
     if not path.exists():
-        async with _memory(gateway, sources, order):
+        async with _memory(gateway, sources, task_request):
             files = await asyncio.to_thread(_read, sources)
-            answer = await gateway.predict(order.call(files))
+            answer = await gateway.predict(task_request.call(files))
         await asyncio.to_thread(_write, path, answer)
     return path
 
 
 def _memory(
-    gateway: Gateway, sources: Mapping[str, Path], order: TaskRequest
+    gateway: Gateway, sources: Mapping[str, Path], task_request: TaskRequest
 ) -> AbstractAsyncContextManager[Reservation]:
     """Return the reservation of the memory that stored files take once they are read."""
     size = sum(path.stat().st_size for path in sources.values())
-    return gateway.budget.reserve(size, order.caller.owner, order.deadline)
+    return gateway.budget.reserve(size, task_request.caller.owner, task_request.deadline)
 
 
 def _read(sources: Mapping[str, Path]) -> dict[str, bytes]:

@@ -32,7 +32,7 @@ from medserve.gateway.faces.rest.models import (
     Readiness,
     describe,
 )
-from medserve.gateway.faces.rest.route import Caller, RestRoute, Version, failures, order
+from medserve.gateway.faces.rest.route import Caller, RestRoute, Version, failures, task_request
 from medserve.gateway.settings import GatewaySettings
 
 __all__ = ["router"]
@@ -74,7 +74,9 @@ def _add_models(routes: APIRouter, gateway: Gateway, caller: Caller) -> None:
     )  # fmt: skip
     async def get_model(model: str, incoming: known, query: Version) -> Any:
         """Describe one model."""
-        return JSONResponse(describe(await find_served(gateway, order(incoming, model, query))))
+        return JSONResponse(
+            describe(await find_served(gateway, task_request(incoming, model, query)))
+        )
 
     @routes.get(
         "/v1/models/{model}/card", tags=["models"], response_class=PlainTextResponse,
@@ -85,7 +87,7 @@ def _add_models(routes: APIRouter, gateway: Gateway, caller: Caller) -> None:
     )  # fmt: skip
     async def get_card(model: str, incoming: known, query: Version) -> Any:
         """Give the card of a model: what it is for, what it was measured on, what it cannot do."""
-        info = await find_served(gateway, order(incoming, model, query))
+        info = await find_served(gateway, task_request(incoming, model, query))
         if not info.card:
             raise UnknownModelError("this model has no card")
         return PlainTextResponse(info.card, media_type="text/markdown; charset=utf-8")

@@ -7,15 +7,14 @@ import dataclasses
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from python_multipart import MultipartParser
-from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from medserve.errors import DeadlineError, InvalidRequestError, PayloadTooLargeError
+from medserve.gateway.faces.rest.multipart import MultipartBody
 from medserve.tasks.volumes import channel_keys
 
 __all__ = [
@@ -219,8 +218,8 @@ async def pieces(request: Request, times: RestLimits) -> AsyncIterator[bytes]:
         yield piece
 
 
-class _Form:
-    """A form while it comes in; holds one unfinished file."""
+class _Form(MultipartBody):
+    """A form while it comes in; holds one unfinished file. Whole files are in `complete`."""
 
     def __init__(
         self,
@@ -231,63 +230,17 @@ class _Form:
         texts: dict[str, str],
     ) -> None:
         self.complete: deque[FormFile] = deque()
-        self._limit, self._most, self._texts = limit, most, texts
+        self._limit, self._texts = limit, texts
         self._fields = {each.encode(): each for each in (*_FILE_FIELDS, *named)}
         self._text = ""  # the field of the part, where it is none of a file
-        self._count = 0
-        self._header = [b"", b""]  # name and value; the parser bounds their length
-        self._disposition = b""
         self._name = self._field = ""
         self._content = bytearray()
-        self._ended = False
-        try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._begin,
-                    "on_header_field": lambda data, start, end: self._add(0, data[start:end]),
-                    "on_header_value": lambda data, start, end: self._add(1, data[start:end]),
-                    "on_header_end": self._end_header,
-                    "on_headers_finished": self._begin_file,
-                    "on_part_data": self._append,
-                    "on_part_end": self._end_file,
-                    "on_end": self._end,
-                },
-            )
-        except FormParserError:
-            raise _no_form() from None
+        super().__init__(boundary, most, "a form as multipart/form-data")
 
-    def feed(self, piece: bytes) -> None:
-        """Take the next bytes of the body."""
-        try:
-            self._parser.write(piece)
-        except FormParserError:
-            raise _no_form() from None
-
-    def finish(self) -> None:
-        """The body is over; refuse a form that is not."""
-        if not self._ended:
-            raise InvalidRequestError("expected a form up to its last boundary, got a part of it")
-
-    def _begin(self) -> None:
-        self._count += 1
-        if self._count > self._most:
-            raise PayloadTooLargeError(
-                f"expected at most {self._most} files in one request, got more; send several"
-            )
-        self._disposition = b""
+    def begin(self, headers: Mapping[bytes, bytes]) -> None:
+        """Begin a file, or a text that may stand beside the files."""
         self._content = bytearray()
-
-    def _add(self, place: int, data: bytes) -> None:
-        self._header[place] += data
-
-    def _end_header(self) -> None:
-        if self._header[0].lower() == b"content-disposition":
-            self._disposition = self._header[1]
-        self._header = [b"", b""]
-
-    def _begin_file(self) -> None:
-        _, options = parse_options_header(self._disposition)
+        _, options = parse_options_header(headers.get(b"content-disposition", b""))
         field_name = options.get(b"name", b"")
         text = field_name.decode("latin-1")
         self._text = text if text in self._texts and b"filename" not in options else ""
@@ -308,21 +261,20 @@ class _Form:
             )
         self._name = _shown(options[b"filename"])
 
-    def _append(self, data: bytes, start: int, end: int) -> None:
-        self._content += data[start:end]
+    def write(self, data: bytes) -> None:
+        """Take more of it, up to the limit."""
+        self._content += data
         limit = min(self._limit, _MAX_TEXT_BYTES) if self._text else self._limit
         if len(self._content) > limit:
             raise _too_large(limit)
 
-    def _end_file(self) -> None:
+    def end(self) -> None:
+        """Give the file or the text to whoever reads the form."""
         if self._text:
             self._texts[self._text] = self._content.decode("utf-8", "replace")
         else:
             self.complete.append(FormFile(self._name, self._field, bytes(self._content)))
         self._content = bytearray()
-
-    def _end(self) -> None:
-        self._ended = True
 
 
 def _shown(name: bytes) -> str:
@@ -335,7 +287,3 @@ def _too_large(limit: int) -> PayloadTooLargeError:
     return PayloadTooLargeError(
         f"expected a file of at most {limit} bytes, got more; send a smaller one"
     )
-
-
-def _no_form() -> InvalidRequestError:
-    return InvalidRequestError("expected a form as multipart/form-data, got something else")

@@ -29,7 +29,7 @@ from medserve.gateway.faces.oip.service import (
 )
 from medserve.gateway.faces.rest.body import RestLimits, announced_bytes, whole
 from medserve.gateway.faces.rest.models import VersionQuery
-from medserve.gateway.faces.rest.route import Caller, RestRoute, error_response, order
+from medserve.gateway.faces.rest.route import Caller, RestRoute, error_response, task_request
 
 __all__ = ["router"]
 
@@ -137,7 +137,9 @@ def _add_models(routes: APIRouter, gateway: Gateway, caller: Caller) -> None:
     @routes.get("/v2/models/{model}/versions/{version}/ready")
     async def model_ready(model: str, incoming: known, version: str = "") -> Response:
         """Say by the status whether a model serves."""
-        info = await find_served(gateway, order(incoming, model, VersionQuery(version=version)))
+        info = await find_served(
+            gateway, task_request(incoming, model, VersionQuery(version=version))
+        )
         content = {"name": info.name, "ready": info.ready}
         return JSONResponse(content, 200 if info.ready else 503)
 
@@ -160,7 +162,7 @@ def _add_infer(routes: APIRouter, gateway: Gateway, caller: Caller, limits: Rest
         `Inference-Header-Content-Length` as in Triton's binary tensor extension. Files inside JSON
         are base64, which the parameter `content_type` of their tensor says.
         """
-        await find_served(gateway, order(incoming, model, VersionQuery(version=version)))
+        await find_served(gateway, task_request(incoming, model, VersionQuery(version=version)))
         if request.headers.get("content-encoding", "identity") != "identity":
             raise InvalidRequestError("expected a body without content encoding; send it as it is")
         limit = gateway.limits.message_bytes

@@ -37,7 +37,7 @@ __all__ = [
     "error_body",
     "error_response",
     "failures",
-    "order",
+    "task_request",
 ]
 
 _SAFE = {  # an answer is data, whatever a browser thinks that it has found in it
@@ -142,11 +142,11 @@ def request_id(request: Request) -> str:
     return str(request.state.request_id)
 
 
-def order(
+def task_request(
     incoming: CallContext, model: str, query: VersionQuery, params: Mapping[str, Any] | None = None
 ) -> TaskRequest:
     """What a request asks of a model."""
-    return incoming.order(model, query.version, Face.HTTP, params)
+    return incoming.task_request(model, query.version, Face.HTTP, params)
 
 
 def error_body(error: MedserveError) -> dict[str, Any]:

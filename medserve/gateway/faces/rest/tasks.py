@@ -37,7 +37,7 @@ from medserve.gateway.faces.rest.models import (
     SampleBody,
     SegmentQuery,
 )
-from medserve.gateway.faces.rest.route import Caller, Version, error_body, failures, order
+from medserve.gateway.faces.rest.route import Caller, Version, error_body, failures, task_request
 from medserve.spec import Task
 
 __all__ = ["add"]
@@ -122,7 +122,7 @@ def _add_classify(routes: APIRouter, gateway: Gateway, caller: Caller, limits: R
         application/x-ndjson` gives a line per file as soon as it is known, in no particular order;
         read them while you send, where the answer is longer than 16 MiB.
         """
-        asked = order(incoming, model, query)
+        asked = task_request(incoming, model, query)
         info = await find_served(gateway, asked, Task.CLASSIFICATION)
         asked = asked.with_params(read_options(info, cast(OptionsQuery, query).params()))
         limit = min(info.spec.input.max_payload_bytes, gateway.limits.message_bytes)
@@ -153,7 +153,7 @@ def _add_segment(routes: APIRouter, gateway: Gateway, caller: Caller, limits: Re
         By default the answer is the mask as a file. `output=json` adds measurements: volumes,
         positions, and the mask as base64. Images of one case must lie on one grid.
         """
-        asked = order(incoming, model, query)
+        asked = task_request(incoming, model, query)
         info = await find_served(gateway, asked, Task.VOLUMES, Task.FRAMES)
         asked = asked.with_params(read_options(info, cast(OptionsQuery, query).params()))
         limit = min(info.max_case_bytes, gateway.limits.message_bytes)
@@ -183,7 +183,7 @@ def _add_sample(routes: APIRouter, gateway: Gateway, caller: Caller, limits: Res
         The answer holds all images. `Accept: text/event-stream` or `application/x-ndjson` gives
         progress with preview pictures before it, as soon as there is some.
         """
-        asked = order(incoming, model, query)
+        asked = task_request(incoming, model, query)
         info = await find_served(gateway, asked, Task.GENERATION)
         params = _json_object(await whole(request, _MAX_JSON_BYTES, limits))
         asked = asked.with_params(read_options(info, params))
@@ -209,7 +209,7 @@ def _add_predictions(
 
         The file is the body, or a field of a form. A model that draws takes a JSON object.
         """
-        asked = incoming.order(model, version, Face.HTTP)
+        asked = incoming.task_request(model, version, Face.HTTP)
         info = await find_served(gateway, asked)
         if info.task is Task.GENERATION:
             params = _json_object(await whole(request, _MAX_JSON_BYTES, limits))

@@ -86,13 +86,20 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
         async with answering(context, self._gateway) as incoming:
             parts = self._parts(request_iterator)
             settings = _settings(await anext(parts, None))
-            order = incoming.order(settings.model_name, settings.model_version, Face.TYPED)
-            model = await find_served(self._gateway, order, Task.CLASSIFICATION)
-            order = order.to(model).with_params(read_options(model, message_params(settings)))
+            task_request = incoming.task_request(
+                settings.model_name, settings.model_version, Face.TYPED
+            )
+            model = await find_served(self._gateway, task_request, Task.CLASSIFICATION)
+            task_request = task_request.to(model).with_params(
+                read_options(model, message_params(settings))
+            )
             held = HeldImages(self._gateway.budget, incoming.caller.owner)
             images = held.counted(_images(parts))
             with self._gateway.using(model):
-                async with held, aclosing(classify_each(self._gateway, order, images)) as outcomes:
+                async with (
+                    held,
+                    aclosing(classify_each(self._gateway, task_request, images)) as outcomes,
+                ):
                     async for outcome in outcomes:
                         held.release(outcome.index)
                         yield _classify_response(outcome, settings.top_k)
@@ -103,17 +110,19 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
         async with answering(context, self._gateway) as incoming:
             parts = self._parts(request_iterator)
             settings = _settings(await anext(parts, None))
-            order = incoming.order(settings.model_name, settings.model_version, Face.TYPED)
-            model = await find_served(self._gateway, order, Task.VOLUMES, Task.FRAMES)
+            task_request = incoming.task_request(
+                settings.model_name, settings.model_version, Face.TYPED
+            )
+            model = await find_served(self._gateway, task_request, Task.VOLUMES, Task.FRAMES)
             asked = message_params(settings)
-            order = order.with_params(read_options(model, within_json(model, asked)))
+            task_request = task_request.with_params(read_options(model, within_json(model, asked)))
             async with self._room(model, settings.content_bytes, incoming) as (file, held):
                 yield _progress(pb.SEGMENT_STAGE_ACCEPTED, 0)
                 inputs = await _gather(parts, file, model.channels)
                 if held is not None:
                     held.resize(file.size)
                 yield _progress(pb.SEGMENT_STAGE_RUNNING, file.size)
-                answer = await self._gateway.predict(order.call(inputs))
+                answer = await self._gateway.predict(task_request.call(inputs))
             result, files = await asyncio.to_thread(
                 segment_result, answer, model.task, asked.get("format")
             )
@@ -125,10 +134,12 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
         self, request: pb.SampleRequest, context: Context
     ) -> AsyncGenerator[pb.SampleResponse, None]:
         async with answering(context, self._gateway) as incoming:
-            order = incoming.order(request.model_name, request.model_version, Face.TYPED)
-            model = await find_served(self._gateway, order, Task.GENERATION)
-            order = order.with_params(read_options(model, message_params(request)))
-            async with aclosing(draw_samples(self._gateway, order)) as parts:
+            task_request = incoming.task_request(
+                request.model_name, request.model_version, Face.TYPED
+            )
+            model = await find_served(self._gateway, task_request, Task.GENERATION)
+            task_request = task_request.with_params(read_options(model, message_params(request)))
+            async with aclosing(draw_samples(self._gateway, task_request)) as parts:
                 async for part in parts:
                     for response in _sample_responses(part):
                         yield response

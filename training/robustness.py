@@ -1,0 +1,483 @@
+"""Measure what a model does with spoilt inputs: `python -m training.robustness mednist`.
+
+    python -m training.robustness mednist --data-dir data/MedNIST --n 300 --install
+    python -m training.robustness model_store/liver-1.0.mar --data-dir UNSEEN --no-held-out
+
+Images or volumes that no training saw are changed in ways that scanners, exports and people change
+them, and answered by the code that serves. What counts is how many answers are wrong, and how many
+of these nothing flags: not `review`, not `unlike`, no refusal. Writes `robustness.json` and
+`robustness.md`; `--install` puts the table into the card of the room.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as pillow
+from rich.progress import track
+from scipy import ndimage
+from scipy.special import softmax
+
+import models
+from medserve.errors import ConfigError, MedserveError
+from medserve.imaging.geometry import Geometry
+from medserve.imaging.image import Image
+from medserve.imaging.ultrasound_check import looks_like_ultrasound
+from medserve.imaging.volume import Volume
+from medserve.inference.engines import Engine, load_engine
+from medserve.inference.fit import fit_image
+from medserve.inference.frame_pipeline import FramePipeline
+from medserve.inference.volume_pipeline import VolumePipeline
+from medserve.results.seen import doubts_about_image, doubts_about_volumes
+from medserve.spec import Precision, Task
+from training.classification import evaluation as images
+from training.classification.data import decode_file
+from training.core.config import Setting, run
+from training.core.evaluation import EvaluationRequest, measured_model
+from training.core.export import sha256
+from training.core.files import markdown_table, write_json
+from training.evaluate import folders_of
+from training.frames import evaluation as frames
+from training.frames.data import read_frame, read_mask
+from training.frames.scores import compare_frame
+from training.volumes import data as volumes
+from training.volumes import evaluation as volume_evaluation
+from training.volumes.metrics import compare_masks
+
+__all__ = [
+    "CHANGES",
+    "Answer",
+    "Change",
+    "RobustnessConfig",
+    "Sample",
+    "answered",
+    "main",
+    "split_of",
+    "with_section",
+]
+
+_log = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
+_HEADING = "## Robustness"
+_WRONG_BELOW = {Task.VOLUMES: 0.85, Task.FRAMES: 0.5}  # Dice of an answer that misleads
+
+
+@dataclass(frozen=True)
+class RobustnessConfig:
+    """Measure a model on inputs that are spoilt in known ways."""
+
+    model: Annotated[str, Setting("name of a room, or an archive (.mar)", positional=True)]
+    data_dir: Annotated[Path, Setting("labelled data, as for training.evaluate")] = Path("data")
+    out_dir: Annotated[Path, Setting("receives robustness.json and robustness.md")] = Path(
+        "outputs/robustness"
+    )
+    n: Annotated[int, Setting("inputs, spread evenly over the data", minimum=1)] = 100
+    held_out: Annotated[
+        bool, Setting("take the test part of the artifact's split.csv; else all, never trained on")
+    ] = True
+    weights: Annotated[Path | None, Setting("folder of another artifact than the shipped")] = None
+    variant: Annotated[str, Setting("of the room, such as svm of mednist")] = ""
+    seed: Annotated[int, Setting("of the noise", minimum=0)] = 0
+    threads: Annotated[int, Setting("of the engine; 0 takes every core", minimum=0)] = 0
+    install: Annotated[bool, Setting("put the table into the card of the room")] = False
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One input with its truth.
+
+    Attributes:
+        array: float32 (H, W) or (H, W, 3) in [0, 1], or a volume (I, J, K).
+        truth: Label id, or mask uint8 on the pixels or voxels of the array.
+        geometry: Of a volume; None of an image.
+    """
+
+    array: npt.NDArray[np.float32]
+    truth: Array
+    geometry: Geometry | None = None
+
+    def changed(self, array: Array, truth: Array | None = None, **other: Any) -> Sample:
+        """Return the sample with another array, images within [0, 1]."""
+        values = array if self.geometry is not None else np.clip(array, 0.0, 1.0)
+        return dataclasses.replace(
+            self, array=values.astype(np.float32), truth=self.truth if truth is None else truth,
+            **other,
+        )  # fmt: skip
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Darkest and brightest: 0 and 1, or percentiles of a volume."""
+        if self.geometry is None:
+            return 0.0, 1.0
+        low, high = np.percentile(self.array, (1, 99))
+        return float(low), float(max(high, low + 1e-6))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model made of a sample: 1 for the right label, or a mean Dice; and its flags."""
+
+    score: float
+    is_wrong: bool
+    is_flagged: bool
+
+
+@dataclass(frozen=True)
+class Change:
+    """One way to spoil an input.
+
+    Attributes:
+        kind: Noise, blur and so on.
+        strength: In words.
+        apply: Returns the spoilt sample.
+    """
+
+    kind: str
+    strength: str
+    apply: Callable[[Sample, np.random.Generator], Sample]
+
+
+def _noise(sample: Sample, draws: np.random.Generator, deviation: float) -> Sample:
+    low, high = sample.limits
+    noise = draws.standard_normal(sample.array.shape, dtype=np.float32)
+    return sample.changed(sample.array + deviation * (high - low) * noise)
+
+
+def _blur(sample: Sample, _: np.random.Generator, share: float) -> Sample:
+    """A Gaussian of a share of the shortest side."""
+    sides = sample.array.shape[: 2 if sample.geometry is None else 3]
+    sigma = share * min(sides)
+    depth = [sigma] * len(sides) + [0.0] * (sample.array.ndim - len(sides))
+    return sample.changed(ndimage.gaussian_filter(sample.array, depth))
+
+
+def _jpeg(sample: Sample, _: np.random.Generator, quality: int) -> Sample:
+    low, high = sample.limits
+    scaled = np.clip((sample.array - low) / (high - low), 0.0, 1.0)
+    pixels = np.rint(255.0 * scaled).astype(np.uint8)
+    planes = [pixels] if sample.geometry is None else list(np.moveaxis(pixels, 2, 0))
+    packed = [_through_jpeg(plane, quality) for plane in planes]
+    read = packed[0] if sample.geometry is None else np.stack(packed, axis=2)
+    return sample.changed(low + (high - low) * (read.astype(np.float32) / 255.0))
+
+
+def _through_jpeg(plane: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
+    stream = io.BytesIO()
+    pillow.fromarray(np.ascontiguousarray(plane)).save(stream, "JPEG", quality=quality)
+    return np.asarray(pillow.open(stream))
+
+
+def _brightness(sample: Sample, _: np.random.Generator, gamma: float) -> Sample:
+    low, high = sample.limits
+    scaled = np.clip((sample.array - low) / (high - low), 0.0, 1.0)
+    return sample.changed(low + (high - low) * scaled**gamma)
+
+
+def _turn(sample: Sample, _: np.random.Generator, degrees: float) -> Sample:
+    how = {"axes": (0, 1), "reshape": False, "mode": "constant"}
+    array = ndimage.rotate(sample.array, degrees, order=1, cval=float(sample.array.min()), **how)
+    if sample.truth.ndim == 0:
+        return sample.changed(array)
+    return sample.changed(array, ndimage.rotate(sample.truth, degrees, order=0, **how))
+
+
+def _scale(sample: Sample, _: np.random.Generator, factor: float) -> Sample:
+    """What is shown grows by a factor: in the picture, or by the size that a volume states."""
+    if sample.geometry is not None:
+        affine = sample.geometry.affine @ np.diag([factor, factor, factor, 1.0])
+        return dataclasses.replace(sample, geometry=Geometry(sample.geometry.shape, affine))
+    array = _enlarged(sample.array, factor, order=1)
+    truth = sample.truth if sample.truth.ndim == 0 else _enlarged(sample.truth, factor, order=0)
+    return sample.changed(array, truth)
+
+
+def _enlarged(array: Array, factor: float, order: int) -> Array:
+    """The array about its middle, on as many pixels; its darkest value lies outside."""
+    middle = (np.array(array.shape[:2]) - 1) / 2
+    scales = np.array([1 / factor, 1 / factor, *[1.0] * (array.ndim - 2)])
+    offset = np.array([*(middle - middle / factor), *[0.0] * (array.ndim - 2)])
+    return np.asarray(
+        ndimage.affine_transform(array, scales, offset, order=order, cval=float(array.min()))
+    )
+
+
+def _mirror(sample: Sample, _: np.random.Generator, axis: int) -> Sample:
+    """The picture or the voxels mirrored, without a word in the header."""
+    truth = sample.truth if sample.truth.ndim == 0 else np.flip(sample.truth, axis).copy()
+    return sample.changed(np.flip(sample.array, axis).copy(), truth)
+
+
+def _resolution(sample: Sample, _: np.random.Generator, share: float) -> Sample:
+    spatial = 2 if sample.geometry is None else 3
+    factors = [share] * spatial + [1.0] * (sample.array.ndim - spatial)
+    array = ndimage.zoom(sample.array, factors, order=1)
+    if sample.truth.ndim == 0:
+        return sample.changed(array)
+    truth = ndimage.zoom(sample.truth, share, order=0)
+    if sample.geometry is None:
+        return sample.changed(array, truth)
+    steps = [old / new for old, new in zip(sample.geometry.shape, array.shape, strict=True)]
+    affine = sample.geometry.affine @ np.diag([*steps, 1.0])
+    return sample.changed(array, truth, geometry=Geometry(array.shape, affine))
+
+
+def _unchanged(sample: Sample, _: np.random.Generator) -> Sample:
+    return sample
+
+
+def _each(
+    kind: str, apply: Callable[..., Sample], strengths: dict[str, float]
+) -> tuple[Change, ...]:
+    return tuple(
+        Change(kind, text, functools.partial(_with, apply, value))
+        for text, value in strengths.items()
+    )
+
+
+def _with(
+    apply: Callable[..., Sample], value: float, sample: Sample, draws: np.random.Generator
+) -> Sample:
+    return apply(sample, draws, value)
+
+
+CHANGES = (
+    Change("none", "", _unchanged),
+    *_each("noise", _noise, {"5 %": 0.05, "15 %": 0.15, "30 %": 0.3}),
+    *_each("blur", _blur, {"1 % of the side": 0.01, "3 %": 0.03, "8 %": 0.08}),
+    *_each("JPEG", _jpeg, {"quality 50": 50, "10": 10, "3": 3}),
+    *_each("brightness", _brightness, {"gamma 0.5": 0.5, "2": 2.0, "4": 4.0}),
+    *_each("turn", _turn, {"10°": 10.0, "30°": 30.0, "90°": 90.0}),
+    *_each("scale", _scale, {"0.5": 0.5, "0.8": 0.8, "1.25": 1.25, "2": 2.0}),
+    *_each("mirrored", _mirror, {"first axis": 0, "second axis": 1}),
+    *_each("resolution", _resolution, {"1/2": 0.5, "1/4": 0.25}),
+)  # fmt: skip
+
+
+def main(config: RobustnessConfig) -> None:
+    """Answer every sample in every way, and write the table."""
+    with measured_model(config.model, config.variant, config.weights) as (spec, weights):
+        request = EvaluationRequest(
+            spec, weights, config.data_dir, config.out_dir,
+            split=split_of(config, weights) if config.held_out else None, threads=config.threads,
+            folders=folders_of(config.model),
+        )  # fmt: skip
+        samples, judge = _prepared(request, config.n)
+        rows = [_row(change, samples, judge, config.seed) for change in
+                track(CHANGES, "Spoiling inputs")]  # fmt: skip
+        content = {
+            "model": spec.name, "version": spec.version, "n": len(samples),
+            "held_out": config.held_out, "artifact_sha256": sha256(_artifact(weights)),
+            "wrong_below": _WRONG_BELOW.get(spec.task), "rows": rows, **_totals(rows),
+        }  # fmt: skip
+    write_json(config.out_dir / "robustness.json", content)
+    text = section(content, config)
+    (config.out_dir / "robustness.md").write_text(text, encoding="utf-8")
+    _log.info("%s", text)
+    if config.install:
+        card = models.room(config.model, config.variant) / "README.md"
+        card.write_text(with_section(card.read_text(encoding="utf-8"), text), encoding="utf-8")
+
+
+def split_of(config: RobustnessConfig, weights: Path) -> Path:
+    """Return the split of the training; a variant was trained on that of its room."""
+    places = [weights / "split.csv"]
+    if config.variant:
+        places.append(models.room(config.model) / "weights" / "split.csv")
+    for path in places:
+        if path.is_file():
+            return path
+    raise ConfigError(
+        f"{config.model} has no split.csv that says what it was trained on: give data that it "
+        "never saw, and --no-held-out"
+    )
+
+
+def section(content: dict[str, Any], config: RobustnessConfig) -> str:
+    """Return the part of a card: a sentence, the table, and the command.
+
+    Noise is white, its deviation a share of the range of intensities; a blur's is a share of the
+    shortest side. `scale` is what is shown, for a volume the size that its header states.
+    """
+    is_dice = content["wrong_below"] is not None
+    score = "Dice" if is_dice else "accuracy"
+    table = markdown_table(
+        {
+            "change": lambda row: f"{row['kind']} {row['strength']}".strip(),
+            score: lambda row: f"{row['score']:.3f}",
+            "flagged": lambda row: f"{100 * row['flagged']:.0f} %",
+            "wrong": lambda row: str(row["wrong"]),
+            "wrong and not flagged": lambda row: str(row["wrong_unflagged"]),
+        },
+        content["rows"],
+    )
+    wrong = (
+        f"Wrong is a mean Dice below {content['wrong_below']}, which is 1 where nothing is found "
+        "and nothing is there. "
+        if is_dice
+        else ""
+    )
+    caught = content["wrong_flagged_share"]
+    told = (
+        "of no wrong answer, as there was none,"
+        if caught is None
+        else (f"of {100 * caught:.0f} % of all wrong answers")
+    )
+    flags = [f"--data-dir {config.data_dir}", f"--n {config.n}"]
+    flags += [f"--variant {config.variant}"] * bool(config.variant)
+    flags += ["--no-held-out"] * (not config.held_out)
+    return (
+        f"{content['n']} inputs that no training saw, each changed in {len(content['rows']) - 1} "
+        f"ways and answered as served.\n{wrong}Flagged is what asks for a review, is called "
+        f"unlike, or is refused; that is true\n{told} and of "
+        f"{100 * content['rows'][0]['flagged']:.0f} % of the unchanged inputs.\n\n{table}\n"
+        f"```bash\npython -m training.robustness {config.model} {' '.join(flags)}\n```\n"
+    )
+
+
+def with_section(card: str, text: str) -> str:
+    """Return a card with this part under its heading, which is made before the limits."""
+    found = re.compile(rf"^{_HEADING}\n.*?(?=^## )", re.MULTILINE | re.DOTALL)
+    part = f"{_HEADING}\n\n{text}\n"
+    if found.search(card):
+        return found.sub(lambda _: part, card, count=1)
+    before, heading, after = card.partition("## Limits\n")
+    if not heading:
+        raise ConfigError(f"expected the heading {_HEADING} or ## Limits in the card, found none")
+    return before + part + heading + after
+
+
+def _row(
+    change: Change, samples: Sequence[Sample], judge: Callable[[Sample], Answer], seed: int
+) -> dict[str, Any]:
+    draws = np.random.default_rng(seed)
+    answers = [answered(change.apply(sample, draws), judge) for sample in samples]
+    return {
+        "kind": change.kind,
+        "strength": change.strength,
+        "score": round(float(np.mean([each.score for each in answers])), 4),
+        "flagged": round(float(np.mean([each.is_flagged for each in answers])), 4),
+        "wrong": sum(each.is_wrong for each in answers),
+        "wrong_unflagged": sum(each.is_wrong and not each.is_flagged for each in answers),
+    }
+
+
+def answered(sample: Sample, judge: Callable[[Sample], Answer]) -> Answer:
+    """Return what the model made of a sample; a refusal is a flag."""
+    try:
+        return judge(sample)
+    except MedserveError:  # refused: nobody is misled
+        return Answer(0.0, is_wrong=True, is_flagged=True)
+
+
+def _totals(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    wrong = sum(row["wrong"] for row in rows)
+    unseen = sum(row["wrong_unflagged"] for row in rows)
+    return {"wrong_flagged_share": round(1 - unseen / wrong, 4) if wrong else None}
+
+
+def _artifact(weights: Path) -> Path:
+    return next(path for name in ("model.onnx", "model.pt") if (path := weights / name).is_file())
+
+
+def _prepared(
+    request: EvaluationRequest, count: int
+) -> tuple[list[Sample], Callable[[Sample], Answer]]:
+    """Return the samples and what answers one, by the task of the model."""
+    spec = request.spec
+    makers = {Task.CLASSIFICATION: _of_images, Task.FRAMES: _of_frames, Task.VOLUMES: _of_volumes}
+    if spec.task not in makers:
+        raise ConfigError(f"{spec.name} makes images; expected a model that classifies or segments")
+    precision = Precision.F32 if spec.task is Task.CLASSIFICATION else spec.engine.precision
+    engine = load_engine(
+        spec.engine.name, request.weights, precision=precision, threads=request.threads
+    )
+    return makers[spec.task](request, engine, count)
+
+
+def _spread(cases: Sequence[Any], count: int) -> list[Any]:
+    places = np.linspace(0, len(cases) - 1, min(count, len(cases))).round().astype(int)
+    return [cases[place] for place in np.unique(places)]
+
+
+def _of_images(
+    request: EvaluationRequest, engine: Engine, count: int
+) -> tuple[list[Sample], Callable[[Sample], Answer]]:
+    spec = request.spec
+    samples = []
+    for path, label in _spread(list(images.chosen_files(request).items()), count):
+        samples.append(Sample(decode_file(path, spec).array, np.array(spec.labels.index(label))))
+
+    def judge(sample: Sample) -> Answer:
+        outputs = engine.run(fit_image(Image(sample.array), spec.input)[np.newaxis])
+        probabilities = softmax(outputs["logits"][0].astype(np.float64))
+        is_right = int(probabilities.argmax()) == int(sample.truth)
+        is_sure = float(probabilities.max()) >= spec.classifier.review_below
+        is_like = float(outputs["novelty"][0]) <= 1.0
+        return Answer(float(is_right), not is_right, not (is_sure and is_like))
+
+    return samples, judge
+
+
+def _of_frames(
+    request: EvaluationRequest, engine: Engine, count: int
+) -> tuple[list[Sample], Callable[[Sample], Answer]]:
+    pipeline, predict = FramePipeline(request.spec), frames.predict_by(engine)
+    samples = []
+    for case in _spread(frames.chosen_cases(request), count):
+        image = read_frame(case.image, request.spec.input)
+        samples.append(Sample(image.array, read_mask(case, (image.height, image.width))))
+
+    def judge(sample: Sample) -> Answer:
+        image = Image(sample.array)
+        [found] = pipeline.segment([image], predict)
+        dice = compare_frame("", "", found.mask, sample.truth).dice
+        is_wrong = dice < _WRONG_BELOW[Task.FRAMES]
+        return Answer(dice, is_wrong, not looks_like_ultrasound(image))
+
+    return samples, judge
+
+
+def _of_volumes(
+    request: EvaluationRequest, engine: Engine, count: int
+) -> tuple[list[Sample], Callable[[Sample], Answer]]:
+    spec, pipeline = request.spec, VolumePipeline(request.spec)
+    predict = volume_evaluation.predict_by(engine)
+    if pipeline.volume.channels:
+        raise ConfigError(f"{spec.name} sees several channels; only models of one are measured")
+    samples = []
+    for case in _spread(volume_evaluation.chosen_cases(request), count):
+        [volume] = volumes.read_volumes(case, spec)
+        mask = volumes.read_mask(case, volume, len(spec.labels))
+        samples.append(Sample(volume.array.astype(np.float32), mask, volume.geometry))
+
+    def judge(sample: Sample) -> Answer:
+        assert sample.geometry is not None
+        prepared = pipeline.prepare(Volume(sample.array, sample.geometry))
+        found = pipeline.segment(prepared, predict).segmentation
+        scores = compare_masks(found.mask, sample.truth, sample.geometry, spec.labels)
+        dice = float(np.mean([each.dice for each in scores]))
+        grid, seen = prepared.inverse.grid, pipeline.volume.seen
+        is_flagged = not any(found.volumes_ml.values())
+        if seen is not None:
+            size_mm = np.multiply(grid.shape, grid.spacing_mm).tolist()
+            is_flagged |= bool(doubts_about_image(seen, prepared.tensor[0], size_mm))
+            is_flagged |= bool(doubts_about_volumes(seen, found.volumes_ml))
+        return Answer(dice, dice < _WRONG_BELOW[Task.VOLUMES], is_flagged)
+
+    return samples, judge
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, RobustnessConfig))
