@@ -193,7 +193,7 @@ def _train_member(config: TrainConfig, member: int, read: _Read) -> Fitted:
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "simulate": lambda flags: run(simulate_set, SimulateConfig, flags),
-    "prepare_training": lambda flags: run(prepare, PrepareConfig, flags),
+    "prepare": lambda flags: run(prepare, PrepareConfig, flags),
     "annotate": lambda flags: run(annotate, AnnotateConfig, flags),
     "import": lambda flags: run(import_annotations, ImportConfig, flags),
     "sheets": lambda flags: run(write_sheets, SheetsConfig, flags),

@@ -10,9 +10,9 @@ from ssl import SSLContext
 from typing import Any
 
 from pynetdicom import _config, dimse_messages, evt
-from pynetdicom.ae import ApplicationEntity
 
 from medserve.dicom.classes import STORED_CLASSES, readable_syntaxes
+from medserve.dicom.entity import application_entity
 from medserve.dicom.headers import Facts
 from medserve.dicom.intake import MISMATCH, SUCCESS, IncomingFile, Intake
 from medserve.dicom.peers import Sender
@@ -67,7 +67,7 @@ class Receiver:
         # pynetdicom has no parameter for either.
         self._replaced = _messages.NamedTemporaryFile
         _messages.NamedTemporaryFile = partial(IncomingFile, intake.folder)
-        self._ae = ApplicationEntity(settings.ae_title)
+        self._ae = application_entity(settings.ae_title)
         self._ae.maximum_associations = settings.associations
         self._ae.maximum_pdu_size = _PDU_BYTES
         self._ae.network_timeout = _NETWORK_S

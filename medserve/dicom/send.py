@@ -20,6 +20,7 @@ from pynetdicom import _config
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.presentation import build_context
 
+from medserve.dicom.entity import application_entity
 from medserve.dicom.peers import Destination
 from medserve.dicom.spool import Delivery
 from medserve.errors import ConfigError
@@ -214,7 +215,7 @@ def image_count(
 
 
 def _ae(ae_title: str) -> ApplicationEntity:
-    ae = ApplicationEntity(ae_title)
+    ae = application_entity(ae_title)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = _TIMEOUT_S
     ae.connection_timeout = 10.0
     return ae

@@ -25,7 +25,7 @@ from medserve.gateway.core.cancelled import CancelledCalls
 from medserve.gateway.core.gateway import Gateway, Guards
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.services import register_services
-from medserve.gateway.settings import GatewaySettings
+from medserve.gateway.settings import GatewaySettings, Limits
 from tests.gateway.fake_engine import FakeEngine, Request, model
 
 __all__ = [
@@ -175,9 +175,12 @@ class FakeGateway:
         engine.know(*self.models)
         self.requests = engine.requests
         tokens = None if self.token is None else self
-        return Gateway(
-            engine, self.fleet, Guards(tokens=tokens, cancelled=_Cancelled(self.cancelled))
+        guards = Guards(
+            tokens=tokens,
+            cancelled=_Cancelled(self.cancelled),
+            limits=Limits(gather=1),  # the requests of the engine are those of the client
         )
+        return Gateway(engine, self.fleet, guards)
 
     async def _reply(self, request: Request) -> AsyncIterator[bytes]:
         hook = self._next_hook()

@@ -11,12 +11,15 @@ from pathlib import Path
 import grpc
 import pytest
 
+import models
 from medserve.engine.torchserve.lifecycle import Server
+from medserve.imaging.codecs import nifti
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.deploy.gateway_process import RunningGateway, running_gateway
 from tests.deploy.promql import asked
 from tests.deploy.test_monitoring import LABELS_OF_OTHERS, OF_OTHERS, expressions, recorded
 from tests.tiny_room import bright_tile
+from tests.tiny_volume_room import phantom
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +30,21 @@ def gateway(
     with running_gateway(torchserve, served_store, tmp_path_factory.mktemp("gateway")) as running:
         with grpc.insecure_channel(running.grpc) as channel:
             stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
-            for content in (bright_tile(0), b"no image"):
-                request = inference_pb2.PredictionsRequest(
-                    model_name="tiny", input={"data": content}
-                )
-                stub.Predictions(request, timeout=60)
+            for model, inputs in asked_of_models().items():
+                for each in inputs:
+                    request = inference_pb2.PredictionsRequest(model_name=model, input=each)
+                    stub.Predictions(request, timeout=60)
         yield running
+
+
+def asked_of_models() -> dict[str, list[dict[str, bytes]]]:
+    """Inputs by model, of which each metric of the answers comes from one."""
+    example = models.room("mednist") / "examples" / "Hand.png"
+    return {
+        "tiny": [{"data": bright_tile(0)}, {"data": b"no image"}],
+        "mednist": [{"data": example.read_bytes()}],  # its archive has a reference
+        "tiny_volume": [{"data": nifti.encode(phantom()), "params": b'{"format": "json"}'}],
+    }
 
 
 def series(url: str) -> dict[str, set[str]]:

@@ -125,6 +125,7 @@ def test_three_hundred_images_are_sorted_corrected_and_taken_home(
     with zipfile.ZipFile(io.BytesIO(downloaded(tab, "#zip"))) as archive:
         content = in_the_folder(archive)
     del content["manifest.csv"]
+    assert len(content.pop("corrections.csv").decode().splitlines()) == 2  # titles, one correction
     assert len(content) == 304
     for row, file in zip(rows, files, strict=True):
         assert content[row["stored"]] == file["buffer"]
