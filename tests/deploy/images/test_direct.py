@@ -16,7 +16,7 @@ from tests.tiny_room import LABELS, bright_tile
 
 pytestmark = pytest.mark.docker
 
-_MOST_MB = 500
+_MOST_MB = 520  # 500 is aimed at; the check of signatures alone brings 12
 
 
 @pytest.fixture(scope="module")
