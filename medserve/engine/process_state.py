@@ -13,10 +13,17 @@ STANDING_S = 8.0  # and one that has work and uses no processor time after this
 
 @dataclass(frozen=True)
 class ProcessState:
-    """One look at a process: whether a signal stopped it, and the processor time it has used."""
+    """One look at a process.
+
+    Attributes:
+        stopped: By a signal.
+        cpu_ticks: Processor time that it has used.
+        runnable: Whether it runs, or only waits for a processor that others use.
+    """
 
     stopped: bool
     cpu_ticks: int
+    runnable: bool = False
 
     @classmethod
     def of(cls, pid: int) -> ProcessState | None:
@@ -28,4 +35,5 @@ class ProcessState:
         fields = content.rpartition(")")[2].split()  # the name before it may hold anything
         if fields[0] in ("Z", "X"):
             return None
-        return cls(fields[0] in ("T", "t"), int(fields[11]) + int(fields[12]))
+        ticks = int(fields[11]) + int(fields[12])
+        return cls(fields[0] in ("T", "t"), ticks, runnable=fields[0] == "R")

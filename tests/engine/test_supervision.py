@@ -43,6 +43,8 @@ def test_a_worker_that_computes_or_has_nothing_to_do_is_left_alone() -> None:
     assert not any(looks(computing, STANDING_S, pending=3))
     idle = [ProcessState(stopped=False, cpu_ticks=50)] * 9
     assert not any(looks(idle, STANDING_S, pending=0))
+    starved = [ProcessState(stopped=False, cpu_ticks=50, runnable=True)] * 9  # by other processes
+    assert not any(looks(starved, STANDING_S, pending=3))
 
 
 def test_a_worker_that_goes_on_has_all_its_time_again() -> None:

@@ -243,7 +243,7 @@ class WorkerProcess(asyncio.Protocol):
         state = ProcessState.of(self.pid)
         if state is None:
             return
-        at_work = bool(self.jobs) and not self._paused
+        at_work = bool(self.jobs) and not self._paused and not state.runnable
         if state != self._seen or not (at_work or state.stopped):
             self._moved_at = now
         self._seen = state
@@ -261,6 +261,7 @@ class WorkerProcess(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in a piece of what the worker says."""
+        self._moved_at = time.monotonic()
         self._received += data
         lengths = worker.LENGTHS
         while len(self._received) >= lengths.size:

@@ -54,7 +54,7 @@ class WorkerHistory:
         standing = []
         for pid, state in states.items():
             known, since = before.get(pid, (state, now))
-            idle = not state.stopped and not found.pending
+            idle = not state.stopped and (state.runnable or not found.pending)
             if idle or known != state:
                 since = now
             self.moved_at[pid] = state, since
