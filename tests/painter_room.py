@@ -22,11 +22,19 @@ class PainterHandler(GenerationHandler):
     def _sample(self, params, seed, place, watch):
         run = self.pipeline._run
         if params.settings.guidance == {SLOW}:
-            self.pipeline._run = lambda inputs: (time.sleep(1), run(inputs))[1]
+            self.pipeline._run = lambda inputs: (compute(), run(inputs))[1]
         try:
             return super()._sample(params, seed, place, watch)
         finally:
             self.pipeline._run = run
+
+
+def compute():
+    """Take a second, and some processor time: who only slept would be ended as standing still."""
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        sum(range(100_000))
+        time.sleep(0.02)
 '''
 
 
