@@ -86,6 +86,7 @@ class _Answer(Observed, frozen=True):
     """An answer as it is sent: of one input, or of a packed call."""
 
     items: tuple[Observed, ...] | None = None
+    event: str = ""  # of a part that is streamed before the answer
 
 
 class HeldOut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -163,13 +164,15 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read_answer_items(answer: bytes) -> Sequence[Observed]:
     """Return what is watched of an answer: one entry an input that was answered.
 
-    None of an answer that is no JSON, or an error.
+    None of an answer that is no JSON, or an error, and of what is streamed before it.
     """
     if not answer.startswith(b"{"):
         return ()
     try:
         found = _DECODER.decode(answer)
     except (msgspec.DecodeError, RecursionError):
+        return ()
+    if found.event:
         return ()
     return [each for each in (found.items or (found,)) if each.status == "ok"]
 

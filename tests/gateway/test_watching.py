@@ -9,6 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.metrics import GatewayMetrics
 from medserve.gateway.core.watching import ALARM, DriftTest, Watching
 from medserve.spec import Task
+from medserve.tasks.generation import SampleProgress
 from tests.gateway.fake_engine import FakeEngine, fake_gateway, model
 
 NAME = "tiny"
@@ -152,6 +154,17 @@ def test_no_answer_whatever_its_bytes_stops_the_watching(content: bytes) -> None
 
 
 # ---- what is counted
+
+
+def test_progress_that_is_streamed_before_an_answer_is_no_input() -> None:
+    metrics = GatewayMetrics()
+    watching = Watching(metrics)
+    for step in range(8):
+        progress = SampleProgress(image=0, step=step, steps=8)
+        watching.answered(model(NAME), msgspec.json.encode(progress))
+    assert ("inputs_total", "") not in samples(metrics)
+    watching.answered(model(NAME), answer())
+    assert samples(metrics)["inputs_total", ""] == 1
 
 
 def test_a_packed_answer_counts_every_image_that_was_answered() -> None:
