@@ -8,10 +8,6 @@ with the decisions of before or of after. A model that nobody has changed is not
 
 from __future__ import annotations
 
-import contextlib
-import os
-import stat
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,8 +15,9 @@ from pathlib import Path
 import msgspec
 
 from medserve.errors import ConfigError
+from medserve.whole_file import write_whole
 
-__all__ = ["DECISIONS_FILE", "Decisions", "ModelDecisions", "write_whole"]
+__all__ = ["DECISIONS_FILE", "Decisions", "ModelDecisions"]
 
 DECISIONS_FILE = "serving.json"  # in the store, unless the operator names another place
 _FORMAT = 1
@@ -111,35 +108,10 @@ class Decisions:
         Raises:
             ConfigError: it cannot be written; the one before is untouched.
         """
-        write_whole(path, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears on the disk whole or not at all, even if the power fails.
-
-    Raises:
-        ConfigError: it cannot be written, on a full disk or in a folder that is read-only.
-    """
-    temporary = ""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            if path.exists():
-                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        if temporary:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-        raise ConfigError(
-            f"{path} cannot be written ({error.strerror}), and a change that does not last is "
-            "none; free its disk, or name another file with --state"
-        ) from error
+            write_whole(path, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be written ({error.strerror}), and a change that does not last is "
+                "none; free its disk, or name another file with --state"
+            ) from error

@@ -22,10 +22,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medserve.archive.decisions import write_whole
 from medserve.errors import ConfigError, InvalidRequestError, ServerFailedError
 from medserve.gateway.core.calls import Caller
 from medserve.gateway.core.served_models import ServedModels
+from medserve.whole_file import write_whole
 
 __all__ = ["ROUTES_FILE", "Canary", "Route", "RouteFile", "Routes", "Shadowing"]
 
@@ -145,8 +145,11 @@ class Routes:
         changed = self._file.model_copy(update={"models": kept})
         try:
             write_whole(self._path, changed.model_dump_json(indent=2).encode() + b"\n")
-        except ConfigError as error:
-            raise ServerFailedError(error.message) from error
+        except OSError as error:
+            raise ServerFailedError(
+                f"{self._path} cannot be written ({error.strerror}), and a change that does not "
+                "last is none; free its disk, or name another file with --routes"
+            ) from error
         self._file, self._signature = changed, self._look()
 
     async def follow(self) -> None:

@@ -24,8 +24,6 @@ import json
 import logging
 import os
 import secrets
-import stat
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +33,7 @@ from typing import Any
 
 from medserve.errors import ConfigError
 from medserve.gateway.core.calls import EVERY_MODEL, Caller
+from medserve.whole_file import write_whole
 
 __all__ = ["TokenEntry", "TokenFile", "add_token", "new_token", "read_entries"]
 
@@ -141,16 +140,7 @@ def add_token(path: Path, entry: TokenEntry) -> None:
     with _changing(path.parent):
         entries = read_entries(path) if path.exists() else {}
         content = {"tokens": [each.to_json() for each in [*entries.values(), entry]]}
-        file, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(file, "w", encoding="utf-8") as temporary:
-                temporary.write(json.dumps(content, indent=2) + "\n")
-                if path.exists():
-                    _hand_over(temporary.fileno(), path.stat())
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager
@@ -162,12 +152,6 @@ def _changing(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _hand_over(file: int, before: os.stat_result) -> None:
-    with contextlib.suppress(PermissionError):  # only root gives files away
-        os.fchown(file, before.st_uid, before.st_gid)
-    os.fchmod(file, stat.S_IMODE(before.st_mode))
 
 
 def read_entries(path: Path) -> dict[str, TokenEntry]:
