@@ -40,6 +40,7 @@ from medserve.errors import (
     UnknownModelError,
 )
 from medserve.gateway.core.audit import AuditLog, ChangeRecord
+from medserve.gateway.core.call_context import CallContext
 from medserve.gateway.core.calls import Caller, ModelInfo
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.health import Monitor
@@ -61,6 +62,11 @@ class Changer:
 
     caller: Caller
     request_id: str = ""
+
+    @classmethod
+    def of(cls, incoming: CallContext) -> Changer:
+        """Return who makes a call."""
+        return cls(incoming.caller, incoming.request_id)
 
 
 @dataclass(frozen=True)

@@ -84,10 +84,6 @@ def add(routes: APIRouter, gateway: Gateway, caller: Caller) -> None:
     _add_twins(routes, gateway, known)
 
 
-def _by(incoming: CallContext) -> Changer:
-    return Changer(incoming.caller, incoming.request_id)
-
-
 def _add_own(routes: APIRouter, gateway: Gateway, known: Any) -> None:
     address = "/v1/models/{model}/versions/{version}"
 
@@ -103,12 +99,13 @@ def _add_own(routes: APIRouter, gateway: Gateway, known: Any) -> None:
         """Serve an archive of the store, once it has answered its golden input."""
         new = wanted or NewVersion()
         addition = Addition(new.archive, model, version, new.workers, new.default)
-        return JSONResponse(describe(await gateway.versions.add(_by(incoming), addition)), 201)
+        served = await gateway.versions.add(Changer.of(incoming), addition)
+        return JSONResponse(describe(served), 201)
 
     @routes.delete(address, tags=_TAGS, response_model=Done, responses=_FAILURES)
     async def remove_version(model: str, version: str, incoming: known) -> Any:
         """Serve a version no more, after the calls to it have ended; its archive stays."""
-        await gateway.versions.remove(_by(incoming), model, version)
+        await gateway.versions.remove(Changer.of(incoming), model, version)
         return JSONResponse({"status": f"{model} {version} is unregistered"})
 
     @routes.put(
@@ -116,7 +113,7 @@ def _add_own(routes: APIRouter, gateway: Gateway, known: Any) -> None:
     )
     async def scale_version(model: str, version: str, incoming: known, wanted: Workers) -> Any:
         """Change the number of workers of a version, until the next start of the server."""
-        scaled = await gateway.versions.scale(_by(incoming), model, version, wanted.workers)
+        scaled = await gateway.versions.scale(Changer.of(incoming), model, version, wanted.workers)
         return JSONResponse(describe(scaled))
 
     @routes.put(
@@ -125,9 +122,8 @@ def _add_own(routes: APIRouter, gateway: Gateway, known: Any) -> None:
     )  # fmt: skip
     async def set_default(model: str, incoming: known, wanted: DefaultVersion) -> Any:
         """Let a served version answer the requests that name none, from the next one on."""
-        return JSONResponse(
-            describe(await gateway.versions.set_default(_by(incoming), model, wanted.version))
-        )
+        chosen = await gateway.versions.set_default(Changer.of(incoming), model, wanted.version)
+        return JSONResponse(describe(chosen))
 
     @routes.post(
         "/v1/models/{model}/rollback", tags=_TAGS, response_model=ModelDescription,
@@ -135,25 +131,25 @@ def _add_own(routes: APIRouter, gateway: Gateway, known: Any) -> None:
     )  # fmt: skip
     async def roll_back(model: str, incoming: known) -> Any:
         """Make the default version of before the default again."""
-        return JSONResponse(describe(await gateway.versions.roll_back(_by(incoming), model)))
+        return JSONResponse(describe(await gateway.versions.roll_back(Changer.of(incoming), model)))
 
 
 def _add_releases(routes: APIRouter, gateway: Gateway, known: Any) -> None:
     @routes.put("/v1/models/{model}/route", tags=_TAGS, response_model=Route, responses=_FAILURES)
     async def lead_callers(model: str, incoming: known, wanted: Route) -> Any:
         """Lead a share of callers, or copies of a share of calls, to a version; {} ends both."""
-        await set_route(gateway, _by(incoming), model, wanted)
+        await set_route(gateway, Changer.of(incoming), model, wanted)
         return JSONResponse(wanted.model_dump(mode="json"))
 
     @routes.get("/v1/models/{model}/evidence", tags=_TAGS, responses=_FAILURES)
     async def evidence(model: str, incoming: known, allowed: float = ALLOWED) -> Any:
         """Tell how the answers of the shadowed version compare with those that callers got."""
-        return JSONResponse(dict(evidence_for(gateway, _by(incoming), model, allowed)))
+        return JSONResponse(dict(evidence_for(gateway, Changer.of(incoming), model, allowed)))
 
     @routes.post("/v1/models/{model}/promote", tags=_TAGS, responses=_FAILURES)
     async def promote_version(model: str, incoming: known, wanted: Promotion) -> Any:
         """Make a version the default, if it was compared and is not worse than allowed."""
-        found = await promote(gateway, _by(incoming), model, wanted.version, wanted.allowed)
+        found = await promote(gateway, Changer.of(incoming), model, wanted.version, wanted.allowed)
         return JSONResponse(dict(found))
 
 
@@ -169,7 +165,7 @@ def _add_twins(routes: APIRouter, gateway: Gateway, known: Any) -> None:
         if not url:
             raise InvalidRequestError("url: name a file in the server's store")
         addition = Addition(url, model_name, workers=initial_workers)
-        new = await gateway.versions.add(_by(incoming), addition)
+        new = await gateway.versions.add(Changer.of(incoming), addition)
         return JSONResponse({"status": f"{new.name} {new.version} is served"})
 
     @routes.put(
@@ -178,7 +174,7 @@ def _add_twins(routes: APIRouter, gateway: Gateway, known: Any) -> None:
     )  # fmt: skip
     async def default(model: str, version: str, incoming: known) -> Any:
         """Make a version the default, in TorchServe's wording."""
-        await gateway.versions.set_default(_by(incoming), model, version)
+        await gateway.versions.set_default(Changer.of(incoming), model, version)
         return JSONResponse({"status": f"{version} is the default version of {model}"})
 
     for address in ("/models/{model}", "/models/{model}/{version}"):
@@ -196,11 +192,11 @@ def _add_twins_of_a_model(routes: APIRouter, gateway: Gateway, known: Any, addre
     ) -> Any:
         """Change the number of workers, in TorchServe's wording."""
         workers = min_worker or max_worker
-        scaled = await gateway.versions.scale(_by(incoming), model, version, workers)
+        scaled = await gateway.versions.scale(Changer.of(incoming), model, version, workers)
         return JSONResponse({"status": f"{scaled.name} {scaled.version} has {workers} workers"})
 
     @routes.delete(address, tags=_TAGS, response_model=Done, responses=_FAILURES)
     async def unregister(model: str, incoming: known, version: str = "") -> Any:
         """Serve a version no more, in TorchServe's wording."""
-        await gateway.versions.remove(_by(incoming), model, version)
+        await gateway.versions.remove(Changer.of(incoming), model, version)
         return JSONResponse({"status": f"{model} {version}".strip() + " is unregistered"})

@@ -86,7 +86,7 @@ class ManagementFace(management_pb2_grpc.ManagementAPIsServiceServicer):
             addition = Addition(
                 request.url, model=request.model_name, workers=request.initial_workers
             )
-            by = Changer(incoming.caller, incoming.request_id)
+            by = Changer.of(incoming)
             added = await self._gateway.versions.add(by, addition)
         return _said(f"{added.name} {added.version} is served; its golden input was answered")
 
@@ -94,7 +94,7 @@ class ManagementFace(management_pb2_grpc.ManagementAPIsServiceServicer):
         self, request: management_pb2.UnregisterModelRequest, context: Context
     ) -> management_pb2.ManagementResponse:
         async with answering(context, self._gateway) as incoming:
-            by = Changer(incoming.caller, incoming.request_id)
+            by = Changer.of(incoming)
             await self._gateway.versions.remove(by, request.model_name, request.model_version)
         return _said(f"{request.model_name} {request.model_version}".strip() + " is unregistered")
 
@@ -102,7 +102,7 @@ class ManagementFace(management_pb2_grpc.ManagementAPIsServiceServicer):
         self, request: management_pb2.ScaleWorkerRequest, context: Context
     ) -> management_pb2.ManagementResponse:
         async with answering(context, self._gateway) as incoming:
-            by = Changer(incoming.caller, incoming.request_id)
+            by = Changer.of(incoming)
             wanted = request.min_worker or request.max_worker
             scaled = await self._gateway.versions.scale(
                 by, request.model_name, request.model_version, wanted
@@ -115,7 +115,7 @@ class ManagementFace(management_pb2_grpc.ManagementAPIsServiceServicer):
         async with answering(context, self._gateway) as incoming:
             if not request.model_version:
                 raise InvalidRequestError("name the version that is to be the default")
-            by = Changer(incoming.caller, incoming.request_id)
+            by = Changer.of(incoming)
             await self._gateway.versions.set_default(by, request.model_name, request.model_version)
         return _said(f"{request.model_version} is the default version of {request.model_name}")
 

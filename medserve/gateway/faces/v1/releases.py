@@ -35,7 +35,7 @@ class ReleaseFace(pb_grpc.ReleaseServiceServicer):
         self, request: pb.RollBackRequest, context: Context
     ) -> pb.RollBackResponse:
         async with answering(context, self._gateway) as incoming:
-            by = Changer(incoming.caller, incoming.request_id)
+            by = Changer.of(incoming)
             now = await self._gateway.versions.roll_back(by, request.model_name)
         return pb.RollBackResponse(model_version=now.version)
 
@@ -43,7 +43,7 @@ class ReleaseFace(pb_grpc.ReleaseServiceServicer):
         self, request: pb.SetRouteRequest, context: Context
     ) -> pb.SetRouteResponse:
         async with answering(context, self._gateway) as incoming:
-            by = Changer(incoming.caller, incoming.request_id)
+            by = Changer.of(incoming)
             await set_route(self._gateway, by, request.model_name, _route(request))
         return pb.SetRouteResponse()
 
@@ -51,7 +51,7 @@ class ReleaseFace(pb_grpc.ReleaseServiceServicer):
         self, request: pb.GetEvidenceRequest, context: Context
     ) -> pb.GetEvidenceResponse:
         async with answering(context, self._gateway) as incoming:
-            by = Changer(incoming.caller, incoming.request_id)
+            by = Changer.of(incoming)
             found = evidence_for(self._gateway, by, request.model_name, request.allowed)
         return pb.GetEvidenceResponse(evidence_json=json.dumps(found))
 
@@ -59,7 +59,7 @@ class ReleaseFace(pb_grpc.ReleaseServiceServicer):
         self, request: pb.PromoteRequest, context: Context
     ) -> pb.PromoteResponse:
         async with answering(context, self._gateway) as incoming:
-            by = Changer(incoming.caller, incoming.request_id)
+            by = Changer.of(incoming)
             found = await promote(
                 self._gateway, by, request.model_name, request.model_version, request.allowed
             )
