@@ -95,7 +95,8 @@ def test_wishes_travel_as_params_and_what_is_not_wished_does_not(
     assert first.stream
     assert second.stream
     assert first.deadline is not None
-    assert first.deadline <= time.monotonic() + 20
+    # The client's 20 s, which gRPC rounds up on the way, and not the model's 360.
+    assert first.deadline < time.monotonic() + 30
     assert "data" not in first.inputs
 
 
