@@ -105,6 +105,8 @@ INTERNAL = {
     "core.gathering._PARAMS_BYTES",
     "core.routes._DIGEST_BYTES",
     "core.watching._MOST",
+    "core.watching._MOST_HELD",
+    "core.watching._MOST_HELD_BYTES",
     "faces.monailabel.app._MAX_LOGIN_BYTES",
     "faces.page.app._ENVELOPE_BYTES",
     "faces.page.classify._LARGE_BYTES",

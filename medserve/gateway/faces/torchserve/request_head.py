@@ -9,7 +9,7 @@ fields in any order, the last of two, unknown fields, groups.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from medserve.errors import InvalidRequestError
 from medserve.gateway.core.gathering import GATHERED_BYTES
@@ -47,8 +47,7 @@ class RequestHead:
     @property
     def left_s(self) -> float | None:
         """For how long the caller waits; None where they do not say, or not with a number."""
-        known = self.deadline_ms.isdigit() and len(self.deadline_ms) <= _MOST_DIGITS
-        return int(self.deadline_ms) / 1000 if known else None
+        return _seconds(self.deadline_ms)
 
 
 def read_head(message: bytes) -> RequestHead:
@@ -80,16 +79,20 @@ def _read(message: bytes) -> RequestHead:
             plain = False
             if kind == BYTES and number == _SEQUENCE:
                 message[start:end].decode()  # must be text, like every string of protobuf
-    told = {name: message[slice(*entries.get(name, (0, 0)))] for name in _TOLD}
-    head = RequestHead(model, version, told["request_id"], told["deadline_ms"])
-    if not plain or "" in entries or (head.deadline_ms and head.left_s is None):
-        return head
-    inputs = {
-        key: message[start:end]
-        for key, (start, end) in entries.items()
-        if key not in _OF_THE_GATEWAY
-    }
-    return replace(head, inputs=inputs)
+    request_id, deadline_ms = (message[slice(*entries.get(name, (0, 0)))] for name in _TOLD)
+    inputs: dict[str, bytes] = {}
+    if plain and "" not in entries and (not deadline_ms or _seconds(deadline_ms) is not None):
+        inputs = {
+            key: message[start:end]
+            for key, (start, end) in entries.items()
+            if key not in _OF_THE_GATEWAY
+        }
+    return RequestHead(model, version, request_id, deadline_ms, inputs)
+
+
+def _seconds(milliseconds: bytes) -> float | None:
+    known = milliseconds.isdigit() and len(milliseconds) <= _MOST_DIGITS
+    return int(milliseconds) / 1000 if known else None
 
 
 def _entry(
