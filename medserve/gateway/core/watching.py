@@ -62,7 +62,8 @@ class DriftTest:
             shift = held_out.place(value) - 0.5
             up, down = self._sums[name]
             up, down = (1 + up) * ((1 + shift) / scale), (1 + down) * ((1 - shift) / scale)
-            self._sums[name] = min(up, self._most), min(down, self._most)
+            most = self._most
+            self._sums[name] = (up if up < most else most, down if down < most else most)
 
 
 @dataclass
@@ -156,8 +157,9 @@ class Watching:
         for item in items:
             if item.probability is not None:
                 metrics.probability(*key).observe(item.probability)
-            for label, volume_ml in _volumes(model.labels, item):
-                metrics.structure_ml(*key, label).observe(volume_ml)
+            if item.volumes_ml or item.stack is not None:
+                for label, volume_ml in _volumes(model.labels, item):
+                    metrics.structure_ml(*key, label).observe(volume_ml)
         if watched.drift is not None:
             for item in items:
                 watched.drift.observe(item)

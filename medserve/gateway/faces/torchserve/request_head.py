@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 
 from medserve.errors import InvalidRequestError
 from medserve.gateway.core.gathering import GATHERED_BYTES
-from medserve.gateway.core.wire_format import BYTES, DEEPEST_GROUP, fields
+from medserve.gateway.core.wire_format import BYTES, DEEPEST_GROUP, TooManyFieldsError, fields
 
 __all__ = ["RequestHead", "read_head"]
 
 _MODEL, _VERSION, _INPUT, _SEQUENCE = 1, 2, 3, 4  # fields of PredictionsRequest
 _KEY, _VALUE = 1, 2  # fields of an entry of the map `input`
+_KEY_TAG, _VALUE_TAG = _KEY << 3 | BYTES, _VALUE << 3 | BYTES
+_STEPS_OF_AN_ENTRY = 3  # its two fields and its end, as `fields` counts
+_MOST_SHIFT = 28  # of the last byte of a length
 _TOLD = ("request_id", "deadline_ms")  # keys of `input`
 _OF_THE_GATEWAY = {*_TOLD, "transport", "stream"}  # which it puts in the place of a caller's own
 _MOST_DIGITS = 10
@@ -99,6 +102,11 @@ def _entry(
     message: bytes, start: int, end: int, steps: Iterator[int]
 ) -> tuple[str, tuple[int, int]]:
     """Return the key of one entry of `input`, and where its value lies; "" for a strange entry."""
+    if (usual := _usual_entry(message, start, end)) is not None:
+        for _ in range(_STEPS_OF_AN_ENTRY):
+            if next(steps, None) is None:
+                raise TooManyFieldsError
+        return usual
     key, value, known = "", (0, 0), True
     for number, kind, first, last in fields(message, start, end, steps, DEEPEST_GROUP - 1):
         if kind == BYTES and number == _KEY:
@@ -108,3 +116,19 @@ def _entry(
         else:
             known = False  # protobuf puts such an entry aside as a whole
     return (key if known else ""), value
+
+
+def _usual_entry(message: bytes, start: int, end: int) -> tuple[str, tuple[int, int]] | None:
+    """Return the same of an entry as every encoder writes it, short key before value, or None."""
+    middle = start + 2 + message[start + 1] if end - start >= 2 else end
+    if end - middle < 2 or message[start] != _KEY_TAG or message[middle] != _VALUE_TAG:
+        return None
+    size, first, shift = message[middle + 1] & 0x7F, middle + 2, 7
+    while message[first - 1] >= 0x80:
+        if first >= end or shift > _MOST_SHIFT:
+            return None
+        size |= (message[first] & 0x7F) << shift
+        first, shift = first + 1, shift + 7
+    if message[start + 1] >= 0x80 or middle == start + 2 or first + size != end:
+        return None
+    return message[start + 2 : middle].decode(), (first, end)
