@@ -55,6 +55,9 @@ class Archives:
     broken: ArchiveInfo  # tiny 3.0, whose handler cannot be imported
 
 
+Scenario = Callable[[Engine], Coroutine[Any, Any, Any]]
+
+
 @dataclass(frozen=True)
 class Bench:
     """One engine under test."""
@@ -63,19 +66,32 @@ class Bench:
     archives: Archives
     loads: Sequence[ArchiveInfo] = ()  # where an engine begins without a model
     reads_files: bool = True
+    shared: tuple[asyncio.Runner, Engine] | None = None  # an engine that all scenarios have
 
-    def run(self, scenario: Callable[[Engine], Coroutine[Any, Any, Any]]) -> Any:
-        """Run a scenario with the engine, which is drained at its end."""
+    def run(self, scenario: Scenario) -> Any:
+        """Run a scenario that leaves the engine as it was."""
+        if self.shared is None:
+            return self.run_to_the_end(scenario)
+        runner, engine = self.shared
+        return runner.run(scenario(engine))
+
+    def run_to_the_end(self, scenario: Scenario) -> Any:
+        """Run a scenario with an engine of its own, which is drained at its end."""
 
         async def main() -> Any:
-            engine = self.connect()
+            engine = await self.loaded()
             try:
-                await asyncio.gather(*map(engine.load, self.loads))
                 return await scenario(engine)
             finally:
                 await engine.drain()
 
         return asyncio.run(main())
+
+    async def loaded(self) -> Engine:
+        """Connect, and load what is not there at first."""
+        engine = self.connect()
+        await asyncio.gather(*map(engine.load, self.loads))
+        return engine
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +143,16 @@ def in_memory(archives: Archives) -> Bench:
     return Bench(connect, archives, reads_files=False)
 
 
-def direct(archives: Archives) -> Bench:
-    """The one without TorchServe; each scenario has its own."""
+def direct(archives: Archives) -> Iterator[Bench]:
+    """The one without TorchServe; its workers are its own, and take seconds to start."""
     pytest.importorskip("onnxruntime", reason="needs the serve extra")
-    loads = (archives.tiny, archives.ticker)
-    return Bench(lambda: DirectEngine(DirectConfig()), archives, loads)
+    bench = Bench(
+        lambda: DirectEngine(DirectConfig()), archives, loads=(archives.tiny, archives.ticker)
+    )
+    with asyncio.Runner() as runner:
+        engine = runner.run(bench.loaded())
+        yield replace(bench, shared=(runner, engine))
+        runner.run(engine.drain())
 
 
 def torchserve(archives: Archives) -> Iterator[Bench]:
@@ -159,7 +180,7 @@ def bench(request: pytest.FixtureRequest, archives: Archives) -> Iterator[Bench]
         case "torchserve":
             yield from torchserve(archives)
         case "direct":
-            yield direct(archives)
+            yield from direct(archives)
         case _:
             yield in_memory(archives)
 
@@ -477,4 +498,4 @@ def test_a_drained_engine_ends_what_runs_and_takes_nothing_new(bench: Bench, hol
         assert (await held)["label"] == LABELS[3]
         await draining
 
-    bench.run(scenario)
+    bench.run_to_the_end(scenario)
