@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from training.core.files import write_json
-from training.core.page import write_page
+from training.core.report import write_page
 from training.volumes.metrics import bootstrap_interval
 
 __all__ = ["write"]
