@@ -32,7 +32,8 @@ from training.core.config import Setting
 from training.core.ensemble import Ensemble
 from training.core.evaluation import predict_by
 from training.core.export import export_network
-from training.core.files import markdown_table, write_csv, write_json
+from training.core.files import write_csv, write_json
+from training.core.report import Table
 from training.core.segmentation import Material
 from training.frames.config import FrameConfig, Schedule
 from training.frames.data import FrameCase, LoadedFrame
@@ -165,7 +166,7 @@ def _write_table(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> None:
         f"seed {config.seed}; frames of unseen patients, on their own pixels, by ONNX Runtime; "
         f"milliseconds of the network alone, one frame, {config.threads} threads."
     )
-    table = f"{markdown_table(_TABLE, rows)}\n{note}\n"
+    table = f"{Table.of(_TABLE, rows).markdown()}\n{note}\n"
     (config.out_dir / "comparison.md").write_text(table, encoding="utf-8")
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from medserve.inference.frame_pipeline import FramePipeline
 from training.core.evaluation import predict_with
-from training.core.files import markdown_table, write_csv, write_json
+from training.core.files import write_csv, write_json
 from training.core.fit import Fitted
+from training.core.report import Table
 from training.core.segmentation import Material
 from training.frames.config import FrameConfig
 from training.frames.data import FrameCase, LoadedFrame
@@ -50,7 +51,7 @@ def write(
     write_json(config.out_dir / "folds.json", rows)
     write_csv(config.out_dir / "folds.csv", rows)
     columns = {name.replace("_", " "): partial(_shown, name) for name in rows[0]}
-    table = markdown_table(columns, [*rows, *_means(rows)])
+    table = Table.of(columns, [*rows, *_means(rows)]).markdown()
     (config.out_dir / "folds.md").write_text(table, encoding="utf-8")
 
 

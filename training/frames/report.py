@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from medserve.inference.frame_pipeline import FramePipeline
 from medserve.spec import ModelSpec
 from training.core.evaluation import Predict
-from training.core.page import data_uri, draw, write_page
+from training.core.report import data_uri, draw, write_page
 from training.frames.data import read_frame, read_mask
 from training.frames.scores import FrameScore, Summary
 

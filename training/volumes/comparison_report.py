@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from training.core.files import markdown_table, write_csv, write_json
+from training.core.files import write_csv, write_json
 from training.core.means import bootstrap_interval
-from training.core.page import write_page
+from training.core.report import Table, write_page
 
 __all__ = ["write"]
 
@@ -116,7 +116,7 @@ def _markdown(rows: Sequence[Row], labels: Sequence[str], budget: Mapping[str, A
         '"To the best": mean difference of Dice over the same volumes. Milliseconds: from a '
         f"file's bytes to its mask, median volume, {budget['threads']} threads."
     )
-    return f"{markdown_table(columns, rows)}\n{note}\n"
+    return f"{Table.of(columns, rows).markdown()}\n{note}\n"
 
 
 def _to_the_best(difference: Mapping[str, Any]) -> str:
