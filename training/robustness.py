@@ -44,7 +44,7 @@ from medserve.spec import Precision, Task
 from training.classification import evaluation as images
 from training.classification.data import decode_file
 from training.core.config import Setting, run
-from training.core.evaluation import EvaluationRequest, measured_model
+from training.core.evaluation import EvaluationRequest, measured_model, predict_by
 from training.core.export import sha256
 from training.core.files import write_json
 from training.core.report import Table
@@ -434,7 +434,7 @@ def _of_images(
 def _of_frames(
     request: EvaluationRequest, engine: Engine, count: int
 ) -> tuple[list[Sample], Callable[[Sample], Answer]]:
-    pipeline, predict = FramePipeline(request.spec), frames.predict_by(engine)
+    pipeline, predict = FramePipeline(request.spec), predict_by(engine)
     samples = []
     for case in _spread(frames.chosen_cases(request), count):
         image = read_frame(case.image, request.spec.input)
@@ -454,7 +454,7 @@ def _of_volumes(
     request: EvaluationRequest, engine: Engine, count: int
 ) -> tuple[list[Sample], Callable[[Sample], Answer]]:
     spec, pipeline = request.spec, VolumePipeline(request.spec)
-    predict = volume_evaluation.predict_by(engine)
+    predict = predict_by(engine)
     if pipeline.volume.channels:
         raise ConfigError(f"{spec.name} sees several channels; only models of one are measured")
     samples = []
