@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from medserve.gateway.faces.page.jobs import PageLimits
 from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
@@ -140,5 +141,39 @@ def test_a_pair_is_its_visitors_alone() -> None:
             assert (await post(other, job, mask))[0] == 404
             assert (await post(one, job, mask))[0] == 200
             assert (await other.get("/training-pairs.zip")).status_code == 400
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["nifti", "dicom"])
+def test_what_is_made_of_a_visitors_files_counts_among_their_bytes(kind: str) -> None:
+    slices = {f"{n}.dcm": as_bytes(each) for n, each in enumerate(dicom_slices(GREY))}
+    files = slices if kind == "dicom" else {"a.nii.gz": IMAGE}
+
+    async def run() -> None:
+        async with visiting(volumes()) as (site, [client]):
+            path = await segmented_job(client, files)
+            [job] = site.jobs._jobs.values()
+            for step in (
+                client.get(f"{path}/volume"),
+                client.get(f"{path}/mask.dcm"),
+                post(client, path, nifti.encode(Volume(corrected(), GRID))),
+                client.post(f"{path}/segmentation", json={"flips": True}),
+                client.get(f"{path}/mask.dcm"),
+            ):
+                await step
+                assert job.size_bytes == sum(each.stat().st_size for each in job.folder.iterdir())
+
+    asyncio.run(run())
+
+
+def test_a_visitor_whose_results_have_passed_the_bound_makes_no_more_of_them() -> None:
+    async def run() -> None:
+        limits = PageLimits(job_bytes=len(IMAGE))
+        async with visiting(volumes(), limits=limits) as (_, [client]):
+            job = await segmented_job(client, {"a.nii.gz": IMAGE})
+            refused = await client.post(f"{job}/segmentation", json={"flips": True})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "QUOTA")
+            assert (await client.get(f"{job}/mask.nii.gz")).status_code == 200
 
     asyncio.run(run())

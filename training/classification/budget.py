@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blood_cell.transfer import TransferNet
-from training.cells.augment import CellAugment
+from training.classification.cells import CellAugment
 from training.core.fit import one_cycle
 
 __all__ = ["EXPECTED", "Budget", "BudgetedClassifier", "seen"]

@@ -1,4 +1,4 @@
-"""Compare networks for blood cells: `python -m training.cells.compare --data-dir DIR`.
+"""Compare networks for blood cells: `python -m training.classification.compare --data-dir DIR`.
 
 Each network gets the same processor time, the same pictures and the same changes to them; all
 answer for the same held-out pictures. Writes `comparison.json`, `comparison.md` and
@@ -7,11 +7,12 @@ answer for the same held-out pictures. Writes `comparison.json`, `comparison.md`
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,17 +25,17 @@ from torch import nn
 from medserve.errors import ConfigError
 from models.blood_cell.network import BloodCellNet
 from models.blood_cell.transfer import Backbone, TransferNet, Weights
-from training.cells import budget, comparison_report
-from training.cells.augment import CellAugment
-from training.cells.budget import Budget, BudgetedClassifier
-from training.cells.comparison_report import Row
-from training.cells.data import BarcelonaDataModule, BarcelonaDataset, SourceConfig
-from training.classification import metrics
+from training.classification import budget, metrics
+from training.classification.barcelona import BarcelonaDataModule, BarcelonaDataset, SourceConfig
+from training.classification.budget import Budget, BudgetedClassifier
+from training.classification.cells import CellAugment
+from training.classification.report import confusion_matrix, reliability_curve
 from training.core.config import Setting, run, write
-from training.core.files import require_folder
+from training.core.files import require_folder, write_json
 from training.core.fit import expected_remarks, loggers
+from training.core.report import Section, Table, write_sections
 
-__all__ = ["NETWORKS", "CompareConfig", "main"]
+__all__ = ["NETWORKS", "CompareConfig", "Row", "best_two", "main", "markdown"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,29 @@ NETWORKS = (SCRATCH, *Backbone)
 _CAREFUL = {Backbone.ALEXNET: 3e-4, Backbone.VGG16: 2e-4}
 _BATCH = 256  # images a pass when answering
 _TIMED = 20  # answers to one image; the median counts
+_STATED = (
+    "weights", "seconds", "batch_size", "learning_rate", "window", "side", "threads", "seed",
+)  # fmt: skip
+_COLUMNS: Mapping[str, Callable[[Any], object]] = {
+    "network": lambda row: row["name"],
+    "first weights": lambda row: row["start"],
+    "accuracy (95 %)": lambda row: "{:.2f} % ({:.2f} to {:.2f})".format(
+        *(100 * each for each in (row["accuracy"], *row["accuracy_interval_95_exact"]))
+    ),
+    "macro F1": lambda row: f"{row['macro_f1']:.4f}",
+    "ECE": lambda row: f"{row['ece']:.4f}",
+    "passes": lambda row: f"{row['passes']:.1f}",
+    "parameters": lambda row: f"{row['parameters']:,}",
+    "MB": lambda row: f"{row['megabytes']:.1f}",
+    "ms an image": lambda row: f"{row['image_ms']:.1f}",
+}
+_CLASS_COLUMNS: Mapping[str, Callable[[tuple[str, metrics.ClassFigures]], object]] = {
+    "class": lambda each: each[0],
+    "images": lambda each: each[1].n,
+    "precision": lambda each: f"{each[1].precision:.4f}",
+    "recall": lambda each: f"{each[1].recall:.4f}",
+    "F1": lambda each: f"{each[1].f1:.4f}",
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +100,50 @@ class CompareConfig:
     seed: Annotated[int, Setting("of split, weights, order and augmentation", minimum=0)] = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One network of a comparison.
+
+    Attributes:
+        name: Of the network.
+        start: Where its first weights came from.
+        measured: On the test part.
+        probabilities: float64 (N, K) on the test part.
+        label_ids: int64 (N,), the truth.
+        passes: How often each training image was seen, on average.
+        parameters: Number of them.
+        megabytes: Of the parameters.
+        image_ms: Median time of one answer, in torch.
+    """
+
+    name: str
+    start: str
+    measured: metrics.ClassificationMetrics
+    probabilities: npt.NDArray[np.float64]
+    label_ids: npt.NDArray[np.int64]
+    passes: float
+    parameters: int
+    megabytes: float
+    image_ms: float
+
+    @property
+    def is_right(self) -> npt.NDArray[np.bool_]:
+        """Bool (N,): which test images got their label."""
+        return self.probabilities.argmax(axis=1) == self.label_ids
+
+    def to_json(self) -> dict[str, Any]:
+        """Members of `comparison.json`."""
+        return {
+            "name": self.name,
+            "start": self.start,
+            "passes": round(self.passes, 3),
+            "parameters": self.parameters,
+            "megabytes": round(self.megabytes, 2),
+            "image_ms": round(self.image_ms, 2),
+            **self.measured.to_json(),
+        }
+
+
 def main(config: CompareConfig) -> None:
     """Train each network, answer the test part, write the reports."""
     names = _names(config.networks)
@@ -89,7 +157,7 @@ def main(config: CompareConfig) -> None:
     rows: list[Row] = []
     for name in names:
         rows.append(_row(name, weights, module, config))
-        page = comparison_report.write(config.out_dir, rows, _about(config, module))
+        page = _write(config.out_dir, rows, _about(config, module))
     _log.info("best: %s; %s", max(rows, key=lambda row: row.measured.accuracy).name, page)
 
 
@@ -187,18 +255,74 @@ def _image_ms(module: BudgetedClassifier, test: BarcelonaDataset) -> float:
 def _about(config: CompareConfig, data: BarcelonaDataModule) -> dict[str, Any]:
     """What all rows share."""
     counts = {name: len(part) for name, part in data.parts.items()}
-    settings = json.loads((config.out_dir / "config.json").read_text(encoding="utf-8"))
-    kept = (
-        "weights",
-        "seconds",
-        "batch_size",
-        "learning_rate",
-        "window",
-        "side",
-        "threads",
-        "seed",
+    return {"images": counts, **{name: getattr(config, name) for name in _STATED}}
+
+
+def _write(out_dir: Path, rows: list[Row], about: dict[str, Any]) -> Path:
+    """Write the three forms of the comparison; returns the page."""
+    content: dict[str, Any] = {
+        "about": about,
+        "rows": [row.to_json() for row in rows],
+        "mcnemar": _tested(rows),
+    }
+    write_json(out_dir / "comparison.json", content)
+    (out_dir / "comparison.md").write_text(markdown(content), encoding="utf-8")
+    note = (
+        f"Each learnt for {about['seconds']} s of processor time on {about['images']['train']} "
+        f"pictures, the middle {about['window']} pixels shown at {about['side']}; all answered for "
+        f"the same {about['images']['test']} pictures. Erythroblasts and platelets are no white "
+        "blood cells."
     )
-    return {"images": counts, **{name: settings[name] for name in kept}}
+    networks = Section("All networks", _spoken(content), table=Table.of(_COLUMNS, content["rows"]))
+    return write_sections(
+        out_dir / "comparison.html", "Networks for blood cells under one budget", note,
+        [networks, *map(_section, rows)],
+    )  # fmt: skip
+
+
+def best_two(rows: list[Row]) -> tuple[Row, Row] | None:
+    """The two rows with the fewest errors, or None where there is but one."""
+    ordered = sorted(rows, key=lambda row: (row.measured.errors, row.measured.ece))
+    return (ordered[0], ordered[1]) if len(ordered) > 1 else None
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The table of `comparison.json`, and what McNemar's test says of the best two."""
+    table, tested = Table.of(_COLUMNS, content["rows"]).markdown(), _spoken(content)
+    return f"{table}\n{tested}\n" if tested else table
+
+
+def _tested(rows: list[Row]) -> dict[str, Any] | None:
+    best = best_two(rows)
+    if best is None:
+        return None
+    found = metrics.mcnemar(best[0].is_right, best[1].is_right)
+    return {"first": best[0].name, "second": best[1].name, **asdict(found)}
+
+
+def _spoken(content: dict[str, Any]) -> str:
+    if not (test := content["mcnemar"]):
+        return ""
+    return (
+        f"Of the best two, only {test['first']} is right on {test['only_first']} images "
+        f"and only {test['second']} on {test['only_second']}: McNemar's exact p = "
+        f"{test['p_value']:.2g}."
+    )
+
+
+def _section(row: Row) -> Section:
+    """Return the classes of one network, its confusion matrix and its reliability."""
+    measured = row.measured
+    return Section(
+        row.name,
+        table=Table.of(_CLASS_COLUMNS, list(zip(measured.labels, measured.per_class, strict=True))),
+        figures={
+            f"{row.name}/confusion_matrix": partial(
+                confusion_matrix, measured.confusion, measured.labels
+            ),
+            f"{row.name}/reliability": partial(reliability_curve, row.probabilities, row.label_ids),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -12,16 +12,16 @@ import torch
 
 import models
 from medserve.errors import ConfigError
-from tests.training.cells.drawn import LABELS, cell_folders, labelled
+from tests.training.classification.drawn_cells import LABELS, cell_folders, labelled
 from tests.training.drawn import class_folders
-from training.cells.data import (
+from training.classification import data
+from training.classification.barcelona import (
     BarcelonaDataModule,
     BarcelonaDataset,
     SourceConfig,
     read_source,
 )
-from training.cells.kinds import FOLDERS
-from training.classification import data
+from training.classification.cells import FOLDERS
 from training.classification.data import SPLITS
 
 

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 
 from models.blood_cell.network import BloodCellNet
 from models.blood_cell.transfer import Backbone, TransferNet
-from tests.training.cells.drawn import labelled
-from training.cells.augment import CellAugment
-from training.cells.budget import EXPECTED, Budget, BudgetedClassifier, seen
-from training.cells.data import BarcelonaDataset
+from tests.training.classification.drawn_cells import labelled
+from training.classification.barcelona import BarcelonaDataset
+from training.classification.budget import EXPECTED, Budget, BudgetedClassifier, seen
+from training.classification.cells import CellAugment
 from training.core.fit import expected_remarks
 
 AUGMENT = CellAugment(window=32, side=32)

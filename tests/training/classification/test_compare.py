@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.cells.drawn import LABELS, cell_folders
-from training.cells import compare
-from training.cells.comparison_report import Row, best_two, markdown
-from training.classification import metrics
+from tests.training.classification.drawn_cells import LABELS, cell_folders
+from training.classification import compare, metrics
+from training.classification.compare import Row, best_two, markdown
 from training.core.config import run
 
 
 def command(*flags: str) -> int:
-    """What `python -m training.cells.compare` does with these flags; the exit code."""
+    """What `python -m training.classification.compare` does with these flags; the exit code."""
     return run(compare.main, compare.CompareConfig, flags)
 
 

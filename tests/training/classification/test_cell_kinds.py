@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from models.blood_cell.units import UNITS
-from tests.training.cells.drawn import LABELS
-from training.cells.kinds import KindLoss, with_kinds
+from tests.training.classification.drawn_cells import LABELS
+from training.classification.cells import KindLoss, with_kinds
 from training.classification.data import LabelledImages
 
 FLAT = [unit for units in UNITS for unit in units]

@@ -19,14 +19,15 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import models
 from medserve.errors import ConfigError
 from medserve.spec import ModelSpec
-from training.cells.kinds import FOLDERS
 from training.classification import data
-from training.classification.data import SPLITS, LabelledImages, to_images, to_planes
+from training.classification.cells import FOLDERS
+from training.classification.data import SPLITS, Batches, LabelledImages, to_images
+from training.core.fit import as_it_comes, seen_in_order
 
 __all__ = ["BarcelonaDataModule", "BarcelonaDataset", "SourceConfig", "read_source"]
 
@@ -53,7 +54,7 @@ class SourceConfig:
     validation_share: float = 0.05
 
 
-class BarcelonaDataset(Dataset[tuple[Tensor, Tensor]]):
+class BarcelonaDataset(Batches):
     """Labelled pictures of cells: an image float32 (3, H, W) in [0, 1] and its label id.
 
     Args:
@@ -66,26 +67,22 @@ class BarcelonaDataset(Dataset[tuple[Tensor, Tensor]]):
             raise ConfigError(
                 f"expected colour pictures (N, H, W, 3), got shape {images.images.shape}"
             )
+        super().__init__(images)
         self.labelled = images
-        self.planes = to_planes(images.images)  # (N, 3, H, W)
-        self.label_ids = torch.from_numpy(images.label_ids)
         self.transform = transform
 
-    def __len__(self) -> int:
-        return len(self.label_ids)
-
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = self.planes[index].float() / 255.0
-        if self.transform is not None:
-            image = self.transform(image)
-        return image, self.label_ids[index]
+        image, label_id = super().__getitem__(index)
+        image = image.float() / 255.0
+        return (image if self.transform is None else self.transform(image)), label_id
 
-    def __getitems__(self, indices: list[int]) -> Any:
-        """What DataLoader calls: the whole batch at once where nothing is done to each image."""
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Return a batch: at once where nothing is done to each image."""
+        image, label_ids = super().__getitems__(indices)
+        image = image.float() / 255.0
         if self.transform is not None:
-            return torch.utils.data.default_collate([self[i] for i in indices])
-        chosen = torch.as_tensor(indices)
-        return self.planes[chosen].float() / 255.0, self.label_ids[chosen]
+            image = torch.stack([self.transform(each) for each in image])
+        return image, label_ids
 
 
 class BarcelonaDataModule(L.LightningDataModule):
@@ -118,8 +115,7 @@ class BarcelonaDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Batches in an order that the seed gives."""
-        order = torch.Generator().manual_seed(self.source.seed)
-        return self._loader("train", shuffle=True, generator=order)
+        return self._loader("train", shuffle=True, generator=seen_in_order(self.source.seed))
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Batches in the order of the source."""
@@ -130,11 +126,7 @@ class BarcelonaDataModule(L.LightningDataModule):
         return self._loader("test", shuffle=False)
 
     def _loader(self, part: str, **how: Any) -> DataLoader[tuple[Tensor, Tensor]]:
-        return DataLoader(self.parts[part], self.batch_size, collate_fn=_as_it_comes, **how)
-
-
-def _as_it_comes(batch: Any) -> Any:
-    return batch
+        return DataLoader(self.parts[part], self.batch_size, collate_fn=as_it_comes, **how)
 
 
 def read_source(source: SourceConfig) -> dict[str, LabelledImages]:

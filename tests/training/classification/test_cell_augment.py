@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.cells.augment import CellAugment
+from training.classification.cells import CellAugment
 
 ZERO = {
     field.name: 0.0

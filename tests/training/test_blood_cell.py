@@ -16,11 +16,10 @@ from medserve.inference.engines import load_engine
 from medserve.inference.fit import fit_lanczos
 from medserve.spec import EngineName, Precision
 from models.blood_cell.network import BloodCellNet
-from tests.training.cells.drawn import LABELS, cell_folders
+from tests.training.classification.drawn_cells import LABELS, cell_folders
 from training import blood_cell, evaluate
-from training.cells.augment import CellAugment
-from training.cells.module import CellClassifier
 from training.classification import ship as shipping
+from training.classification.cells import CellAugment, CellClassifier
 from training.core.config import run
 
 

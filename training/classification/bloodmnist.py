@@ -1,4 +1,6 @@
-"""Train on pictures of 28 pixels, as BloodMNIST has them: `python -m training.cells.small`.
+"""Train on pictures of 28 pixels, as BloodMNIST has them.
+
+    python -m training.classification.bloodmnist --data-dir bloodmnist.npz
 
 BloodMNIST is the middle 200 of 360 pixels of each picture of the archive of Barcelona, shrunk to
 28 (Yang et al., Scientific Data 10, 2023). Give its `bloodmnist.npz`, or the class folders: then
@@ -22,16 +24,14 @@ from torch import nn
 
 from medserve.errors import ConfigError
 from models.blood_cell.network import BloodCellNet
-from training.cells.augment import CellAugment
-from training.cells.data import SourceConfig, read_source
-from training.cells.kinds import with_kinds
-from training.cells.module import CellClassifier
 from training.classification import metrics, report
+from training.classification.barcelona import SourceConfig, read_source
+from training.classification.cells import CellAugment, CellClassifier, with_kinds
 from training.classification.data import LabelledImages, to_planes
 from training.classification.fit import fit_classifier
 from training.core.config import FitConfig, Setting, TrainPrecision, run, write
 from training.core.files import write_json
-from training.core.page import draw
+from training.core.report import draw
 
 __all__ = ["SIDE", "SmallConfig", "main", "shrunk", "small_network"]
 
