@@ -231,12 +231,14 @@ def arrived(name: str, traceparents: Sequence[str], **attributes: str | int) -> 
     parent, *others = traceparents or ("",)
     span: Span = tracer.start_span(
         name,
-        context=_within(_remote(parent)),
+        context=_within(_remote(parent)) if parent else _nothing_around(),
         kind=trace.SpanKind.SERVER,
-        attributes=_named(attributes),
-        links=[trace.Link(_remote(each).get_span_context()) for each in others],
+        links=[trace.Link(_remote(each).get_span_context()) for each in others] if others else None,
     )
-    return span if span.is_recording() else None
+    if not span.is_recording():  # as most are: no attribute was made for them
+        return None
+    span.set_attributes(_named(attributes))
+    return span
 
 
 def open_child(parent: Span, name: str, **attributes: str | int) -> Span:
@@ -364,8 +366,6 @@ def _within(parent: Any) -> Any:
 
 def _remote(traceparent: str) -> Any:
     trace = _library()
-    if not traceparent:
-        return trace.INVALID_SPAN
     return trace.NonRecordingSpan(
         trace.SpanContext(
             trace_id=int(traceparent[3:35], 16),
