@@ -42,6 +42,7 @@ from medserve.errors import (
 )
 from medserve.run_folder import RunFolder
 from medserve.spec.model import ServingSpec
+from medserve.tracing import TRACEPARENT
 from medserve.wire import inference_pb2
 
 __all__ = ["DirectConfig", "DirectEngine"]
@@ -131,6 +132,8 @@ class DirectEngine:
         markers = {"transport": b"grpc", "stream": b"1" if stream else b"0"}
         if request.request_id:
             markers["request_id"] = request.request_id.encode()
+        if request.trace is not None and request.trace.traceparent:
+            markers[TRACEPARENT] = request.trace.traceparent.encode()
         job = Job(
             {**inputs, **markers},
             request.request_id,

@@ -51,6 +51,8 @@ ELEMENTS = [
 
 _JPEG, _JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
 _RLE = "1.2.840.10008.1.2.5"
+_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # PS3.5 table A.4-1, in both byte orders
+_ONE_SAMPLE = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _J2K = ("pylibjpeg", "pillow")
 # Which of pydicom's plugins decode a syntax, the first that is installed; others are native.
 _PLUGINS: dict[str, tuple[str, ...]] = {
@@ -167,6 +169,7 @@ def decoded(dataset: Dataset, index: int) -> npt.NDArray[Any]:
             "save it as a DICOM Part 10 file"
         )
     plugin = check_syntax(syntax)
+    _refuse_contradictions(dataset, syntax)
     try:
         _refuse_long_runs(dataset, syntax)
         precision = check_codestream(dataset, syntax, index)
@@ -228,6 +231,22 @@ def check_syntax(syntax: UID) -> str:
         f"expected pixel data that can be decoded here, got transfer syntax {name}; {advice}"
         "decompress it first, for example with gdcmconv --raw"
     )
+
+
+def _refuse_contradictions(dataset: Dataset, syntax: UID) -> None:
+    """Refuse headers of which one element says that the pixels mean something else than another."""
+    if not syntax.is_encapsulated and bytes(dataset.get("PixelData", b"")[:4]) in _ITEMS:
+        raise InvalidImageError(
+            "expected pixel data as the transfer syntax says, uncompressed, got data in the items "
+            "of compressed ones; export the file again from the archive"
+        )
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    meaning = str(dataset.get("PhotometricInterpretation"))
+    if samples != (1 if meaning in _ONE_SAMPLE else 3):
+        raise InvalidImageError(
+            "expected as many samples a pixel as the photometric interpretation has, got "
+            f"{samples}; export the file again from the archive"
+        )
 
 
 def _refuse_long_runs(dataset: Dataset, syntax: UID) -> None:
