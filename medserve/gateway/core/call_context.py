@@ -18,6 +18,7 @@ from medserve.gateway.core.calls import Caller, Face, network_address, new_reque
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.core.status import abort, bug
+from medserve.tracing import TRACEPARENT
 
 __all__ = [
     "CASE",
@@ -86,7 +87,8 @@ def identify(context: Context, gateway: Gateway) -> CallContext:
     left_s = context.time_remaining()
     given_id = _text(metadata.get(REQUEST_ID))
     name = "" if gateway.asks_for_tokens else _certificate_name(context)
-    caller = gateway.authenticate(token, name, peer_address(context))
+    traceparent = _text(metadata.get(TRACEPARENT))
+    caller = gateway.authenticate(token, name, peer_address(context), traceparent)
     case = _text(metadata.get(CASE))
     known = CallContext(
         replace(caller, case=case) if case else caller,
