@@ -22,6 +22,7 @@ from msgspec import structs
 from handlers.answer import Envelope, Outcome
 from handlers.base import Handler
 from handlers.items import Item, errors_to, refuse_expired
+from handlers.verbs import VERBS
 from medserve.errors import (
     ConfigError,
     DeadlineError,
@@ -82,6 +83,10 @@ class FrameHandler(Handler[FrameOptions]):
     """Frames -> masks on the frames' own pixels; a model's own handler adds only its name."""
 
     max_items: ClassVar[int] = 1  # one file on the line at a time: it may be a long loop
+    verbs: ClassVar[Mapping[str, str]] = VERBS | {
+        "to_network": "pipeline.prepare",
+        "from_network": "pipeline.find",
+    }
 
     pipeline: FramePipeline
     limits: FrameLimits

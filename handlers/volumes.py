@@ -9,7 +9,7 @@ happens in `medserve.inference.volume_pipeline`, as in training.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from msgspec import structs
 
 from handlers.base import Handler
 from handlers.items import Item, errors_to, refuse_expired
+from handlers.verbs import VERBS
 from medserve.errors import (
     ConfigError,
     InvalidImageError,
@@ -64,6 +65,7 @@ class VolumeHandler(Handler[VolumeOptions]):
 
     raises_errors: ClassVar[bool] = True
     max_items: ClassVar[int] = 1
+    verbs: ClassVar[Mapping[str, str]] = VERBS
 
     pipeline: VolumePipeline
 

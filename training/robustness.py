@@ -43,9 +43,10 @@ from medserve.spec import Precision, Task
 from training.classification import evaluation as images
 from training.classification.data import decode_file
 from training.core.config import Setting, run
-from training.core.evaluation import EvaluationRequest, measured_model
+from training.core.evaluation import EvaluationRequest, measured_model, predict_by
 from training.core.export import sha256
-from training.core.files import markdown_table, write_json
+from training.core.files import write_json
+from training.core.report import Table
 from training.evaluate import folders_of
 from training.frames import evaluation as frames
 from training.frames.data import read_frame, read_mask
@@ -335,7 +336,7 @@ def section(content: dict[str, Any], config: RobustnessConfig) -> str:
     """
     is_dice = content["wrong_below"] is not None
     score = "Dice" if is_dice else "accuracy"
-    table = markdown_table(
+    table = Table.of(
         {
             "change": lambda row: f"{row['kind']} {row['strength']}".strip(),
             score: lambda row: f"{row['score']:.3f}",
@@ -344,7 +345,7 @@ def section(content: dict[str, Any], config: RobustnessConfig) -> str:
             "wrong and not flagged": lambda row: str(row["wrong_unflagged"]),
         },
         content["rows"],
-    )
+    ).markdown()
     wrong = (
         f"Wrong is a mean Dice below {content['wrong_below']}, which is 1 where nothing is found "
         "and nothing is there. "
@@ -456,7 +457,7 @@ def _of_images(
 def _of_frames(
     request: EvaluationRequest, engine: Engine, count: int
 ) -> tuple[list[Sample], Callable[[Sample], Answer]]:
-    pipeline, predict = FramePipeline(request.spec), frames.predict_by(engine)
+    pipeline, predict = FramePipeline(request.spec), predict_by(engine)
     samples = []
     for case in _spread(frames.chosen_cases(request), count):
         image = read_frame(case.image, request.spec.input)
@@ -477,7 +478,7 @@ def _of_volumes(
     request: EvaluationRequest, engine: Engine, count: int
 ) -> tuple[list[Sample], Callable[[Sample], Answer]]:
     spec, pipeline = request.spec, VolumePipeline(request.spec)
-    predict = volume_evaluation.predict_by(engine)
+    predict = predict_by(engine)
     if pipeline.volume.channels:
         raise ConfigError(f"{spec.name} sees several channels; only models of one are measured")
     samples = []

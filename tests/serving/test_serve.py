@@ -29,6 +29,8 @@ from medserve.wire import inference_pb2, inference_pb2_grpc, management_pb2, man
 from tests.serving.conftest import TinyArchive
 from tests.tiny_room import LABELS, bright_tile
 
+pytestmark = pytest.mark.usefixtures("torchserve_alone")
+
 _SLOW_HANDLER = '''"""Answers after two seconds, and says when it begins."""
 
 import time
@@ -253,12 +255,11 @@ def test_an_altered_golden_output_keeps_the_model_from_serving(
 ) -> None:
     tiny_archive(short_path / "store", change=spoil_golden_output)
     server = Server(ServerConfig(store=short_path / "store"))
-    started = time.monotonic()
+    # The reason is the worker's end: a server that waits until its time is over gives another one.
     with pytest.raises(ModelNotReadyError, match=r"tiny 1\.0: its worker died") as error:
         server.__enter__()
     assert "logits" in str(error.value)
     assert "\n" not in str(error.value)
-    assert time.monotonic() - started < 60  # not after TorchServe's five minutes
     assert server.pid is None
 
 

@@ -26,7 +26,7 @@ from typing import TypeVar
 from medserve.archive.read import ArchiveInfo
 from medserve.archive.unpack import unpack_archive
 from medserve.cores import available_cores
-from medserve.engine.direct.metrics import HandlerMetrics
+from medserve.engine.direct.metrics import EngineMetrics
 from medserve.engine.direct.process import Job, Program
 from medserve.engine.direct.workers import ModelWorkers
 from medserve.engine.environment import CANCELLED, UPLOADS, worker_environment
@@ -42,6 +42,7 @@ from medserve.errors import (
 )
 from medserve.run_folder import RunFolder
 from medserve.spec.model import ServingSpec
+from medserve.tracing import TRACEPARENT
 from medserve.wire import inference_pb2
 
 __all__ = ["DirectConfig", "DirectEngine"]
@@ -91,7 +92,7 @@ class DirectEngine:
         self._drained = False
         self._starts = asyncio.Semaphore(max(_LEAST_STARTS, available_cores()))
         self._watching = asyncio.create_task(self._watch())
-        self.metrics = HandlerMetrics()
+        self.metrics = EngineMetrics()
 
     @property
     def cancelled_dir(self) -> Path:
@@ -131,6 +132,8 @@ class DirectEngine:
         markers = {"transport": b"grpc", "stream": b"1" if stream else b"0"}
         if request.request_id:
             markers["request_id"] = request.request_id.encode()
+        if request.trace is not None and request.trace.traceparent:
+            markers[TRACEPARENT] = request.trace.traceparent.encode()
         job = Job(
             {**inputs, **markers},
             request.request_id,
@@ -138,7 +141,9 @@ class DirectEngine:
             asyncio.get_running_loop().create_future(),
             asyncio.Queue() if stream else None,
         )
-        self._find(request.model, request.version).workers.submit(job)
+        version = request.version or self._defaults.get(request.model, "")
+        self._find(request.model, version).workers.submit(job)
+        self.metrics.called(request.model, version)
         try:
             yield job
         finally:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from medserve import tracing
 from medserve.errors import DeadlineError, MedserveError, ServerFailedError
 from medserve.gateway.core.audit import AuditLog, AuditRecord
 from medserve.gateway.core.calls import EngineCall, ModelInfo, error_in
@@ -29,6 +30,7 @@ class AccountEntry:
         self.response_bytes = 0
         self.status = "OK"
         self.begun = False
+        self.span = tracing.arrived("gateway.call", (call.caller.traceparent,), face=call.face)
 
     def answered(self, part: bytes) -> None:
         """Count one answer, or one chunk of it."""
@@ -86,6 +88,16 @@ class Accounting:
         metrics.request_bytes(call.face, name).inc(call.size_bytes)
         metrics.response_bytes(call.face, name).inc(entry.response_bytes)
         self._log(entry, entry.status, took_s)
+        if entry.span is not None:
+            tracing.close(
+                entry.span,
+                model=name,
+                version=model.version if model else "",
+                task=model.task if model else "",
+                request_bytes=call.size_bytes,
+                response_bytes=entry.response_bytes,
+                outcome=entry.status,
+            )
 
     def _log(self, entry: AccountEntry, status: str, took_s: float) -> None:
         if self._audit is None:

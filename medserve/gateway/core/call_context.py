@@ -17,6 +17,7 @@ from medserve.gateway.core.calls import Caller, Face, network_address, new_reque
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.core.status import abort, bug
+from medserve.tracing import TRACEPARENT
 
 __all__ = [
     "CASE",
@@ -83,7 +84,12 @@ def identify(context: Context, gateway: Gateway) -> CallContext:
     token = _bearer_token(_text(metadata.get("authorization")))
     left_s = context.time_remaining()
     given_id = _text(metadata.get(REQUEST_ID))
-    caller = gateway.authenticate(token, _certificate_name(context), peer_address(context))
+    caller = gateway.authenticate(
+        token,
+        _certificate_name(context),
+        peer_address(context),
+        _text(metadata.get(TRACEPARENT)),
+    )
     known = CallContext(
         replace(caller, case=_text(metadata.get(CASE))),
         new_request_id(given_id),

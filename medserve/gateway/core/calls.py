@@ -61,6 +61,7 @@ class Caller:
         manages: Whether they may change what is served of these models.
         case: What the call names as its case, so that a share of cases meets another version; in
             no log.
+        traceparent: The span in which they ask, as `tracing.read_traceparent` returns it.
     """
 
     name: str = ""
@@ -68,6 +69,7 @@ class Caller:
     address: str = field(default="", compare=False)
     manages: bool = False
     case: str = field(default="", compare=False, repr=False)
+    traceparent: str = field(default="", compare=False, repr=False)
 
     @property
     def owner(self) -> str:
@@ -111,6 +113,7 @@ class ModelInfo:
     metrics: Mapping[str, Any] = field(default_factory=dict)  # of the trained model
     reference: Reference | None = None  # its answers on held-out data
     reads_uploads: bool = True  # its code reads files that do not travel within a request
+    reads_traceparent: bool = True  # its code knows this key of a request
 
     @property
     def name(self) -> str:

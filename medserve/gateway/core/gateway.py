@@ -20,7 +20,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from medserve import tracing
 from medserve.engine.interface import Engine, EngineModel, Health, WorkerLostError
+from medserve.engine.traced import traced
 from medserve.errors import (
     AuthenticationError,
     DeadlineError,
@@ -114,7 +116,7 @@ class Gateway:
     """
 
     def __init__(self, engine: Engine, served: ServedModels, guards: Guards | None = None) -> None:
-        self._engine = engine
+        engine = self._engine = traced(engine)
         self._served = served
         self._guards = guards or Guards()
         self._gates: dict[tuple[str, str], Gate] = {}
@@ -163,19 +165,24 @@ class Gateway:
     def versions(self, versions: Versions) -> None:
         self._versions = versions
 
-    def authenticate(self, token: str | None, name: str = "", address: str = "") -> Caller:
+    def authenticate(
+        self, token: str | None, name: str = "", address: str = "", traceparent: str = ""
+    ) -> Caller:
         """Who owns the token.
 
         Args:
             token: The bearer token, None where none came.
             name: Whom the client's certificate names; counts where no tokens are in use.
             address: Network address of the caller, without the port.
+            traceparent: Names the caller's span; anything else counts as none.
 
         Raises:
             AuthenticationError: tokens are in use, and this one is missing, wrong or expired.
         """
+        within = tracing.read_traceparent(traceparent)
         if self._guards.tokens is None:
-            return Caller(name, address=address, manages=self._guards.managed_by_all)
+            manages = self._guards.managed_by_all
+            return Caller(name, address=address, manages=manages, traceparent=within)
         caller = self._guards.tokens.caller(token) if token else None
         if caller is None:
             self.metrics.refused_tokens.inc()
@@ -183,7 +190,7 @@ class Gateway:
                 "expected a valid bearer token, got "
                 + ("one that is wrong or expired" if token else "none")
             )
-        return dataclasses.replace(caller, address=address)
+        return dataclasses.replace(caller, address=address, traceparent=within)
 
     @property
     def asks_for_tokens(self) -> bool:
@@ -221,7 +228,7 @@ class Gateway:
         """
         with self._wanted(call), self._accounting.entry(call) as entry:
             place, model = await self._admit(call, entry)
-            answer = await self._answer(_to(call, model), place, model)
+            answer = await self._answer(_to(call, model, entry), place, model)
             entry.answered(answer)
             if (error := error_in(answer)) is not None:
                 if call.face is not Face.TORCHSERVE:
@@ -238,7 +245,9 @@ class Gateway:
         """
         with self._wanted(call), self._accounting.entry(call) as entry:
             place, model = await self._admit(call, entry)
-            async with contextlib.aclosing(self._parts(_to(call, model), place, model)) as parts:
+            async with contextlib.aclosing(
+                self._parts(_to(call, model, entry), place, model)
+            ) as parts:
                 async for part in parts:
                     self._accounting.begin(entry)
                     entry.answered(part)
@@ -342,7 +351,8 @@ class Gateway:
             )
         gate = self.gate(model)
         arrived = time.monotonic()
-        place = await gate.enter(call.deadline)
+        with tracing.step(entry.span, "gateway.admission"):
+            place = await gate.enter(call.deadline)
         self.metrics.queue_seconds(model.name).observe(time.monotonic() - arrived)
         return place, model
 
@@ -515,11 +525,14 @@ class _Stream:
             self._ready.get_nowait()
 
 
-def _to(call: EngineCall, model: ModelInfo) -> EngineCall:
+def _to(call: EngineCall, model: ModelInfo, entry: AccountEntry) -> EngineCall:
     """Return the call with the version that it was admitted to: the default may change."""
-    if call.version == model.version:
+    if call.version == model.version and entry.span is None:
         return call
-    return dataclasses.replace(call, version=model.version)
+    trace = None
+    if entry.span is not None:
+        trace = tracing.Trace(entry.span, reaches_worker=model.reads_traceparent)
+    return dataclasses.replace(call, version=model.version, trace=trace)
 
 
 def _left_s(call: EngineCall) -> float | None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from medserve import tracing
 from medserve.engine.interface import Engine, EngineRequest, WorkerLostError
 from medserve.errors import DeadlineError, MedserveError, ServerBusyError, ServerFailedError
 from medserve.gateway.core.calls import EngineCall, ModelInfo, error_in, new_request_id
@@ -65,6 +66,7 @@ class _Waiting:
     files: Sequence[bytes]
     answer: asyncio.Future[bytes | None]
     task: asyncio.Task[Any]
+    span: Any  # of the wait; None where the call is not traced
 
 
 @dataclass(eq=False)
@@ -180,13 +182,17 @@ class Gatherer:
         task = asyncio.current_task()
         assert task is not None
         answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-        line.waiting.append(_Waiting(call, files, answer, task))
+        span = None
+        if call.trace is not None:
+            span = tracing.open_child(call.trace.span, "gateway.gathering")
+        line.waiting.append(_Waiting(call, files, answer, task, span))
         self._held[task] = line
         self._send(line)
         try:
             return await answer
         finally:
             self._take_out(task)
+            tracing.close(span)
 
     def _take_out(self, task: asyncio.Task[Any]) -> bool:
         line = self._held.pop(task, None)
@@ -213,6 +219,7 @@ class Gatherer:
             pack = line.next_pack()
             for each in pack:
                 del self._held[each.task]
+                tracing.close(each.span)
             self._begin(line, sum(len(each.files) for each in pack))
             task = asyncio.create_task(self._together(line, pack))
             self._under_way.add(task)
@@ -298,6 +305,7 @@ def _request(pack: Sequence[_Waiting]) -> EngineRequest:
         inputs,
         request_id=new_request_id(),
         deadline=None if None in ends else max(end for end in ends if end is not None),
+        trace=tracing.together([each.call.trace for each in pack]),
     )
 
 
