@@ -80,6 +80,9 @@ def test_frames_are_decoded_when_they_are_read(monkeypatch: pytest.MonkeyPatch) 
         ([region((-0.02, 0.03))], {}, (0.2, 0.3)),  # the sign is a direction
         ([region((0.02, 0.03)), region((0.02, 0.03), kind=2)], {}, (0.2, 0.3)),
         ([region((0.02, 0.03)), region((0.05, 0.05))], {}, None),  # which of them?
+        ([region((0.02, 0.03), RegionLocationMaxX1=64, RegionLocationMaxY1=48)], {}, (0.2, 0.3)),
+        ([region((0.02, 0.03), RegionLocationMaxX1=127)], {}, None),  # somebody shrank the image
+        ([region((0.02, 0.03), RegionLocationMaxY1=95)], {"PixelSpacing": [0.5, 0.6]}, None),
         ([region((0.02, 0.03)), region((1.0, 1.0), kind=3)], {}, (0.2, 0.3)),  # a Doppler curve
         ([region((0.02, 0.03), PhysicalUnitsXDirection=4)], {"PixelSpacing": [0.5, 0.6]},
          (0.5, 0.6)),  # seconds: M-mode

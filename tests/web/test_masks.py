@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import threading
 import zipfile
 from pathlib import Path
 
@@ -175,5 +176,30 @@ def test_a_visitor_whose_results_have_passed_the_bound_makes_no_more_of_them() -
             refused = await client.post(f"{job}/segmentation", json={"flips": True})
             assert (refused.status_code, refused.json()["error"]["code"]) == (429, "QUOTA")
             assert (await client.get(f"{job}/mask.nii.gz")).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_few_corrected_masks_are_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def keep(*_: object) -> int:
+        begun.release()
+        assert go_on.wait(30)
+        return 0
+
+    monkeypatch.setattr("medserve.gateway.faces.page.masks._keep", keep)
+
+    async def run() -> None:
+        async with visiting(volumes()) as (site, [client]):
+            job = await segmented_job(client, {"a.nii.gz": IMAGE})
+            posts = [asyncio.create_task(post(client, job, IMAGE)) for _ in range(3)]
+            for _ in range(2):
+                assert await asyncio.to_thread(begun.acquire, timeout=30)
+            while not site.slots.decoding._waiters:
+                await asyncio.sleep(0.01)  # the third one waits
+            assert not begun.acquire(blocking=False)
+            go_on.set()
+            assert {status for status, _ in await asyncio.gather(*posts)} == {200}
 
     asyncio.run(run())

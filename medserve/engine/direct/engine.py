@@ -26,7 +26,7 @@ from typing import TypeVar
 from medserve.archive.read import ArchiveInfo
 from medserve.archive.unpack import unpack_archive
 from medserve.cores import available_cores
-from medserve.engine.direct.metrics import HandlerMetrics
+from medserve.engine.direct.metrics import EngineMetrics
 from medserve.engine.direct.process import Job, Program
 from medserve.engine.direct.workers import ModelWorkers
 from medserve.engine.environment import CANCELLED, UPLOADS, worker_environment
@@ -92,7 +92,7 @@ class DirectEngine:
         self._drained = False
         self._starts = asyncio.Semaphore(max(_LEAST_STARTS, available_cores()))
         self._watching = asyncio.create_task(self._watch())
-        self.metrics = HandlerMetrics()
+        self.metrics = EngineMetrics()
 
     @property
     def cancelled_dir(self) -> Path:
@@ -141,7 +141,9 @@ class DirectEngine:
             asyncio.get_running_loop().create_future(),
             asyncio.Queue() if stream else None,
         )
-        self._find(request.model, request.version).workers.submit(job)
+        version = request.version or self._defaults.get(request.model, "")
+        self._find(request.model, version).workers.submit(job)
+        self.metrics.called(request.model, version)
         try:
             yield job
         finally:

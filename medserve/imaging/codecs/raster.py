@@ -34,11 +34,13 @@ __all__ = ["decode", "prepare"]
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _MEASURED_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _PNG, _PNG_16_BIT_GREY_ALPHA = b"\x89PNG\r\n\x1a\n", b"\x10\x04"  # of IHDR, ISO 15948 11.2.2
+_PNG_16_BIT_COLOUR = b"\x10\x02"
 _TIFF, _JPEG = (b"II", b"MM"), b"\xff\xd8"
 _RAW_COLOUR = "YCbCr"  # the mode in which Pillow leaves the components of a JPEG as they are
 _PNG_END = b"IEND\xaeB`\x82"  # the empty last chunk and its checksum
 _ORIENTATION_TAG = 0x0112  # CIPA DC-008 (EXIF 2.32) section 4.6.4
 _START_OF_SCAN = b"\xff\xda"  # ITU-T T.81 table B.1; coded data never hold it (section B.1.1.5)
+_MID_GREY = 128
 _MOST_SCANS = 100  # libjpeg writes 10 for a progressive colour image
 _MOST_PASSES = 16  # over as many pixels as the largest image has
 
@@ -97,9 +99,11 @@ def _decode(payload: Payload, limits: InputSpec) -> npt.NDArray[np.float32]:
     _refuse_many_scans(picture, payload, limits)
     if frame is not None and frame.is_rgb_read_as_ycbcr:
         picture.draft(_RAW_COLOUR, None)  # the whole size
-    _refuse_wide_transparency(payload)
+    _check_transparency(picture, payload)
     picture.load()
     _refuse_missing_end(picture, payload)
+    if frame is not None:
+        _refuse_cut_scan(picture, payload, is_progressive=frame.is_progressive)
     return _upright(_intensities(picture), _orientation(picture))
 
 
@@ -114,13 +118,24 @@ def _refuse_several_frames(picture: pillow.Image) -> None:
     raise InvalidImageError("expected one image, got an animated PNG; send one frame")
 
 
-def _refuse_wide_transparency(payload: Payload) -> None:
-    # Pillow drops 8 of the 16 bits, in which a measurement of 12 bits is almost black.
-    if bytes(payload[:8]) == _PNG and bytes(payload[24:26]) == _PNG_16_BIT_GREY_ALPHA:
+def _check_transparency(picture: pillow.Image, payload: Payload) -> None:
+    # Pillow drops 8 of the 16 bits, in which a measurement of 12 bits is almost black, and other
+    # colours are like the transparent one.
+    if bytes(payload[:8]) != _PNG:
+        return
+    kind = bytes(payload[24:26])
+    found = "grey with an alpha channel" if kind == _PNG_16_BIT_GREY_ALPHA else ""
+    if kind == _PNG_16_BIT_COLOUR and "transparency" in picture.info:
+        found = "colour with a transparent one"
+    if found:
         raise InvalidImageError(
-            "expected an image that can be read exactly, got a PNG of 16-bit grey with an alpha "
-            "channel; save it without"
+            f"expected an image that can be read exactly, got a PNG of 16-bit {found}; save it "
+            "without"
         )
+    depth = kind[0]
+    if picture.mode == "L" and depth in (2, 4) and "transparency" in picture.info:
+        # Pillow spreads the pixels to 8 bits, but not the grey that is transparent.
+        picture.info["transparency"] *= 255 // (2**depth - 1)
 
 
 def _refuse_many_scans(picture: pillow.Image, payload: Payload, limits: InputSpec) -> None:
@@ -140,6 +155,20 @@ def _refuse_missing_end(picture: pillow.Image, payload: Payload) -> None:
     # Pillow shows a PNG without its last chunk, though nobody can tell how much was cut.
     if picture.format == "PNG" and _PNG_END not in bytes(payload):
         raise EOFError("no IEND chunk")
+
+
+def _refuse_cut_scan(picture: pillow.Image, payload: Payload, *, is_progressive: bool) -> None:
+    # libjpeg fills up with mid-grey, of a later scan with none of its details, silently where an
+    # end stands behind the cut.
+    corner = picture.getpixel((picture.width - 1, picture.height - 1))
+    is_filled = corner in (_MID_GREY, (_MID_GREY,) * len(picture.getbands()))
+    if not is_filled and not is_progressive:
+        return
+    longer = pillow.open(io.BytesIO(jpeg_frame.with_longer_scan(payload)), formats=_FORMATS)
+    if picture.mode == _RAW_COLOUR:
+        longer.draft(_RAW_COLOUR, None)
+    if longer.tobytes() != picture.tobytes():
+        raise EOFError("a scan that ends before its last block")
 
 
 def _intensities(picture: pillow.Image) -> npt.NDArray[np.float32]:
