@@ -60,7 +60,7 @@ def ticker(store: Path) -> ArchiveInfo:
     return verify_archive(store / "ticker-1.0.mar")
 
 
-def run(scenario: Scenario, *archives: ArchiveInfo, **config: int) -> None:
+def run(scenario: Scenario, *archives: ArchiveInfo, **config: Any) -> None:
     """Run a scenario with an engine that has loaded the archives."""
 
     async def main() -> None:
@@ -226,6 +226,25 @@ def test_a_large_file_and_its_answer_go_through_shared_memory(store: Path) -> No
         assert await label(engine, asking("tiny", data=tile)) == LABELS[2]
 
     run(scenario, verify_archive(store / "tiny-1.0.mar"))
+
+
+def test_a_file_that_a_worker_has_is_held_for_nobody_else(ticker: ArchiveInfo) -> None:
+    large = bright_tile(3) + bytes(3 * worker.LARGE_BYTES)
+
+    async def scenario(engine: DirectEngine) -> None:
+        request = asking(params=SLOW, data=large)
+        of_the_caller = sys.getrefcount(large)
+        working = await at_work(engine, request)
+        assert sys.getrefcount(large) == of_the_caller
+        waiting = asyncio.create_task(engine.call(request, _PATIENCE_S))
+        await asyncio.sleep(0)
+        assert sys.getrefcount(large) > of_the_caller
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert sys.getrefcount(large) == of_the_caller
+        await working
+
+    run(scenario, ticker)
 
 
 def test_a_large_body_is_stored_and_taken_once() -> None:
