@@ -433,7 +433,7 @@ PROMISES = {
 }
 
 # The same of the pages on what the gateway does besides calls.
-ELSEWHERE = {
+ELSEWHERE: dict[str, dict[str, tuple[str, ...]]] = {
     "releases": {
         "Each command returns when the change is made and proven": (
             "gateway/test_versions.py::"

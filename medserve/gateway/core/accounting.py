@@ -102,6 +102,7 @@ class Accounting:
                 response_bytes=entry.response_bytes,
                 status=status,
                 took_ms=round(1000 * took_s, 3),
+                trace_id=tracing.trace_id_of(entry.span),
             )
         )
 
