@@ -50,7 +50,7 @@ help:  ## print this list
 
 .venv/dev: .venv/serve
 	@echo 'Installing into .venv what trains and tests them:'
-	@$(PIP) --editable '.[serve,gateway,dicom,ray,train,dev]' $(PROGRESS)
+	@$(PIP) --editable '.[serve,gateway,dicom,ray,otel,train,dev]' $(PROGRESS)
 	@$(BIN)/python -c 'import torchvision' 2> /dev/null || $(PIP) 'torch===$(TORCH)' $(PROGRESS)
 	@touch $@
 

@@ -13,11 +13,9 @@ import lightning
 import models
 from medserve.errors import ConfigError
 from models.blood_cell.network import VIEWS, BloodCellNet
-from training.cells.augment import CellAugment
-from training.cells.kinds import FOLDERS, with_kinds
-from training.cells.module import CellClassifier
 from training.classification import data
 from training.classification import ship as shipping
+from training.classification.cells import FOLDERS, CellAugment, CellClassifier, with_kinds
 from training.classification.fit import fit_classifier
 from training.core.config import FitConfig, Setting, TrainPrecision, run, write
 from training.core.fit import Fitted

@@ -13,12 +13,14 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
 from rich.progress import track
 from scipy.special import softmax
 
@@ -26,13 +28,15 @@ import models
 from medserve.errors import ConfigError
 from medserve.inference.engines import Engine, load_engine
 from medserve.spec import ModelSpec, Precision
-from training.classification import comparison_report, metrics
+from training.classification import metrics
 from training.classification.data import decoded, labelled_files, read_split, to_images
-from training.classification.mcnemar import mcnemar
+from training.classification.report import confusion_matrix
 from training.core.config import Setting, run
 from training.core.export import sha256
+from training.core.files import write_json
+from training.core.report import Picture, Section, Table, data_uri, encode_png, write_sections
 
-__all__ = ["ComparisonConfig", "main"]
+__all__ = ["ComparisonConfig", "Held", "as_markdown", "main", "write"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +44,30 @@ _BATCH = 64  # images a call when answering
 _TIMED = (1, 16)  # images a call when timing: a lone request, and a gathered batch
 _REPEATS = 7  # of which the median counts
 _INSTALLED = ("comparison.json", "comparison.md")
+_VERSION: Mapping[str, Callable[[Any], object]] = {
+    "version": lambda row: f"`{row['version']}`",
+    "errors": lambda row: f"{row['errors']} of {row['n']}",
+    "accuracy": lambda row: f"{100 * row['accuracy']:.3f} %",
+    "exact 95 % interval": lambda row: "{:.3f} to {:.3f} %".format(
+        *(100 * each for each in row["accuracy_interval_95_exact"])
+    ),
+    "macro F1": lambda row: f"{row['macro_f1']:.5f}",
+    "calibration error": lambda row: f"{row['ece']:.5f}",
+    "for review": lambda row: row["reviewed"],
+    "errors among them": lambda row: sum(each["review"] for each in row["wrong"]),
+    "MB": lambda row: f"{row['artifact_bytes'] / 1e6:.2f}",
+    "core-ms an image, alone / of 16": lambda row: (
+        f"{row['core_ms']['1']:.2f} / {row['core_ms']['16']:.2f}"
+    ),
+    "engine": lambda row: row["engine"],
+}
+_PAIR: Mapping[str, Callable[[Any], object]] = {
+    "pair": lambda each: f"`{each['first']}` and `{each['second']}`",
+    "only the first right": lambda each: each["only_first"],
+    "only the second right": lambda each: each["only_second"],
+    "both wrong": lambda each: each["both_wrong"],
+    "McNemar's p, exact": lambda each: f"{each['p_value']:.4f}",
+}
 
 
 @dataclass(frozen=True)
@@ -97,8 +125,7 @@ def main(config: ComparisonConfig) -> None:
         "versions": rows,
         "pairs": _pairs(rows, answers, held),
     }
-    config.out_dir.mkdir(parents=True, exist_ok=True)
-    comparison_report.write(config.out_dir, content, _pictures(rows, held))
+    write(config.out_dir, content, _pictures(rows, held))
     if config.install:
         for name in _INSTALLED:
             shutil.copyfile(config.out_dir / name, models.room(config.room) / name)
@@ -202,7 +229,7 @@ def _pairs(
     pairs = []
     for second in range(len(rows)):
         for first in range(second):
-            test = mcnemar(right[first], right[second])
+            test = metrics.mcnemar(right[first], right[second])
             pairs.append(
                 {
                     "first": rows[first]["version"],
@@ -221,6 +248,95 @@ def _pictures(rows: list[dict[str, Any]], held: Held) -> dict[str, npt.NDArray[n
     names = {each["name"] for row in rows for each in row["wrong"]}
     places = [place for place, name in enumerate(held.names) if name in names]
     return {held.names[i]: to_images(held.planes[i : i + 1])[0] for i in places}
+
+
+def write(
+    out_dir: Path, content: Mapping[str, Any], pictures: Mapping[str, npt.NDArray[np.uint8]]
+) -> None:
+    """Write `comparison.json`, `comparison.md` and `comparison.html`.
+
+    Args:
+        out_dir: Receives them.
+        content: What `main` measured.
+        pictures: The images of all errors, uint8 (H, W), by name; only the page shows them.
+    """
+    write_json(out_dir / "comparison.json", content, indent=1)
+    (out_dir / "comparison.md").write_text(as_markdown(content), encoding="utf-8")
+    _, pairs, _ = _tables(content)
+    versions = Table.of({**_VERSION, "unlike": lambda row: row["unlike"]}, content["versions"])
+    shown = {name: data_uri(encode_png(each)) for name, each in pictures.items()}
+    sections = (
+        Section("Errors and cost", table=versions),
+        Section("McNemar's test", "Exact, two-sided, on the images that only one of the two "
+                "classifies rightly.", table=pairs),
+        Section("Per class", "F1 of each class.", table=_classes(content),
+                figures={"confusion": lambda: _confusion(content)}),
+        *(_gallery(row, shown) for row in content["versions"]),
+    )  # fmt: skip
+    title = f"{content['room']}: {len(content['versions'])} versions compared"
+    note = (
+        f"{content['n']} images of the {content['part']} part, which no version was trained on, "
+        "each answered by the shipped artifact through the engine that serves it."
+    )
+    write_sections(out_dir / "comparison.html", title, note, sections)
+
+
+def as_markdown(content: Mapping[str, Any]) -> str:
+    """Three tables: errors and cost, the paired tests, every image that any version errs on."""
+    return "\n".join(each.markdown() for each in _tables(content))
+
+
+def _tables(content: Mapping[str, Any]) -> tuple[Table, Table, Table]:
+    names = tuple(f"`{row['version']}`" for row in content["versions"])
+    errors = Table(("error", "truth", *names), tuple(_errors(content)))
+    return Table.of(_VERSION, content["versions"]), Table.of(_PAIR, content["pairs"]), errors
+
+
+def _errors(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Name, truth and each version's wrong answer ("" where it is right), by name."""
+    wrong = [{each["name"]: each for each in row["wrong"]} for row in content["versions"]]
+    truths = {name: each["truth"] for row in wrong for name, each in row.items()}
+    return [
+        (f"`{name}`", truth, *(_spoken(own.get(name)) for own in wrong))
+        for name, truth in sorted(truths.items())
+    ]
+
+
+def _spoken(error: Mapping[str, Any] | None) -> str:
+    return f"{error['answer']} ({error['probability']:.3f})" if error else ""
+
+
+def _classes(content: Mapping[str, Any]) -> Table:
+    versions = content["versions"]
+    rows = [
+        (label, *(f"{row['per_class'][label]['f1']:.5f}" for row in versions))
+        for label in content["labels"]
+    ]
+    return Table(("class", *(row["version"] for row in versions)), tuple(rows))
+
+
+def _gallery(row: Mapping[str, Any], shown: Mapping[str, str]) -> Section:
+    """Every error of one version as a picture."""
+    pictures = tuple(
+        Picture(
+            shown[each["name"]],
+            (
+                each["name"],
+                f"{each['truth']}, answered {_spoken(each)}{', for review' * each['review']}",
+            ),
+        )
+        for each in row["wrong"]
+    )
+    return Section(f"{row['version']}: every error, {len(pictures)}", gallery=pictures)
+
+
+def _confusion(content: Mapping[str, Any]) -> Figure:
+    """One matrix a version, side by side."""
+    versions = content["versions"]
+    figure = Figure(figsize=(4.2 * len(versions), 4.2), layout="constrained")
+    for axes, row in zip(np.atleast_1d(figure.subplots(1, len(versions))), versions, strict=True):
+        confusion_matrix(row["confusion_matrix"], content["labels"], row["version"], axes)
+    return figure
 
 
 if __name__ == "__main__":

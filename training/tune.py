@@ -16,26 +16,34 @@ and the command that trains with the best.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import matplotlib.pyplot as plt
+import numpy as np
 import optuna
+from matplotlib.figure import Figure
+from optuna.exceptions import ExperimentalWarning
+from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
+from optuna.visualization import matplotlib as plots
 
 import models
 from medserve.errors import ConfigError
 from medserve.spec import Task
 from training.classification.fit import SCORE as ERRORS
-from training.core import tuning_report
 from training.core.config import Setting, parse, run, write
 from training.core.files import write_csv, write_json
 from training.core.fit import Fitted, Score
+from training.core.report import Section, Table, write_sections
 from training.frames.module import SCORE as FRAME_DICE
 from training.volumes.module import SCORE as VOLUME_DICE
 
@@ -259,7 +267,7 @@ def _report(config: Any, study: optuna.Study) -> None:
     }
     write_json(config.out_dir / "tuning.json", content, indent=1)
     write_csv(config.out_dir / "tuning.csv", rows)
-    page = tuning_report.write(config.out_dir, content)
+    page = _page(config.out_dir, content, study)
     _log.info("best of %d trials: %s %.4f with %s; %s", len(trials), content["score"], best.value,
               best.params, page)  # fmt: skip
 
@@ -269,9 +277,58 @@ def _importance(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str,
     values = [float(trial.values[0]) for trial in trials]
     if len(trials) < _LEAST_FOR_IMPORTANCE or max(values) == min(values):
         return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    evaluator = FanovaImportanceEvaluator(seed=0)
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {name: round(float(share), 4) for name, share in shares.items()}
+
+
+def _page(out_dir: Path, content: Mapping[str, Any], study: optuna.Study) -> Path:
+    """Write `tuning.html`: the best, Optuna's own plots of the study, and every trial."""
+    score = content["score"]
+    best = [(f"best {score}", f"{content['best_score']:.4f}", str(content["best_trial"]))]
+    if content["default_score"] is not None:
+        best.append(("with the defaults", f"{content['default_score']:.4f}", "0"))
+    figures = {"history": lambda: _plot(plots.plot_optimization_history, study, target_name=score)}
+    if content["importance"]:
+        evaluator = FanovaImportanceEvaluator(seed=0)
+        figures["importance"] = lambda: _plot(
+            plots.plot_param_importances, study, evaluator=evaluator
+        )
+    figures["settings"] = lambda: _plot(plots.plot_slice, study, target_name=score)
+    shown = {"trial": lambda row: row["trial"], score: lambda row: f"{row['score']:.4f}"}
+    for name in content["best"]:
+        shown[name.replace("_", " ")] = functools.partial(_setting, name)
+    shown["best epoch"] = lambda row: row["best_epoch"]
+    shown["minutes"] = lambda row: row["minutes"]
+    rows = sorted(content["rows"], key=lambda row: row["score"],
+                  reverse=content["higher_is_better"])  # fmt: skip
+    sections = (
+        Section("Best", table=Table(("", score, "trial"), tuple(best))),
+        Section("Train with the best", command=content["command"]),
+        Section("Scores and settings", "" if content["importance"] else
+                "Too few trials to say which setting mattered.", figures=figures),
+        Section("Trials", table=Table.of(shown, rows)),
+    )  # fmt: skip
+    note = (
+        f"{content['trials']} finished trials, {content['failed']} ended early. Scored on the "
+        "validation part: the best of many is better there than it is."
+    )
+    return write_sections(out_dir / "tuning.html", f"Tuning of {content['model']}", note, sections)
+
+
+def _setting(name: str, row: Mapping[str, Any]) -> str:
+    return f"{row[name]:.3g}"
+
+
+def _plot(plot: Callable[..., Any], study: optuna.Study, **options: Any) -> Figure:
+    """Return a plot of Optuna's as a figure that pyplot does not keep."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Attempting to set identical")  # one value of a setting
+        axes = np.atleast_1d(plot(study, **options))
+    figure: Figure = axes.flat[0].get_figure()
+    plt.close(figure)
+    return figure
 
 
 def _command(config: Any, best: FrozenTrial) -> str:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from prometheus_client.metrics_core import Metric
 
+import models
 from medserve.engine.torchserve.config import EngineSettings, write_run_dir
 from medserve.engine.torchserve.ports import Ports
 from medserve.gateway.core.metrics import GatewayMetrics
@@ -181,3 +182,8 @@ def test_grafana_finds_data_source_and_folder() -> None:
     assert variable["query"] == source["type"]
     assert variable["current"]["value"] == source["uid"]
     assert _yaml("grafana/dashboards.yml")["providers"][0]["type"] == "file"
+
+
+def test_no_rule_and_no_panel_knows_the_models_by_name() -> None:
+    named = [(who, room) for who, what in expressions() for room in models.names() if room in what]
+    assert named == []

@@ -60,11 +60,11 @@ def ticker(store: Path) -> ArchiveInfo:
     return verify_archive(store / "ticker-1.0.mar")
 
 
-def run(scenario: Scenario, *archives: ArchiveInfo) -> None:
+def run(scenario: Scenario, *archives: ArchiveInfo, **config: Any) -> None:
     """Run a scenario with an engine that has loaded the archives."""
 
     async def main() -> None:
-        engine = DirectEngine(DirectConfig(threads=1))
+        engine = DirectEngine(DirectConfig(threads=1, **config))
         try:
             await asyncio.gather(*map(engine.load, archives))
             await scenario(engine)
@@ -228,6 +228,25 @@ def test_a_large_file_and_its_answer_go_through_shared_memory(store: Path) -> No
     run(scenario, verify_archive(store / "tiny-1.0.mar"))
 
 
+def test_a_file_that_a_worker_has_is_held_for_nobody_else(ticker: ArchiveInfo) -> None:
+    large = bright_tile(3) + bytes(3 * worker.LARGE_BYTES)
+
+    async def scenario(engine: DirectEngine) -> None:
+        request = asking(params=SLOW, data=large)
+        of_the_caller = sys.getrefcount(large)
+        working = await at_work(engine, request)
+        assert sys.getrefcount(large) == of_the_caller
+        waiting = asyncio.create_task(engine.call(request, _PATIENCE_S))
+        await asyncio.sleep(0)
+        assert sys.getrefcount(large) > of_the_caller
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert sys.getrefcount(large) == of_the_caller
+        await working
+
+    run(scenario, ticker)
+
+
 def test_a_large_body_is_stored_and_taken_once() -> None:
     memory = os.memfd_create("test")
     pieces = [bytes([value]) * worker.LARGE_BYTES for value in range(3)]
@@ -312,14 +331,9 @@ def test_what_a_handler_raises_is_told_without_the_input(
     said: str,
 ) -> None:
     async def scenario(engine: DirectEngine) -> None:
-        handler = Path(psutil.Process(await pid_of(engine)).cwd(), "ticker.py")
-        code = handler.read_text().replace(
-            "os._exit(1)",
-            f"from medserve.errors import PayloadTooLargeError; raise {raised}",
+        await exchange_crash(
+            engine, f"from medserve.errors import PayloadTooLargeError; raise {raised}"
         )
-        handler.write_text(code)
-        os.kill(await pid_of(engine), signal.SIGKILL)
-        await label_after_loss(engine)
         with pytest.raises(error, match=said):
             await engine.call(asking(params=CRASH), _PATIENCE_S)
         assert await label(engine) == LABELS[3]
@@ -327,6 +341,29 @@ def test_what_a_handler_raises_is_told_without_the_input(
     with caplog.at_level("INFO", logger="medserve.engine"):
         run(scenario, ticker)
     assert "Jane Doe" not in caplog.text
+
+
+@pytest.mark.parametrize("size", [worker.LARGE_BYTES // 2, 3 * worker.LARGE_BYTES])
+def test_an_answer_above_the_largest_costs_itself_and_not_its_worker(
+    ticker: ArchiveInfo, size: int
+) -> None:
+    async def scenario(engine: DirectEngine) -> None:
+        await exchange_crash(engine, f"return [bytes({size} + 1)]")
+        pid = await pid_of(engine)
+        with pytest.raises(PayloadTooLargeError, match=f"at most {size} bytes"):
+            await engine.call(asking(params=CRASH), _PATIENCE_S)
+        assert await label(engine) == LABELS[3]
+        assert await pid_of(engine) == pid
+
+    run(scenario, ticker, max_message_bytes=size)
+
+
+async def exchange_crash(engine: DirectEngine, statement: str) -> None:
+    """Start the worker of `ticker` again; where it ended its process it now does something else."""
+    handler = Path(psutil.Process(await pid_of(engine)).cwd(), "ticker.py")
+    handler.write_text(handler.read_text().replace("os._exit(1)", statement))
+    os.kill(await pid_of(engine), signal.SIGKILL)
+    await label_after_loss(engine)
 
 
 async def label_after_loss(engine: DirectEngine) -> None:

@@ -29,6 +29,8 @@ from medserve.wire import inference_pb2, inference_pb2_grpc, management_pb2, man
 from tests.serving.conftest import TinyArchive
 from tests.tiny_room import LABELS, bright_tile
 
+pytestmark = pytest.mark.usefixtures("torchserve_alone")
+
 _PATIENCE_S = 60.0  # for a busy machine; nothing waits for its end
 _SLOW_HANDLER = '''"""Answers after two seconds, and says when it begins."""
 

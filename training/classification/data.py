@@ -309,16 +309,16 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
     """Labelled images as tensors, fetched a whole batch at a time (no per-image Python)."""
 
     def __init__(self, dataset: LabelledImages) -> None:
-        self.images = to_planes(dataset.images)  # (N, C, H, W)
+        self.planes = to_planes(dataset.images)  # (N, C, H, W)
         self.label_ids = torch.from_numpy(dataset.label_ids)
 
     def __len__(self) -> int:
         return len(self.label_ids)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.label_ids[index]
+        return self.planes[index], self.label_ids[index]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """What DataLoader calls: uint8 (N, C, H, W) and int64 (N,)."""
         chosen = torch.as_tensor(indices)
-        return self.images[chosen], self.label_ids[chosen]
+        return self.planes[chosen], self.label_ids[chosen]

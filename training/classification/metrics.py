@@ -1,4 +1,4 @@
-"""Figures of a classifier on labelled images, with intervals."""
+"""Figures of a classifier on labelled images with intervals, and the test of two classifiers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-__all__ = ["ClassFigures", "ClassificationMetrics", "ReliabilityBin", "measure", "reliability"]
+from medserve.errors import ConfigError
+
+__all__ = [
+    "ClassFigures",
+    "ClassificationMetrics",
+    "McNemar",
+    "ReliabilityBin",
+    "mcnemar",
+    "measure",
+    "reliability",
+]
 
 _BINS = 15  # of Guo et al., ICML 2017 (arXiv:1706.04599)
 _RESAMPLES = 10_000
@@ -157,3 +167,41 @@ def _bootstrap(
     low, high = np.quantile(accuracy, (0.025, 0.975))
     f1_low, f1_high = np.quantile(_macro_f1(drawn), (0.025, 0.975))
     return (float(low), float(high)), (float(f1_low), float(f1_high))
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """How often one classifier was right where the other was wrong.
+
+    Attributes:
+        only_first: Images that only the first classified rightly.
+        only_second: Images that only the second classified rightly.
+        p_value: Two-sided, exact: of a difference at least this large between equal classifiers.
+    """
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def mcnemar(
+    first_is_right: npt.NDArray[np.bool_], second_is_right: npt.NDArray[np.bool_]
+) -> McNemar:
+    """Compare two classifiers on the same images, bool (N,) each, in the same order.
+
+    The exact binomial form (McNemar, Psychometrika 12, 1947): the usual chi-square of it needs
+    more than two dozen images on which the two differ.
+
+    Raises:
+        ConfigError: not the same number of images.
+    """
+    if first_is_right.shape != second_is_right.shape:
+        raise ConfigError(
+            f"expected two classifiers on the same images, got {len(first_is_right)} "
+            f"and {len(second_is_right)}"
+        )
+    only_first = int((first_is_right & ~second_is_right).sum())
+    only_second = int((~first_is_right & second_is_right).sum())
+    differing = only_first + only_second
+    p_value = float(binomtest(only_first, differing).pvalue) if differing else 1.0
+    return McNemar(only_first, only_second, p_value)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from medserve.spec import ModelSpec
 from training.classification.metrics import ClassificationMetrics, reliability
-from training.core.page import data_uri, encode_png, write_page
+from training.core.report import data_uri, encode_png, write_page
 
 __all__ = ["Finding", "Findings", "confusion_matrix", "reliability_curve", "write"]
 

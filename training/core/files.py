@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from medserve.errors import ConfigError
 
 __all__ = [
     "files_below",
-    "markdown_table",
     "require_folder",
     "write_csv",
     "write_json",
 ]
-
-Row = TypeVar("Row")
 
 
 def require_folder(path: Path, flag: str) -> Path:
@@ -46,10 +43,3 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def markdown_table(columns: Mapping[str, Callable[[Row], object]], rows: Sequence[Row]) -> str:
-    """Return a table in Markdown: a heading for each column, and how a row fills it."""
-    cells = [list(columns), *([str(cell(row)) for cell in columns.values()] for row in rows)]
-    head, *body = [f"| {' | '.join(line)} |" for line in cells]
-    return "\n".join([head, "|" + "---|" * len(columns), *body, ""])

@@ -23,7 +23,7 @@ from training.core.config import parse_value
 from training.core.export import sha256
 from training.core.files import write_json
 from training.core.fit import Fitted
-from training.core.page import draw as draw_figure
+from training.core.report import draw as draw_figure
 from training.diffusion.evaluation import DiffusionEvaluation, evaluate_diffusion, open_artifact
 from training.diffusion.fit import SCORE
 from training.diffusion.pictures import denoising_strip, noising_strip, sheet, write_png

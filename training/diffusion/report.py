@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from medserve.spec import ModelSpec
 from training.classification.data import LabelledImages
-from training.core.page import data_uri, encode_png, write_page
+from training.core.report import data_uri, encode_png, write_page
 from training.diffusion.copies import CopyCheck
 from training.diffusion.measures import ImageSets, Measured
 from training.diffusion.pictures import sheet, write_png

@@ -25,7 +25,7 @@ from medserve.spec.generation import SamplerKind
 from training.classification.data import LabelledImages
 from training.core.config import Setting, run
 from training.core.files import write_json
-from training.core.page import draw as draw_figure
+from training.core.report import draw as draw_figure
 from training.diffusion import extractor
 from training.diffusion.distances import Features, frechet_distance, kernel_distance
 from training.diffusion.evaluation import (

@@ -30,7 +30,7 @@ from medserve.spec import ModelSpec
 from medserve.spec.frames import FilterKind, FilterSpec
 from training.core.config import Setting
 from training.core.files import require_folder
-from training.core.page import draw
+from training.core.report import draw
 from training.frames.augment import Augmentation
 from training.frames.data import FrameCase, LoadedFrame, find_frames, load_frames
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medserve.spec import ModelSpec
-from training.core.page import data_uri, draw, write_page
+from training.core.report import data_uri, draw, write_page
 from training.volumes.curves import Fold, Run, draw_runs, fold_of
 from training.volumes.metrics import TOLERANCE_MM, LabelScore, Summary
 from training.volumes.pictures import Picture, contours

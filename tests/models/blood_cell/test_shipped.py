@@ -21,7 +21,7 @@ from medserve.inference.fit import fit_lanczos
 from medserve.spec import EngineName, Precision
 from models.blood_cell.network import BloodCellNet
 from training import evaluate
-from training.cells.kinds import FOLDERS
+from training.classification.cells import FOLDERS
 from training.core.config import run
 
 ROOM = models.room("blood_cell")

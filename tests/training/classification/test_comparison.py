@@ -13,7 +13,6 @@ from medserve.inference.engines import Inputs, Outputs
 from medserve.spec import EngineName
 from tests.training.drawn import class_folders
 from training import comparison
-from training.classification import comparison_report
 from training.comparison import ComparisonConfig, Held
 from training.core.config import run
 
@@ -86,7 +85,7 @@ def test_the_page_shows_every_error_of_every_version(
 ) -> None:
     rows = content["versions"]
     assert isinstance(rows, list)
-    comparison_report.write(tmp_path, content, comparison._pictures(rows, held))
+    comparison.write(tmp_path, content, comparison._pictures(rows, held))
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     for row in rows:
         for error in row["wrong"]:
@@ -95,7 +94,7 @@ def test_the_page_shows_every_error_of_every_version(
     table = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "| `1.0` and `1.0-other` | 2 | 0 | 1 | 0.5000 |" in table
     written = (tmp_path / "comparison.json").read_text(encoding="utf-8")
-    assert comparison_report.as_markdown(json.loads(written)) == table
+    assert comparison.as_markdown(json.loads(written)) == table
 
 
 def test_other_images_than_those_held_out_are_refused(

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from medserve.errors import ConfigError
-from training.classification.mcnemar import mcnemar
+from training.classification.metrics import mcnemar
 
 
 def answers(*runs: tuple[int, bool, bool]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:

@@ -9,7 +9,7 @@ import pytest
 
 from medserve.imaging.volume import Volume
 from tests.training.volumes.drawn import LABELS, case, tiny_spec
-from training.core.page import draw
+from training.core.report import draw
 from training.volumes import report
 from training.volumes.curves import fold_of, read_runs
 from training.volumes.metrics import compare_masks, summarise

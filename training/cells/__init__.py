@@ -1,1 +1,0 @@
-"""Training of classifiers of blood cells, one module a step."""
