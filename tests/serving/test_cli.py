@@ -86,6 +86,7 @@ def test_dead_server_is_one_line_and_exit_code_2(command: tuple[str, ...], image
     assert run.stdout == ""
 
 
+@pytest.mark.usefixtures("torchserve_alone")
 def test_demo_shows_answers_and_pictures_for_every_room(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     examples = checkout / "models" / "tiny" / "examples"
@@ -102,6 +103,7 @@ def test_demo_shows_answers_and_pictures_for_every_room(tmp_path: Path) -> None:
     assert (checkout / "model_store" / "tiny-1.0.mar").exists()
 
 
+@pytest.mark.usefixtures("torchserve_alone")
 def test_demo_ends_with_1_where_an_example_gets_no_answer(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     examples = checkout / "models" / "tiny" / "examples"
@@ -114,6 +116,7 @@ def test_demo_ends_with_1_where_an_example_gets_no_answer(tmp_path: Path) -> Non
     assert [each["status"] for each in answers] == ["ok", "error", "error"]
 
 
+@pytest.mark.usefixtures("torchserve_alone")
 def test_demo_of_a_room_that_is_none_is_told(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     run = medserve("demo", "nosuch", folder=checkout)
@@ -121,6 +124,7 @@ def test_demo_of_a_room_that_is_none_is_told(tmp_path: Path) -> None:
     assert "expected one of tiny" in run.stderr
 
 
+@pytest.mark.usefixtures("torchserve_alone")
 def test_demo_of_a_room_without_examples_sends_its_golden_input(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     run = medserve("demo", "--out", tmp_path / "outputs", folder=checkout)
@@ -132,6 +136,7 @@ def test_demo_of_a_room_without_examples_sends_its_golden_input(tmp_path: Path) 
     ]
 
 
+@pytest.mark.usefixtures("torchserve_alone")
 def test_demo_sends_real_dicom_slices_to_a_room_that_reads_them(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     config = checkout / "models" / "tiny" / "model-config.yaml"
