@@ -46,6 +46,7 @@ __all__ = [
     "read_traceparent",
     "step",
     "together",
+    "trace_id_of",
     "traceparent_of",
     "use",
 ]
@@ -216,6 +217,11 @@ def traceparent_of(span: Span) -> str:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 
 
+def trace_id_of(span: Span | None) -> str:
+    """Return the id of the trace that a span belongs to, "" of none."""
+    return "" if span is None else f"{span.get_span_context().trace_id:032x}"
+
+
 def arrived(name: str, traceparents: Sequence[str], **attributes: str | int) -> Span | None:
     """Begin the span of work that came in; None where it is not sampled, or nothing is traced.
 
@@ -231,12 +237,14 @@ def arrived(name: str, traceparents: Sequence[str], **attributes: str | int) -> 
     parent, *others = traceparents or ("",)
     span: Span = tracer.start_span(
         name,
-        context=_within(_remote(parent)),
+        context=_within(_remote(parent)) if parent else _nothing_around(),
         kind=trace.SpanKind.SERVER,
-        attributes=_named(attributes),
-        links=[trace.Link(_remote(each).get_span_context()) for each in others],
+        links=[trace.Link(_remote(each).get_span_context()) for each in others] if others else None,
     )
-    return span if span.is_recording() else None
+    if not span.is_recording():  # as most are: no attribute was made for them
+        return None
+    span.set_attributes(_named(attributes))
+    return span
 
 
 def open_child(parent: Span, name: str, **attributes: str | int) -> Span:
@@ -364,8 +372,6 @@ def _within(parent: Any) -> Any:
 
 def _remote(traceparent: str) -> Any:
     trace = _library()
-    if not traceparent:
-        return trace.INVALID_SPAN
     return trace.NonRecordingSpan(
         trace.SpanContext(
             trace_id=int(traceparent[3:35], 16),
