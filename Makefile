@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 BIN := .venv/bin
+# pytest rewrites the assertions of every test: seconds, unless it may keep what it wrote.
+export PYTHONDONTWRITEBYTECODE :=
 # More flags for pip, for example an index with CPU-only wheels of torch (see README).
 PIP_FLAGS ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
@@ -48,7 +50,7 @@ help:  ## print this list
 
 .venv/dev: .venv/serve
 	@echo 'Installing into .venv what trains and tests them:'
-	@$(PIP) --editable '.[serve,gateway,dicom,ray,train,dev]' $(PROGRESS)
+	@$(PIP) --editable '.[serve,gateway,dicom,ray,otel,train,dev]' $(PROGRESS)
 	@$(BIN)/python -c 'import torchvision' 2> /dev/null || $(PIP) 'torch===$(TORCH)' $(PROGRESS)
 	@touch $@
 

@@ -322,7 +322,7 @@ class _Server:
 
     def _begin(self) -> None:
         self._running = contextlib.ExitStack()
-        found = serving(self._archive.parent, self._model, self._scratch, self._port)
+        found = serving(self._archive.parent, self._model, self._scratch, gateway_port=self._port)
         self._pid = self._running.enter_context(found).pid
 
     def kill(self, runner: int, chance: random.Random) -> None:

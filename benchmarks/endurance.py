@@ -2,6 +2,7 @@
 
     python -m benchmarks.endurance soak --seconds 1800
     python -m benchmarks.endurance kills --model mednist --kills 100 --every-s 3 --callers 16
+    python -m benchmarks.endurance kills --engine direct
 
 Both start `medserve serve` as a user does, learn the known answers while it is quiet, and print one
 line of JSON. The exit code is 1 where an answer was wrong or lost, where memory or open files went
@@ -30,13 +31,13 @@ from typing import Any
 import grpc
 import psutil
 
-from benchmarks.processes import family, spawn
+from benchmarks.processes import family, spawn, workers_of
 from benchmarks.questions import Question, questions_for, ways_to
 from benchmarks.ratios import percentile
 from medserve.archive.build import build_archive, room_names
 from medserve.archive.store import select_archives
 from medserve.errors import ArchiveError
-from medserve.wire import management_pb2, management_pb2_grpc
+from medserve.settings import EngineKind
 
 __all__ = ["Answers", "Place", "measure_kills", "measure_soak", "serving"]
 
@@ -51,11 +52,10 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server is: gRPC and HTTP of its gateway, management of its engine, its process."""
+    """Where a server is: gRPC and HTTP of its gateway, and its process."""
 
     grpc: str
     http: str
-    management: str = ""
     pid: int | None = None
 
 
@@ -71,15 +71,16 @@ class Answers:
     wrong: int = 0
     lost: int = 0
     faults: Counter[str] = field(default_factory=Counter)
-    answered_at: dict[str, float] = field(default_factory=dict)  # the last of a model
+    asked_at: dict[str, float] = field(default_factory=dict)  # what was answered last, of a model
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def count(self, question: Question, answer: object) -> None:
+    def count(self, question: Question, answer: object, asked_at: float) -> None:
         """Compare an answer with the known one."""
         with self._lock:
             if answer == question.right:
                 self.right[question.kind] += 1
-                self.answered_at[question.model] = time.monotonic()
+                last = self.asked_at.get(question.model, asked_at)
+                self.asked_at[question.model] = max(last, asked_at)
             else:
                 self.wrong += 1
                 self._note(question, f"expected {question.right}, got {answer}")
@@ -148,13 +149,14 @@ def asking(place: Place, questions: Sequence[Question], callers: int) -> Iterato
                     question = first.get_nowait()
                 except queue.Empty:
                     [question] = chance.choices(questions, weights)
+                asked_at = time.monotonic()
                 try:
                     answer = question.ask(ways)
                 except Exception as error:  # whatever it is, the answer is lost
                     answers.lose(question, error)
                     ended.wait(0.05)  # a dead server must not turn this into a busy loop
                 else:
-                    answers.count(question, answer)
+                    answers.count(question, answer, asked_at)
 
     threads = [threading.Thread(target=call, args=(seed,)) for seed in range(callers)]
     for thread in threads:
@@ -234,26 +236,26 @@ def measure_kills(
 ) -> dict[str, Any]:
     """Kill a worker of the one model asked about, again and again, while callers ask.
 
-    The time until it is back lasts from the kill to a right answer of another worker.
+    The time until it is back lasts from the kill to a right answer to what was asked after it.
+
+    Raises:
+        SystemExit: it stays away.
     """
     known = learnt(place, questions)
     [model] = {each.model for each in known}
     back_s = []
-    with (
-        grpc.insecure_channel(place.management) as channel,
-        asking(place, known, callers) as answers,
-    ):
-        stub = management_pb2_grpc.ManagementAPIsServiceStub(channel)
+    assert place.pid is not None
+    with asking(place, known, callers) as answers:
         for _ in range(kills):
             next_one = time.monotonic() + every_s
-            [victim, *_] = _ready(stub, model, ())
+            [victim, *_] = workers_of(place.pid, model)
             os.kill(victim, signal.SIGKILL)
             killed_at = time.monotonic()
-            _ready(stub, model, (victim,))
-            ready_at = time.monotonic()
-            while answers.answered_at.get(model, 0.0) < ready_at:
+            while answers.asked_at.get(model, 0.0) < killed_at:
+                if time.monotonic() > killed_at + _START_S:
+                    raise SystemExit(f"{model}: expected an answer within {_START_S:g} s, got none")
                 time.sleep(0.01)
-            back_s.append(answers.answered_at[model] - killed_at)
+            back_s.append(time.monotonic() - killed_at)
             time.sleep(max(0.0, next_one - time.monotonic()))
     return {
         "kills": kills,
@@ -268,45 +270,25 @@ def measure_kills(
     }
 
 
-def _ready(stub: Any, model: str, gone: Sequence[int]) -> list[int]:
-    """Wait for a worker that is ready and none of those; returns its process and others'.
-
-    Raises:
-        SystemExit: none came.
-    """
-    request = management_pb2.DescribeModelRequest(model_name=model)
-    end = time.monotonic() + _START_S
-    while time.monotonic() < end:
-        described = json.loads(stub.DescribeModel(request, timeout=30).msg)
-        found = [
-            int(worker["pid"])
-            for worker in described[0]["workers"]
-            if worker["status"] == "READY" and int(worker["pid"]) not in (*gone, 0, -1)
-        ]
-        if found:
-            return found
-        time.sleep(0.05)
-    raise SystemExit(f"{model}: expected a ready worker within {_START_S:g} s, got none")
-
-
 @contextlib.contextmanager
-def serving(store: Path, models: str, scratch: Path, gateway_port: int = 0) -> Iterator[Place]:
+def serving(
+    store: Path, models: str, scratch: Path, *, engine: str = "torchserve", gateway_port: int = 0
+) -> Iterator[Place]:
     """Start `medserve serve`, by default on free ports, and wait until every model is proven."""
     ready = scratch / "ready.json"
     ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", "medserve", "serve", "--store", str(store), "--port", "0"]
     command += ["--metrics-port", "0", "--models", models, "--ready-file", str(ready)]
-    command += ["--gateway-port", str(gateway_port)]
+    command += ["--gateway-port", str(gateway_port), "--engine", engine]
     with spawn(command, scratch / "server.log", environment={}) as process:
         end = time.monotonic() + _START_S
         while not (ready.exists() and ready.read_text(encoding="utf-8")):
             if process.poll() is not None or time.monotonic() > end:
                 raise SystemExit((scratch / "server.log").read_text(encoding="utf-8")[-2000:])
             time.sleep(0.1)
-        found = json.loads(ready.read_text(encoding="utf-8"))
-        front = found["gateway"]
+        front = json.loads(ready.read_text(encoding="utf-8"))["gateway"]
         http = front["page_url"].rstrip("/").rpartition("//")[2]
-        yield Place(front["grpc"], http, found["management_address"], process.pid)
+        yield Place(front["grpc"], http, process.pid)
 
 
 def _store(given: Path | None, scratch: Path) -> Path:
@@ -323,6 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the first argument names, print a line of JSON; 1 where it did not hold."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("soak", "kills"))
+    parser.add_argument("--engine", default="torchserve", choices=tuple(EngineKind))
     parser.add_argument("--store", type=Path, help="archives; every trained room if none is given")
     parser.add_argument("--seconds", type=float, default=1800.0, help="of a soak")
     parser.add_argument("--model", default="mednist", help="whose workers are killed")
@@ -336,14 +319,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.what == "kills":
             questions = questions_for(select_archives(store, (given.model,)))
             questions = [each for each in questions if each.model == given.model]
-            with serving(store, given.model, scratch) as place:
+            with serving(store, given.model, scratch, engine=given.engine) as place:
                 found = measure_kills(
                     place, questions, given.kills, given.every_s, given.callers or 16
                 )
             held = found["back_s"]["most"] <= _BACK_S
         else:
             questions = questions_for(select_archives(store))
-            with serving(store, "", scratch) as place:
+            with serving(store, "", scratch, engine=given.engine) as place:
                 found = measure_soak(place, questions, given.seconds, given.callers or 8)
             grew = found.get("grew", {})
             held = not found["unasked"] and grew.get("files", 0) <= _GROWTH_FILES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -13,7 +14,17 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["Usage", "end_family", "family", "family_usage", "free_port", "hold", "release", "spawn"]
+__all__ = [
+    "Usage",
+    "end_family",
+    "family",
+    "family_usage",
+    "free_port",
+    "hold",
+    "release",
+    "spawn",
+    "workers_of",
+]
 
 _MIB = 2**20
 _STOP_TIMEOUT_S = 20.0
@@ -34,6 +45,20 @@ def family(pid: int) -> list[psutil.Process]:
         return [parent, *parent.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def workers_of(pid: int, model: str = "") -> list[int]:
+    """Return the workers below a process that serve a model, or any model; the oldest first.
+
+    Each stands in the folder of its unpacked archive, whatever the engine.
+    """
+    found = []
+    for process in family(pid):
+        with contextlib.suppress(psutil.Error, OSError):  # it has ended, or is no worker
+            manifest = json.loads(Path(process.cwd(), "MAR-INF", "MANIFEST.json").read_text())
+            if model in ("", manifest["model"]["modelName"]):
+                found.append((process.create_time(), process.pid))
+    return [each for _, each in sorted(found)]
 
 
 def family_usage(pid: int) -> Usage:

@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar, cast
 
@@ -22,6 +23,8 @@ from handlers.answer import Envelope
 from handlers.golden import archive_digest, read_golden_pair
 from handlers.items import Item, Job, internal, status
 from handlers.request import Inputs
+from handlers.verbs import TracedVerbs
+from medserve import tracing
 from medserve.errors import (
     ConfigError,
     InvalidRequestError,
@@ -50,12 +53,14 @@ class Handler(ABC, Generic[Chosen]):
     # Volumes answer with the bare file and raise errors as a gRPC status, one request a batch:
     # TorchServe fails a whole batch for one exception, so batched models answer error bodies.
     raises_errors: ClassVar[bool] = False
+    verbs: ClassVar[Mapping[str, str]] = {}  # that a trace shows, see `handlers.verbs`
 
     folder: Path  # of the unpacked archive
     spec: ModelSpec
     engine: Engine
     envelope: Envelope
     provenance: Provenance
+    _traced: TracedVerbs | None = None
 
     # ---- what a task says
 
@@ -98,6 +103,7 @@ class Handler(ABC, Generic[Chosen]):
         )
         self.prepare()
         self._prove(folder)
+        self._trace()
         torchserve.keep_log_short()
         logger.info(
             "%s %s is proven: %s %s, threads %d, %s",
@@ -113,8 +119,9 @@ class Handler(ABC, Generic[Chosen]):
             for index, inputs in enumerate(data)
         ]
         items = [item for job in jobs for item in job.items]
-        for start in range(0, len(items), self.max_items):
-            self.answer(items[start : start + self.max_items])
+        with nullcontext() if self._traced is None else self._traced.batch(data, jobs):
+            for start in range(0, len(items), self.max_items):
+                self.answer(items[start : start + self.max_items])
         answers = [self._answer(job) for job in jobs]
         for index, inputs in enumerate(data):
             if request.needs_end_marker(inputs):
@@ -135,6 +142,12 @@ class Handler(ABC, Generic[Chosen]):
     def parse_params(self, params: Mapping[str, object]) -> Chosen:
         """Read what the caller asks for, as the task declares it and this model allows it."""
         return cast(Chosen, OPTIONS[self.spec.task].from_params(params, self.spec))
+
+    def _trace(self) -> None:
+        """Measure the verbs from now on, where the environment says where spans go."""
+        if tracing.begin("medserve-worker", self.spec.version):
+            about = {"model": self.spec.name, "version": self.spec.version, "task": self.spec.task}
+            self._traced = TracedVerbs(self, self.verbs, about)
 
     def _prove(self, folder: Path) -> None:
         """Reproduce the golden output, or stay unready."""

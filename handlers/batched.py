@@ -9,14 +9,15 @@ they do.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from handlers.base import Handler
 from handlers.items import Item, errors_to, refuse_expired
+from handlers.verbs import VERBS
 from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Outputs
 
@@ -29,6 +30,8 @@ Result = TypeVar("Result")  # what is answered: a classification
 
 class BatchedHandler(Handler[Chosen], Generic[Source, Chosen, Result]):
     """Serves one model; a subclass per task says what the five verbs do."""
+
+    verbs: ClassVar[Mapping[str, str]] = VERBS
 
     @abstractmethod
     def decode(self, payload: Payload) -> Source:

@@ -22,6 +22,7 @@ from msgspec import structs
 from handlers.answer import Envelope, Outcome
 from handlers.base import Handler
 from handlers.items import Item, errors_to, refuse_expired
+from handlers.verbs import VERBS
 from medserve.errors import (
     ConfigError,
     DeadlineError,
@@ -44,9 +45,7 @@ from medserve.inference.frame_pipeline import FoundFrame, FramePipeline, FrameSe
 from medserve.results.files import frame_overlay
 from medserve.results.frame_measure import measure_frame, measure_stack
 from medserve.results.frame_segmentation import FrameFinding, FrameSegmentation, mask_png
-from medserve.results.seen import doubts_about_image, doubts_about_shares
 from medserve.tasks.frames import FrameOptions, FramePart
-from medserve.tasks.result import Doubt
 
 __all__ = ["BareFile", "FrameHandler"]
 
@@ -84,6 +83,10 @@ class FrameHandler(Handler[FrameOptions]):
     """Frames -> masks on the frames' own pixels; a model's own handler adds only its name."""
 
     max_items: ClassVar[int] = 1  # one file on the line at a time: it may be a long loop
+    verbs: ClassVar[Mapping[str, str]] = VERBS | {
+        "to_network": "pipeline.prepare",
+        "from_network": "pipeline.find",
+    }
 
     pipeline: FramePipeline
     limits: FrameLimits
@@ -233,18 +236,9 @@ class FrameHandler(Handler[FrameOptions]):
         crop = found.crop
         box = (crop.top, crop.left, crop.bottom, crop.right)
         measured = measure_frame(found.mask, stack.grid, box)
-        doubts = self._doubts(found, stack)
+        measured = structs.replace(measured, predicted_dice=found.predicted_dice)
+        doubts = self.pipeline.doubts(found, _size_mm(found, stack))
         return FrameFinding(measured, frame.unlike_ultrasound, doubts)
-
-    def _doubts(self, found: FoundFrame, stack: FrameStack) -> tuple[Doubt, ...]:
-        """Tell what about a frame and its mask lies outside of what training saw."""
-        seen = self.pipeline.frame.seen
-        if seen is None:
-            return ()
-        size_mm = _size_mm(found, stack)
-        share = float(found.mask[found.crop.slices].mean())
-        about_mask = doubts_about_shares(seen, {self.spec.labels[1]: share}) if share else ()
-        return (*doubts_about_image(seen, found.seen, size_mm), *about_mask)
 
     def _file(self, part: FramePart, found: FrameSegmentation, stack: FrameStack) -> bytes:
         if part is FramePart.MASK:

@@ -19,7 +19,7 @@ and at its end what any other caller gets:
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -89,6 +89,7 @@ class GenerationHandler(Handler[GenerationOptions]):
 
     raises_errors: ClassVar[bool] = True
     max_items: ClassVar[int] = 1
+    verbs: ClassVar[Mapping[str, str]] = {"infer": "_samples", "encode": "_encode"}
 
     pipeline: DiffusionPipeline
     fingerprints: FingerprintIndex

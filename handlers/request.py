@@ -9,6 +9,7 @@
     stream                   "1" where the caller reads a stream of answers
     deadline_ms              time left, in milliseconds
     request_id               the caller's own reference, in hexadecimal digits and hyphens
+    traceparent              the caller's span (W3C Trace Context); anything else counts as none
 
 Errors never quote keys or values: a caller may have put a file's name or a person's there.
 """
@@ -26,13 +27,14 @@ from handlers.uploads import with_upload
 from medserve.errors import InvalidImageError, InvalidRequestError, PayloadTooLargeError
 from medserve.imaging.codecs.payload import Payload
 from medserve.spec import InputSpec
+from medserve.tracing import TRACEPARENT
 
 __all__ = ["Inputs", "Request", "needs_end_marker", "parse"]
 
 Inputs = Mapping[str, Any]  # as TorchServe hands it over: bytearrays, over REST also str
 
 _BODY = "body"  # what TorchServe calls `data` when a REST caller sends the bare file
-_OPTIONS = ("params", "transport", "stream", "deadline_ms", "request_id")
+_OPTIONS = ("params", "transport", "stream", "deadline_ms", "request_id", TRACEPARENT)
 _KNOWN = "data (or data.0, data.1, … for several), " + ", ".join(_OPTIONS)
 _PACKED_KEY = re.compile(r"data\.(0|[1-9][0-9]{0,5})")
 _REQUEST_ID = re.compile(r"[0-9A-Fa-f-]{8,64}")  # a UUID or a trace id, and nothing readable

@@ -9,7 +9,7 @@ happens in `medserve.inference.volume_pipeline`, as in training.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from msgspec import structs
 
 from handlers.base import Handler
 from handlers.items import Item, errors_to, refuse_expired
+from handlers.verbs import VERBS
 from medserve.errors import (
     ConfigError,
     InvalidImageError,
@@ -44,8 +45,7 @@ from medserve.inference.volume_pipeline import (
     VolumeSettings,
 )
 from medserve.results.files import overlay
-from medserve.results.seen import doubts_about_image, doubts_about_volumes
-from medserve.tasks.result import Doubt, DoubtReason
+from medserve.tasks.result import Doubt
 from medserve.tasks.volumes import SEGMENTATIONS, VolumeOptions, VolumePart
 
 __all__ = ["VolumeHandler"]
@@ -65,6 +65,7 @@ class VolumeHandler(Handler[VolumeOptions]):
 
     raises_errors: ClassVar[bool] = True
     max_items: ClassVar[int] = 1
+    verbs: ClassVar[Mapping[str, str]] = VERBS
 
     pipeline: VolumePipeline
 
@@ -140,7 +141,7 @@ class VolumeHandler(Handler[VolumeOptions]):
                 prepared = self.to_network(volumes, settings)
                 found = self.infer(prepared, settings)
                 result = self.from_network(found, prepared, settings)
-                doubts = self.doubts(prepared, result) if item.params.as_json else ()
+                doubts = self.pipeline.doubts(prepared, result) if item.params.as_json else ()
                 del prepared, found  # not beside the answer
                 refuse_expired(item.request)
                 item.outcome = self.encode(result, volumes[0], item.params, doubts)
@@ -190,19 +191,9 @@ class VolumeHandler(Handler[VolumeOptions]):
             **options.given("flips", "largest_component", "fill_holes"),
             probabilities=VolumePart.PROBABILITIES in options.parts,
             entropy=VolumePart.UNCERTAINTY in options.parts,
+            quality=options.as_json or bool(options.parts & SEGMENTATIONS),
             between=until(last if expires_at is None else min(last, expires_at)),
         )
-
-    def doubts(self, prepared: Prepared, result: Segmented) -> tuple[Doubt, ...]:
-        """Tell what about a volume and its mask is out of the ordinary."""
-        seen, volumes_ml = self.pipeline.volume.seen, result.segmentation.volumes_ml
-        empty = () if any(volumes_ml.values()) else (_nothing_found(),)
-        if seen is None:
-            return empty
-        grid = prepared.inverse.grid
-        size_mm = [n * mm for n, mm in zip(grid.shape, grid.spacing_mm, strict=True)]
-        about_image = doubts_about_image(seen, prepared.tensor[0], size_mm)
-        return (*about_image, *empty, *doubts_about_volumes(seen, volumes_ml))
 
     def _logits(self, windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         logits = self.engine.run(windows)["logits"]
@@ -243,10 +234,6 @@ class VolumeHandler(Handler[VolumeOptions]):
                 return dicom_seg.encode(
                     segmentation, volume, codes, self.provenance, is_labelmap=is_labelmap
                 )
-
-
-def _nothing_found() -> Doubt:
-    return Doubt(DoubtReason.EMPTY, "none of the labels was found")
 
 
 def _refuse_blank(volume: Volume) -> None:

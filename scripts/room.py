@@ -65,7 +65,8 @@ def room_files(
             f"{name!r} is not"
         )
     training = (_ROOT / f"training/{like}.py").read_text(encoding="utf-8")
-    if f"models.{like}" in training or models.spec(like).task is Task.GENERATION:
+    copied = (Task.CLASSIFICATION, Task.VOLUMES)
+    if f"models.{like}" in training or models.spec(like).task not in copied:
         raise ConfigError(
             f"the training of {like} is made for its own network; take mednist for images and "
             "segmentation_3d for volumes"

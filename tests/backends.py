@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import os
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import psutil
-
+from benchmarks.processes import workers_of
 from medserve.archive.read import ArchiveInfo
 from medserve.archive.store import default_versions, select_archives
 from medserve.engine.direct.engine import DirectConfig, DirectEngine
@@ -50,6 +49,10 @@ class Backend(Protocol):
     def upload_dir(self) -> Path | None:
         """The folder for large files that they share with it."""
 
+    @property
+    def pid(self) -> int:
+        """The process that its workers are below."""
+
     def before(self, **changes: Any) -> tuple[GatewaySettings, Engine | None]:
         """Return what `running_gateway` takes for a gateway before it."""
 
@@ -67,20 +70,19 @@ class TorchServeBackend:
         self.cancelled_dir = server.cancelled_dir
         self.upload_dir = server.upload_dir
 
+    @property
+    def pid(self) -> int:
+        """Of TorchServe."""
+        assert self.server.pid is not None
+        return self.server.pid
+
     def before(self, **changes: Any) -> tuple[GatewaySettings, Engine | None]:
         """The gateway finds it by its address."""
         return settings_for(self.server, **changes), None
 
     def worker_pids(self, model: str = "") -> list[int]:
         """A worker's folder says which model it has."""
-        assert self.server.pid is not None
-        found = []
-        for process in psutil.Process(self.server.pid).children(recursive=True):
-            if any(part.startswith("--sock-name") for part in process.cmdline()):
-                manifest = json.loads(Path(process.cwd(), "MAR-INF", "MANIFEST.json").read_text())
-                if model in ("", manifest["model"]["modelName"]):
-                    found.append(process.pid)
-        return found
+        return workers_of(self.pid, model)
 
 
 class DirectBackend:
@@ -109,6 +111,11 @@ class DirectBackend:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(30)
         self._loop.close()
+
+    @property
+    def pid(self) -> int:
+        """Of this process."""
+        return os.getpid()
 
     def before(self, **changes: Any) -> tuple[GatewaySettings, Engine | None]:
         """The gateway calls this object."""

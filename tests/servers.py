@@ -3,7 +3,8 @@
 - `backend`: the engine, TorchServe or the direct one (`pytest --engine direct`). It serves every
   model of `FIXTURE_ROOMS` (small ones, whose right answers are known) and every room of the
   checkout whose trained weights are committed;
-- `torchserve`: the `medserve.engine.torchserve.Server` in it; its tests skip on another engine;
+- `torchserve`: the `medserve.engine.torchserve.Server` in it; its tests, and those that start one
+  themselves and take `torchserve_alone`, skip on another engine;
 - `served`: a gateway with its page before it, every model serving; clients go to
   `served.addresses.grpc`, or take the fixture `address`;
 - `servers.gateway(...)`: one more gateway, with settings of its own.
@@ -129,10 +130,16 @@ def backend(servers: Servers) -> Backend:
 
 
 @pytest.fixture(scope="session")
-def torchserve(servers: Servers) -> Server:
-    """The server behind the gateways, for tests of TorchServe itself."""
-    if not isinstance(servers.backend, TorchServeBackend):
+def torchserve_alone(engine_installed: None, engine_kind: EngineKind) -> None:
+    """Skip a test of TorchServe itself where the run has another engine."""
+    if engine_kind is not EngineKind.TORCHSERVE:
         pytest.skip("a test of TorchServe itself; this run has another engine")
+
+
+@pytest.fixture(scope="session")
+def torchserve(torchserve_alone: None, servers: Servers) -> Server:
+    """The server behind the gateways, for tests of TorchServe itself."""
+    assert isinstance(servers.backend, TorchServeBackend)
     return servers.backend.server
 
 

@@ -74,7 +74,7 @@ class Room:
 
 
 def make_checkout(root: Path, name: str = "tiny", version: str = "1.0") -> Path:
-    """Lay out `root` like the repository, with the room `name` alone in `models/`."""
+    """Lay out `root` like the repository, with the room `name` in `models/`."""
     golden = bright_tile(4)
     pixels = np.asarray(Image.open(io.BytesIO(golden)), dtype=np.float32)
     logits, novelty = _forward(pixels[np.newaxis, np.newaxis] / np.float32(255))
@@ -92,11 +92,11 @@ def make_checkout(root: Path, name: str = "tiny", version: str = "1.0") -> Path:
 
 
 def lay_out(root: Path, name: str, room: Room) -> Path:
-    """A checkout at `root` with that room in it."""
+    """A checkout at `root` with that room in it, beside those that are there already."""
     for package in ("handlers", "medserve"):
-        shutil.copytree(
-            REPOSITORY / package, root / package, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        if not (root / package).exists():
+            without = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(REPOSITORY / package, root / package, ignore=without)
     (root / "handlers" / f"{name}.py").write_text(room.handler, encoding="utf-8")
     folder = root / "models" / name
     weights = folder / "weights"

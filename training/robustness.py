@@ -39,12 +39,11 @@ from medserve.inference.engines import Engine, load_engine
 from medserve.inference.fit import fit_image
 from medserve.inference.frame_pipeline import FramePipeline
 from medserve.inference.volume_pipeline import VolumePipeline
-from medserve.results.seen import doubts_about_image, doubts_about_volumes
 from medserve.spec import Precision, Task
 from training.classification import evaluation as images
 from training.classification.data import decode_file
 from training.core.config import Setting, run
-from training.core.evaluation import EvaluationRequest, measured_model
+from training.core.evaluation import EvaluationRequest, measured_model, predict_by
 from training.core.export import sha256
 from training.core.files import write_json
 from training.core.report import Table
@@ -58,11 +57,13 @@ from training.volumes.metrics import compare_masks
 
 __all__ = [
     "CHANGES",
+    "WRONG_BELOW",
     "Answer",
     "Change",
     "RobustnessConfig",
     "Sample",
     "answered",
+    "changes_of",
     "main",
     "split_of",
     "with_section",
@@ -72,7 +73,7 @@ _log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 _HEADING = "## Robustness"
-_WRONG_BELOW = {Task.VOLUMES: 0.85, Task.FRAMES: 0.5}  # Dice of an answer that misleads
+WRONG_BELOW = {Task.VOLUMES: 0.85, Task.FRAMES: 0.5}  # Dice of an answer that misleads
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,17 @@ def _resolution(sample: Sample, _: np.random.Generator, share: float) -> Sample:
     return sample.changed(array, truth, geometry=Geometry(array.shape, affine))
 
 
+def _pad(sample: Sample, _: np.random.Generator, share: float) -> Sample:
+    """A volume with its darkest value around it, a share of each side before and behind."""
+    assert sample.geometry is not None  # `changes_of` pads volumes alone
+    width = [(round(share * side),) * 2 for side in sample.array.shape]
+    array = np.pad(sample.array, width, constant_values=float(sample.array.min()))
+    shift = np.eye(4)
+    shift[:3, 3] = [-before for before, _ in width]
+    geometry = Geometry(array.shape, sample.geometry.affine @ shift)
+    return sample.changed(array, np.pad(sample.truth, width), geometry=geometry)
+
+
 def _unchanged(sample: Sample, _: np.random.Generator) -> Sample:
     return sample
 
@@ -266,6 +278,17 @@ CHANGES = (
 )  # fmt: skip
 
 
+_OF_VOLUMES = (
+    *_each("mirrored", _mirror, {"third axis": 2}),
+    *_each("padded", _pad, {"by half a side": 0.5}),
+)
+
+
+def changes_of(task: Task) -> tuple[Change, ...]:
+    """Return the ways to spoil an input of a task, the unchanged one first."""
+    return CHANGES + _OF_VOLUMES * (task is Task.VOLUMES)
+
+
 def main(config: RobustnessConfig) -> None:
     """Answer every sample in every way, and write the table."""
     with measured_model(config.model, config.variant, config.weights) as (spec, weights):
@@ -276,11 +299,11 @@ def main(config: RobustnessConfig) -> None:
         )  # fmt: skip
         samples, judge = _prepared(request, config.n)
         rows = [_row(change, samples, judge, config.seed) for change in
-                track(CHANGES, "Spoiling inputs")]  # fmt: skip
+                track(changes_of(spec.task), "Spoiling inputs")]  # fmt: skip
         content = {
             "model": spec.name, "version": spec.version, "n": len(samples),
             "held_out": config.held_out, "artifact_sha256": sha256(_artifact(weights)),
-            "wrong_below": _WRONG_BELOW.get(spec.task), "rows": rows, **_totals(rows),
+            "wrong_below": WRONG_BELOW.get(spec.task), "rows": rows, **_totals(rows),
         }  # fmt: skip
     write_json(config.out_dir / "robustness.json", content)
     text = section(content, config)
@@ -347,15 +370,15 @@ def section(content: dict[str, Any], config: RobustnessConfig) -> str:
     )
 
 
-def with_section(card: str, text: str) -> str:
+def with_section(card: str, text: str, title: str = _HEADING) -> str:
     """Return a card with this part under its heading, which is made before the limits."""
-    found = re.compile(rf"^{_HEADING}\n.*?(?=^## )", re.MULTILINE | re.DOTALL)
-    part = f"{_HEADING}\n\n{text}\n"
+    found = re.compile(rf"^{title}\n.*?(?=^## )", re.MULTILINE | re.DOTALL)
+    part = f"{title}\n\n{text}\n"
     if found.search(card):
         return found.sub(lambda _: part, card, count=1)
     before, heading, after = card.partition("## Limits\n")
     if not heading:
-        raise ConfigError(f"expected the heading {_HEADING} or ## Limits in the card, found none")
+        raise ConfigError(f"expected the heading {title} or ## Limits in the card, found none")
     return before + part + heading + after
 
 
@@ -434,7 +457,7 @@ def _of_images(
 def _of_frames(
     request: EvaluationRequest, engine: Engine, count: int
 ) -> tuple[list[Sample], Callable[[Sample], Answer]]:
-    pipeline, predict = FramePipeline(request.spec), frames.predict_by(engine)
+    pipeline, predict = FramePipeline(request.spec), predict_by(engine)
     samples = []
     for case in _spread(frames.chosen_cases(request), count):
         image = read_frame(case.image, request.spec.input)
@@ -444,8 +467,9 @@ def _of_frames(
         image = Image(sample.array)
         [found] = pipeline.segment([image], predict)
         dice = compare_frame("", "", found.mask, sample.truth).dice
-        is_wrong = dice < _WRONG_BELOW[Task.FRAMES]
-        return Answer(dice, is_wrong, not looks_like_ultrasound(image))
+        is_wrong = dice < WRONG_BELOW[Task.FRAMES]
+        is_flagged = not found.mask.any() or not looks_like_ultrasound(image)
+        return Answer(dice, is_wrong, is_flagged or bool(pipeline.doubts(found, None)))
 
     return samples, judge
 
@@ -454,7 +478,7 @@ def _of_volumes(
     request: EvaluationRequest, engine: Engine, count: int
 ) -> tuple[list[Sample], Callable[[Sample], Answer]]:
     spec, pipeline = request.spec, VolumePipeline(request.spec)
-    predict = volume_evaluation.predict_by(engine)
+    predict = predict_by(engine)
     if pipeline.volume.channels:
         raise ConfigError(f"{spec.name} sees several channels; only models of one are measured")
     samples = []
@@ -466,16 +490,12 @@ def _of_volumes(
     def judge(sample: Sample) -> Answer:
         assert sample.geometry is not None
         prepared = pipeline.prepare(Volume(sample.array, sample.geometry))
-        found = pipeline.segment(prepared, predict).segmentation
-        scores = compare_masks(found.mask, sample.truth, sample.geometry, spec.labels)
+        found = pipeline.segment(prepared, predict)
+        mask = found.segmentation.mask
+        scores = compare_masks(mask, sample.truth, sample.geometry, spec.labels)
         dice = float(np.mean([each.dice for each in scores]))
-        grid, seen = prepared.inverse.grid, pipeline.volume.seen
-        is_flagged = not any(found.volumes_ml.values())
-        if seen is not None:
-            size_mm = np.multiply(grid.shape, grid.spacing_mm).tolist()
-            is_flagged |= bool(doubts_about_image(seen, prepared.tensor[0], size_mm))
-            is_flagged |= bool(doubts_about_volumes(seen, found.volumes_ml))
-        return Answer(dice, dice < _WRONG_BELOW[Task.VOLUMES], is_flagged)
+        is_wrong = dice < WRONG_BELOW[Task.VOLUMES]
+        return Answer(dice, is_wrong, bool(pipeline.doubts(prepared, found)))
 
     return samples, judge
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Annotated
 
 from training.core.config import Setting, run
-from training.volumes.train import VolumesConfig, prepare_training, train
+from training.volumes.config import VolumesConfig
+from training.volumes.train import prepare_training, train
 
 __all__ = ["NAME", "TrainConfig", "main", "prepare_training"]
 

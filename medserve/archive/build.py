@@ -43,6 +43,7 @@ _TRAVELLING = (
     "__init__.py",
     "cores.py",
     "errors.py",
+    "tracing.py",
     "spec",
     "tasks",
     "imaging",

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from medserve import __version__, tracing
 from medserve.client import Client, TlsConfig
 from medserve.client.management import Manager
 from medserve.errors import ConfigError
@@ -55,6 +56,7 @@ def connect(
     timeout_s: float,
 ) -> Client:
     """A client from the options of a command and the environment."""
+    tracing.begin("medserve-client", __version__)
     settings = Settings.from_environment()
     authority = ca_file or settings.ca_file
     return Client(

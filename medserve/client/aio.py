@@ -372,17 +372,17 @@ class AsyncClient:
             MedserveError: why there is no mask.
         """
         upload = Upload(Path(path), model, version, options or VolumeOptions(), OFF_LOOP.get())
-        pending = PendingCall(self._connection, self.timeout_s)
-        while True:
-            stub: Any = imaging_pb2_grpc.ImagingServiceStub(self._connected())
-            call = stub.Segment(timeout=pending.left_s, metadata=self._connection.metadata)
-            try:
-                return await upload.send(call)
-            except grpc.RpcError as error:
-                failed = error
-            finally:
-                call.cancel()
-            await pending.pause(failed)
+        with PendingCall(self._connection, self.timeout_s) as pending:
+            while True:
+                stub: Any = imaging_pb2_grpc.ImagingServiceStub(self._connected())
+                call = stub.Segment(timeout=pending.left_s, metadata=pending.metadata)
+                try:
+                    return await upload.send(call)
+                except grpc.RpcError as error:
+                    failed = error
+                finally:
+                    call.cancel()
+                await pending.pause(failed)
 
     async def segment_each(
         self,
@@ -486,24 +486,24 @@ class AsyncClient:
             MedserveError: why there are no images, also after some progress.
         """
         request = _Asked(model, version, options or GenerationOptions()).request({})
-        pending = PendingCall(self._connection, self.timeout_s)
         part: SampleProgress | GenerationResult | None = None
-        while True:
-            call = self._inference.StreamPredictions(
-                request, timeout=pending.left_s, metadata=self._connection.metadata
-            )
-            try:
-                async for answer in call:
-                    part = read_part(answer.prediction)
-                    yield part
-                break
-            except grpc.RpcError as error:
-                if part is not None:
-                    raise pending.error(error) from error
-                failed = error
-            finally:
-                call.cancel()
-            await pending.pause(failed)
+        with PendingCall(self._connection, self.timeout_s) as pending:
+            while True:
+                call = self._inference.StreamPredictions(
+                    request, timeout=pending.left_s, metadata=pending.metadata
+                )
+                try:
+                    async for answer in call:
+                        part = read_part(answer.prediction)
+                        yield part
+                    break
+                except grpc.RpcError as error:
+                    if part is not None:
+                        raise pending.error(error) from error
+                    failed = error
+                finally:
+                    call.cancel()
+                await pending.pause(failed)
         if not isinstance(part, GenerationResult):
             raise ServerFailedError("expected images at the end of the stream, got none")
 
@@ -540,15 +540,15 @@ class AsyncClient:
 
     async def _ask(self, request: inference_pb2.PredictionsRequest) -> bytes:
         """Return the answer to one call, which is made again where that is safe."""
-        pending = PendingCall(self._connection, self.timeout_s)
-        while True:
-            try:
-                answer = await self._inference.Predictions(
-                    request, timeout=pending.left_s, metadata=self._connection.metadata
-                )
-                return answer.prediction
-            except grpc.RpcError as error:
-                await pending.pause(error)
+        with PendingCall(self._connection, self.timeout_s) as pending:
+            while True:
+                try:
+                    answer = await self._inference.Predictions(
+                        request, timeout=pending.left_s, metadata=pending.metadata
+                    )
+                    return answer.prediction
+                except grpc.RpcError as error:
+                    await pending.pause(error)
 
 
 async def _taken(source: Iterator[T]) -> AsyncIterator[T]:

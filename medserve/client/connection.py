@@ -7,11 +7,13 @@ import ipaddress
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import grpc
 import grpc.aio
 
+from medserve import tracing
 from medserve.errors import (
     AuthenticationError,
     ConfigError,
@@ -132,12 +134,30 @@ def _is_loopback(host: str) -> bool:
 
 
 class PendingCall:
-    """One call until its answer: its deadline and its attempts."""
+    """One call until its answer: its deadline, its attempts and, where it is traced, its span.
+
+    Attributes:
+        metadata: The headers of each attempt.
+    """
 
     def __init__(self, connection: Connection, timeout_s: float) -> None:
         self._connection = connection
         self._end = time.monotonic() + timeout_s
         self._attempt = 1
+        self._span = tracing.asking("client.call")
+        self.metadata = connection.metadata
+
+    def __enter__(self) -> Self:
+        self.metadata = (*self.metadata, *self._span.__enter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._span.__exit__(kind, error, traceback)
 
     @property
     def left_s(self) -> float:

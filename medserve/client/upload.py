@@ -114,7 +114,7 @@ async def _read(call: grpc.aio.StreamStreamCall[Any, Any]) -> SegmentedFile:
 
 
 def _measure(message: pb.LabelMeasure) -> LabelMeasure:
-    def triple(values: Any) -> Any:
+    def numbers(values: Any) -> Any:
         return tuple(values) or None
 
     return LabelMeasure(
@@ -122,8 +122,10 @@ def _measure(message: pb.LabelMeasure) -> LabelMeasure:
         label_id=message.label_id,
         voxels=message.voxels,
         volume_ml=message.volume_ml,
-        centroid_mm=triple(message.centroid_mm),
-        box_start=triple(message.box_start),
-        box_stop=triple(message.box_stop),
+        centroid_mm=numbers(message.centroid_mm),
+        box_start=numbers(message.box_start),
+        box_stop=numbers(message.box_stop),
         touches_border=message.touches_border,
+        predicted_dice=message.predicted_dice if message.HasField("predicted_dice") else None,
+        volume_interval_ml=numbers(message.volume_interval_ml),
     )

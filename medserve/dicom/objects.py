@@ -148,9 +148,7 @@ def _of_volume(
     seg = _segmentation(result.mask, origin, kind, 1, volumes)
     yield seg
     if Kind.SR in rule.kinds:
-        report = volume_report(
-            result.measures, Segments(seg.dataset), evidence, answer.provenance, origin.uid
-        )
+        report = volume_report(result, Segments(seg.dataset), evidence, origin.uid)
         yield _stamped(report, origin, Kind.SR, 1)
 
 

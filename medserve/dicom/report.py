@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -13,6 +13,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import ComprehensiveSRStorage
 
+from medserve.client.results import SegmentedFile
 from medserve.dicom.evidence import new_object, references
 from medserve.results.files.dicom_derived import MANUFACTURER
 from medserve.tasks.classification import Classification
@@ -29,6 +30,9 @@ _FINDING = Code("121071", "DCM", "Finding")
 _PROCEDURE = Code("363679005", "SCT", "Imaging procedure")
 _PROBABILITY = Code("PROBABILITY", _SCHEME, "Probability of the class")
 _REVIEW = Code("REVIEW", _SCHEME, "A person should look at the image")
+_PREDICTED_DICE = Code("PREDICTED_DICE", _SCHEME, "Overlap with a reference to expect (Dice)")
+_VOLUME_LOW = Code("VOLUME_LOW", _SCHEME, "Lower end of 90 % of volumes in a reference")
+_VOLUME_HIGH = Code("VOLUME_HIGH", _SCHEME, "Upper end of 90 % of volumes in a reference")
 _YES, _NO = Code("373066001", "SCT", "Yes"), Code("373067005", "SCT", "No")
 _ML = Code("ml", "UCUM", "milliliter")
 _MM = Code("mm", "UCUM", "millimeter")
@@ -55,15 +59,14 @@ class Segments:
 
 
 def volume_report(
-    measures: Sequence[LabelMeasure],
+    found: SegmentedFile,
     segments: Segments,
     evidence: Sequence[Dataset],
-    provenance: Provenance,
     uid: Uid,
 ) -> Dataset:
-    """Return a report with the volume of each segment in millilitres."""
-    groups = []
-    for measure in measures:
+    """Return a report with the volume of each segment in millilitres, and the advice to look."""
+    groups, provenance = [], found.provenance
+    for measure in found.measures:
         segment = segments.by_label[measure.label]
         groups.append(
             sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
@@ -75,11 +78,26 @@ def volume_report(
                     source_series=sr.SourceSeriesForSegmentation(evidence[0].SeriesInstanceUID),
                 ),
                 algorithm_id=_algorithm(provenance),
-                measurements=[_measurement(_OF_STACK[0][1], round(measure.volume_ml, 3), _ML)],
+                measurements=list(_of_label(measure)),
+                qualitative_evaluations=[_look(found.review)],
                 **_meaning(segment),
             )
         )
     return _document(groups, [*evidence, segments.dataset], provenance, uid)
+
+
+def _of_label(measure: LabelMeasure) -> Iterator[sr.Measurement]:
+    yield _measurement(_OF_STACK[0][1], round(measure.volume_ml, 3), _ML)
+    if measure.volume_interval_ml is not None:
+        low, high = measure.volume_interval_ml
+        yield _measurement(_VOLUME_LOW, round(low, 3), _ML)
+        yield _measurement(_VOLUME_HIGH, round(high, 3), _ML)
+    if measure.predicted_dice is not None:
+        yield _measurement(_PREDICTED_DICE, round(measure.predicted_dice, 3), _ONE)
+
+
+def _look(is_needed: bool) -> sr.QualitativeEvaluation:
+    return sr.QualitativeEvaluation(name=_REVIEW, value=_YES if is_needed else _NO)
 
 
 def frame_report(result: FrameResult, segments: Segments, evidence: Dataset, uid: Uid) -> Dataset:
@@ -96,6 +114,7 @@ def frame_report(result: FrameResult, segments: Segments, evidence: Dataset, uid
         source_images=[sr.SourceImageForMeasurementGroup.from_source_image(evidence)],
         algorithm_id=_algorithm(result.provenance),
         measurements=measurements or None,
+        qualitative_evaluations=[_look(result.review)],
         **_meaning(segment),
     )
     return _document([group], [evidence, segments.dataset], result.provenance, uid)
@@ -111,7 +130,6 @@ def image_report(
     groups = []
     for number, (image, each) in enumerate(zip(evidence, found, strict=True)):
         kind = _class_code(provenance.model, each.label)
-        look = _YES if each.review or each.unlike_training else _NO
         groups.append(
             sr.MeasurementsAndQualitativeEvaluations(
                 tracking_identifier=sr.TrackingIdentifier(
@@ -123,17 +141,11 @@ def image_report(
                 measurements=[_measurement(_PROBABILITY, round(each.probability, 6), _ONE)],
                 qualitative_evaluations=[
                     sr.QualitativeEvaluation(name=_FINDING, value=kind),
-                    sr.QualitativeEvaluation(name=_REVIEW, value=look),
+                    _look(each.review or each.unlike_training),
                 ],
             )
         )
-    report = _document(groups, evidence, provenance, uid)
-    scheme = Dataset()  # PS3.3 C.12.1.1: says whose the private codes are
-    scheme.CodingSchemeDesignator = _SCHEME
-    scheme.CodingSchemeName = "medserve: labels of models, by a digest of model and label"
-    scheme.CodingSchemeResponsibleOrganization = MANUFACTURER
-    report.CodingSchemeIdentificationSequence = [scheme]
-    return report
+    return _document(groups, evidence, provenance, uid)
 
 
 def _document(
@@ -168,6 +180,11 @@ def _document(
     document.ReferencedPerformedProcedureStepSequence = []
     document.PerformedProcedureCodeSequence = []
     document.CurrentRequestedProcedureEvidenceSequence = [references(evidence)]
+    scheme = Dataset()  # PS3.3 C.12.1.1: says whose the private codes are
+    scheme.CodingSchemeDesignator = _SCHEME
+    scheme.CodingSchemeName = "medserve: labels of models, by a digest, and what is told of answers"
+    scheme.CodingSchemeResponsibleOrganization = MANUFACTURER
+    document.CodingSchemeIdentificationSequence = [scheme]
     return document
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from medserve.archive.read import ArchiveInfo
 from medserve.errors import ServerFailedError
+from medserve.tracing import Trace
 
 __all__ = ["Engine", "EngineModel", "EngineRequest", "Health", "WorkerLostError"]
 
@@ -60,6 +61,7 @@ class EngineRequest:
         wire: The request as a serialized `PredictionsRequest` of TorchServe's contract, in the
             place of `inputs`. TorchServe gets these bytes unchanged, unknown fields included;
             another engine parses them.
+        trace: The span to which the request belongs; None where it is not traced.
     """
 
     model: str
@@ -68,6 +70,7 @@ class EngineRequest:
     request_id: str = ""
     deadline: float | None = None
     wire: bytes | None = field(default=None, repr=False)
+    trace: Trace | None = field(default=None, repr=False, compare=False)
 
 
 class Engine(Protocol):

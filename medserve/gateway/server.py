@@ -23,6 +23,7 @@ from typing import Any, Self
 import grpc.aio
 from prometheus_client import make_asgi_app
 
+from medserve import __version__, tracing
 from medserve.archive.decisions import Decisions
 from medserve.archive.read import ArchiveInfo
 from medserve.archive.store import default_versions, name_the_damaged, select_archives
@@ -187,6 +188,10 @@ class GatewayServer:
         settings, stack = self.settings, self._drained
         silence_libraries()
         _give_memory_back()
+        if tracing.begin(
+            "medserve-gateway", __version__, {"medserve.engine": settings.engine_kind}
+        ):
+            stack.push_async_callback(asyncio.to_thread, tracing.end)
         audit = AuditLog(settings.audit_log) if settings.audit_log else None
         if audit is not None:
             stack.callback(audit.close)

@@ -27,8 +27,12 @@ from medserve.imaging.image import Image
 from medserve.inference import filters
 from medserve.inference.components import largest_component
 from medserve.inference.normalise import Normalisation
+from medserve.inference.quality import MaskSums
+from medserve.results.quality import doubts_about_dice
+from medserve.results.seen import doubts_about_image, doubts_about_shares
 from medserve.spec import ModelSpec
 from medserve.spec.frames import CropKind, CropSpec, FrameSpec, Interpolation
+from medserve.tasks.result import Doubt
 
 __all__ = [
     "FoundFrame",
@@ -143,12 +147,16 @@ class FoundFrame:
         crop: What of the frame the network saw.
         seen: float32 (h, w), the crop as the network saw it, without padding.
         probabilities: float32 (H, W) of the structure, 0 outside the crop, where asked for.
+        predicted_dice: Of the structure, where it was found and the model's description says how.
+        sums: What that is made of.
     """
 
     mask: _Mask = field(repr=False)
     crop: FrameBox
     seen: _Plane = field(repr=False)
     probabilities: _Plane | None = field(default=None, repr=False)
+    predicted_dice: float | None = None
+    sums: MaskSums | None = field(default=None, repr=False)
 
 
 class FramePipeline:
@@ -205,8 +213,9 @@ class FramePipeline:
         """Logits (1, h, w) of one frame -> what they say about its own pixels."""
         chosen, inverse = options or self.defaults, prepared.inverse
         inside = np.ascontiguousarray(logits[0][inverse.inner.slices], dtype=np.float32)
-        inside = _resize(inside, inverse.crop.shape, Interpolation.BILINEAR)
         limit = np.float32(np.log(chosen.threshold / (1.0 - chosen.threshold)))
+        sums = self._sums(inside, limit)
+        inside = _resize(inside, inverse.crop.shape, Interpolation.BILINEAR)
         found = (inside >= limit).astype(np.uint8)
         if chosen.largest_component:
             found = largest_component(found[..., np.newaxis])[..., 0]
@@ -217,8 +226,10 @@ class FramePipeline:
         probabilities = None
         if chosen.probabilities:
             probabilities = np.zeros(inverse.source, dtype=np.float32)
-            probabilities[inverse.crop.slices] = 0.5 * (1.0 + np.tanh(0.5 * inside))
-        return FoundFrame(mask, inverse.crop, prepared.seen, probabilities)
+            half = np.float32(0.5 / self._temperature)
+            probabilities[inverse.crop.slices] = 0.5 * (1.0 + np.tanh(half * inside))
+        predicted = None if sums is None else self._predicted_dice(sums)
+        return FoundFrame(mask, inverse.crop, prepared.seen, probabilities, predicted, sums)
 
     def logits(
         self, planes: npt.NDArray[np.float32], predict: PredictFrames, flips: bool
@@ -245,6 +256,41 @@ class FramePipeline:
                 chosen.between(done)
             yield from self._segment_batch(batch, predict, chosen)
             done += len(batch)
+
+    def doubts(self, found: FoundFrame, size_mm: Sequence[float] | None) -> tuple[Doubt, ...]:
+        """Tell what about a frame and its mask is out of the ordinary, but that nothing was found.
+
+        Args:
+            found: What the network found.
+            size_mm: Extent of what it saw, down and across; None where it is not known.
+        """
+        seen, quality, label = self.frame.seen, self.frame.quality, self.spec.labels[1]
+        doubts: tuple[Doubt, ...] = ()
+        if seen is not None:
+            doubts += doubts_about_image(seen, found.seen, size_mm)
+            share = float(found.mask[found.crop.slices].mean())
+            doubts += doubts_about_shares(seen, {label: share}) if share else ()
+        if quality is not None and quality.dice is not None and found.predicted_dice is not None:
+            doubts += doubts_about_dice(quality.dice, {label: found.predicted_dice})
+        return doubts
+
+    @property
+    def _temperature(self) -> float:
+        return 1.0 if self.frame.quality is None else self.frame.quality.temperature
+
+    def _sums(self, logits: _Plane, limit: np.float32) -> MaskSums | None:
+        """Count the pixels of a mask (h, w), where the model predicts its Dice."""
+        if self.frame.quality is None or self.frame.quality.dice is None:
+            return None
+        sums = MaskSums(2, self._temperature)
+        sums.add(np.stack([np.zeros_like(logits), logits]), None, (logits >= limit).view(np.uint8))
+        return sums
+
+    def _predicted_dice(self, sums: MaskSums) -> float | None:
+        assert self.frame.quality is not None  # `_sums` saw to it
+        assert self.frame.quality.dice is not None
+        found = sums.predicted_dice(self.frame.quality.dice, self.spec.labels)
+        return found.get(self.spec.labels[1])
 
     def _segment_batch(
         self, images: Sequence[Image], predict: PredictFrames, options: FrameSettings

@@ -27,10 +27,12 @@ from medserve.inference.argmax import argmax_channels
 from medserve.inference.memory import mib, refuse_above
 from medserve.spec.volumes import BlendingSpec, Padding, Placement, Sums, WindowWeights
 
-__all__ = ["Predict", "SlidingWindow", "WorkLimits", "cut", "labels", "scores", "until"]
+__all__ = ["Predict", "SlidingWindow", "Watch", "WorkLimits", "cut", "labels", "scores", "until"]
 
 _Array = npt.NDArray[np.float32]
 Predict = Callable[[_Array], _Array]  # (N, C, i, j, k) -> (N, classes, i, j, k)
+# Weighted sums of scores (classes, n, J, K), their weights (n, J, K) and the labels that won.
+Watch = Callable[[_Array, _Array, npt.NDArray[np.uint8]], None]
 
 _FLOAT = 4  # bytes
 _BLENDING = BlendingSpec()  # MONAI's
@@ -185,19 +187,23 @@ def labels(
     window: SlidingWindow,
     classes: int,
     limits: WorkLimits | None = None,
+    watch: Watch | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Image (C, I, J, K) -> the class of the largest blended score, uint8 (I, J, K).
 
     For sums in float32: those in float16 are rounded once more when they are divided.
 
     The same as `scores(...).argmax(axis=0)` (of equal scores the first), without ever holding
-    them. Raises as `scores` does.
+    them. Raises as `scores` does. `watch`, where given, is shown every plane once.
     """
     _check_memory(window, image.shape, classes, limits, whole_scores=False)
     winner = np.empty(image.shape[1:], dtype=np.uint8)
     for first, total, weight in _slabs(image, predict, window, classes, limits):
         # Weights are alike for all classes: there is nothing to divide by.
-        winner[first : first + weight.shape[0]] = argmax_channels(total)
+        found = winner[first : first + weight.shape[0]]
+        found[:] = argmax_channels(total)
+        if watch is not None:
+            watch(total, weight, found)
     return winner
 
 

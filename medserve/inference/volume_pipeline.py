@@ -15,8 +15,8 @@ them: regions, several networks, sums in 16 bits.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,13 @@ from medserve.imaging.volume import Volume
 from medserve.inference import components, sliding_window, volume_memory
 from medserve.inference.argmax import argmax_channels
 from medserve.inference.normalise import normalise
+from medserve.inference.quality import MaskSums
 from medserve.inference.regrid import grid_of
 from medserve.inference.resample import resample_labels
 from medserve.inference.roi import Box, crop, mask_box, nonzero_body, threshold_box
 from medserve.inference.sliding_window import Predict, WorkLimits
+from medserve.results.quality import doubts_about_dice, with_quality
+from medserve.results.seen import doubts_about_image, doubts_about_volumes
 from medserve.results.segmentation import Segmentation
 from medserve.spec import ModelSpec
 from medserve.spec.volumes import (
@@ -43,6 +46,7 @@ from medserve.spec.volumes import (
     Sums,
     VolumeSpec,
 )
+from medserve.tasks.result import Doubt, DoubtReason
 
 __all__ = ["Found", "Inverse", "Prepared", "Segmented", "VolumePipeline", "VolumeSettings"]
 
@@ -114,6 +118,7 @@ class VolumeSettings:
         fill_holes: Fill what a label encloses.
         probabilities: Also give the probability of each label.
         entropy: Also give the entropy of these probabilities.
+        quality: Also tell the errors to expect, where the model's description says how.
         between: Called before each batch of windows, see `sliding_window.WorkLimits`.
     """
 
@@ -122,6 +127,7 @@ class VolumeSettings:
     fill_holes: bool = False
     probabilities: bool = False
     entropy: bool = False
+    quality: bool = False
     between: Callable[[int, int], None] | None = None
 
     @property
@@ -132,15 +138,17 @@ class VolumeSettings:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What the network says, on its own grid: one of the two.
+    """What the network says, on its own grid: a mask or scores.
 
     Attributes:
         mask: Label ids uint8 (i, j, k), where that is all that is needed.
         scores: Blended scores (channels, i, j, k).
+        sums: What a predicted Dice is made of, where it is asked for.
     """
 
     mask: _Mask | None = field(default=None, repr=False)
     scores: _Scores | None = field(default=None, repr=False)
+    sums: MaskSums | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,11 +159,13 @@ class Segmented:
         segmentation: The mask.
         probabilities: float32 (labels, I, J, K), summing to 1; None unless asked for.
         entropy: float32 (I, J, K) from 0 (certain) to 1 (all labels alike); None unless asked for.
+        predicted_dice: Of each label that was found, where it is asked for and can be told.
     """
 
     segmentation: Segmentation
     probabilities: _Scores | None = field(default=None, repr=False)
     entropy: _Scores | None = field(default=None, repr=False)
+    predicted_dice: Mapping[str, float] = field(default_factory=dict)
 
 
 class VolumePipeline:
@@ -177,6 +187,7 @@ class VolumePipeline:
             flips=self.volume.flips,
             largest_component=self.volume.largest_component,
             fill_holes=self.volume.fill_holes,
+            quality=True,
         )
 
     def prepare(
@@ -249,23 +260,56 @@ class VolumePipeline:
         inverse = prepared.inverse
         rules = self.volume
         is_changed = inverse.grid.shape != inverse.region.shape
+        sums = self._sums() if options.quality else None
         if (
             options.wants_scores
             or (is_changed and rules.restored is not Restored.LABELS)
             or (rules.ensemble > 1 or rules.regions or rules.blending.sums is Sums.F16)
         ):
-            return Found(scores=self.scores(prepared, predict, options))
+            scores = self.scores(prepared, predict, options)
+            if sums is not None:
+                sums.add(scores, None, argmax_channels(scores))
+            return Found(scores=scores, sums=sums)
         mask = sliding_window.labels(
             prepared.tensor, self._predict(predict, options), self.window,
             self._classes, WorkLimits(between=options.between),
+            None if sums is None else sums.add,
         )  # fmt: skip
-        return Found(mask=mask)
+        return Found(mask=mask, sums=sums)
 
     def restore(
         self, found: Found, inverse: Inverse, options: VolumeSettings | None = None
     ) -> Segmented:
         """The second half: on the source's grid, tidied."""
-        options = options or self.defaults()
+        segmented = self._restore(found, inverse, options or self.defaults())
+        quality = self.volume.quality
+        if quality is None or not (options or self.defaults()).quality:
+            return segmented
+        predicted = {}
+        if found.sums is not None and quality.dice is not None:
+            predicted = found.sums.predicted_dice(quality.dice, self.spec.labels)
+        plain = segmented.segmentation
+        measured = plain.with_measures(with_quality(plain.measures, quality, predicted))
+        return replace(segmented, segmentation=measured, predicted_dice=predicted)
+
+    def doubts(self, prepared: Prepared, segmented: Segmented) -> tuple[Doubt, ...]:
+        """Tell what about a volume and its mask is out of the ordinary."""
+        seen, quality = self.volume.seen, self.volume.quality
+        volumes_ml = segmented.segmentation.volumes_ml
+        doubts: tuple[Doubt, ...] = ()
+        if seen is not None:
+            grid = prepared.inverse.grid
+            size_mm = [n * mm for n, mm in zip(grid.shape, grid.spacing_mm, strict=True)]
+            doubts += doubts_about_image(seen, prepared.tensor[0], size_mm)
+        if not any(volumes_ml.values()):
+            doubts += (Doubt(DoubtReason.EMPTY, "none of the labels was found"),)
+        if seen is not None:
+            doubts += doubts_about_volumes(seen, volumes_ml)
+        if quality is not None and quality.dice is not None:
+            doubts += doubts_about_dice(quality.dice, segmented.predicted_dice)
+        return doubts
+
+    def _restore(self, found: Found, inverse: Inverse, options: VolumeSettings) -> Segmented:
         mask = found.mask
         if mask is None and self.volume.restored is Restored.LABELS:
             assert found.scores is not None  # one of the two is there
@@ -312,6 +356,17 @@ class VolumePipeline:
         window = np.zeros((1, prepared.tensor.shape[0], *size), dtype=np.float32)
         sliding_window.cut(prepared.tensor, (i, j, k), self.window, window[0])
         return window if len(self.spec.input.size) == 3 else window[:, :, 0]
+
+    @property
+    def _temperature(self) -> float:
+        return 1.0 if self.volume.quality is None else self.volume.quality.temperature
+
+    def _sums(self) -> MaskSums | None:
+        """Return what counts the voxels of a mask, where the model predicts its Dice."""
+        quality = self.volume.quality
+        if quality is None or quality.dice is None:
+            return None
+        return MaskSums(len(self.spec.labels), quality.temperature)
 
     def _labelled(self, mask: _Mask, inverse: Inverse, options: VolumeSettings) -> Segmentation:
         """Labels of what the network saw -> the source's grid, tidied before or after."""
@@ -401,6 +456,7 @@ class VolumePipeline:
     def _to_probabilities(self, restored: _Scores) -> None:
         """Turn restored scores into probabilities, in place."""
         if self.volume.restored is Restored.LOGITS:
+            restored /= np.float32(self._temperature)
             restored[:] = _sigmoid(restored) if self.volume.regions else _softmax(restored)
         if self.volume.roi.kind is RoiKind.FOREGROUND and not self.volume.regions:
             restored[0] += 1 - restored.sum(axis=0)  # outside of it there is nothing else

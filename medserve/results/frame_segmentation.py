@@ -131,8 +131,10 @@ class FrameSegmentation:
         for reason in DoubtReason:
             told_of = [each for frame in self.frames for each in frame.doubts
                        if each.reason is reason]  # fmt: skip
-            if 2 * len(told_of) > measured:
-                of = f"{len(told_of)} of {measured} frames, the first: " if measured > 1 else ""
+            about_mask = bool(told_of) and not told_of[0].is_about_input
+            judged = self.stack.frames_found if about_mask else measured
+            if 2 * len(told_of) > judged:
+                of = f"{len(told_of)} of {judged} frames, the first: " if measured > 1 else ""
                 doubts.append(Doubt(reason, of + told_of[0].message))
         if self.stack.frames_found == 0:
             told = f"{self.labels[1]} was found in none of {measured} frames"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,12 @@ class Segmentation:
         """Size and place of every label but the background."""
         return measure(self.mask, self.geometry, self.labels)
 
+    def with_measures(self, measures: Sequence[LabelMeasure]) -> Segmentation:
+        """Return the same mask with measurements that are known already."""
+        same = Segmentation(self.mask, self.geometry, self.labels)
+        same.__dict__["measures"] = tuple(measures)
+        return same
+
     @property
     def volumes_ml(self) -> dict[str, float]:
         """Volume of every label but the background."""
@@ -96,5 +103,4 @@ class Segmentation:
                 "expected a segmentation with its mask from the server, got a mask that does not "
                 "fit its description"
             ) from error
-        found.__dict__["measures"] = result.measures  # as the model measured, not once more
-        return found
+        return found.with_measures(result.measures)  # as the model measured, not once more

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from medserve.errors import ConfigError
+from medserve.spec.quality import QualitySpec
 from medserve.spec.section import Section
 from medserve.spec.seen import FrameSeenSpec
 from medserve.spec.volumes import NormalisationKind, NormalisationSpec, SegmentCoding
@@ -200,6 +201,9 @@ class FrameSpec(Section, frozen=True):
     seen: Annotated[
         FrameSeenSpec | None,
         Meta(description="What training saw; an answer for something else asks for a review."),
+    ] = None
+    quality: Annotated[
+        QualitySpec | None, Meta(description="How far the masks can be trusted.")
     ] = None
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from medserve.errors import ConfigError
+from medserve.spec.quality import QualitySpec
 from medserve.spec.section import Section
 from medserve.spec.seen import VolumeSeenSpec
 
@@ -382,6 +383,10 @@ class VolumeSpec(Section, frozen=True):
         VolumeSeenSpec | None,
         Meta(description="What training saw; an answer for something else asks for a review."),
     ] = None
+    quality: Annotated[
+        QualitySpec | None,
+        Meta(description="How far the masks can be trusted; of a network that answers logits."),
+    ] = None
 
     @property
     def steps(self) -> tuple[tuple[NormalisationSpec, ...], ...]:
@@ -413,6 +418,11 @@ class VolumeSpec(Section, frozen=True):
             raise ConfigError(
                 f"volume: expected regions with the channels 0 to {len(self.regions) - 1}, each "
                 f"once, got {sorted(self.regions.values())}"
+            )
+        if self.quality and (self.regions or self.restored is not Restored.LOGITS):
+            raise ConfigError(
+                "volume: expected quality only where the largest of restored logits wins, got it "
+                "with regions or another kind of scores"
             )
         if self.scores is ScoreKind.PROBABILITIES and self.restored is Restored.LOGITS:
             raise ConfigError("volume: expected restored: probabilities, for such are the scores")

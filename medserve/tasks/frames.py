@@ -220,6 +220,8 @@ class FrameMeasure(Value, frozen=True):
         box_start: First row and column, with `box_stop`, which lies behind the last.
         box_stop: None with `box_start` where it is absent.
         touches_border: Whether it reaches the edge of what the model saw: a part may be missing.
+        predicted_dice: Overlap with a reference to expect, from 0 to 1, for a frame like the
+            training data; None where the structure is absent or the model does not tell.
     """
 
     spoken: ClassVar[str] = "the measurements of a frame"
@@ -232,6 +234,7 @@ class FrameMeasure(Value, frozen=True):
     box_start: tuple[int, int] | None
     box_stop: tuple[int, int] | None
     touches_border: bool
+    predicted_dice: float | None = None
 
 
 class StackMeasure(Value, frozen=True):
@@ -343,17 +346,18 @@ class FrameResult(Result, frozen=True, kw_only=True):
 
     def table(self) -> Iterator[Sequence[str]]:
         """Yield a line for each frame, and one for each doubt."""
-        yield "frame", "cm²", "pixels", "note"
+        yield "frame", "cm²", "pixels", "predicted Dice", "note"
         for each in self.frames:
             if isinstance(each, FailedFrame):
-                yield str(each.index), "", "", each.error.get("message", "failed")
+                yield str(each.index), "", "", "", each.error.get("message", "failed")
                 continue
             area = "" if each.area_cm2 is None else f"{each.area_cm2:.2f}"
             note = "unlike ultrasound" if each.unlike_ultrasound else ""
             note = note or ("reaches the edge" if each.touches_border else "")
-            yield str(each.index), area, str(each.pixels), note
+            dice = "" if each.predicted_dice is None else f"{each.predicted_dice:.2f}"
+            yield str(each.index), area, str(each.pixels), dice, note
         for doubt in self.doubts:
-            yield "review", "", "", f"{doubt.reason}: {doubt.message}"
+            yield "review", "", "", "", f"{doubt.reason}: {doubt.message}"
 
     def pictures(self) -> Iterator[bytes]:
         """Yield the mask drawn on the frame where it was asked for, else the mask of one."""

@@ -68,7 +68,7 @@ class Provenance(Value, frozen=True):
 
 
 class DoubtReason(enum.StrEnum):
-    """What about an input or an answer lies outside of the training data."""
+    """What about an input or an answer lies outside of the training data, or is uncertain."""
 
     SIZE = "size"  # extent in millimetres
     INTENSITIES = "intensities"  # histogram of what the network saw
@@ -77,9 +77,13 @@ class DoubtReason(enum.StrEnum):
     EMPTY = "empty"  # nothing was found at all
     LABEL_VOLUME = "label_volume"  # of the mask: larger or smaller than any reference
     LABEL_AREA = "label_area"  # the same of a frame
+    PREDICTED_DICE = "predicted_dice"  # the scores of a mask promise little
 
 
-_OF_MASKS = (DoubtReason.LABEL_VOLUME, DoubtReason.LABEL_AREA, DoubtReason.EMPTY)
+_OF_MASKS = (
+    *(DoubtReason.LABEL_VOLUME, DoubtReason.LABEL_AREA),
+    *(DoubtReason.EMPTY, DoubtReason.PREDICTED_DICE),
+)
 
 
 class Doubt(Value, frozen=True):
@@ -87,7 +91,7 @@ class Doubt(Value, frozen=True):
 
     Attributes:
         reason: What is out of the ordinary.
-        message: The value found, and the range that training saw.
+        message: The value found, and the range that training saw or the limit.
     """
 
     spoken: ClassVar[str] = "a reason for a review"

@@ -230,6 +230,10 @@ class LabelMeasure(Value, frozen=True):
         box_start: First voxel of the bounding box, with `box_stop`, which lies behind the last.
         box_stop: None with `box_start` where the label is absent.
         touches_border: Whether it reaches the edge of the grid, so that a part may be missing.
+        predicted_dice: Overlap with a reference to expect, from 0 to 1, for an input like the
+            training data; None where the label is absent or the model does not tell.
+        volume_interval_ml: Lower and upper end of what a reference's volume is in 90 % of cases;
+            None likewise.
     """
 
     spoken: ClassVar[str] = "the measurements of a label"
@@ -242,6 +246,8 @@ class LabelMeasure(Value, frozen=True):
     box_start: tuple[int, int, int] | None
     box_stop: tuple[int, int, int] | None
     touches_border: bool
+    predicted_dice: float | None = None
+    volume_interval_ml: tuple[float, float] | None = None
 
 
 Row = tuple[float, float, float, float]
@@ -288,12 +294,15 @@ class VolumeResult(Result, frozen=True, kw_only=True):
 
     def table(self) -> Iterator[Sequence[str]]:
         """Yield a line for each label, and one for each doubt."""
-        yield "label", "ml", "voxels", "note"
+        yield "label", "ml", "in 90 %", "voxels", "predicted Dice", "note"
         for each in self.measures:
             note = "reaches the edge" if each.touches_border else ""
-            yield each.label, f"{each.volume_ml:.3f}", str(each.voxels), note
+            dice = "" if each.predicted_dice is None else f"{each.predicted_dice:.2f}"
+            ends = each.volume_interval_ml
+            interval = "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+            yield each.label, f"{each.volume_ml:.3f}", interval, str(each.voxels), dice, note
         for doubt in self.doubts:
-            yield "review", "", "", f"{doubt.reason}: {doubt.message}"
+            yield "review", "", "", "", "", f"{doubt.reason}: {doubt.message}"
 
     def pictures(self) -> Iterator[bytes]:
         """Yield the mask drawn on the volume, where it was asked for."""

@@ -115,7 +115,7 @@ def build(
     in_channels: int = 1,
     classes: int = 2,
     encoder: str = "",
-    size: NetworkSize = NetworkSize.LIGHT,
+    size: NetworkSize | str = NetworkSize.LIGHT,
     dropout: float = 0.2,
 ) -> nn.Module:
     """One network with random weights.
@@ -130,8 +130,11 @@ def build(
         dropout: In the decoder; the U-Net has none.
 
     Raises:
-        ConfigError: no such encoder.
+        ConfigError: no such encoder or size.
     """
+    if size not in list(NetworkSize):
+        raise ConfigError(f"expected a size of {', '.join(NetworkSize)}, got {size!r}")
+    size = NetworkSize(size)
     encoder = encoder or ENCODERS[name]
     if name is NetworkName.SEGFORMER:
         return _segformer(in_channels, classes - 1, encoder, size, dropout)

@@ -36,16 +36,19 @@ __all__ = [
     "by_content",
     "classification",
     "failure",
+    "held",
     "passing",
     "refusing",
     "served_model",
     "serving",
+    "together",
     "waiting",
 ]
 
 LABELS = ("AbdomenCT", "BreastMRI", "ChestCT", "CXR", "Hand", "HeadCT")
 DIGEST = "sha256:" + "0" * 64
 WAITS = None  # a part of a stream: nothing more until the caller goes
+_PATIENCE_S = 60.0
 
 Answer = Callable[[bytes], dict[str, Any]]
 Hook = Callable[[Request], None]
@@ -254,6 +257,15 @@ def passing(request: Request) -> None:
     """A hook that lets its request through."""
 
 
+def held(until: threading.Event) -> Hook:
+    """A hook that answers when a test says so."""
+
+    def hook(request: Request) -> None:
+        until.wait(_PATIENCE_S)
+
+    return hook
+
+
 def waiting(seconds: float) -> Hook:
     """A hook that answers late."""
 
@@ -261,6 +273,16 @@ def waiting(seconds: float) -> Hook:
         time.sleep(seconds)
 
     return hook
+
+
+def together(number: int) -> list[Hook]:
+    """The hooks of the first requests: none is answered before so many are there."""
+    barrier = threading.Barrier(number)
+
+    def hook(request: Request) -> None:
+        barrier.wait(_PATIENCE_S)
+
+    return [hook] * number
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -24,8 +25,10 @@ from medserve.errors import (
 from tests.client.fake_gateway import (
     LABELS,
     FakeGateway,
+    held,
     passing,
     refusing,
+    together,
     waiting,
 )
 from tests.gateway.fake_engine import Request
@@ -68,7 +71,7 @@ def test_results_equal_those_of_the_ordinary_client(fake: FakeGateway, client: C
 
 
 def test_no_more_calls_than_allowed_are_in_flight(fake: FakeGateway) -> None:
-    fake.hooks = [waiting(0.02)]
+    fake.hooks = [*together(3), waiting(0.02)]
     limits = Limits(items_per_call=2, calls_in_flight=3)
     with_client(fake, lambda client: client.classify("mednist", numbered(40)), limits=limits)
     assert fake.most_in_flight == 3
@@ -121,8 +124,8 @@ def test_status_becomes_its_error(expected: type[MedserveError], fake: FakeGatew
         )
 
 
-def test_late_answer_is_a_deadline_error(fake: FakeGateway) -> None:
-    fake.hooks = [waiting(1.0)]
+def test_late_answer_is_a_deadline_error(fake: FakeGateway, release: threading.Event) -> None:
+    fake.hooks = [held(release)]
     with pytest.raises(DeadlineError):
         with_client(fake, lambda client: client.classify_one("mednist", b"Hand"), timeout_s=0.3)
 

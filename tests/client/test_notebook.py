@@ -76,7 +76,7 @@ def test_a_segmentation_shows_its_measures_its_doubts_and_the_overlay() -> None:
 def test_frames_show_one_line_each_and_the_errors_of_those_that_failed() -> None:
     measured = MeasuredFrame(
         index=0, pixels=120, area_cm2=1.2, width_mm=None, height_mm=None, centroid=None,
-        box_start=None, box_stop=None, touches_border=True,
+        box_start=None, box_stop=None, touches_border=True, predicted_dice=0.87,
     )  # fmt: skip
     failed = FailedFrame(index=1, error={"code": "INVALID_IMAGE", "message": "too dark"})
     result = FrameResult(
@@ -86,7 +86,8 @@ def test_frames_show_one_line_each_and_the_errors_of_those_that_failed() -> None
         frames=(measured, failed), mask_nifti=b"", mask_png=b"mask",
     )  # fmt: skip
     read = shown(result)
-    assert read.cells[4:] == ["0", "1.20", "120", "reaches the edge", "1", "", "", "too dark"]
+    first = ["0", "1.20", "120", "0.87", "reaches the edge"]
+    assert read.cells[5:] == [*first, "1", "", "", "", "too dark"]
     assert read.pictures == [b"mask"]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,10 +93,17 @@ def test_wishes_travel_as_params_and_what_is_not_wished_does_not(
     assert second.version == "2.0"
     assert first.stream
     assert second.stream
-    assert first.deadline is not None
-    # The client's 20 s, which gRPC rounds up on the way, and not the model's 360.
-    assert first.deadline < time.monotonic() + 30
     assert "data" not in first.inputs
+
+
+def test_images_have_the_time_of_the_client_and_not_that_of_the_model(server: FakeGateway) -> None:
+    server.streams = [PARTS, PARTS]
+    for timeout_s in (20, 320):  # the model's are 360
+        with Client(server.address, timeout_s=timeout_s) as client:
+            list(client.sample("painter"))
+    first, second = (request.deadline for request in server.requests)
+    assert first is not None
+    assert second == pytest.approx(first + 300, abs=60)  # and what passed between the two
 
 
 def test_files_that_were_asked_for_come_as_bytes(server: FakeGateway, client: Client) -> None:
@@ -132,7 +138,7 @@ def test_a_refusal_by_status_is_raised_without_a_second_attempt(
 
 
 def test_a_busy_server_is_asked_again_unless_images_have_begun_to_form(
-    server: FakeGateway, client: Client
+    server: FakeGateway, client: Client, pauses: list[float]
 ) -> None:
     busy = ServerBusyError("the model's queue is full")
     server.streams = [[busy], PARTS]

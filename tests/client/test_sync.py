@@ -18,7 +18,7 @@ import pytest
 
 from medserve.client import Client, Limits, Segmentation
 from medserve.errors import ServerUnreachableError
-from tests.client.fake_gateway import LABELS, FakeGateway, serving, waiting
+from tests.client.fake_gateway import LABELS, FakeGateway, held, passing, serving
 from tests.client.segmenting import by_size, volumes_model
 from tests.gateway.fake_engine import Request
 
@@ -82,21 +82,30 @@ def test_answers_that_come_while_the_caller_is_busy_are_kept(tmp_path: Path) -> 
     assert found == [3, 4, 5, 6]  # and one voxel of label 2
 
 
-def test_stream_that_is_forgotten_ends_its_calls(client: Client, fake: FakeGateway) -> None:
-    fake.hooks = [waiting(0.05)]
+def test_stream_that_is_forgotten_ends_its_calls(
+    client: Client, fake: FakeGateway, release: threading.Event
+) -> None:
+    fake.hooks = [passing, held(release)]
     stream = client.classify_each("mednist", numbered(500))
     next(stream)
     del stream
     gc.collect()
-    time.sleep(0.3)
-    assert len(fake.requests) <= 3
+    assert fake.cancelled.wait(60)  # though nothing was answered
+    release.set()
     assert client.ping() == "Healthy"
+    assert len(fake.requests) <= 3
 
 
-def test_a_running_call_ends_when_another_thread_closes_the_client(fake: FakeGateway) -> None:
-    fake.hooks = [waiting(2.0)]
+def test_a_running_call_ends_when_another_thread_closes_the_client(
+    fake: FakeGateway, release: threading.Event
+) -> None:
     client = Client(fake.address)
-    threading.Timer(0.2, client.close).start()
+
+    def close(request: Request) -> None:
+        client.close()
+        release.wait(60)  # no answer: the call ends because of the client
+
+    fake.hooks = [close]
     with pytest.raises(ServerUnreachableError, match="closed"):
         client.classify_one("mednist", b"Hand")
 
@@ -109,12 +118,13 @@ def test_a_client_works_beside_a_running_event_loop(client: Client) -> None:
 
 
 def test_the_time_for_a_call_may_be_changed(client: Client, fake: FakeGateway) -> None:
-    client.timeout_s = 100.0
-    client.classify_one("mednist", b"Hand")
-    deadline = fake.requests[0].deadline
-    assert deadline is not None
-    assert 90 < deadline - time.monotonic() < 110
-    assert client.timeout_s == 100.0
+    for timeout_s in (100.0, 1000.0):
+        client.timeout_s = timeout_s
+        client.classify_one("mednist", b"Hand")
+        assert client.timeout_s == timeout_s
+    first, second = (request.deadline for request in fake.requests)
+    assert first is not None
+    assert second == pytest.approx(first + 900, abs=60)  # and what passed between the two
 
 
 _INTERRUPTED = """

@@ -16,6 +16,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.tag import Tag
 
+from medserve.client import SegmentedFile
 from medserve.dicom.ask import Answer
 from medserve.dicom.evidence import evidence_of
 from medserve.dicom.objects import make_objects
@@ -171,6 +172,36 @@ def test_report_and_segmentation_speak_of_the_same_segments(tmp_path: Path) -> N
     ]
     assert report.VerificationFlag == "UNVERIFIED"
     assert report.PreliminaryFlag == "PRELIMINARY"
+
+
+@pytest.mark.parametrize(("review", "advice"), [(True, "Yes"), (False, "No")])
+def test_a_report_says_what_is_known_about_errors(
+    tmp_path: Path, review: bool, advice: str
+) -> None:
+    files = write(tmp_path, series(1))
+    answer = answer_volume(VOLUMES, files)
+    [found] = answer.found
+    assert isinstance(found, SegmentedFile)
+    first, second = found.measures
+    told = msgspec.structs.replace(first, predicted_dice=0.876, volume_interval_ml=(0.5, 1.5))
+    found = dataclasses.replace(found, measures=(told, second), review=review)
+    answer = dataclasses.replace(answer, found=(found,))
+    report = datasets(make_objects(TASK, VOLUMES, answer, files, tmp_path))["sr"]
+    groups = report.ContentSequence[-1].ContentSequence
+    numbers, looks = [], []
+    for group in groups:
+        content = group.ContentSequence
+        items = [(each.ConceptNameCodeSequence[0].CodeValue, each) for each in content]
+        numbers.append({name: float(each.MeasuredValueSequence[0].NumericValue)
+                        for name, each in items if each.ValueType == "NUM"})  # fmt: skip
+        looks += [each.ConceptCodeSequence[0].CodeMeaning for name, each in items
+                  if name == "REVIEW"]  # fmt: skip
+    assert looks == [advice] * 2
+    own = {"PREDICTED_DICE": 0.876, "VOLUME_LOW": 0.5, "VOLUME_HIGH": 1.5}
+    assert own.items() <= numbers[0].items()
+    assert not set(own) & set(numbers[1])
+    [scheme] = report.CodingSchemeIdentificationSequence  # says whose the private codes are
+    assert scheme.CodingSchemeDesignator == "99MEDSERVE"
 
 
 def test_a_picture_shows_the_contour_and_every_frame(tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ import asyncio
 import importlib.util
 import json
 import shutil
-import time
 import zipfile
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 
 import pytest
 
-from medserve.archive.build import build_archive
 from medserve.archive.read import ArchiveInfo, verify_archive
 from medserve.engine.direct.engine import DirectConfig, DirectEngine
 from medserve.engine.golden import GoldenInput
@@ -38,8 +36,9 @@ from medserve.errors import (
 )
 from medserve.gateway.core.calls import new_request_id
 from medserve.wire import inference_pb2
+from tests.archives import packaged, packaged_fixture
 from tests.gateway.fake_engine import FakeEngine, Request
-from tests.gateway.streaming_room import SLOW, TICKS, make_streaming_checkout
+from tests.gateway.streaming_room import TICKS, Hold
 from tests.tiny_room import LABELS, bright_tile, make_checkout
 
 _PATIENCE_S = 60.0
@@ -56,6 +55,9 @@ class Archives:
     broken: ArchiveInfo  # tiny 3.0, whose handler cannot be imported
 
 
+Scenario = Callable[[Engine], Coroutine[Any, Any, Any]]
+
+
 @dataclass(frozen=True)
 class Bench:
     """One engine under test."""
@@ -64,19 +66,32 @@ class Bench:
     archives: Archives
     loads: Sequence[ArchiveInfo] = ()  # where an engine begins without a model
     reads_files: bool = True
+    shared: tuple[asyncio.Runner, Engine] | None = None  # an engine that all scenarios have
 
-    def run(self, scenario: Callable[[Engine], Coroutine[Any, Any, Any]]) -> Any:
-        """Run a scenario with the engine, which is drained at its end."""
+    def run(self, scenario: Scenario) -> Any:
+        """Run a scenario that leaves the engine as it was."""
+        if self.shared is None:
+            return self.run_to_the_end(scenario)
+        runner, engine = self.shared
+        return runner.run(scenario(engine))
+
+    def run_to_the_end(self, scenario: Scenario) -> Any:
+        """Run a scenario with an engine of its own, which is drained at its end."""
 
         async def main() -> Any:
-            engine = self.connect()
+            engine = await self.loaded()
             try:
-                await asyncio.gather(*map(engine.load, self.loads))
                 return await scenario(engine)
             finally:
                 await engine.drain()
 
         return asyncio.run(main())
+
+    async def loaded(self) -> Engine:
+        """Connect, and load what is not there at first."""
+        engine = self.connect()
+        await asyncio.gather(*map(engine.load, self.loads))
+        return engine
 
 
 @pytest.fixture(scope="module")
@@ -84,22 +99,13 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
     pytest.importorskip("model_archiver", reason="needs the serve extra")
     folder = tmp_path_factory.mktemp("archives")
     store = folder / "store"
-    tiny = build_archive("tiny", store, make_checkout(folder / "tiny"))
-    ticker = build_archive("ticker", store, make_streaming_checkout(folder / "ticker"))
-    newer = build_archive("tiny", folder / "new", make_checkout(folder / "newer", version="2.0"))
+    tiny, ticker = (packaged_fixture(name, store) for name in ("tiny", "ticker"))
+    newer = packaged("tiny", folder / "new", make_checkout(folder / "newer", version="2.0"))
     checkout = make_checkout(folder / "broken", version="3.0")
     handler = checkout / "handlers" / "tiny.py"
     handler.write_text(f"raise RuntimeError\n{handler.read_text()}", encoding="utf-8")
-    broken = build_archive("tiny", folder / "new", checkout)
+    broken = packaged("tiny", folder / "new", checkout)
     return Archives(store, *map(verify_archive, (tiny, ticker, newer, broken)))
-
-
-class InMemory(FakeEngine):
-    """Answers as the two models do."""
-
-    def pause(self, request: Request) -> float:
-        """Two seconds where the model takes them."""
-        return 2.0 if request.inputs.get("params") == SLOW else 0.0
 
 
 def in_memory(archives: Archives) -> Bench:
@@ -110,7 +116,9 @@ def in_memory(archives: Archives) -> Bench:
     }
 
     def connect() -> Engine:
-        def answer(request: Request) -> bytes | list[bytes]:
+        async def answer(request: Request) -> AsyncIterator[bytes]:
+            if hold := Hold.of(request.inputs.get("params", b"")):
+                await hold.obey()
             version = request.version or next(
                 each.version
                 for each in engine._models
@@ -126,19 +134,25 @@ def in_memory(archives: Archives) -> Bench:
                 content |= {"status": "error", "error": error}
             last = json.dumps(content, separators=(",", ":")).encode()
             ticks = TICKS if request.model == "ticker" and request.stream else []
-            return [*ticks, last]
+            for chunk in (*ticks, last):
+                yield chunk
 
-        engine = InMemory(answer, known=("tiny", "ticker"))
+        engine = FakeEngine(answer, known=("tiny", "ticker"))
         return engine
 
     return Bench(connect, archives, reads_files=False)
 
 
-def direct(archives: Archives) -> Bench:
-    """The one without TorchServe; each scenario has its own."""
+def direct(archives: Archives) -> Iterator[Bench]:
+    """The one without TorchServe; its workers are its own, and take seconds to start."""
     pytest.importorskip("onnxruntime", reason="needs the serve extra")
-    loads = (archives.tiny, archives.ticker)
-    return Bench(lambda: DirectEngine(DirectConfig()), archives, loads)
+    bench = Bench(
+        lambda: DirectEngine(DirectConfig()), archives, loads=(archives.tiny, archives.ticker)
+    )
+    with asyncio.Runner() as runner:
+        engine = runner.run(bench.loaded())
+        yield replace(bench, shared=(runner, engine))
+        runner.run(engine.drain())
 
 
 def torchserve(archives: Archives) -> Iterator[Bench]:
@@ -166,9 +180,14 @@ def bench(request: pytest.FixtureRequest, archives: Archives) -> Iterator[Bench]
         case "torchserve":
             yield from torchserve(archives)
         case "direct":
-            yield direct(archives)
+            yield from direct(archives)
         case _:
             yield in_memory(archives)
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Hold:
+    return Hold(tmp_path)
 
 
 def asking(model: str = "tiny", version: str = "", **inputs: bytes) -> EngineRequest:
@@ -222,7 +241,9 @@ def test_a_golden_input_is_answered_by_its_own_archive(bench: Bench) -> None:
     async def scenario(engine: Engine) -> None:
         for archive in (bench.archives.tiny, bench.archives.ticker):
             golden = GoldenInput.of(archive)
-            golden.check(await engine.call(golden.request(), _PATIENCE_S))
+            got = await engine.call(golden.request(), _PATIENCE_S)
+            golden.check(got)
+            assert json.loads(got)["archive_digest"] == archive.digest
 
     bench.run(scenario)
 
@@ -302,26 +323,28 @@ def test_a_model_that_is_not_loaded_has_no_description(bench: Bench) -> None:
     bench.run(scenario)
 
 
-def test_a_call_that_takes_too_long_ends_in_time_and_the_next_is_answered(bench: Bench) -> None:
+def test_a_call_that_takes_too_long_ends_before_the_model_does_and_the_next_is_answered(
+    bench: Bench, hold: Hold
+) -> None:
     async def scenario(engine: Engine) -> None:
-        started = time.monotonic()
         with pytest.raises(DeadlineError):
-            await engine.call(asking("ticker", params=SLOW), 0.3)
+            await engine.call(asking("ticker", params=hold.params), 0.3)
         with pytest.raises(DeadlineError):
-            await anext(aiter(engine.stream(asking("ticker", params=SLOW), 0.3)))
-        assert time.monotonic() - started < 1.5
+            await anext(aiter(engine.stream(asking("ticker", params=hold.params), 0.3)))
+        hold.release()
         assert (await answer(engine, asking("ticker")))["label"] == LABELS[3]
 
     bench.run(scenario)
 
 
-def test_a_caller_who_goes_away_leaves_the_model_well(bench: Bench) -> None:
+def test_a_caller_who_goes_away_leaves_the_model_well(bench: Bench, hold: Hold) -> None:
     async def scenario(engine: Engine) -> None:
-        slow = asyncio.create_task(engine.call(asking("ticker", params=SLOW), _PATIENCE_S))
-        await asyncio.sleep(0.1)
-        slow.cancel()
+        held = asyncio.create_task(engine.call(asking("ticker", params=hold.params), _PATIENCE_S))
+        await hold.begun()
+        held.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await slow
+            await held
+        hold.release()
         async with aclosing(opened(engine, asking("ticker"))) as stream:
             assert await anext(stream) == TICKS[0]
         assert (await answer(engine, asking("ticker")))["label"] == LABELS[3]
@@ -455,12 +478,12 @@ def test_a_version_whose_workers_do_not_start_leaves_nothing_behind(bench: Bench
     bench.run(scenario)
 
 
-def test_a_drained_engine_ends_what_runs_and_takes_nothing_new(bench: Bench) -> None:
+def test_a_drained_engine_ends_what_runs_and_takes_nothing_new(bench: Bench, hold: Hold) -> None:
     async def scenario(engine: Engine) -> None:
-        slow = asyncio.create_task(answer(engine, asking("ticker", params=SLOW)))
-        await asyncio.sleep(0.1)
+        held = asyncio.create_task(answer(engine, asking("ticker", params=hold.params)))
+        await hold.begun()
         draining = asyncio.create_task(engine.drain(_PATIENCE_S))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # it has begun
         refused: list[Callable[[], Coroutine[Any, Any, Any]]] = [
             lambda: engine.call(asking(), _PATIENCE_S),
             lambda: parts(engine, asking()),
@@ -469,8 +492,10 @@ def test_a_drained_engine_ends_what_runs_and_takes_nothing_new(bench: Bench) -> 
         for again in refused:
             with pytest.raises(ServerUnreachableError):
                 await again()
-        assert not slow.done()
-        assert (await slow)["label"] == LABELS[3]
+        assert not held.done()
+        assert not draining.done()
+        hold.release()
+        assert (await held)["label"] == LABELS[3]
         await draining
 
-    bench.run(scenario)
+    bench.run_to_the_end(scenario)

@@ -88,10 +88,6 @@ class FakeEngine:
         ]
         self._running = 0
 
-    def pause(self, request: Request) -> float:
-        """How long the answer and each chunk take, in seconds."""
-        return self.pause_s
-
     def know(self, *models: ModelInfo) -> None:
         """Answer these models, too."""
         there = {(each.name, each.version) for each in self._models}
@@ -130,7 +126,7 @@ class FakeEngine:
                 if self.hold is not None:
                     await self.hold.wait()
                 async for chunk in _chunks(self.answers(request)):
-                    await asyncio.sleep(self.pause(request))
+                    await asyncio.sleep(self.pause_s)
                     yield chunk
         except TimeoutError:
             raise DeadlineError("the fake gave no answer in time") from None

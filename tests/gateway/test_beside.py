@@ -30,7 +30,7 @@ _START_S = 120.0
 
 @pytest.fixture
 def served(
-    engine_installed: None, tiny_store: Path, short_path: Path
+    torchserve_alone: None, tiny_store: Path, short_path: Path
 ) -> Iterator[subprocess.Popen[str]]:
     """The command, with free ports and a folder of its own; killed if a test fails."""
     command = [sys.executable, "-m", "medserve.cli.main", "serve", "--store", str(tiny_store)]

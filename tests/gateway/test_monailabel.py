@@ -207,6 +207,12 @@ def test_a_token_is_the_password(tmp_path: Path) -> None:
     assert face.ask("GET", "/info/").status_code == 401
 
 
+def test_a_large_login_is_not_read(tmp_path: Path) -> None:
+    face = Face(tmp_path, tokens=Tokens())
+    content = "username=x&password=anna&grant_type=" + 4096 * "x"
+    assert face.ask("POST", "/auth/token", content=content).status_code == 413
+
+
 @pytest.mark.parametrize(
     ("settings", "status"),
     [

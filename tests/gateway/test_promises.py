@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from medserve.gateway.core.shadow import ShadowBudget
 from medserve.gateway.faces.page.jobs import PageLimits
 from medserve.gateway.faces.rest.body import RestLimits
 
@@ -26,6 +27,10 @@ GATEWAY = ROOT / "medserve" / "gateway"
 BOUNDS = {
     "core.gateway._ATTEMPTS": "calls whose worker ends",
     "core.gateway._CHUNKS_AHEAD": "parts of a stream",
+    "core.comparison._MOST_PAIRS": "pairs of answers",
+    "core.gathering.GATHERED_BYTES": "single calls that travel together",
+    "core.gathering._CALL_BYTES": "single calls that travel together",
+    "core.gathering._PARAMS_BYTES": "single calls that travel together",
     "core.guard.STREAMED_BYTES": "a message of a stream",
     "core.guard._LATE_QUESTIONS": "such questions",
     "core.guard._LATE_QUESTIONS_EACH": "such questions",
@@ -36,9 +41,13 @@ BOUNDS = {
     "core.guard._SILENCE_BEFORE_OTHERS_S": "a message of a stream",
     "core.guard._SILENCE_S": "a message of a stream",
     "core.guard._WRITE_S": "time for a caller to take an answer",
+    "core.shadow.ShadowBudget.calls": "copies of calls",
+    "core.shadow.ShadowBudget.held_bytes": "copies of calls",
+    "core.shadow.ShadowBudget.wait_s": "copies of calls",
     "core.uploads._LARGEST_AT_A_TIME": "a file of `Segment`",
     "core.wire_format._MOST_FIELDS": "fields of a message",
     "core.wire_format._SMALL_BYTES": "fields of a message",
+    "faces.monailabel.app._MAX_LOGIN_BYTES": "JSON of an order",
     "faces.monailabel.sessions._LIFE_S": "images of MONAI Label's",
     "faces.monailabel.sessions._MOST": "images of MONAI Label's",
     "faces.monailabel.sessions._MOST_EACH": "images of MONAI Label's",
@@ -49,6 +58,7 @@ BOUNDS = {
     "faces.oip.tensors._MOST_AXES": "axes of a tensor",
     "faces.oip.tensors._MOST_ELEMENTS": "elements of a tensor",
     "faces.page.context._MAX_JSON_BYTES": "JSON of an order",
+    "faces.page.jobs._DECODED_AT_ONCE": "volumes that the page decodes",
     "faces.page.jobs.PageLimits.answer_s": "time for all of an upload",
     "faces.page.jobs.PageLimits.calls_in_flight": "calls of the page",
     "faces.page.jobs.PageLimits.holder_jobs": "jobs of the page",
@@ -99,13 +109,10 @@ INTERNAL = {
     "core.audit._TAIL_BYTES",
     "core.calls._HEAD_BYTES",
     "core.comparison._FEWEST_MASKS",
-    "core.comparison._MOST_PAIRS",
-    "core.gathering.GATHERED_BYTES",
-    "core.gathering._CALL_BYTES",
-    "core.gathering._PARAMS_BYTES",
     "core.routes._DIGEST_BYTES",
     "core.watching._MOST",
-    "faces.monailabel.app._MAX_LOGIN_BYTES",
+    "core.watching._MOST_HELD",
+    "core.watching._MOST_HELD_BYTES",
     "faces.page.app._ENVELOPE_BYTES",
     "faces.page.classify._LARGE_BYTES",
     "faces.page.exports._CHUNK_BYTES",
@@ -159,6 +166,7 @@ ROWS = {
     "JSON of an order": (
         "gateway/test_rest.py::test_an_order_that_is_no_order_is_refused_without_quoting_it",
         "web/test_sessions.py::test_a_large_login_is_not_read",
+        "gateway/test_monailabel.py::test_a_large_login_is_not_read",
     ),
     "settings of a typed stream": (
         "gateway/test_bounds.py::test_settings_that_carry_megabytes_are_refused_instead_of_kept",
@@ -237,6 +245,24 @@ ROWS = {
         "gateway/test_core.py::test_a_request_that_ends_every_worker_is_told_and_not_sent_for_ever",
         "gateway/test_core.py::test_calls_whose_worker_ended_are_repeated_one_by_one",
     ),
+    "single calls that travel together": (
+        "gateway/test_gathering.py::test_no_call_is_larger_than_its_bounds",
+        "gateway/test_gathering.py::test_a_call_of_another_kind_goes_its_own_way",
+    ),
+    "copies of calls": (
+        "gateway/test_releases.py::"
+        "test_copies_wait_for_idle_models_and_are_dropped_beyond_their_budget",
+    ),
+    "pairs of answers": (
+        "gateway/test_releases.py::test_a_comparison_keeps_so_many_figures_and_no_more",
+    ),
+    "changes of what is served": (
+        "gateway/test_versions.py::"
+        "test_the_second_of_two_managers_hears_that_another_change_is_under_way",
+    ),
+    "volumes that the page decodes": (
+        "web/test_masks.py::test_few_corrected_masks_are_decoded_at_a_time",
+    ),
     "sessions of the page": (
         "web/test_sessions.py::test_one_holder_of_a_token_ends_only_sessions_of_their_own",
         "web/test_sessions.py::test_a_session_ends_after_a_working_day",
@@ -247,6 +273,8 @@ ROWS = {
     ),
     "files of the page's jobs": (
         "web/test_uploads.py::test_what_goes_beyond_a_quota_is_refused_and_the_rest_stays",
+        "web/test_masks.py::test_what_is_made_of_a_visitors_files_counts_among_their_bytes",
+        "web/test_masks.py::test_a_visitor_whose_results_have_passed_the_bound_makes_no_more_of_them",
     ),
     "one upload to the page": (
         "web/test_uploads.py::test_more_bytes_than_allowed_are_refused_before_they_come",
@@ -404,6 +432,96 @@ PROMISES = {
     ),
 }
 
+# The same of the pages on what the gateway does besides calls.
+ELSEWHERE: dict[str, dict[str, tuple[str, ...]]] = {
+    "releases": {
+        "Each command returns when the change is made and proven": (
+            "gateway/test_versions.py::"
+            "test_a_version_that_answers_its_golden_input_wrongly_is_unloaded",
+        ),
+        "No call fails meanwhile.": (
+            "gateway/test_versions.py::test_every_call_is_answered_while_versions_take_turns",
+            "serving/test_live.py::test_no_call_fails_while_two_versions_are_exchanged",
+        ),
+        "a restart keeps what was decided": (
+            "gateway/test_versions.py::test_the_decision_outlives_a_restart",
+            "gateway/test_releases.py::test_a_route_that_is_set_outlives_a_restart",
+        ),
+        "who names no version gets the default of the moment in which the call arrives": (
+            "gateway/test_versions.py::"
+            "test_a_call_is_sent_to_the_version_that_was_the_default_when_it_came",
+        ),
+        "the archive is damaged, altered or half copied | refused before anything starts": (
+            "gateway/test_versions.py::test_an_archive_that_cannot_be_trusted_changes_nothing",
+        ),
+        "nobody loads code from elsewhere": (
+            "gateway/test_versions.py::test_nothing_outside_the_store_can_be_named",
+        ),
+        "the disk is full, the store is read-only | refused; the default stays": (
+            "gateway/test_versions.py::test_a_full_disk_leaves_the_default",
+        ),
+        "is removed | refused, with what to do first": (
+            "gateway/test_versions.py::test_the_default_version_and_unknown_ones_are_not_removed",
+        ),
+        "An archive that cannot be used changes nothing; one line in the log says why": (
+            "gateway/test_versions.py::"
+            "test_a_watched_store_says_once_why_an_archive_changes_nothing",
+        ),
+        "A version that was rolled back is not tried again.": (
+            "gateway/test_versions.py::"
+            "test_a_restarted_watch_tries_what_has_come_since_and_nothing_that_was_rolled_back",
+        ),
+        "so each always meets the same version": (
+            "gateway/test_releases.py::test_a_share_of_the_cases_gets_the_version_and_keeps_it",
+        ),
+        "A route to a version that does not serve leads nowhere": (
+            "gateway/test_releases.py::"
+            "test_a_route_to_a_version_that_does_not_serve_leads_to_the_default",
+        ),
+        "one that cannot be used leaves the routes of before": (
+            "gateway/test_releases.py::test_a_file_that_cannot_be_used_leaves_the_routes_of_before",
+        ),
+        "`promote` refuses while that is more than `--allowed`": (
+            "gateway/test_releases.py::test_a_version_that_differs_or_fails_is_not_promoted",
+        ),
+        "a change needs one that was made with `--manage`": (
+            "gateway/test_versions.py::test_who_may_not_manage_a_model_changes_nothing",
+        ),
+        "Each change leaves a line in the [audit log]": (
+            "gateway/test_versions.py::test_changes_stand_in_the_audit_log_with_their_outcome",
+        ),
+    },
+    "watching": {
+        "It keeps counts, never anything of an input.": (
+            "gateway/test_watching.py::test_a_class_that_the_archive_does_not_name_becomes_no_label",
+        ),
+        "each image of a packed call by itself": (
+            "gateway/test_watching.py::test_a_packed_answer_counts_every_image_that_was_answered",
+        ),
+        "a morning of nothing but hands is no drift": (
+            "gateway/test_watching.py::test_one_class_alone_is_no_drift",
+        ),
+        "The alarm ends by itself": (
+            "gateway/test_watching.py::test_an_alarm_ends_after_its_cause",
+        ),
+    },
+    "engines": {
+        "Answers are the same, byte for byte": (
+            "engine/test_contract.py::test_a_call_answers_what_the_handler_returned",
+        ),
+        "refused with `PAYLOAD_TOO_LARGE`, its worker goes on": (
+            "engine/test_direct.py::"
+            "test_an_answer_above_the_largest_costs_itself_and_not_its_worker",
+        ),
+        "end with the gateway however that ended": (
+            "engine/test_direct.py::test_workers_end_with_their_parent_however_it_ended",
+        ),
+        "Workers get an environment without secrets": (
+            "engine/test_direct.py::test_a_worker_sees_no_secret_of_its_parent",
+        ),
+    },
+}
+
 
 def numbers() -> dict[str, float]:
     """Return every number that a module of the gateway names, and every one of its limits."""
@@ -415,7 +533,7 @@ def numbers() -> dict[str, float]:
             value = getattr(module, constant)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 found[f"{name}.{constant}"] = value
-    for limits in (PageLimits(), RestLimits()):
+    for limits in (PageLimits(), RestLimits(), ShadowBudget()):
         module_name = type(limits).__module__.removeprefix("medserve.gateway.")
         for field in dataclasses.fields(limits):
             value = getattr(limits, field.name)
@@ -485,8 +603,15 @@ def test_a_promise_stands_on_the_page(promise: str) -> None:
     assert promise.lower() in text.lower()
 
 
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_promise_of_another_page_stands_on_it(name: str) -> None:
+    text = " ".join(PAGE.with_name(f"{name}.md").read_text(encoding="utf-8").split())
+    assert [each for each in ELSEWHERE[name] if each.lower() not in text.lower()] == []
+
+
 def test_every_test_that_holds_a_promise_exists() -> None:
-    for held in (*ROWS.values(), *PROMISES.values()):
+    elsewhere = (held for page in ELSEWHERE.values() for held in page.values())
+    for held in (*ROWS.values(), *PROMISES.values(), *elsewhere):
         for each in held:
             path, _, name = each.partition("::")
             tree = ast.parse((ROOT / "tests" / path).read_text(encoding="utf-8"))

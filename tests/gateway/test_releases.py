@@ -209,6 +209,14 @@ def test_few_masks_exclude_nothing_and_a_failure_counts_as_none_found() -> None:
     assert comparison.skipped == 1
 
 
+def test_a_comparison_keeps_so_many_figures_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medserve.gateway.core.comparison._MOST_PAIRS", 2)
+    comparison = Comparison(Task.VOLUMES, "1.0", "2.0")
+    for _ in range(3):
+        comparison.add(mask(0), mask(2))
+    assert comparison.pairs == comparison.evidence(0.02)["pairs"] == 2
+
+
 class Routed(Bench):
     """The same with routes, and 2.0 loaded; versions answer the classes in `says`."""
 

@@ -51,7 +51,7 @@ def report(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     shutil.copytree(Path(handlers.__file__).parent, folder / "handlers", ignore=skipped)
     shutil.copy(Path(handlers.__file__).parent / "mednist.py", folder)
     (folder / "medserve").mkdir()
-    for file in ("__init__.py", "cores.py", "errors.py"):
+    for file in ("__init__.py", "cores.py", "errors.py", "tracing.py"):
         shutil.copy(REPOSITORY / "medserve" / file, folder / "medserve")
     for package in ("spec", "tasks", "imaging", "results", "inference"):
         source = REPOSITORY / "medserve" / package

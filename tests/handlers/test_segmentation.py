@@ -238,6 +238,26 @@ def test_a_mask_of_another_size_alone_does_not_make_the_volume_unlike(
     assert (found.review, found.unlike_training) == (True, False)
 
 
+def test_errors_to_expect_stand_in_the_answer_and_ask_for_a_review_where_they_are_large(
+    volume_artifact: Path, handler: VolumeHandler, volume: Volume
+) -> None:
+    dice = {"intercept": 0.0, "overlap": 1.0, "size": 0.0, "review_share": 0.1}
+    ratios = {LABELS[1]: [0.8, 1.5]}
+    plain = ask_json(handler, nifti.encode(volume))
+    for limit, reasons in ((0.0, []), (1.0, ["predicted_dice"] * 2)):
+        quality = {"dice": {**dice, "review_below": limit}, "volume_ratio": ratios}
+        judging = ready_for_volumes(volume_artifact, changed(quality=quality))
+        found = VolumeResult.from_json(ask_json(judging, nifti.encode(volume)))
+        assert [each.reason for each in found.doubts] == reasons
+        assert (found.review, found.unlike_training) == (bool(reasons), False)
+        first, second = found.measures
+        assert 0.0 < (first.predicted_dice or 0.0) < 1.0
+        low, high = first.volume_interval_ml or (0.0, 0.0)
+        assert low < first.volume_ml < high
+        assert second.volume_interval_ml is None
+        assert found.mask_nifti == base64.b64decode(plain["mask_nifti"])
+
+
 def test_json_carries_what_else_is_asked_for(handler: VolumeHandler, volume: Volume) -> None:
     wanted = {"overlay": True, "uncertainty": True}
     content = ask_json(handler, nifti.encode(volume), wanted)

@@ -151,3 +151,24 @@ def test_signed_and_unsigned_slices_become_one_volume() -> None:
 def test_a_negative_distance_of_a_single_slice_turns_nothing_round() -> None:
     found = [_read(dicom_slices(VOLUME, SpacingBetweenSlices=mm)[:1]).geometry for mm in (-3, 3)]
     np.testing.assert_array_equal(found[0].affine, found[1].affine)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_mosaic_is_no_slice(count: int) -> None:
+    datasets = dicom_slices(VOLUME, ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"])
+    with pytest.raises(InvalidImageError, match="got a mosaic"):
+        _read(datasets[:count])
+
+
+@pytest.mark.parametrize("thickness", ["", "0", None])
+def test_a_single_slice_of_unknown_thickness_has_no_volume(thickness: str | None) -> None:
+    [slice_] = dicom_slices(VOLUME)[:1]
+    for name in ("SliceThickness", "SpacingBetweenSlices"):
+        if name in slice_:
+            delattr(slice_, name)
+    if thickness is not None:
+        slice_.SliceThickness = thickness
+    with pytest.raises(InvalidImageError, match="states its thickness"):
+        _read([slice_])
+    slice_.SliceThickness = "2.5"
+    assert _read([slice_]).geometry.spacing_mm[2] == pytest.approx(2.5)

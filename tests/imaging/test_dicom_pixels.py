@@ -23,6 +23,7 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
@@ -313,3 +314,24 @@ def test_nothing_of_the_header_is_quoted_where_a_table_is_damaged() -> None:
     with pytest.raises(InvalidImageError, match="damaged") as caught:
         shown(dicom_dataset(wedge(), VOILUTSequence=[table]))
     assert PATIENT not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("meaning", "samples"),
+    [("MONOCHROME2", 3), ("MONOCHROME1", 3), ("PALETTE COLOR", 3), ("RGB", 1), ("YBR_FULL", 1)],
+)
+def test_samples_that_the_photometric_interpretation_does_not_have_are_refused(
+    meaning: str, samples: int
+) -> None:
+    pixels = np.zeros((24, 40) if samples == 1 else (24, 40, 3), np.uint8)
+    payload = dicom_bytes(pixels, PhotometricInterpretation=meaning)
+    with pytest.raises(InvalidImageError, match=f"samples a pixel .* got {samples};"):
+        dicom.decode(payload, LIMITS)
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+def test_uncompressed_pixels_in_the_items_of_compressed_ones_are_refused(syntax: UID) -> None:
+    pixels = np.arange(24 * 40, dtype=np.uint16).reshape(24, 40)
+    payload = dicom_bytes(pixels, syntax, PixelData=encapsulate([pixels.tobytes()]))
+    with pytest.raises(InvalidImageError, match="in the items of compressed ones"):
+        dicom.decode(payload, LIMITS)

@@ -251,3 +251,53 @@ def test_a_picture_of_pillow_is_still_read() -> None:
     stream = io.BytesIO()
     pillow.fromarray(ramp_of("u2")).save(stream, "TIFF", compression="tiff_lzw")
     np.testing.assert_allclose(decoded(stream.getvalue()), percentile_window(ramp_of("u2")))
+
+
+def _png(values: npt.NDArray[np.uint8], bits: int, colour: int, transparent: Any) -> bytes:
+    """A PNG of rows that are packed already, with one transparent value (ISO 15948, 11.3.2.1)."""
+    width = values.shape[1] * 8 // (bits * (3 if colour else 1))
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", width, len(values), bits, 2 if colour else 0, 0, 0, 0),
+        b"tRNS": np.asarray(transparent, ">u2").tobytes(),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in values)),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts.items()
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@given(clear=st.integers(0, 255))
+@settings(max_examples=8, deadline=None)
+def test_the_transparent_grey_of_a_png_of_any_depth_is_black(bits: int, clear: int) -> None:
+    most = 2**bits - 1
+    values = (np.arange(16 * 16) % (most + 1)).astype(np.uint8).reshape(16, 16)
+    spread = np.unpackbits(values[..., np.newaxis], axis=2)[..., 8 - bits :]
+    payload = _png(np.packbits(spread.reshape(16, -1), axis=1), bits, 0, clear % (most + 1))
+    wanted = np.where(values == clear % (most + 1), 0.0, values / most)
+    np.testing.assert_allclose(decoded(payload), wanted, atol=1e-6)
+
+
+def test_a_transparent_colour_of_16_bits_is_refused() -> None:
+    rows = np.zeros((16, 16 * 6), np.uint8)
+    with pytest.raises(InvalidImageError, match="16-bit colour with a transparent one"):
+        decoded(_png(rows, 16, 1, (0x1200, 0x5600, 0x9A00)))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+@pytest.mark.parametrize("tag", ["TileOffsets", "TileByteCounts"])
+def test_a_tiff_of_which_tiles_are_missing_is_refused(
+    dtype: str, photometric: str, tag: str
+) -> None:
+    payload = bytearray(
+        tiff(ramp_of(dtype, (64, 64)), tile=(32, 32), photometric=photometric, compression="zlib")
+    )
+    with tifffile.TiffFile(io.BytesIO(payload)) as file:
+        stated = file.pages.first.tags[tag]
+        at, size = stated.valueoffset, {3: 2, 4: 4}[stated.dtype]
+    payload[at + size : at + 3 * size] = bytes(2 * size)
+    with pytest.raises(InvalidImageError, match="never written"):
+        decoded(bytes(payload))

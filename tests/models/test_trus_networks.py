@@ -8,8 +8,8 @@ from torch import nn
 
 from medserve.errors import ConfigError
 from models.trus_prostate.network import NetworkName, NetworkSize, build, load_encoder
+from training.core.ensemble import Ensemble
 from training.core.export import export_network
-from training.frames.ensemble import FrameEnsemble
 
 
 def noise(items: int = 2, height: int = 64, width: int = 96) -> torch.Tensor:
@@ -46,7 +46,7 @@ def test_a_network_answers_at_the_size_of_the_frame_and_learns_everywhere(
 @pytest.mark.parametrize("name", list(NetworkName))
 def test_both_exported_forms_agree_with_the_network(name: NetworkName, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    artifact = FrameEnsemble([build(name).eval()]).eval()
+    artifact = Ensemble([build(name).eval()], exclusive=False).eval()
     exported = export_network(artifact, tmp_path, noise(), ("logits",))
     assert exported.largest_difference <= 1e-4
 

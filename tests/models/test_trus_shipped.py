@@ -16,7 +16,7 @@ from medserve.inference.frame_pipeline import FramePipeline
 from medserve.spec import EngineName, Precision
 from models.trus_prostate.network import NetworkName, NetworkSize, build
 from simulation.simulate import SimulationConfig, simulate_frame
-from training.frames.evaluation import predict_by
+from training.core.evaluation import predict_by
 from training.frames.scores import compare_frame
 
 NAME = "trus_prostate"

@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,20 +88,45 @@ def test_dead_server_is_one_line_and_exit_code_2(command: tuple[str, ...], image
     assert run.stdout == ""
 
 
-def test_demo_shows_answers_and_pictures_for_every_room(tmp_path: Path) -> None:
-    checkout = make_checkout(tmp_path / "checkout")
+@dataclass(frozen=True)
+class Demo:
+    """What `medserve demo` left of three rooms."""
+
+    out: Path
+    checkout: Path
+    stdout: str
+
+    def answers(self, room: str) -> list[dict[str, Any]]:
+        """The records of one room."""
+        records: list[dict[str, Any]] = json.loads((self.out / "demo.json").read_text())
+        return [each for each in records if each["model"] == room]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """One run: `tiny` has examples, `bare` has none, `slices` reads DICOM."""
+    folder = tmp_path_factory.mktemp("demo")
+    checkout = folder / "checkout"
+    for name in ("tiny", "bare", "slices"):
+        make_checkout(checkout, name=name)
     examples = checkout / "models" / "tiny" / "examples"
     examples.mkdir()
     for place, label in enumerate(LABELS):
         (examples / f"{label}.png").write_bytes(bright_tile(place))
-    run = medserve("demo", "--out", tmp_path / "outputs", folder=checkout)
+    config = checkout / "models" / "slices" / "model-config.yaml"
+    config.write_text(config.read_text().replace("- raster", "- raster\n    - dicom"))
+    run = medserve("demo", "--out", folder / "outputs", folder=checkout)
     assert run.returncode == 0, run.stderr
-    assert "INVALID_IMAGE" in run.stdout  # the damaged one, as it should
-    answers = json.loads((tmp_path / "outputs" / "demo.json").read_text())
-    assert [each.get("label") for each in answers] == [*sorted(LABELS), None]
-    for picture in ("tiny.png", "tiny_explained.png"):
-        assert (tmp_path / "outputs" / picture).read_bytes().startswith(b"\x89PNG")
-    assert (checkout / "model_store" / "tiny-1.0.mar").exists()
+    return Demo(folder / "outputs", checkout, run.stdout)
+
+
+def test_demo_shows_answers_and_pictures_for_every_room(demo: Demo) -> None:
+    assert "INVALID_IMAGE" in demo.stdout  # the damaged one, as it should
+    assert [each.get("label") for each in demo.answers("tiny")] == [*sorted(LABELS), None]
+    for picture in ("tiny.png", "tiny_explained.png", "bare.png", "slices.png"):
+        assert (demo.out / picture).read_bytes().startswith(b"\x89PNG")
+    for room in ("tiny", "bare", "slices"):
+        assert (demo.checkout / "model_store" / f"{room}-1.0.mar").exists()
 
 
 def test_demo_ends_with_1_where_an_example_gets_no_answer(tmp_path: Path) -> None:
@@ -121,24 +148,14 @@ def test_demo_of_a_room_that_is_none_is_told(tmp_path: Path) -> None:
     assert "expected one of tiny" in run.stderr
 
 
-def test_demo_of_a_room_without_examples_sends_its_golden_input(tmp_path: Path) -> None:
-    checkout = make_checkout(tmp_path / "checkout")
-    run = medserve("demo", "--out", tmp_path / "outputs", folder=checkout)
-    assert run.returncode == 0, run.stderr
-    answers = json.loads((tmp_path / "outputs" / "demo.json").read_text())
-    assert [(each["input"], each["status"]) for each in answers] == [
+def test_demo_of_a_room_without_examples_sends_its_golden_input(demo: Demo) -> None:
+    assert [(each["input"], each["status"]) for each in demo.answers("bare")] == [
         ("golden input", "ok"),
         ("half a file", "error"),
     ]
 
 
-def test_demo_sends_real_dicom_slices_to_a_room_that_reads_them(tmp_path: Path) -> None:
-    checkout = make_checkout(tmp_path / "checkout")
-    config = checkout / "models" / "tiny" / "model-config.yaml"
-    config.write_text(config.read_text().replace("- raster", "- raster\n    - dicom"))
-    run = medserve("demo", "--out", tmp_path / "outputs", folder=checkout)
-    assert run.returncode == 0, run.stderr
-    answers = json.loads((tmp_path / "outputs" / "demo.json").read_text())
-    assert {each["input"] for each in answers if each["status"] == "ok"} == {
+def test_demo_sends_real_dicom_slices_to_a_room_that_reads_them(demo: Demo) -> None:
+    assert {each["input"] for each in demo.answers("slices") if each["status"] == "ok"} == {
         *("golden input", "CT_small.dcm", "MR_small.dcm")
     }

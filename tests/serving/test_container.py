@@ -15,7 +15,10 @@ from tests.serving.conftest import TinyArchive
 
 
 def test_a_container_is_ready_while_it_serves_and_leaves_nothing_behind(
-    tiny_archive: TinyArchive, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    torchserve_alone: None,
+    tiny_archive: TinyArchive,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     store, proof = tmp_path / "store", tmp_path / "proof.json"
     tiny_archive(store)

@@ -214,6 +214,7 @@ def test_files_can_be_dropped(tab: Page, medical_images: list[Path]) -> None:
         ["hand.jpeg", list(medical_images[0].read_bytes())],
     )
     done(tab, 1)
+    assert tab.locator("tr.file .c-name").all_inner_texts() == ["hand.jpeg"]
 
 
 def test_another_browser_finds_nothing_under_the_address(

@@ -91,6 +91,7 @@ def test_a_correction_is_taken_back_after_a_reload_and_announced(fake_tab: Page)
     tab.locator("#moved", has_text="clear.png: now dark").wait_for(state="attached")
     tab.locator("#redo:enabled").click()
     tab.locator("tr.corrected").wait_for()
+    assert tab.locator("tr.corrected select").input_value() == "bright"
 
 
 def pictures(tab: Page, files: list[FilePayload]) -> None:

@@ -18,6 +18,7 @@ from medserve.gateway.faces.page.jobs import (
     QuotaError,
     Slots,
     UnknownJobError,
+    drop_file,
     whole_file,
 )
 from tests.web.visiting import PACK, begin, gateway, pack, send, visiting
@@ -173,20 +174,25 @@ def test_calls_of_one_holder_let_those_of_others_pass(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    kept = tmp_path / "mask.dcm"
-    with whole_file(kept) as file:
+def test_a_file_appears_whole_or_not_at_all_and_counts_once(tmp_path: Path) -> None:
+    job = make(tmp_path, Clock()).create(Kind.SEGMENT, "a", "m", "1", LABELS)
+    kept = job.folder / "mask.dcm"
+    with whole_file(job, kept.name) as file:
         file.write(b"of the first run")
-    with kept.open("rb") as reader, whole_file(kept) as file:
+    with kept.open("rb") as reader, whole_file(job, kept.name) as file:
         file.write(b"of")
         file.flush()
         assert kept.read_bytes() == b"of the first run"
         file.write(b" the second run")
         assert reader.read() == b"of the first run"
-    with pytest.raises(OSError, match="full"), whole_file(kept) as file:
+    with pytest.raises(OSError, match="full"), whole_file(job, kept.name) as file:
         raise OSError("the disk is full")
     assert kept.read_bytes() == b"of the second run"
-    assert list(tmp_path.iterdir()) == [kept]
+    assert list(job.folder.iterdir()) == [kept]
+    assert job.size_bytes == len(b"of the second run")
+    for _ in range(2):
+        drop_file(job, kept.name)
+        assert (job.size_bytes, list(job.folder.iterdir())) == (0, [])
 
 
 @pytest.mark.parametrize(("of", "step"), [(shutil, "rmtree"), (Path, "rename")])

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import threading
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from medserve.gateway.faces.page.jobs import PageLimits
 from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
@@ -140,5 +142,64 @@ def test_a_pair_is_its_visitors_alone() -> None:
             assert (await post(other, job, mask))[0] == 404
             assert (await post(one, job, mask))[0] == 200
             assert (await other.get("/training-pairs.zip")).status_code == 400
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["nifti", "dicom"])
+def test_what_is_made_of_a_visitors_files_counts_among_their_bytes(kind: str) -> None:
+    slices = {f"{n}.dcm": as_bytes(each) for n, each in enumerate(dicom_slices(GREY))}
+    files = slices if kind == "dicom" else {"a.nii.gz": IMAGE}
+
+    async def run() -> None:
+        async with visiting(volumes()) as (site, [client]):
+            path = await segmented_job(client, files)
+            [job] = site.jobs._jobs.values()
+            for step in (
+                client.get(f"{path}/volume"),
+                client.get(f"{path}/mask.dcm"),
+                post(client, path, nifti.encode(Volume(corrected(), GRID))),
+                client.post(f"{path}/segmentation", json={"flips": True}),
+                client.get(f"{path}/mask.dcm"),
+            ):
+                await step
+                assert job.size_bytes == sum(each.stat().st_size for each in job.folder.iterdir())
+
+    asyncio.run(run())
+
+
+def test_a_visitor_whose_results_have_passed_the_bound_makes_no_more_of_them() -> None:
+    async def run() -> None:
+        limits = PageLimits(job_bytes=len(IMAGE))
+        async with visiting(volumes(), limits=limits) as (_, [client]):
+            job = await segmented_job(client, {"a.nii.gz": IMAGE})
+            refused = await client.post(f"{job}/segmentation", json={"flips": True})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "QUOTA")
+            assert (await client.get(f"{job}/mask.nii.gz")).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_few_corrected_masks_are_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def keep(*_: object) -> int:
+        begun.release()
+        assert go_on.wait(30)
+        return 0
+
+    monkeypatch.setattr("medserve.gateway.faces.page.masks._keep", keep)
+
+    async def run() -> None:
+        async with visiting(volumes()) as (site, [client]):
+            job = await segmented_job(client, {"a.nii.gz": IMAGE})
+            posts = [asyncio.create_task(post(client, job, IMAGE)) for _ in range(3)]
+            for _ in range(2):
+                assert await asyncio.to_thread(begun.acquire, timeout=30)
+            while not site.slots.decoding._waiters:
+                await asyncio.sleep(0.01)  # the third one waits
+            assert not begun.acquire(blocking=False)
+            go_on.set()
+            assert {status for status, _ in await asyncio.gather(*posts)} == {200}
 
     asyncio.run(run())

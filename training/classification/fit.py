@@ -9,9 +9,7 @@ from typing import Annotated, Protocol
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, SumMetric
 
@@ -22,10 +20,7 @@ from training.core.fit import (
     Fitted,
     Score,
     as_it_comes,
-    checkpoints_of,
-    fit,
-    load_best,
-    one_cycle,
+    fit_best,
     seen_in_order,
 )
 
@@ -110,33 +105,15 @@ class Classifier(AveragedNetwork):
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
         )
-        steps = max(2, int(self.trainer.estimated_stepping_batches))
-        schedule = LambdaLR(optimiser, lambda step: one_cycle(step / steps))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.on_one_cycle(optimiser)
 
 
 def fit_classifier(
     module: Classifier, train: LabelledImages, validation: LabelledImages, out_dir: Path
 ) -> Fitted:
     """Train, and return the averaged weights of the epoch with the best validation."""
-    config = module.config
-    fit(
-        module,
-        out_dir,
-        batches(config, train, validation),
-        SCORE,
-        resume=config.resume,
-        threads=config.threads,
-        callbacks=[
-            EarlyStopping(SCORE.name, patience=config.patience),
-            LearningRateMonitor(),
-        ],
-        max_epochs=config.epochs,
-        devices=config.devices or "auto",
-        precision=config.precision.value,
-        gradient_clip_val=1.0,
-    )
-    return load_best(module, checkpoints_of(out_dir) / "best.ckpt", SCORE)
+    loaders = batches(module.config, train, validation)
+    return fit_best(module, loaders, SCORE, out_dir, gradient_clip_val=1.0)
 
 
 def batches(

@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
 
 import models
 from medserve.archive.read import verify_archive
 from medserve.errors import ConfigError
+from medserve.inference.engines import Engine, load_engine
 from medserve.inference.engines.engine import ONNX_FILE, TORCHSCRIPT_FILE
-from medserve.spec import EngineName, ModelSpec
+from medserve.spec import EngineName, ModelSpec, Precision
+from training.core.export import sha256
+from training.core.split import PARTS, read_split
 
-__all__ = ["ARCHIVE_SUFFIX", "EvaluationRequest", "measured_model"]
+__all__ = [
+    "ARCHIVE_SUFFIX",
+    "EvaluationRequest",
+    "Predict",
+    "artifact_digests",
+    "engine_of",
+    "measured_model",
+    "part_of",
+    "predict_by",
+    "predict_with",
+    "refuse_foreign",
+]
+
+Predict = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 ARCHIVE_SUFFIX = ".mar"
 _CONFIG = "model-config.yaml"
+
+
+class Named(Protocol):
+    """A case of a data set."""
+
+    @property
+    def name(self) -> str:
+        """By which splits know it."""
+
+
+Case = TypeVar("Case", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -48,6 +82,17 @@ class EvaluationRequest:
     engine: EngineName | None = None
     threads: int = 0
     folders: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def engine_name(self) -> EngineName:
+        """Which engine runs the artifact."""
+        return self.engine or self.spec.engine.name
+
+    @property
+    def precision(self) -> Precision:
+        """As it is served, or float32 where another engine is asked for."""
+        served = self.spec.engine
+        return served.precision if self.engine_name is served.name else Precision.F32
 
 
 @contextmanager
@@ -83,3 +128,79 @@ def measured_model(
 
 def _spec(name: str, variant: str) -> ModelSpec:
     return models.spec(name, variant) if variant else models.spec(name)
+
+
+def refuse_foreign(request: EvaluationRequest) -> None:
+    """Refuse foreign images for a model that finds structures.
+
+    Raises:
+        ConfigError: the request names some.
+    """
+    if request.foreign_dir is not None:
+        raise ConfigError("expected no --foreign-dir: a segmentation has no measure of novelty")
+
+
+def part_of(request: EvaluationRequest, cases: Sequence[Case]) -> Sequence[Case]:
+    """Return all cases, or one part of a training's split.
+
+    Raises:
+        ConfigError: no such part, or none of its cases is there.
+    """
+    if request.split is None:
+        return cases
+    if request.part not in PARTS:
+        raise ConfigError(f"expected --part to be one of {', '.join(PARTS)}, got {request.part!r}")
+    names = set(read_split(request.split).parts(_fold(request.split))[request.part])
+    chosen = [case for case in cases if case.name in names]
+    if not chosen:
+        raise ConfigError(
+            f"{request.split}: expected its {request.part} part to name cases in "
+            f"{request.data_dir}, found none"
+        )
+    return chosen
+
+
+def _fold(split: Path) -> int:
+    """Return the fold that the training beside a split left out."""
+    config = split.parent / "config.json"
+    try:
+        return int(json.loads(config.read_text(encoding="utf-8"))["fold"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def engine_of(request: EvaluationRequest) -> Engine:
+    """Return what runs the artifact of a request.
+
+    Raises:
+        ConfigError: its folder has no artifact.
+    """
+    if not artifact_digests(request.weights):
+        raise ConfigError(
+            f"expected the artifact {ONNX_FILE} in {request.weights}; train and export first"
+        )
+    return load_engine(
+        request.engine_name, request.weights, precision=request.precision, threads=request.threads
+    )
+
+
+def artifact_digests(weights: Path) -> dict[str, str]:
+    """Return the SHA-256 of each form of an artifact, by the name of its file."""
+    forms = (weights / name for name in (ONNX_FILE, TORCHSCRIPT_FILE))
+    return {path.name: sha256(path) for path in forms if path.is_file()}
+
+
+def predict_by(engine: Engine) -> Predict:
+    """Return an engine as the pipelines call it: arrays in, logits out."""
+    return lambda images: engine.run(images)["logits"]
+
+
+def predict_with(network: nn.Module, device: torch.device | None = None) -> Predict:
+    """Return a network as the pipelines call it: arrays in, float32 logits out."""
+
+    @torch.no_grad()
+    def predict(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        logits = cast(Tensor, network(torch.from_numpy(images).to(device or "cpu")))
+        return logits.float().cpu().numpy()
+
+    return predict

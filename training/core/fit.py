@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import logging
 import math
 import pickle
@@ -14,14 +16,22 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+)
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from medserve.errors import ConfigError
 from training.core.config import FitConfig
+from training.core.files import write_json
 
 __all__ = [
     "AveragedNetwork",
@@ -32,7 +42,10 @@ __all__ = [
     "epoch_of",
     "expected_remarks",
     "fit",
+    "fit_best",
+    "is_fitted",
     "load_best",
+    "load_fitted",
     "loggers",
     "one_cycle",
     "plain_network",
@@ -44,6 +57,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 ParameterList = tuple[Tensor, ...] | list[Tensor]
+_FITTED = "fitted.json"  # beside the checkpoints of a training that came to its end
 
 # Remarks of Lightning on what is meant, and on its own inside.
 _EXPECTED = (
@@ -115,6 +129,16 @@ class AveragedNetwork(L.LightningModule):
         """Move the average one step."""
         self.average.update_parameters(self.network)
 
+    def progress(self, share_of_steps: float) -> float:
+        """Return the share of the training that is done; here that of its steps."""
+        return share_of_steps
+
+    def on_one_cycle(self, optimiser: torch.optim.Optimizer) -> dict[str, object]:
+        """Return the optimiser with a learning rate that goes through one cycle by `progress`."""
+        steps = max(2, int(self.trainer.estimated_stepping_batches))
+        schedule = LambdaLR(optimiser, lambda step: one_cycle(self.progress(step / steps)))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
 
 def fit(
     module: L.LightningModule,
@@ -173,6 +197,70 @@ def fit(
     return trainer
 
 
+def fit_best(
+    module: AveragedNetwork,
+    loaders: Sequence[DataLoader[Any]],
+    score: Score,
+    out_dir: Path,
+    *,
+    minutes: float = 0.0,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
+) -> Fitted:
+    """Train by the settings of a network, and return the averaged weights of the best epoch.
+
+    A training with a validation ends after `patience` validations without a better one. At its end
+    it writes what `load_fitted` reads.
+
+    Args:
+        module: Logs the score.
+        loaders: Of the training, and of the validation where there is one.
+        score: Chooses the best epoch.
+        out_dir: Receives what `fit` writes.
+        minutes: Wall time after which the training ends, its schedule included; 0: it ends after
+            its epochs. The schedule ended where the clock said, so the last weights are returned.
+        callbacks: Further ones.
+        options: Of `fit` and of Lightning's `Trainer`.
+    """
+    config, folder = module.config, checkpoints_of(out_dir)
+    (folder / _FITTED).unlink(missing_ok=True)  # of an earlier training in this folder
+    stopping = [EarlyStopping(score.name, mode=score.mode, patience=config.patience)]
+    trainer = fit(
+        module, out_dir, loaders, score, resume=config.resume, threads=config.threads,
+        callbacks=[*callbacks, *(stopping if len(loaders) > 1 else ()), LearningRateMonitor()],
+        max_epochs=config.epochs, devices=config.devices or "auto",
+        max_time=datetime.timedelta(minutes=minutes) if minutes else None,
+        precision=config.precision.value, **options,
+    )  # fmt: skip
+    if minutes:
+        last = folder / "last.ckpt"
+        with expected_remarks():
+            trainer.save_checkpoint(last)
+            [measured] = trainer.validate(module, loaders[1], verbose=False)
+        network = plain_network(module.average)
+        fitted = Fitted(network, last, trainer.current_epoch, float(measured[score.name]))
+    else:
+        fitted = load_best(module, folder / "best.ckpt", score)
+    noted = {"checkpoint": fitted.checkpoint.name, "epoch": fitted.epoch, score.name: fitted.score}
+    write_json(folder / _FITTED, noted)
+    return fitted
+
+
+def is_fitted(out_dir: Path) -> bool:
+    """Tell whether the training of this folder came to its end."""
+    return (checkpoints_of(out_dir) / _FITTED).is_file()
+
+
+def load_fitted(module: AveragedNetwork, out_dir: Path, score: Score) -> Fitted:
+    """Return what `fit_best` returned when it came to its end in this folder."""
+    folder = checkpoints_of(out_dir)
+    noted = json.loads((folder / _FITTED).read_text(encoding="utf-8"))
+    checkpoint = folder / noted["checkpoint"]
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    module.load_state_dict(content["state_dict"])
+    return Fitted(plain_network(module.average), checkpoint, noted["epoch"], noted[score.name])
+
+
 def load_best(module: AveragedNetwork, checkpoint: Path, score: Score) -> Fitted:
     """Return the averaged weights of a checkpoint, as a plain network ready for export.
 
@@ -191,36 +279,48 @@ def load_best(module: AveragedNetwork, checkpoint: Path, score: Score) -> Fitted
     return Fitted(plain_network(module.average), checkpoint, epoch_of(content), best)
 
 
-def start_from(module: AveragedNetwork, checkpoint: Path) -> None:
-    """Give a network and its average the averaged weights of a checkpoint.
+def start_from(module: AveragedNetwork, checkpoint: Path, head: str = "") -> list[str]:
+    """Give a network and its average the weights of another training; return what stays new.
+
+    Weights are those of the average where the checkpoint has one.
+
+    Args:
+        module: Keeps its own weights where the other network has none.
+        checkpoint: Of a training, or of a network's tensors alone.
+        head: How the names of the last layer begin, which may be of another shape, as it knows the
+            labels. Everything else is of the same shape.
 
     Raises:
-        ConfigError: there is none, it is none of a training here, or its network has another shape.
+        ConfigError: no checkpoint, or one of another network.
     """
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state = content["state_dict"]
-    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
+        state: Mapping[str, Tensor] = content.get("state_dict", content)
+    except (OSError, RuntimeError, ValueError, EOFError, AttributeError,
+            pickle.UnpicklingError) as error:  # fmt: skip
         raise ConfigError(
-            f"expected a checkpoint of a training to start from, such as checkpoints/best.ckpt of "
-            f"its --out-dir, at {checkpoint}: {reason}"
-        ) from None
+            f"{checkpoint}: cannot be read as a checkpoint ({type(error).__name__}); expected a "
+            "checkpoint of a training to start from, such as checkpoints/best.ckpt of its --out-dir"
+        ) from None  # torch's own text is a page long
     averaged = "average.module."
-    weights = {
+    given = {
         name.removeprefix(averaged): value
         for name, value in state.items()
         if name.startswith(averaged)
-    }
-    try:
-        module.network.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
+    } or state
+    own = module.network.state_dict()
+    new = [name for name in own if name not in given or given[name].shape != own[name].shape]
+    if foreign := [name for name in new if not (head and name.startswith(head))]:
         raise ConfigError(
-            f"{checkpoint} holds a network of another shape than these settings give; train with "
-            f"the settings of its config.json ({reason[:300]})"
-        ) from None
-    module.average.module.load_state_dict(weights)
+            f"{checkpoint} holds a network of another shape than these settings give: expected the "
+            f"weights of the same network, but {foreign[0]} differs; train with the settings of "
+            "its config.json"
+        )
+    taken = {name: given[name] for name in own if name not in new}
+    for network in (module.network, module.average.module):
+        network.load_state_dict(taken, strict=False)
+    _log.info("weights of %s; new: %s", checkpoint, ", ".join(new) or "nothing")
+    return new
 
 
 def checkpoints_of(out_dir: Path) -> Path:

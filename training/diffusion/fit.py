@@ -8,12 +8,12 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from training.classification.data import LabelledImages
-from training.core.fit import Fitted, Score, checkpoints_of, fit, load_best, seen_in_order
+from training.core.fit import Fitted, Score, checkpoints_of, fit_best, seen_in_order
 from training.diffusion import extractor
 from training.diffusion.distances import frechet_distance
 from training.diffusion.module import Diffusion, sample
@@ -71,26 +71,14 @@ def fit_diffusion(
 
     With `config.debug`, samples of each judged epoch lie in `pictures/`.
     """
-    config = module.config
-    fit(
-        module,
-        out_dir,
-        [_loader(train, module)],
-        SCORE,
-        resume=config.resume,
-        threads=config.threads,
-        callbacks=[metric, LearningRateMonitor()],
-        remarks=(
-            ".*You defined a `validation_step`",
-            ".*this may be a|.*could not find the monitored key",
-        ),
-        max_epochs=config.epochs,
-        accumulate_grad_batches=config.accumulate,
-        devices=config.devices or "auto",
-        precision=config.precision.value,
-        gradient_clip_val=1.0,
+    remarks = (
+        ".*You defined a `validation_step`",
+        ".*this may be a|.*could not find the monitored key",
     )
-    return load_best(module, checkpoints_of(out_dir) / "best.ckpt", SCORE)
+    return fit_best(
+        module, [_loader(train, module)], SCORE, out_dir, callbacks=[metric], remarks=remarks,
+        accumulate_grad_batches=module.config.accumulate, gradient_clip_val=1.0,
+    )  # fmt: skip
 
 
 def _loader(images: LabelledImages, module: Diffusion) -> DataLoader[tuple[Tensor, ...]]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from models.trus_prostate.network import NetworkName, NetworkSize
-from training.core.config import FitConfig, Setting, TrainPrecision
+from training.core.config import Setting
+from training.core.segmentation import SegmentationConfig
 
 __all__ = ["FrameConfig", "Schedule"]
 
@@ -21,9 +21,14 @@ class Schedule(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class FrameConfig(FitConfig):
+class FrameConfig(SegmentationConfig):
     """Settings of one network's training; labels, size and filter are the model's."""
 
+    data_dir: Annotated[Path, Setting("folder with the folders images and masks")] = Path("data")
+    model_config: Annotated[
+        Path | None, Setting("model-config.yaml with size, crop and filter, if not the room's")
+    ] = None
+    variant: Annotated[str, Setting("of the room that --install writes; empty: the room")] = ""
     epochs: Annotated[int, Setting("passes over the training frames", minimum=1)] = 60
     batch_size: Annotated[int, Setting("frames a step", minimum=2)] = 8
     learning_rate: Annotated[float, Setting("Adam's, at first", minimum=0.0)] = 1e-3
@@ -39,7 +44,6 @@ class FrameConfig(FitConfig):
     plateau_factor: Annotated[
         float, Setting("by which the rate falls then", minimum=0.01, maximum=0.99)
     ] = 0.3
-    dice_weight: Annotated[float, Setting("of 1 - Dice in the loss", minimum=0.0)] = 1.0
     bce_weight: Annotated[float, Setting("of the cross-entropy in the loss", minimum=0.0)] = 1.0
     augment: Annotated[bool, Setting("change frames and masks at random")] = True
     zoom: Annotated[
@@ -49,11 +53,9 @@ class FrameConfig(FitConfig):
         float,
         Setting("share of frames that get a part of another, for small sets", minimum=0, maximum=1),
     ] = 0.0
-    network: Annotated[NetworkName, Setting("which network")] = NetworkName.FPN
     encoder: Annotated[
         str, Setting("of the network, such as resnet152 or mit_b2; empty: its light one")
     ] = ""
-    size: Annotated[NetworkSize, Setting("width of the decoder")] = NetworkSize.LIGHT
     dropout: Annotated[
         float, Setting("share of channels that the decoder drops", minimum=0.0, maximum=0.9)
     ] = 0.2
@@ -65,10 +67,6 @@ class FrameConfig(FitConfig):
         Setting("the encoder's share of the learning rate; below 1 for weights from a file",
                 minimum=0.0, maximum=1.0),
     ] = 1.0  # fmt: skip
-    folds: Annotated[int, Setting("parts of which one validates", minimum=2)] = 5
-    test_share: Annotated[
-        float, Setting("share of the patients that no training sees", minimum=0.0, maximum=0.9)
-    ] = 0.2
-    precision: Annotated[
-        TrainPrecision, Setting("arithmetic; bf16 is faster on CPUs that have it")
-    ] = TrainPrecision.F32
+    ensemble: Annotated[bool, Setting("export the members' average, not the best one")] = True
+
+    built_from = ("network", "size", "encoder")

@@ -15,27 +15,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from rich.progress import track
 
-from medserve.errors import ConfigError
-from medserve.inference.engines import Engine, load_engine
-from medserve.inference.frame_pipeline import FramePipeline, PredictFrames
-from medserve.spec import Precision
-from training.core.evaluation import EvaluationRequest
-from training.core.export import sha256
+from medserve.inference.frame_pipeline import FramePipeline
+from training.core.evaluation import (
+    EvaluationRequest,
+    Predict,
+    artifact_digests,
+    engine_of,
+    part_of,
+    predict_by,
+    refuse_foreign,
+)
 from training.core.files import require_folder, write_json
-from training.core.split import PARTS, read_split
 from training.frames import report
 from training.frames.data import FrameCase, find_frames, read_frame, read_mask
 from training.frames.scores import FrameScore, compare_frame, summarise
 
-__all__ = ["MeasuredFrame", "chosen_cases", "evaluate_frames", "measure_frames", "predict_by"]
+__all__ = ["MeasuredFrame", "chosen_cases", "evaluate_frames", "measure_frames"]
 
 _log = logging.getLogger(__name__)
-
-_FILES = ("model.onnx", "model.pt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,23 +58,18 @@ def evaluate_frames(request: EvaluationRequest) -> dict[str, Any]:
     Raises:
         ConfigError: nothing to measure, half a pair, or no artifact.
     """
-    if request.foreign_dir is not None:
-        raise ConfigError("expected no --foreign-dir: a segmentation has no measure of novelty")
+    refuse_foreign(request)
     spec, pipeline = request.spec, FramePipeline(request.spec)
     cases = chosen_cases(request)
-    engine = _engine(request)
-    measured = measure_frames(pipeline, predict_by(engine), cases, progress="Evaluating")
+    predict = predict_by(engine_of(request))
+    measured = measure_frames(pipeline, predict, cases, progress="Evaluating")
     scores = [each.score for each in measured]
     summary = summarise(scores)
     content = {
         "model": spec.name,
         "version": spec.version,
         "target": spec.labels[1],
-        "artifact_sha256": {
-            name: sha256(request.weights / name)
-            for name in _FILES
-            if (request.weights / name).is_file()
-        },
+        "artifact_sha256": artifact_digests(request.weights),
         "settings": _settings(request, pipeline),
         **summary.to_json(),
         "ms_per_frame": round(1000 * statistics.median(each.seconds for each in measured), 1),
@@ -83,7 +77,7 @@ def evaluate_frames(request: EvaluationRequest) -> dict[str, Any]:
     }
     request.out_dir.mkdir(parents=True, exist_ok=True)
     write_json(request.out_dir / "metrics.json", content)
-    pictures = report.gallery(pipeline, predict_by(engine), report.worst(measured))
+    pictures = report.gallery(pipeline, predict, report.worst(measured))
     path = report.write(request.out_dir, spec, report.Findings(summary, scores, pictures, content))
     _log.info("Dice %s on %d frames; %s", content["dice"], summary.n, path)
     return content
@@ -91,7 +85,7 @@ def evaluate_frames(request: EvaluationRequest) -> dict[str, Any]:
 
 def measure_frames(
     pipeline: FramePipeline,
-    predict: PredictFrames,
+    predict: Predict,
     cases: Sequence[FrameCase],
     progress: str = "",
 ) -> list[MeasuredFrame]:
@@ -109,47 +103,15 @@ def measure_frames(
     return measured
 
 
-def predict_by(engine: Engine) -> PredictFrames:
-    """An engine as the frame pipeline calls it."""
-
-    def predict(planes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return engine.run(planes)["logits"]
-
-    return predict
-
-
-def chosen_cases(request: EvaluationRequest) -> list[FrameCase]:
+def chosen_cases(request: EvaluationRequest) -> Sequence[FrameCase]:
     """Return all frames of the data, or one part of a training's split."""
-    cases = find_frames(require_folder(request.data_dir, "--data-dir"))
-    if request.split is None:
-        return cases
-    if request.part not in PARTS:
-        raise ConfigError(f"expected --part {', '.join(PARTS)}, got {request.part!r}")
-    names = read_split(request.split).parts(0)[request.part]
-    chosen = [case for case in cases if case.name in names]
-    if not chosen:
-        raise ConfigError(
-            f"expected frames of the part {request.part} of {request.split} in "
-            f"{request.data_dir}, found none"
-        )
-    return chosen
-
-
-def _engine(request: EvaluationRequest) -> Engine:
-    if not any((request.weights / name).is_file() for name in _FILES):
-        raise ConfigError(f"expected {_FILES[0]} in {request.weights}; train and export first")
-    return load_engine(
-        request.engine or request.spec.engine.name,
-        request.weights,
-        precision=request.spec.engine.precision if request.engine is None else Precision.F32,
-        threads=request.threads,
-    )
+    return part_of(request, find_frames(require_folder(request.data_dir, "--data-dir")))
 
 
 def _settings(request: EvaluationRequest, pipeline: FramePipeline) -> dict[str, Any]:
     frame = pipeline.frame
     return {
-        "engine": str(request.engine or request.spec.engine.name),
+        "engine": str(request.engine_name),
         "network_size": list(pipeline.size),
         "crop": frame.crop.kind.value,
         "interpolation": frame.interpolation.value,

@@ -6,41 +6,39 @@ pixels by the code of serving, with the trained network in eager torch.
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from medserve.inference.frame_pipeline import FramePipeline
-from training.core.files import write_json
+from training.core.evaluation import predict_with
+from training.core.files import write_csv, write_json
 from training.core.fit import Fitted
-from training.core.split import Split
-from training.frames.data import FrameCase
+from training.core.report import Table
+from training.core.segmentation import Material
+from training.frames.config import FrameConfig
+from training.frames.data import FrameCase, LoadedFrame
 from training.frames.evaluation import measure_frames
-from training.frames.module import predict_with
 from training.frames.scores import summarise
 
 __all__ = ["write"]
 
-_COLUMNS = (
-    "fold", "patients", "frames", "best_epoch", "dice", "iou", "n", "false_positive_rate",
-    "n_empty",
-)  # fmt: skip
+_SCORES = ("dice", "iou", "n", "false_positive_rate", "n_empty")
 _AVERAGED = ("dice", "iou", "false_positive_rate")
 
 
 def write(
-    out_dir: Path,
+    config: FrameConfig,
     pipeline: FramePipeline,
     members: Sequence[Fitted],
-    split: Split,
-    cases: Sequence[FrameCase],
-) -> list[dict[str, Any]]:
-    """Measure and write; returns the rows."""
-    rows = []
-    for fold, member in enumerate(members):
-        held_out = [case for case in cases if case.name in split.folds[fold]]
+    material: Material[FrameCase, LoadedFrame],
+) -> None:
+    """Measure every member and write the table of a training."""
+    rows: list[dict[str, Any]] = []
+    for number, member in enumerate(members):
+        fold = (config.fold + number) % config.folds
+        held_out = material.named(material.split.folds[fold])
         measured = measure_frames(pipeline, predict_with(member.network), held_out)
         summary = summarise([each.score for each in measured]).to_json()
         row = {
@@ -49,32 +47,28 @@ def write(
             "frames": len(held_out),
             "best_epoch": member.epoch,
         }
-        rows.append(row | {name: summary[name] for name in _COLUMNS if name in summary})
-    write_json(out_dir / "folds.json", rows)
-    with (out_dir / "folds.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    (out_dir / "folds.md").write_text(_markdown(rows), encoding="utf-8")
-    return rows
+        rows.append(row | {name: summary[name] for name in _SCORES})
+    write_json(config.out_dir / "folds.json", rows)
+    write_csv(config.out_dir / "folds.csv", rows)
+    columns = {name.replace("_", " "): partial(_shown, name) for name in rows[0]}
+    table = Table.of(columns, [*rows, *_means(rows)]).markdown()
+    (config.out_dir / "folds.md").write_text(table, encoding="utf-8")
 
 
-def _markdown(rows: Sequence[dict[str, Any]]) -> str:
-    lines = ["| " + " | ".join(name.replace("_", " ") for name in _COLUMNS) + " |"]
-    lines.append("|" + "---|" * len(_COLUMNS))
-    lines += ["| " + " | ".join(_shown(row[name]) for name in _COLUMNS) + " |" for row in rows]
-    if len(rows) > 1:
-        means = dict.fromkeys(_COLUMNS, "") | {"fold": "mean ± deviation"}
-        for name in _AVERAGED:
-            values = [row[name] for row in rows if row[name] is not None]
-            if len(values) > 1:
-                mean, deviation = statistics.fmean(values), statistics.stdev(values)
-                means[name] = f"{mean:.4f} ± {deviation:.4f}"
-        lines.append("| " + " | ".join(means[name] for name in _COLUMNS) + " |")
-    return "\n".join(lines) + "\n"
+def _means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the last line of the table, where there are folds to average."""
+    if len(rows) < 2:
+        return []
+    means = dict.fromkeys(rows[0], "") | {"fold": "mean ± deviation"}
+    for name in _AVERAGED:
+        values = [row[name] for row in rows if row[name] is not None]
+        if len(values) > 1:
+            means[name] = f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
+    return [means]
 
 
-def _shown(value: Any) -> str:
+def _shown(name: str, row: dict[str, Any]) -> str:
+    value = row[name]
     if value is None:
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else str(value)

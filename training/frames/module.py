@@ -6,37 +6,22 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
-from torch.utils.data import Dataset
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
-from medserve.inference.frame_pipeline import PredictFrames
-from training.core.fit import AveragedNetwork, Score, one_cycle
+from training.core.fit import Score
+from training.core.losses import dice_and_bce, iou_per_image
+from training.core.segmentation import SegmentationModule
 from training.frames.augment import Augmentation
 from training.frames.config import FrameConfig, Schedule
 from training.frames.data import LoadedFrame
 from training.frames.depthwise import DepthwiseInF32
-from training.frames.losses import dice_and_bce, iou_per_image
 
-__all__ = ["SCORE", "FrameSegmenter", "Frames", "collate", "predict_with"]
+__all__ = ["SCORE", "FrameSegmenter", "collate"]
 
 SCORE = Score("validation_iou", higher_is_better=True)
-
-
-class Frames(Dataset[LoadedFrame]):
-    """Loaded frames, one at a time."""
-
-    def __init__(self, frames: Sequence[LoadedFrame]) -> None:
-        self.frames = list(frames)
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, index: int) -> LoadedFrame:
-        return self.frames[index]
 
 
 def collate(frames: Sequence[LoadedFrame]) -> tuple[Tensor, Tensor]:
@@ -46,10 +31,12 @@ def collate(frames: Sequence[LoadedFrame]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images)[:, None], torch.from_numpy(masks)[:, None]
 
 
-class FrameSegmenter(AveragedNetwork):
+class FrameSegmenter(SegmentationModule):
     """A network of frames with its loss and its optimiser; IoU validates the average."""
 
     config: FrameConfig
+    score = SCORE
+    collate = staticmethod(collate)
 
     def __init__(
         self,
@@ -109,10 +96,7 @@ class FrameSegmenter(AveragedNetwork):
             weight_decay=self.config.weight_decay,
         )
         if self.config.schedule is Schedule.ONE_CYCLE:
-            steps = max(2, int(self.trainer.estimated_stepping_batches))
-            cycle = LambdaLR(optimiser, lambda step: one_cycle(min(1.0, step / steps)))
-            return {"optimizer": optimiser, "lr_scheduler": {"scheduler": cycle,
-                    "interval": "step"}}  # fmt: skip
+            return self.on_one_cycle(optimiser)
         plateau = ReduceLROnPlateau(
             optimiser, mode="max", factor=self.config.plateau_factor,
             patience=self.config.plateau_patience,
@@ -121,14 +105,3 @@ class FrameSegmenter(AveragedNetwork):
             "optimizer": optimiser,
             "lr_scheduler": {"scheduler": plateau, "monitor": SCORE.name},
         }
-
-
-def predict_with(network: nn.Module) -> PredictFrames:
-    """The network as the frame pipeline calls it: arrays in, float32 logits out."""
-
-    @torch.no_grad()
-    def predict(planes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        logits = cast(Tensor, network(torch.from_numpy(planes)))
-        return logits.float().numpy()
-
-    return predict

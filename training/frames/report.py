@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from medserve.inference.frame_pipeline import FramePipeline, PredictFrames
+from medserve.inference.frame_pipeline import FramePipeline
 from medserve.spec import ModelSpec
+from training.core.evaluation import Predict
 from training.core.report import data_uri, draw, write_page
 from training.frames.data import read_frame, read_mask
 from training.frames.scores import FrameScore, Summary
@@ -67,7 +68,7 @@ def worst(measured: Sequence[MeasuredFrame]) -> list[MeasuredFrame]:
 
 
 def gallery(
-    pipeline: FramePipeline, predict: PredictFrames, measured: Sequence[MeasuredFrame]
+    pipeline: FramePipeline, predict: Predict, measured: Sequence[MeasuredFrame]
 ) -> list[Picture]:
     """Segment some frames once more, to look at."""
     pictures = []

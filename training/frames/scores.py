@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from training.core import overlap
+from training.core.means import bootstrap_interval, rounded
 from training.core.overlap import EmptyReference, is_averaged
-from training.volumes.metrics import bootstrap_interval
 
 __all__ = ["FrameScore", "Summary", "compare_frame", "summarise"]
 
@@ -92,12 +92,12 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """What stands in `metrics.json`."""
         values = {
-            name: _rounded(getattr(self, name))
+            name: rounded(getattr(self, name))
             for name in ("dice", "iou", "median_dice", "missed", "false_positive_rate")
         }
         intervals = {
-            name: None if each is None else [round(each[0], 5), round(each[1], 5)]
-            for name, each in self.intervals.items()
+            name: None if pair is None else [rounded(bound) for bound in pair]
+            for name, pair in self.intervals.items()
         }
         return {
             "n": self.n,
@@ -161,7 +161,3 @@ def _interval(
     if not scores:
         return None
     return bootstrap_interval(values, [each.patient for each in scores], seed)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 5)

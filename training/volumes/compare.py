@@ -15,6 +15,7 @@ A network that is done is not trained again: the same command goes on after an i
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -34,15 +35,17 @@ from medserve.errors import ConfigError
 from medserve.inference.engines import load_engine
 from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.spec import EngineName, Precision
-from training.core.config import Setting, TrainPrecision, run, write
+from training.core.config import Setting, run, write
+from training.core.evaluation import predict_by
 from training.core.export import export_network, sha256
 from training.core.files import require_folder, write_json
+from training.core.segmentation import Material
 from training.core.split import PARTS, Split, write_split
 from training.volumes import comparison_report, train
+from training.volumes.config import VolumesConfig
 from training.volumes.data import Case, LoadedCase, find_cases, load_cases, split_cases
-from training.volumes.evaluation import measure_cases, predict_by
+from training.volumes.evaluation import measure_cases
 from training.volumes.metrics import summarise
-from training.volumes.train import VolumesConfig
 
 __all__ = ["CompareConfig", "main"]
 
@@ -57,7 +60,7 @@ _INSTALLED = ("comparison.json", "comparison.csv", "comparison.md")
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(VolumesConfig):
     """Train and compare the networks of a room under one equal budget."""
 
     data_dir: Annotated[Path, Setting("labelled volumes, as for the training")] = Path(
@@ -69,23 +72,14 @@ class CompareConfig:
     room: Annotated[str, Setting("room whose model-config.yaml states labels and window")] = (
         "segmentation_3d"
     )
-    networks: Annotated[str, Setting("names, with commas between; or all")] = "all"
     minutes: Annotated[float, Setting("wall time for each; 0: count epochs", minimum=0.0)] = 8.0
     epochs: Annotated[int, Setting("passes over the volumes, at most", minimum=1)] = 500
-    batch_size: Annotated[int, Setting("patches a step", minimum=1)] = 2
-    learning_rate: Annotated[float, Setting("peak of the one-cycle schedule", minimum=0.0)] = 2e-3
-    precision: Annotated[TrainPrecision, Setting("arithmetic of the training")] = (
-        TrainPrecision.BF16
-    )
+    patience: Annotated[int, Setting("validations without a better one", minimum=1)] = 10_000
     threads: Annotated[int, Setting("of training and engines", minimum=1)] = 2
-    folds: Annotated[int, Setting("parts of which one validates", minimum=2)] = 11
-    test_share: Annotated[
-        float, Setting("share of the subjects that no training sees", minimum=0.0, maximum=0.9)
-    ] = 0.154
-    part: Annotated[str, Setting("which part is scored: test or validation")] = "test"
-    seed: Annotated[int, Setting("of split, weights, order and augmentation", minimum=0)] = 0
-    retime: Annotated[bool, Setting("measure the speed of finished networks again")] = False
     install: Annotated[bool, Setting("copy the table into the room when done")] = False
+    networks: Annotated[str, Setting("names, with commas between; or all")] = "all"
+    part: Annotated[str, Setting("which part is scored: test or validation")] = "test"
+    retime: Annotated[bool, Setting("measure the speed of finished networks again")] = False
 
 
 def main(config: CompareConfig) -> None:
@@ -99,10 +93,10 @@ def main(config: CompareConfig) -> None:
     config.out_dir.mkdir(parents=True, exist_ok=True)
     write(config, config.out_dir / "config.json")
     write_split(config.out_dir / "split.csv", split)
-    names = split.parts(0)[config.part]
+    names = split.parts(config.fold)[config.part]
     scored = [case for case in cases if case.name in names]
     learned = [case for case in cases if case.name not in split.test]
-    study = _Study(config, pipeline, split, learned, scored)
+    study = _Study(config, pipeline, cases, split, learned, scored)
     failed = []
     for network in chosen:
         try:
@@ -137,14 +131,16 @@ class _Study:
 
     config: CompareConfig
     pipeline: VolumePipeline
+    cases: Sequence[Case]
     split: Split
     learned: Sequence[Case]
     scored: Sequence[Case]
 
     @functools.cached_property
-    def loaded(self) -> dict[str, LoadedCase]:
+    def material(self) -> Material[Case, LoadedCase]:
         """What is trained on and validated, read once and only if a network is to be trained."""
-        return {case.name: case for case in load_cases(self.learned, self.pipeline)}
+        loaded = {case.name: case for case in load_cases(self.learned, self.pipeline)}
+        return Material(self.cases, self.split, loaded)
 
     def result(self, network: str) -> Path:
         """Where the row of a finished network lies."""
@@ -153,7 +149,7 @@ class _Study:
     def budget(self) -> dict[str, Any]:
         """What is equal for all; a row made under another one is made anew."""
         config = self.config
-        parts = self.split.parts(0)
+        parts = self.split.parts(config.fold)
         return {
             "minutes": config.minutes or None,
             "epochs": None if config.minutes else config.epochs,
@@ -192,16 +188,12 @@ class _Study:
         folder = config.out_dir / network
         if config.minutes and folder.is_dir():
             shutil.rmtree(folder)  # a half-used budget of minutes cannot be gone on with fairly
-        settings = VolumesConfig(
-            data_dir=config.data_dir, out_dir=folder, room=config.room, network=network, width=0,
-            minutes=config.minutes, epochs=config.epochs, batch_size=config.batch_size,
-            learning_rate=config.learning_rate, precision=config.precision,
-            threads=config.threads, folds=config.folds, test_share=config.test_share,
-            seed=config.seed, patience=10_000, resume=not config.minutes,
-        )  # fmt: skip
-        loaded = self.loaded  # read before the clock starts
+        settings = dataclasses.replace(
+            config, network=network, out_dir=folder, resume=not config.minutes
+        )
+        material = self.material  # read before the clock starts
         started, spent = time.perf_counter(), time.process_time()
-        fitted = train.train_member(settings, 0, self.pipeline, self.split, loaded)
+        fitted = train.train_member(settings, 0, self.pipeline, material)
         minutes = [round((clock() - since) / 60, 2) for clock, since in
                    ((time.perf_counter, started), (time.process_time, spent))]  # fmt: skip
         example = torch.rand(

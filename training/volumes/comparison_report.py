@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from training.core.files import write_json
-from training.core.report import write_page
-from training.volumes.metrics import bootstrap_interval
+from training.core.files import write_csv, write_json
+from training.core.means import bootstrap_interval
+from training.core.report import Table, write_page
 
 __all__ = ["write"]
 
 Row = dict[str, Any]
+_OTHER = " (other budget)"
 _MEASURES = ("hd95_mm", "surface_dice", "volume_error_percent")
 
 
@@ -38,15 +38,9 @@ def write(out_dir: Path, rows: Sequence[Row], budget: Mapping[str, Any]) -> None
         "rows": [{k: v for k, v in row.items() if k != "budget"} for row in ranked],
     }
     write_json(out_dir / "comparison.json", content, indent=1)
-    table = [_flat(row) for row in ranked]
-    with (out_dir / "comparison.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    write_csv(out_dir / "comparison.csv", [_flat(row) for row in ranked])
     labels = [label for label in ranked[0]["dice"] if label != "mean"]
-    (out_dir / "comparison.md").write_text(
-        _markdown(ranked, labels, budget) + "\n", encoding="utf-8"
-    )
+    (out_dir / "comparison.md").write_text(_markdown(ranked, labels, budget), encoding="utf-8")
     write_page(
         out_dir / "comparison.html",
         "volumes_comparison.html",
@@ -100,31 +94,34 @@ def _flat(row: Row) -> dict[str, Any]:
 
 
 def _markdown(rows: Sequence[Row], labels: Sequence[str], budget: Mapping[str, Any]) -> str:
-    engines = list(rows[0]["ms_per_volume"])
-    head = ["network", *(f"Dice {label}" for label in labels), "mean", "to the best", "HD95 mm"]
-    head += ["parameters", *(f"ms, {engine}" for engine in engines), "ONNX MB", "epochs"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        difference = row["versus_best"]
-        low, high = difference["interval"]
-        cells = [
-            f"`{row['network']}`" + ("" if row["same_budget"] else " (other budget)"),
-            *(_with_interval(row, label) for label in labels),
-            f"{row['dice']['mean']:.4f}",
-            "" if row is rows[0] else f"{difference['mean']:+.4f} ({low:+.4f} to {high:+.4f})",
-            f"{row['hd95_mm']['mean']:.2f}",
-            f"{row['parameters'] / 1e6:.2f} M",
-            *(f"{row['ms_per_volume'][engine]:.0f}" for engine in engines),
-            f"{row['artifact_mb']:.1f}",
-            str(row["epochs"]),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+    def dice(label: str) -> Callable[[Row], str]:
+        return lambda row: _with_interval(row, label)
+
+    def milliseconds(engine: str) -> Callable[[Row], str]:
+        return lambda row: f"{row['ms_per_volume'][engine]:.0f}"
+
+    columns: dict[str, Callable[[Row], str]] = {
+        "network": lambda row: f"`{row['network']}`{'' if row['same_budget'] else _OTHER}",
+        **{f"Dice {label}": dice(label) for label in labels},
+        "mean": lambda row: f"{row['dice']['mean']:.4f}",
+        "to the best": lambda row: "" if row is rows[0] else _to_the_best(row["versus_best"]),
+        "HD95 mm": lambda row: f"{row['hd95_mm']['mean']:.2f}",
+        "parameters": lambda row: f"{row['parameters'] / 1e6:.2f} M",
+        **{f"ms, {engine}": milliseconds(engine) for engine in rows[0]["ms_per_volume"]},
+        "ONNX MB": lambda row: f"{row['artifact_mb']:.1f}",
+        "epochs": lambda row: row["epochs"],
+    }
     note = (
-        f"\nn = {rows[0]['n']}; 95 % intervals by bootstrap over subjects. {spoken(budget)}. "
+        f"n = {rows[0]['n']}; 95 % intervals by bootstrap over subjects. {spoken(budget)}. "
         '"To the best": mean difference of Dice over the same volumes. Milliseconds: from a '
         f"file's bytes to its mask, median volume, {budget['threads']} threads."
     )
-    return "\n".join(lines) + "\n" + note
+    return f"{Table.of(columns, rows).markdown()}\n{note}\n"
+
+
+def _to_the_best(difference: Mapping[str, Any]) -> str:
+    low, high = difference["interval"]
+    return f"{difference['mean']:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
 def _with_interval(row: Row, label: str) -> str:

@@ -9,14 +9,11 @@ Every volume is decoded, prepared, segmented and brought back by the code of ser
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,33 +24,33 @@ from medserve.cores import available_cores
 from medserve.errors import ConfigError, MedserveError
 from medserve.imaging.volume import Volume
 from medserve.inference import volume_memory
-from medserve.inference.engines import Engine, load_engine
-from medserve.inference.sliding_window import Predict
 from medserve.inference.volume_pipeline import VolumePipeline
-from medserve.spec import ModelSpec
-from training.core.evaluation import EvaluationRequest
-from training.core.export import sha256
-from training.core.files import write_json
-from training.core.split import PARTS, read_split
+from training.core.evaluation import (
+    EvaluationRequest,
+    Predict,
+    artifact_digests,
+    engine_of,
+    part_of,
+    predict_by,
+    refuse_foreign,
+)
+from training.core.files import write_csv, write_json
 from training.volumes import report
 from training.volumes.curves import read_runs
 from training.volumes.data import Case, read_mask, read_volumes
 from training.volumes.metrics import TOLERANCE_MM, LabelScore, compare_masks, summarise
 from training.volumes.pictures import Picture
-from training.volumes.references import References, find_references
+from training.volumes.references import find_references
 
 __all__ = [
     "MeasuredCase",
     "chosen_cases",
     "evaluate_segmentation",
     "measure_cases",
-    "predict_by",
     "segment_case",
 ]
 
 _log = logging.getLogger(__name__)
-
-_FILES = ("model.onnx", "model.pt")
 
 
 @dataclass(frozen=True)
@@ -83,24 +80,27 @@ def evaluate_segmentation(request: EvaluationRequest) -> dict[str, Any]:
         ConfigError: nothing to measure, half a pair, a reference on another grid, or an artifact
             of another room.
     """
-    if request.foreign_dir is not None:
-        raise ConfigError("expected no --foreign-dir: a segmentation has no measure of novelty")
+    refuse_foreign(request)
     spec, weights = request.spec, request.weights
     references = find_references(request.data_dir, spec.labels)
     for remark in references.remarks:
         _log.warning("%s", remark)
-    cases = _chosen(request, references)
+    cases = part_of(request, references.cases)
     pipeline = VolumePipeline(spec)
-    engine = _engine(spec, request, weights)
-    predict = predict_by(engine)
+    predict = predict_by(engine_of(request))
     measured = measure_cases(pipeline, predict, cases, progress="Evaluating")
     scores = [score for each in measured for score in each.scores]
     summary = summarise(scores)
+    digests = artifact_digests(weights)
     content = {
         "model": spec.name,
         "version": spec.version,
-        **_artifact(weights),
-        "settings": _settings(pipeline, engine, request),
+        "artifact_sha256": next(iter(digests.values())),
+        "artifacts": {
+            name: {"bytes": (weights / name).stat().st_size, "sha256": digest}
+            for name, digest in digests.items()
+        },
+        "settings": _settings(pipeline, request),
         **summary.to_json(),
         "seconds_per_volume": round(statistics.median(each.seconds for each in measured), 4),
         "remarks": list(references.remarks),
@@ -108,7 +108,7 @@ def evaluate_segmentation(request: EvaluationRequest) -> dict[str, Any]:
     }
     request.out_dir.mkdir(parents=True, exist_ok=True)
     write_json(request.out_dir / "metrics.json", content)
-    _write_csv(request.out_dir / "cases.csv", scores)
+    write_csv(request.out_dir / "cases.csv", content["cases"])
     worst = sorted(measured, key=lambda each: each.mean_dice)[: report.GALLERY]
     pictures = [_picture(pipeline, predict, each) for each in worst]
     runs = read_runs(weights.parent)  # of a training's own artifact
@@ -151,71 +151,16 @@ def segment_case(
     return volumes[0], pipeline.segment(prepared, predict).segmentation.mask
 
 
-def predict_by(engine: Engine) -> Predict:
-    """The engine as the sliding window calls it."""
-
-    def predict(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return engine.run(windows)["logits"]
-
-    return predict
-
-
-def _engine(spec: ModelSpec, request: EvaluationRequest, weights: Path) -> Engine:
-    return load_engine(
-        request.engine or spec.engine.name,
-        weights,
-        precision=spec.engine.precision,  # as served, or the figures were another model's
-        threads=request.threads,
-    )
-
-
 def chosen_cases(request: EvaluationRequest) -> Sequence[Case]:
     """Return all cases of the data, or one part of a training's split."""
-    return _chosen(request, find_references(request.data_dir, request.spec.labels))
+    return part_of(request, find_references(request.data_dir, request.spec.labels).cases)
 
 
-def _chosen(request: EvaluationRequest, references: References) -> Sequence[Case]:
-    """All cases, or one part of a training's split."""
-    if request.split is None:
-        return references.cases
-    if request.part not in PARTS:
-        raise ConfigError(f"expected --part to be one of {', '.join(PARTS)}, got {request.part!r}")
-    wanted = set(read_split(request.split).parts(_fold(request.split))[request.part])
-    chosen = [case for case in references.cases if case.name in wanted]
-    if not chosen:
-        raise ConfigError(
-            f"{request.split}: expected its {request.part} part to name volumes in "
-            f"{request.data_dir}, found none"
-        )
-    return chosen
-
-
-def _fold(split: Path) -> int:
-    """The fold that the training beside a split left out."""
-    config = split.parent / "config.json"
-    try:
-        return int(json.loads(config.read_text(encoding="utf-8"))["fold"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-
-
-def _artifact(weights: Path) -> dict[str, Any]:
-    files = [weights / name for name in _FILES if (weights / name).is_file()]
-    return {
-        "artifact_sha256": sha256(files[0]),
-        "artifacts": {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
-        },
-    }
-
-
-def _settings(
-    pipeline: VolumePipeline, engine: Engine, request: EvaluationRequest
-) -> dict[str, Any]:
+def _settings(pipeline: VolumePipeline, request: EvaluationRequest) -> dict[str, Any]:
     defaults, volume = pipeline.defaults(), pipeline.volume
     return {
-        "engine": str(engine.name),
-        "precision": str(pipeline.spec.engine.precision),
+        "engine": str(request.engine_name),
+        "precision": str(request.precision),
         "threads": request.threads or available_cores(),
         "window": list(pipeline.window.size),
         "overlap": pipeline.window.overlap,
@@ -236,11 +181,3 @@ def _picture(pipeline: VolumePipeline, predict: Predict, measured: MeasuredCase)
     volume, mask = segment_case(pipeline, predict, measured.case)
     reference = read_mask(measured.case, volume, len(pipeline.spec.labels))
     return Picture(measured.case.name, volume, mask, reference, measured.scores)
-
-
-def _write_csv(path: Path, scores: Sequence[LabelScore]) -> None:
-    rows = [score.to_json() for score in scores]
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from medserve.imaging.geometry import Geometry
+from training.core.means import bootstrap_interval, known_mean, rounded
 from training.core.overlap import EmptyReference, dice
 
 __all__ = [
@@ -33,7 +34,6 @@ __all__ = [
     "TOLERANCE_MM",
     "LabelScore",
     "Summary",
-    "bootstrap_interval",
     "compare_masks",
     "summarise",
 ]
@@ -44,7 +44,6 @@ _Found = npt.NDArray[np.bool_]
 TOLERANCE_MM = 1.0  # of surface Dice: a voxel of the usual research scan
 MEASURES = ("dice", "hd95_mm", "surface_dice", "volume_error_ml", "volume_error_percent")
 HIGHER_IS_BETTER = frozenset({"dice", "surface_dice"})
-_RESAMPLES = 2000
 _PERCENTILE = 95.0
 
 
@@ -124,9 +123,12 @@ class Summary:
         return {
             "n": self.n,
             "empty_references": EmptyReference.COUNTED.value,
-            **{name: _rounded(values) for name, values in self.means.items()},
+            **{
+                name: {label: rounded(value) for label, value in each.items()}
+                for name, each in self.means.items()
+            },
             "intervals": {
-                name: {label: [_round(low), _round(high)] for label, (low, high) in each.items()}
+                name: {label: [rounded(bound) for bound in pair] for label, pair in each.items()}
                 for name, each in self.intervals.items()
             },
         }
@@ -208,40 +210,8 @@ def summarise(scores: Sequence[LabelScore], seed: int = 0) -> Summary:
             for label in labels
         }
         columns["mean"] = np.mean([columns[label] for label in labels], axis=0)
-        means[measure] = {name: _mean(column) for name, column in columns.items()}
+        means[measure] = {name: known_mean(column) for name, column in columns.items()}
         intervals[measure] = {
             name: bootstrap_interval(column, subjects, seed) for name, column in columns.items()
         }
     return Summary(labels, len(subjects), means, intervals)
-
-
-def bootstrap_interval(
-    values: npt.NDArray[np.float64], subjects: Sequence[str], seed: int = 0
-) -> tuple[float, float]:
-    """95 % interval of the mean, by drawing subjects with all their cases (Efron, 1979).
-
-    Cases without a value (NaN) are left out.
-    """
-    known = ~np.isnan(values)
-    if not known.any():
-        return math.nan, math.nan
-    names, of = np.unique(np.array(subjects)[known], return_inverse=True)
-    totals = np.bincount(of, weights=values[known])
-    counts = np.bincount(of)
-    draws = np.random.default_rng(seed).integers(0, len(names), (_RESAMPLES, len(names)))
-    means = totals[draws].sum(axis=1) / counts[draws].sum(axis=1)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
-
-
-def _mean(values: npt.NDArray[np.float64]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
-
-
-def _rounded(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: _round(value) for name, value in values.items()}
-
-
-def _round(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 5)

@@ -2,61 +2,46 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Dataset
 from torchmetrics import MeanMetric
 
 from medserve.imaging.geometry import Shape
 from medserve.inference import sliding_window
-from medserve.inference.sliding_window import Predict, SlidingWindow
-from training.core.fit import AveragedNetwork, Score, one_cycle
+from medserve.inference.sliding_window import SlidingWindow
+from training.core.evaluation import predict_with
+from training.core.fit import Score
+from training.core.losses import absolute_weights, dice_and_cross_entropy
+from training.core.overlap import dice
+from training.core.segmentation import SegmentationModule
 from training.volumes.augment import Augmentation, Placement
-from training.volumes.config import SegmentationConfig
+from training.volumes.config import VolumesConfig
 from training.volumes.data import LoadedCase
-from training.volumes.losses import absolute_weights, dice_and_cross_entropy
-from training.volumes.metrics import compare_masks
 
-__all__ = ["SCORE", "Cases", "Segmenter", "freeze_body", "placement_of", "predict_with"]
+__all__ = ["SCORE", "Segmenter", "freeze_body", "placement_of"]
 
 SCORE = Score("validation_dice", higher_is_better=True)
 
 
-class Cases(Dataset[LoadedCase]):
-    """Loaded cases, one at a time."""
-
-    def __init__(self, cases: Sequence[LoadedCase]) -> None:
-        self.cases = list(cases)
-
-    def __len__(self) -> int:
-        return len(self.cases)
-
-    def __getitem__(self, index: int) -> LoadedCase:
-        return self.cases[index]
-
-
-def placement_of(config: SegmentationConfig) -> Placement:
+def placement_of(config: VolumesConfig) -> Placement:
     """Return how patches are placed with these settings."""
     mirrored = (config.mirror, 0.0, 0.0)
     return Placement(rotate=config.rotate, elastic=config.elastic, mirrored=mirrored)
 
 
-class Segmenter(AveragedNetwork):
+class Segmenter(SegmentationModule):
     """A network of volumes with its loss and its optimiser; whole volumes validate the average."""
 
-    config: SegmentationConfig
+    config: VolumesConfig
+    score = SCORE
 
     def __init__(
         self,
         network: nn.Module,
-        config: SegmentationConfig,
+        config: VolumesConfig,
         window: SlidingWindow,
         labels: Sequence[str],
         augmentation: Augmentation | None = None,
@@ -66,17 +51,17 @@ class Segmenter(AveragedNetwork):
         self.labels = tuple(labels)
         self.augmentation = augmentation or Augmentation(placement_of(config))
         self.dice = nn.ModuleList(MeanMetric() for _ in self.labels[1:])
-        self._started = time.monotonic()
+
+    @property
+    def validate_every(self) -> int:
+        """Epochs between two validations, one at least in a short training."""
+        return min(self.config.validate_every, self.config.epochs)
 
     def transfer_batch_to_device(
         self, batch: list[LoadedCase], device: torch.device, dataloader_idx: int
     ) -> list[LoadedCase]:
         """Leave volumes where they are: only patches and windows go to the device."""
         return batch
-
-    def on_train_start(self) -> None:
-        """Start the clock of a training that ends after minutes."""
-        self._started = time.monotonic()
 
     def on_train_epoch_start(self) -> None:
         """Let only the head learn in the first epochs, where that is asked for."""
@@ -109,10 +94,10 @@ class Segmenter(AveragedNetwork):
         predict = predict_with(self.average, self.device)
         for case in batch:
             mask = sliding_window.labels(case.image.numpy(), predict, self.window, len(self.labels))
-            geometry = case.inverse.grid
-            scores = compare_masks(mask, case.mask.numpy(), geometry, self.labels)
-            for metric, score in zip(self.dice, scores, strict=True):
-                cast(MeanMetric, metric).update(score.dice)
+            for label_id, metric in enumerate(self.dice, start=1):
+                found, wanted = mask == label_id, case.mask.numpy() == label_id
+                counts = (int(each.sum()) for each in (found & wanted, found, wanted))
+                cast(MeanMetric, metric).update(dice(*counts))
 
     def on_validation_epoch_end(self) -> None:
         """Mean Dice, of each label and of all."""
@@ -134,16 +119,7 @@ class Segmenter(AveragedNetwork):
             ],
             lr=self.config.learning_rate,
         )
-        steps = max(2, int(self.trainer.estimated_stepping_batches))
-        schedule = LambdaLR(optimiser, lambda step: one_cycle(self._progress(step / steps)))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _progress(self, share_of_steps: float) -> float:
-        """Share of the training that is done, by steps or by the clock, whichever is further."""
-        if not self.config.minutes:
-            return share_of_steps
-        spent = (time.monotonic() - self._started) / (60.0 * self.config.minutes)
-        return min(1.0, max(share_of_steps, spent))
+        return self.on_one_cycle(optimiser)
 
 
 def freeze_body(network: nn.Module, frozen: bool) -> None:
@@ -151,14 +127,3 @@ def freeze_body(network: nn.Module, frozen: bool) -> None:
     head = {id(each) for each in cast(nn.Module, network.head).parameters()}
     for parameter in network.parameters():
         parameter.requires_grad_(not frozen or id(parameter) in head)
-
-
-def predict_with(network: nn.Module, device: torch.device | None = None) -> Predict:
-    """The network as the sliding window calls it: arrays in, float32 logits out."""
-
-    @torch.no_grad()
-    def predict(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        logits: Tensor = network(torch.from_numpy(windows).to(device or "cpu"))
-        return logits.float().cpu().numpy()
-
-    return predict

@@ -30,9 +30,9 @@ from medserve.imaging.geometry import Shape
 from medserve.inference.volume_pipeline import VolumePipeline
 from training.core.config import Setting, run
 from training.core.files import require_folder
+from training.core.means import bootstrap_interval
 from training.volumes.data import LoadedCase, find_cases, load_cases
 from training.volumes.exemplar import centred
-from training.volumes.metrics import bootstrap_interval
 
 __all__ = ["Likeness", "PersonsConfig", "compare_neighbours", "likeness", "main", "write_subjects"]
 

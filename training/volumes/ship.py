@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,70 +16,33 @@ from msgspec import structs
 from scipy import ndimage
 from torch import nn
 
-import models
 from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
 from medserve.importing import golden
 from medserve.inference.engines import load_engine
-from medserve.inference.sliding_window import Predict
 from medserve.inference.volume_pipeline import Prepared, VolumePipeline, VolumeSettings
 from medserve.spec import EngineName, Precision
-from training.core import export
+from training.core.evaluation import Predict, predict_by, predict_with
+from training.core.export import export_network
 from training.core.files import write_json
-from training.core.fit import Fitted
-from training.core.ship import install_files
+from training.core.ship import TOLERANCE, Shipment, describe, export_masks, shipped_settings
 from training.volumes.data import Case, LoadedCase
-from training.volumes.ensemble import Ensemble
-from training.volumes.evaluation import measure_cases, predict_by
+from training.volumes.evaluation import measure_cases
 from training.volumes.exemplar import LEAST_CASES, average_volume
 from training.volumes.metrics import summarise
-from training.volumes.module import predict_with
+from training.volumes.module import SCORE
 
-__all__ = [
-    "EXAMPLE",
-    "Agreement",
-    "Shipment",
-    "agreement",
-    "install",
-    "ship",
-    "what_parts_add",
-]  # fmt: skip
+__all__ = ["EXAMPLE", "Agreement", "VolumeShipment", "agreement", "ship", "what_parts_add"]
 
 _log = logging.getLogger(__name__)
 
 EXAMPLE, PHANTOM = "average.nii.gz", "phantom.nii.gz"
-_LOCAL = frozenset({"data_dir", "out_dir", "init_from", "resume", "install"})
-# Of logits up to 20; what counts is the label, which is compared too. Two probabilities move by no
-# more than their logits, so a label may change only where the two largest lie this near: a tie.
-_TOLERANCE = 2e-3
 _EXAMPLE_SHAPE = (40, 56, 40)
 _GOLDEN_ZOOM = (0.8, 0.75, 0.85)  # voxels of the golden input a voxel of the example
 _PROVEN = 10  # volumes of about 80,000 voxels: one in a million would be seen
 
-
-@dataclass(frozen=True)
-class Shipment:
-    """What is shipped, and where it is gathered.
-
-    Attributes:
-        pipeline: Of the room.
-        members: Trained networks, averaged in this order.
-        train: Cases that any of them was trained on or validated with; none of the test part.
-        out_dir: Has `config.json` and `split.csv`; receives `artifact/` and `examples/`.
-        fp16_weights: Whether kernels are stored in 16 bits.
-    """
-
-    pipeline: VolumePipeline
-    members: Sequence[Fitted]
-    train: Sequence[LoadedCase]
-    out_dir: Path
-    fp16_weights: bool = False
-
-    def as_shipped(self, members: Sequence[Fitted]) -> nn.Module:
-        """The network of these members whose every form is exported, compared and measured."""
-        network = Ensemble([each.network for each in members]).eval()
-        return export.stored_in_fp16(network) if self.fp16_weights else network
+VolumeShipment = Shipment[VolumePipeline, LoadedCase]
 
 
 @dataclass(frozen=True)
@@ -119,52 +80,34 @@ class Agreement:
         }
 
 
-def ship(shipment: Shipment, threads: int = 0) -> Path:
-    """Export, prove and describe; returns the folder of the artifact.
+def ship(shipment: VolumeShipment, threads: int = 0) -> dict[str, Any]:
+    """Export, prove and describe; returns what `training.json` says of the artifact.
 
-    Whether its engines agree stands in `training.json`; `export.require_agreement` judges it.
+    Whether its engines agree stands there; `export.require_agreement` judges it.
 
     Raises:
         ArchiveError: an exported form gives other logits than eager torch.
     """
-    folder = shipment.out_dir / "artifact"
+    folder, pipeline = shipment.out_dir / "artifact", shipment.pipeline
     network = shipment.as_shipped(shipment.members)
     path = folder / "golden_input.nii.gz"
     _write_golden_input(_write_example(shipment), path)
-    spec = shipment.pipeline.spec
-    prepared = shipment.pipeline.prepare(golden.read_example([path], spec).volumes)
-    window = shipment.pipeline.golden_window(prepared)
-    windows = torch.from_numpy(np.concatenate([window, window[:, :, ::-1]]))
-    exported = export.export_network(network, folder, windows, ("logits",), _TOLERANCE)
-    _write_golden(network, window, folder)
-    shutil.copyfile(shipment.out_dir / "split.csv", folder / "split.csv")
-    _write_config(shipment, folder / "config.json")
-    # Whole volumes: what counts is the label of a voxel, not the seventh digit of a logit.
-    proofs = agreement(
-        shipment.pipeline,
-        network,
-        folder,
-        shipment.train[:: max(1, len(shipment.train) // _PROVEN)],
-        threads,
+    window = pipeline.golden_window(
+        pipeline.prepare(golden.read_example([path], pipeline.spec).volumes)
     )
+    exported = export_masks(network, folder, window, shipment.out_dir / "split.csv")
+    members = [shipment.out_dir / f"member_{n}" for n in range(len(shipment.members))]
+    settings = [shipped_settings(each) for each in members]
+    write_json(folder / "config.json", {"members": settings})
+    # Whole volumes: what counts is the label of a voxel, not the seventh digit of a logit.
+    proofs = agreement(pipeline, network, folder, shipment.proven(_PROVEN), threads)
     for each in proofs:
         _log.info("%s agrees in %.4f %% of voxels", each.engine.value, 100 * each.share)
-    described = {
-        "members": [
-            {
-                "network": type(each.network).__name__,
-                "parameters": sum(p.numel() for p in each.network.parameters()),
-                "best_epoch": each.epoch,
-                "validation_dice": round(each.score, 5),
-            }
-            for each in shipment.members
-        ],
-        "parameters": sum(each.numel() for each in network.parameters()),
-        "largest_export_difference": exported.largest_difference,
-        "agreement_with_eager": [each.to_json() for each in proofs],
-    }
-    write_json(folder / "training.json", described)
-    return folder
+    return describe(
+        folder, network, shipment.members, SCORE.name,
+        largest_export_difference=exported.largest_difference,
+        agreement_with_eager=[each.to_json() for each in proofs],
+    )  # fmt: skip
 
 
 def agreement(
@@ -206,12 +149,12 @@ def _is_no_tie(
     found = pipeline.segment(prepared, predict_with(network), VolumeSettings(probabilities=True))
     assert found.probabilities is not None
     second, first = np.partition(found.probabilities, -2, axis=0)[-2:]
-    lead: npt.NDArray[np.bool_] = first - second > _TOLERANCE
+    lead: npt.NDArray[np.bool_] = first - second > TOLERANCE
     return lead
 
 
 def what_parts_add(
-    shipment: Shipment, folder: Path, cases: Sequence[Case], threads: int = 0
+    shipment: VolumeShipment, cases: Sequence[Case], threads: int = 0
 ) -> list[dict[str, Any]]:
     """Mean Dice of the cases for each member and for all, with and without mirrored windows."""
     spec = shipment.pipeline.spec
@@ -219,12 +162,11 @@ def what_parts_add(
     windows = torch.rand(
         2, spec.input.channels, *spec.input.size, generator=torch.Generator().manual_seed(0)
     )
-    folders = {"all members": folder}
+    folders = {"all members": shipment.out_dir / "artifact"}
     for n, member in enumerate(shipment.members if len(shipment.members) > 1 else ()):
         folders[f"member {n}"] = shipment.out_dir / f"member_{n}" / "artifact"
-        export.export_network(
-            shipment.as_shipped([member]), folders[f"member {n}"], windows, ("logits",), _TOLERANCE
-        )
+        network = shipment.as_shipped([member])
+        export_network(network, folders[f"member {n}"], windows, ("logits",), TOLERANCE)
     rows = []
     for name, artifact in sorted(folders.items()):
         engine = load_engine(
@@ -241,15 +183,7 @@ def what_parts_add(
     return rows
 
 
-def install(folder: Path, out_dir: Path, name: str) -> None:
-    """Copy artifact and example into the room, where packaging takes them from."""
-    room = models.room(name)
-    weights = [each for each in folder.iterdir() if each.is_file()]
-    examples = (out_dir / "examples").glob("*.nii.gz")
-    install_files({room / "weights": weights, room / "examples": examples})
-
-
-def _write_example(shipment: Shipment) -> golden.GoldenVolume:
+def _write_example(shipment: VolumeShipment) -> golden.GoldenVolume:
     """Write a volume that is nobody's: the average of many of one channel, or a computed one."""
     folder = shipment.out_dir / "examples"
     folder.mkdir(parents=True, exist_ok=True)
@@ -268,16 +202,6 @@ def _write_example(shipment: Shipment) -> golden.GoldenVolume:
     return golden.GoldenVolume(payload, (volume,), is_computed=False)
 
 
-def _write_config(shipment: Shipment, path: Path) -> None:
-    """The members' resolved settings, without the folders of the machine that trained."""
-    members = []
-    for member in range(len(shipment.members)):
-        source = shipment.out_dir / f"member_{member}" / "config.json"
-        settings = json.loads(source.read_text(encoding="utf-8"))
-        members.append({name: settings[name] for name in settings if name not in _LOCAL})
-    path.write_text(json.dumps({"members": members}, indent=2) + "\n", encoding="utf-8")
-
-
 def _write_golden_input(example: golden.GoldenVolume, path: Path) -> None:
     """Write the example at another spacing than the network's, so that serving has to resample."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -289,10 +213,3 @@ def _write_golden_input(example: golden.GoldenVolume, path: Path) -> None:
     sides = zip(volume.geometry.shape, coarse.shape, volume.geometry.spacing_mm, strict=True)
     spacing_mm = [mm * side / fewer for side, fewer, mm in sides]
     path.write_bytes(nifti.encode(Volume(coarse, Geometry.from_spacing(coarse.shape, spacing_mm))))
-
-
-def _write_golden(network: nn.Module, window: npt.NDArray[np.float32], folder: Path) -> None:
-    logits = predict_with(network)(window)
-    np.savez_compressed(
-        folder / "golden_output.npz", logits=logits, tolerance=np.float32(_TOLERANCE)
-    )

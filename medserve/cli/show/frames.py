@@ -34,7 +34,7 @@ _FILE_FIELDS = (
 )
 _FRAME_FIELDS = (
     *("path", "frame", "status", "pixels", "area_cm2", "width_mm", "height_mm"),
-    *("touches_border", "unlike_ultrasound", "error"),
+    *("touches_border", "predicted_dice", "unlike_ultrasound", "error"),
 )
 
 

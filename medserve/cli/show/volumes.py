@@ -16,7 +16,8 @@ __all__ = ["VOLUMES"]
 _CSV = "volumes.csv"
 _CSV_FIELDS = (
     *("path", "status", "label", "volume_ml", "voxels", "x_mm", "y_mm", "z_mm"),
-    *("touches_border", "review", "doubts", "model", "version", "archive_digest", "error"),
+    *("touches_border", "predicted_dice", "volume_low_ml", "volume_high_ml"),
+    *("review", "doubts", "model", "version", "archive_digest", "error"),
 )
 
 
@@ -25,6 +26,7 @@ def _rows(result: VolumeResult) -> Mapping[str, Sequence[Row]]:
     doubts = "; ".join(f"{each.reason}: {each.message}" for each in result.doubts)
     for each in result.measures:
         x, y, z = each.centroid_mm or ("", "", "")
+        low, high = each.volume_interval_ml or ("", "")
         rows.append(
             {
                 "status": "ok",
@@ -35,6 +37,9 @@ def _rows(result: VolumeResult) -> Mapping[str, Sequence[Row]]:
                 "y_mm": y,
                 "z_mm": z,
                 "touches_border": each.touches_border,
+                "predicted_dice": each.predicted_dice,
+                "volume_low_ml": low,
+                "volume_high_ml": high,
                 "review": result.review,
                 "doubts": doubts,
             }

@@ -26,7 +26,7 @@ from typing import TypeVar
 from medserve.archive.read import ArchiveInfo
 from medserve.archive.unpack import unpack_archive
 from medserve.cores import available_cores
-from medserve.engine.direct.metrics import HandlerMetrics
+from medserve.engine.direct.metrics import EngineMetrics
 from medserve.engine.direct.process import Job, Program
 from medserve.engine.direct.workers import ModelWorkers
 from medserve.engine.environment import CANCELLED, UPLOADS, worker_environment
@@ -42,6 +42,7 @@ from medserve.errors import (
 )
 from medserve.run_folder import RunFolder
 from medserve.spec.model import ServingSpec
+from medserve.tracing import TRACEPARENT
 from medserve.wire import inference_pb2
 
 __all__ = ["DirectConfig", "DirectEngine"]
@@ -91,7 +92,7 @@ class DirectEngine:
         self._drained = False
         self._starts = asyncio.Semaphore(max(_LEAST_STARTS, available_cores()))
         self._watching = asyncio.create_task(self._watch())
-        self.metrics = HandlerMetrics()
+        self.metrics = EngineMetrics()
 
     @property
     def cancelled_dir(self) -> Path:
@@ -125,20 +126,21 @@ class DirectEngine:
     def _submitted(self, request: EngineRequest, *, stream: bool) -> Iterator[Job]:
         """The call in the engine; leaving the block tells the worker that nobody waits."""
         self._require_open()
-        inputs = request.inputs
-        if request.wire is not None:
-            inputs = inference_pb2.PredictionsRequest.FromString(request.wire).input
         markers = {"transport": b"grpc", "stream": b"1" if stream else b"0"}
         if request.request_id:
             markers["request_id"] = request.request_id.encode()
+        if request.trace is not None and request.trace.traceparent:
+            markers[TRACEPARENT] = request.trace.traceparent.encode()
         job = Job(
-            {**inputs, **markers},
+            {**_inputs(request), **markers},
             request.request_id,
             request.deadline,
             asyncio.get_running_loop().create_future(),
             asyncio.Queue() if stream else None,
         )
-        self._find(request.model, request.version).workers.submit(job)
+        version = request.version or self._defaults.get(request.model, "")
+        self._find(request.model, version).workers.submit(job)
+        self.metrics.called(request.model, version)
         try:
             yield job
         finally:
@@ -277,6 +279,13 @@ async def _in_time(awaited: Awaitable[Awaited], ends_at: float) -> Awaited:
             return await awaited
     except TimeoutError:
         raise DeadlineError("the engine gave no answer in time") from None
+
+
+def _inputs(request: EngineRequest) -> dict[str, bytes]:
+    """Return what the handler gets; what was parsed for it is let go on leaving."""
+    if request.wire is None:
+        return dict(request.inputs)
+    return dict(inference_pb2.PredictionsRequest.FromString(request.wire).input)
 
 
 def _unknown() -> UnknownModelError:

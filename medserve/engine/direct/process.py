@@ -29,6 +29,7 @@ from medserve.errors import (
     DeadlineError,
     MedserveError,
     ModelNotReadyError,
+    PayloadTooLargeError,
     ServerFailedError,
     error_from_text,
 )
@@ -48,7 +49,8 @@ class Job:
     """One call on its way through the engine.
 
     Attributes:
-        inputs: What the handler gets, the markers of the call included.
+        inputs: What the handler gets, the markers of the call included; empty once a worker has
+            it, or nobody waits any more: it may be large.
         request_id: As in `EngineRequest`.
         deadline: `time.monotonic()` at which nobody waits any more; None: never.
         answer: Set once; cancelled where nobody waits for it any more.
@@ -79,7 +81,7 @@ class Job:
 
     def end(self, outcome: bytes | MedserveError) -> None:
         """Give the caller the answer, or what went wrong."""
-        self.ended, self.worker = True, None
+        self.ended, self.worker, self.inputs = True, None, {}
         if self.wanted:
             if isinstance(outcome, bytes):
                 self.answer.set_result(outcome)
@@ -94,6 +96,7 @@ class Job:
     def abandon(self, marks: Path) -> None:
         """Nobody waits any more: a worker looks for the mark between the steps of its work."""
         self.answer.cancel()
+        self.inputs = {}
         if self.worker is None:
             return
         self.worker.resume()
@@ -223,7 +226,7 @@ class WorkerProcess(asyncio.Protocol):
                 {"id": job.request_id, "inputs": [(key, len(inputs[key])) for key in inputs]}
             )
             pieces += inputs.values()
-            job.worker = self
+            job.worker, job.inputs = self, {}
         self.jobs = jobs
         self._moved_at = time.monotonic()
         self._transport.writelines(worker.pack({"calls": calls}, pieces, self._memories[0]))
@@ -276,8 +279,6 @@ class WorkerProcess(asyncio.Protocol):
             head = json.loads(self._received[lengths.size : middle])
             body = bytes(self._received[middle:end])
             del self._received[:end]
-            if "stored" in head:
-                body = worker.take_stored(head, self._memories[1])
             self._take(head, body)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -305,10 +306,25 @@ class WorkerProcess(asyncio.Protocol):
                 self._part(body)
             case "answers":
                 self.on_metrics(head["metrics"])
-                self._finish(_split(body, head["sizes"]))
+                self._finish(self._answers(head, body))
             case "error":
                 self.on_metrics(head["metrics"])
                 self._finish([_error(head["text"]) for _ in self.jobs])
+
+    def _answers(self, head: dict[str, Any], body: bytes) -> Sequence[bytes | MedserveError]:
+        """Return the answers to a batch; one that is larger than any may be is refused unread."""
+        most, memory = self._program.answer_bytes, self._memories[1]
+        found: list[bytes | MedserveError] = []
+        for size, end in zip(head["sizes"], itertools.accumulate(head["sizes"]), strict=True):
+            if size > most:
+                found.append(_too_large(most))
+            elif "stored" in head:
+                found.append(os.pread(memory, size, end - size))
+            else:
+                found.append(body[end - size : end])
+        if "stored" in head:
+            os.ftruncate(memory, 0)
+        return found
 
     def _part(self, body: bytes) -> None:
         for job in self.jobs:
@@ -376,6 +392,8 @@ def _error(text: str) -> MedserveError:
     )
 
 
-def _split(body: bytes, sizes: Sequence[int]) -> list[bytes]:
-    ends = itertools.accumulate(sizes)
-    return [body[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+def _too_large(most: int) -> MedserveError:
+    return PayloadTooLargeError(
+        f"expected an answer of at most {most} bytes, got a larger one; ask for less of it, or let "
+        "the operator raise --max-message-mb"
+    )

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from medserve.engine.direct.metrics import HandlerMetrics
+from medserve.engine.direct.metrics import EngineMetrics
 from medserve.engine.direct.process import Job, Program, WorkerProcess
 from medserve.engine.interface import EngineModel
 from medserve.errors import (
@@ -40,7 +40,7 @@ class ModelWorkers:
         program: What a worker runs.
         serving: How many calls it takes at once, how many may wait, how long a start may take.
         starts: Bounds how many workers of the engine start at the same time.
-        metrics: Counts what the handlers report.
+        metrics: Counts what the handlers report, and the starts.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ModelWorkers:
         program: Program,
         serving: ServingSpec,
         starts: asyncio.Semaphore,
-        metrics: HandlerMetrics,
+        metrics: EngineMetrics,
     ) -> None:
         self._program = program
         self._serving = serving
@@ -65,7 +65,8 @@ class ModelWorkers:
         Raises:
             ModelNotReadyError: one of them cannot be started; the message gives its reason.
         """
-        added = [_Slot(self) for _ in range(number - len(self._slots))]
+        places = range(len(self._slots), number)
+        added = [_Slot(self, f"W-{place}-{self.label}") for place in places]
         removed = [self._slots.pop() for _ in range(len(self._slots) - number)]
         self._slots += added
         await asyncio.gather(*(slot.stop() for slot in removed))
@@ -132,13 +133,14 @@ class ModelWorkers:
 
     # ---- for the slots
 
-    async def launch(self) -> WorkerProcess:
+    async def launch(self, name: str) -> WorkerProcess:
         """Start one worker and wait until it is proven.
 
         Raises:
             ModelNotReadyError: it is not; "" where it ended without a word.
         """
         async with self._starts:
+            began = time.monotonic()
             worker = WorkerProcess(self._program, self.dispatch)
             worker.on_metrics = self._metrics.add
             try:
@@ -153,7 +155,12 @@ class ModelWorkers:
             except BaseException:
                 await worker.reap()
                 raise
+        self._metrics.started(name, time.monotonic() - began)
         return worker
+
+    def forget(self, name: str) -> None:
+        """Show nothing more of a worker that is started no more."""
+        self._metrics.ended(name)
 
     def start_failed(self) -> None:
         """Refuse what waits, where no worker can be started."""
@@ -203,8 +210,8 @@ class _Slot:
         failures: Starts in a row that failed.
     """
 
-    def __init__(self, model: ModelWorkers) -> None:
-        self._model = model
+    def __init__(self, model: ModelWorkers, name: str) -> None:
+        self._model, self._name = model, name
         self.worker: WorkerProcess | None = None
         self.failures = 0
         self.proven: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -224,6 +231,7 @@ class _Slot:
         """End the worker and fill the place no more."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        self._model.forget(self._name)
         if not self.proven.done():
             self._refuse("it was stopped before it was proven")
 
@@ -231,7 +239,7 @@ class _Slot:
         while True:
             await asyncio.sleep(_WAITS_S[min(self.failures, len(_WAITS_S) - 1)])
             try:
-                self.worker = await self._model.launch()
+                self.worker = await self._model.launch(self._name)
             except (MedserveError, OSError) as error:
                 self._note(error)
                 continue

@@ -29,6 +29,7 @@ from medserve.errors import (
     ServerUnreachableError,
 )
 from medserve.settings import Address
+from medserve.tracing import TRACEPARENT
 from medserve.wire import inference_pb2, management_pb2, management_pb2_grpc
 
 __all__ = ["READY", "EngineAccess", "TorchServeEngine", "archive_file_name", "prediction_message"]
@@ -324,6 +325,8 @@ def prediction_message(request: EngineRequest, *, stream: bool) -> bytes:
     if request.deadline is not None:
         left_ms = max(0, int(1000 * (request.deadline - time.monotonic())))
         markers["deadline_ms"] = b"%d" % left_ms
+    if request.trace is not None and request.trace.traceparent:
+        markers[TRACEPARENT] = request.trace.traceparent.encode()
     if request.wire is not None:
         added = inference_pb2.PredictionsRequest(model_version=request.version, input=markers)
         return request.wire + added.SerializeToString()

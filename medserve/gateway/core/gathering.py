@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from medserve import tracing
 from medserve.engine.interface import Engine, EngineRequest, WorkerLostError
 from medserve.errors import DeadlineError, MedserveError, ServerBusyError, ServerFailedError
 from medserve.gateway.core.calls import EngineCall, ModelInfo, error_in, new_request_id
@@ -34,6 +35,7 @@ GATHERED_BYTES = 2**20  # a larger call gains nothing and is sent as it is
 _CALL_BYTES = 4 * 2**20  # of all that travel together
 _PARAMS_BYTES = 1024  # longer ones are never compared
 _PARAMS_KNOWN = 256
+_NAMES_KNOWN = 128
 _OF_ONE = {"data", "params"}
 _ITEMS = b'"items":['
 _FOR_ALL = (WorkerLostError, ServerBusyError, DeadlineError)  # what each of a call is told
@@ -65,6 +67,7 @@ class _Waiting:
     files: Sequence[bytes]
     answer: asyncio.Future[bytes | None]
     task: asyncio.Task[Any]
+    span: Any  # of the wait; None where the call is not traced
 
 
 @dataclass(eq=False)
@@ -180,13 +183,17 @@ class Gatherer:
         task = asyncio.current_task()
         assert task is not None
         answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-        line.waiting.append(_Waiting(call, files, answer, task))
+        span = None
+        if call.trace is not None:
+            span = tracing.open_child(call.trace.span, "gateway.gathering")
+        line.waiting.append(_Waiting(call, files, answer, task, span))
         self._held[task] = line
         self._send(line)
         try:
             return await answer
         finally:
             self._take_out(task)
+            tracing.close(span)
 
     def _take_out(self, task: asyncio.Task[Any]) -> bool:
         line = self._held.pop(task, None)
@@ -213,6 +220,7 @@ class Gatherer:
             pack = line.next_pack()
             for each in pack:
                 del self._held[each.task]
+                tracing.close(each.span)
             self._begin(line, sum(len(each.files) for each in pack))
             task = asyncio.create_task(self._together(line, pack))
             self._under_way.add(task)
@@ -263,8 +271,15 @@ def _files(inputs: Mapping[str, bytes]) -> tuple[bytes, ...]:
     """Return the images of a call in order; none where it carries anything but them and options."""
     if "data" in inputs:
         return () if inputs.keys() - _OF_ONE else (inputs["data"],)
-    names = [f"data.{place}" for place in range(len(inputs) - ("params" in inputs))]
-    return tuple(inputs[name] for name in names) if inputs.keys() >= {*names} else ()
+    try:
+        return tuple([inputs[name] for name in _names(len(inputs) - ("params" in inputs))])
+    except KeyError:
+        return ()
+
+
+@functools.lru_cache(_NAMES_KNOWN)
+def _names(count: int) -> tuple[str, ...]:
+    return tuple(f"data.{place}" for place in range(count))
 
 
 @functools.lru_cache(_PARAMS_KNOWN)
@@ -288,7 +303,7 @@ def _request(pack: Sequence[_Waiting]) -> EngineRequest:
     """
     first = pack[0].call
     files = [file for each in pack for file in each.files]
-    inputs = {f"data.{place}": file for place, file in enumerate(files)}
+    inputs = dict(zip(_names(len(files)), files, strict=True))
     if params := first.inputs.get("params"):
         inputs["params"] = params
     ends = [each.call.deadline for each in pack]
@@ -298,6 +313,7 @@ def _request(pack: Sequence[_Waiting]) -> EngineRequest:
         inputs,
         request_id=new_request_id(),
         deadline=None if None in ends else max(end for end in ends if end is not None),
+        trace=tracing.together([each.call.trace for each in pack]),
     )
 
 

@@ -12,6 +12,7 @@ from medserve.gateway.core.calls import Caller, Health, ModelInfo
 __all__ = ["ServedModels", "describe"]
 
 _READS_UPLOADS = "handlers/uploads.py"  # archives that were built without it take small files alone
+_READS_TRACEPARENT = "handlers/verbs.py"  # older ones refuse the key
 _UNPROVEN = Health(False, "it has not answered its golden input yet")
 
 
@@ -26,6 +27,7 @@ def describe(archive: ArchiveInfo, default: bool, health: Health = _UNPROVEN) ->
         metrics=archive.metrics,
         reference=archive.reference,
         reads_uploads=any(each.path == _READS_UPLOADS for each in archive.members),
+        reads_traceparent=any(each.path == _READS_TRACEPARENT for each in archive.members),
     )
 
 

@@ -20,7 +20,12 @@ import numpy.typing as npt
 
 from medserve.errors import InvalidImageError, MedserveError
 from medserve.imaging.codecs import dicom_file, dicom_pixels
-from medserve.imaging.codecs.dicom_file import DAMAGED, PIXEL_DATA, frame_count
+from medserve.imaging.codecs.dicom_file import (
+    DAMAGED,
+    PIXEL_DATA,
+    check_stored_frames,
+    frame_count,
+)
 from medserve.imaging.codecs.dicom_pixels import Values, group
 from medserve.imaging.codecs.dicom_tables import lookup_table
 from medserve.imaging.codecs.payload import Payload, check_size, quietly
@@ -57,6 +62,7 @@ def decode(payload: Payload, limits: InputSpec) -> Image:
             dataset = read(bytes(payload))
             check(dataset, limits)
             _refuse_several_frames(dataset)
+            check_stored_frames(dataset)
             return frame_image(dataset)
         except MedserveError:
             raise

@@ -1,9 +1,10 @@
 """Choose one of several series and acquisitions in DICOM images, or refuse them with a list.
 
 A caller names the one that is wanted in the option `select`, as KEY=VALUE separated by commas; the
-error lists what there is in the same words. Numbers of acquisitions count only where slices of
-several interleave or repeat: a table that moves step by step counts on from place to place. Where
-images repeat at every place and differ in nothing else, their times order them into phases.
+error lists what there is in the same words. Numbers of acquisitions and the like count only where
+slices of several interleave or repeat: a table that moves step by step counts on from place to
+place. Where images repeat at every place and differ in nothing else, their times order them into
+phases.
 
 Of text only code strings are shown, whose elements PS3.15 table E.1-1 does not list among those
 that may identify a person.
@@ -23,7 +24,7 @@ from pydicom import Dataset
 
 from medserve.errors import InvalidImageError, InvalidRequestError
 from medserve.imaging.codecs.dicom_planes import Plane
-from medserve.imaging.codecs.dicom_traits import ACQUISITION, MOMENTS, TRAITS, written
+from medserve.imaging.codecs.dicom_traits import MOMENTS, TRAITS, written
 
 __all__ = ["Choice", "one_acquisition", "one_phase", "one_series"]
 
@@ -108,8 +109,7 @@ def one_acquisition(planes: Sequence[Plane], choice: Choice) -> list[Plane]:
                 f"params: select: expected one of {', '.join(_listed(found, [trait.key]))}; got "
                 "a value that no slice has"
             )
-    places = [place for place, trait in enumerate(TRAITS) if trait.key != ACQUISITION]
-    _refuse_several(kept, places)
+    _refuse_several(kept, [place for place, trait in enumerate(TRAITS) if not trait.in_turn])
     return kept
 
 
@@ -120,9 +120,8 @@ def one_phase(planes: Sequence[Plane], choice: Choice) -> list[Plane]:
         InvalidRequestError: the wanted phase is none of those there are.
         InvalidImageError: there are several acquisitions or moments; the error lists them.
     """
-    number = next(n for n, trait in enumerate(TRAITS) if trait.key == ACQUISITION)
-    if _interleave(planes, number):
-        _refuse_several(planes, [number])
+    turns = [place for place, trait in enumerate(TRAITS) if trait.in_turn]
+    _refuse_several(planes, [place for place in turns if _interleave(planes, place)])
     phases = _phases(planes)
     wanted = choice.wanted.get(_PHASE)
     if wanted is None:

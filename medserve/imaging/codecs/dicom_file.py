@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 __all__ = [
     "DAMAGED",
     "PIXEL_DATA",
+    "check_stored_frames",
     "frame_count",
     "is_dicom",
     "is_directory",
     "kind_without_pixels",
     "read",
     "stored_frames",
+    "surplus_frames",
     "syntax_of",
     "without_pixels",
 ]
@@ -45,6 +47,8 @@ _DIRECTORY = b"1.2.840.10008.1.3.10"  # Media Storage Directory Storage: a DICOM
 _META_GROUP, _SYNTAX, _CLASS = 0x0002, 0x0010, 0x0002
 _LONG_FORMS = (b"OB", b"OW", b"UN", b"UT", b"SQ", b"OF", b"OD", b"OL", b"UC", b"UR")
 _MAX_INFLATED_BYTES = 2**30
+_CODESTREAMS = (b"\xff\xd8", b"\xff\x4f")  # how frames of JPEG, JPEG-LS and JPEG 2000 begin
+_RLE = "1.2.840.10008.1.2.5"
 _IMAGE_CLASS = "Image Storage"  # how the names of all classes with pixels end (PS3.6 annex A)
 
 
@@ -102,9 +106,44 @@ def stored_frames(dataset: Dataset) -> int | None:
     Fewer than the header states are a cut file, or a wrong number.
     """
     syntax = syntax_of(dataset)
-    if syntax is None or "PixelData" not in dataset:
+    if syntax is None or not syntax.is_transfer_syntax or "PixelData" not in dataset:
         return None
     return _encapsulated(dataset) if syntax.is_encapsulated else _native(dataset)
+
+
+def surplus_frames(dataset: Dataset) -> int:
+    """How many frames the pixel data hold beyond those that the header states, as far as is known.
+
+    They are frames that nobody would look at: NumberOfFrames is missing, or wrong.
+    """
+    syntax, stated = syntax_of(dataset), frame_count(dataset)
+    if syntax is None or not syntax.is_transfer_syntax or "PixelData" not in dataset:
+        return 0
+    if syntax.is_encapsulated:
+        return max(0, _begun(dataset, syntax) - stated)
+    found = _native(dataset)
+    surplus = memoryview(dataset.PixelData)[len(dataset.PixelData) * stated // max(found, 1) :]
+    return found - stated if found > stated and any(bytes(surplus)) else 0  # zeros fill up
+
+
+def check_stored_frames(dataset: Dataset) -> None:
+    """Compare the frames that are stored with those that the header states.
+
+    Raises:
+        InvalidImageError: there are fewer, of a cut file, or more, of which some would be
+            passed over.
+    """
+    stated, found = frame_count(dataset), stored_frames(dataset)
+    if found is not None and found < stated:
+        raise InvalidImageError(
+            f"expected {stated} frames, as the header states, got pixel data of {found}; the "
+            "file is damaged or cut short: export it again"
+        )
+    if surplus := surplus_frames(dataset):
+        raise InvalidImageError(
+            f"expected pixel data of {stated} frames, as the header states, got "
+            f"{stated + surplus}; correct NumberOfFrames, or export the file again"
+        )
 
 
 def syntax_of(dataset: Dataset) -> UID | None:
@@ -134,6 +173,18 @@ def _encapsulated(dataset: Dataset) -> int:
     offsets = parse_basic_offsets(dataset.PixelData)
     fragments = sum(1 for fragment in generate_fragments(dataset.PixelData) if fragment)
     return min(len(offsets), fragments) if offsets else fragments  # a frame has one at least
+
+
+def _begun(dataset: Dataset, syntax: UID) -> int:
+    """How many compressed frames begin in the pixel data; 0 where that cannot be told."""
+    from pydicom.encaps import generate_fragments, parse_basic_offsets
+
+    if offsets := parse_basic_offsets(dataset.PixelData):
+        return len(offsets)
+    starts = [bytes(fragment[:2]) for fragment in generate_fragments(dataset.PixelData) if fragment]
+    if syntax == _RLE:
+        return len(starts)  # a fragment for each frame (PS3.5 section A.4.2)
+    return sum(start in _CODESTREAMS for start in starts)
 
 
 def _meta(payload: Payload) -> tuple[dict[int, bytes], int]:

@@ -6,7 +6,7 @@ from pydicom import Dataset
 
 from medserve.errors import InvalidImageError, MedserveError
 from medserve.imaging.codecs import dicom, dicom_file, dicom_regions
-from medserve.imaging.codecs.dicom_file import DAMAGED, frame_count, stored_frames
+from medserve.imaging.codecs.dicom_file import DAMAGED, check_stored_frames, frame_count
 from medserve.imaging.codecs.payload import Payload, quietly
 from medserve.imaging.frames import FrameGrid, FrameLimits, FrameStack
 from medserve.imaging.image import Image
@@ -48,7 +48,7 @@ def decode(payload: Payload, limits: FrameLimits) -> DicomFrames:
     """Check the header; no pixel is decoded yet.
 
     Raises:
-        InvalidImageError: no DICOM image, another modality, damaged, or fewer frames than stated.
+        InvalidImageError: no DICOM image, another modality, damaged, or frames other than stated.
         PayloadTooLargeError: more frames or pixels than `limits` allow.
     """
     with quietly():
@@ -57,7 +57,7 @@ def decode(payload: Payload, limits: FrameLimits) -> DicomFrames:
             _refuse_modality(dataset, limits.modalities)
             dicom.check(dataset, limits.plane)
             limits.check_count(frame_count(dataset))
-            _refuse_missing(dataset)
+            check_stored_frames(dataset)
             return DicomFrames(dataset, payload)
         except MedserveError:
             raise
@@ -70,14 +70,4 @@ def _refuse_modality(dataset: Dataset, accepted: tuple[str, ...]) -> None:
         raise InvalidImageError(
             f"expected an image of modality {' or '.join(sorted(accepted))}, got another one; "
             "send it to a model for its kind"
-        )
-
-
-def _refuse_missing(dataset: Dataset) -> None:
-    """Frames that the header promises and the pixel data lack: a cut file, or a wrong number."""
-    stated, found = frame_count(dataset), stored_frames(dataset)
-    if found is not None and found < stated:
-        raise InvalidImageError(
-            f"expected {stated} frames, as the header states, got pixel data of {found}; the "
-            "file is cut short: export it again"
         )

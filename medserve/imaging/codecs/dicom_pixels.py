@@ -19,6 +19,7 @@ import numpy.typing as npt
 from medserve.errors import InvalidImageError, MedserveError
 from medserve.imaging.codecs.dicom_file import DAMAGED, frame_count, syntax_of
 from medserve.imaging.codecs.dicom_tables import has_palette, lookup_table, palette
+from medserve.imaging.codecs.jpeg_frame import with_longer_scan
 from medserve.imaging.intensity import full_range
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ ELEMENTS = [
 ]  # fmt: skip
 
 _JPEG, _JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
+_HUFFMAN = (_JPEG, _JPEG_EXTENDED, "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 _RLE = "1.2.840.10008.1.2.5"
+_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # PS3.5 table A.4-1, in both byte orders
+_ONE_SAMPLE = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _J2K = ("pylibjpeg", "pillow")
 # Which of pydicom's plugins decode a syntax, the first that is installed; others are native.
 _PLUGINS: dict[str, tuple[str, ...]] = {
@@ -156,8 +160,6 @@ def decoded(dataset: Dataset, index: int) -> npt.NDArray[Any]:
     Raises:
         InvalidImageError: damaged, or compressed in a way that is not read.
     """
-    from pydicom.pixels.decoders.base import get_decoder
-
     from medserve.imaging.codecs.jpeg_headers import check_codestream
 
     syntax = syntax_of(dataset)
@@ -166,24 +168,50 @@ def decoded(dataset: Dataset, index: int) -> npt.NDArray[Any]:
             "expected a DICOM file that states its transfer syntax, got none; "
             "save it as a DICOM Part 10 file"
         )
-    plugin = check_syntax(syntax)
+    check_syntax(syntax)
+    _refuse_contradictions(dataset, syntax)
     try:
         _refuse_long_runs(dataset, syntax)
         precision = check_codestream(dataset, syntax, index)
-        if syntax in (_JPEG, _JPEG_EXTENDED) and precision != 8:
-            return _of_12_bits(dataset, index)
-        narrowed: dict[str, Any] = {}
-        if syntax in (_JPEG, _JPEG_EXTENDED) and precision == 8 < int(dataset.BitsAllocated):
-            # The codestream is one of bytes, whatever the header allocates for it.
-            narrowed = {"bits_allocated": 8, "bits_stored": min(8, int(dataset.BitsStored))}
-        decoder = get_decoder(syntax)
-        options = {"decoding_plugin": plugin, "correct_unused_bits": False, **narrowed}
-        array = decoder.as_array(dataset, index=index, **options)[0]
-        return array.astype(array.dtype.newbyteorder("="), copy=False)
+        array = _array(dataset, syntax, index, precision)
+        if syntax in _HUFFMAN and precision and (array[-1, -1] == 1 << (precision - 1)).all():
+            _refuse_cut_scan(dataset, syntax, index, array)
+        return array
     except MedserveError:
         raise
     except Exception:  # pydicom quotes values in what it raises
         raise InvalidImageError(DAMAGED.format(part="pixel data")) from None
+
+
+def _array(dataset: Dataset, syntax: UID, index: int, precision: int | None) -> npt.NDArray[Any]:
+    """One frame as its decoder gives it; `precision` are the bits that its codestream states."""
+    from pydicom.pixels.decoders.base import get_decoder
+
+    if syntax in (_JPEG, _JPEG_EXTENDED) and precision != 8:
+        return _of_12_bits(dataset, index)
+    options: dict[str, Any] = {
+        "decoding_plugin": check_syntax(syntax),
+        "correct_unused_bits": False,
+    }
+    if syntax in (_JPEG, _JPEG_EXTENDED) and int(dataset.BitsAllocated) > 8:
+        # The codestream is one of bytes, whatever the header allocates for it.
+        options |= {"bits_allocated": 8, "bits_stored": min(8, int(dataset.BitsStored))}
+    array = get_decoder(syntax).as_array(dataset, index=index, **options)[0]
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _refuse_cut_scan(dataset: Dataset, syntax: UID, index: int, array: npt.NDArray[Any]) -> None:
+    """Refuse a JPEG that ends in mid-grey, by which libjpeg fills up, and not by its own data."""
+    from pydicom.dataset import Dataset as Copy
+    from pydicom.encaps import encapsulate, get_frame
+
+    frame = get_frame(dataset.PixelData, index, number_of_frames=frame_count(dataset))
+    longer = Copy()
+    longer.update({each.tag: each for each in dataset if each.keyword != "PixelData"})
+    longer.file_meta, longer.NumberOfFrames = dataset.file_meta, 1
+    longer.PixelData = encapsulate([with_longer_scan(frame)])
+    if not np.array_equal(_array(longer, syntax, 0, int(array.dtype.itemsize * 8)), array):
+        raise ValueError("a scan that ends before its last block")
 
 
 def _of_12_bits(dataset: Dataset, index: int) -> npt.NDArray[Any]:
@@ -228,6 +256,22 @@ def check_syntax(syntax: UID) -> str:
         f"expected pixel data that can be decoded here, got transfer syntax {name}; {advice}"
         "decompress it first, for example with gdcmconv --raw"
     )
+
+
+def _refuse_contradictions(dataset: Dataset, syntax: UID) -> None:
+    """Refuse headers of which one element says that the pixels mean something else than another."""
+    if not syntax.is_encapsulated and bytes(dataset.get("PixelData", b"")[:4]) in _ITEMS:
+        raise InvalidImageError(
+            "expected pixel data as the transfer syntax says, uncompressed, got data in the items "
+            "of compressed ones; export the file again from the archive"
+        )
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    meaning = str(dataset.get("PhotometricInterpretation"))
+    if samples != (1 if meaning in _ONE_SAMPLE else 3):
+        raise InvalidImageError(
+            "expected as many samples a pixel as the photometric interpretation has, got "
+            f"{samples}; export the file again from the archive"
+        )
 
 
 def _refuse_long_runs(dataset: Dataset, syntax: UID) -> None:

@@ -67,7 +67,8 @@ def planes_of(dataset: Dataset, source: int) -> list[Plane]:
     """Every plane of a grey image, in stored order.
 
     Raises:
-        InvalidImageError: colour, or position, orientation or pixel spacing missing or unusable.
+        InvalidImageError: colour, a mosaic, or position, orientation or pixel spacing missing or
+            unusable.
     """
     if int(dataset.get("SamplesPerPixel") or 1) != 1:
         raise InvalidImageError(
@@ -77,6 +78,11 @@ def planes_of(dataset: Dataset, source: int) -> list[Plane]:
         raise InvalidImageError(
             "expected grey slices (MONOCHROME1 or MONOCHROME2), got another photometric "
             "interpretation; send the original series"
+        )
+    if "MOSAIC" in (dataset.get("ImageType") or ()):
+        raise InvalidImageError(
+            "expected one slice an image, got a mosaic, which shows many side by side; unpack it "
+            "first, for example with dcm2niix"
         )
     frames = frame_count(dataset)
     groups: Sequence[Dataset] = dataset.get("PerFrameFunctionalGroupsSequence") or []

@@ -28,9 +28,12 @@ ELEMENTS = (
 def pixel_spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
     """Distance between rows and between columns; None where the header does not say it.
 
-    Calibrated regions come first; PixelSpacing is read where there are none.
+    Calibrated regions come first; PixelSpacing is read where there are none. A region that
+    reaches beyond the image was written for another size, before somebody shrank or cut it.
     """
     if regions := _regions(dataset):
+        if any(_is_beyond(each, dataset) for each in regions):
+            return None
         found = [_deltas(each) for each in regions]
         first = found[0]
         if first is None or any(each is None or not _alike(first, each) for each in found):
@@ -66,6 +69,12 @@ def step_mm(dataset: Dataset) -> float | None:
 
 def _regions(dataset: Dataset) -> list[Dataset]:
     return [each for each in dataset.get("SequenceOfUltrasoundRegions") or () if _counts(each)]
+
+
+def _is_beyond(region: Dataset, image: Dataset) -> bool:
+    """Tell whether a region ends outside of the image; some count its end one too far."""
+    right, bottom = region.get("RegionLocationMaxX1"), region.get("RegionLocationMaxY1")
+    return int(right or 0) > int(image.Columns) or int(bottom or 0) > int(image.Rows)
 
 
 def _counts(region: Dataset) -> bool:

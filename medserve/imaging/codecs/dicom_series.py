@@ -41,6 +41,7 @@ from medserve.imaging.codecs.dicom_file import (
     kind_without_pixels,
     read,
     stored_frames,
+    surplus_frames,
     without_pixels,
 )
 from medserve.imaging.codecs.dicom_pixels import values_of
@@ -56,6 +57,7 @@ __all__ = ["DicomVolume", "decode", "geometry_of", "recognises"]
 # AppleDouble and .DS_Store of macOS, Thumbs.db of Windows: by content, names play no part.
 _COMPANIONS = (b"\0\5\x16\7", b"\0\0\0\1Bud1", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")
 _CUT = "damaged or cut short"
+_SURPLUS = "with more frames than stated"
 _OF_ONE_PATIENT = (
     "PatientID",
     "PatientName",
@@ -158,8 +160,8 @@ def _decode(
     rows, columns = planes[0].size
     check_shape((columns, rows, len(planes)), limits)
     used = {plane.source for plane in planes}
-    cut = sum(_is_cut(datasets[source]) for source in used)
-    _refuse_unread(Counter({_CUT: cut} if cut else {}), len(used) - cut)
+    unread = Counter(filter(None, (_miscounted(datasets[source]) for source in used)))
+    _refuse_unread(unread, len(used) - unread.total())
     geometry = _geometry(planes)
     _refuse_foreign([datasets[source] for source in used])
     array = _stack(planes, datasets)
@@ -255,9 +257,12 @@ def _why_no_image(dataset: Dataset) -> str:
     return kind_without_pixels(dataset)
 
 
-def _is_cut(dataset: Dataset) -> bool:
+def _miscounted(dataset: Dataset) -> str:
+    """Tell how pixel data hold fewer or more frames than stated; empty where they do not."""
     found = stored_frames(dataset)
-    return found is not None and found < frame_count(dataset)
+    if found is not None and found < frame_count(dataset):
+        return _CUT
+    return _SURPLUS if surplus_frames(dataset) else ""
 
 
 def _refuse_modality(datasets: Sequence[Dataset], accepted: Collection[str]) -> None:
@@ -332,7 +337,12 @@ def _step(planes: Sequence[Plane]) -> npt.NDArray[np.float64]:
     """From one slice to the next, LPS mm; InvalidImageError where that is not one vector."""
     normal = planes[0].normal
     if len(planes) == 1:
-        return normal * (planes[0].thickness or 1.0)  # its thickness is all that is known
+        if not planes[0].thickness:  # which is all that is known of a single slice
+            raise InvalidImageError(
+                "expected a slice that states its thickness, got one that does not, so that its "
+                "volume is not known; send the whole series"
+            )
+        return normal * planes[0].thickness
     positions = np.array([plane.position for plane in planes])
     heights = (positions - positions[0]) @ normal
     _check_steps(np.diff(heights))

@@ -20,7 +20,6 @@ from pydicom import Dataset
 from medserve.imaging.codecs.dicom_pixels import group
 
 __all__ = [
-    "ACQUISITION",
     "B_VALUE",
     "MOMENTS",
     "TRAITS",
@@ -30,7 +29,6 @@ __all__ = [
     "written",
 ]
 
-ACQUISITION = "acquisition"
 # Elements that say when an image was taken: of the functional groups, else of the header. Times of
 # day follow the date beside them.
 MOMENTS: tuple[tuple[str, str, str, str], ...] = (
@@ -62,6 +60,8 @@ class Trait:
         spoken: Its name for people.
         outer: The element of a classic header.
         inner: The same in functional groups (sequence and element, PS3.3 C.8.13 and C.8.15).
+        in_turn: Whether it counts only where slices of several values lie between each other, as
+            those of one acquisition may differ in it from place to place.
         read: How it is read; by default as these elements have it.
     """
 
@@ -69,6 +69,7 @@ class Trait:
     spoken: str
     outer: str = ""
     inner: tuple[tuple[str, str], ...] = ()
+    in_turn: bool = False
     read: Callable[[Dataset, int], str] | None = field(default=None)
 
     def of(self, dataset: Dataset, frame: int) -> str:
@@ -136,6 +137,14 @@ def _contrast(dataset: Dataset, frame: int) -> str:
     return "no" if agent in _NO_AGENT and not dataset.get("ContrastBolusAgentSequence") else "yes"
 
 
+def _unit(dataset: Dataset, frame: int) -> str:
+    """Return the unit of the pixels: of PET, or after a rescale."""
+    stated = dataset.get("Units") or _stated(
+        dataset, frame, "RescaleType", (("PixelValueTransformationSequence", "RescaleType"),)
+    )
+    return written(stated)
+
+
 B_VALUE = Trait("b_value", "b-value", read=_b_value)
 _MR, _CT = "MRImageFrameTypeSequence", "CTImageFrameTypeSequence"
 TRAITS: tuple[Trait, ...] = (
@@ -154,8 +163,19 @@ TRAITS: tuple[Trait, ...] = (
     Trait("kernel", "kernel", "ConvolutionKernel",
           (("CTReconstructionSequence", "ConvolutionKernel"),)),
     Trait("stack", "stack", "StackID", (("FrameContentSequence", "StackID"),)),
-    Trait(ACQUISITION, "acquisition number", "AcquisitionNumber",
-          (("FrameContentSequence", "FrameAcquisitionNumber"),)),
+    Trait("acquisition", "acquisition number", "AcquisitionNumber",
+          (("FrameContentSequence", "FrameAcquisitionNumber"),), in_turn=True),
+    Trait("repetition_time", "repetition time", "RepetitionTime",
+          (("MRTimingAndRelatedParametersSequence", "RepetitionTime"),), in_turn=True),
+    Trait("thickness", "slice thickness", "SliceThickness",
+          (("PixelMeasuresSequence", "SliceThickness"),), in_turn=True),
+    Trait("sequence", "scanning sequence", "ScanningSequence", in_turn=True),
+    Trait("sequence_name", "sequence name", "SequenceName", in_turn=True),
+    Trait("options", "scan options", "ScanOptions", in_turn=True),
+    Trait("class", "SOP class", "SOPClassUID", in_turn=True),
+    Trait("number", "series number", "SeriesNumber", in_turn=True),
+    Trait("diameter", "reconstruction diameter", "ReconstructionDiameter", in_turn=True),
+    Trait("unit", "unit", in_turn=True, read=_unit),
 )  # fmt: skip
 
 

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from medserve.errors import InvalidImageError
 from medserve.imaging.codecs.payload import Payload
 
-__all__ = ["JpegFrame", "frame_of"]
+__all__ = ["JpegFrame", "frame_of", "with_longer_scan"]
 
 _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 without DHT, JPG, DAC
 _READABLE = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # baseline, extended, progressive; Huffman, arithmetic
+_PROGRESSIVE = (0xC2, 0xCA)
 _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
 _JPEG_LS = 0xF7
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"
+_LONGER = bytes(1024)
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}  # TEM, RSTn, SOI
 _RGB_IDS = (b"RGB", b"rgb")
 
@@ -34,6 +37,11 @@ class JpegFrame:
     components: bytes
     has_jfif: bool
     has_adobe: bool
+
+    @property
+    def is_progressive(self) -> bool:
+        """Whether the picture comes in several scans, each with more details."""
+        return self.process in _PROGRESSIVE
 
     @property
     def is_rgb_read_as_ycbcr(self) -> bool:
@@ -90,3 +98,14 @@ def frame_of(payload: Payload) -> JpegFrame | None:
         has_adobe |= marker == 0xEE and segment.startswith(b"Adobe")
         at += 2 + length
     return None
+
+
+def with_longer_scan(codestream: Payload) -> bytes:
+    """Return a JPEG with zeros at the end of its last scan, or as it is where no end is found.
+
+    A decoder passes over them where the scan is whole. Of one that was cut, before an end was put
+    behind it, they become pixels, which else are filled up with mid-grey and without an error.
+    """
+    content = bytes(codestream)
+    end = content.find(_END, max(0, content.find(_SCAN)))
+    return content if end < 0 else content[:end] + _LONGER + content[end:]

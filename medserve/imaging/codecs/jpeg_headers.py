@@ -11,6 +11,8 @@ from pydicom.uid import (
     UID,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     JPEGLSNearLossless,
     RLELossless,
@@ -20,6 +22,7 @@ __all__ = ["check_codestream"]
 
 # Markers SOF0 to SOF15 of JPEG without DHT, JPG and DAC, and SOF55 of JPEG-LS.
 _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}
+_NEED_END = (JPEGLSLossless, JPEGLSNearLossless, JPEGLossless, JPEGLosslessSV1)
 _MOST_SCANS = 200  # of a progressive JPEG; each is work for the whole frame (libjpeg: -maxscans)
 _SIZ = b"\xff\x4f\xff\x51"  # start of codestream, size
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"
@@ -68,9 +71,10 @@ def _check(frame: bytes, dataset: Dataset, syntax: UID) -> int:
     if stated.components != int(dataset.get("SamplesPerPixel") or 1):
         raise ValueError("a frame states other samples a pixel than the image")
     is_jpeg = syntax in (JPEGBaseline8Bit, JPEGExtended12Bit)
-    # Without an end CharLS searches for seconds, and libjpeg-turbo fills up 12 bits with grey.
-    needs_end = stated.precision != 8 if is_jpeg else syntax in (JPEGLSLossless, JPEGLSNearLossless)
-    if needs_end and _END not in frame[-_PADDING:]:
+    # Without an end CharLS searches for seconds, and libjpeg fills up 12 bits and lossless ones.
+    needs_end = stated.precision != 8 if is_jpeg else syntax in _NEED_END
+    tail = frame[-_PADDING:]
+    if _END not in tail and (needs_end or not any(tail)):  # OpenJPEG reads zeros as data
         raise ValueError("a frame without its end")
     if is_jpeg and frame.count(_SCAN) > _MOST_SCANS:
         raise ValueError("a frame of more scans than any encoder makes")

@@ -14,7 +14,7 @@ import gzip
 import io
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ import numpy.typing as npt
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
 from medserve.imaging.codecs.nifti_space import NiftiSpace
 from medserve.imaging.codecs.payload import Payload, quietly
-from medserve.imaging.codecs.samples import check_channels, finite, spatial_shape
+from medserve.imaging.codecs.samples import check_channels, finite, refuse_second, spatial_shape
 from medserve.imaging.codecs.unpack import is_gzip, peek
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume, VolumeLimits
@@ -214,8 +214,7 @@ def _decode(
         geometry = space.geometry(shape)
         _skip(stream, offset - size)
         values = _read(stream, count * dtype.itemsize).view(dtype)
-        if is_gzip(payload):
-            _check_tail(stream)
+        refuse_second(_tail(stream), values.nbytes)
     stack = values.reshape((*shape, channels), order="F")
     array = _rescale(stack[..., 0 if channel is None else channel], header)
     return NiftiVolume(finite(array), geometry, space)
@@ -321,15 +320,18 @@ def _read(stream: gzip.GzipFile | io.BytesIO, count: int) -> npt.NDArray[np.uint
     return buffer
 
 
-def _check_tail(stream: gzip.GzipFile | io.BytesIO) -> None:
-    """Read to the end of gzip, where its CRC stands, as far as that is near."""
+def _tail(stream: gzip.GzipFile | io.BytesIO) -> Iterator[bytes]:
+    """Yield what follows the voxels; of gzip that ends with its CRC.
+
+    Raises:
+        InvalidImageError: gzip data that are damaged.
+    """
     try:
-        for _ in range(16):
-            if not stream.read(_BLOCK):
-                return
+        while block := stream.read(_BLOCK):
+            yield block
     except (EOFError, OSError, zlib.error) as error:
         if str(error).startswith("Not a gzipped file"):
-            return  # something else follows whole data whose checksum was right; gzip warns
+            return  # something follows whole data whose checksum was right; gzip warns
         raise InvalidImageError(
             "expected gzip data that match their checksum, got damaged ones; send the file again"
         ) from None

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from medserve.errors import InvalidImageError, MedserveError
 from medserve.imaging.codecs.payload import Payload, quietly
+from medserve.imaging.codecs.samples import refuse_second
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume, VolumeLimits, check_shape
 
@@ -65,6 +66,7 @@ def decode(
         raise InvalidImageError(
             f"expected {needed} bytes of values, got {len(payload) - start}; the file is cut short"
         )
+    refuse_second([memoryview(payload)[start + needed :]], needed)
     values = np.frombuffer(payload, dtype=dtype, count=math.prod(shape), offset=start)
     array: npt.NDArray[Any] = values.reshape((i, j, k), order="F" if is_fortran else "C")
     try:

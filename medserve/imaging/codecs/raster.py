@@ -29,16 +29,21 @@ from medserve.imaging.image import Image
 from medserve.imaging.intensity import full_range, percentile_window
 from medserve.spec import InputSpec
 
-__all__ = ["decode", "prepare"]
+__all__ = ["decode", "pixel_aspect", "prepare"]
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _MEASURED_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _PNG, _PNG_16_BIT_GREY_ALPHA = b"\x89PNG\r\n\x1a\n", b"\x10\x04"  # of IHDR, ISO 15948 11.2.2
+_PNG_16_BIT_COLOUR = b"\x10\x02"
 _TIFF, _JPEG = (b"II", b"MM"), b"\xff\xd8"
 _RAW_COLOUR = "YCbCr"  # the mode in which Pillow leaves the components of a JPEG as they are
 _PNG_END = b"IEND\xaeB`\x82"  # the empty last chunk and its checksum
 _ORIENTATION_TAG = 0x0112  # CIPA DC-008 (EXIF 2.32) section 4.6.4
 _START_OF_SCAN = b"\xff\xda"  # ITU-T T.81 table B.1; coded data never hold it (section B.1.1.5)
+_TURNED = (5, 6, 7, 8)  # orientations that exchange rows and columns
+_X_RESOLUTION, _Y_RESOLUTION = 282, 283  # TIFF 6.0 section 8
+_MOST_OBLONG = 5.0
+_MID_GREY = 128
 _MOST_SCANS = 100  # libjpeg writes 10 for a progressive colour image
 _MOST_PASSES = 16  # over as many pixels as the largest image has
 
@@ -76,6 +81,35 @@ def decode(payload: Payload, limits: InputSpec) -> Image:
     return Image(np.ascontiguousarray(upright))
 
 
+def pixel_aspect(payload: Payload) -> float | None:
+    """Return the height of a pixel over its width, upright; None where the header has none.
+
+    Read from pHYs of PNG (ISO 15948, 11.3.5.3), the density of JFIF (ITU-T T.871, 10.1) and the
+    resolutions of TIFF. What no device has is taken for a slip.
+    """
+    with quietly():
+        try:
+            picture = pillow.open(io.BytesIO(payload), formats=_FORMATS)
+            across, down = _density(picture)
+            aspect = float(across) / float(down)
+            turned = _orientation(picture) in _TURNED
+        except Exception:  # decoding tells what is wrong with a file, not this
+            return None
+    if not 1 / _MOST_OBLONG <= aspect <= _MOST_OBLONG:
+        return None
+    return 1 / aspect if turned else aspect
+
+
+def _density(picture: pillow.Image) -> tuple[Any, Any]:
+    """Pixels to a length across and down, in any unit."""
+    if picture.format == "TIFF":
+        tags = picture.getexif()
+        return tags[_X_RESOLUTION], tags[_Y_RESOLUTION]
+    found = picture.info.get("jfif_density", picture.info.get("aspect", picture.info.get("dpi")))
+    across, down = found if found is not None else (1, 1)
+    return across, down
+
+
 def prepare() -> None:
     """Load Pillow's readers, which the first damaged file would otherwise wait for."""
     pillow.init()
@@ -97,9 +131,11 @@ def _decode(payload: Payload, limits: InputSpec) -> npt.NDArray[np.float32]:
     _refuse_many_scans(picture, payload, limits)
     if frame is not None and frame.is_rgb_read_as_ycbcr:
         picture.draft(_RAW_COLOUR, None)  # the whole size
-    _refuse_wide_transparency(payload)
+    _check_transparency(picture, payload)
     picture.load()
     _refuse_missing_end(picture, payload)
+    if frame is not None:
+        _refuse_cut_scan(picture, payload, is_progressive=frame.is_progressive)
     return _upright(_intensities(picture), _orientation(picture))
 
 
@@ -114,13 +150,24 @@ def _refuse_several_frames(picture: pillow.Image) -> None:
     raise InvalidImageError("expected one image, got an animated PNG; send one frame")
 
 
-def _refuse_wide_transparency(payload: Payload) -> None:
-    # Pillow drops 8 of the 16 bits, in which a measurement of 12 bits is almost black.
-    if bytes(payload[:8]) == _PNG and bytes(payload[24:26]) == _PNG_16_BIT_GREY_ALPHA:
+def _check_transparency(picture: pillow.Image, payload: Payload) -> None:
+    # Pillow drops 8 of the 16 bits, in which a measurement of 12 bits is almost black, and other
+    # colours are like the transparent one.
+    if bytes(payload[:8]) != _PNG:
+        return
+    kind = bytes(payload[24:26])
+    found = "grey with an alpha channel" if kind == _PNG_16_BIT_GREY_ALPHA else ""
+    if kind == _PNG_16_BIT_COLOUR and "transparency" in picture.info:
+        found = "colour with a transparent one"
+    if found:
         raise InvalidImageError(
-            "expected an image that can be read exactly, got a PNG of 16-bit grey with an alpha "
-            "channel; save it without"
+            f"expected an image that can be read exactly, got a PNG of 16-bit {found}; save it "
+            "without"
         )
+    depth = kind[0]
+    if picture.mode == "L" and depth in (2, 4) and "transparency" in picture.info:
+        # Pillow spreads the pixels to 8 bits, but not the grey that is transparent.
+        picture.info["transparency"] *= 255 // (2**depth - 1)
 
 
 def _refuse_many_scans(picture: pillow.Image, payload: Payload, limits: InputSpec) -> None:
@@ -140,6 +187,20 @@ def _refuse_missing_end(picture: pillow.Image, payload: Payload) -> None:
     # Pillow shows a PNG without its last chunk, though nobody can tell how much was cut.
     if picture.format == "PNG" and _PNG_END not in bytes(payload):
         raise EOFError("no IEND chunk")
+
+
+def _refuse_cut_scan(picture: pillow.Image, payload: Payload, *, is_progressive: bool) -> None:
+    # libjpeg fills up with mid-grey, of a later scan with none of its details, silently where an
+    # end stands behind the cut.
+    corner = picture.getpixel((picture.width - 1, picture.height - 1))
+    is_filled = corner in (_MID_GREY, (_MID_GREY,) * len(picture.getbands()))
+    if not is_filled and not is_progressive:
+        return
+    longer = pillow.open(io.BytesIO(jpeg_frame.with_longer_scan(payload)), formats=_FORMATS)
+    if picture.mode == _RAW_COLOUR:
+        longer.draft(_RAW_COLOUR, None)
+    if longer.tobytes() != picture.tobytes():
+        raise EOFError("a scan that ends before its last block")
 
 
 def _intensities(picture: pillow.Image) -> npt.NDArray[np.float32]:
@@ -195,7 +256,7 @@ def _orientation(picture: pillow.Image) -> int:
 
 def _upright(array: npt.NDArray[np.float32], orientation: int) -> npt.NDArray[np.float32]:
     """Undo the stated orientation: rows go down, columns to the right."""
-    if orientation in (5, 6, 7, 8):  # rows and columns are exchanged
+    if orientation in _TURNED:  # rows and columns are exchanged
         array = array.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         array = array[::-1]

@@ -41,6 +41,7 @@ __all__ = ["decode", "recognises"]
 _Affine = npt.NDArray[np.float64]
 _Decoder = Callable[[bytes], "_Stored"]
 _MAX_HEADER_BYTES = 2**20
+_MGH_FOOTER = 2**20  # scan parameters and the commands that made the file
 _TO_RAS = {  # signs of the axes of a space
     "left-posterior-superior": (-1, -1, 1), "lps": (-1, -1, 1),
     "right-anterior-superior": (1, 1, 1), "ras": (1, 1, 1),
@@ -221,7 +222,10 @@ def _mgh(content: bytes) -> _Stored:
     affine = np.asarray(header.get_affine(), dtype=np.float64)
     dtype, skip = header.get_data_dtype(), int(header.get_data_offset())
     return _Stored(
-        sizes, range(len(sizes)), affine, Samples(content, dtype, is_gzip(content), skip)
+        sizes,
+        range(len(sizes)),
+        affine,
+        Samples(content, dtype, is_gzip(content), skip, _MGH_FOOTER),
     )
 
 

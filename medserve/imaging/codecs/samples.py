@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from medserve.errors import InvalidImageError
 from medserve.imaging.intensity import without_background
 from medserve.imaging.volume import VolumeLimits, check_shape
 
-__all__ = ["Samples", "check_channels", "finite", "spatial_shape"]
+__all__ = ["Samples", "check_channels", "finite", "refuse_second", "spatial_shape"]
 
 _BLOCK = 2**16
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS  # told by the data themselves
@@ -56,6 +56,29 @@ def check_channels(shape: tuple[int, int, int], channels: int, limits: VolumeLim
         check_shape((*shape, channels), limits)
 
 
+def refuse_second(behind: Iterable[bytes | memoryview], needed: int) -> None:
+    """Refuse a file that holds a second image, of which its header does not speak.
+
+    Args:
+        behind: What follows the bytes that the header speaks of; no more than needed is looked at.
+        needed: Bytes that it speaks of.
+
+    Raises:
+        InvalidImageError: as many again, or more, and not only zeros, which fill files up.
+    """
+    length, is_empty = 0, True
+    for block in behind:
+        part = block[: needed - length]
+        length, is_empty = length + len(part), is_empty and not any(part)
+        if length >= needed:
+            break
+    if 0 < needed <= length and not is_empty:
+        raise InvalidImageError(
+            f"expected {needed} bytes of voxels, as the header states, got as many again behind "
+            "them; correct the header (axes, or type of the voxels), or send one volume"
+        )
+
+
 @dataclass(frozen=True)
 class Samples:
     """Numbers as they lie in a file.
@@ -65,40 +88,52 @@ class Samples:
         dtype: Their type and byte order.
         is_compressed: Whether `content` is zlib or gzip data.
         skip: Bytes before them, of the expanded data where those are compressed.
+        footer: Bytes that may follow them.
     """
 
     content: bytes | memoryview
     dtype: np.dtype[Any]
     is_compressed: bool = False
     skip: int = 0
+    footer: int = 0
 
     def read(self, count: int) -> npt.NDArray[Any]:
         """Return the first `count` numbers in the machine's byte order; no more are expanded.
 
         Raises:
-            InvalidImageError: there are fewer, or compressed data are damaged.
+            InvalidImageError: there are fewer, or twice as many, or compressed data are damaged.
         """
-        needed = self.skip + count * self.dtype.itemsize
-        content = _expanded(self.content, needed) if self.is_compressed else self.content
+        size = count * self.dtype.itemsize
+        needed = self.skip + size
+        content = self.content
+        if self.is_compressed:
+            content = _expanded(self.content, needed, size + self.footer)
         if len(content) < needed:
             raise InvalidImageError(
                 f"expected {needed} bytes of voxels, got {len(content)}; the file is cut short"
             )
+        refuse_second([memoryview(content)[needed + self.footer :]], size)
         values = np.frombuffer(content, self.dtype, count, self.skip)
         return values.astype(self.dtype.newbyteorder("="), copy=False)
 
 
-def _expanded(content: bytes | memoryview, count: int) -> bytes:
-    """The first bytes of zlib or gzip data, whose checksum is compared where it is near."""
+def _expanded(content: bytes | memoryview, count: int, behind: int) -> bytes:
+    """The first bytes of zlib or gzip data, whose checksum is compared where it is near.
+
+    Args:
+        content: The data.
+        count: Bytes without which they are cut short.
+        behind: How many more are wanted, where there are as many.
+    """
     expander = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
-        expanded = expander.decompress(content, count)
-        is_long = len(expander.decompress(expander.unconsumed_tail, _BLOCK)) == _BLOCK
+        expanded = expander.decompress(content, count + max(behind, _BLOCK))
+        expander.decompress(expander.unconsumed_tail, 1)  # up to the checksum
     except zlib.error:
         raise InvalidImageError(
             "expected whole compressed voxels, got damaged ones; send the file again"
         ) from None
-    return expanded if expander.eof or is_long else b""
+    return expanded if expander.eof or len(expanded) >= count + _BLOCK else b""
 
 
 def finite(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

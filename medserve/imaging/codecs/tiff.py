@@ -60,6 +60,7 @@ def samples(payload: Payload, limits: InputSpec) -> Samples | None:
         page = file.pages[0]
         check_size(page.imagelength, page.imagewidth, limits)
         _refuse_several_planes(file, page)
+        _refuse_missing_segments(page)
         channels = page.samplesperpixel - len(page.extrasamples)
         _refuse_foreign_channels(page, channels)
         if page.bitspersample <= 8 and page.sampleformat == 1 and not _pillow_is_blind(file):
@@ -103,6 +104,16 @@ def _refuse_several_planes(file: Any, page: Any) -> None:
         )
 
 
+def _refuse_missing_segments(page: Any) -> None:
+    # Of sparse files tifffile makes zeros, which are white or black by the page's own rule.
+    is_plain = page.compression == 1  # where old writers state no lengths
+    if not all(page.dataoffsets) or not (is_plain or all(page.databytecounts)):
+        raise InvalidImageError(
+            "expected a whole TIFF, got one of which strips or tiles were never written; "
+            "export it again"
+        )
+
+
 def _refuse_foreign_channels(page: Any, channels: int) -> None:
     alphas = [each for each in page.extrasamples if each in _ALPHA]
     if page.photometric not in (*_GREY, *_COLOUR):
@@ -139,6 +150,8 @@ def _pillow_is_right(file: Any, page: Any) -> bool:
 
 
 def _read(page: Any, channels: int) -> Samples:
+    if not all(page.databytecounts):
+        raise _no(f"{_spoken(page)} that states no lengths of its strips")
     values: npt.NDArray[Any] = page.asarray()
     if page.samplesperpixel > 1:
         values = np.moveaxis(values, 0, -1) if page.planarconfig == 2 else values

@@ -92,6 +92,8 @@ def _zip_files(payload: Payload, limits: VolumeLimits) -> Iterator[bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(payload)) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
+            if members and min(member.header_offset for member in archive.infolist()) > 0:
+                _refuse_several("zip")
             _check_total([member.file_size for member in members], limits)
             for member in members:
                 _check_member(member)
@@ -139,6 +141,8 @@ def _check_tar_end(payload: Payload, members: list[tarfile.TarInfo]) -> None:
     end = last.offset_data + (-(-last.size // _TAR_BLOCK) * _TAR_BLOCK if last.isreg() else 0)
     if bytes(payload[end : end + _TAR_BLOCK]) != bytes(_TAR_BLOCK):
         _refuse_damage("tar")
+    if bytes(payload[end:]).strip(b"\0"):
+        _refuse_several("tar")
 
 
 def _check_total(sizes: list[int], limits: VolumeLimits) -> None:
@@ -154,6 +158,14 @@ def _check_total(sizes: list[int], limits: VolumeLimits) -> None:
 def _refuse_size(max_bytes: int) -> NoReturn:
     raise PayloadTooLargeError(
         f"expected data of at most {max_bytes} bytes when expanded, got more; send a part of them"
+    )
+
+
+def _refuse_several(kind: str) -> NoReturn:
+    """Several archives in one file: readers see the files of one of them alone."""
+    raise InvalidImageError(
+        f"expected one {kind} archive, got one with other data before or behind it, as where "
+        "several were joined; pack all files into one"
     )
 
 

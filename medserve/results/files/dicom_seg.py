@@ -23,6 +23,7 @@ from medserve.results.files.overlay import COLOURS
 from medserve.results.segmentation import Segmentation
 from medserve.spec.volumes import CodedTerm, SegmentCoding
 from medserve.tasks.result import Provenance
+from medserve.tasks.volumes import LabelMeasure
 
 __all__ = ["CONTENT_LABEL", "describe_segment", "encode"]
 
@@ -152,10 +153,18 @@ def _build(
         _refer_to(dataset, sorted(source.frames))
     segments = [each for each in dataset.SegmentSequence if each.SegmentNumber > 0]
     for segment, measure in zip(segments, segmentation.measures, strict=True):
-        segment.SegmentDescription = (
-            f"{measure.volume_ml:.2f} ml"  # viewers show it beside the label
-        )
+        segment.SegmentDescription = _described(measure)  # viewers show it beside the label
     return dataset
+
+
+def _described(measure: LabelMeasure) -> str:
+    told = f"{measure.volume_ml:.2f} ml"
+    if measure.volume_interval_ml is not None:
+        low, high = measure.volume_interval_ml
+        told += f" ({low:.2f} to {high:.2f} ml in 90 % of cases)"
+    if measure.predicted_dice is not None:
+        told += f", predicted Dice {measure.predicted_dice:.2f}"
+    return told
 
 
 def _frames(segmentation: Segmentation, source: DicomVolume) -> np.ndarray:

@@ -1035,7 +1035,7 @@ class Doubt(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Names what is out of the ordinary: size, intensities, texture, layout, empty, label_volume,
-    label_area.
+    label_area, predicted_dice.
     """
     message: _builtins.str
     """Tells what was found, and what training saw."""
@@ -1232,6 +1232,7 @@ class FrameMeasure(_message.Message):
     BOX_START_FIELD_NUMBER: _builtins.int
     BOX_STOP_FIELD_NUMBER: _builtins.int
     TOUCHES_BORDER_FIELD_NUMBER: _builtins.int
+    PREDICTED_DICE_FIELD_NUMBER: _builtins.int
     pixels: _builtins.int
     """Counts its pixels."""
     area_cm2: _builtins.float
@@ -1242,6 +1243,10 @@ class FrameMeasure(_message.Message):
     """Gives its extent along the columns, in millimetres; absent where it or the spacing is unknown."""
     touches_border: _builtins.bool
     """Holds true where it reaches the edge of what the model saw, so that a part of it may be missing."""
+    predicted_dice: _builtins.float
+    """Gives the overlap with a reference (Dice, 0 to 1) to expect of its mask, for a frame like the
+    training data; absent where it is absent or the model does not tell.
+    """
     @_builtins.property
     def centroid(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Gives its mean row and column; empty where it is absent."""
@@ -1265,21 +1270,26 @@ class FrameMeasure(_message.Message):
         box_start: _abc.Iterable[_builtins.int] | None = ...,
         box_stop: _abc.Iterable[_builtins.int] | None = ...,
         touches_border: _builtins.bool = ...,
+        predicted_dice: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_area_cm2", b"_area_cm2", "_height_mm", b"_height_mm", "_width_mm", b"_width_mm", "area_cm2", b"area_cm2", "height_mm", b"height_mm", "width_mm", b"width_mm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_area_cm2", b"_area_cm2", "_height_mm", b"_height_mm", "_predicted_dice", b"_predicted_dice", "_width_mm", b"_width_mm", "area_cm2", b"area_cm2", "height_mm", b"height_mm", "predicted_dice", b"predicted_dice", "width_mm", b"width_mm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_area_cm2", b"_area_cm2", "_height_mm", b"_height_mm", "_width_mm", b"_width_mm", "area_cm2", b"area_cm2", "box_start", b"box_start", "box_stop", b"box_stop", "centroid", b"centroid", "height_mm", b"height_mm", "pixels", b"pixels", "touches_border", b"touches_border", "width_mm", b"width_mm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_area_cm2", b"_area_cm2", "_height_mm", b"_height_mm", "_predicted_dice", b"_predicted_dice", "_width_mm", b"_width_mm", "area_cm2", b"area_cm2", "box_start", b"box_start", "box_stop", b"box_stop", "centroid", b"centroid", "height_mm", b"height_mm", "pixels", b"pixels", "predicted_dice", b"predicted_dice", "touches_border", b"touches_border", "width_mm", b"width_mm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__area_cm2: _TypeAlias = _typing.Literal["area_cm2"]  # noqa: Y015
     _WhichOneofArgType__area_cm2: _TypeAlias = _typing.Literal["_area_cm2", b"_area_cm2"]  # noqa: Y015
     _WhichOneofReturnType__height_mm: _TypeAlias = _typing.Literal["height_mm"]  # noqa: Y015
     _WhichOneofArgType__height_mm: _TypeAlias = _typing.Literal["_height_mm", b"_height_mm"]  # noqa: Y015
+    _WhichOneofReturnType__predicted_dice: _TypeAlias = _typing.Literal["predicted_dice"]  # noqa: Y015
+    _WhichOneofArgType__predicted_dice: _TypeAlias = _typing.Literal["_predicted_dice", b"_predicted_dice"]  # noqa: Y015
     _WhichOneofReturnType__width_mm: _TypeAlias = _typing.Literal["width_mm"]  # noqa: Y015
     _WhichOneofArgType__width_mm: _TypeAlias = _typing.Literal["_width_mm", b"_width_mm"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__area_cm2) -> _WhichOneofReturnType__area_cm2 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__height_mm) -> _WhichOneofReturnType__height_mm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted_dice) -> _WhichOneofReturnType__predicted_dice | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__width_mm) -> _WhichOneofReturnType__width_mm | None: ...
 
@@ -1299,6 +1309,8 @@ class LabelMeasure(_message.Message):
     BOX_START_FIELD_NUMBER: _builtins.int
     BOX_STOP_FIELD_NUMBER: _builtins.int
     TOUCHES_BORDER_FIELD_NUMBER: _builtins.int
+    PREDICTED_DICE_FIELD_NUMBER: _builtins.int
+    VOLUME_INTERVAL_ML_FIELD_NUMBER: _builtins.int
     label: _builtins.str
     """Names the label."""
     label_id: _builtins.int
@@ -1309,6 +1321,10 @@ class LabelMeasure(_message.Message):
     """Gives its volume, in millilitres."""
     touches_border: _builtins.bool
     """Holds true where it reaches the edge of the grid, so that a part of it may be missing."""
+    predicted_dice: _builtins.float
+    """Gives the overlap with a reference (Dice, 0 to 1) to expect of its mask, for an input like the
+    training data; absent where it is absent or the model does not tell.
+    """
     @_builtins.property
     def centroid_mm(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Gives its mean position in the world (x, y, z), in millimetres; empty where it is absent."""
@@ -1321,6 +1337,12 @@ class LabelMeasure(_message.Message):
     def box_stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Gives the voxel behind the last of its bounding box (i, j, k); empty where it is absent."""
 
+    @_builtins.property
+    def volume_interval_ml(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Gives the lower and the upper end of what the volume in a reference is in 90 % of cases, in
+        millilitres; empty where it is absent or the model does not tell.
+        """
+
     def __init__(
         self,
         *,
@@ -1332,12 +1354,16 @@ class LabelMeasure(_message.Message):
         box_start: _abc.Iterable[_builtins.int] | None = ...,
         box_stop: _abc.Iterable[_builtins.int] | None = ...,
         touches_border: _builtins.bool = ...,
+        predicted_dice: _builtins.float | None = ...,
+        volume_interval_ml: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_predicted_dice", b"_predicted_dice", "predicted_dice", b"predicted_dice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["box_start", b"box_start", "box_stop", b"box_stop", "centroid_mm", b"centroid_mm", "label", b"label", "label_id", b"label_id", "touches_border", b"touches_border", "volume_ml", b"volume_ml", "voxels", b"voxels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_predicted_dice", b"_predicted_dice", "box_start", b"box_start", "box_stop", b"box_stop", "centroid_mm", b"centroid_mm", "label", b"label", "label_id", b"label_id", "predicted_dice", b"predicted_dice", "touches_border", b"touches_border", "volume_interval_ml", b"volume_interval_ml", "volume_ml", b"volume_ml", "voxels", b"voxels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__predicted_dice: _TypeAlias = _typing.Literal["predicted_dice"]  # noqa: Y015
+    _WhichOneofArgType__predicted_dice: _TypeAlias = _typing.Literal["_predicted_dice", b"_predicted_dice"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted_dice) -> _WhichOneofReturnType__predicted_dice | None: ...
 
 Global___LabelMeasure: _TypeAlias = LabelMeasure  # noqa: Y015
 

@@ -24,7 +24,7 @@ from medserve.settings import EngineKind
 from scripts.images import ROOT
 
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
-OVERRIDES = ("compose.gpu.yaml", "compose.tokens.yaml", "compose.tls.yaml", "compose.trust.yaml")
+OVERRIDES = tuple(f"compose.{name}.yaml" for name in ("gpu", "tokens", "tls", "traces", "trust"))
 
 
 class _Loader(yaml.SafeLoader):

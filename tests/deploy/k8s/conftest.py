@@ -20,6 +20,7 @@ COMBINATIONS = {
     "keda": ("monitoring", "keda"),
     "gateway-api": ("tokens", "gateway-api"),
     "dicom": ("dicom",),
+    "traces": ("traces",),
     "direct": ("models-pvc", "tokens", "direct"),
     "kserve": ("models-pvc", "tokens", "audit", "kserve"),
     "all": ("models-image", "gpu", "tokens", "tls", "monitoring", "hpa-in-flight", "gateway-api"),

@@ -15,6 +15,7 @@ STRANGER = Place({"medserve.dev/caller": "true"}, "elsewhere")  # labels itself
 PROMETHEUS = Place({}, "monitoring")
 GATEWAY = Place({}, "gateway-system")
 DNS = Place({"k8s-app": "kube-dns"}, "kube-system")
+COLLECTOR = Place({}, "observability")
 INTERNET = Place({}, "anywhere outside")
 
 PORTS = {8001, 8000, 8002, 8082, 7070, 7071}
@@ -54,9 +55,23 @@ def test_the_gateway_reaches_the_public_ports_where_it_routes(
 
 @pytest.mark.parametrize("target", [INTERNET, DNS, CALLER, GUEST])
 def test_a_server_can_call_nobody(variant: list[Manifest], target: Place) -> None:
-    if any(each["kind"] == "NetworkPolicy" for each in variant):
+    closed = [each for each in variant if each["metadata"]["name"] != "allow-traces"]  # see below
+    if any(each["kind"] == "NetworkPolicy" for each in closed):
         ways = [(port, kind) for port in (53, 80, 443, 8001) for kind in ("TCP", "UDP")]
-        assert not any(allowed(variant, SERVER, target, port, kind) for port, kind in ways)
+        assert not any(allowed(closed, SERVER, target, port, kind) for port, kind in ways)
+
+
+def test_where_traces_are_on_a_server_reaches_the_collector_and_names_alone(
+    rendered: dict[str, list[Manifest]],
+) -> None:
+    traced = rendered["traces"]
+    assert {port for port in (80, 443, 4317, 4318) if allowed(traced, SERVER, COLLECTOR, port)} == {
+        4317,
+        4318,
+    }
+    assert allowed(traced, SERVER, DNS, 53, "UDP")
+    for target in (INTERNET, CALLER, GUEST):
+        assert not any(allowed(traced, SERVER, target, port) for port in (53, 80, 443, 4318, 8001))
 
 
 def test_a_caller_of_the_namespace_reaches_servers_and_names_alone(base: list[Manifest]) -> None:

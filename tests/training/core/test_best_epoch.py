@@ -23,7 +23,7 @@ from training.diffusion.settings import DiffusionConfig
 from training.frames.config import FrameConfig
 from training.frames.module import SCORE as IOU
 from training.frames.module import FrameSegmenter
-from training.volumes.config import SegmentationConfig
+from training.volumes.config import VolumesConfig
 from training.volumes.module import SCORE as DICE
 from training.volumes.module import Segmenter
 
@@ -46,7 +46,7 @@ def _classifier() -> AveragedNetwork:
 
 def _segmenter() -> AveragedNetwork:
     window = VolumePipeline(tiny_spec()).window
-    return Segmenter(OneWeight(), SegmentationConfig(), window, LABELS)
+    return Segmenter(OneWeight(), VolumesConfig(), window, LABELS)
 
 
 def _frame_segmenter() -> AveragedNetwork:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from medserve.imaging.geometry import Geometry
+from training.core.losses import iou_per_image
 from training.core.overlap import EmptyReference, dice, iou
-from training.frames.losses import iou_per_image
 from training.frames.scores import compare_frame, summarise
 from training.volumes import metrics
 

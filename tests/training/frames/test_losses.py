@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.frames.losses import dice_and_bce, iou_per_image
+from training.core.losses import dice_and_bce, iou_per_image
 from training.frames.scores import FrameScore, compare_frame, summarise
 
 
@@ -19,6 +19,7 @@ def masks(*boxes: tuple[int, int]) -> torch.Tensor:
     return planes
 
 
+@pytest.mark.cpu  # imports MONAI
 def test_the_loss_is_cross_entropy_and_dice_of_each_frame() -> None:
     logits = torch.zeros(1, 1, 10, 10)  # probability 0.5 everywhere
     target = masks((0, 4))
@@ -28,12 +29,14 @@ def test_the_loss_is_cross_entropy_and_dice_of_each_frame() -> None:
     assert float(dice_and_bce(logits, target, bce_weight=0)) == pytest.approx(1 - dice)
 
 
+@pytest.mark.cpu  # imports MONAI
 def test_a_sure_and_right_answer_has_no_loss_even_on_an_empty_mask() -> None:
     target = masks((2, 7), (0, 0))
     logits = 40.0 * (target - 0.5)
     assert float(dice_and_bce(logits, target)) == pytest.approx(0.0, abs=1e-5)
 
 
+@pytest.mark.cpu  # imports MONAI
 def test_a_small_structure_counts_as_much_as_a_large_one() -> None:
     wrong = torch.full((1, 1, 10, 10), -20.0)
     small, large = (

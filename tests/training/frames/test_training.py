@@ -19,14 +19,14 @@ from medserve.inference.frame_pipeline import FramePipeline
 from medserve.spec import EngineName, ModelSpec
 from models.trus_prostate.network import NetworkName, build
 from tests.training.frames.drawn import frame_spec, write_frames
-from training.core.evaluation import EvaluationRequest
+from training.core.ensemble import Ensemble
+from training.core.evaluation import EvaluationRequest, predict_with
 from training.frames import report
 from training.frames.augment import Augmentation
 from training.frames.config import FrameConfig
 from training.frames.data import find_frames, load_frames
-from training.frames.ensemble import FrameEnsemble
 from training.frames.evaluation import evaluate_frames, measure_frames
-from training.frames.module import FrameSegmenter, predict_with
+from training.frames.module import FrameSegmenter
 from training.frames.sheets import SheetsConfig, write_sheets
 
 _CONFIG = {
@@ -95,6 +95,7 @@ def test_masks_are_measured_on_the_frames_own_pixels(data: Path) -> None:
     assert picture.found.shape == picture.reference.shape == picture.frame.shape == (48, 72)
 
 
+@pytest.mark.cpu  # imports MONAI
 def test_one_epoch_of_training_lowers_the_loss_and_moves_the_average(data: Path) -> None:
     frames = load_frames(find_frames(data), FramePipeline(frame_spec()))
     module = FrameSegmenter(Brightness(), FrameConfig(augment=False))
@@ -142,16 +143,16 @@ def test_several_networks_become_the_mean_of_their_probabilities() -> None:
 
     members = [Constant(0.0), Constant(1.0), Constant(-3.0)]
     mean = torch.stack([torch.sigmoid(logits + each.offset) for each in members]).mean(dim=0)
-    found = torch.sigmoid(FrameEnsemble(members)(logits))
+    found = torch.sigmoid(Ensemble(members, exclusive=False)(logits))
     torch.testing.assert_close(found, mean, atol=2e-6, rtol=0)
-    torch.testing.assert_close(FrameEnsemble(members[:1])(logits), logits)
+    torch.testing.assert_close(Ensemble(members[:1], exclusive=False)(logits), logits)
     with pytest.raises(ConfigError, match="at least one member"):
-        FrameEnsemble([])
+        Ensemble([], exclusive=False)
 
 
 def test_evaluation_refuses_a_folder_without_an_artifact(data: Path, tmp_path: Path) -> None:
     request = EvaluationRequest(frame_spec(), tmp_path, data, tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"expected model.onnx in .*; train and export first"):
+    with pytest.raises(ConfigError, match=r"expected the artifact model\.onnx in .*; train and"):
         evaluate_frames(request)
     assert not (tmp_path / "out").exists()
 

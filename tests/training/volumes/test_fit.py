@@ -17,21 +17,16 @@ from medserve.inference.volume_pipeline import VolumePipeline
 from models.segmentation_3d.network import build
 from tests.training.volumes.drawn import LABELS, tiny_spec, write_folder
 from training.core.config import TrainPrecision
-from training.core.fit import Fitted
+from training.core.fit import Fitted, is_fitted, load_fitted, start_from
+from training.core.segmentation import fit_segmentation
 from training.volumes.augment import Augmentation, Intensity, Placement
-from training.volumes.config import SegmentationConfig
+from training.volumes.config import VolumesConfig
 from training.volumes.data import LoadedCase, find_cases, load_cases
-from training.volumes.fit import (
-    fit_segmenter,
-    initialise_from,
-    is_fitted,
-    load_fitted,
-)
-from training.volumes.module import Segmenter, freeze_body
+from training.volumes.module import SCORE, Segmenter, freeze_body
 
 pytestmark = pytest.mark.training
 
-QUICK = SegmentationConfig(
+QUICK = VolumesConfig(
     epochs=2, batch_size=2, learning_rate=5e-3, precision=TrainPrecision.F32, width=8,
     validate_every=1, ema_decay=0.5, threads=1,
 )  # fmt: skip
@@ -45,7 +40,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[LoadedCase]:
     return load_cases(find_cases(folder), PIPELINE)
 
 
-def segmenter(config: SegmentationConfig, labels: tuple[str, ...] = LABELS) -> Segmenter:
+def segmenter(config: VolumesConfig, labels: tuple[str, ...] = LABELS) -> Segmenter:
     lightning.seed_everything(config.seed, verbose=False)
     network = build(
         config.network or "unet", in_channels=1, classes=len(labels), width=config.width,
@@ -54,8 +49,8 @@ def segmenter(config: SegmentationConfig, labels: tuple[str, ...] = LABELS) -> S
     return Segmenter(network, config, PIPELINE.window, labels, GENTLE)
 
 
-def fit(config: SegmentationConfig, cases: list[LoadedCase], out_dir: Path) -> Fitted:
-    return fit_segmenter(segmenter(config), cases[:4], cases[4:], out_dir)
+def fit(config: VolumesConfig, cases: list[LoadedCase], out_dir: Path) -> Fitted:
+    return fit_segmentation(segmenter(config), cases[:4], cases[4:], out_dir)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +76,8 @@ def test_shares_of_moved_patches_are_settings(
     setting: str, attribute: str, otherwise: float
 ) -> None:
     network = build("unet", in_channels=1, classes=len(LABELS), width=8)
-    changed = SegmentationConfig(**{setting: 0.1})  # type: ignore[arg-type]
-    for config, share in ((SegmentationConfig(), otherwise), (changed, 0.1)):
+    changed = VolumesConfig(**{setting: 0.1})  # type: ignore[arg-type]
+    for config, share in ((VolumesConfig(), otherwise), (changed, 0.1)):
         placement = Segmenter(network, config, PIPELINE.window, LABELS).augmentation.placement
         expected = (share, 0.0, 0.0) if setting == "mirror" else share
         assert getattr(placement, attribute) == expected
@@ -100,7 +95,7 @@ def test_a_training_that_came_to_its_end_is_read_again(
         trained = last(tmp_path / name)["loops"]["fit_loop"]["epoch_progress"]["total"]["ready"]
         assert 1 <= fitted.epoch <= trained
         assert name == "epochs" or fitted.epoch == trained  # by minutes the last one ships
-        again = load_fitted(segmenter(config), tmp_path / name)
+        again = load_fitted(segmenter(config), tmp_path / name, SCORE)
         assert again.checkpoint == fitted.checkpoint
         assert (again.epoch, again.score) == (fitted.epoch, fitted.score)
         assert torch.equal(weights(again.network), weights(fitted.network))
@@ -203,39 +198,41 @@ def test_dropout_acts_while_training_and_only_then() -> None:
 
 
 def test_fine_tuning_takes_the_body_and_makes_a_new_head(fitted: Fitted) -> None:
-    other = segmenter(QUICK, (*LABELS, "third")).network
+    module = segmenter(QUICK, (*LABELS, "third"))
+    other = module.network
     head = {name: value.clone() for name, value in other.state_dict().items() if "head" in name}
-    new = initialise_from(other, fitted.checkpoint)
+    new = start_from(module, fitted.checkpoint, str(other.head_path))
     assert sorted(new) == sorted(head)
     for name, value in other.state_dict().items():
         expected = head[name] if name in head else fitted.network.state_dict()[name]
         assert torch.equal(value, expected)
+        assert torch.equal(module.average.module.state_dict()[name], expected)
 
 
 def test_fine_tuning_to_the_same_labels_takes_the_head_too(fitted: Fitted) -> None:
-    other = segmenter(QUICK).network
-    assert initialise_from(other, fitted.checkpoint) == []
-    assert torch.equal(weights(other), weights(fitted.network))
+    other = segmenter(QUICK)
+    assert start_from(other, fitted.checkpoint) == []
+    assert torch.equal(weights(other.network), weights(fitted.network))
 
 
 def test_a_checkpoint_of_another_network_is_refused(fitted: Fitted) -> None:
-    wider = segmenter(dataclasses.replace(QUICK, width=16)).network
+    wider = segmenter(dataclasses.replace(QUICK, width=16))
     with pytest.raises(ConfigError, match="expected the weights of the same network"):
-        initialise_from(wider, fitted.checkpoint)
+        start_from(wider, fitted.checkpoint, "body.head")
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.ckpt"
     path.write_bytes(b"none")
     with pytest.raises(ConfigError, match="cannot be read as a checkpoint"):
-        initialise_from(segmenter(QUICK).network, path)
+        start_from(segmenter(QUICK), path)
 
 
 def test_a_frozen_body_stays_while_the_head_learns(cases: list[LoadedCase], tmp_path: Path) -> None:
     config = dataclasses.replace(QUICK, epochs=1, freeze_epochs=1)
     module = segmenter(config)
     before = {name: value.clone() for name, value in module.network.state_dict().items()}
-    fit_segmenter(module, cases[:4], cases[4:], tmp_path / "frozen")
+    fit_segmentation(module, cases[:4], cases[4:], tmp_path / "frozen")
     trained = last(tmp_path / "frozen")["state_dict"]
     changed = {n for n in before if not torch.equal(before[n], trained[f"network.{n}"])}
     assert changed == {"body.head.weight", "body.head.bias"}
@@ -246,7 +243,7 @@ def test_a_body_learns_again_after_its_frozen_epochs(
 ) -> None:
     module = segmenter(dataclasses.replace(QUICK, epochs=2, freeze_epochs=1))
     before = module.network.body.encoder[0].residual[0].weight.clone()
-    fit_segmenter(module, cases[:4], cases[4:], tmp_path)
+    fit_segmentation(module, cases[:4], cases[4:], tmp_path)
     after = last(tmp_path)["state_dict"]["network.body.encoder.0.residual.0.weight"]
     assert not torch.equal(before, after)
     freeze_body(module.network, frozen=False)
@@ -272,6 +269,6 @@ def _fit_with(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "configure_callbacks", lambda: [callback])
         try:
-            fit_segmenter(module, cases[:4], cases[4:], out_dir)
+            fit_segmentation(module, cases[:4], cases[4:], out_dir)
         except SystemExit as error:  # Lightning's own end after Ctrl+C
             raise KeyboardInterrupt from error

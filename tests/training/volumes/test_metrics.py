@@ -11,7 +11,8 @@ import pytest
 
 from medserve.imaging.geometry import Geometry
 from tests.volume_phantoms import ball, oblique
-from training.volumes.metrics import LabelScore, bootstrap_interval, compare_masks, summarise
+from training.core.means import bootstrap_interval
+from training.volumes.metrics import LabelScore, compare_masks, summarise
 
 SPACING_MM = (0.5, 1.0, 2.0)
 SHAPE = (60, 40, 24)

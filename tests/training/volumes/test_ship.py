@@ -24,12 +24,12 @@ from medserve.spec import EngineName, Precision
 from tests.training.volumes.drawn import CHANNELS, case, tiny_spec, write_channels, write_folder
 from training import segmentation_3d
 from training.core.config import refuse_to_overwrite, run
+from training.core.ensemble import Ensemble
 from training.core.evaluation import EvaluationRequest
 from training.core.export import LEAST_AGREEMENT, require_agreement
 from training.segmentation_3d import TrainConfig
 from training.volumes import ship
 from training.volumes.data import LoadedCase, find_cases, load_cases
-from training.volumes.ensemble import Ensemble
 from training.volumes.evaluation import evaluate_segmentation
 from training.volumes.exemplar import LEAST_CASES, average_volume
 

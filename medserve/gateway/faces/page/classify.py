@@ -176,7 +176,7 @@ async def _explanation(
     if found is None:
         raise ServerFailedError("the model answers without an explanation")
     content = found.to_json()
-    with whole_file(kept) as file:
+    with whole_file(job, kept.name) as file:
         file.write(json.dumps(content).encode())
     return content
 

@@ -8,14 +8,16 @@ jobs, and folders of a killed process are taken away by the next one.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import enum
 import logging
 import os
 import secrets
 import shutil
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,12 +42,15 @@ __all__ = [
     "Slots",
     "Status",
     "UnknownJobError",
+    "drop_file",
+    "names_bytes",
     "whole_file",
 ]
 
 # The file itself is at fault; any other error says nothing about the file.
 _OF_THE_FILE = (InvalidRequestError, PayloadTooLargeError)
 
+_DECODED_AT_ONCE = 2  # volumes
 _GONE = "gone-"  # begins the name of a folder that is being removed
 
 logger = logging.getLogger(__name__)
@@ -194,6 +199,12 @@ class Job:
     sources: dict[str, Path] = field(default_factory=dict)  # of which the answers are
     options: dict[str, Any] = field(default_factory=dict)  # that it was made with
     users: int = 0  # uploads and calls under way: while there are any, it is not swept
+    counting: threading.Lock = field(default_factory=threading.Lock, repr=False)  # of size_bytes
+
+    def count(self, size_bytes: int) -> None:
+        """Count bytes that its folder holds more, or fewer; threads that write files do, too."""
+        with self.counting:
+            self.size_bytes += size_bytes
 
     @property
     def case(self) -> str:
@@ -280,7 +291,8 @@ class Jobs:
         Raises:
             QuotaError: Both together are more than the page takes.
         """
-        self.reserve(target, source.size_bytes)
+        files = sum(item.size_bytes for item in source.items.values())
+        self.reserve(target, files + names_bytes(source.missing.values()))
         for number, item in source.items.items():
             os.link(source.path(item), target.path(item))
             target.items[number] = Item(
@@ -306,7 +318,11 @@ class Jobs:
         return max(0.0, job.touched + self._limits.retention_s - self._clock())
 
     def reserve(self, job: Job, size_bytes: int) -> None:
-        """Count bytes before they are stored; QuotaError where they are too many."""
+        """Count bytes before they are stored; QuotaError where they are too many.
+
+        What is made of a job's files has a size once it is made, and is counted then: who is about
+        to make more reserves nothing, and is refused once the bound is passed.
+        """
         limits = self._limits
         visitor = sum(other.size_bytes for other in self._jobs.values() if other.owner == job.owner)
         for limit, used, whose in (
@@ -319,11 +335,7 @@ class Jobs:
                     f"expected at most {limit} bytes of {whose} at a time; delete results that are "
                     "no longer needed, or wait until their time has passed"
                 )
-        job.size_bytes += size_bytes
-
-    def release(self, job: Job, size_bytes: int) -> None:
-        """Take back what was reserved for bytes that are not stored after all."""
-        job.size_bytes -= size_bytes
+        job.count(size_bytes)
 
     @property
     def size_bytes(self) -> int:
@@ -374,19 +386,44 @@ class Jobs:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write; it appears under its name when the block ends, in place of another.
+def whole_file(job: Job, name: str) -> Iterator[BinaryIO]:
+    """Open a file of a job to write; it appears under its name when the block ends.
 
-    Whoever reads the name at the same time gets all of one file.
+    It takes the place of another, and counts among the bytes of the job. Whoever reads the name at
+    the same time gets all of one file.
     """
-    part = path.with_name(f"part-{secrets.token_hex(8)}")
+    path, part = job.folder / name, job.folder / f"part-{secrets.token_hex(8)}"
     try:
         with part.open("xb") as file:
             yield file
-        part.rename(path)
+        with job.counting:
+            grown = _size(part) - _size(path)
+            part.rename(path)
+            job.size_bytes += grown
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def drop_file(job: Job, name: str) -> None:
+    """Delete a file that was made for a job, if it is there."""
+    path = job.folder / name
+    with job.counting:
+        dropped = _size(path)
+        path.unlink(missing_ok=True)
+        job.size_bytes -= dropped
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def names_bytes(announced: Iterable[Item]) -> int:
+    """Return what the names of files count that have not arrived."""
+    return sum(len(each.name.encode()) for each in announced)
 
 
 def _remove(folder: Path) -> None:
@@ -399,11 +436,17 @@ def _remove(folder: Path) -> None:
 
 
 class Slots:
-    """Places for uploads and for calls of models, of all visitors together."""
+    """Places for uploads and for calls of models, of all visitors together.
+
+    Attributes:
+        decoding: Held while a volume that a visitor sent is decoded outside a call; who holds it
+            waits for nothing else.
+    """
 
     def __init__(self, limits: PageLimits) -> None:
         self._uploads = CallPlaces(limits.uploads_in_flight, max(1, limits.uploads_in_flight // 2))
         self._calls = ByteBudget(limits.calls_in_flight)
+        self.decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
 
     @contextlib.asynccontextmanager
     async def upload(self, job: Job) -> AsyncIterator[None]:

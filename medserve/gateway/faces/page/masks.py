@@ -14,7 +14,6 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -68,7 +67,8 @@ async def correct(request: Request) -> Response:
         ):
             body = await small_body(request, most)
             kinds = (await context.find(task_request, *TASKS[job.kind])).input_kinds
-            changed = await asyncio.to_thread(_keep, job, body, kinds)
+            async with context.slots.decoding:
+                changed = await asyncio.to_thread(_keep, job, body, kinds)
     answers = job.answers
     provenance = _Provenance(
         name=_digest(job)[:_NAME_DIGITS],
@@ -122,9 +122,9 @@ def _keep(job: Job, content: bytes, kinds: Sequence[InputKind]) -> int:
     asked = volume_file.ReadOptions.asked(VolumeOptions.from_params(job.options))
     for place, source in enumerate(job.sources.values()):
         read = (*kinds, InputKind.NIFTI)  # which the viewer may have been given as it came
-        _write(_image(job, place), volume_file.decode(source.read_bytes(), read, options=asked))
+        _write(job, _image(place), volume_file.decode(source.read_bytes(), read, options=asked))
     mask = given.array.astype(np.uint8)
-    _write(job.folder / CORRECTED, nifti.NiftiVolume(mask, own.geometry, own.space))
+    _write(job, CORRECTED, nifti.NiftiVolume(mask, own.geometry, own.space))
     return int(np.count_nonzero(mask != own.array))
 
 
@@ -157,24 +157,24 @@ def _digest(job: Job) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _write(path: Path, volume: Volume) -> None:
+def _write(job: Job, name: str, volume: Volume) -> None:
     from medserve.imaging.codecs import nifti
 
-    with whole_file(path) as file:
+    with whole_file(job, name) as file:
         file.write(nifti.encode(volume))
 
 
-def _image(job: Job, place: int) -> Path:
-    """Return where the volume of a channel lies, once a mask of it was corrected."""
-    return job.folder / f"corrected-image-{place:04d}.nii.gz"
+def _image(place: int) -> str:
+    """Return the name of the volume of a channel, once a mask of it was corrected."""
+    return f"corrected-image-{place:04d}.nii.gz"
 
 
 def _members(jobs: Mapping[str, Job]) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of each file of the data set, one volume in memory at a time."""
     for name, job in jobs.items():
         for place in range(len(job.sources)):
-            path = _image(job, place)
-            yield f"{_TOP}/imagesTr/{name}_{place:04d}.nii.gz", path.read_bytes()
+            content = (job.folder / _image(place)).read_bytes()
+            yield f"{_TOP}/imagesTr/{name}_{place:04d}.nii.gz", content
         yield f"{_TOP}/labelsTr/{name}.nii.gz", (job.folder / CORRECTED).read_bytes()
     rows = [job.answers["correction"] for job in jobs.values()]
     yield f"{_TOP}/{CORRECTIONS}", _table(rows)

@@ -28,7 +28,7 @@ from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.faces.options import read_options, within_json
 from medserve.gateway.faces.page.context import TASKS, page_context, read_json
 from medserve.gateway.faces.page.exports import plain_name
-from medserve.gateway.faces.page.jobs import Job, Kind, PageLimits, whole_file
+from medserve.gateway.faces.page.jobs import Item, Job, Kind, PageLimits, drop_file, whole_file
 from medserve.gateway.faces.page.masks import CORRECTED
 from medserve.gateway.faces.page.uploads import Allowance, receive
 from medserve.imaging.codecs import dicom_series, sniff
@@ -69,6 +69,7 @@ async def run(request: Request) -> Response:
     model = await context.find(named, *TASKS[job.kind])
     asked = within_json(model, await read_json(request))
     params = read_options(model, {"overlay": True} | asked)
+    context.jobs.reserve(job, 0)  # what earlier runs made may have passed a bound
     async with context.slots.call(job):
         task_request = context.task_request(job.model, job.version, visitor.caller, params)
         sources = await _sources(job, model, context.limits)
@@ -161,7 +162,7 @@ async def _dicom_seg(
         async with _memory(gateway, sources, task_request):
             files = await asyncio.to_thread(_read, sources)
             answer = await gateway.predict(task_request.call(files))
-        await asyncio.to_thread(_write, path, answer)
+        await asyncio.to_thread(_write, job, path.name, answer)
     return path
 
 
@@ -212,14 +213,14 @@ async def _sources(job: Job, model: ModelInfo, limits: PageLimits) -> dict[str, 
         return {f"data.{model.channels[each.number]}": job.path(each) for each in items}
     path = job.folder / f"source-{len(items)}"
     if not path.exists():
-        await asyncio.to_thread(_zip, [job.path(item) for item in items], path)
+        await asyncio.to_thread(_zip, job, items, path.name)
     return {"data": path}
 
 
-def _zip(slices: Sequence[Path], path: Path) -> None:
-    with whole_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+def _zip(job: Job, slices: Sequence[Item], name: str) -> None:
+    with whole_file(job, name) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for place, each in enumerate(slices):
-            archive.write(each, f"{place:06d}.dcm")
+            archive.write(job.path(each), f"{place:06d}.dcm")
 
 
 def _volume(job: Job, given: Path, model: ModelInfo) -> Path:
@@ -240,7 +241,7 @@ def _volume(job: Job, given: Path, model: ModelInfo) -> Path:
             raise InvalidRequestError("expected a segmented volume, got one that is not; run it")
         asked = volume_file.ReadOptions.asked(VolumeOptions.from_params(job.options))
         found = volume_file.decode(payload, model.input_kinds, options=asked)
-        _write(path, nifti.encode(found))
+        _write(job, path.name, nifti.encode(found))
     return path
 
 
@@ -258,13 +259,13 @@ def _frame(job: Job, given: Path, model: ModelInfo) -> Path:
         assert frame is not None  # every model of this task has the section
         limits = FrameLimits(model.spec.input, frame.max_frames, frame.modalities)
         grey = frame_file.decode(given.read_bytes(), limits).read(0).grey()
-        with whole_file(path) as file:
+        with whole_file(job, path.name) as file:
             pillow.fromarray(np.rint(255 * grey).astype(np.uint8)).save(file, format="png")
     return path
 
 
-def _write(path: Path, content: bytes) -> None:
-    with whole_file(path) as file:
+def _write(job: Job, name: str, content: bytes) -> None:
+    with whole_file(job, name) as file:
         file.write(content)
 
 
@@ -279,13 +280,13 @@ def _part(job: Job, name: str) -> Path:
 def _kept(job: Job, answer: bytes, task: Task) -> dict[str, Any]:
     """Keep the files of an answer, and return what the page shows of it."""
     for name in (CORRECTED, *(name for name, _ in _PARTS.values())):  # of an earlier run
-        (job.folder / name).unlink(missing_ok=True)
+        drop_file(job, name)
     kind = FrameResult if task is Task.FRAMES else VolumeResult
     found: FrameResult | VolumeResult = kind.decode(answer)
     parts = []
     for member, (name, _) in _PARTS.items():
         if (content := getattr(found, member, None)) is not None:
-            _write(job.folder / name, content)
+            _write(job, name, content)
             parts.append(name)
     colours = ["#000000", *(_hex(place) for place in range(len(found.labels) - 1))]
     shown = found.without_files() | found.provenance.to_json()

@@ -117,7 +117,7 @@ class Sessions:
 
 def network_holder(request: Request) -> str:
     """Return by what visitors without a token are counted."""
-    name, address = connection_names(request)
+    name, address, _ = connection_names(request)
     return name or address
 
 

@@ -35,7 +35,7 @@ class Thumbnails:
 def _kept_or_made(kept: Path, job: Job, item: Item, spec: InputSpec, side: int) -> bytes:
     if not kept.exists():
         picture = _png(decode(job.path(item).read_bytes(), spec), side)
-        with whole_file(kept) as file:
+        with whole_file(job, kept.name) as file:
             file.write(picture)
     return kept.read_bytes()
 

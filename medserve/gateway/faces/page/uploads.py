@@ -29,6 +29,7 @@ from medserve.gateway.faces.page.jobs import (
     PageLimits,
     QuotaError,
     UnknownJobError,
+    names_bytes,
 )
 
 __all__ = ["CONTENT_TYPE", "Allowance", "announce", "receive"]
@@ -160,13 +161,13 @@ async def _store(
         await body.end()
         for item in arrived:
             if item.number in job.items:  # the same upload, sent twice at a time
-                jobs.release(job, fresh.get(item.number, 0))
+                job.count(-fresh.get(item.number, 0))
             else:
                 (parts / str(item.number)).rename(job.path(item))
                 job.items[item.number] = item
                 job.missing.pop(item.number, None)
     except BaseException as error:
-        jobs.release(job, size)
+        job.count(-size)
         if isinstance(error, FileNotFoundError):
             raise UnknownJobError("the job was deleted while files arrived") from None
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -198,9 +199,9 @@ def announce(job: Job, jobs: Jobs, limits: PageLimits, listed: object) -> None:
     fresh = [each for each in entries if each.number not in job.missing | job.items]
     if len(job.files) + len(fresh) > limits.job_files:
         raise QuotaError(f"expected at most {limits.job_files} files in one job; start another")
-    jobs.reserve(job, sum(len(each.name.encode()) for each in fresh))
-    for each in fresh:
-        job.missing[each.number] = each.item(None)
+    announced = [each.item(None) for each in fresh]
+    jobs.reserve(job, names_bytes(announced))
+    job.missing.update((each.number, each) for each in announced)
 
 
 def _entries(line: bytes, allowance: Allowance) -> list[_Entry]:

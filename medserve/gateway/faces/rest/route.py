@@ -28,6 +28,7 @@ from medserve.gateway.core.gateway import Gateway, new_request_id
 from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.core.status import bug, retry_after_s
 from medserve.gateway.faces.rest.models import Error, VersionQuery
+from medserve.tracing import TRACEPARENT
 
 __all__ = [
     "Caller",
@@ -131,10 +132,14 @@ class RestRoute(APIRoute):
         return guarded
 
 
-def connection_names(request: Request) -> tuple[str, str]:
-    """Return whom the client's certificate names, "" without one, and the network address."""
+def connection_names(request: Request) -> tuple[str, str, str]:
+    """Return whom the client's certificate names, the network address, and the caller's span.
+
+    What there is not is "".
+    """
     name = getattr(request.state, "certificate_name", "")
-    return name, network_address(request.client.host if request.client else "")
+    address = network_address(request.client.host if request.client else "")
+    return name, address, request.headers.get(TRACEPARENT, "")
 
 
 def request_id(request: Request) -> str:

@@ -12,7 +12,7 @@ import { Viewer } from "./viewer.js";
 import { zipped } from "./zip.js";
 
 const AXES = ["x", "y", "z"];
-const FRAME_COLUMNS = ["index", "status", "pixels", "area_cm2", "width_mm", "height_mm", "touches_border", "unlike_ultrasound"];
+const FRAME_COLUMNS = ["index", "status", "pixels", "area_cm2", "width_mm", "height_mm", "touches_border", "predicted_dice", "unlike_ultrasound"];
 const FILE = /(\.nii)?\.[a-z]{2,5}$/i;
 const NIFTI = /\.nii(\.gz)?$/i;
 
@@ -161,7 +161,8 @@ function measured({ task, measures, frames, labels, stack, grid }) {
   const amount = good.reduce((sum, { pixels }) => sum + pixels, 0);
   const size = isSingle({ grid }) ? stack.area_cm2 : stack.volume_ml;
   const touches_border = good.some((frame) => frame.touches_border);
-  return [{ label: labels[1], label_id: 1, amount, size, centroid_mm: measures[0]?.centroid_mm ?? null, touches_border }];
+  const predicted_dice = isSingle({ grid }) ? good[0]?.predicted_dice : null;
+  return [{ label: labels[1], label_id: 1, amount, size, centroid_mm: measures[0]?.centroid_mm ?? null, touches_border, predicted_dice }];
 }
 
 async function show(answer) {
@@ -281,11 +282,18 @@ function volumeFacts({ shape, spacing_mm }) {
   return [[t("segment.volumes.shape"), shape.join(" × ")], [t("segment.volumes.spacing"), sides(spacing_mm, 2)]];
 }
 
+/** A fact for each structure of which there is something to tell. */
+function told(key, measures, text) {
+  return measures.filter(text).map((measure) => [`${t(key)}, ${measure.label}`, text(measure)]);
+}
+
 function drawFacts() {
-  const { model, version, archive_digest, task } = state.answer;
+  const { model, version, archive_digest, task, measures } = state.answer;
   const facts = [
     [t("common.model"), `${model} ${version}`],
     ...(task === "frames" ? frameFacts : volumeFacts)(state.answer),
+    ...told("segment.interval", measures, ({ volume_interval_ml: ends }) => ends && ends.map(sized).join(" – ")),
+    ...told("segment.predicted_dice", measures, ({ predicted_dice: dice }) => dice && decimal(dice, 2)),
     [t("segment.digest"), h("code", {}, archive_digest)],
   ];
   $("facts").replaceChildren(...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
@@ -379,7 +387,7 @@ $("veil").addEventListener("change", veil);
 
 /** Lines of a table of measures, one a structure or a frame, with the columns `before` them. */
 function table({ task, frames, measures }) {
-  const [columns, rows] = task === "frames" ? [FRAME_COLUMNS, frames] : [["label", "label_id", "voxels", "volume_ml"], measures];
+  const [columns, rows] = task === "frames" ? [FRAME_COLUMNS, frames] : [["label", "label_id", "voxels", "volume_ml", "predicted_dice"], measures];
   return { columns, lines: rows.map((row) => columns.map((name) => row[name] ?? "").join(",")) };
 }
 

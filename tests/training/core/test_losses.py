@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.volumes.losses import absolute_weights, dice_and_cross_entropy
+from training.core.losses import absolute_weights, dice_and_cross_entropy
+
+pytestmark = pytest.mark.cpu  # imports MONAI
 
 
 def one_hot(mask: Tensor, classes: int = 3) -> Tensor:

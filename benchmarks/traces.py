@@ -1,0 +1,178 @@
+"""What traces cost: processor time of a call with traces off, for 1 % of the calls, and for all.
+
+    python -m benchmarks.traces [--engine direct] [--rounds 9] [--calls 600]
+
+Three servers take turns, and those that wait are held, so that they take no time from the one that
+is measured. The collector is part of the load, not of a server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.archives import build_or_take
+from benchmarks.load import read_payload
+from benchmarks.machine import describe_machine
+from benchmarks.processes import end_family, family_usage, hold, release
+from benchmarks.protocols import encode_calls
+from benchmarks.ratios import Spread
+
+__all__ = ["main"]
+
+_ROOT = Path(__file__).parent.parent
+_START_S = 120.0
+_PREDICTIONS = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+_WAYS: Mapping[str, Mapping[str, str]] = {
+    "off": {},
+    "1 %": {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"},
+    "100 %": {"OTEL_TRACES_SAMPLER": "parentbased_always_on"},
+}
+
+
+class _Sink(BaseHTTPRequestHandler):
+    """A collector that takes everything and keeps nothing."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def handle(self) -> None:
+        """As its base; a held server that ends may cut its connection."""
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def _collector() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Sink) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def _server(
+    store: Path, engine: str, environment: Mapping[str, str]
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Yield the address of a server, and its process."""
+    with tempfile.TemporaryDirectory(prefix="medserve-bench-") as folder:
+        ready = Path(folder, "ready.json")
+        ports = ["gateway-port", "page-port", "gateway-metrics-port"]
+        ports += [] if engine == "direct" else ["port", "metrics-port"]
+        command = [sys.executable, "-m", "medserve", "serve", f"--engine={engine}"]
+        command += [f"--store={store}", f"--ready-file={ready}", "--log-level=warning"]
+        command += [f"--{port}=0" for port in ports]
+        process = subprocess.Popen(
+            command, cwd=_ROOT, env={**os.environ, **environment}, stdout=subprocess.DEVNULL
+        )
+        try:
+            yield _await_address(ready, process), process
+        finally:
+            release(process.pid)
+            end_family(process.pid)
+            process.wait()
+
+
+def _await_address(ready: Path, process: subprocess.Popen[bytes]) -> str:
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end and process.poll() is None:
+        if ready.exists() and (text := ready.read_text(encoding="utf-8")):
+            content = json.loads(text)
+            return str(content.get("gateway", content)["grpc"])
+        time.sleep(0.05)
+    raise SystemExit("the server did not start")
+
+
+async def _ask(address: str, messages: Sequence[bytes], calls: int) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        predict = channel.unary_unary(
+            _PREDICTIONS, request_serializer=None, response_deserializer=None
+        )
+        for number in range(calls):
+            await predict(messages[number % len(messages)], timeout=30)
+
+
+def _cpu_ms(address: str, pid: int, messages: Sequence[bytes], calls: int) -> float:
+    """Return the processor time that the server takes for one call of a lone caller."""
+    before = family_usage(pid).cpu_s
+    asyncio.run(_ask(address, messages, calls))
+    return 1000 * (family_usage(pid).cpu_s - before) / calls
+
+
+def measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
+    """Return processor time of a call in milliseconds, by round and way."""
+    archive = build_or_take(options.archive, options.model, scratch)
+    images = read_payload(_ROOT / "models" / options.model / "examples")
+    messages = encode_calls("predictions", options.model, images, 1)
+    rounds = []
+    with _collector() as endpoint, contextlib.ExitStack() as stack:
+        servers = {}
+        for way, environment in _WAYS.items():
+            told = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint} if environment else {}
+            found = _server(archive.parent, options.engine, {**environment, **told})
+            address, process = stack.enter_context(found)
+            _cpu_ms(address, process.pid, messages, options.calls)
+            servers[way] = address, process.pid
+            hold(process.pid)
+        for index in range(options.rounds):
+            turn = 1 if index % 2 == 0 else -1
+            row = {}
+            for way in list(servers)[::turn]:
+                address, pid = servers[way]
+                release(pid)
+                row[way] = _cpu_ms(address, pid, messages, options.calls)
+                hold(pid)
+            rounds.append(row)
+    return rounds
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print a table and write a JSON file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--engine", choices=("direct", "torchserve"), default="direct")
+    parser.add_argument("--model", default="mednist", help="a room of classes")
+    parser.add_argument("--archive", type=Path, help="a .mar; built from the room if none is given")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--calls", type=int, default=600, help="of each way and round")
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench-traces.json"))
+    options = parser.parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    with tempfile.TemporaryDirectory(prefix="medserve-bench-") as scratch:
+        rounds = measure(options, Path(scratch))
+    table = Table("traces", "CPU ms a call", "ratio to off", box=None)
+    for way in _WAYS:
+        spent = Spread.of([each[way] for each in rounds])
+        ratio = Spread.of([each[way] / each["off"] for each in rounds])
+        table.add_row(way, spent.format(3), ratio.format(3))
+    console.print(table)
+    content = {"machine": describe_machine(), "engine": options.engine, "rounds": rounds}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
