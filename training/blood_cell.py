@@ -16,8 +16,8 @@ from models.blood_cell.network import VIEWS, BloodCellNet
 from training.classification import data
 from training.classification import ship as shipping
 from training.classification.cells import FOLDERS, CellAugment, CellClassifier, with_kinds
-from training.classification.fit import fit_classifier
-from training.core.config import FitConfig, Setting, TrainPrecision, run, write
+from training.classification.fit import ClassifierConfig, fit_classifier
+from training.core.config import Setting, run
 from training.core.fit import Fitted
 
 __all__ = ["FOLDERS", "NAME", "TrainConfig", "main", "prepare_training"]
@@ -26,7 +26,7 @@ NAME = "blood_cell"
 
 
 @dataclass(frozen=True)
-class TrainConfig(FitConfig):
+class TrainConfig(ClassifierConfig):
     """Train the blood-cell classifier, export it and report on it."""
 
     data_dir: Annotated[Path, Setting("folder with one folder of images per class")] = Path(
@@ -40,9 +40,6 @@ class TrainConfig(FitConfig):
     learning_rate: Annotated[float, Setting("peak of the one-cycle schedule", minimum=0.0)] = 3e-3
     weight_decay: Annotated[float, Setting("AdamW's, apart from the gradient", minimum=0.0)] = 0.05
     patience: Annotated[int, Setting("epochs without a better validation", minimum=1)] = 90
-    precision: Annotated[
-        TrainPrecision, Setting("arithmetic; bf16 halves the time on CPUs that have it")
-    ] = TrainPrecision.BF16
     width: Annotated[int, Setting("channels of the first stage", minimum=2)] = 48
     first_side: Annotated[int, Setting("pixels of the window in the first epochs", minimum=16)] = 64
     small_share: Annotated[
@@ -54,16 +51,9 @@ class TrainConfig(FitConfig):
     validation_share: Annotated[
         float, Setting("of every class, to choose the epoch", minimum=0.01, maximum=0.3)
     ] = 0.05
-    label_smoothing: Annotated[
-        float, Setting("some labels are wrong, none is certain", minimum=0.0, maximum=0.5)
-    ] = 0.05
     views: Annotated[
         int, Setting("turned and mirrored views that the artifact averages: 1, 4 or 8", minimum=1)
     ] = 4
-    foreign_dir: Annotated[
-        Path | None, Setting("images to test the novelty on, one folder per kind")
-    ] = None
-    install: Annotated[bool, Setting("copy the artifact into models/blood_cell when done")] = False
 
 
 def main(config: TrainConfig) -> None:
@@ -74,13 +64,11 @@ def main(config: TrainConfig) -> None:
     fitted = _fit(config, train, validation)
     network = cast(BloodCellNet, fitted.network)
     network.views = config.views
-    shipment = shipping.Shipment(
-        models.spec(NAME), train, validation, config.data_dir, config.out_dir, config.foreign_dir,
-        FOLDERS,
-    )  # fmt: skip
+    spec = models.spec(NAME, config.variant)
+    shipment = shipping.Shipment(spec, train, validation, config, FOLDERS)
     folder = shipping.ship_classifier(fitted, shipment)
     if config.install:
-        shipping.install(folder, NAME)
+        shipping.install(folder, NAME, config.variant)
 
 
 def prepare_training(config: TrainConfig) -> Callable[[TrainConfig], Fitted]:
@@ -91,13 +79,10 @@ def prepare_training(config: TrainConfig) -> Callable[[TrainConfig], Fitted]:
 
 def _read(config: TrainConfig) -> tuple[data.LabelledImages, data.LabelledImages]:
     """Read and split the images; train and validation, and the split on disk."""
-    spec = models.spec(NAME)
+    spec = models.spec(NAME, config.variant)
     images = data.read_class_folders(config.data_dir, spec, FOLDERS)
     images = data.without_contradictions(images)
-    write(config, config.out_dir / "config.json")
-    parts = data.split(images, config.seed, config.test_share, config.validation_share)
-    data.write_split(config.out_dir / "split.csv", images, parts)
-    return images.take(parts["train"]), images.take(parts["validation"])
+    return data.divide(images, config, config.test_share, config.validation_share)
 
 
 def _fit(

@@ -26,8 +26,7 @@ from training.diffusion.evaluation import DiffusionEvaluation, evaluate_diffusio
 from training.diffusion.finish import finish, stored
 from training.diffusion.fit import SCORE, ImageMetric, fit_diffusion
 from training.diffusion.images import FolderRequest, read_folder
-from training.diffusion.module import Diffusion
-from training.diffusion.networks import build
+from training.diffusion.module import Diffusion, build
 from training.diffusion.settings import INI_KEYS, DiffusionConfig, implied
 from training.diffusion.ship import NAME, Shipment
 

@@ -22,11 +22,19 @@ from training.classification import data
 from training.classification import ship as shipping
 from training.classification.data import LabelledImages
 from training.classification.fit import SCORE, batches
-from training.core.config import Setting, TrainPrecision, run, write
+from training.core.config import Setting, TrainPrecision, run
 from training.core.fit import Fitted, checkpoints_of, epoch_of, fit
-from training.mednet_rule import RatioStop, class_weights
 
-__all__ = ["NAME", "VARIANT", "MedNetConfig", "MedNetTraining", "fit_by_rule", "main"]
+__all__ = [
+    "NAME",
+    "VARIANT",
+    "MedNetConfig",
+    "MedNetTraining",
+    "RatioStop",
+    "class_weights",
+    "fit_by_rule",
+    "main",
+]
 
 NAME = "mednist"
 VARIANT = "mednet"
@@ -36,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class MedNetConfig:
+class MedNetConfig(data.ImagesConfig):
     """Train MedNet by stochastic gradient descent, export it and report on it."""
 
     data_dir: Annotated[Path, Setting("folder with one folder of images per class")] = Path(
@@ -62,12 +70,7 @@ class MedNetConfig:
     t2v_epochs: Annotated[int, Setting("such epochs, in a row, that end it", minimum=1)] = 3
     precision: Annotated[TrainPrecision, Setting("arithmetic")] = TrainPrecision.BF16
     threads: Annotated[int, Setting("CPU threads; 0 leaves torch's choice", minimum=0)] = 0
-    seed: Annotated[int, Setting("of split, weights and order", minimum=0)] = 0
     resume: Annotated[bool, Setting("go on from the last checkpoint in out_dir")] = False
-    foreign_dir: Annotated[
-        Path | None, Setting("images to test the novelty on, one folder per kind")
-    ] = None
-    install: Annotated[bool, Setting("copy the artifact into the variant when done")] = False
 
     @property
     def shape(self) -> MedNetShape:
@@ -75,6 +78,38 @@ class MedNetConfig:
         names = [field.name for field in dataclasses.fields(MedNetShape) if field.name != "side"]
         side = models.spec(NAME).input.size[0]
         return MedNetShape(side=side, **{name: getattr(self, name) for name in names})
+
+
+def class_weights(label_ids: Tensor, classes: int) -> Tensor:
+    """One over the number of images of each class, scaled to a mean of 1, float32 (K,).
+
+    A class without an image counts as one with a single image, so that nothing is divided by 0.
+
+    Args:
+        label_ids: int64 (N,).
+        classes: K.
+    """
+    counts = torch.bincount(label_ids, minlength=classes)
+    weights = 1.0 / counts.clamp(min=1).float()
+    return weights / weights.mean()
+
+
+class RatioStop:
+    """Stop after `epochs` in a row whose validation loss exceeds `ratio` times the training loss.
+
+    The training goes on getting better on its own images alone: it learns them by heart.
+    """
+
+    def __init__(self, ratio: float, epochs: int) -> None:
+        self.ratio = ratio
+        self.epochs = epochs
+        self.in_a_row = 0
+
+    def is_due(self, train_loss: float, validation_loss: float) -> bool:
+        """Take in one epoch; whether the training should end after it."""
+        apart = validation_loss > self.ratio * train_loss
+        self.in_a_row = self.in_a_row + 1 if apart else 0
+        return self.in_a_row >= self.epochs
 
 
 class MedNetTraining(L.LightningModule):
@@ -192,23 +227,12 @@ def main(config: MedNetConfig) -> None:
     shape = config.shape
     _log.info("%d numbers reach the first linear layer", shape.fc_inputs)
     images = data.read_class_folders(config.data_dir, spec)
-    write(config, config.out_dir / "config.json")
-    parts = data.split(images, config.seed)  # the room's own: same images, same seed
-    data.write_split(config.out_dir / "split.csv", images, parts)
-    train, validation = images.take(parts["train"]), images.take(parts["validation"])
+    train, validation = data.divide(images, config)  # the room's own: same images, same seed
     L.seed_everything(config.seed, verbose=False)
     weights = class_weights(torch.from_numpy(train.label_ids), len(spec.labels))
     module = MedNetTraining(MedNet(len(spec.labels), shape), config, weights)
     fitted = fit_by_rule(module, train, validation, config.out_dir)
-    shipment = shipping.Shipment(
-        spec,
-        train,
-        validation,
-        config.data_dir,
-        config.out_dir,
-        config.foreign_dir,
-    )
-    folder = shipping.ship_classifier(fitted, shipment)
+    folder = shipping.ship_classifier(fitted, shipping.Shipment(spec, train, validation, config))
     if config.install:
         shipping.install(folder, NAME, VARIANT, ("training.csv",))
 

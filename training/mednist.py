@@ -14,8 +14,8 @@ import models
 from training.classification import data
 from training.classification import ship as shipping
 from training.classification.augment import Augment
-from training.classification.fit import Classifier, fit_classifier
-from training.core.config import FitConfig, Setting, TrainPrecision, run, write
+from training.classification.fit import Classifier, ClassifierConfig, fit_classifier
+from training.core.config import Setting, run
 from training.core.fit import Fitted
 
 __all__ = ["NAME", "TrainConfig", "main", "prepare_training"]
@@ -24,7 +24,7 @@ NAME = "mednist"
 
 
 @dataclass(frozen=True)
-class TrainConfig(FitConfig):
+class TrainConfig(ClassifierConfig):
     """Train the MedNIST classifier, export it and report on it."""
 
     data_dir: Annotated[Path, Setting("folder with one folder of images per class")] = Path(
@@ -33,19 +33,11 @@ class TrainConfig(FitConfig):
     out_dir: Annotated[Path, Setting("folder for checkpoints, artifact, report")] = Path(
         "runs/mednist"
     )
-    precision: Annotated[
-        TrainPrecision, Setting("arithmetic; bf16 halves the time on CPUs that have it")
-    ] = TrainPrecision.BF16
     network: Annotated[str, Setting("which of the room's networks; empty: its first")] = ""
     width: Annotated[int, Setting("channels of the first stage; 18 exceed 1 MB", minimum=1)] = 16
     label_smoothing: Annotated[
         float, Setting("keeps logits finite on an easy set", minimum=0.0, maximum=0.5)
     ] = 0.02
-    foreign_dir: Annotated[
-        Path | None, Setting("images to test the novelty on, one folder per kind")
-    ] = None
-    variant: Annotated[str, Setting("of the room; empty: the room's own network")] = ""
-    install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
 
 
 def main(config: TrainConfig) -> None:
@@ -53,9 +45,7 @@ def main(config: TrainConfig) -> None:
     train, validation = _read(config)
     fitted = _fit(config, train, validation)
     spec = models.spec(NAME, config.variant)
-    shipment = shipping.Shipment(
-        spec, train, validation, config.data_dir, config.out_dir, config.foreign_dir,
-    )  # fmt: skip
+    shipment = shipping.Shipment(spec, train, validation, config)
     folder = shipping.ship_classifier(fitted, shipment)
     if config.install:
         shipping.install(folder, NAME, config.variant)
@@ -69,12 +59,8 @@ def prepare_training(config: TrainConfig) -> Callable[[TrainConfig], Fitted]:
 
 def _read(config: TrainConfig) -> tuple[data.LabelledImages, data.LabelledImages]:
     """Read and split the images; train and validation, and the split on disk."""
-    spec = models.spec(NAME, config.variant)
-    images = data.read_class_folders(config.data_dir, spec)
-    write(config, config.out_dir / "config.json")
-    parts = data.split(images, config.seed)
-    data.write_split(config.out_dir / "split.csv", images, parts)
-    return images.take(parts["train"]), images.take(parts["validation"])
+    images = data.read_class_folders(config.data_dir, models.spec(NAME, config.variant))
+    return data.divide(images, config)
 
 
 def _fit(

@@ -37,7 +37,7 @@ from training.classification.data import LabelledImages
 from training.classification.evaluation import evaluate_classifier
 from training.classification.novelty import BLANK, fit_novelty
 from training.classification.svm_export import TOLERANCE, ServedSvm, export_svm, fitted_parts
-from training.core.config import Setting, run, write
+from training.core.config import Setting, run
 from training.core.evaluation import EvaluationRequest
 from training.core.files import write_json
 
@@ -58,7 +58,7 @@ Rows = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class SvmConfig:
+class SvmConfig(data.ImagesConfig):
     """Search, fit, export and report on a support vector machine."""
 
     data_dir: Annotated[Path, Setting("folder with one folder of images per class")] = Path(
@@ -73,10 +73,6 @@ class SvmConfig:
     folds: Annotated[int, Setting("of the search", minimum=2)] = 5
     jobs: Annotated[int, Setting("fits at a time", minimum=1)] = 2
     seed: Annotated[int, Setting("of split, draw and folds", minimum=0)] = 0
-    foreign_dir: Annotated[
-        Path | None, Setting("images to test the novelty on, one folder per kind")
-    ] = None
-    install: Annotated[bool, Setting("copy the artifact into the variant when done")] = False
 
 
 class Shrink(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -135,10 +131,7 @@ def main(config: SvmConfig) -> None:
     """Read, split, search, fit on all training images, then export and report."""
     spec = models.spec(NAME, VARIANT)
     images = data.read_class_folders(config.data_dir, spec)
-    write(config, config.out_dir / "config.json")
-    parts = data.split(images, config.seed)  # the room's own: same images, same seed
-    data.write_split(config.out_dir / "split.csv", images, parts)
-    train, validation = images.take(parts["train"]), images.take(parts["validation"])
+    train, validation = data.divide(images, config)  # the room's own: same images, same seed
     started = time.process_time()
     found = search(*_drawn(train, config), config)
     _write_search(config.out_dir / "search.csv", found.cv_results_)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import runpy
 import shlex
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import blocks
+from tests.training.guide import documented
 from training.core import config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,18 +19,13 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "models").rglob("README.md")),
 ]
-_COMMAND = re.compile(r"python -m (training\.[\w.]+)(.*)")
 _TO_BE_MADE = {"training.skin", "training.liver"}  # rooms that a page makes
 
 
-def commands(page: Path) -> list[str]:
-    """The commands of the shell blocks of a page, one line each."""
-    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
-    found = [match for match in map(_COMMAND.search, lines) if match]
-    return [match[0] for match in found if match[1] not in _TO_BE_MADE]
-
-
-COMMANDS = sorted({command for page in PAGES for command in commands(page)})
+COMMANDS = sorted(
+    {command for page in PAGES for command in documented(page)
+     if command.split()[0] not in _TO_BE_MADE}
+)  # fmt: skip
 
 
 def test_the_pages_have_commands() -> None:
@@ -54,8 +48,7 @@ def test_a_documented_command_is_understood(command: str, monkeypatch: pytest.Mo
         read.append(more.get("read", read_by)(kind, arguments))
         return 0
 
-    text = command.partition(" #")[0].partition(" >")[0]
-    _, _, module, *flags = shlex.split(text)
+    module, *flags = shlex.split(command)
     monkeypatch.setattr(config, "run", only_read)
     monkeypatch.setattr(sys, "argv", [module, *flags])
     monkeypatch.chdir(ROOT)

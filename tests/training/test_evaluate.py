@@ -18,6 +18,7 @@ from medserve.results.sorted_folders import doubt_first
 from medserve.spec import EngineName, Precision
 from tests.archives import packaged
 from tests.training.drawn import LABELS
+from tests.training.guide import guided
 from training import evaluate
 from training.classification.data import LabelledImages, write_split
 from training.classification.evaluation import answer_files, evaluate_classifier
@@ -38,7 +39,7 @@ def evaluation(*arguments: str) -> int:
 def out(drawn: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
     flags = ("--data-dir", str(drawn), "--out", str(folder), "--weights", str(weights))
-    assert evaluation("mednist", *flags, "--threads", "1") == 0
+    assert evaluation(*guided("training.evaluate mednist", *flags, "--threads", 1)) == 0
     return folder
 
 
@@ -210,7 +211,9 @@ def test_an_archive_is_measured_as_its_room(drawn: Path, tmp_path: Path) -> None
     pytest.importorskip("ts", reason="needs the serve extra")
     archive = packaged("mednist", tmp_path / "store")
     flags = ("--data-dir", str(drawn), "--threads", "1")
-    assert evaluation(str(archive), *flags, "--out", str(tmp_path / "archive")) == 0
+    command = guided("training.evaluate model_store/mednist-1.0.mar", *flags)
+    command[0] = str(archive)
+    assert evaluation(*command, "--out", str(tmp_path / "archive")) == 0
     assert evaluation("mednist", *flags, "--out", str(tmp_path / "room")) == 0
     first, second = (
         json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("archive", "room")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.mednet_rule import RatioStop, class_weights
+from training.mednet import RatioStop, class_weights
 
 
 def test_weights_are_one_over_the_counts_scaled_to_a_mean_of_one() -> None:

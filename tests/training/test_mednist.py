@@ -18,12 +18,13 @@ from medserve.inference.fit import fit_grey
 from medserve.spec import EngineName, Precision
 from models.mednist.network import MednistNet
 from tests.training.drawn import LABELS, class_folders
+from tests.training.guide import guided
 from training import mednist
 from training.classification import ship as shipping
 from training.classification.augment import Augment
 from training.classification.data import LabelledImages
 from training.classification.fit import Classifier, fit_classifier
-from training.core.config import TrainPrecision, run
+from training.core.config import run
 from training.mednist import TrainConfig
 
 pytestmark = pytest.mark.training
@@ -32,7 +33,8 @@ pytestmark = pytest.mark.training
 def flags(data_dir: Path, out_dir: Path, *more: str) -> list[str]:
     """Flags of the smallest training that learns something."""
     size = ["--width", "8", "--epochs", "3", "--batch-size", "16", "--precision", "32-true"]
-    return ["--data-dir", str(data_dir), "--out-dir", str(out_dir), *size, *more]
+    places = ["--data-dir", str(data_dir), "--out-dir", str(out_dir)]
+    return guided("training.mednist", *places, *size, *more)
 
 
 @pytest.fixture(scope="module")
@@ -90,20 +92,9 @@ def test_the_golden_input_is_not_of_the_size_of_the_network(out_dir: Path) -> No
         assert not {64} & set(golden.size)  # so that resampling is proven, too
 
 
-def test_a_finished_training_can_be_resumed_for_more_epochs(
-    data_dir: Path, out_dir: Path, drawn_images: LabelledImages
-) -> None:
-    config = TrainConfig(
-        data_dir=data_dir,
-        out_dir=out_dir,
-        width=8,
-        epochs=4,
-        batch_size=16,
-        precision=TrainPrecision.F32,
-        resume=True,
-    )
-    module = Classifier(MednistNet(width=8), config, Augment(), 0.0)
-    fit_classifier(module, drawn_images, drawn_images, out_dir)
+def test_a_finished_training_can_be_resumed_for_more_epochs(data_dir: Path, out_dir: Path) -> None:
+    more = guided("training.mednist --resume", *flags(data_dir, out_dir, "--epochs", "4"))
+    assert run(mednist.main, TrainConfig, more) == 0
     last = torch.load(out_dir / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["epoch"] == 3
 

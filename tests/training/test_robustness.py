@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import models
 from medserve.errors import ConfigError, InvalidImageError
 from medserve.imaging.geometry import Geometry
+from tests.training.guide import guided
 from tests.training.volumes.drawn import case, tiny_spec, write_folder
 from tests.training.volumes.test_evaluation import Threshold
 from training.core.config import run
@@ -108,10 +110,18 @@ def test_the_table_goes_into_a_card_once_and_before_its_limits() -> None:
 
 
 @pytest.mark.cpu
-def test_a_classifier_is_measured_in_every_way(drawn: Path, weights: Path, tmp_path: Path) -> None:
-    flags = ["mednist", "--data-dir", str(drawn), "--weights", str(weights), "--no-held-out",
-             "--n", "6", "--threads", "1", "--out-dir", str(tmp_path)]  # fmt: skip
+def test_a_classifier_is_measured_in_every_way(
+    drawn: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = guided(
+        "training.robustness mednist", "--data-dir", drawn, "--weights", weights, "--no-held-out",
+        "--n", 6, "--threads", 1, "--out-dir", tmp_path,
+    )  # fmt: skip
+    shutil.copy(models.room("mednist") / "model-config.yaml", tmp_path)
+    (tmp_path / "README.md").write_text("# A card\n\n## Limits\n", encoding="utf-8")
+    monkeypatch.setattr(models, "room", lambda *_: tmp_path)
     assert run(main, RobustnessConfig, flags) == 0
+    assert "## Robustness" in (tmp_path / "README.md").read_text(encoding="utf-8")
     content = json.loads((tmp_path / "robustness.json").read_text(encoding="utf-8"))
     assert content["n"] == 6
     assert [(row["kind"], row["strength"]) for row in content["rows"]] == [

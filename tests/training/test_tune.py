@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,8 @@ import pytest
 
 import models
 from medserve.errors import ConfigError
+from tests.training.frames.drawn import write_frames
+from tests.training.guide import guided
 from tests.training.volumes.drawn import tiny_spec, write_folder
 from training import mednist, trus_prostate, tune
 from training.core.config import TrainPrecision, parse, run
@@ -65,7 +68,12 @@ def content(config: Any) -> Any:
 
 @pytest.mark.training
 def test_a_trial_is_a_real_training(config: Any) -> None:
-    tune.main(dataclasses.replace(config, trials=1, most_epochs=1))
+    flags = guided(
+        "training.tune segmentation_3d", "--data-dir", config.data_dir, "--out-dir", config.out_dir,
+        "--trials", 1, "--least-epochs", 1, "--most-epochs", 1, "--precision", "32-true",
+        "--threads", 1, "--folds", 2, "--test-share", 0.3,
+    )  # fmt: skip
+    assert run(tune.main, object, flags, read=tune.read) == 0
     result = content(config)
     assert 0.0 <= result["best_score"] <= 1.0
     assert (config.out_dir / "trial_000" / "member_0" / "checkpoints" / "best.ckpt").is_file()
@@ -176,9 +184,12 @@ def test_epochs_that_cannot_be_drawn_are_refused(config: Any) -> None:
 @pytest.mark.training
 def test_a_classifier_is_tuned_by_its_errors(drawn: Path, tmp_path: Path) -> None:
     """Images are drawn, the network is the room's; fewer errors are better."""
-    flags = f"mednist --data-dir {drawn} --out-dir {tmp_path} --trials 2 --least-epochs 1"
-    flags += " --most-epochs 1 --precision 32-true --threads 1 --network mednist"
-    assert run(tune.main, object, flags.split(), read=tune.read) == 0
+    flags = guided(
+        "training.tune mednist", "--data-dir", drawn, "--out-dir", tmp_path, "--trials", 2,
+        "--least-epochs", 1, "--most-epochs", 1, "--precision", "32-true", "--threads", 1,
+        "--network", "mednist",
+    )  # fmt: skip
+    assert run(tune.main, object, flags, read=tune.read) == 0
     result = json.loads((tmp_path / "tuning.json").read_text(encoding="utf-8"))
     assert set(result["best"]) == {"epochs", "learning_rate", "batch_size", "width",
                                    "weight_decay", "label_smoothing"}  # fmt: skip
@@ -207,6 +218,22 @@ def test_the_settings_of_frames_are_drawn_for_frames(
     assert [settings.cutmix for settings in seen] == [0.25] * 4
     assert seen[0].learning_rate == trus_prostate.TrainConfig().learning_rate
     assert len({settings.dice_weight for settings in seen}) == 4
+
+
+@pytest.mark.training
+def test_networks_of_frames_are_tuned(tmp_path: Path) -> None:
+    room = models.room("trus_prostate") / "model-config.yaml"
+    small = re.sub(r"(?m)^    size: .*$", "    size: [32, 64]", room.read_text(encoding="utf-8"))
+    (tmp_path / "small.yaml").write_text(small, encoding="utf-8")
+    data = write_frames(tmp_path / "data", patients=6, frames=1)
+    flags = guided(
+        "training.tune trus_prostate", "--data-dir", data, "--out-dir", tmp_path / "out",
+        "--trials", 1, "--least-epochs", 1, "--most-epochs", 1, "--threads", 1, "--folds", 2,
+        "--model-config", tmp_path / "small.yaml", "--encoder", "tu-mobilenetv3_small_050",
+    )  # fmt: skip
+    assert run(tune.main, object, flags, read=tune.read) == 0
+    result = json.loads((tmp_path / "out/tuning.json").read_text(encoding="utf-8"))
+    assert (result["trials"], result["higher_is_better"]) == (1, True)
 
 
 def test_a_command_without_a_room_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:

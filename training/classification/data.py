@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +25,17 @@ from medserve.imaging.image import Image
 from medserve.inference.fit import fit_image
 from medserve.results.sorted_folders import ERRORS, MANIFEST, REVIEW, read_corrections
 from medserve.spec import ModelSpec
+from training.core.config import Setting, write
 from training.core.files import files_below, require_folder
 
 __all__ = [
     "SPLITS",
     "Batches",
+    "ImagesConfig",
     "LabelledImages",
     "decode_file",
     "decoded",
+    "divide",
     "labelled_files",
     "read_class_folders",
     "read_npz",
@@ -48,6 +52,19 @@ _log = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 _MEDMNIST_PARTS = {"validation": "val"}
 _AS_NAMED: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """What every training on folders of labelled images has, whether it fits by gradient or not."""
+
+    data_dir: Annotated[Path, Setting("folder with one folder of images per class")] = Path("data")
+    out_dir: Annotated[Path, Setting("folder for checkpoints, artifact, report")] = Path("runs")
+    seed: Annotated[int, Setting("of split, weights, order and augmentation", minimum=0)] = 0
+    foreign_dir: Annotated[
+        Path | None, Setting("images to test the novelty on, one folder per kind")
+    ] = None
+    install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,6 +308,19 @@ def write_split(
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("path", "split"))
         writer.writerows(rows)
+
+
+def divide(
+    dataset: LabelledImages,
+    config: ImagesConfig,
+    held_out: float = 0.1,
+    validation: float | None = None,
+) -> tuple[LabelledImages, LabelledImages]:
+    """Return what is trained on and validated; settings and split lie in `config.out_dir` then."""
+    write(config, config.out_dir / "config.json")
+    parts = split(dataset, config.seed, held_out, validation)
+    write_split(config.out_dir / "split.csv", dataset, parts)
+    return dataset.take(parts["train"]), dataset.take(parts["validation"])
 
 
 def read_split(path: Path) -> dict[str, str]:

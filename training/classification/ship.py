@@ -21,7 +21,7 @@ from medserve.inference.fit import fit_image
 from medserve.spec import ModelSpec
 from training.classification import exemplars
 from training.classification.calibration import fit_temperature
-from training.classification.data import LabelledImages, to_planes
+from training.classification.data import ImagesConfig, LabelledImages, to_planes
 from training.classification.evaluation import evaluate_classifier
 from training.classification.novelty import BLANK, describe, fit_novelty
 from training.core import export
@@ -50,18 +50,15 @@ class Shipment:
         spec: The room.
         train: Images trained on.
         validation: Images for temperature, limits and the choice of the epoch.
-        data_dir: Where both were read, with `out_dir/split.csv` saying what is test.
-        out_dir: Receives `artifact/`, `examples/` and `report/`.
-        foreign_dir: Images that the model should call unlike, one folder per kind.
+        config: Of the training: its `data_dir` holds both, with `out_dir/split.csv` saying what is
+            test; its `out_dir` receives `artifact/`, `examples/` and `report/`.
         folders: Label by folder, for folders that carry another name than their label.
     """
 
     spec: ModelSpec
     train: LabelledImages
     validation: LabelledImages
-    data_dir: Path
-    out_dir: Path
-    foreign_dir: Path | None = None
+    config: ImagesConfig
     folders: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -70,7 +67,8 @@ def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
 
     The held-out test images play no part before this.
     """
-    spec, folder = shipment.spec, shipment.out_dir / "artifact"
+    spec, places = shipment.spec, shipment.config
+    folder = places.out_dir / "artifact"
     artifact = calibrate(fitted.network, shipment.train, shipment.validation)
     examples = _tensor(shipment.validation.images[:: max(1, len(shipment.validation) // 32)])
     exported = export.export_classifier(artifact, folder, examples)
@@ -81,11 +79,11 @@ def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
     golden = sniff.decode((folder / "golden_input.png").read_bytes(), spec.input)
     export.write_golden(folder, fit_image(golden, spec.input)[np.newaxis], artifact)
     for name in ("config.json", "split.csv"):
-        shutil.copyfile(shipment.out_dir / name, folder / name)
+        shutil.copyfile(places.out_dir / name, folder / name)
     measured = evaluate_classifier(
         EvaluationRequest(
-            spec, folder, shipment.data_dir, shipment.out_dir / "report", folder / "split.csv",
-            foreign_dir=shipment.foreign_dir, folders=shipment.folders,
+            spec, folder, places.data_dir, places.out_dir / "report", folder / "split.csv",
+            foreign_dir=places.foreign_dir, folders=shipment.folders,
         )
     )  # fmt: skip
     measured["training"] = {
@@ -194,7 +192,7 @@ def _write_examples(
     artifact: export.ClassifierArtifact, shipment: Shipment
 ) -> dict[str, npt.NDArray[np.uint8]]:
     """Write `examples/<label>.png` for each class of enough images; returns the pictures."""
-    folder = shipment.out_dir / "examples"
+    folder = shipment.config.out_dir / "examples"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {}
     for label_id, label in enumerate(shipment.spec.labels):

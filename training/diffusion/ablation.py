@@ -13,7 +13,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,11 +28,11 @@ from models.diffusion_sampler.network import Activation, Down, Norm
 from training.classification import data
 from training.classification.data import LabelledImages
 from training.core.config import Setting, TrainPrecision, run, write
+from training.core.report import Table
 from training.diffusion import extractor
 from training.diffusion.distances import frechet_distance, kernel_distance
 from training.diffusion.images import FolderRequest, read_folder
-from training.diffusion.module import Diffusion, sample
-from training.diffusion.networks import build
+from training.diffusion.module import Diffusion, build, sample
 from training.diffusion.pictures import sheet, write_png
 from training.diffusion.settings import DiffusionConfig, NetworkName
 
@@ -138,17 +138,16 @@ def main(config: AblationConfig) -> None:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table of all rows."""
-    lines = [
-        "| network | parameters | Fréchet distance | spread of the trainings | kernel distance | "
-        "validation loss | CPU ms a step |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row.variant} | {row.parameters:,} | {row.frechet:.3f} | {row.frechet_spread:.3f} | "
-        f"{row.kernel:.4f} | {row.loss:.5f} | {row.milliseconds:.0f} |"
-        for row in rows
-    ]
-    return "\n".join(lines) + "\n"
+    columns: Mapping[str, Callable[[Row], object]] = {
+        "network": lambda row: row.variant,
+        "parameters": lambda row: f"{row.parameters:,}",
+        "Fréchet distance": lambda row: f"{row.frechet:.3f}",
+        "spread of the trainings": lambda row: f"{row.frechet_spread:.3f}",
+        "kernel distance": lambda row: f"{row.kernel:.4f}",
+        "validation loss": lambda row: f"{row.loss:.5f}",
+        "CPU ms a step": lambda row: f"{row.milliseconds:.0f}",
+    }
+    return Table.of(columns, rows).markdown()
 
 
 def _settings(config: AblationConfig, what: dict[str, Any], seed: int) -> DiffusionConfig:

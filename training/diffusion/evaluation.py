@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.progress import track
 from torch import nn
 
 import models
@@ -28,19 +29,18 @@ from medserve.spec.generation import SamplerKind
 from training.classification import data
 from training.classification.data import LabelledImages
 from training.core.config import Setting
+from training.core.evaluation import measured_model
 from training.core.export import sha256
 from training.core.files import write_json
 from training.diffusion import extractor, report
 from training.diffusion.images import FolderRequest, read_folder
-from training.diffusion.inception import load_inception
 from training.diffusion.measures import ImageSets, Measured, SetFeatures, measure
-from training.diffusion.synthesis import draw, spec_beside
-from training.diffusion.train_on_synthetic import RealScore, train_and_test
 from training.evaluate import EvaluateConfig
 
 __all__ = [
     "DiffusionEvaluation",
     "RealImages",
+    "draw",
     "evaluate_diffusion",
     "features_of",
     "open_artifact",
@@ -144,13 +144,30 @@ def evaluate_diffusion(config: DiffusionEvaluation) -> dict[str, Any]:
 
 def open_artifact(weights: Path, config: DiffusionEvaluation) -> DiffusionPipeline:
     """The artifact in its engine."""
-    spec = spec_beside(weights, config.model)
-    engine = load_engine(
-        config.engine or spec.engine.name, weights,
-        precision=config.precision or spec.engine.precision,
-        threads=config.threads,
-    )  # fmt: skip
-    return DiffusionPipeline(spec, engine.run)
+    with measured_model(config.model, weights=weights) as (spec, folder):
+        engine = load_engine(
+            config.engine or spec.engine.name, folder,
+            precision=config.precision or spec.engine.precision, threads=config.threads,
+        )  # fmt: skip
+        return DiffusionPipeline(spec, engine.run)
+
+
+def draw(
+    pipeline: DiffusionPipeline,
+    label_ids: npt.NDArray[np.int64],
+    settings: SampleSettings,
+    first_seed: int,
+) -> LabelledImages:
+    """One image for each label id; image i has the seed `first_seed + i` for its name."""
+    seeds = range(first_seed, first_seed + len(label_ids))
+    title = f"Drawing by {settings.sampler}, {settings.steps} calls"
+    images = [
+        pipeline.draw(seed, int(label_id), settings)
+        for seed, label_id in track(list(zip(seeds, label_ids, strict=True)), description=title)
+    ]
+    names = tuple(f"seed {seed}" for seed in seeds)
+    labels = pipeline.spec.labels or ("all",)
+    return LabelledImages(np.stack(images), label_ids, names, labels)
 
 
 def real_images(weights: Path, config: DiffusionEvaluation, spec: ModelSpec) -> RealImages:
@@ -210,7 +227,7 @@ def seeing_network(
 ) -> tuple[str, nn.Module]:
     """Who sees: a name for the report, and the network."""
     if config.extractor is not None:
-        return "Inception v3 (torchvision)", load_inception(config.extractor)
+        return "Inception v3 (torchvision)", extractor.load_inception(config.extractor)
     path = weights / EXTRACTOR_FILE
     if not path.is_file():
         raise ConfigError(
@@ -250,15 +267,15 @@ def _train_on_synthetic(
     as_many = as_many.take(np.arange(count))
     synthetic = draw(pipeline, as_many.label_ids, settings, config.seed + _FIRST_TRAINING_SEED)
     scores = {
-        "synthetic": train_and_test(synthetic, real.unseen, seed=config.seed),
-        "real": train_and_test(as_many, real.unseen, seed=config.seed),
+        "synthetic": extractor.train_and_test(synthetic, real.unseen, seed=config.seed),
+        "real": extractor.train_and_test(as_many, real.unseen, seed=config.seed),
     }
     return {"n": count, "commonest_class": _commonest(real.unseen.label_ids)} | {
         name: _scores(score) for name, score in scores.items()
     }
 
 
-def _scores(reached: RealScore) -> dict[str, float]:
+def _scores(reached: extractor.RealScore) -> dict[str, float]:
     return {
         "accuracy": round(reached.accuracy, 4),
         "balanced_accuracy": round(reached.balanced_accuracy, 4),

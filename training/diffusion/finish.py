@@ -24,12 +24,16 @@ from training.core.export import sha256
 from training.core.files import write_json
 from training.core.fit import Fitted
 from training.core.report import draw as draw_figure
-from training.diffusion.evaluation import DiffusionEvaluation, evaluate_diffusion, open_artifact
+from training.diffusion.evaluation import (
+    DiffusionEvaluation,
+    draw,
+    evaluate_diffusion,
+    open_artifact,
+)
 from training.diffusion.fit import SCORE
 from training.diffusion.pictures import denoising_strip, noising_strip, sheet, write_png
 from training.diffusion.settings import DiffusionConfig
 from training.diffusion.ship import Shipment, install, ship
-from training.diffusion.synthesis import draw
 
 __all__ = ["finish", "stored"]
 

@@ -11,8 +11,13 @@ import numpy.typing as npt
 from medserve.inference.fingerprints import FingerprintIndex
 from training.classification.data import LabelledImages
 from training.diffusion.copies import CopyCheck, check_copies, nearest, nearest_pixels
-from training.diffusion.distances import Coverage, coverage, frechet_distance, kernel_distance
-from training.diffusion.diversity import mean_similarity
+from training.diffusion.distances import (
+    Coverage,
+    coverage,
+    frechet_distance,
+    kernel_distance,
+    mean_similarity,
+)
 
 __all__ = ["Distances", "ImageSets", "Measured", "SetFeatures", "measure"]
 

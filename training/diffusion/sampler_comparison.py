@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,17 +25,18 @@ from medserve.spec.generation import SamplerKind
 from training.classification.data import LabelledImages
 from training.core.config import Setting, run
 from training.core.files import write_json
+from training.core.report import Table
 from training.core.report import draw as draw_figure
 from training.diffusion import extractor
 from training.diffusion.distances import Features, frechet_distance, kernel_distance
 from training.diffusion.evaluation import (
     DiffusionEvaluation,
+    draw,
     open_artifact,
     real_images,
     seeing_network,
 )
 from training.diffusion.pictures import sheet, write_png
-from training.diffusion.synthesis import draw
 
 __all__ = ["ComparisonConfig", "Row", "main", "markdown", "parse_ways"]
 
@@ -123,17 +124,16 @@ def parse_ways(text: str) -> list[Way]:
 def markdown(rows: Sequence[Row]) -> str:
     """The table of all rows."""
     first = f"{rows[0].sampler} {rows[0].calls}"
-    lines = [
-        f"| sampler | network calls | Fréchet distance | over {first} | kernel distance | "
-        f"grey levels apart from {first} | seconds an image |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row.sampler} | {row.calls} | {row.frechet:.4f} | {row.versus:.3f} | "
-        f"{row.kernel:.5f} | {row.apart:.1f} | {row.seconds:.2f} |"
-        for row in rows
-    ]
-    return "\n".join(lines) + "\n"
+    columns: Mapping[str, Callable[[Row], object]] = {
+        "sampler": lambda row: row.sampler,
+        "network calls": lambda row: row.calls,
+        "Fréchet distance": lambda row: f"{row.frechet:.4f}",
+        f"over {first}": lambda row: f"{row.versus:.3f}",
+        "kernel distance": lambda row: f"{row.kernel:.5f}",
+        f"grey levels apart from {first}": lambda row: f"{row.apart:.1f}",
+        "seconds an image": lambda row: f"{row.seconds:.2f}",
+    }
+    return Table.of(columns, rows).markdown()
 
 
 def _row(

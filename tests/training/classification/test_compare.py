@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.training.classification.drawn_cells import LABELS, cell_folders
+from tests.training.guide import guided
 from training.classification import compare, metrics
 from training.classification.compare import Row, best_two, markdown
 from training.core.config import run
@@ -32,7 +33,8 @@ def out_dir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     size = ("--seconds", "0.5", "--window", "32", "--side", "32", "--batch-size", "8")
     names = ("--networks", "blood_cell,mobilenet_v3_small")
-    assert command("--data-dir", str(data_dir), "--out-dir", str(folder), *size, *names) == 0
+    places = ("--data-dir", data_dir, "--out-dir", folder)
+    assert command(*guided("training.classification.compare", *places, *size, *names)) == 0
     return folder
 
 

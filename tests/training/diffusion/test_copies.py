@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from training.diffusion.copies import check_copies, copy_threshold, nearest, nearest_pixels
-from training.diffusion.diversity import mean_similarity
+from training.diffusion.distances import mean_similarity
 
 
 def pictures(count: int, seed: int, side: int = 24) -> npt.NDArray[np.uint8]:

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from medserve.errors import ConfigError
-from training.diffusion.extractor import DomainExtractor, features
-from training.diffusion.inception import load_inception
+from training.diffusion.extractor import DomainExtractor, features, load_inception
 
 
 @pytest.mark.training

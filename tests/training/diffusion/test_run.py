@@ -17,6 +17,7 @@ from medserve.inference.fingerprints import FingerprintIndex
 from medserve.inference.generation import DiffusionPipeline, SampleSettings
 from medserve.spec import EngineName, ModelSpec, Precision, Task
 from medserve.spec.generation import SamplerKind
+from tests.training.guide import ROOT, guided
 from training import diffusion_sampler
 from training.core.config import TrainPrecision
 from training.core.ini import parse_with_file
@@ -54,7 +55,16 @@ def drawn_folder(root: Path, count: int = 60) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> DiffusionConfig:
     """The configuration of a run that has ended; its folders hold what it wrote."""
     root = tmp_path_factory.mktemp("diffusion")
-    config = dataclasses.replace(CONFIG, data_dir=drawn_folder(root / "data"), out_dir=root / "run")
+    flags = guided(
+        "training.diffusion_sampler", "--data-dir", drawn_folder(root / "data"),
+        "--out-dir", root / "run", "--image-size", SIDE, "--width", 8, "--stages", 2,
+        "--blocks", 1, "--epochs", 1, "--batch-size", 32, "--judge-every", 1,
+        "--judge-images", 16, "--precision", "32-true", "--no-debug", "--steps", 40,
+        "--samples", 4, "--threads", 1,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        config = parse_with_file(DiffusionConfig, flags, INI_KEYS, implied)
     threads = torch.get_num_threads()
     with torch.random.fork_rng():
         diffusion_sampler.main(config)

@@ -10,6 +10,8 @@ import yaml
 
 from medserve.errors import ConfigError
 from tests.training.frames.drawn import write_frames
+from tests.training.guide import guided
+from training.core.config import parse
 from training.frames.compare import CompareConfig, compare
 
 _LIGHTEST = "tu-mobilenetv3_small_050"
@@ -29,10 +31,13 @@ def config(tmp_path: Path) -> CompareConfig:
     }  # fmt: skip
     path = tmp_path / "model-config.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return CompareConfig(
-        data_dir=data, out_dir=tmp_path / "out", model_config=path, epochs=1, batch_size=4,
-        networks=f"fpn:{_LIGHTEST},unet:{_LIGHTEST}", threads=1, folds=2, test_share=0.34,
+    _, *flags = guided(
+        "training.trus_prostate compare", "--data-dir", data, "--out-dir", tmp_path / "out",
+        "--model-config", path, "--epochs", 1, "--batch-size", 4,
+        "--networks", f"fpn:{_LIGHTEST},unet:{_LIGHTEST}", "--threads", 1, "--folds", 2,
+        "--test-share", 0.34,
     )  # fmt: skip
+    return parse(CompareConfig, flags)
 
 
 def test_an_unknown_network_is_refused_before_anything_is_read(config: CompareConfig) -> None:

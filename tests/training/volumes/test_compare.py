@@ -10,8 +10,9 @@ import pytest
 
 import models
 from medserve.errors import ConfigError
+from tests.training.guide import guided
 from tests.training.volumes.drawn import tiny_spec, write_folder
-from training.core.config import TrainPrecision
+from training.core.config import parse
 from training.volumes import compare, train
 from training.volumes.compare import CompareConfig
 
@@ -21,17 +22,12 @@ pytestmark = pytest.mark.training
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> CompareConfig:
     folder = tmp_path_factory.mktemp("compare")
-    config = CompareConfig(
-        data_dir=write_folder(folder / "data", 9),
-        out_dir=folder / "out",
-        networks="unet,cenet",
-        minutes=0,
-        epochs=1,
-        precision=TrainPrecision.F32,
-        threads=1,
-        folds=2,
-        test_share=0.3,
-    )
+    flags = guided(
+        "training.volumes.compare", "--data-dir", write_folder(folder / "data", 9),
+        "--out-dir", folder / "out", "--networks", "unet,cenet", "--minutes", 0, "--epochs", 1,
+        "--precision", "32-true", "--threads", 1, "--folds", 2, "--test-share", 0.3,
+    )  # fmt: skip
+    config = parse(CompareConfig, flags)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "spec", lambda name: tiny_spec())
         compare.main(config)
