@@ -46,8 +46,9 @@ from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.spec import ModelSpec, Task
 from medserve.spec.quality import DiceSpec, QualitySpec
 from training.core.config import Setting, run
-from training.core.evaluation import EvaluationRequest, measured_model
-from training.core.files import markdown_table, write_json
+from training.core.evaluation import EvaluationRequest, measured_model, predict_by
+from training.core.files import write_json
+from training.core.report import Table
 from training.frames import evaluation as frames
 from training.frames.data import read_frame, read_mask
 from training.frames.scores import compare_frame
@@ -265,7 +266,7 @@ def section(content: Mapping[str, Any], config: QualityConfig) -> str:
     """Return the part of a card: the figures and the command."""
     fitted, figures = content["calibration"], content["predicted_dice"]
     dice, limit = content["quality"]["dice"], content["wrong_below"]
-    table = markdown_table(
+    table = Table.of(
         {
             "masks": lambda row: row[0],
             "n (patients)": lambda row: f"{row[1]['n']} ({row[1]['patients']})",
@@ -278,7 +279,7 @@ def section(content: Mapping[str, Any], config: QualityConfig) -> str:
             "flagged of the others": lambda row: f"{100 * row[1]['right_flagged']:.0f} %",
         },
         [("of unchanged inputs", figures["unchanged"]), ("of spoilt ones, too", figures["all"])],
-    )
+    ).markdown()
     covered = "".join(
         f"\n`volume_interval_ml` holds the volume of `{label}` in the reference in "
         f"{100 * share:.0f} % of unchanged cases, each left out in turn.\n"
@@ -391,9 +392,9 @@ def _model(config: QualityConfig, spec: ModelSpec, weights: Path) -> _Model:
     request = EvaluationRequest(spec, weights, config.data_dir, config.out_dir, split=split)
     parts = {part: dataclasses.replace(request, part=part) for part in ("validation", "test")}
     if spec.task is Task.FRAMES:
-        return _of_frames(spec, frames.predict_by(engine), parts)
+        return _of_frames(spec, predict_by(engine), parts)
     if spec.task is Task.VOLUMES:
-        return _of_volumes(spec, volume_evaluation.predict_by(engine), parts)
+        return _of_volumes(spec, predict_by(engine), parts)
     raise ConfigError(f"{spec.name}: expected a model of volumes or frames, got {spec.task}")
 
 
