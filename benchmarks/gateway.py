@@ -108,10 +108,13 @@ def compare(options: Options, console: Console) -> dict[str, object]:
     added = Spread.of([each.gateway.p50_ms - each.direct.p50_ms for each in lone])
     by_proxy = Spread.of([each.proxy.p50_ms - each.direct.p50_ms for each in lone])
     share = Spread.of([each.gateway.images_per_s / each.direct.images_per_s for each in packed])
+    cpu = {name: _over_proxy(rounds) for name, rounds in (("lone", lone), ("packed", packed))}
     _show(console, lone, packed)
     _judge(console, "added p50 at one in flight, ms", added, added.median <= _MOST_ADDED_MS)
     console.print(f"the same of a bare proxy, ms: {by_proxy.format()}", highlight=False)
     _judge(console, "share of direct throughput, packed", share, share.median >= _LEAST_SHARE)
+    for name, found in cpu.items():
+        console.print(f"CPU over the bare proxy's, {name}: {found.format()}", highlight=False)
     return {
         "machine": describe_machine(),
         "settings": {"rounds": options.rounds, "seconds": options.seconds}
@@ -119,6 +122,7 @@ def compare(options: Options, console: Console) -> dict[str, object]:
         "added_p50_ms": vars(added),
         "added_by_a_proxy_p50_ms": vars(by_proxy),
         "share_of_direct": vars(share),
+        "cpu_over_proxy": {name: vars(found) for name, found in cpu.items()},
         "lone": [_row(each) for each in lone],
         "packed": [_row(each) for each in packed],
     }
@@ -277,6 +281,13 @@ def _show(console: Console, lone: Sequence[Round], packed: Sequence[Round]) -> N
                 Spread.of([each.server_cpu_ms or 0.0 for each in found]).format(3),
             )
     console.print(table)
+
+
+def _over_proxy(rounds: Sequence[Round]) -> Spread:
+    """The gateway's CPU time over the proxy's: it depends least on what else the machine does."""
+    return Spread.of(
+        [(each.gateway.server_cpu_ms or 0.0) / (each.proxy.server_cpu_ms or 1.0) for each in rounds]
+    )
 
 
 def _judge(console: Console, what: str, found: Spread, met: bool) -> None:

@@ -46,6 +46,7 @@ __all__ = [
     "read_traceparent",
     "step",
     "together",
+    "trace_id_of",
     "traceparent_of",
     "use",
 ]
@@ -214,6 +215,11 @@ def traceparent_of(span: Span) -> str:
     """Return what tells another process to which span its own belong."""
     context = span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
+
+
+def trace_id_of(span: Span | None) -> str:
+    """Return the id of the trace that a span belongs to, "" of none."""
+    return "" if span is None else f"{span.get_span_context().trace_id:032x}"
 
 
 def arrived(name: str, traceparents: Sequence[str], **attributes: str | int) -> Span | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from medserve.client import Client
 from medserve.engine.interface import EngineRequest
 from medserve.engine.torchserve.calls import prediction_message
 from medserve.errors import InvalidImageError
+from medserve.gateway.core.audit import AuditLog
 from medserve.gateway.core.calls import Caller, EngineCall, new_request_id
 from medserve.gateway.core.gateway import Gateway, Guards, Limits
 from medserve.spec import ServingSpec
@@ -100,6 +103,18 @@ def test_a_caller_is_followed_and_one_who_is_not_sampled_leaves_nothing(
     found = by_name(spans)
     assert set(found) == {"gateway.call", "gateway.admission", "engine.call"}
     assert {f"{each.context.trace_id:032x}" for each in found.values()} == {_TRACE}
+
+
+def test_the_audit_log_names_the_trace_of_a_sampled_call(
+    spans: InMemorySpanExporter, tmp_path: Path
+) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl")
+    to = fake_gateway(FakeEngine(lambda _: b"{}"), model("tiny"), guards=Guards(audit=log))
+    for header in (_HEADER, _HEADER[:-1] + "0"):
+        asyncio.run(to.predict(call(header)))
+    log.close()
+    lines = (tmp_path / "audit.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["trace_id"] for line in lines] == [_TRACE, ""]
 
 
 def test_an_error_is_told_by_its_code_alone(spans: InMemorySpanExporter) -> None:

@@ -50,8 +50,15 @@ def reachable_files(handler: str, sources: Mapping[str, Path]) -> frozenset[str]
 
 
 def _imported_modules(path: Path) -> Iterator[str]:
-    """Yield the full name of everything that is imported, modules and what stands in them."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    """Yield the full name of everything that is imported, modules and what stands in them.
+
+    What stands below `if TYPE_CHECKING` is imported by no program.
+    """
+    waiting: list[ast.AST] = [ast.parse(path.read_bytes())]
+    while waiting:
+        node = waiting.pop()
+        typing_alone = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        waiting += node.orelse if typing_alone else ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

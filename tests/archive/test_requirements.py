@@ -41,3 +41,13 @@ def test_an_import_inside_a_function_counts_under_its_name_on_pypi(tmp_path: Pat
     )
     required = required_distributions("own.py", SOURCES | {"own.py": handler})
     assert set(required) == OF_IMAGES | {"scikit-image"}
+
+
+def test_what_types_alone_name_is_not_required(tmp_path: Path) -> None:
+    handler = tmp_path / "own.py"
+    handler.write_text(
+        "from typing import TYPE_CHECKING\n\nimport numpy\n\n"
+        "if TYPE_CHECKING:\n    from skimage.measure import CircleModel\n"
+        "else:\n    import scipy\n"
+    )
+    assert set(required_distributions("own.py", {"own.py": handler})) == {"numpy", "scipy"}

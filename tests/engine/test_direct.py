@@ -33,7 +33,7 @@ from medserve.errors import (
 )
 from medserve.gateway.core.calls import new_request_id
 from tests.archives import packaged_fixture
-from tests.gateway.streaming_room import CRASH, SLOW
+from tests.gateway.streaming_room import CRASH, SLOW, Hold
 from tests.painter_room import SLOW as PAINTS_SLOWLY
 from tests.tiny_room import LABELS, bright_tile
 
@@ -60,7 +60,7 @@ def ticker(store: Path) -> ArchiveInfo:
     return verify_archive(store / "ticker-1.0.mar")
 
 
-def run(scenario: Scenario, *archives: ArchiveInfo, **config: int) -> None:
+def run(scenario: Scenario, *archives: ArchiveInfo, **config: Any) -> None:
     """Run a scenario with an engine that has loaded the archives."""
 
     async def main() -> None:
@@ -90,17 +90,23 @@ async def pid_of(engine: DirectEngine, model: str = "ticker") -> int:
     return found[0].pids[0]
 
 
-async def at_work(engine: DirectEngine, request: EngineRequest) -> asyncio.Task[bytes]:
-    """A call that a worker has begun."""
-    task = asyncio.create_task(engine.call(request, _PATIENCE_S))
-    await asyncio.sleep(0.1)
+def asked(engine: DirectEngine, request: EngineRequest) -> asyncio.Task[bytes]:
+    """A call of its own."""
+    return asyncio.create_task(engine.call(request, _PATIENCE_S))
+
+
+async def at_work(engine: DirectEngine, hold: Hold) -> asyncio.Task[bytes]:
+    """A call that a worker has begun, and does not end before `hold` is released."""
+    task = asked(engine, asking(params=hold.params))
+    await hold.begun()
     return task
 
 
 def test_a_worker_that_dies_takes_its_own_call_and_no_other(ticker: ArchiveInfo) -> None:
     async def scenario(engine: DirectEngine) -> None:
         first = await pid_of(engine)
-        lost = await at_work(engine, asking(params=CRASH))
+        lost = asked(engine, asking(params=CRASH))
+        await asyncio.sleep(0)  # it is the first
         waits = [asyncio.create_task(label(engine)) for _ in range(3)]
         with pytest.raises(WorkerLostError):
             await lost
@@ -139,30 +145,36 @@ def test_a_batch_that_takes_longer_than_its_model_allows_ends_its_worker(
     run(scenario, hasty)
 
 
-def test_calls_are_refused_when_too_many_wait(ticker: ArchiveInfo) -> None:
+def test_calls_are_refused_when_too_many_wait(ticker: ArchiveInfo, tmp_path: Path) -> None:
+    hold = Hold(tmp_path)
     serving = replace_in(ticker.spec.serving, job_queue_size=1)
     narrow = replace(ticker, spec=replace_in(ticker.spec, serving=serving))
 
     async def scenario(engine: DirectEngine) -> None:
-        runs = await at_work(engine, asking(params=SLOW))
+        runs = await at_work(engine, hold)
         waits = asyncio.create_task(label(engine))
         await asyncio.sleep(0)
         with pytest.raises(ServerBusyError):
             await engine.call(asking(), _PATIENCE_S)
+        hold.release()
         assert json.loads(await runs)["label"] == await waits == LABELS[3]
 
     run(scenario, narrow)
 
 
-def test_a_call_that_nobody_waits_for_is_not_begun(ticker: ArchiveInfo) -> None:
+def test_a_call_that_nobody_waits_for_is_not_begun(ticker: ArchiveInfo, tmp_path: Path) -> None:
+    hold = Hold(tmp_path)
+
     async def scenario(engine: DirectEngine) -> None:
         first = await pid_of(engine)
-        runs = await at_work(engine, asking(params=SLOW))
-        leaves = await at_work(engine, asking(params=CRASH))
+        runs = await at_work(engine, hold)
+        leaves = asked(engine, asking(params=CRASH))
+        await asyncio.sleep(0)  # it waits behind the other
         late = EngineRequest("ticker", "", {"params": CRASH}, new_request_id(), deadline=0.0)
         leaves.cancel()
         with pytest.raises(DeadlineError):
             await engine.call(late, _PATIENCE_S)
+        hold.release()
         await runs
         assert await label(engine) == LABELS[3]
         assert await pid_of(engine) == first  # nothing crashed it
@@ -214,6 +226,25 @@ def test_a_large_file_and_its_answer_go_through_shared_memory(store: Path) -> No
         assert await label(engine, asking("tiny", data=tile)) == LABELS[2]
 
     run(scenario, verify_archive(store / "tiny-1.0.mar"))
+
+
+def test_a_file_that_a_worker_has_is_held_for_nobody_else(ticker: ArchiveInfo) -> None:
+    large = bright_tile(3) + bytes(3 * worker.LARGE_BYTES)
+
+    async def scenario(engine: DirectEngine) -> None:
+        request = asking(params=SLOW, data=large)
+        of_the_caller = sys.getrefcount(large)
+        working = await at_work(engine, request)
+        assert sys.getrefcount(large) == of_the_caller
+        waiting = asyncio.create_task(engine.call(request, _PATIENCE_S))
+        await asyncio.sleep(0)
+        assert sys.getrefcount(large) > of_the_caller
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert sys.getrefcount(large) == of_the_caller
+        await working
+
+    run(scenario, ticker)
 
 
 def test_a_large_body_is_stored_and_taken_once() -> None:

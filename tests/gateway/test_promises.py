@@ -111,6 +111,8 @@ INTERNAL = {
     "core.comparison._FEWEST_MASKS",
     "core.routes._DIGEST_BYTES",
     "core.watching._MOST",
+    "core.watching._MOST_HELD",
+    "core.watching._MOST_HELD_BYTES",
     "faces.page.app._ENVELOPE_BYTES",
     "faces.page.classify._LARGE_BYTES",
     "faces.page.exports._CHUNK_BYTES",
@@ -431,7 +433,7 @@ PROMISES = {
 }
 
 # The same of the pages on what the gateway does besides calls.
-ELSEWHERE = {
+ELSEWHERE: dict[str, dict[str, tuple[str, ...]]] = {
     "releases": {
         "Each command returns when the change is made and proven": (
             "gateway/test_versions.py::"

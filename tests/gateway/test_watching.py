@@ -186,6 +186,28 @@ def test_a_packed_answer_counts_every_image_that_was_answered() -> None:
     assert watching.of(model(NAME)).inputs == 2
 
 
+def test_answers_are_counted_a_moment_later_without_a_reader_and_few_are_held_till_then() -> None:
+    counted: list[int] = []
+
+    class Counting(Watching):
+        def count(self) -> None:
+            counted.append(len(self._held))
+            super().count()
+
+    async def answer_and_wait() -> int:
+        watching = Counting(GatewayMetrics())
+        watching.answered(model(NAME), answer())
+        assert not counted
+        for _ in range(100):
+            watching.answered(model(NAME), answer())
+        await asyncio.sleep(0.2)
+        assert not watching._held
+        return watching.of(model(NAME)).inputs
+
+    assert asyncio.run(answer_and_wait()) == 101
+    assert max(counted) <= 16
+
+
 def test_volumes_are_counted_by_the_structures_that_the_archive_names() -> None:
     metrics = GatewayMetrics()
     volumes = model(NAME, task=Task.VOLUMES)

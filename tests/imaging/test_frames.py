@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import struct
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +12,9 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as pillow
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit, RLELossless
@@ -290,3 +295,32 @@ def test_limits_hold_for_every_kind() -> None:
         frame_file.decode(as_nifti(cine(5).transpose(2, 1, 0)), few)
     with pytest.raises(PayloadTooLargeError, match="pixels"):
         frame_file.decode(raster_bytes(scan(400, 400)), LIMITS)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+@given(across=st.integers(40, 400), down=st.integers(40, 400), turned=st.booleans())
+@settings(max_examples=6, deadline=None)
+def test_a_picture_that_states_oblong_pixels_keeps_its_proportions(
+    kind: str, across: int, down: int, turned: bool
+) -> None:
+    exif = pillow.Exif()
+    exif[0x0112] = 6 if turned else 1
+    payload = raster_bytes(scan(), kind, dpi=(across, down), exif=exif)
+    grid = frame_file.decode(payload, LIMITS).grid
+    aspect = across / down
+    wanted = None if not 0.2 <= aspect <= 5 else 1 / aspect if turned else aspect
+    if wanted is None:
+        assert grid.pixel_aspect is None
+    else:
+        assert grid.pixel_aspect == pytest.approx(wanted, rel=0.02)  # PNG rounds to metres
+
+
+def test_a_ratio_without_a_length_is_read_from_png_and_jfif() -> None:
+    png = raster_bytes(scan(), "PNG")
+    data = struct.pack(">IIB", 2, 1, 0)
+    chunk = b"pHYs" + data
+    png = png[:33] + struct.pack(">I", 9) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
+    jpeg = bytearray(raster_bytes(scan(), "JPEG"))
+    jpeg[13:18] = struct.pack(">BHH", 0, 2, 1)
+    for payload in (png, bytes(jpeg)):
+        assert frame_file.decode(payload, LIMITS).grid.pixel_aspect == 2.0

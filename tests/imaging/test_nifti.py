@@ -373,3 +373,26 @@ def test_every_real_case_is_answered_on_its_own_grid() -> None:
             assert answer.shape == before.shape
             cases += 1
     assert cases > 100
+
+
+def _with_sform(volume: Volume, sform: npt.NDArray[np.float64], *, qform: bool) -> bytes:
+    image = _Nifti1(volume.array, volume.geometry.affine)
+    image.header.set_qform(volume.geometry.affine, code=1 if qform else 0)
+    image.header.set_sform(sform, code=2)
+    header = image.header.copy()
+    header["vox_offset"] = 352
+    return bytes(header.binaryblock) + bytes(4) + volume.array.tobytes(order="F")
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_sform_that_mirrors_the_qform_is_refused(axis: int) -> None:
+    volume = ramp(oblique((5, 4, 3)))
+    mirrored = volume.geometry.affine.copy()
+    mirrored[:3, axis] *= -1
+    with pytest.raises(InvalidImageError, match="left and right on the same sides"):
+        nifti.decode(_with_sform(volume, mirrored, qform=True))
+    np.testing.assert_allclose(
+        nifti.decode(_with_sform(volume, mirrored, qform=False)).geometry.affine,
+        mirrored,
+        atol=1e-4,
+    )

@@ -296,8 +296,8 @@ def test_a_tiff_of_which_tiles_are_missing_is_refused(
         tiff(ramp_of(dtype, (64, 64)), tile=(32, 32), photometric=photometric, compression="zlib")
     )
     with tifffile.TiffFile(io.BytesIO(payload)) as file:
-        at = file.pages[0].tags[tag].valueoffset
-        size = {3: 2, 4: 4}[file.pages[0].tags[tag].dtype]
+        stated = file.pages.first.tags[tag]
+        at, size = stated.valueoffset, {3: 2, 4: 4}[stated.dtype]
     payload[at + size : at + 3 * size] = bytes(2 * size)
     with pytest.raises(InvalidImageError, match="never written"):
         decoded(bytes(payload))

@@ -15,7 +15,7 @@ from medserve.imaging.codecs import sniff
 from medserve.inference.engines import load_engine
 from medserve.inference.fit import fit_grey
 from medserve.spec import EngineName, Precision
-from training.classification import comparison_report
+from training import comparison
 
 OWN = models.spec("mednist")
 ROOM = models.room("mednist")
@@ -71,7 +71,7 @@ def test_the_comparison_is_of_the_artifacts_that_are_shipped(variant: str) -> No
         row = rows[models.spec("mednist", name).version]
         assert row["artifact_sha256"] == hashlib.sha256(onnx.read_bytes()).hexdigest()
     table = (ROOM / "comparison.md").read_text(encoding="utf-8")
-    assert table == comparison_report.as_markdown(content)
+    assert table == comparison.as_markdown(content)
 
 
 def test_its_log_is_that_of_its_training(variant: str) -> None:

@@ -20,6 +20,7 @@ from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.backends import running_backend
 from tests.collector import Collector, Span, collector
 from tests.gateway.running import running_gateway
+from tests.gateway.streaming_room import TICKS
 from tests.tiny_room import bright_tile
 
 pytestmark = pytest.mark.torchserve
@@ -138,6 +139,21 @@ def test_a_refusal_has_spans_that_say_how_it_ended(bench: _Bench) -> None:
     told = {each.name: attributes(each).get("medserve.outcome") for each in spans}
     assert told["gateway.call"] == told["worker.batch"] == InvalidImageError.code
     assert "worker.infer" not in told
+
+
+def test_a_stream_is_traced_to_its_last_part(bench: _Bench) -> None:
+    trace_id, header = asked()
+    with grpc.insecure_channel(bench.gateway.addresses.grpc) as channel:
+        stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
+        request = inference_pb2.PredictionsRequest(
+            model_name="ticker", input={"data": bright_tile(1)}
+        )
+        parts = list(stub.StreamPredictions(request, metadata=(("traceparent", header),)))
+    assert len(parts) == len(TICKS) + 1
+    spans = bench.collector.tree(trace_id, {*_GATEWAY, *_WORKER})
+    assert roots(spans) == ["gateway.call"]
+    [of_gateway] = [attributes(each) for each in spans if each.name == "gateway.call"]
+    assert of_gateway["medserve.response_bytes"] == sum(len(part.prediction) for part in parts)
 
 
 def test_no_span_holds_what_a_caller_wrote(bench: _Bench) -> None:

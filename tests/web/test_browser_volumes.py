@@ -51,6 +51,14 @@ def wait_until(holds: Callable[[], bool]) -> None:
     raise AssertionError("the canvas did not become what was expected")
 
 
+def drawn(tab: Page) -> npt.NDArray[np.int32]:
+    """What the canvas shows once it has come to rest."""
+    before, after = pixels(tab), pixels(tab)
+    while (before != after).any():
+        before, after = after, pixels(tab)
+    return after
+
+
 def share_of(colour: tuple[int, int, int], picture: npt.NDArray[np.int32]) -> float:
     """Part of the picture that has the hue of a colour."""
     wanted = np.array(colour) / np.linalg.norm(colour)
@@ -86,21 +94,16 @@ def test_a_volume_is_shown_with_its_mask_and_measured(tab: Page, viewer_installe
 
     tab.locator("#opacity").fill("100")
     tab.get_by_text("Axial", exact=True).click()
-    tab.wait_for_timeout(500)
-    both = pixels(tab)
-    assert share_of(ORANGE, both) > 0.02
-    assert share_of(BLUE, both) > 0.01
+    wait_until(lambda: share_of(ORANGE, pixels(tab)) > 0.02 and share_of(BLUE, pixels(tab)) > 0.01)
+    both = drawn(tab)
     tab.get_by_label("Show bright").uncheck()
-    tab.wait_for_timeout(500)
-    assert share_of(BLUE, pixels(tab)) < 0.3 * share_of(BLUE, both)
+    wait_until(lambda: share_of(BLUE, pixels(tab)) < 0.3 * share_of(BLUE, both))
     tab.locator("#opacity").fill("0")
-    tab.wait_for_timeout(500)
-    bare = pixels(tab)
-    assert share_of(ORANGE, bare) < 0.3 * share_of(ORANGE, both)
+    wait_until(lambda: share_of(ORANGE, pixels(tab)) < 0.3 * share_of(ORANGE, both))
+    bare = drawn(tab)
     assert (bare.max(axis=-1) > 100).mean() > 0.02  # the volume itself is there
     tab.locator("#cross-z").fill("10")
-    tab.wait_for_timeout(500)
-    assert (pixels(tab) != bare).any()
+    wait_until(lambda: bool((pixels(tab) != bare).any()))
 
     with tab.expect_download() as waiting:
         tab.locator("#get-nifti").click()
@@ -127,6 +130,7 @@ def test_what_is_no_volume_is_refused_in_words(tab: Page) -> None:
         {"name": "a.nii", "mimeType": "text/plain", "buffer": b"Dear colleague"}
     )
     tab.get_by_text("This is no image or volume that the model can read.").wait_for()
+    assert tab.locator("#work").is_hidden()  # no mask, and nothing to take home
 
 
 def test_pictures_appear_while_they_form(tab: Page) -> None:

@@ -126,16 +126,13 @@ class DirectEngine:
     def _submitted(self, request: EngineRequest, *, stream: bool) -> Iterator[Job]:
         """The call in the engine; leaving the block tells the worker that nobody waits."""
         self._require_open()
-        inputs = request.inputs
-        if request.wire is not None:
-            inputs = inference_pb2.PredictionsRequest.FromString(request.wire).input
         markers = {"transport": b"grpc", "stream": b"1" if stream else b"0"}
         if request.request_id:
             markers["request_id"] = request.request_id.encode()
         if request.trace is not None and request.trace.traceparent:
             markers[TRACEPARENT] = request.trace.traceparent.encode()
         job = Job(
-            {**inputs, **markers},
+            {**_inputs(request), **markers},
             request.request_id,
             request.deadline,
             asyncio.get_running_loop().create_future(),
@@ -282,6 +279,13 @@ async def _in_time(awaited: Awaitable[Awaited], ends_at: float) -> Awaited:
             return await awaited
     except TimeoutError:
         raise DeadlineError("the engine gave no answer in time") from None
+
+
+def _inputs(request: EngineRequest) -> dict[str, bytes]:
+    """Return what the handler gets; what was parsed for it is let go on leaving."""
+    if request.wire is None:
+        return dict(request.inputs)
+    return dict(inference_pb2.PredictionsRequest.FromString(request.wire).input)
 
 
 def _unknown() -> UnknownModelError:

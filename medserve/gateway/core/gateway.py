@@ -124,7 +124,9 @@ class Gateway:
         self._left_behind: set[asyncio.Task[Any]] = set()
         self._suspects: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._used: Counter[tuple[str, str]] = Counter()  # requests, by name and version
-        self._under_way: Counter[str] = Counter()  # calls that somebody waits for, by request id
+        self._under_way: defaultdict[str, int] = defaultdict(
+            int
+        )  # calls that somebody waits for, by request id
         self._versions: Versions | None = None
         self.routes: Routes | None = None
         self.shadow: Shadow | None = None
@@ -199,7 +201,7 @@ class Gateway:
 
     def works_for(self, request_id: str) -> bool:
         """Return whether a call of this request is under way, and its caller waits for it."""
-        return self._under_way[request_id] > 0
+        return self._under_way.get(request_id, 0) > 0
 
     async def models(self, caller: Caller) -> tuple[ModelInfo, ...]:
         """Every version of the models that the caller may use, by name and version."""
@@ -326,20 +328,13 @@ class Gateway:
 
     # ---- before the engine
 
-    @contextlib.contextmanager
-    def _wanted(self, call: EngineCall) -> Iterator[None]:
-        """Count the call as one that somebody waits for.
+    def _wanted(self, call: EngineCall) -> _Wanted:
+        """Count the call as one that somebody waits for, for the time of the block.
 
         Callers choose their ids, so a mark that another call of the same id left is taken back.
         """
         self._guards.cancelled.forget(call.request_id)
-        self._under_way[call.request_id] += 1
-        try:
-            yield
-        finally:
-            self._under_way[call.request_id] -= 1
-            if not self._under_way[call.request_id]:
-                del self._under_way[call.request_id]
+        return _Wanted(self._under_way, call.request_id)
 
     async def _admit(self, call: EngineCall, entry: AccountEntry) -> tuple[Place, ModelInfo]:
         """Wait for a place at the model that the call names."""
@@ -377,16 +372,36 @@ class Gateway:
 
     async def _answer(self, call: EngineCall, place: Place, model: ModelInfo) -> bytes:
         """The engine's answer; the place is kept until the engine gives it, whoever waits."""
-        task = asyncio.ensure_future(self._ask(call, model))
-        task.add_done_callback(lambda done: self._returned(model, place, done))
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes] = loop.create_future()
+        task = loop.create_task(self._work(call, place, model, answer))
+        left_s = _left_s(call)
+        timer = None if left_s is None else loop.call_later(left_s, _end_wait, answer, call)
         try:
-            await asyncio.wait((task,), timeout=_left_s(call))  # ends the task in no case
-            if not task.done():
-                raise _too_late(call)
-            return task.result()
+            return await answer  # whose end is that of the wait, not of the task
         finally:
+            if timer is not None:
+                timer.cancel()
             if not task.done():
                 self._leave_behind(task, call)
+
+    async def _work(
+        self, call: EngineCall, place: Place, model: ModelInfo, answer: asyncio.Future[bytes]
+    ) -> None:
+        """Ask the engine, and tell the caller, if there still is one."""
+        try:
+            found = await self._ask(call, model)
+        except BaseException as error:
+            self._returned(model, place, well=False)
+            if not isinstance(error, Exception):
+                answer.cancel()
+                raise
+            if not answer.done():
+                answer.set_exception(error)
+        else:
+            self._returned(model, place, well=True)
+            if not answer.done():
+                answer.set_result(found)
 
     async def _parts(
         self, call: EngineCall, place: Place, model: ModelInfo
@@ -394,7 +409,7 @@ class Gateway:
         """The parts of a streamed answer; read to their end even if the caller goes away."""
         stream = _Stream(self._ask_for_stream(call, model))
         task = asyncio.ensure_future(stream.pump())
-        task.add_done_callback(lambda done: self._returned(model, place, done))
+        task.add_done_callback(lambda done: self._returned(model, place, well=_ended_well(done)))
         try:
             while True:
                 async with asyncio.timeout(_left_s(call)):
@@ -471,8 +486,7 @@ class Gateway:
             raise _ends_workers(call)
         return self.works_for(call.request_id) and not self.stopping.is_set()
 
-    def _returned(self, model: ModelInfo, place: Place, task: asyncio.Task[Any]) -> None:
-        well = not task.cancelled() and task.exception() is None
+    def _returned(self, model: ModelInfo, place: Place, *, well: bool) -> None:
         self.metrics.engine_seconds(model.name).observe(place.give_back(well))
 
     def _leave_behind(self, task: asyncio.Task[Any], call: EngineCall) -> None:
@@ -484,7 +498,7 @@ class Gateway:
             return
         held = self.budget.hold(call.size_bytes, call.caller.owner)
         self._left_behind.add(task)
-        if self._under_way[call.request_id] <= 1:  # nobody else waits under this id
+        if self._under_way.get(call.request_id, 0) <= 1:  # nobody else waits under this id
             self._guards.cancelled.mark(call.request_id)
         task.add_done_callback(lambda done: self._forget(done, call.request_id, held))
 
@@ -494,6 +508,21 @@ class Gateway:
         self._guards.cancelled.forget(request_id)
         if not task.cancelled():
             task.exception()
+
+
+class _Wanted:
+    """Counts one more call of a request id for the time of a block."""
+
+    def __init__(self, under_way: defaultdict[str, int], request_id: str) -> None:
+        self._under_way, self._request_id = under_way, request_id
+
+    def __enter__(self) -> None:
+        self._under_way[self._request_id] += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._under_way[self._request_id] -= 1
+        if not self._under_way[self._request_id]:
+            del self._under_way[self._request_id]
 
 
 class _Stream:
@@ -532,11 +561,20 @@ def _to(call: EngineCall, model: ModelInfo, entry: AccountEntry) -> EngineCall:
     trace = None
     if entry.span is not None:
         trace = tracing.Trace(entry.span, reaches_worker=model.reads_traceparent)
-    return dataclasses.replace(call, version=model.version, trace=trace)
+    return call.changed(version=model.version, trace=trace)
 
 
 def _left_s(call: EngineCall) -> float | None:
     return None if call.deadline is None else call.deadline - time.monotonic()
+
+
+def _end_wait(answer: asyncio.Future[bytes], call: EngineCall) -> None:
+    if not answer.done():
+        answer.set_exception(_too_late(call))
+
+
+def _ended_well(task: asyncio.Task[Any]) -> bool:
+    return not task.cancelled() and task.exception() is None
 
 
 def _was_alone(error: WorkerLostError, model: ModelInfo) -> bool:

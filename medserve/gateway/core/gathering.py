@@ -35,6 +35,7 @@ GATHERED_BYTES = 2**20  # a larger call gains nothing and is sent as it is
 _CALL_BYTES = 4 * 2**20  # of all that travel together
 _PARAMS_BYTES = 1024  # longer ones are never compared
 _PARAMS_KNOWN = 256
+_NAMES_KNOWN = 128
 _OF_ONE = {"data", "params"}
 _ITEMS = b'"items":['
 _FOR_ALL = (WorkerLostError, ServerBusyError, DeadlineError)  # what each of a call is told
@@ -270,8 +271,15 @@ def _files(inputs: Mapping[str, bytes]) -> tuple[bytes, ...]:
     """Return the images of a call in order; none where it carries anything but them and options."""
     if "data" in inputs:
         return () if inputs.keys() - _OF_ONE else (inputs["data"],)
-    names = [f"data.{place}" for place in range(len(inputs) - ("params" in inputs))]
-    return tuple(inputs[name] for name in names) if inputs.keys() >= {*names} else ()
+    try:
+        return tuple([inputs[name] for name in _names(len(inputs) - ("params" in inputs))])
+    except KeyError:
+        return ()
+
+
+@functools.lru_cache(_NAMES_KNOWN)
+def _names(count: int) -> tuple[str, ...]:
+    return tuple(f"data.{place}" for place in range(count))
 
 
 @functools.lru_cache(_PARAMS_KNOWN)
@@ -295,7 +303,7 @@ def _request(pack: Sequence[_Waiting]) -> EngineRequest:
     """
     first = pack[0].call
     files = [file for each in pack for file in each.files]
-    inputs = {f"data.{place}": file for place, file in enumerate(files)}
+    inputs = dict(zip(_names(len(files)), files, strict=True))
     if params := first.inputs.get("params"):
         inputs["params"] = params
     ends = [each.call.deadline for each in pack]

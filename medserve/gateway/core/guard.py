@@ -13,6 +13,7 @@ import contextlib
 import inspect
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -27,7 +28,7 @@ from medserve.errors import (
     ServerBusyError,
     ServerUnreachableError,
 )
-from medserve.gateway.core.admission import CallPlaces
+from medserve.gateway.core.admission import CallPlaces, Reservation
 from medserve.gateway.core.call_context import CallContext, Context, identify, peer_address
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.status import abort
@@ -203,6 +204,7 @@ class RequestGuard(Registrar):
         self._gateway = gateway
         self._upload_timeout_s = upload_timeout_s
         self._places = CallPlaces(max_calls, max(1, max_calls // 2))
+        self._reads = _Reads(min(_LOOK_S, upload_timeout_s))
 
     def wrap(self, method: _Handler) -> _Handler:
         """The same method for a caller, with a guard before it."""
@@ -218,12 +220,19 @@ class RequestGuard(Registrar):
         return grpc.stream_stream_rpc_method_handler(_let_go(conversing), None, serialize)
 
     def _unary(self, answer: _Method, parse: _Parse) -> _Method:
+        """Do what `_streaming` does, in the fewest steps: most calls are of this kind."""
+
         async def guarded(_: object, context: Context) -> Any:
-            async with (
-                self._caller(context) as known,
-                self._request(context, known, parse) as request,
-            ):
-                return await answer(request, context)
+            try:
+                known = self._let_in(context)
+                try:
+                    async with self._room(known) as held:
+                        request = await self._read(context, known, parse, held)
+                        return await answer(request, context)
+                finally:
+                    self._places.leave(known.caller.owner)
+            except MedserveError as error:
+                await abort(context, error)
 
         return guarded
 
@@ -253,13 +262,21 @@ class RequestGuard(Registrar):
     async def _caller(self, context: Context) -> AsyncIterator[CallContext]:
         """Who calls, with a place among the open calls; an error inside ends the call."""
         try:
-            if self._gateway.stopping.is_set():
-                raise ServerUnreachableError("the server is stopping; connect again")
-            known = identify(context, self._gateway)
-            with self._places.place(known.caller.owner):
+            known = self._let_in(context)
+            try:
                 yield known
+            finally:
+                self._places.leave(known.caller.owner)
         except MedserveError as error:
             await abort(context, error)
+
+    def _let_in(self, context: Context) -> CallContext:
+        """Return who calls, and count the call until it leaves its place."""
+        if self._gateway.stopping.is_set():
+            raise ServerUnreachableError("the server is stopping; connect again")
+        known = identify(context, self._gateway)
+        self._places.enter(known.caller.owner)
+        return known
 
     @contextlib.asynccontextmanager
     async def _while_known(self, context: Context) -> AsyncIterator[None]:
@@ -294,16 +311,24 @@ class RequestGuard(Registrar):
         self, context: Context, known: CallContext, parse: _Parse
     ) -> AsyncIterator[Any]:
         """The one message of a call; its memory is taken for the time of the block."""
-        most = self._gateway.limits.message_bytes
-        budget = self._gateway.budget
-        async with budget.reserve(most, known.caller.owner, known.deadline) as held:
-            message = await self._next(context, known, streamed=False)
-            if message is None:
-                raise InvalidRequestError("expected a request, got a call without one")
-            held.resize(len(message))
-            request = _parsed(message, parse)
-            del message  # one of both is enough
-            yield request
+        async with self._room(known) as held:
+            yield await self._read(context, known, parse, held)
+
+    def _room(self, known: CallContext) -> AbstractAsyncContextManager[Reservation]:
+        """Memory for the one message of a call, for the time of the block."""
+        gateway = self._gateway
+        most = gateway.limits.message_bytes
+        return gateway.budget.reserve(most, known.caller.owner, known.deadline)
+
+    async def _read(
+        self, context: Context, known: CallContext, parse: _Parse, held: Reservation
+    ) -> Any:
+        """Return the one message of a call, and count what it really takes."""
+        message = await self._next(context, known, streamed=False)
+        if message is None:
+            raise InvalidRequestError("expected a request, got a call without one")
+        held.resize(len(message))
+        return _parsed(message, parse)
 
     async def _messages(
         self, context: Context, known: CallContext, parse: _Parse
@@ -330,64 +355,86 @@ class RequestGuard(Registrar):
             ServerBusyError: nothing came for a while, and others wait for the memory.
             ServerUnreachableError: the gateway stops.
         """
-        limit = asyncio.timeout(None)
         upload_s = None if streamed else self._upload_timeout_s
-        watch = _SilenceWatch(self._gateway, known, limit, upload_s)
+        watch = _SilenceWatch(self._gateway, known, upload_s)
+        self._reads.begin(watch)
         try:
-            async with limit:  # the read needs no task of its own: every call would pay for it
-                message = await context.read()
-        except TimeoutError:
-            assert watch.reason is not None  # nothing else ends the wait
-            raise watch.reason from None
+            message = await context.read()
+        except asyncio.CancelledError:
+            if watch.reason is not None and watch.ended_it():
+                raise watch.reason from None
+            raise
         finally:
-            watch.end()
+            self._reads.end(watch)
         return message if isinstance(message, bytes) else None
+
+
+class _Reads:
+    """The messages that are waited for, looked at by one timer for all.
+
+    Args:
+        look_s: From one look to the next.
+    """
+
+    def __init__(self, look_s: float) -> None:
+        self._look_s = look_s
+        self._under_way: set[_SilenceWatch] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, watch: _SilenceWatch) -> None:
+        """Look at this read, too."""
+        self._under_way.add(watch)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._look_s, self._look)
+
+    def end(self, watch: _SilenceWatch) -> None:
+        """Look no more at this read."""
+        self._under_way.discard(watch)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for watch in tuple(self._under_way):
+            watch.look(now)
+        again = bool(self._under_way)
+        self._timer = (
+            asyncio.get_running_loop().call_later(self._look_s, self._look) if again else None
+        )
 
 
 class _SilenceWatch:
     """Ends the wait for a message where waiting on is no use, or costs others.
 
-    It is one timer, as every call pays for it.
-
     Args:
         gateway: Knows whether it stops, and who waits for memory.
         known: Whose message it is.
-        limit: Around the wait.
         upload_s: For the one request of a call; None for the messages of a stream.
 
     Attributes:
         reason: Why it has ended the wait.
     """
 
-    def __init__(
-        self,
-        gateway: Gateway,
-        known: CallContext,
-        limit: asyncio.Timeout,
-        upload_s: float | None,
-    ) -> None:
+    def __init__(self, gateway: Gateway, known: CallContext, upload_s: float | None) -> None:
         self.reason: MedserveError | None = None
-        self._gateway, self._known = gateway, known
-        self._limit, self._upload_s = limit, upload_s
+        self._gateway, self._known, self._upload_s = gateway, known, upload_s
         self._began = self._since = time.monotonic()
         self._stopping_since: float | None = None
-        self._loop = asyncio.get_running_loop()
-        first_s = _LOOK_S if upload_s is None else min(_LOOK_S, upload_s)
-        self._timer = self._loop.call_later(first_s, self._look)
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._cancelled_before = task, task.cancelling()
 
-    def end(self) -> None:
-        """Look no more."""
-        self._timer.cancel()
-
-    def _look(self) -> None:
+    def look(self, now: float) -> None:
+        """End the wait where that is due."""
+        if self.reason is not None:
+            return
         try:
-            self._check(time.monotonic())
+            self._check(now)
         except MedserveError as error:
             self.reason = error
-            if not self._limit.expired():
-                self._limit.reschedule(self._loop.time())
-        else:
-            self._timer = self._loop.call_later(_LOOK_S, self._look)
+            self._task.cancel()
+
+    def ended_it(self) -> bool:
+        """Take the cancellation of the task back; False where somebody else cancelled it, too."""
+        return self._task.uncancel() <= self._cancelled_before
 
     def _check(self, now: float) -> None:
         """Raise where nobody should wait on."""

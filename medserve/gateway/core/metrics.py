@@ -32,11 +32,14 @@ Labels of classes and structures are those of the archive.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from medserve import __version__
 from medserve.gateway.core.admission import ByteBudget, Gate
@@ -50,20 +53,106 @@ _BUCKETS = (
 )  # fmt: skip
 _PROBABILITIES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
 _VOLUMES_ML = (0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0, 300.0, 1000.0, 3000.0)
-
-
 _FILES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class _BeforeReading(Collector):
+    """Adds nothing to what is read, and lets others add what they have put off."""
+
+    def __init__(self, calls: Sequence[Callable[[], None]]) -> None:
+        self._calls = calls
+
+    def collect(self) -> Iterable[Metric]:
+        for call in self._calls:
+            call()
+        return ()
+
+
+class _Count:
+    """One counter; it belongs to one event loop, so unlike the library's it takes no lock."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self, by: float = 1.0) -> None:
+        """Count so many more."""
+        self.value += by
+
+
+class _Distribution:
+    """One histogram; the same."""
+
+    __slots__ = ("_bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)  # the last is above all bounds
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.total += value
+
+
+class _Counters(Collector):
+    """The counters of one name, made when they are first asked for: `counters("tiny").inc()`."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
+        self._name, self._text, self._labels = name, text, labels
+        self._children: dict[tuple[str, ...], _Count] = {}
+
+    def __call__(self, *labels: str) -> _Count:
+        if (found := self._children.get(labels)) is None:
+            found = self._children[labels] = _Count()
+        return found
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for labels, child in self._children.items():
+            family.add_metric(labels, child.value)
+        yield family
+
+
+class _Histograms(Collector):
+    """The histograms of one name, likewise."""
+
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]
+    ) -> None:
+        self._name, self._text, self._labels, self._bounds = name, text, labels, bounds
+        self._children: dict[tuple[str, ...], _Distribution] = {}
+
+    def __call__(self, *labels: str) -> _Distribution:
+        if (found := self._children.get(labels)) is None:
+            found = self._children[labels] = _Distribution(self._bounds)
+        return found
+
+    def collect(self) -> Iterable[Metric]:
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        for labels, child in self._children.items():
+            buckets = list(zip(names, accumulate(child.counts), strict=True))
+            family.add_metric(labels, buckets, child.total)
+        yield family
 
 
 class GatewayMetrics:
     """The gateway's metrics in a registry of their own.
 
     Counters and histograms with labels are functions of these: `metrics.requests("http", "tiny",
-    "OK").inc()`. Each call counts in seven of them, so a child is looked for once and kept.
+    "OK").inc()`. Each call counts in seven of them, so they are as light as can be.
+
+    Attributes:
+        before_reading: Called each time before the registry is read, to count what was put off.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.before_reading: list[Callable[[], None]] = []
+        self.registry.register(_BeforeReading(self.before_reading))  # the first, so read first
         self.requests = self._counter("requests", "Calls by outcome.", "face", "model", "status")
         self.request_seconds = self._histogram(
             "request_seconds", "Time from arrival to answer.", "face", "model"
@@ -135,17 +224,17 @@ class GatewayMetrics:
         """Show when the server's certificate ends, also after it was renewed."""
         self.certificate_expires.set_function(expires_at)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Callable[..., Counter]:
-        counter = Counter(f"{_PREFIX}_{name}", text, labels, registry=self.registry)
-        return functools.cache(counter.labels)
+    def _counter(self, name: str, text: str, *labels: str) -> _Counters:
+        counters = _Counters(f"{_PREFIX}_{name}", text, labels)
+        self.registry.register(counters)
+        return counters
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"{_PREFIX}_{name}", text, labels, registry=self.registry)
 
     def _histogram(
         self, name: str, text: str, *labels: str, buckets: Sequence[float] = _BUCKETS
-    ) -> Callable[..., Histogram]:
-        histogram = Histogram(
-            f"{_PREFIX}_{name}", text, labels, registry=self.registry, buckets=buckets
-        )
-        return functools.cache(histogram.labels)
+    ) -> _Histograms:
+        histograms = _Histograms(f"{_PREFIX}_{name}", text, labels, buckets)
+        self.registry.register(histograms)
+        return histograms

@@ -62,6 +62,9 @@ class Route(_Part):
     shadow: Shadowing | None = None
 
 
+_NO_ROUTE = Route()
+
+
 class RouteFile(_Part):
     """The routes of all models."""
 
@@ -107,7 +110,7 @@ class Routes:
 
     def of(self, model: str) -> Route:
         """Return the route of a model; an empty one where there is none."""
-        return self._file.models.get(model, Route())
+        return self._file.models.get(model, _NO_ROUTE)
 
     def lead_to(self, model: str, version: str) -> bool:
         """Return whether calls are sent to a version because of a route."""
@@ -141,7 +144,7 @@ class Routes:
                 else "this gateway has no file for routes; start it with --routes FILE"
             )
         models = {**self._file.models, model: route}
-        kept = {name: each for name, each in models.items() if each != Route()}
+        kept = {name: each for name, each in models.items() if each != _NO_ROUTE}
         changed = self._file.model_copy(update={"models": kept})
         try:
             write_whole(self._path, changed.model_dump_json(indent=2).encode() + b"\n")

@@ -15,7 +15,10 @@ or not retrain: conformal test martingales for change-point detection", arXiv:21
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +31,8 @@ __all__ = ["ALARM", "DriftTest", "Watched", "Watching"]
 ALARM = 1e6
 # Sums stop here, so that an alarm ends within some hundred inputs once the drift has ended.
 _MOST = 1e8
+_LATER_S = 0.05  # from an answer to its count, when its caller has it
+_MOST_HELD, _MOST_HELD_BYTES = 16, 2**20  # of answers that are not counted yet
 _OTHER = "other"  # stands for a label that the archive does not name: metrics must stay few
 
 
@@ -35,25 +40,30 @@ class DriftTest:
     """The evidence that inputs are no longer like those of a reference."""
 
     def __init__(self, reference: Reference) -> None:
-        self._reference = reference
-        self._sums = {(name, way): 0.0 for name in reference.signals for way in (1, -1)}
+        self._known = {
+            (name, label): (held_out, 1 + held_out.tolerance)
+            for name, classes in reference.signals.items()
+            for label, held_out in classes.items()
+        }
+        self._sums = {name: (0.0, 0.0) for name in reference.signals}  # of shifts up and down
+        self._most = _MOST * 2 * len(self._sums)
 
     @property
     def evidence(self) -> float:
         """Mean of the sums; `ALARM` or more is drift."""
-        return sum(self._sums.values()) / max(1, len(self._sums))
+        return sum(map(sum, self._sums.values())) / max(1, 2 * len(self._sums))
 
     def observe(self, answer: Observed) -> None:
         """Take one more answer into account; a class without a reference says nothing."""
         for name, value in answer.signals():
-            held_out = self._reference.signals.get(name, {}).get(answer.label)
-            if held_out is None:
+            if (known := self._known.get((name, answer.label))) is None:
                 continue
+            held_out, scale = known
             shift = held_out.place(value) - 0.5
-            for way in (1, -1):
-                bet = (1 + way * shift) / (1 + held_out.tolerance)
-                grown = (1 + self._sums[name, way]) * bet
-                self._sums[name, way] = min(grown, _MOST * len(self._sums))
+            up, down = self._sums[name]
+            up, down = (1 + up) * ((1 + shift) / scale), (1 + down) * ((1 - shift) / scale)
+            most = self._most
+            self._sums[name] = (up if up < most else most, down if down < most else most)
 
 
 @dataclass
@@ -81,49 +91,80 @@ class Watched:
 
 
 class Watching:
-    """Counts the answers of every model; nothing of an input but these numbers is kept."""
+    """Counts the answers of every model; nothing of an input but these numbers is kept.
+
+    An answer is counted a moment after its caller has it, together with others; who reads the
+    numbers finds every answer counted.
+    """
 
     def __init__(self, metrics: GatewayMetrics) -> None:
         self._metrics = metrics
         self._watched: dict[tuple[str, str, str], Watched] = {}  # by name, version and digest
+        self._held: list[tuple[ModelInfo, bytes]] = []
+        self._held_bytes = 0
+        metrics.before_reading.append(self.count)
 
     def of(self, model: ModelInfo) -> Watched:
         """Return what is known of a version of a model."""
+        self.count()
+        return self._of(model)
+
+    def answered(self, model: ModelInfo, answer: bytes) -> None:
+        """Take an answer into account; one that is a bare file tells nothing."""
+        if not answer.startswith(b"{"):
+            return
+        if not self._held:
+            with contextlib.suppress(RuntimeError):  # no event loop: who reads counts first
+                asyncio.get_running_loop().call_later(_LATER_S, self.count)
+        self._held.append((model, answer))
+        self._held_bytes += len(answer)
+        if len(self._held) >= _MOST_HELD or self._held_bytes > _MOST_HELD_BYTES:
+            self.count()
+
+    def count(self) -> None:
+        """Count what was answered until now."""
+        held, self._held, self._held_bytes = self._held, [], 0
+        found: dict[tuple[str, str, str], tuple[ModelInfo, list[Observed]]] = {}
+        for model, answer in held:
+            key = (model.name, model.version, model.digest)
+            found.setdefault(key, (model, []))[1].extend(read_answer_items(answer))
+        for model, items in found.values():
+            if items:
+                self._count(model, self._of(model), items)
+
+    def _of(self, model: ModelInfo) -> Watched:
         key = (model.name, model.version, model.digest)
         if (found := self._watched.get(key)) is None:
             drift = None if model.reference is None else DriftTest(model.reference)
             found = self._watched[key] = Watched(drift=drift)
         return found
 
-    def answered(self, model: ModelInfo, answer: bytes) -> None:
-        """Take an answer into account; one that is a bare file tells nothing."""
-        items = read_answer_items(answer)
-        if not items:
-            return
-        watched = self.of(model)
-        for item in items:
-            self._count(model, watched, item)
-        if watched.drift is not None:
-            evidence = math.log10(max(1.0, watched.drift.evidence))
-            self._metrics.drift_evidence.labels(model.name, model.version).set(evidence)
-
-    def _count(self, model: ModelInfo, watched: Watched, item: Observed) -> None:
+    def _count(self, model: ModelInfo, watched: Watched, items: Sequence[Observed]) -> None:
         metrics, key = self._metrics, (model.name, model.version)
-        watched.inputs += 1
-        watched.review += item.review
-        watched.unlike += item.unlike_training
-        metrics.inputs(*key).inc()
-        metrics.review(*key).inc(item.review)
-        metrics.unlike(*key).inc(item.unlike_training)
-        for label in _found(model.labels, item):
-            watched.labels[label] = watched.labels.get(label, 0) + 1
-            metrics.labels(*key, label).inc()
-        if item.probability is not None:
-            metrics.probability(*key).observe(item.probability)
-        for label, volume_ml in _volumes(model.labels, item):
-            metrics.structure_ml(*key, label).observe(volume_ml)
+        review = sum(item.review for item in items)
+        unlike = sum(item.unlike_training for item in items)
+        watched.inputs += len(items)
+        watched.review += review
+        watched.unlike += unlike
+        metrics.inputs(*key).inc(len(items))
+        metrics.review(*key).inc(review)
+        metrics.unlike(*key).inc(unlike)
+        for label, count in Counter(
+            label for item in items for label in _found(model.labels, item)
+        ).items():
+            watched.labels[label] = watched.labels.get(label, 0) + count
+            metrics.labels(*key, label).inc(count)
+        for item in items:
+            if item.probability is not None:
+                metrics.probability(*key).observe(item.probability)
+            if item.volumes_ml or item.stack is not None:
+                for label, volume_ml in _volumes(model.labels, item):
+                    metrics.structure_ml(*key, label).observe(volume_ml)
         if watched.drift is not None:
-            watched.drift.observe(item)
+            for item in items:
+                watched.drift.observe(item)
+            evidence = math.log10(max(1.0, watched.drift.evidence))
+            metrics.drift_evidence.labels(*key).set(evidence)
 
 
 def _found(labels: Sequence[str], item: Observed) -> list[str]:

@@ -189,13 +189,14 @@ def _array(dataset: Dataset, syntax: UID, index: int, precision: int | None) -> 
 
     if syntax in (_JPEG, _JPEG_EXTENDED) and precision != 8:
         return _of_12_bits(dataset, index)
-    options: dict[str, Any] = {"decoding_plugin": check_syntax(syntax)}
+    options: dict[str, Any] = {
+        "decoding_plugin": check_syntax(syntax),
+        "correct_unused_bits": False,
+    }
     if syntax in (_JPEG, _JPEG_EXTENDED) and int(dataset.BitsAllocated) > 8:
         # The codestream is one of bytes, whatever the header allocates for it.
         options |= {"bits_allocated": 8, "bits_stored": min(8, int(dataset.BitsStored))}
-    array = get_decoder(syntax).as_array(
-        dataset, index=index, correct_unused_bits=False, **options
-    )[0]
+    array = get_decoder(syntax).as_array(dataset, index=index, **options)[0]
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 

@@ -75,7 +75,8 @@ def _decode(payload: Payload, limits: FrameLimits, kind: InputKind, view: View) 
     if kind is InputKind.DICOM:
         return dicom_frames.decode(payload, limits)
     image = raster.decode(payload, limits.plane)
-    return SingleFrame(image, kind, FrameGrid((image.height, image.width)))
+    aspect = raster.pixel_aspect(payload)
+    return SingleFrame(image, kind, FrameGrid((image.height, image.width), pixel_aspect=aspect))
 
 
 def _advice(found: sniff.FileKind) -> str:

@@ -8,8 +8,8 @@ By nifti1.h, "3D IMAGE (VOLUME) ORIENTATION AND LOCATION IN SPACE":
   Analyze files were meant) the first axis runs to the Left and the origin is the grid's middle.
 
 A form that is chosen and unusable is refused, never replaced by a guess. Where both forms stand
-and disagree, the sform counts. Metres and micrometres are converted; an unknown unit is taken for
-millimetres.
+and disagree, the sform counts; but where one mirrors the other both are refused, as FSL does.
+Metres and micrometres are converted; an unknown unit is taken for millimetres.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ def _affine(space: NiftiSpace, shape: tuple[int, int, int]) -> npt.NDArray[np.fl
     affine = np.eye(4)
     if space.sform_code > 0:
         affine[:3] = space.srow
+        _refuse_mirrored(space, affine[:3, :3])
     elif space.qform_code > 0:
         affine[:3, :3] = _rotation(space.quaternion, space.version) * space.pixdim[1:]
         if space.pixdim[0] < 0:  # qfac; 0 counts as 1 (nifti1.h, "QUATERNION REPRESENTATION")
@@ -112,6 +113,16 @@ def _affine(space: NiftiSpace, shape: tuple[int, int, int]) -> npt.NDArray[np.fl
         )
     affine[:3] *= unit
     return affine
+
+
+def _refuse_mirrored(space: NiftiSpace, sform: npt.NDArray[np.float64]) -> None:
+    """Refuse an sform whose left and right are the other way round than those of the qform."""
+    size = float(np.linalg.det(sform))
+    if space.qform_code > 0 and size != 0.0 and (size < 0) != (space.pixdim[0] < 0):
+        raise InvalidImageError(
+            "expected an sform and a qform with left and right on the same sides, got one that "
+            "mirrors the other; correct the header"
+        )
 
 
 def _rotation(quaternion: tuple[float, float, float], version: int) -> npt.NDArray[np.float64]:

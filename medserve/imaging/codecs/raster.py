@@ -29,7 +29,7 @@ from medserve.imaging.image import Image
 from medserve.imaging.intensity import full_range, percentile_window
 from medserve.spec import InputSpec
 
-__all__ = ["decode", "prepare"]
+__all__ = ["decode", "pixel_aspect", "prepare"]
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _MEASURED_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
@@ -40,6 +40,9 @@ _RAW_COLOUR = "YCbCr"  # the mode in which Pillow leaves the components of a JPE
 _PNG_END = b"IEND\xaeB`\x82"  # the empty last chunk and its checksum
 _ORIENTATION_TAG = 0x0112  # CIPA DC-008 (EXIF 2.32) section 4.6.4
 _START_OF_SCAN = b"\xff\xda"  # ITU-T T.81 table B.1; coded data never hold it (section B.1.1.5)
+_TURNED = (5, 6, 7, 8)  # orientations that exchange rows and columns
+_X_RESOLUTION, _Y_RESOLUTION = 282, 283  # TIFF 6.0 section 8
+_MOST_OBLONG = 5.0
 _MID_GREY = 128
 _MOST_SCANS = 100  # libjpeg writes 10 for a progressive colour image
 _MOST_PASSES = 16  # over as many pixels as the largest image has
@@ -76,6 +79,35 @@ def decode(payload: Payload, limits: InputSpec) -> Image:
                 "copy or export it again"
             ) from error
     return Image(np.ascontiguousarray(upright))
+
+
+def pixel_aspect(payload: Payload) -> float | None:
+    """Return the height of a pixel over its width, upright; None where the header has none.
+
+    Read from pHYs of PNG (ISO 15948, 11.3.5.3), the density of JFIF (ITU-T T.871, 10.1) and the
+    resolutions of TIFF. What no device has is taken for a slip.
+    """
+    with quietly():
+        try:
+            picture = pillow.open(io.BytesIO(payload), formats=_FORMATS)
+            across, down = _density(picture)
+            aspect = float(across) / float(down)
+            turned = _orientation(picture) in _TURNED
+        except Exception:  # decoding tells what is wrong with a file, not this
+            return None
+    if not 1 / _MOST_OBLONG <= aspect <= _MOST_OBLONG:
+        return None
+    return 1 / aspect if turned else aspect
+
+
+def _density(picture: pillow.Image) -> tuple[Any, Any]:
+    """Pixels to a length across and down, in any unit."""
+    if picture.format == "TIFF":
+        tags = picture.getexif()
+        return tags[_X_RESOLUTION], tags[_Y_RESOLUTION]
+    found = picture.info.get("jfif_density", picture.info.get("aspect", picture.info.get("dpi")))
+    across, down = found if found is not None else (1, 1)
+    return across, down
 
 
 def prepare() -> None:
@@ -224,7 +256,7 @@ def _orientation(picture: pillow.Image) -> int:
 
 def _upright(array: npt.NDArray[np.float32], orientation: int) -> npt.NDArray[np.float32]:
     """Undo the stated orientation: rows go down, columns to the right."""
-    if orientation in (5, 6, 7, 8):  # rows and columns are exchanged
+    if orientation in _TURNED:  # rows and columns are exchanged
         array = array.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         array = array[::-1]
