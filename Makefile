@@ -27,8 +27,9 @@ ALONE := benchmark or walk or clone or ray or docker or pacs or data or gpu
 SPREAD := --numprocesses 2 --dist loadgroup
 
 # Tests of real servers that run on TorchServe and, once more, on the direct engine.
-ON_BOTH := tests/gateway/test_{edge,health}.py \
-	tests/serving/test_{bad_input,classifiers,client,frames,old_archives,sampling,versions,volumes,volumes_bad_input}.py
+ON_BOTH := tests/gateway/test_{edge,health,monailabel,stock_clients}.py \
+	tests/serving/test_{bad_input,classifiers,cli,client,frames,monitoring,old_archives,sampling,versions,volumes,volumes_bad_input}.py \
+	tests/web/test_browser_{classify,volumes}.py tests/dicom/test_ask.py tests/benchmarks/test_endurance.py
 
 # Where the wheel goes, and which extras the wheelhouse is for.
 DIST ?= dist
@@ -85,7 +86,7 @@ test: .venv/web-dev  ## run the tests of the code, real servers and the page in 
 test-all: test  ## run every test: also trainings, Docker, a fresh clone, the public data
 	$(BIN)/pytest --tier all -m 'training and not ($(ALONE))' $(SPREAD)
 	$(BIN)/pytest --tier all -m '$(ALONE)'
-	$(BIN)/pytest --engine direct $(ON_BOTH)
+	$(BIN)/pytest --tier all --engine direct $(ON_BOTH)
 
 lint: .venv/dev  ## check style, types, import rules and protos
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -113,8 +113,8 @@ def compare(options: Options, console: Console) -> dict[str, object]:
     _judge(console, "added p50 at one in flight, ms", added, added.median <= _MOST_ADDED_MS)
     console.print(f"the same of a bare proxy, ms: {by_proxy.format()}", highlight=False)
     _judge(console, "share of direct throughput, packed", share, share.median >= _LEAST_SHARE)
-    for name, found in cpu.items():
-        console.print(f"CPU over the bare proxy's, {name}: {found.format()}", highlight=False)
+    for name, ratio in cpu.items():
+        console.print(f"CPU over the bare proxy's, {name}: {ratio.format()}", highlight=False)
     return {
         "machine": describe_machine(),
         "settings": {"rounds": options.rounds, "seconds": options.seconds}

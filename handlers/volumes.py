@@ -50,6 +50,7 @@ from medserve.tasks.volumes import SEGMENTATIONS, VolumeOptions, VolumePart
 
 __all__ = ["VolumeHandler"]
 
+_ROUNDING = 1e-5  # of float values; 16 bits resolve 1.5e-5
 _SHARE_OF_TIMEOUT = 0.9  # the rest is for the way back and the answer
 _MEMBER = {  # of `VolumeResult`
     VolumePart.PROBABILITIES: "probabilities_nifti",
@@ -237,7 +238,10 @@ class VolumeHandler(Handler[VolumeOptions]):
 
 
 def _refuse_blank(volume: Volume) -> None:
-    if volume.array.min() == volume.array.max():
+    low, high = float(volume.array.min()), float(volume.array.max())
+    # What resampling or a rescale leaves of a constant volume of floats is rounding, no contrast.
+    least = _ROUNDING * max(abs(low), abs(high)) if volume.array.dtype.kind == "f" else 0.0
+    if high - low <= least:
         raise InvalidImageError(
             "expected a volume with contrast, got one that has the same value all over; send the "
             "original images"

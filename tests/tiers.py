@@ -54,7 +54,7 @@ RESOURCES = {
     "archive": Resource("reads a built archive, or builds one", "test"),
     "torchserve": Resource("starts or calls the real TorchServe (needs Java)", "test"),
     "browser": Resource("drives the page with Chromium", "test"),
-    "training": Resource("trains and exports a network", "all"),
+    "training": Resource("trains a network, or exports one that no room ships", "all"),
     "benchmark": Resource("measures a served model in a short run", "all"),
     "walk": Resource("follows a page of the documentation on the ports that it names", "all"),
     "clone": Resource("installs everything from nothing in a fresh clone", "all"),

@@ -95,9 +95,11 @@ def asked(engine: DirectEngine, request: EngineRequest) -> asyncio.Task[bytes]:
     return asyncio.create_task(engine.call(request, _PATIENCE_S))
 
 
-async def at_work(engine: DirectEngine, hold: Hold) -> asyncio.Task[bytes]:
+async def at_work(
+    engine: DirectEngine, hold: Hold, request: EngineRequest | None = None
+) -> asyncio.Task[bytes]:
     """A call that a worker has begun, and does not end before `hold` is released."""
-    task = asked(engine, asking(params=hold.params))
+    task = asked(engine, request or asking(params=hold.params))
     await hold.begun()
     return task
 
@@ -228,13 +230,16 @@ def test_a_large_file_and_its_answer_go_through_shared_memory(store: Path) -> No
     run(scenario, verify_archive(store / "tiny-1.0.mar"))
 
 
-def test_a_file_that_a_worker_has_is_held_for_nobody_else(ticker: ArchiveInfo) -> None:
+def test_a_file_that_a_worker_has_is_held_for_nobody_else(
+    ticker: ArchiveInfo, tmp_path: Path
+) -> None:
     large = bright_tile(3) + bytes(3 * worker.LARGE_BYTES)
+    hold = Hold(tmp_path)
 
     async def scenario(engine: DirectEngine) -> None:
-        request = asking(params=SLOW, data=large)
+        request = asking(params=hold.params, data=large)
         of_the_caller = sys.getrefcount(large)
-        working = await at_work(engine, request)
+        working = await at_work(engine, hold, request)
         assert sys.getrefcount(large) == of_the_caller
         waiting = asyncio.create_task(engine.call(request, _PATIENCE_S))
         await asyncio.sleep(0)
@@ -242,6 +247,7 @@ def test_a_file_that_a_worker_has_is_held_for_nobody_else(ticker: ArchiveInfo) -
         waiting.cancel()
         await asyncio.wait([waiting])
         assert sys.getrefcount(large) == of_the_caller
+        hold.release()
         await working
 
     run(scenario, ticker)

@@ -99,7 +99,8 @@ def test_a_model_that_answers_its_golden_input_is_ready(proof: ProofFile, engine
 
 def test_one_worker_of_several_is_enough(proof: ProofFile, engine: Engine) -> None:
     engine.workers = ["UNLOADING", "READY"]
-    probe(proof, (), timeout_s=30)
+    probe(proof, proof.models, timeout_s=30)
+    assert engine.asked == [golden_input(proof.models[0].archive)]
 
 
 def _no_worker(engine: Engine) -> None:

@@ -160,6 +160,23 @@ def test_a_volume_without_contrast_is_refused(
         ask(handler, _Image(array, np.eye(4)).to_bytes())
 
 
+@settings(deadline=None, max_examples=10)
+@given(st.floats(1e-3, 1e4), st.floats(0, 4e-6), st.sampled_from([np.float32, np.float64]))
+def test_rounding_is_no_contrast(
+    handler: VolumeHandler, value: float, rounding: float, dtype: Any
+) -> None:
+    noise = np.random.default_rng(0).uniform(-rounding, rounding, (20, 18, 16))
+    array = (value * (1 + noise)).astype(dtype)
+    with pytest.raises(InvalidImageError, match="same value all over"):
+        ask(handler, _Image(array, np.eye(4)).to_bytes())
+
+
+def test_the_last_of_16_bits_is_contrast(handler: VolumeHandler) -> None:
+    array = np.full((20, 18, 16), 2.0**16 - 1, np.float32)
+    array[:10] -= 1
+    assert loaded(ask(handler, _Image(array, np.eye(4)).to_bytes())).shape == array.shape
+
+
 def test_a_channel_of_four_dimensions_is_chosen(handler: VolumeHandler, volume: Volume) -> None:
     stack = np.stack([np.zeros_like(volume.array), volume.array], axis=-1)
     payload = _Image(stack, volume.geometry.affine).to_bytes()

@@ -43,7 +43,14 @@ def test_a_network_answers_at_the_size_of_the_frame_and_learns_everywhere(
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("name", list(NetworkName))
+@pytest.mark.parametrize(
+    "name",
+    [  # what rooms ship, and what a training may choose instead
+        NetworkName.FPN,
+        NetworkName.UNET,
+        pytest.param(NetworkName.SEGFORMER, marks=pytest.mark.training),
+    ],
+)
 def test_both_exported_forms_agree_with_the_network(name: NetworkName, tmp_path: Path) -> None:
     torch.manual_seed(0)
     artifact = Ensemble([build(name).eval()], exclusive=False).eval()

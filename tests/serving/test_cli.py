@@ -103,7 +103,7 @@ class Demo:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+def demo(torchserve_alone: None, tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """One run: `tiny` has examples, `bare` has none, `slices` reads DICOM."""
     folder = tmp_path_factory.mktemp("demo")
     checkout = folder / "checkout"
@@ -129,6 +129,7 @@ def test_demo_shows_answers_and_pictures_for_every_room(demo: Demo) -> None:
         assert (demo.checkout / "model_store" / f"{room}-1.0.mar").exists()
 
 
+@pytest.mark.usefixtures("torchserve_alone")
 def test_demo_ends_with_1_where_an_example_gets_no_answer(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     examples = checkout / "models" / "tiny" / "examples"
@@ -141,6 +142,7 @@ def test_demo_ends_with_1_where_an_example_gets_no_answer(tmp_path: Path) -> Non
     assert [each["status"] for each in answers] == ["ok", "error", "error"]
 
 
+@pytest.mark.usefixtures("torchserve_alone")
 def test_demo_of_a_room_that_is_none_is_told(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     run = medserve("demo", "nosuch", folder=checkout)

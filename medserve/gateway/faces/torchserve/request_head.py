@@ -21,7 +21,7 @@ _MODEL, _VERSION, _INPUT, _SEQUENCE = 1, 2, 3, 4  # fields of PredictionsRequest
 _KEY, _VALUE = 1, 2  # fields of an entry of the map `input`
 _KEY_TAG, _VALUE_TAG = _KEY << 3 | BYTES, _VALUE << 3 | BYTES
 _STEPS_OF_AN_ENTRY = 3  # its two fields and its end, as `fields` counts
-_MOST_SHIFT = 28  # of the last byte of a length
+_LAST_SHIFT = 28  # of the last byte of a length
 _TOLD = ("request_id", "deadline_ms")  # keys of `input`
 _OF_THE_GATEWAY = {*_TOLD, "transport", "stream"}  # which it puts in the place of a caller's own
 _MOST_DIGITS = 10
@@ -125,7 +125,7 @@ def _usual_entry(message: bytes, start: int, end: int) -> tuple[str, tuple[int, 
         return None
     size, first, shift = message[middle + 1] & 0x7F, middle + 2, 7
     while message[first - 1] >= 0x80:
-        if first >= end or shift > _MOST_SHIFT:
+        if first >= end or shift > _LAST_SHIFT:
             return None
         size |= (message[first] & 0x7F) << shift
         first, shift = first + 1, shift + 7
