@@ -13,6 +13,7 @@ import torch
 import models
 from medserve.errors import ConfigError
 from medserve.spec.quality import QualitySpec
+from tests.training.guide import guided
 from tests.training.volumes.drawn import tiny_spec, write_folder
 from tests.training.volumes.test_evaluation import Threshold
 from training.core.config import run
@@ -101,8 +102,10 @@ def test_a_model_of_volumes_is_measured_by_its_own_split(
     data = write_folder(tmp_path / "data", 8)
     names = [each.name for each in find_cases(data)]
     write_split(folder / "split.csv", Split(tuple(names[3:]), (tuple(names[:2]), (names[2],))))
-    flags = ["segmentation_3d", "--data-dir", str(data), "--weights", str(folder),
-             "--threads", "1", "--out-dir", str(tmp_path / "out")]  # fmt: skip
+    flags = guided(
+        "training.quality segmentation_3d", "--data-dir", data, "--weights", folder,
+        "--threads", 1, "--out-dir", tmp_path / "out",
+    )  # fmt: skip
     assert run(main, QualityConfig, flags) == 0
     content = json.loads((tmp_path / "out/quality.json").read_text(encoding="utf-8"))
     quality = msgspec.convert(content["quality"], QualitySpec)

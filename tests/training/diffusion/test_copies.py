@@ -56,6 +56,7 @@ def test_a_generator_that_repeats_its_training_images_is_called_a_copier() -> No
     assert check.neighbours[:50].tolist() == list(range(50))
 
 
+@pytest.mark.cpu  # torchmetrics is slow the first time
 def test_a_generator_with_one_picture_is_less_diverse_than_one_with_many() -> None:
     many = pictures(40, seed=7, side=64)
     one = np.repeat(many[:1], 40, axis=0)
