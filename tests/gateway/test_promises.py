@@ -121,7 +121,6 @@ INTERNAL = {
     "faces.rest.body._MAX_DIGITS",
     "faces.rest.body._MAX_FIELD",
     "faces.torchserve.request_head._MOST_DIGITS",
-    "faces.torchserve.request_head._MOST_SHIFT",
     "faces.v1.messages._CHUNK_BYTES",
     "server._LARGE_BYTES",
 }
