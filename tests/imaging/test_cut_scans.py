@@ -63,6 +63,18 @@ def test_a_whole_jpeg_is_read_with_what_lies_behind_its_end(kind: str) -> None:
     np.testing.assert_array_equal(raster.decode(_jpeg(kind) + bytes(99), LIMITS).array, alone)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_small_picture_in_a_segment_is_not_taken_for_the_scan(kind: str) -> None:
+    whole = _jpeg(kind)
+    held = b"Exif\0\0" + bytes(14) + raster_bytes(GREY[:16, :16], "JPEG")
+    segment = b"\xff\xe1" + (len(held) + 2).to_bytes(2, "big") + held
+    found = raster.decode(whole[:2] + segment + whole[2:], LIMITS).array
+    np.testing.assert_array_equal(found, raster.decode(whole, LIMITS).array)
+    cut = _cut(whole, 0.5, END)
+    with pytest.raises(InvalidImageError, match="damaged or cut short"):
+        raster.decode(cut[:2] + segment + cut[2:], LIMITS)
+
+
 @pytest.mark.parametrize("shape", [(72, 104), (33, 47, 3)])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 2}])
 def test_a_picture_that_is_mid_grey_is_not_taken_for_a_cut_one(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from medserve.errors import InvalidImageError
@@ -14,9 +16,10 @@ _READABLE = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # baseline, extended, progressive; H
 _PROGRESSIVE = (0xC2, 0xCA)
 _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
 _JPEG_LS = 0xF7
-_SCAN, _END = b"\xff\xda", b"\xff\xd9"
+_SCAN, _END = 0xDA, 0xD9
 _LONGER = bytes(1024)
-_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}  # TEM, RSTn, SOI
+_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xDA)}  # TEM, RSTn, SOI, EOI
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # coded data hold stuffing and RSTn alone
 _RGB_IDS = (b"RGB", b"rgb")
 
 
@@ -79,24 +82,14 @@ class JpegFrame:
 
 def frame_of(payload: Payload) -> JpegFrame | None:
     """Return what the first frame header states; None where there is none."""
-    content, at = memoryview(payload), 2
     has_jfif = has_adobe = False
-    while at + 4 <= len(content):
-        if content[at] != 0xFF:
-            return None
-        marker = content[at + 1]
-        if marker == 0xFF or marker in _WITHOUT_LENGTH:  # fill bytes, and markers that stand alone
-            at += 1 if marker == 0xFF else 2
-            continue
-        length = int.from_bytes(content[at + 2 : at + 4], "big")
-        segment = bytes(content[at + 4 : at + 2 + length])
+    for marker, _, segment in _segments(bytes(payload)):
         if marker in _FRAME_HEADERS or marker == _JPEG_LS:
             components = segment[6::3][: segment[5]] if len(segment) > 5 else b""
             bits = segment[0] if segment else 0
             return JpegFrame(marker, bits, components, has_jfif, has_adobe)
         has_jfif |= marker == 0xE0 and segment.startswith(b"JFIF\0")
         has_adobe |= marker == 0xEE and segment.startswith(b"Adobe")
-        at += 2 + length
     return None
 
 
@@ -107,5 +100,27 @@ def with_longer_scan(codestream: Payload) -> bytes:
     behind it, they become pixels, which else are filled up with mid-grey and without an error.
     """
     content = bytes(codestream)
-    end = content.find(_END, max(0, content.find(_SCAN)))
-    return content if end < 0 else content[:end] + _LONGER + content[end:]
+    ends = (at for marker, at, _ in _segments(content) if marker == _END)
+    end = next(ends, len(content))
+    return content[:end] + _LONGER + content[end:] if end < len(content) else content
+
+
+def _segments(content: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield marker, place and content of each segment, until something else stands in its place.
+
+    What a segment holds, a small picture of Exif among it, is not walked.
+    """
+    at = 2
+    while at + 2 <= len(content) and content[at] == 0xFF:
+        marker = content[at + 1]
+        if marker == 0xFF:  # fills up
+            at += 1
+            continue
+        length = 0
+        if marker not in _WITHOUT_LENGTH:
+            length = int.from_bytes(content[at + 2 : at + 4], "big")
+        yield marker, at, content[at + 4 : at + 2 + length]
+        at += 2 + length
+        if marker == _SCAN:
+            following = _AFTER_SCAN.search(content, at)
+            at = following.start() if following else len(content)
