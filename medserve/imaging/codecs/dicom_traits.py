@@ -165,8 +165,6 @@ TRAITS: tuple[Trait, ...] = (
     Trait("stack", "stack", "StackID", (("FrameContentSequence", "StackID"),)),
     Trait("acquisition", "acquisition number", "AcquisitionNumber",
           (("FrameContentSequence", "FrameAcquisitionNumber"),), in_turn=True),
-    Trait("repetition_time", "repetition time", "RepetitionTime",
-          (("MRTimingAndRelatedParametersSequence", "RepetitionTime"),), in_turn=True),
     Trait("thickness", "slice thickness", "SliceThickness",
           (("PixelMeasuresSequence", "SliceThickness"),), in_turn=True),
     Trait("sequence", "scanning sequence", "ScanningSequence", in_turn=True),
