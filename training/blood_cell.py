@@ -97,7 +97,8 @@ def _fit(
         config.first_side,
         config.small_share,
     )
-    return fit_classifier(module, with_kinds(train), validation, config.out_dir)
+    train = with_kinds(train)
+    return fit_classifier(module, train, validation, config.out_dir, config.init_from)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def _fit(
     shape = {"in_channels": spec.input.channels, "classes": len(spec.labels)}
     network = models.build(NAME, config.network, width=config.width, **shape)
     module = Classifier(network, config, Augment(), config.label_smoothing)
-    return fit_classifier(module, train, validation, config.out_dir)
+    return fit_classifier(module, train, validation, config.out_dir, config.init_from)
 
 
 if __name__ == "__main__":

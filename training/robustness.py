@@ -315,7 +315,7 @@ def main(config: RobustnessConfig) -> None:
 
 
 def split_of(config: RobustnessConfig, weights: Path) -> Path:
-    """Return the split of the training; a variant was trained on that of its room."""
+    """Return the split of the training; of a variant without one that of its room."""
     places = [weights / "split.csv"]
     if config.variant:
         places.append(models.room(config.model) / "weights" / "split.csv")

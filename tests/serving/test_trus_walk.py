@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
-import shutil
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pages import blocks, listens
+from tests.pages import blocks
+from tests.walking import Walk, skip_if_taken
 from training.frames.scores import compare_frame
 
 pytest.importorskip("segmentation_models_pytorch", reason="needs the extra `train`")
@@ -24,50 +20,13 @@ pytest.importorskip("segmentation_models_pytorch", reason="needs the extra `trai
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/build/frames-walk.md"
 SERVE = "medserve serve"
-PORTS = (7070, 7071, 8000, 8001, 8002, 8082)
-
-
-class Walk:
-    """The page's shell blocks, run in a copy of the checkout, whose `models/` they write into."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name in ("annotation", "handlers", "medserve", "models", "simulation", "training"):
-            shutil.copytree(ROOT / name, folder / name)
-        here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.environment = os.environ | {"PATH": here, "PYTHONPATH": str(folder)}
-
-    def run(self, block: str) -> str:
-        """What the block prints; it must succeed."""
-        done = subprocess.run(
-            ["bash", "-e", "-c", block], cwd=self.folder, env=self.environment,
-            capture_output=True, text=True, timeout=1800, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{block}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        return done.stdout
-
-    def start(self, block: str) -> subprocess.Popen[bytes]:
-        """The server, once it says that it is ready."""
-        ready = self.folder / "ready.json"
-        server = subprocess.Popen(
-            ["bash", "-c", f"exec {block.strip()} --ready-file {ready}"],
-            cwd=self.folder, env=self.environment, start_new_session=True,
-        )  # fmt: skip
-        deadline = time.monotonic() + 180
-        while not ready.is_file():
-            assert server.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the server was not ready in time"
-            time.sleep(0.5)
-        return server
 
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The copy of the checkout after the last command of the page."""
-    for port in PORTS:
-        if listens(port):
-            pytest.skip(f"port {port}, which the page's server uses, is taken")
-    walk = Walk(tmp_path_factory.mktemp("walk"))
+    skip_if_taken()
+    walk = Walk(tmp_path_factory.mktemp("walk"), ("annotation", "simulation"))
     server: subprocess.Popen[bytes] | None = None
     try:
         for block in blocks(PAGE, "bash"):
@@ -78,8 +37,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield walk.folder
     finally:
         if server is not None:
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait(timeout=60)
+            walk.stop(server)
 
 
 @pytest.mark.walk

@@ -22,6 +22,7 @@ from training.core.fit import (
     as_it_comes,
     fit_best,
     seen_in_order,
+    start_from,
 )
 
 __all__ = ["SCORE", "Classifier", "ClassifierConfig", "batches", "fit_classifier"]
@@ -41,6 +42,9 @@ class ClassifierConfig(ImagesConfig, FitConfig):
         float, Setting("some labels are wrong, none is certain", minimum=0.0, maximum=0.5)
     ] = 0.05
     variant: Annotated[str, Setting("of the room; empty: the room's own network")] = ""
+    init_from: Annotated[
+        Path | None, Setting("checkpoint to fine-tune; its head too where classes are as many")
+    ] = None
 
 
 class Batched(Protocol):
@@ -109,9 +113,19 @@ class Classifier(AveragedNetwork):
 
 
 def fit_classifier(
-    module: Classifier, train: LabelledImages, validation: LabelledImages, out_dir: Path
+    module: Classifier,
+    train: LabelledImages,
+    validation: LabelledImages,
+    out_dir: Path,
+    init_from: Path | None = None,
 ) -> Fitted:
-    """Train, and return the averaged weights of the epoch with the best validation."""
+    """Train, and return the averaged weights of the epoch with the best validation.
+
+    Raises:
+        ConfigError: `init_from` is no checkpoint, or one of another network.
+    """
+    if init_from is not None and not module.config.resume:
+        start_from(module, init_from, "head")
     loaders = batches(module.config, train, validation)
     return fit_best(module, loaders, SCORE, out_dir, gradient_clip_val=1.0)
 

@@ -15,7 +15,6 @@ from PIL import Image as PillowImage
 from torch import Tensor, nn
 
 import models
-from medserve.errors import ConfigError
 from medserve.imaging.codecs import sniff
 from medserve.inference.fit import fit_image
 from medserve.spec import ModelSpec
@@ -118,11 +117,9 @@ def install(folder: Path, name: str, variant: str = "", further: Sequence[str] =
     Args:
         folder: Of the artifact, in the folder of the training.
         name: The room.
-        variant: Its variant, which has the split and the examples of the room.
+        variant: Its variant, which has the examples of the room, and the split where that is the
+            same; one that was trained on other images keeps its own.
         further: Files beside the folder of the artifact that go along.
-
-    Raises:
-        ConfigError: a variant was trained on another split than the room's own network.
     """
     files = [folder / each for each in ARTIFACT_FILES]
     files += [folder.parent / each for each in further]
@@ -131,14 +128,14 @@ def install(folder: Path, name: str, variant: str = "", further: Sequence[str] =
         examples = (folder.parent / "examples").glob("*.png")
         install_files({room / "weights": files, room / "examples": examples})
         return
+    weights = models.room(name, variant) / "weights"
     known = models.room(name) / "weights" / "split.csv"
-    if (folder / "split.csv").read_bytes() != known.read_bytes():
-        raise ConfigError(
-            f"expected the split of models/{name}/weights/split.csv, got another one; train "
-            "on the same images with --seed 0"
-        )
-    files.remove(folder / "split.csv")
-    install_files({models.room(name, variant) / "weights": files})
+    is_known = (folder / "split.csv").read_bytes() == known.read_bytes()
+    if is_known:
+        files.remove(folder / "split.csv")
+    install_files({weights: files})
+    if is_known:
+        (weights / "split.csv").unlink(missing_ok=True)  # of an earlier training
 
 
 def calibrate(
