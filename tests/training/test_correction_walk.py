@@ -8,7 +8,6 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,7 +45,7 @@ def _wrong(folder: Path, truth: dict[str, str]) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
+def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
     """The page's commands up to the last, with a person's judgement in between."""
     skip_if_taken()
     walk = Walk(tmp_path_factory.mktemp("corrections"), ("scripts",))
