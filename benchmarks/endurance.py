@@ -41,6 +41,7 @@ from medserve.settings import EngineKind
 
 __all__ = ["Answers", "Place", "measure_kills", "measure_soak", "serving"]
 
+_BAD = "bad"  # in the kinds of questions that are refused
 _START_S = 240.0
 _END_S = 260.0  # for callers whose last question is on its way
 _LOOK_S = 15.0
@@ -71,7 +72,7 @@ class Answers:
     wrong: int = 0
     lost: int = 0
     faults: Counter[str] = field(default_factory=Counter)
-    asked_at: dict[str, float] = field(default_factory=dict)  # what was answered last, of a model
+    asked_at: dict[str, float] = field(default_factory=dict)  # what a worker answered last
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, question: Question, answer: object, asked_at: float) -> None:
@@ -79,8 +80,9 @@ class Answers:
         with self._lock:
             if answer == question.right:
                 self.right[question.kind] += 1
-                last = self.asked_at.get(question.model, asked_at)
-                self.asked_at[question.model] = max(last, asked_at)
+                if _BAD not in question.kind:  # which the gateway may refuse by itself
+                    last = self.asked_at.get(question.model, asked_at)
+                    self.asked_at[question.model] = max(last, asked_at)
             else:
                 self.wrong += 1
                 self._note(question, f"expected {question.right}, got {answer}")
@@ -248,8 +250,7 @@ def measure_kills(
     with asking(place, known, callers) as answers:
         for _ in range(kills):
             next_one = time.monotonic() + every_s
-            [victim, *_] = workers_of(place.pid, model)
-            os.kill(victim, signal.SIGKILL)
+            os.kill(_victim(place.pid, model), signal.SIGKILL)
             killed_at = time.monotonic()
             while answers.asked_at.get(model, 0.0) < killed_at:
                 if time.monotonic() > killed_at + _START_S:
@@ -268,6 +269,16 @@ def measure_kills(
             "each": [round(each, 1) for each in back_s],
         },
     }
+
+
+def _victim(pid: int, model: str) -> int:
+    """Return a worker of the model, as soon as there is one."""
+    end = time.monotonic() + _START_S
+    while not (found := workers_of(pid, model)):
+        if time.monotonic() > end:
+            raise SystemExit(f"{model}: expected a worker within {_START_S:g} s, got none")
+        time.sleep(0.01)
+    return found[0]
 
 
 @contextlib.contextmanager

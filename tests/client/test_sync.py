@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import signal
 import subprocess
@@ -146,8 +147,9 @@ def test_ctrl_c_ends_a_call_and_the_client_goes_on(fake: FakeGateway) -> None:
 
     def press_ctrl_c(request: Request) -> None:
         for child in psutil.Process().children():
-            if fake.address in child.cmdline():
-                child.send_signal(signal.SIGINT)
+            with contextlib.suppress(psutil.Error):  # another test's, which has just ended
+                if fake.address in child.cmdline():
+                    child.send_signal(signal.SIGINT)
         ended.wait(60)  # no answer: the call ends because it was interrupted
 
     fake.hooks = [press_ctrl_c]
@@ -208,8 +210,9 @@ print(client.classify_one("mednist", b"HeadCT").label)
 def run(program: str, fake: FakeGateway) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-c", program, fake.address],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
     return done.stdout.splitlines()

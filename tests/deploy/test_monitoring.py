@@ -62,9 +62,9 @@ def _exported(folder: Path) -> dict[str, set[str]]:
             names[name] = set()
     metrics = GatewayMetrics()
     for declared in metrics.registry._collector_to_names:
-        labels = getattr(declared, "_labelnames", None)
+        labels = getattr(declared, "_labelnames", getattr(declared, "_labels", None))
         if labels is not None:
-            for family in declared.describe():  # type: ignore[attr-defined]
+            for family in declared.collect():
                 for name in _series(family):
                     names[name] = set(labels)
     names["medserve_gateway_info"] = {"version"}

@@ -180,7 +180,8 @@ def test_mirrored_windows_are_averaged() -> None:
 
 def test_the_model_s_own_choices_hold_unless_a_call_makes_others() -> None:
     own = pipeline(flips=True, largest_component=True, fill_holes=True)
-    assert own.defaults() == VolumeSettings(flips=True, largest_component=True, fill_holes=True)
+    chosen = VolumeSettings(flips=True, largest_component=True, fill_holes=True, quality=True)
+    assert own.defaults() == chosen
 
 
 def test_only_the_largest_piece_stays_and_its_holes_are_filled_on_request() -> None:

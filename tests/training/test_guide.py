@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import models
+from medserve.spec import Task
 from tests.archives import packaged
 from tests.training.classification.drawn_cells import labelled
 from tests.training.drawn import LABELS, picture
@@ -86,4 +87,4 @@ def test_an_archive_is_shown_spoilt_volumes(folder: Path) -> None:
     flags[0] = "liver-1.0.mar"
     assert run(robustness.main, robustness.RobustnessConfig, flags) == 0
     content = json.loads((folder / "out/robustness.json").read_text(encoding="utf-8"))
-    assert (content["n"], len(content["rows"])) == (1, len(robustness.CHANGES))
+    assert (content["n"], len(content["rows"])) == (1, len(robustness.changes_of(Task.VOLUMES)))
