@@ -22,6 +22,7 @@ from medserve.archive.read import ArchiveInfo, verify_archive
 from medserve.archive.unpack import unpack_archive
 from medserve.engine.direct import worker
 from medserve.engine.direct.engine import DirectConfig, DirectEngine
+from medserve.engine.direct.process import Job, Program, WorkerProcess
 from medserve.engine.interface import EngineRequest, WorkerLostError
 from medserve.errors import (
     ArchiveError,
@@ -265,12 +266,50 @@ def test_a_large_body_is_stored_and_taken_once() -> None:
     os.close(memory)
 
 
+class _Reading(asyncio.Transport):
+    """Knows whether the engine reads what a worker says."""
+
+    paused = False
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+    def writelines(self, list_of_data: Any) -> None:
+        """Take a request."""
+
+
+@pytest.mark.parametrize("parts", [1, 8, 40])
+def test_a_stream_that_arrives_at_once_leaves_its_worker_to_the_next_call(parts: int) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        process = WorkerProcess(Program("a", "a 1.0", Path(), {}, 0.0, 2**20), lambda: None)
+        transport = process._transport = _Reading()
+        process.ready.set_result(None)
+        for stream in (asyncio.Queue[bytes | None](), None):
+            job = Job({"data": b""}, "", None, loop.create_future(), stream)
+            process.work([job])
+            part: dict[str, Any] = {"kind": "part"}
+            said = [(part, b"step")] * parts if stream else []
+            said.append(({"kind": "answers", "sizes": [4], "metrics": []}, b"done"))
+            frames = [b"".join(worker.pack(head, [body], None)) for head, body in said]
+            process.data_received(b"".join(frames))
+            assert await job.answer == b"done"
+            assert process.free
+            assert not transport.paused
+
+    asyncio.run(scenario())
+
+
 def test_workers_end_with_their_parent_however_it_ended(store: Path) -> None:
     program = f"""
 import asyncio
 from pathlib import Path
 from medserve.archive.read import verify_archive
 from medserve.engine.direct.engine import DirectConfig, DirectEngine
+from medserve.engine.direct.process import Job, Program, WorkerProcess
 
 async def main():
     engine = DirectEngine(DirectConfig(threads=1))

@@ -339,6 +339,7 @@ class WorkerProcess(asyncio.Protocol):
         jobs, self.jobs = self.jobs, ()
         for job, outcome in zip(jobs, outcomes, strict=True):
             job.end(outcome)
+        self.resume()  # a stream that was read to its end at once has nobody left who does
         self._on_free()
 
     def _disarm(self) -> None:
