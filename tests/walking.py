@@ -41,34 +41,25 @@ class Walk:
         assert done.returncode == 0, f"{block}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         return done.stdout
 
-    def start(self, block: str) -> subprocess.Popen[bytes]:
-        """Return the server, once it says that it is ready."""
+    @contextmanager
+    def serving(self, block: str) -> Iterator[None]:
+        """Have the server run inside the block, which begins when it says that it is ready."""
         ready = self.folder / "ready.json"
         server = subprocess.Popen(
             ["bash", "-c", f"exec {block.strip()} --ready-file {ready}"],
             cwd=self.folder, env=self.environment, start_new_session=True,
         )  # fmt: skip
-        deadline = time.monotonic() + 180
-        while not ready.is_file():
-            assert server.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the server was not ready in time"
-            time.sleep(0.5)
-        return server
-
-    @contextmanager
-    def serving(self, block: str) -> Iterator[None]:
-        """Have the server run inside the block."""
-        server = self.start(block)
         try:
+            deadline = time.monotonic() + 180
+            while not ready.is_file():
+                assert server.poll() is None, "the server ended"
+                assert time.monotonic() < deadline, "the server was not ready in time"
+                time.sleep(0.5)
             yield
         finally:
-            self.stop(server)
-
-    @staticmethod
-    def stop(server: subprocess.Popen[bytes]) -> None:
-        """End a server with its children."""
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=60)
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGTERM)
+            server.wait(timeout=60)
 
 
 def skip_if_taken() -> None:

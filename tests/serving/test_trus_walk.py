@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,17 +27,13 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The copy of the checkout after the last command of the page."""
     skip_if_taken()
     walk = Walk(tmp_path_factory.mktemp("walk"), ("annotation", "simulation"))
-    server: subprocess.Popen[bytes] | None = None
-    try:
+    with contextlib.ExitStack() as running:
         for block in blocks(PAGE, "bash"):
             if block.startswith(SERVE):
-                server = walk.start(block)
+                running.enter_context(walk.serving(block))
             else:
                 walk.run(block)
         yield walk.folder
-    finally:
-        if server is not None:
-            walk.stop(server)
 
 
 @pytest.mark.walk
