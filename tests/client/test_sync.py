@@ -19,7 +19,7 @@ import pytest
 
 from medserve.client import Client, Limits, Segmentation
 from medserve.errors import ServerUnreachableError
-from tests.client.fake_gateway import LABELS, FakeGateway, held, passing, serving
+from tests.client.fake_gateway import LABELS, FakeGateway, held, serving
 from tests.client.segmenting import by_size, volumes_model
 from tests.gateway.fake_engine import Request
 
@@ -86,7 +86,11 @@ def test_answers_that_come_while_the_caller_is_busy_are_kept(tmp_path: Path) -> 
 def test_stream_that_is_forgotten_ends_its_calls(
     client: Client, fake: FakeGateway, release: threading.Event
 ) -> None:
-    fake.hooks = [passing, held(release)]
+    def answered_after_another_came(_: Request) -> None:
+        while len(fake.requests) < 2 and not release.wait(0.01):
+            pass
+
+    fake.hooks = [answered_after_another_came, held(release)]
     stream = client.classify_each("mednist", numbered(500))
     next(stream)
     del stream
