@@ -9,7 +9,8 @@ What the stored numbers mean, and what becomes of them:
   [0, 1].
 - Transparent pixels lie on black, the ground of radiographs and of the padding in `fit_grey`, and
   do not count for that range.
-- The orientation in EXIF and TIFF is applied. Colour profiles are not.
+- The orientation in EXIF and TIFF is applied, and oblong pixels keep their proportions: their
+  aspect is that of pHYs, of JFIF's density or of TIFF's resolutions. Colour profiles are not.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from PIL import UnidentifiedImageError
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
 from medserve.imaging.codecs import jpeg_frame, tiff
 from medserve.imaging.codecs.payload import Payload, check_size, quietly
-from medserve.imaging.image import Image
+from medserve.imaging.image import Image, true_aspect
 from medserve.imaging.intensity import full_range, percentile_window
 from medserve.spec import InputSpec
 
-__all__ = ["decode", "pixel_aspect", "prepare"]
+__all__ = ["decode", "prepare"]
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _MEASURED_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
@@ -78,10 +79,10 @@ def decode(payload: Payload, limits: InputSpec) -> Image:
                 "expected a whole PNG, JPEG or TIFF, got one that is damaged or cut short; "
                 "copy or export it again"
             ) from error
-    return Image(np.ascontiguousarray(upright))
+    return Image(np.ascontiguousarray(upright), true_aspect(_pixel_aspect(payload)))
 
 
-def pixel_aspect(payload: Payload) -> float | None:
+def _pixel_aspect(payload: Payload) -> float | None:
     """Return the height of a pixel over its width, upright; None where the header has none.
 
     Read from pHYs of PNG (ISO 15948, 11.3.5.3), the density of JFIF (ITU-T T.871, 10.1) and the
