@@ -44,7 +44,6 @@ _START_OF_SCAN = b"\xff\xda"  # ITU-T T.81 table B.1; coded data never hold it (
 _TURNED = (5, 6, 7, 8)  # orientations that exchange rows and columns
 _X_RESOLUTION, _Y_RESOLUTION = 282, 283  # TIFF 6.0 section 8
 _MOST_OBLONG = 5.0
-_MID_GREY = 128
 _MOST_SCANS = 100  # libjpeg writes 10 for a progressive colour image
 _MOST_PASSES = 16  # over as many pixels as the largest image has
 
@@ -136,7 +135,7 @@ def _decode(payload: Payload, limits: InputSpec) -> npt.NDArray[np.float32]:
     picture.load()
     _refuse_missing_end(picture, payload)
     if frame is not None:
-        _refuse_cut_scan(picture, payload, is_progressive=frame.is_progressive)
+        _refuse_damaged_scan(picture, payload)
     return _upright(_intensities(picture), _orientation(picture))
 
 
@@ -190,18 +189,16 @@ def _refuse_missing_end(picture: pillow.Image, payload: Payload) -> None:
         raise EOFError("no IEND chunk")
 
 
-def _refuse_cut_scan(picture: pillow.Image, payload: Payload, *, is_progressive: bool) -> None:
-    # libjpeg fills up with mid-grey, of a later scan with none of its details, silently where an
-    # end stands behind the cut.
-    corner = picture.getpixel((picture.width - 1, picture.height - 1))
-    is_filled = corner in (_MID_GREY, (_MID_GREY,) * len(picture.getbands()))
-    if not is_filled and not is_progressive:
-        return
-    longer = pillow.open(io.BytesIO(jpeg_frame.with_longer_scan(payload)), formats=_FORMATS)
-    if picture.mode == _RAW_COLOUR:
-        longer.draft(_RAW_COLOUR, None)
-    if longer.tobytes() != picture.tobytes():
-        raise EOFError("a scan that ends before its last block")
+def _refuse_damaged_scan(picture: pillow.Image, payload: Payload) -> None:
+    # libjpeg only warns of coded data that are missing or left over, which Pillow passes over.
+    def decode(codestream: bytes) -> bytes:
+        other = pillow.open(io.BytesIO(codestream), formats=("JPEG",))
+        if picture.mode == _RAW_COLOUR:
+            other.draft(_RAW_COLOUR, None)
+        return other.tobytes()
+
+    if not jpeg_frame.scans_fit(payload, picture.tobytes(), decode):
+        raise EOFError("a scan with too few or too many data")
 
 
 def _intensities(picture: pillow.Image) -> npt.NDArray[np.float32]:
