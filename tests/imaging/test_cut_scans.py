@@ -7,6 +7,7 @@ tell it from a whole one.
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from shutil import which
@@ -156,7 +157,7 @@ def _encoded(syntax: UID) -> bytes:
         return get_frame(dataset.PixelData, 0, number_of_frames=1)
     if syntax == JPEG2000Lossless:
         return raster_bytes(SMOOTH, "JPEG2000", no_jp2=True, irreversible=False)
-    encode = {
+    encode: dict[UID, Callable[[], bytes]] = {
         JPEGBaseline8Bit: lambda: raster_bytes(SMOOTH, "JPEG", quality=90),
         JPEGLosslessSV1: lambda: imagecodecs.ljpeg_encode(SMOOTH),
         JPEGLSLossless: lambda: imagecodecs.jpegls_encode(SMOOTH),
