@@ -324,3 +324,20 @@ def test_a_ratio_without_a_length_is_read_from_png_and_jfif() -> None:
     jpeg[13:18] = struct.pack(">BHH", 0, 2, 1)
     for payload in (png, bytes(jpeg)):
         assert frame_file.decode(payload, LIMITS).grid.pixel_aspect == 2.0
+
+
+@pytest.mark.parametrize(
+    ("spacings", "wanted"),
+    [([(0.4, 0.2)] * 3, (0.4, 0.2)), ([(0.4, 0.2), (0.4, 0.2), (0.2, 0.2)], None)],
+)
+def test_lengths_of_each_frame_count_where_all_of_them_have_the_same(
+    spacings: list[tuple[float, float]], wanted: tuple[float, float] | None
+) -> None:
+    groups = []
+    for spacing in spacings:
+        group, measures = Dataset(), Dataset()
+        measures.PixelSpacing = list(spacing)
+        group.PixelMeasuresSequence = [measures]
+        groups.append(group)
+    dataset = ultrasound(cine(3), PerFrameFunctionalGroupsSequence=groups)
+    assert frame_file.decode(saved(dataset), LIMITS).grid.spacing_mm == wanted

@@ -41,6 +41,7 @@ __all__ = [
 
 ELEMENTS = [
     "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
+    "PresentationLUTShape",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames",
     "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept",
     "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
@@ -59,6 +60,7 @@ _SURPLUS_RUNS = re.compile(r"The decoded RLE segment .* (\d+) vs\. (\d+) bytes e
 _MOST_PADDING = 2  # bytes of a segment
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # PS3.5 table A.4-1, in both byte orders
 _ONE_SAMPLE = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+_POLARITIES = {"INVERSE": "MONOCHROME1", "IDENTITY": "MONOCHROME2"}  # PS3.3 C.8.11.3.1
 _J2K = ("pylibjpeg", "pillow")
 # Which of pydicom's plugins decode a syntax, the first that is installed; others are native.
 _PLUGINS: dict[str, tuple[str, ...]] = {
@@ -294,6 +296,13 @@ def _refuse_contradictions(dataset: Dataset, syntax: UID) -> None:
         raise InvalidImageError(
             "expected as many samples a pixel as the photometric interpretation has, got "
             f"{samples}; export the file again from the archive"
+        )
+    polarity = _POLARITIES.get(str(dataset.get("PresentationLUTShape")), meaning)
+    if meaning in _POLARITIES.values() and polarity != meaning:
+        raise InvalidImageError(
+            "expected a presentation LUT shape that fits the photometric interpretation (INVERSE "
+            "for MONOCHROME1, IDENTITY for MONOCHROME2), got the other one, so that white may "
+            "mean either; correct the header"
         )
 
 

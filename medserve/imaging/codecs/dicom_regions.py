@@ -35,7 +35,7 @@ _MOST_OBLONG = 8.0  # pixels of a frame or a slice
 _RATIOS = ("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 ELEMENTS = (
     *("Modality", "SequenceOfUltrasoundRegions", "PixelSpacing", "SpacingBetweenSlices"),
-    *("SharedFunctionalGroupsSequence", *_RATIOS),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", *_RATIOS),
 )
 
 
@@ -134,7 +134,15 @@ def _alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 
 def _measures(dataset: Dataset) -> Dataset:
-    """Where distances stand: the header, or an enhanced object's shared functional groups."""
+    """Where distances stand: the header, or an enhanced object's functional groups.
+
+    Where frames state different ones, none holds for all of them.
+    """
+    groups = dataset.get("PerFrameFunctionalGroupsSequence") or ()
+    own = [each.PixelMeasuresSequence[0] for each in groups if each.get("PixelMeasuresSequence")]
+    if own:
+        are_alike = len(own) == len(groups) and all(each == own[0] for each in own)
+        return own[0] if are_alike else groups[0]  # which has no lengths beside its sequences
     for group in dataset.get("SharedFunctionalGroupsSequence") or ():
         for found in group.get("PixelMeasuresSequence") or ():
             measures: Dataset = found
