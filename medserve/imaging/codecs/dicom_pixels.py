@@ -57,6 +57,9 @@ _JPEG, _JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
 _HUFFMAN = (_JPEG, _JPEG_EXTENDED, "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 _RLE = "1.2.840.10008.1.2.5"
 _SURPLUS_RUNS = re.compile(r"The decoded RLE segment .* (\d+) vs\. (\d+) bytes expected")
+_OF_ALL_FRAMES = (
+    "PixelData", "NumberOfFrames", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+)  # fmt: skip
 _MOST_PADDING = 2  # bytes of a segment
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # PS3.5 table A.4-1, in both byte orders
 _ONE_SAMPLE = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
@@ -226,9 +229,9 @@ def _refuse_damaged_scan(
     from pydicom.encaps import encapsulate, get_frame
 
     frame = get_frame(dataset.PixelData, index, number_of_frames=frame_count(dataset))
-    other = Copy()
-    other.update({each.tag: each for each in dataset if each.keyword != "PixelData"})
-    other.file_meta, other.NumberOfFrames = dataset.file_meta, 1
+    other = Copy()  # which shares elements: to set one of them would change the source, too
+    other.update({each.tag: each for each in dataset if each.keyword not in _OF_ALL_FRAMES})
+    other.file_meta = dataset.file_meta
     precision = int(array.dtype.itemsize * 8)
 
     def decode(codestream: bytes) -> bytes:

@@ -30,6 +30,7 @@ _TWO_DIMENSIONAL, _TISSUE, _CENTIMETRES = 1, 1, 3  # PS3.3 C.8.5.5.1.1, .2 and .
 _COLOUR_FLOW = 2  # drawn over tissue, on the same pixels
 _EDGES = ("MinX0", "MinY0", "MaxX1", "MaxY1")
 _TOLERANCE = 1e-3  # relative: headers round
+_EXTENT_MM = (0.5, 2000.0)  # of an ultrasound image: from a coronary artery to a whole back
 _MOST_OBLONG = 8.0  # pixels of a frame or a slice
 # Which lengths stand in for each other where only their ratio is asked for (PS3.3 C.7.6.3.1.7).
 _RATIOS = ("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
@@ -52,6 +53,9 @@ def pixel_spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
         first = found[0]
         if first is None or any(each is None or not _alike(first, each) for each in found):
             return None
+        extents = (int(dataset.Rows) * first[0], int(dataset.Columns) * first[1])
+        if not _EXTENT_MM[0] <= min(extents) <= max(extents) <= _EXTENT_MM[1]:
+            return None  # deltas in another unit than the header says
         return first
     return _pair(_measures(dataset).get("PixelSpacing"))
 
