@@ -195,3 +195,5 @@ def test_a_concatenated_image_is_read_whole_or_refused() -> None:
     for numbers, total in (([1], 2), ([2], 2), ([1, 2], 3)):
         with pytest.raises(InvalidImageError, match=f"all {total} parts .* got {len(numbers)}"):
             _read(_parts(numbers, total))
+        with pytest.raises(InvalidImageError, match=f"all {total} parts"):
+            dicom_series.geometry_of(_parts(numbers, total))

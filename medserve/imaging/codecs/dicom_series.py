@@ -141,6 +141,7 @@ def geometry_of(headers: Sequence[Dataset], select: str | None = None) -> Geomet
     """
     try:
         with quietly():
+            _refuse_missing_parts(headers)
             return _geometry(_chosen_planes(headers, Choice.parse(select)))
     except MedserveError:
         raise
