@@ -241,8 +241,7 @@ def shadow_beside(
         (percentile(ways[0], share), percentile(ways[1], share)) for share in (0.5, 0.99)
     )
     p50_ratio, p99_ratio = (
-        Ratio.of_pairs(took, partial(percentile, share=share))
-        for share in (0.5, 0.99)
+        Ratio.of_pairs(took, partial(percentile, share=share)) for share in (0.5, 0.99)
     )
     return ShadowResult(
         pairs, sum(map(len, ways)), failed, p50_ms, p99_ms, p50_ratio, p99_ratio,
