@@ -180,7 +180,7 @@ def held_out_answers(reference: Reference, count: int, factor: float = 1.0) -> l
         }
         pixels = {name: of[name] * factor for name in ("novelty", "area") if name in of}
         ml = {name[6:]: factor * value for name, value in of.items() if name.startswith("ml of ")}
-        content = {
+        content: dict[str, Any] = {
             "label": label,
             "probability": of.get("probability"),
             "novelty": pixels.get("novelty"),
