@@ -303,7 +303,10 @@ def test_pixels_that_no_device_has_are_refused() -> None:
 def test_a_header_that_says_both_that_white_is_more_and_less_is_refused(
     photometric: str, shape: str
 ) -> None:
-    elements = {"PhotometricInterpretation": photometric, "PresentationLUTShape": shape}
+    elements: dict[str, Any] = {
+        "PhotometricInterpretation": photometric,
+        "PresentationLUTShape": shape,
+    }
     with pytest.raises(InvalidImageError, match="presentation LUT shape that fits"):
         decoded(dicom_bytes(wedge(), **elements))
     other = "INVERSE" if shape == "IDENTITY" else "IDENTITY"

@@ -12,7 +12,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.utils import compress
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import UID, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from medserve.errors import InvalidImageError
 from medserve.imaging.codecs import dicom_series
@@ -182,7 +182,7 @@ def _parts(numbers: list[int], total: int) -> list[Dataset]:
     made = []
     for number in numbers:
         part = enhanced_dicom(VOLUME, range(2 * number - 2, 2 * number))
-        part.SOPInstanceUID = part.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}"
+        part.SOPInstanceUID = part.file_meta.MediaStorageSOPInstanceUID = UID(f"1.2.3.{number}")
         part.ConcatenationUID, part.InConcatenationNumber = "1.2.4", number
         part.InConcatenationTotalNumber = total
         made.append(part)

@@ -9,6 +9,7 @@ one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from medserve.errors import InvalidImageError
@@ -142,11 +143,12 @@ def _measures(dataset: Dataset) -> Dataset:
 
     Where frames state different ones, none holds for all of them.
     """
-    groups = dataset.get("PerFrameFunctionalGroupsSequence") or ()
+    groups: Sequence[Dataset] = dataset.get("PerFrameFunctionalGroupsSequence") or ()
     own = [each.PixelMeasuresSequence[0] for each in groups if each.get("PixelMeasuresSequence")]
     if own:
         are_alike = len(own) == len(groups) and all(each == own[0] for each in own)
-        return own[0] if are_alike else groups[0]  # which has no lengths beside its sequences
+        chosen: Dataset = own[0] if are_alike else groups[0]  # which has no lengths of its own
+        return chosen
     for group in dataset.get("SharedFunctionalGroupsSequence") or ():
         for found in group.get("PixelMeasuresSequence") or ():
             measures: Dataset = found
