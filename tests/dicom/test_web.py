@@ -395,6 +395,10 @@ def test_forms_that_there_are_not_are_not_acceptable(face: Face) -> None:
 
     whole = 'multipart/related; type="application/dicom"'
     assert ask("/studies", "application/dicom+xml") == 406
+    for resource in ("/series", "/instances", f"/studies/{study}/series"):
+        assert ask(resource, 'multipart/related; type="application/dicom+xml"') == 406
+    assert ask(f"/studies/{study}/metadata", "application/dicom+xml") == 406
+    assert ask(f"/studies/{study}/metadata", "application/dicom+json") == 200
     assert ask(f"/studies/{study}", "image/jpeg") == 406
     assert ask(f"/studies/{study}", f"{whole}; transfer-syntax=1.2.840.10008.1.2.4.90") == 406
     assert ask(f"/studies/{study}", f"{whole}; transfer-syntax=1.2.840.10008.1.2.1") == 200

@@ -360,3 +360,13 @@ def test_a_jpeg_with_a_step_of_zero_is_refused(place: int) -> None:
     payload[payload.index(b"\xff\xdb") + 5 + place] = 0
     with pytest.raises(InvalidImageError, match="damaged or cut short"):
         decoded(bytes(payload))
+
+
+def test_several_jpeg_in_one_file_are_refused_but_for_the_previews_of_an_index() -> None:
+    first, second = wedge(48, 64), wedge(48, 64)[::-1].copy()
+    with pytest.raises(InvalidImageError, match="several JPEG"):
+        decoded(raster_bytes(first, "JPEG") + raster_bytes(second, "JPEG"))
+    stream = io.BytesIO()
+    preview = pillow.fromarray(second)
+    pillow.fromarray(first).save(stream, "MPO", save_all=True, append_images=[preview], quality=95)
+    np.testing.assert_allclose(decoded(stream.getvalue()), first / 255.0, atol=0.1)

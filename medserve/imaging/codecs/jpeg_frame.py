@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from medserve.errors import InvalidImageError
 from medserve.imaging.codecs.payload import Payload
 
-__all__ = ["JpegFrame", "frame_of", "scans_fit"]
+__all__ = ["JpegFrame", "frame_of", "is_followed_by_another", "scans_fit"]
 
 _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 without DHT, JPG, DAC
 _READABLE = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # baseline, extended, progressive; Huffman, arithmetic
 _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
 _JPEG_LS = 0xF7
-_SCAN, _END, _TABLES = 0xDA, 0xD9, 0xDB
+_SCAN, _END, _TABLES, _INDEX = 0xDA, 0xD9, 0xDB, 0xE2
 _ARITHMETIC = {0xC9, 0xCA, 0xCB}
 _FILLER = bytes.fromhex("6ca9534d952be21c") * 4  # no markers, and no code that ends a block early
 _INVERSE = bytes(255 - each for each in _FILLER)
@@ -91,6 +91,20 @@ def frame_of(payload: Payload) -> JpegFrame | None:
         has_jfif |= marker == 0xE0 and segment.startswith(b"JFIF\0")
         has_adobe |= marker == 0xEE and segment.startswith(b"Adobe")
     return None
+
+
+def is_followed_by_another(codestream: Payload) -> bool:
+    """Tell whether another JPEG begins right behind the first, as in a film of them.
+
+    What an index of pictures (MPF, CIPA DC-007) speaks of, a preview among them, does not count.
+    """
+    content = bytes(codestream)
+    for marker, at, segment in _segments(content):
+        if marker == _INDEX and segment.startswith(b"MPF\0"):
+            return False
+        if marker == _END:
+            return content[at + 2 : at + 5] == b"\xff\xd8\xff"
+    return False
 
 
 def scans_fit(codestream: Payload, pixels: bytes, decode: Callable[[bytes], bytes]) -> bool:

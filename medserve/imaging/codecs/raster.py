@@ -129,6 +129,8 @@ def _decode(payload: Payload, limits: InputSpec) -> npt.NDArray[np.float32]:
     frame = jpeg_frame.frame_of(payload) if head == _JPEG else None
     if frame is not None:
         frame.refuse_unreadable()
+        if jpeg_frame.is_followed_by_another(payload):
+            raise InvalidImageError("expected one image, got several JPEG in one file; send one")
     samples = tiff.samples(payload, limits) if head in _TIFF else None
     picture = pillow.open(io.BytesIO(payload), formats=_FORMATS) if samples is None else None
     if picture is None:
