@@ -62,6 +62,7 @@ BOUNDS = {
     "faces.page.jobs.PageLimits.answer_s": "time for all of an upload",
     "faces.page.jobs.PageLimits.calls_in_flight": "calls of the page",
     "faces.page.jobs.PageLimits.holder_jobs": "jobs of the page",
+    "faces.page.jobs.PageLimits.index_bytes": "names of the page's files",
     "faces.page.jobs.PageLimits.job_bytes": "files of the page's jobs",
     "faces.page.jobs.PageLimits.job_files": "files of the page's jobs",
     "faces.page.jobs.PageLimits.pack_files": "one upload to the page",
@@ -116,6 +117,8 @@ INTERNAL = {
     "faces.page.app._ENVELOPE_BYTES",
     "faces.page.classify._LARGE_BYTES",
     "faces.page.exports._CHUNK_BYTES",
+    "faces.page.jobs._CLASS_BYTES",
+    "faces.page.jobs._ITEM_BYTES",
     "faces.page.pages._MAX_FIELDS",
     "faces.rest.body._ENVELOPE_BYTES",
     "faces.rest.body._MAX_DIGITS",
@@ -275,6 +278,11 @@ ROWS = {
         "web/test_uploads.py::test_what_goes_beyond_a_quota_is_refused_and_the_rest_stays",
         "web/test_masks.py::test_what_is_made_of_a_visitors_files_counts_among_their_bytes",
         "web/test_masks.py::test_a_visitor_whose_results_have_passed_the_bound_makes_no_more_of_them",
+    ),
+    "names of the page's files": (
+        "web/test_jobs.py::test_names_of_files_are_bounded_by_the_memory_that_they_take",
+        "web/test_jobs.py::test_an_answered_file_takes_no_more_memory_than_is_counted_for_it",
+        "web/test_uploads.py::test_what_is_known_of_files_is_counted_once_however_they_come",
     ),
     "one upload to the page": (
         "web/test_uploads.py::test_more_bytes_than_allowed_are_refused_before_they_come",
