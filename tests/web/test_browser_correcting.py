@@ -260,6 +260,31 @@ def test_several_volumes_are_several_cases_with_one_table_and_one_zip(fake_tab: 
         ]
 
 
+def test_pictures_for_a_model_of_frames_are_a_frame_each(
+    fake_tab: Page, fake_page: FakePage
+) -> None:
+    tab = fake_tab
+    tab.goto("/segment?model=gland")
+    tab.locator("#files").set_input_files([image(f"{n}.png", "", n) for n in range(3)])
+    tab.get_by_text("3 of 3 cases done").wait_for()
+    assert len({each.inputs["data"] for each in fake_page.engine.requests}) == 3
+    assert tab.locator("#case-list button").all_inner_texts() == ["0.png", "1.png", "2.png"]
+
+
+def test_segment_again_asks_the_same_where_no_option_was_touched(
+    fake_tab: Page, fake_page: FakePage
+) -> None:
+    tab = fake_tab
+    tab.goto("/segment?model=organs")
+    tab.locator("#files").set_input_files(volumes("liver.nii.gz"))
+    tab.get_by_text("Done. Structures found: 1").wait_for()
+    tab.get_by_text("Options", exact=True).click()
+    with tab.expect_response("**/segmentation"):
+        tab.get_by_role("button", name="Segment again").click()
+    first, second = fake_page.engine.requests
+    assert first.inputs == second.inputs
+
+
 def test_another_model_gets_the_same_volume_without_an_upload(
     fake_tab: Page, fake_page: FakePage
 ) -> None:

@@ -173,6 +173,7 @@ def test_images_are_sorted_corrected_and_taken_home_by_keyboard_on_a_phone(
     for name in ("unsure.png, bright, 60.00%, review", "clear.png", "also.png", "photo.bmp"):
         reader.press("Enter")
         reader.hears(name)
+    assert "12 bytes" in tab.get_by_role("dialog").inner_text()
     assert reader.focused()["name"] == "Next"  # the last file takes the focus from no button
     reader.press("ArrowLeft")
     reader.hears("also.png")
@@ -193,6 +194,7 @@ def test_images_are_sorted_corrected_and_taken_home_by_keyboard_on_a_phone(
     reader.to("button", "bright 2", "Shift+Tab")
     reader.press("Enter")
     tab.locator("tr.file").nth(2).wait_for(state="detached")
+    assert reader.focused()["name"] == "bright 2"
     first, second = tab.locator("tr.file .name").all_inner_texts()
     reader.to("combobox", f"Class of {first}")
     reader.press("ArrowUp")
@@ -253,12 +255,17 @@ def test_volumes_are_segmented_looked_at_corrected_and_taken_home_by_keyboard_on
     tab = reader.tab
     reader.visit("/segment?model=organs")
     reader.to("button", "Choose files")
-    reader.gives(volumes("a.nii.gz", "b.nii.gz"))
+    reader.gives(volumes(f"{'long' * 20}.nii.gz", "b.nii.gz"))
     reader.hears("2 of 2 cases done")
     reader.to("button", "b.nii.gz")
     reader.press("Enter")
     reader.hears("Done. Structures found: 1")
     assert tab.locator("[aria-current=true]:focus").inner_text() == "b.nii.gz"
+    assert tab.evaluate("document.scrollingElement.scrollWidth - innerWidth") <= 0
+    drop, options = (tab.locator(each).bounding_box() for each in ("#drop", "#options-panel"))
+    assert drop
+    assert options
+    assert options["y"] - (drop["y"] + drop["height"]) >= 8
     assert "heading b.nii.gz" in [f"{each['role']} {each['name']}" for each in reader.tree()]
     assert look_for_obstacles(tab) == []
 
