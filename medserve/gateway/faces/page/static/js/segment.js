@@ -103,13 +103,18 @@ function done() {
 async function ask(job, signal) {
   const json = chosenOptions($("options"), state.model.options);
   const begun = performance.now();
-  const tick = () => run(t("segment.working", { seconds: count(Math.round((performance.now() - begun) / 1000)) }), null);
+  const tick = () => {
+    const seconds = Math.round((performance.now() - begun) / 1000);
+    $("said").setAttribute("aria-live", seconds ? "off" : "polite"); // a screen reader is not told each second
+    run(t("segment.working", { seconds: count(seconds) }), null);
+  };
   tick();
   const timer = setInterval(tick, 1000);
   try {
     return await (await request(`/jobs/${job.id}/segmentation`, { method: "POST", json, signal })).json();
   } finally {
     clearInterval(timer);
+    $("said").setAttribute("aria-live", "polite");
   }
 }
 
