@@ -369,6 +369,8 @@ PROMISES = {
     ),
     "Files that are replaced count without a restart": (
         "gateway/test_ports.py::test_a_renewed_certificate_counts_for_the_next_connection",
+        "gateway/test_ports.py::"
+        "test_an_authority_that_was_replaced_opens_no_port_and_its_successor_names_the_callers",
     ),
     "demands a certificate of that authority from every client": (
         "gateway/test_ports.py::test_with_an_authority_for_clients_only_its_certificates_open",
