@@ -33,7 +33,7 @@ from prometheus_client import generate_latest
 
 from medserve.errors import InvalidImageError
 from medserve.gateway.core.audit import AuditLog
-from medserve.gateway.core.gateway import Gateway, Guards, Limits
+from medserve.gateway.core.gateway import Caller, Gateway, Guards, Limits
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.faces.page.uploads import CONTENT_TYPE
 from medserve.gateway.services import register_services
@@ -78,6 +78,7 @@ _WORDS = (
 _TEXTS = st.sampled_from(_WORDS) | st.text(
     st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12
 )
+_UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 _MARK = "ZQXDOEJANE"
 _MARKED_MODELS = (_MARK, "kinds", "organs", "sampler")
 _MARKED_BODIES = {
@@ -368,6 +369,49 @@ def test_no_text_of_a_request_is_logged_counted_or_quoted_in_an_error(
     assert _MARK.encode() not in generate_latest(to.metrics.registry)
     assert "OK" in {json.loads(line)["status"] for line in log.read_text().splitlines()}
     assert _MARK not in log.read_text()
+
+
+class OneToken:
+    """`secret` opens `organs`."""
+
+    def caller(self, token: str) -> Caller | None:
+        """The owner of the token."""
+        return Caller("ward", frozenset({"organs"})) if token == "secret" else None
+
+
+# Probes have no token, nor has who asks what there is to call.
+_OPEN = {"ServerLive", "ServerReady", "Ping", "Check", "Watch", "List", "ServerReflectionInfo"}
+_CLOSED = [each for each in _METHODS if each.name not in _OPEN]
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("method", _CLOSED, ids=lambda each: each.full_name)
+def test_no_method_answers_without_a_token_that_opens_the_model(
+    runner: asyncio.Runner, method: Any
+) -> None:
+    guards = Guards(Limits(memory_bytes=2**28), tokens=OneToken())
+    to = fake_gateway(engine := FakeEngine(answers), *_MODELS, guards=guards)
+
+    async def told(channel: grpc.aio.Channel, token: str, order: int) -> tuple[Any, bytes]:
+        message = marked(method.input_type, "kinds", order).SerializeToString()
+        path = f"/{method.containing_service.full_name}/{method.name}"
+        sent = channel.stream_stream(path, None, None)
+        call = sent(iter([message]), metadata=(("authorization", f"Bearer {token}"),))
+        parts: list[bytes] = []
+        async with asyncio.timeout(20):
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                parts += [each async for each in call]
+            return await call.code(), b"".join(parts)
+
+    async def ask() -> None:
+        async with listening(to) as channel:
+            for order in (1, -1):
+                assert await told(channel, "wrong", order) == (_UNAUTHENTICATED, b"")
+                _, answer = await told(channel, "secret", order)
+                assert b"kinds" not in answer or b"FORBIDDEN" in answer
+
+    runner.run(ask())
+    assert not engine.requests
 
 
 async def _routes(client: httpx.AsyncClient) -> list[tuple[str, str]]:
