@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -50,6 +51,10 @@ def digests(tiny_store: Path) -> dict[str, str]:
 
 @pytest.fixture
 def fake(digests: dict[str, str]) -> FakeEngine:
+    return an_engine(digests)
+
+
+def an_engine(digests: dict[str, str]) -> FakeEngine:
     """Answers every model as its archive would."""
 
     def answer(request: Request) -> bytes:
@@ -244,6 +249,28 @@ def test_a_second_gateway_on_the_same_port_is_told(tiny_store: Path, fake: FakeE
             running_gateway(quick_settings(tiny_store, grpc_port=port), fake),
         ):
             pytest.fail("two gateways share a port")
+
+
+def test_gateways_that_share_a_port_share_its_clients(
+    tiny_store: Path, digests: dict[str, str]
+) -> None:
+    engines = an_engine(digests), an_engine(digests)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def asked() -> list[int]:
+        for _ in range(64):  # the kernel leads each connection to one or the other
+            with channel_to(stays) as channel:
+                assert predict(channel)
+        return [sum(len(each.inputs["data"]) == 10 for each in of.requests) for of in engines]
+
+    settings = quick_settings(tiny_store, grpc_port=port, share_port=True)
+    with running_gateway(settings, engines[0]) as stays:
+        with running_gateway(settings, engines[1]):
+            both = asked()
+        alone = asked()
+    assert min(both) > 0
+    assert (alone[0] - both[0], alone[1] - both[1]) == (64, 0)
 
 
 def test_running_calls_finish_while_health_says_no(tiny_store: Path, fake: FakeEngine) -> None:

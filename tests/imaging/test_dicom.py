@@ -20,8 +20,10 @@ from pydicom.uid import (
 )
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
-from medserve.imaging.codecs import dicom
+from medserve.imaging.codecs import dicom, dicom_frames
+from medserve.imaging.frames import FrameLimits
 from medserve.spec import InputKind, InputSpec
+from tests.frame_phantoms import region
 from tests.phantoms import (
     PATIENT,
     dicom_bytes,
@@ -268,3 +270,28 @@ def test_a_picture_that_is_no_dicom_is_refused() -> None:
 
     with pytest.raises(InvalidImageError):
         decoded(encoded(pillow.fromarray(disc()), "PNG"))
+
+
+@pytest.mark.parametrize(
+    ("elements", "aspect"),
+    [
+        ({"PixelSpacing": [0.4, 0.2]}, 2.0),
+        ({"ImagerPixelSpacing": [0.1, 0.4]}, 0.25),
+        ({"NominalScannedPixelSpacing": [0.3, 0.2]}, 1.5),
+        ({"PixelAspectRatio": [3, 2]}, 1.5),
+        ({"PixelSpacing": [0.2, 0.2], "PixelAspectRatio": [2, 1]}, 1.0),
+        ({"PixelSpacing": [0.20001, 0.2]}, 1.0),
+        ({"PixelSpacing": [0.0, 0.2]}, 1.0),
+        ({"SequenceOfUltrasoundRegions": [region((0.02, 0.04))]}, 0.5),
+        ({}, 1.0),
+    ],
+)
+def test_an_image_says_how_oblong_its_pixels_are(elements: dict[str, Any], aspect: float) -> None:
+    payload = dicom_bytes(wedge(48, 64), **elements)
+    assert dicom.decode(payload, LIMITS).aspect == pytest.approx(aspect)
+    assert dicom_frames.decode(payload, FrameLimits(LIMITS)).grid.aspect == pytest.approx(aspect)
+
+
+def test_pixels_that_no_device_has_are_refused() -> None:
+    with pytest.raises(InvalidImageError, match="correct the pixel spacing"):
+        decoded(dicom_bytes(wedge(), PixelSpacing=[10.0, 0.1]))

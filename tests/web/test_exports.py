@@ -52,6 +52,7 @@ def in_the_folder(archive: zipfile.ZipFile) -> dict[str, bytes]:
     return {
         str(path.relative_to("medserve-results")): archive.read(name)
         for name, path in paths.items()
+        if not name.endswith("/")
     }
 
 
@@ -65,6 +66,8 @@ async def test_the_zip_holds_the_original_bytes_in_one_folder_per_class(client: 
     with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
         assert archive.testzip() is None
         content = in_the_folder(archive)
+        folders = {name.split("/")[1] for name in archive.namelist() if name.endswith("/")}
+    assert folders == set(LABELS)  # also those of no file
     table = content.pop("manifest.csv").decode("utf-8-sig")
     assert content == {
         "dark/hand.png": b"ok dark 1",

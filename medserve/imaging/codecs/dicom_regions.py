@@ -9,19 +9,33 @@ one.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydicom import Dataset
+from medserve.errors import InvalidImageError
+from medserve.imaging.image import true_aspect
 
-__all__ = ["ELEMENTS", "calibrated_boxes", "pixel_aspect", "pixel_spacing_mm", "step_mm"]
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+__all__ = [
+    "ELEMENTS",
+    "calibrated_boxes",
+    "image_aspect",
+    "pixel_aspect",
+    "pixel_spacing_mm",
+    "step_mm",
+]
 
 _TWO_DIMENSIONAL, _TISSUE, _CENTIMETRES = 1, 1, 3  # PS3.3 C.8.5.5.1.1, .2 and .15
 _COLOUR_FLOW = 2  # drawn over tissue, on the same pixels
 _EDGES = ("MinX0", "MinY0", "MaxX1", "MaxY1")
 _TOLERANCE = 1e-3  # relative: headers round
+_MOST_OBLONG = 8.0  # pixels of a frame or a slice
+# Which lengths stand in for each other where only their ratio is asked for (PS3.3 C.7.6.3.1.7).
+_RATIOS = ("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 ELEMENTS = (
     *("Modality", "SequenceOfUltrasoundRegions", "PixelSpacing", "SpacingBetweenSlices"),
-    *("SharedFunctionalGroupsSequence", "PixelAspectRatio"),
+    *("SharedFunctionalGroupsSequence", *_RATIOS),
 )
 
 
@@ -57,9 +71,31 @@ def calibrated_boxes(dataset: Dataset) -> tuple[tuple[int, int, int, int], ...]:
 
 
 def pixel_aspect(dataset: Dataset) -> float | None:
-    """Height of a pixel over its width (PS3.3 C.7.6.3.1.7); None where the header has none."""
-    ratio = _pair(dataset.get("PixelAspectRatio"))
-    return None if ratio is None else ratio[0] / ratio[1]
+    """Height of a pixel over its width where no length in the patient says it; None without one.
+
+    Distances on a detector or a scanned film are none in the patient, but have their ratio.
+    """
+    pairs = (_pair(dataset.get(name)) for name in _RATIOS)
+    return next((rows / columns for rows, columns in filter(None, pairs)), None)
+
+
+def image_aspect(dataset: Dataset) -> float:
+    """Height of a pixel over its width; 1 where it is square, or nobody says it readably.
+
+    Raises:
+        InvalidImageError: an aspect that no device has.
+    """
+    try:
+        spacing = pixel_spacing_mm(dataset)
+        aspect = true_aspect(spacing[0] / spacing[1] if spacing else pixel_aspect(dataset))
+    except (TypeError, ValueError):
+        return 1.0
+    if not 1 / _MOST_OBLONG <= aspect <= _MOST_OBLONG:
+        raise InvalidImageError(
+            f"expected pixels at most {_MOST_OBLONG:g} times as high as wide, or as wide as high, "
+            "got others; correct the pixel spacing in the header"
+        )
+    return aspect
 
 
 def step_mm(dataset: Dataset) -> float | None:

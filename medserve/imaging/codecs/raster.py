@@ -9,7 +9,8 @@ What the stored numbers mean, and what becomes of them:
   [0, 1].
 - Transparent pixels lie on black, the ground of radiographs and of the padding in `fit_grey`, and
   do not count for that range.
-- The orientation in EXIF and TIFF is applied. Colour profiles are not.
+- The orientation in EXIF and TIFF is applied, and oblong pixels keep their proportions: their
+  aspect is that of pHYs, of JFIF's density or of TIFF's resolutions. Colour profiles are not.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from PIL import UnidentifiedImageError
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
 from medserve.imaging.codecs import jpeg_frame, tiff
 from medserve.imaging.codecs.payload import Payload, check_size, quietly
-from medserve.imaging.image import Image
+from medserve.imaging.image import Image, true_aspect
 from medserve.imaging.intensity import full_range, percentile_window
 from medserve.spec import InputSpec
 
-__all__ = ["decode", "pixel_aspect", "prepare"]
+__all__ = ["decode", "prepare"]
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _MEASURED_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
@@ -43,7 +44,6 @@ _START_OF_SCAN = b"\xff\xda"  # ITU-T T.81 table B.1; coded data never hold it (
 _TURNED = (5, 6, 7, 8)  # orientations that exchange rows and columns
 _X_RESOLUTION, _Y_RESOLUTION = 282, 283  # TIFF 6.0 section 8
 _MOST_OBLONG = 5.0
-_MID_GREY = 128
 _MOST_SCANS = 100  # libjpeg writes 10 for a progressive colour image
 _MOST_PASSES = 16  # over as many pixels as the largest image has
 
@@ -78,10 +78,10 @@ def decode(payload: Payload, limits: InputSpec) -> Image:
                 "expected a whole PNG, JPEG or TIFF, got one that is damaged or cut short; "
                 "copy or export it again"
             ) from error
-    return Image(np.ascontiguousarray(upright))
+    return Image(np.ascontiguousarray(upright), true_aspect(_pixel_aspect(payload)))
 
 
-def pixel_aspect(payload: Payload) -> float | None:
+def _pixel_aspect(payload: Payload) -> float | None:
     """Return the height of a pixel over its width, upright; None where the header has none.
 
     Read from pHYs of PNG (ISO 15948, 11.3.5.3), the density of JFIF (ITU-T T.871, 10.1) and the
@@ -135,7 +135,7 @@ def _decode(payload: Payload, limits: InputSpec) -> npt.NDArray[np.float32]:
     picture.load()
     _refuse_missing_end(picture, payload)
     if frame is not None:
-        _refuse_cut_scan(picture, payload, is_progressive=frame.is_progressive)
+        _refuse_damaged_scan(picture, payload)
     return _upright(_intensities(picture), _orientation(picture))
 
 
@@ -189,18 +189,16 @@ def _refuse_missing_end(picture: pillow.Image, payload: Payload) -> None:
         raise EOFError("no IEND chunk")
 
 
-def _refuse_cut_scan(picture: pillow.Image, payload: Payload, *, is_progressive: bool) -> None:
-    # libjpeg fills up with mid-grey, of a later scan with none of its details, silently where an
-    # end stands behind the cut.
-    corner = picture.getpixel((picture.width - 1, picture.height - 1))
-    is_filled = corner in (_MID_GREY, (_MID_GREY,) * len(picture.getbands()))
-    if not is_filled and not is_progressive:
-        return
-    longer = pillow.open(io.BytesIO(jpeg_frame.with_longer_scan(payload)), formats=_FORMATS)
-    if picture.mode == _RAW_COLOUR:
-        longer.draft(_RAW_COLOUR, None)
-    if longer.tobytes() != picture.tobytes():
-        raise EOFError("a scan that ends before its last block")
+def _refuse_damaged_scan(picture: pillow.Image, payload: Payload) -> None:
+    # libjpeg only warns of coded data that are missing or left over, which Pillow passes over.
+    def decode(codestream: bytes) -> bytes:
+        other = pillow.open(io.BytesIO(codestream), formats=("JPEG",))
+        if picture.mode == _RAW_COLOUR:
+            other.draft(_RAW_COLOUR, None)
+        return other.tobytes()
+
+    if not jpeg_frame.scans_fit(payload, picture.tobytes(), decode):
+        raise EOFError("a scan with too few or too many data")
 
 
 def _intensities(picture: pillow.Image) -> npt.NDArray[np.float32]:
