@@ -310,6 +310,7 @@ PROMISES = {
         "gateway/test_health.py::test_a_worker_that_is_ready_but_stuck_is_not_serving_within_seconds",
     ),
     "uploads wait until there is memory": (
+        "gateway/test_edge.py::test_uploads_beyond_the_memory_take_turns_and_each_is_answered",
         "gateway/test_ports.py::test_many_large_uploads_need_no_more_memory_than_a_few",
     ),
     "a cancelled call keeps its place, so the queue stays where it can be left": (
