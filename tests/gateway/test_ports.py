@@ -6,6 +6,7 @@ The archives are real, the engine behind them is a function.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import math
 import shutil
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import psutil
@@ -191,6 +193,52 @@ def test_with_an_authority_for_clients_only_its_certificates_open(
         with channel_to(gateway, **trusted) as channel:
             assert refusal(channel) is grpc.StatusCode.UNAVAILABLE
     assert json.loads(log.read_text().splitlines()[0])["who"] == "scanner-3"
+
+
+@needs_openssl
+def test_an_authority_that_was_replaced_opens_no_port_and_its_successor_names_the_callers(
+    tiny_store: Path, fake: FakeEngine, tmp_path: Path
+) -> None:
+    chain, key = self_signed(tmp_path, "server")
+    pairs = {name: self_signed(tmp_path, name) for name in ("scanner-3", "scanner-4")}
+    authority, log = tmp_path / "authority.pem", tmp_path / "audit.jsonl"
+    settings = quick_settings(
+        tiny_store, page=True, tls_cert=chain, tls_key=key, client_ca=authority, audit_log=log
+    )
+    trusted = chain.read_bytes()
+
+    def opens(gateway: GatewayServer, name: str) -> set[str]:
+        """The ports on which the certificate is let in."""
+        certificate, private = pairs[name]
+        context = ssl.create_default_context(cafile=str(chain))
+        context.load_cert_chain(certificate, private)
+        found = set()
+        port = urlsplit(gateway.addresses.page_url or "").port
+        connection = http.client.HTTPSConnection("localhost", port, context=context, timeout=20)
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            sent = {"content-type": "application/octet-stream"}
+            connection.request("POST", "/v1/models/tiny/classify", b"x", sent)
+            connection.getresponse().read()
+            found.add("https")
+        pair = {"private_key": private.read_bytes(), "certificate_chain": certificate.read_bytes()}
+        shown = channel_to(gateway, root_certificates=trusted, **pair)
+        with contextlib.suppress(grpc.RpcError), shown as channel:
+            predict(channel)
+            found.add("grpc")
+        return found
+
+    shutil.copy(pairs["scanner-3"][0], authority)
+    with running_gateway(settings, fake) as gateway:
+        assert opens(gateway, "scanner-3") == {"https", "grpc"}
+        assert opens(gateway, "scanner-4") == set()
+        shutil.copy(pairs["scanner-4"][0], tmp_path / "next.pem")
+        (tmp_path / "next.pem").replace(authority)
+        while opens(gateway, "scanner-4") != {"https", "grpc"}:
+            time.sleep(0.1)
+        assert opens(gateway, "scanner-3") == set()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {each["who"] for each in lines} == {"scanner-3", "scanner-4"}
+    assert {each["face"] for each in lines} == {"http", "torchserve"}
 
 
 def test_a_second_gateway_on_the_same_port_is_told(tiny_store: Path, fake: FakeEngine) -> None:
