@@ -105,7 +105,7 @@ def truth(handler: ClassificationHandler, images: Sequence[bytes], mapper: _Mapp
     lost, ordered = [], []
     for content in images:
         image: Image = handler.decode(content)
-        row, box = handler.to_network(image), handler.place((image.height, image.width))
+        row, box = handler.to_network(image), handler.place(image)
         values = mapper(row, box, handler.infer)
         rows = np.stack([row, *(_without(row, box, each) for each in _variants(values))])
         logits = handler.infer(rows)["logits"]

@@ -1,9 +1,11 @@
 """What traces cost: processor time of a call with traces off, for 1 % of the calls, and for all.
 
-    python -m benchmarks.traces [--engine direct] [--rounds 9] [--calls 600]
+    python -m benchmarks.traces [--engine direct] [--seconds 170] [--calls 250]
 
 Three servers take turns, and those that wait are held, so that they take no time from the one that
-is measured. The collector is part of the load, not of a server.
+is measured. The turns are short, and every second round is in the opposite order, so that what
+disturbs the machine meets all alike; the ratio is one of sums, its interval a bootstrap over
+rounds. The collector is part of the load, not of a server.
 """
 
 from __future__ import annotations
@@ -13,26 +15,29 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import psutil
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.archives import build_or_take
 from benchmarks.load import read_payload
 from benchmarks.machine import describe_machine
-from benchmarks.processes import end_family, family_usage, hold, release
+from benchmarks.processes import end_family, family, hold, release
 from benchmarks.protocols import encode_calls
-from benchmarks.ratios import Spread
+from benchmarks.ratios import Ratio
 
 __all__ = ["main"]
 
@@ -118,30 +123,43 @@ async def _ask(address: str, messages: Sequence[bytes], calls: int) -> None:
 
 def _cpu_ms(address: str, pid: int, messages: Sequence[bytes], calls: int) -> float:
     """Return the processor time that the server takes for one call of a lone caller."""
-    before = family_usage(pid).cpu_s
+    before = _cpu_s(pid)
     asyncio.run(_ask(address, messages, calls))
-    return 1000 * (family_usage(pid).cpu_s - before) / calls
+    spent = sum(cpu_s - before.get(each, 0.0) for each, cpu_s in _cpu_s(pid).items())
+    return 1000 * spent / calls
+
+
+def _cpu_s(pid: int) -> dict[int, float]:
+    """Processor time of each process of a server; what one had used goes when it ends."""
+    found = {}
+    for process in family(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            found[process.pid] = times.user + times.system
+    return found
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
     """Return processor time of a call in milliseconds, by round and way."""
-    archive = build_or_take(options.archive, options.model, scratch)
+    store = scratch / "served"
+    store.mkdir()
+    shutil.copy(build_or_take(options.archive, options.model, scratch), store)  # it alone is served
     images = read_payload(_ROOT / "models" / options.model / "examples")
     messages = encode_calls("predictions", options.model, images, 1)
-    rounds = []
+    rounds: list[dict[str, float]] = []
     with _collector() as endpoint, contextlib.ExitStack() as stack:
         servers = {}
         for way, environment in _WAYS.items():
             told = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint} if environment else {}
-            found = _server(archive.parent, options.engine, {**environment, **told})
+            found = _server(store, options.engine, {**environment, **told})
             address, process = stack.enter_context(found)
             _cpu_ms(address, process.pid, messages, options.calls)
             servers[way] = address, process.pid
             hold(process.pid)
-        for index in range(options.rounds):
-            turn = 1 if index % 2 == 0 else -1
+        end = time.monotonic() + options.seconds
+        while time.monotonic() < end or not rounds:
             row = {}
-            for way in list(servers)[::turn]:
+            for way in list(servers)[:: -1 if len(rounds) % 2 else 1]:
                 address, pid = servers[way]
                 release(pid)
                 row[way] = _cpu_ms(address, pid, messages, options.calls)
@@ -156,20 +174,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--engine", choices=("direct", "torchserve"), default="direct")
     parser.add_argument("--model", default="mednist", help="a room of classes")
     parser.add_argument("--archive", type=Path, help="a .mar; built from the room if none is given")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--calls", type=int, default=600, help="of each way and round")
+    parser.add_argument("--seconds", type=float, default=170.0, help="for all rounds together")
+    parser.add_argument("--calls", type=int, default=250, help="of each way and round")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench-traces.json"))
     options = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
     with tempfile.TemporaryDirectory(prefix="medserve-bench-") as scratch:
         rounds = measure(options, Path(scratch))
+    ratios = {}
     table = Table("traces", "CPU ms a call", "ratio to off", box=None)
     for way in _WAYS:
-        spent = Spread.of([each[way] for each in rounds])
-        ratio = Spread.of([each[way] / each["off"] for each in rounds])
-        table.add_row(way, spent.format(3), ratio.format(3))
+        ratio = Ratio.of_pairs([([each["off"]], [each[way]]) for each in rounds], sum)
+        ratios[way] = asdict(ratio)
+        spent = sum(each[way] for each in rounds) / len(rounds)
+        table.add_row(way, f"{spent:.3f}", ratio.format())
     console.print(table)
-    content = {"machine": describe_machine(), "engine": options.engine, "rounds": rounds}
+    console.print(f"{len(rounds)} rounds of {options.calls} calls a way")
+    content = {
+        "machine": describe_machine(), "engine": options.engine, "calls": options.calls,
+        "ratios": ratios, "rounds": rounds,
+    }  # fmt: skip
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -110,16 +110,16 @@ class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classif
         watch = Deadline(item.request, left_s, tell=None)
         source = self.decode(item.payload)
         shape = (source.height, source.width)
-        row = self.to_network(source)
+        row, box = self.to_network(source), self.place(source)
         del source  # not beside the copies of its row
-        found = occlude(row, self.place(shape), self.infer, watch.check)
+        found = occlude(row, box, self.infer, watch.check)
         result = self.from_network({name: array[0] for name, array in found.outputs.items()})
         return replace(result, explanation=_explanation(result, found, shape))
 
-    def place(self, shape: tuple[int, int]) -> Box:
-        """Where an image of that shape lies on the network's plane; as `to_network` puts it."""
+    def place(self, source: Image) -> Box:
+        """Where an image lies on the network's plane; as `to_network` puts it."""
         height, width = self.spec.input.size
-        return fitted_box(shape, (height, width))
+        return fitted_box(source, (height, width))
 
     def check_outputs(self, outputs: Outputs) -> None:
         """One logit per label and one novelty per image, or the artifact is another model's."""

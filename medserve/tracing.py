@@ -49,6 +49,7 @@ __all__ = [
     "trace_id_of",
     "traceparent_of",
     "use",
+    "work",
 ]
 
 TRACEPARENT = "traceparent"  # metadata, HTTP header and input key
@@ -328,6 +329,23 @@ def asking(name: str, **attributes: str) -> Iterator[tuple[tuple[str, str], ...]
     with _ending(span):
         known = span.get_span_context().is_valid
         yield ((TRACEPARENT, traceparent_of(span)),) if known else ()
+
+
+@contextmanager
+def work(name: str, **attributes: str | int) -> Iterator[None]:
+    """Make the block a span to which belongs what is asked and done within it.
+
+    Args:
+        name: Of the span.
+        attributes: Of the span.
+    """
+    if (tracer := _running.tracer) is None:
+        yield
+        return
+    span = tracer.start_span(name, attributes=_named(attributes))
+    current = _library().use_span(span, record_exception=False, set_status_on_exception=False)
+    with current, _ending(span):
+        yield
 
 
 @contextmanager

@@ -8,8 +8,9 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -25,9 +26,10 @@ from medserve.errors import InvalidImageError
 from medserve.gateway.core.audit import AuditLog
 from medserve.gateway.core.calls import Caller, EngineCall, new_request_id
 from medserve.gateway.core.gateway import Gateway, Guards, Limits
+from medserve.settings import Address
 from medserve.spec import ServingSpec
 from medserve.wire import inference_pb2
-from tests.client.fake_gateway import FakeGateway
+from tests.client.fake_gateway import FakeGateway, classification, failure
 from tests.client.fake_gateway import serving as fake_serving
 from tests.gateway.fake_engine import FakeEngine, fake_gateway, model
 from tests.tiny_room import REPOSITORY
@@ -39,6 +41,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tests.collector import collector
+
+if TYPE_CHECKING:
+    from medserve.dicom.node import Node
 
 _TRACE = "0af7651916cd43dd8448eb211c80319c"
 _HEADER = f"00-{_TRACE}-b7ad6b7169203331-01"
@@ -315,3 +320,78 @@ def test_spans_go_over_either_protocol(protocol: str, monkeypatch: pytest.Monkey
         "service.name": "ward", "site": "a", "medserve.engine": "direct",
     }.items()  # fmt: skip
     assert logging.getLogger("opentelemetry").propagate is False
+
+
+# ---- the DICOM node
+
+_RULES = """
+[[rule]]
+name = "S1-ward"
+model = "mednist"
+task = "classification"
+modality = ["MR"]
+quiet_s = 0
+results = ["sr"]
+"""
+
+
+@pytest.mark.loopback
+def test_a_task_of_the_dicom_node_is_one_tree_that_tells_nothing_of_the_patient(
+    spans: InMemorySpanExporter, tmp_path: Path
+) -> None:
+    pytest.importorskip("highdicom", reason="needs the dicom extra")
+    from tests.dicom.series import SECRETS, series, write
+
+    def answer(file: bytes) -> dict[str, Any]:
+        fits = b"Secret^Name1" in file
+        return classification("Hand") if fits else failure("INVALID_IMAGE", "Secret^Name2, S1-2")
+
+    (tmp_path / "rules.toml").write_text(_RULES)
+    with fake_serving(FakeGateway(answer=answer)) as fake, dicom_node(tmp_path, fake) as node:
+        for number in (1, 2):
+            for file in write(node.intake.folder, series(number)):
+                assert node.intake.take(file, "SENDER", lambda _: 0).status == 0
+        node.judge()
+        while node.answer():
+            pass
+    finished = spans.get_finished_spans()
+    assert not any(secret in each.to_json() for each in finished for secret in SECRETS)
+    tasks = [each for each in finished if each.name == "dicom.task"]
+    assert [each.attributes for each in tasks] == [
+        {"medserve.model": "mednist", "medserve.images": 5, "medserve.outcome": outcome}
+        for outcome in ("OK", "INVALID_IMAGE")
+    ]
+    answered, refused = [
+        {each.name: each for each in finished if each.context.trace_id == task.context.trace_id}
+        for task in tasks
+    ]
+    parents = {name: each.parent and each.parent.span_id for name, each in answered.items()}
+    assert parents["dicom.task"] is None
+    for name, parent in {
+        "client.call": "dicom.task",
+        "gateway.call": "client.call",
+        "engine.call": "gateway.call",
+        "dicom.objects": "dicom.task",
+    }.items():
+        assert parents[name] == answered[parent].context.span_id
+    assert "dicom.objects" not in refused
+
+
+@contextmanager
+def dicom_node(folder: Path, fake: FakeGateway) -> Iterator[Node]:
+    """Give a node of which no loop runs."""
+    from medserve.dicom.ask import Gateway as Asked
+    from medserve.dicom.node import Node, NodeSettings
+    from medserve.dicom.peers import read_destination
+    from medserve.dicom.receive import ReceiverSettings
+    from medserve.dicom.rules import Rules
+    from medserve.dicom.send import Sender
+    from medserve.dicom.spool import Spool
+
+    here, sink = Address("127.0.0.1", 0), read_destination("PACS@127.0.0.1:9")
+    with closing(Spool(folder / "state")) as spool, closing(Asked(fake.address)) as asked:
+        settings = NodeSettings(ReceiverSettings("NODE", here), (sink,))
+        rules = Rules.read(folder / "rules.toml")
+        node = Node(settings, rules, spool, asked, Sender("NODE"))
+        yield node
+        node.receiver.stop()

@@ -1,8 +1,8 @@
 """The answers that a model gives on held-out data: against them drift is told, see `docs`.
 
 An archive may carry `reference.json`: for each signal of an answer (the probability of a class, the
-volume of a structure) its quantiles over inputs that the model was not trained on. It holds numbers
-of many inputs together, none of a single one.
+volume of a structure) its quantiles over inputs that the model was not trained on. They are sorted
+signal by signal and have no names; of fewer inputs than quantiles they are the values themselves.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from medserve import __version__, tracing
 from medserve.cli.show.console import configure_logging
 from medserve.errors import ConfigError
 from medserve.settings import Address, Settings
@@ -150,6 +151,8 @@ def serve(  # one parameter an option: the command line is the interface
     known, environment = Rules.read(rules), Settings.from_environment()
     console = Console(highlight=False, soft_wrap=True)
     with contextlib.ExitStack() as stack:
+        tracing.begin("medserve-dicom", __version__)
+        stack.callback(tracing.end)
         spool = stack.enter_context(contextlib.closing(Spool(state, Clock())))
         asked = Gateway(
             address,

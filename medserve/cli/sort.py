@@ -33,6 +33,7 @@ from medserve.errors import (
     InvalidRequestError,
     MedserveError,
     PayloadTooLargeError,
+    ServerFailedError,
 )
 from medserve.results.sorted_folders import ERRORS, REVIEW, csv_cell, csv_path, folder_name
 
@@ -67,6 +68,7 @@ def sort(
 ) -> None:
     """Copy every image to OUT/<class>/; the originals stay as they are.
 
+    There is a folder for each class of the model, also an empty one.
     What a person should look at goes to OUT/_review/.
     What is no usable image goes to OUT/_errors/.
     OUT/manifest.csv tells it for each file.
@@ -157,11 +159,21 @@ class _Sorter:
                     waiting.append(source)
                     yield source.content
 
+        has_folders = False
         for result in client.classify_each(self.model, contents(), version=self.version):
+            if result.result is not None and not has_folders:
+                self._make_folders(result.result.labels)
+                has_folders = True
             yield self._store(waiting.popleft(), result)
             while known:
                 yield known.pop()
         yield from known
+
+    def _make_folders(self, labels: Iterable[str]) -> None:
+        """Make a folder for every class, so that a person can move a file to one that is empty."""
+        for label in labels:
+            with suppress(ServerFailedError):  # told with the first file of that class
+                (self.out / folder_name(label)).mkdir(parents=True, exist_ok=True)
 
     def _read(self, path: Path) -> _Source | _Outcome:
         """The file, or what is known of it without asking the model."""

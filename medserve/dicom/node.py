@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medserve import tracing
 from medserve.dicom.ask import Gateway
 from medserve.dicom.completeness import StudySeries, judge, quiet_s
 from medserve.dicom.deidentify import Pseudonyms, copy_without_identity
@@ -317,7 +318,8 @@ class Node:
         try:
             if len(images) != len(task.images) or not all(_is_there(each) for each in images):
                 raise FileNotFoundError
-            made, provenance = self._make(task, rule, images, began)
+            with tracing.work("dicom.task", model=rule.model, images=len(images)):
+                made, provenance = self._make(task, rule, images, began)
         except FileNotFoundError:
             self._hold(task, "an image has vanished from the state folder; send the series again")
             status, made, provenance = "NO_FILE", 0, (rule.version or "", "")
@@ -337,7 +339,8 @@ class Node:
             if rule.deidentify:
                 files = self._copies(task, rule, files, folder)
             answer = self._gateway.ask(rule, files, inputs)
-            objects = make_objects(task, rule, answer, files, folder)
+            with tracing.work("dicom.objects"):
+                objects = make_objects(task, rule, answer, files, folder)
             made = sum(each.file.stat().st_size for each in objects)
             named = rule.destinations() or self.settings.destinations
             if self.spool.finish(task, objects, [each.name for each in named]):

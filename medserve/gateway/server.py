@@ -328,7 +328,7 @@ class GatewayServer:
     async def _start_grpc(self) -> int:
         """Open the gRPC port; it answers from now on, if only that no model serves yet."""
         settings = self.settings
-        server = grpc.aio.server(options=grpc_options(settings.limits.message_bytes))
+        server = grpc.aio.server(options=grpc_options(settings))
         health = register_services(server, self.gateway, self._served, settings)
         address = str(Address(self._host, settings.grpc_port))
         try:
@@ -362,12 +362,12 @@ def _give_memory_back() -> None:
         library.mallopt(_TRIM_THRESHOLD, 2 * _LARGE_BYTES)
 
 
-def grpc_options(message_bytes: int) -> list[tuple[str, int]]:
+def grpc_options(settings: GatewaySettings) -> list[tuple[str, int]]:
     """Return what gRPC's own server is told: above all, what it would leave without a bound."""
     return [
-        ("grpc.max_receive_message_length", message_bytes),
+        ("grpc.max_receive_message_length", settings.limits.message_bytes),
         ("grpc.max_send_message_length", -1),  # the engine's answers have a limit already
-        ("grpc.so_reuseport", 0),  # a second gateway on the port is a mistake
+        ("grpc.so_reuseport", int(settings.share_port)),  # by default a second one is a mistake
         ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_MS),
         ("grpc.max_connection_age_grace_ms", _AGE_GRACE_MS),
         ("grpc.max_connection_idle_ms", _IDLE_MS),

@@ -82,6 +82,7 @@ class GatewaySettings:
     grpc_port: Annotated[int, "gRPC; 0 takes a free port."] = 8001
     http_port: Annotated[int, "HTTP and the page; 0 takes a free port."] = 8000
     metrics_port: Annotated[int, "Prometheus metrics; 0 takes a free port."] = 8002
+    share_port: Annotated[bool, "Let gateways of one user share the gRPC port."] = False
     page: Annotated[bool, "Serve HTTP and the page."] = True
     monailabel: Annotated[bool, "Serve MONAI Label's API beyond loopback, too."] = False
     hosts: Annotated[str, "Comma-separated names under which browsers reach the page."] = ""
@@ -127,6 +128,7 @@ class GatewaySettings:
             _check(0 <= getattr(self, name) < 2**16, name, "a port from 0 to 65535")
         for name in ("look_s", "canary_every_s", "canary_timeout_s", "upload_timeout_s"):
             _check(getattr(self, name) > 0, name, "a time above 0")
+        _check(not self.share_port or self.grpc_port > 0, "share_port", "a grpc-port above 0")
         EngineKind.parse(self.engine_kind, "engine-kind")
         for name in (
             *("drain_delay_s", "drain_timeout_s", "in_flight", "queue"),

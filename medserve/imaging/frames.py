@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from medserve.errors import InvalidImageError, InvalidRequestError, PayloadTooLargeError
 from medserve.imaging.geometry import Geometry
-from medserve.imaging.image import Image
+from medserve.imaging.image import Image, true_aspect
 from medserve.imaging.packed_masks import PackedMasks
 from medserve.tasks.frames import View
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["FrameGrid", "FrameLimits", "FrameStack", "GivenSpacing", "SingleFrame"]
 
 _MM_BETWEEN = (1e-3, 1e3)  # of pixels, frames and diameters that anybody would send
-_SQUARE = 1e-3  # relative: headers round, and such pixels are square
 _UNSTATED_MM = 1.0  # stands in a NIfTI header where no distance is known
 _MILLIMETRES, _NO_UNIT = 2, 0  # xyzt_units of NIfTI
 
@@ -124,10 +123,8 @@ class FrameGrid:
     def aspect(self) -> float:
         """Height of a pixel over its width; 1 exactly where it is square or nobody says it."""
         if self.spacing_mm is not None:
-            aspect = self.spacing_mm[0] / self.spacing_mm[1]
-        else:
-            aspect = self.pixel_aspect or 1.0
-        return 1.0 if abs(aspect - 1.0) < _SQUARE else aspect
+            return true_aspect(self.spacing_mm[0] / self.spacing_mm[1])
+        return true_aspect(self.pixel_aspect)
 
     def covers(self, mask: npt.NDArray[np.integer]) -> bool:
         """Whether the spacing holds for every pixel that is marked, or for its neighbour."""

@@ -28,11 +28,12 @@ class Box:
     width: int
 
 
-def fitted_box(shape: tuple[int, int], size: tuple[int, int]) -> Box:
-    """Where an image of that shape (H, W) lies on a plane of that size: whole, centred."""
-    scale = min(size[0] / shape[0], size[1] / shape[1])
-    height = min(size[0], max(1, round(shape[0] * scale)))
-    width = min(size[1], max(1, round(shape[1] * scale)))
+def fitted_box(image: Image, size: tuple[int, int]) -> Box:
+    """Where an image lies on a plane of that size (H, W): whole, centred, true to scale."""
+    tall = image.height * image.aspect  # in widths of a pixel
+    scale = min(size[0] / tall, size[1] / image.width)
+    height = min(size[0], max(1, round(tall * scale)))
+    width = min(size[1], max(1, round(image.width * scale)))
     return Box((size[0] - height) // 2, (size[1] - width) // 2, height, width)
 
 
@@ -53,19 +54,20 @@ def fit_image(image: Image, spec: InputSpec) -> _Plane:
 
 
 def fit_grey(image: Image, size: tuple[int, int]) -> _Plane:
-    """Grey plane float32 (1, H, W) in [0, 1]: aspect ratio kept, black padding, centred.
+    """Grey plane float32 (1, H, W) in [0, 1]: proportions kept, black padding, centred.
 
     Shrinking is antialiased (Pillow's bilinear filter widens with the scale); an image that has
-    the size already passes through unchanged to the last bit.
+    the size already, in square pixels, passes through unchanged to the last bit.
     """
-    return _fit(image.grey(), size)[np.newaxis]
+    return _fit(image.grey(), fitted_box(image, size), size)[np.newaxis]
 
 
 def fit_colour(image: Image, size: tuple[int, int]) -> _Plane:
     """Like `fit_grey` with red, green and blue: (3, H, W); of a grey image all three are alike."""
     if not image.is_colour:
         return np.repeat(fit_grey(image, size), 3, axis=0)
-    return np.stack([_fit(image.array[..., channel], size) for channel in range(3)])
+    box = fitted_box(image, size)
+    return np.stack([_fit(image.array[..., channel], box, size) for channel in range(3)])
 
 
 def fit_lanczos(image: Image, size: tuple[int, int]) -> _Plane:
@@ -73,20 +75,22 @@ def fit_lanczos(image: Image, size: tuple[int, int]) -> _Plane:
 
     It keeps more of the granules by which cells differ; where it overshoots, it is cut.
     """
+    box = fitted_box(image, size)
     if not image.is_colour:
-        grey = _fit(image.grey(), size, _Filter.LANCZOS)[np.newaxis]
+        grey = _fit(image.grey(), box, size, _Filter.LANCZOS)[np.newaxis]
         return np.repeat(grey.clip(0.0, 1.0), 3, axis=0)
-    planes = [_fit(image.array[..., channel], size, _Filter.LANCZOS) for channel in range(3)]
+    planes = [_fit(image.array[..., channel], box, size, _Filter.LANCZOS) for channel in range(3)]
     return np.stack(planes).clip(0.0, 1.0)
 
 
 _FITS = {Fit.GREY: fit_grey, Fit.COLOUR: fit_colour, Fit.LANCZOS: fit_lanczos}
 
 
-def _fit(plane: _Plane, size: tuple[int, int], resampling: _Filter = _Filter.BILINEAR) -> _Plane:
-    if plane.shape == size:
+def _fit(
+    plane: _Plane, box: Box, size: tuple[int, int], resampling: _Filter = _Filter.BILINEAR
+) -> _Plane:
+    if plane.shape == size == (box.height, box.width):
         return np.ascontiguousarray(plane)
-    box = fitted_box((plane.shape[0], plane.shape[1]), size)
     resized = PillowImage.fromarray(plane).resize((box.width, box.height), resampling)
     fitted = np.zeros(size, dtype=np.float32)
     rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from benchmarks.ratios import Spread, percentile, ratio_by_round
+from benchmarks.ratios import Ratio, Spread, percentile, ratio_by_round
 
 HUNDRED = [float(value) for value in range(100, 0, -1)]  # 1 … 100, unsorted
 
@@ -46,3 +48,21 @@ def test_ratios_are_formed_within_a_round() -> None:
 
 def test_a_round_without_partner_or_with_nothing_to_divide_by_is_left_out() -> None:
     assert ratio_by_round({0: 1.0, 1: 2.0, 2: 3.0}, {1: 4.0, 2: 0.0}) == {1: 0.5}
+
+
+def test_the_interval_of_a_ratio_holds_it_though_the_machine_changes_between_pairs() -> None:
+    draw, pairs = random.Random(1), []
+    for _ in range(60):
+        load = draw.uniform(1.0, 3.0)  # of the machine, alike for both of a pair
+        pairs.append(([load * draw.gauss(1, 0.02)], [1.01 * load * draw.gauss(1, 0.02)]))
+    found = Ratio.of_pairs(pairs, sum)
+    assert found.low < 1.01 < found.high
+    assert found.high - found.low < 0.02
+
+
+def test_a_ratio_is_one_of_the_figures_of_all_values() -> None:
+    pairs = [([1.0, 1.0, 4.0], [2.0, 2.0]), ([1.0, 3.0], [2.0, 8.0, 8.0])]
+    assert Ratio.of_pairs(pairs, max).value == 2.0
+    assert Ratio.of_pairs(pairs, lambda values: percentile(values, 0.5)).value == 2.0
+    with pytest.raises(ValueError, match="at least one"):
+        Ratio.of_pairs([], max)

@@ -34,8 +34,9 @@ def test_copies_are_made_beside_live_calls_and_none_of_these_fails(tmp_path: Pat
     second = packaged("tiny", tmp_path, make_checkout(tmp_path / "newer", version="2.0"))
     with serving([first, second], "direct") as server:
         found = shadow_beside(
-            server, "tiny", "2.0", bright_tile(2), rounds=1, seconds=2.0, threads=1,
+            server, "tiny", "2.0", bright_tile(2), pairs=2, seconds=1.0, threads=1,
             pause_s=0.05, share=1.0,
         )  # fmt: skip
     assert found.failed == 0
+    assert found.p99_ratio.low <= found.p99_ratio.value <= found.p99_ratio.high
     assert found.copies > 0

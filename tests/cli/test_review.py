@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Medserve
-from tests.client.fake_gateway import FakeGateway
+from tests.client.fake_gateway import LABELS, FakeGateway
 
 
 @pytest.fixture
@@ -65,6 +65,15 @@ def test_a_correction_tells_who_when_and_what_had_answered_but_no_file_name(
         "version": "1.0",
     }
     assert "b.png" not in (sorted_folder / "corrections.csv").read_text()
+
+
+def test_every_class_of_the_model_is_known_also_one_that_no_file_has(
+    medserve: Medserve, sorted_folder: Path
+) -> None:
+    for label in LABELS:
+        run = medserve("review", sorted_folder, "--class", label, "_review/b.png")
+        assert (run.code, run.err) == (0, "")
+    assert [row["class"] for row in corrections(sorted_folder)] == list(LABELS)
 
 
 def test_a_later_word_stands_beside_the_earlier_one(

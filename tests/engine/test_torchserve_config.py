@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +12,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+import models
 from medserve.engine.environment import CANCELLED, UPLOADS
 from medserve.engine.torchserve import config
 from medserve.engine.torchserve.config import (
+    WORKER_START,
     EngineSettings,
     engine_environment,
     java_command,
@@ -68,6 +72,15 @@ def test_only_the_inference_api_follows_the_host(tmp_path: Path) -> None:
     assert properties["grpc_inference_address"] == "0.0.0.0"
     assert properties["grpc_management_address"] == "127.0.0.1"
     assert properties["metrics_address"] == "http://127.0.0.1:3"
+
+
+def test_no_connection_to_the_engine_ends_before_the_longest_answer(tmp_path: Path) -> None:
+    within = written(tmp_path)
+    assert not [each for each in within if "connection_age" in each]  # of a gateway beside it
+    beyond = written(tmp_path, host="0.0.0.0")
+    grace_s = int(beyond["grpc_inference_max_connection_age_grace_ms"]) / 1000
+    longest = max(models.spec(name).serving.response_timeout for name in models.names())
+    assert grace_s >= 4 * longest  # others wait before it
 
 
 def test_http_apis_are_sockets_in_the_private_folder(tmp_path: Path) -> None:
@@ -164,10 +177,33 @@ def test_workers_get_their_threads_and_no_secrets(tmp_path: Path) -> None:
     }
     environment = engine_environment(given, tmp_path, threads=3, max_message_bytes=2**26)
     assert "k3y" not in environment.values()
-    assert "PYTHONPATH" not in environment  # it would stand before the archive's own code
+    assert environment["PYTHONPATH"] == str(WORKER_START)  # it stands before the archive's own code
+    assert [each.name for each in WORKER_START.glob("*.*")] == ["sitecustomize.py"]
     assert environment["PATH"] == "/bin"
     assert environment["MEDSERVE_ENGINE_THREADS"] == environment["OMP_NUM_THREADS"] == "3"
     assert int(environment["MEDSERVE_MAX_RESPONSE_BYTES"]) < 2**26
+
+
+@pytest.mark.usefixtures("engine_installed")
+def test_a_worker_imports_torch_only_where_its_model_does(tmp_path: Path) -> None:
+    program = """if True:
+        import sys
+        import ts.model_service_worker
+        from ts.protocol.otf_message_handler import create_predict_response
+
+        def answer(value):
+            return bytes(create_predict_response([value], {0: "id"}, "OK", 200))
+
+        assert answer(b"answer").count(b"answer") == 1
+        assert answer("answer").count(b"answer") == 1
+        assert answer([1.5]).count(b"1.5") == 1
+        assert "torch" not in sys.modules
+        import torch
+        assert torch.ones(1).sum() == 1
+        assert answer(torch.ones(1)).count(b"data.pkl")
+    """
+    environment = engine_environment(os.environ, tmp_path, threads=1, max_message_bytes=2**26)
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
 
 
 @pytest.mark.parametrize(

@@ -273,9 +273,10 @@ def talk(
     """Let clients talk to the gateway's gRPC port, health and reflection included."""
 
     async def run() -> Any:
-        server = grpc.aio.server(options=grpc_options(64 * _MIB))
+        settings = GatewaySettings(max_calls=40)
+        server = grpc.aio.server(options=grpc_options(settings))
         known = served or ServedModels([_MODEL])
-        register_services(server, to, known, GatewaySettings(max_calls=40))
+        register_services(server, to, known, settings)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,22 @@ def test_a_message_over_the_limit_is_refused(backend: Backend, tiny_store: Path)
         error = refused(channel, request(data=bytes(2**20 + 1)))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # gRPC's own word for it
         assert predict(channel)["label"] == LABELS[3]
+
+
+def test_uploads_beyond_the_memory_take_turns_and_each_is_answered(
+    backend: Backend, tiny_store: Path
+) -> None:
+    large = bright_tile(3) + bytes(3 * 2**20)
+    settings = backend.before(store=tiny_store, max_message_mb=4, memory_mb=8)
+    with (
+        running_gateway(*settings) as gateway,
+        grpc.insecure_channel(gateway.addresses.grpc) as channel,
+    ):
+        call = stub(channel).Predictions.future
+        calls = [call(request("tiny", data=large), timeout=4 * _WAIT_S) for _ in range(24)]
+        assert {json.loads(each.result().prediction)["label"] for each in calls} == {LABELS[3]}
+        while gateway.gateway.budget.reserved:  # until the last call has ended on the other side
+            time.sleep(0.01)
 
 
 def test_a_thousand_cancelled_calls_leave_the_models_well(edge: grpc.Channel) -> None:

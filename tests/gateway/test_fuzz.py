@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -27,9 +29,11 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 
 from medserve.errors import InvalidImageError
-from medserve.gateway.core.gateway import Gateway, Guards, Limits
+from medserve.gateway.core.audit import AuditLog
+from medserve.gateway.core.gateway import Caller, Gateway, Guards, Limits
 from medserve.gateway.core.served_models import ServedModels
 from medserve.gateway.faces.page.uploads import CONTENT_TYPE
 from medserve.gateway.services import register_services
@@ -74,6 +78,18 @@ _WORDS = (
 _TEXTS = st.sampled_from(_WORDS) | st.text(
     st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12
 )
+_UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
+_MARK = "ZQXDOEJANE"
+_MARKED_MODELS = (_MARK, "kinds", "organs", "sampler")
+_MARKED_BODIES = {
+    "application/octet-stream": _MARK,
+    "application/json": json.dumps({_MARK: _MARK}),
+    "application/x-www-form-urlencoded": f"token={_MARK}&{_MARK}={_MARK}",
+    "multipart/form-data; boundary=X": '--X\r\nContent-Disposition: form-data; name="files"; '
+    f'filename="{_MARK}"\r\n\r\n{_MARK}\r\n--X--\r\n',
+    CONTENT_TYPE: f'[{{"number": 0, "name": "{_MARK}", "size": 10}}]\n{_MARK}',
+    f"text/{_MARK}": _MARK,
+}
 _PARTS = ("0", "-1", "9" * 5000, "kinds", "..", "\u0663", "\x00", "a/b")  # of an address
 _BYTES = st.sampled_from([b"", b"dark", b"bright", *(word.encode() for word in _WORDS)]) | (
     st.binary(max_size=40)
@@ -102,7 +118,10 @@ def messages(draw: st.DrawFn, kind: Descriptor, depth: int = 0) -> Message:
 
 
 def _fill(draw: st.DrawFn, message: Message, field: FieldDescriptor, depth: int) -> None:
-    values = [_value(draw, field, depth) for _ in range(draw(st.integers(1, 2)))]
+    _set(message, field, [_value(draw, field, depth) for _ in range(draw(st.integers(1, 2)))])
+
+
+def _set(message: Message, field: FieldDescriptor, values: list[Any]) -> None:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         entries = getattr(message, field.name)
         for entry in values:
@@ -273,6 +292,126 @@ def test_no_request_finds_a_bug_in_rest_or_the_page(
     finally:
         runner.run(page.__aexit__(None, None, None))
     assert to.budget.reserved == 0
+
+
+def marked(kind: Descriptor, model: str, order: int, depth: int = 0) -> Message:
+    """A message whose every text holds the mark, but for names of models."""
+    message = message_factory.GetMessageClass(kind)()
+    for field in kind.fields[::order]:  # the last of several that exclude each other remains
+        if field.message_type is not None:
+            if depth < 4:
+                _set(message, field, [marked(field.message_type, model, order, depth + 1)])
+        elif field.type == FieldDescriptor.TYPE_STRING:
+            version = "1.0" if "version" in field.name and model != _MARK else _MARK
+            named = field.name in ("model_name", "name", "model")
+            _set(message, field, [model if named else version])
+        elif field.type == FieldDescriptor.TYPE_BYTES:
+            _set(message, field, [_MARK.encode()])
+        else:
+            _set(message, field, [1])
+    return message
+
+
+async def _quoted_by_grpc(to: Gateway) -> list[str]:
+    """Send the mark in every text of every method; the errors that hold it."""
+    quoted = []
+    async with listening(to) as channel:
+        for method, model, order in itertools.product(_METHODS, _MARKED_MODELS, (1, -1)):
+            message = marked(method.input_type, model, order).SerializeToString()
+            path = f"/{method.containing_service.full_name}/{method.name}"
+            sent = channel.stream_stream(path, None, None)
+            call = sent(iter([message]), metadata=(("x-request-id", _MARK),))
+            try:
+                async with asyncio.timeout(20):
+                    async for _ in call:
+                        if method.name == "Watch":
+                            break
+                call.cancel()
+            except grpc.aio.AioRpcError as error:
+                told = f"{method.full_name}: {error.details()} {error.trailing_metadata()}"
+                quoted += [told] if _MARK in told else []
+    return quoted
+
+
+async def _quoted_by_http(to: Gateway) -> list[str]:
+    """Send the mark in every text of every route of REST and the page; the errors that hold it."""
+    quoted = []
+    async with visiting(to) as (_, [client]):
+        for (verb, path), model in itertools.product(await _routes(client), _MARKED_MODELS):
+            url = re.sub("{.*?}", model, path)
+            params = {_MARK: _MARK} if model == "organs" else {}
+            for kind, body in _MARKED_BODIES.items():
+                headers = {"content-type": kind, "x-request-id": _MARK, "x-deadline-ms": "60000"}
+                response = await client.request(
+                    verb, url, content=body.encode(), headers=headers, params=params
+                )
+                if response.status_code >= 400 and _MARK in response.text:
+                    quoted.append(f"{verb} {path}: {response.text}")
+    return quoted
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("face", [_quoted_by_grpc, _quoted_by_http])
+def test_no_text_of_a_request_is_logged_counted_or_quoted_in_an_error(
+    face: Callable[[Gateway], Coroutine[Any, Any, list[str]]],
+    runner: asyncio.Runner,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    log = tmp_path / "audit.jsonl"
+    guards = Guards(Limits(memory_bytes=2**28), audit=AuditLog(log))
+    to = fake_gateway(FakeEngine(answers), *_MODELS, guards=guards)
+    assert not runner.run(face(to))
+    lines = [each for each in caplog.records if each.name not in ("httpx", "httpcore.http11")]
+    shown = [logging.Formatter().format(each) for each in lines]
+    assert not [each for each in shown if _MARK in each]
+    assert _MARK.encode() not in generate_latest(to.metrics.registry)
+    assert "OK" in {json.loads(line)["status"] for line in log.read_text().splitlines()}
+    assert _MARK not in log.read_text()
+
+
+class OneToken:
+    """`secret` opens `organs`."""
+
+    def caller(self, token: str) -> Caller | None:
+        """The owner of the token."""
+        return Caller("ward", frozenset({"organs"})) if token == "secret" else None
+
+
+# Probes have no token, nor has who asks what there is to call.
+_OPEN = {"ServerLive", "ServerReady", "Ping", "Check", "Watch", "List", "ServerReflectionInfo"}
+_CLOSED = [each for each in _METHODS if each.name not in _OPEN]
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("method", _CLOSED, ids=lambda each: each.full_name)
+def test_no_method_answers_without_a_token_that_opens_the_model(
+    runner: asyncio.Runner, method: Any
+) -> None:
+    guards = Guards(Limits(memory_bytes=2**28), tokens=OneToken())
+    to = fake_gateway(engine := FakeEngine(answers), *_MODELS, guards=guards)
+
+    async def told(channel: grpc.aio.Channel, token: str, order: int) -> tuple[Any, bytes]:
+        message = marked(method.input_type, "kinds", order).SerializeToString()
+        path = f"/{method.containing_service.full_name}/{method.name}"
+        sent = channel.stream_stream(path, None, None)
+        call = sent(iter([message]), metadata=(("authorization", f"Bearer {token}"),))
+        parts: list[bytes] = []
+        async with asyncio.timeout(20):
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                parts += [each async for each in call]
+            return await call.code(), b"".join(parts)
+
+    async def ask() -> None:
+        async with listening(to) as channel:
+            for order in (1, -1):
+                assert await told(channel, "wrong", order) == (_UNAUTHENTICATED, b"")
+                _, answer = await told(channel, "secret", order)
+                assert b"kinds" not in answer or b"FORBIDDEN" in answer
+
+    runner.run(ask())
+    assert not engine.requests
 
 
 async def _routes(client: httpx.AsyncClient) -> list[tuple[str, str]]:

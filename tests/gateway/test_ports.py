@@ -6,10 +6,12 @@ The archives are real, the engine behind them is a function.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import math
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import psutil
@@ -48,6 +51,10 @@ def digests(tiny_store: Path) -> dict[str, str]:
 
 @pytest.fixture
 def fake(digests: dict[str, str]) -> FakeEngine:
+    return an_engine(digests)
+
+
+def an_engine(digests: dict[str, str]) -> FakeEngine:
     """Answers every model as its archive would."""
 
     def answer(request: Request) -> bytes:
@@ -188,6 +195,52 @@ def test_with_an_authority_for_clients_only_its_certificates_open(
     assert json.loads(log.read_text().splitlines()[0])["who"] == "scanner-3"
 
 
+@needs_openssl
+def test_an_authority_that_was_replaced_opens_no_port_and_its_successor_names_the_callers(
+    tiny_store: Path, fake: FakeEngine, tmp_path: Path
+) -> None:
+    chain, key = self_signed(tmp_path, "server")
+    pairs = {name: self_signed(tmp_path, name) for name in ("scanner-3", "scanner-4")}
+    authority, log = tmp_path / "authority.pem", tmp_path / "audit.jsonl"
+    settings = quick_settings(
+        tiny_store, page=True, tls_cert=chain, tls_key=key, client_ca=authority, audit_log=log
+    )
+    trusted = chain.read_bytes()
+
+    def opens(gateway: GatewayServer, name: str) -> set[str]:
+        """The ports on which the certificate is let in."""
+        certificate, private = pairs[name]
+        context = ssl.create_default_context(cafile=str(chain))
+        context.load_cert_chain(certificate, private)
+        found = set()
+        port = urlsplit(gateway.addresses.page_url or "").port
+        connection = http.client.HTTPSConnection("localhost", port, context=context, timeout=20)
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            sent = {"content-type": "application/octet-stream"}
+            connection.request("POST", "/v1/models/tiny/classify", b"x", sent)
+            connection.getresponse().read()
+            found.add("https")
+        pair = {"private_key": private.read_bytes(), "certificate_chain": certificate.read_bytes()}
+        shown = channel_to(gateway, root_certificates=trusted, **pair)
+        with contextlib.suppress(grpc.RpcError), shown as channel:
+            predict(channel)
+            found.add("grpc")
+        return found
+
+    shutil.copy(pairs["scanner-3"][0], authority)
+    with running_gateway(settings, fake) as gateway:
+        assert opens(gateway, "scanner-3") == {"https", "grpc"}
+        assert opens(gateway, "scanner-4") == set()
+        shutil.copy(pairs["scanner-4"][0], tmp_path / "next.pem")
+        (tmp_path / "next.pem").replace(authority)
+        while opens(gateway, "scanner-4") != {"https", "grpc"}:
+            time.sleep(0.1)
+        assert opens(gateway, "scanner-3") == set()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {each["who"] for each in lines} == {"scanner-3", "scanner-4"}
+    assert {each["face"] for each in lines} == {"http", "torchserve"}
+
+
 def test_a_second_gateway_on_the_same_port_is_told(tiny_store: Path, fake: FakeEngine) -> None:
     with running_gateway(quick_settings(tiny_store), fake) as gateway:
         port = int(gateway.addresses.grpc.rpartition(":")[2])
@@ -196,6 +249,28 @@ def test_a_second_gateway_on_the_same_port_is_told(tiny_store: Path, fake: FakeE
             running_gateway(quick_settings(tiny_store, grpc_port=port), fake),
         ):
             pytest.fail("two gateways share a port")
+
+
+def test_gateways_that_share_a_port_share_its_clients(
+    tiny_store: Path, digests: dict[str, str]
+) -> None:
+    engines = an_engine(digests), an_engine(digests)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def asked() -> list[int]:
+        for _ in range(64):  # the kernel leads each connection to one or the other
+            with channel_to(stays) as channel:
+                assert predict(channel)
+        return [sum(len(each.inputs["data"]) == 10 for each in of.requests) for of in engines]
+
+    settings = quick_settings(tiny_store, grpc_port=port, share_port=True)
+    with running_gateway(settings, engines[0]) as stays:
+        with running_gateway(settings, engines[1]):
+            both = asked()
+        alone = asked()
+    assert min(both) > 0
+    assert (alone[0] - both[0], alone[1] - both[1]) == (64, 0)
 
 
 def test_running_calls_finish_while_health_says_no(tiny_store: Path, fake: FakeEngine) -> None:

@@ -62,6 +62,7 @@ BOUNDS = {
     "faces.page.jobs.PageLimits.answer_s": "time for all of an upload",
     "faces.page.jobs.PageLimits.calls_in_flight": "calls of the page",
     "faces.page.jobs.PageLimits.holder_jobs": "jobs of the page",
+    "faces.page.jobs.PageLimits.index_bytes": "names of the page's files",
     "faces.page.jobs.PageLimits.job_bytes": "files of the page's jobs",
     "faces.page.jobs.PageLimits.job_files": "files of the page's jobs",
     "faces.page.jobs.PageLimits.pack_files": "one upload to the page",
@@ -116,6 +117,8 @@ INTERNAL = {
     "faces.page.app._ENVELOPE_BYTES",
     "faces.page.classify._LARGE_BYTES",
     "faces.page.exports._CHUNK_BYTES",
+    "faces.page.jobs._CLASS_BYTES",
+    "faces.page.jobs._ITEM_BYTES",
     "faces.page.pages._MAX_FIELDS",
     "faces.rest.body._ENVELOPE_BYTES",
     "faces.rest.body._MAX_DIGITS",
@@ -276,6 +279,11 @@ ROWS = {
         "web/test_masks.py::test_what_is_made_of_a_visitors_files_counts_among_their_bytes",
         "web/test_masks.py::test_a_visitor_whose_results_have_passed_the_bound_makes_no_more_of_them",
     ),
+    "names of the page's files": (
+        "web/test_jobs.py::test_names_of_files_are_bounded_by_the_memory_that_they_take",
+        "web/test_jobs.py::test_an_answered_file_takes_no_more_memory_than_is_counted_for_it",
+        "web/test_uploads.py::test_what_is_known_of_files_is_counted_once_however_they_come",
+    ),
     "one upload to the page": (
         "web/test_uploads.py::test_more_bytes_than_allowed_are_refused_before_they_come",
     ),
@@ -302,10 +310,12 @@ PROMISES = {
         "gateway/test_health.py::test_a_worker_that_is_ready_but_stuck_is_not_serving_within_seconds",
     ),
     "uploads wait until there is memory": (
+        "gateway/test_edge.py::test_uploads_beyond_the_memory_take_turns_and_each_is_answered",
         "gateway/test_ports.py::test_many_large_uploads_need_no_more_memory_than_a_few",
     ),
     "a cancelled call keeps its place, so the queue stays where it can be left": (
         "gateway/test_core.py::test_a_cancelled_call_keeps_its_place_until_the_engine_is_done_with_it",
+        "gateway/test_edge.py::test_a_thousand_cancelled_calls_leave_the_models_well",
     ),
     "Any TorchServe client works at 8001 as it does at 7070.": (
         "gateway/test_edge.py::test_a_torchserve_client_gets_its_answer",
@@ -358,15 +368,19 @@ PROMISES = {
     "A caller without the scope of a model does not learn whether it exists.": (
         "gateway/test_core.py::"
         "test_a_model_outside_the_callers_scopes_is_forbidden_whether_it_exists_or_not",
+        "gateway/test_fuzz.py::test_no_method_answers_without_a_token_that_opens_the_model",
     ),
     "Files that are replaced count without a restart": (
         "gateway/test_ports.py::test_a_renewed_certificate_counts_for_the_next_connection",
+        "gateway/test_ports.py::"
+        "test_an_authority_that_was_replaced_opens_no_port_and_its_successor_names_the_callers",
     ),
     "demands a certificate of that authority from every client": (
         "gateway/test_ports.py::test_with_an_authority_for_clients_only_its_certificates_open",
     ),
     "No pixel, name, tag, parameter or error text.": (
         "gateway/test_audit.py::test_a_call_leaves_one_line_without_anything_of_its_input",
+        "gateway/test_fuzz.py::test_no_text_of_a_request_is_logged_counted_or_quoted_in_an_error",
     ),
     "A changed, removed or inserted line is named.": (
         "gateway/test_audit.py::test_an_altered_log_is_found",
@@ -427,6 +441,14 @@ PROMISES = {
     "model labels are only ever names that are served": (
         "gateway/test_core.py::test_what_a_call_cost_is_counted_under_names_that_are_served",
     ),
+    "Calls of a model in the engine; 0: twice what it takes at once.": (
+        "gateway/test_bounds.py::test_a_gate_follows_the_number_of_workers",
+    ),
+    "What Kubernetes sets for a Service, such as `MEDSERVE_GATEWAY_PORT`, is no setting.": (
+        "gateway/test_settings.py::test_what_kubernetes_tells_of_a_service_is_no_setting",
+        "gateway/test_settings.py::"
+        "test_what_kubernetes_tells_of_services_named_like_a_setting_is_no_setting",
+    ),
     "A flag of `medserve gateway` beats its variable, which beats the default.": (
         "gateway/test_settings.py::test_a_flag_beats_the_variable_and_the_variable_the_default",
     ),
@@ -434,6 +456,45 @@ PROMISES = {
 
 # The same of the pages on what the gateway does besides calls.
 ELSEWHERE: dict[str, dict[str, tuple[str, ...]]] = {
+    "../use/page": {
+        "only the session that made it sees it; to everybody else it does not exist": (
+            "web/test_jobs.py::test_another_visitor_finds_nothing_under_the_id_of_a_job",
+            "web/test_sessions.py::test_a_made_up_session_owns_nothing",
+        ),
+        "It is deleted 60 minutes after its owner last used it": (
+            "web/test_jobs.py::test_a_job_is_deleted_after_its_time_unless_it_is_used",
+            "web/test_jobs.py::test_the_sweeper_outlives_whatever_goes_wrong",
+            "web/test_uploads.py::test_a_job_deleted_while_files_arrive_ends_the_upload",
+        ),
+        "when its owner logs out, and when the server stops": (
+            "web/test_sessions.py::test_logging_out_deletes_what_was_sent",
+            "web/test_jobs.py::test_the_page_takes_all_files_away_when_it_ends",
+        ),
+        "Folders of a server that was killed are taken away by the next one.": (
+            "engine/test_run_folder.py::"
+            "test_the_folder_of_a_killed_server_is_taken_away_by_the_next",
+        ),
+        "No log line holds a file's name, pixels, or what a file says of a patient.": (
+            "gateway/test_fuzz.py::"
+            "test_no_text_of_a_request_is_logged_counted_or_quoted_in_an_error",
+            "imaging/test_payload.py::"
+            "test_no_line_of_a_library_gets_out_whatever_level_it_sets_later",
+            "web/test_protection.py::test_a_header_that_is_no_address_is_refused_and_nowhere_quoted",
+        ),
+        "they keep a foreign page from reaching yours under a name of its own": (
+            "web/test_protection.py::test_the_page_answers_to_its_own_names",
+        ),
+        "Requests that change something are taken only from the page itself": (
+            "web/test_protection.py::test_a_request_from_another_site_changes_nothing",
+        ),
+    },
+    "operations": {
+        "So that a worker can stop drawing images that nobody": (
+            "gateway/test_cancelled.py::test_a_cancelled_call_is_marked_until_the_engine_has_ended_it",
+            "gateway/test_cancelled.py::"
+            "test_a_cancelled_call_stops_no_other_call_of_the_id_that_its_caller_chose",
+        ),
+    },
     "releases": {
         "Each command returns when the change is made and proven": (
             "gateway/test_versions.py::"
@@ -605,7 +666,7 @@ def test_a_promise_stands_on_the_page(promise: str) -> None:
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_a_promise_of_another_page_stands_on_it(name: str) -> None:
-    text = " ".join(PAGE.with_name(f"{name}.md").read_text(encoding="utf-8").split())
+    text = " ".join((PAGE.parent / f"{name}.md").read_text(encoding="utf-8").split())
     assert [each for each in ELSEWHERE[name] if each.lower() not in text.lower()] == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,27 @@ def test_a_file_that_cannot_be_used_leaves_the_routes_of_before(
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     with pytest.raises(ConfigError):
         Routes(path, served())
+
+
+@pytest.mark.parametrize("dated_s", [0.0, 4_102_444_800.0], ids=["1970", "2100"])
+def test_routes_are_followed_whatever_the_date_of_their_file(
+    tmp_path: Path, dated_s: float
+) -> None:
+    path = tmp_path / "r.json"
+    routes = routed(path)
+    routed(path, tiny={"canary": {"version": "2.0", "share": 1}})
+    os.utime(path, (dated_s, dated_s))  # the clock was set
+    routes.reread()
+    assert routes.version_for("tiny", Caller("ward-7")) == "2.0"
+
+
+def test_a_route_that_is_set_leaves_what_was_just_written_into_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    routes = routed(path)
+    routed(path, other={"canary": {"version": "7.0", "share": 0.5}})
+    routes.set("tiny", Route(canary=Canary(version="2.0", share=1)))
+    assert set(RouteFile.read(path).models) == {"tiny", "other"}
+    assert routes.version_for("tiny", Caller("ward-7")) == "2.0"
 
 
 def test_a_file_in_toml_is_followed_and_never_written(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -462,6 +463,29 @@ def test_an_archive_that_is_copied_into_a_watched_store_takes_over(bench: Bench)
         (bench.folder / "tiny-2.0.mar").rename(bench.folder / "aside")
         await looks(bench)
         assert bench.listed == ["2.0"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("dated_s", [0.0, 4_102_444_800.0], ids=["1970", "2100"])
+def test_a_clock_that_is_set_while_an_archive_comes_changes_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, dated_s: float
+) -> None:
+    async def scenario() -> None:
+        await looks(bench)
+        path = write_archive(bench.folder, "tiny", "2.0")
+        whole = path.read_bytes()
+        half_copied(bench.folder)
+        os.utime(path, (dated_s, dated_s))
+        monkeypatch.setattr(time, "time", lambda: dated_s)
+        await looks(bench)
+        assert (bench.default, bench.listed) == ("1.0", ["1.0"])
+        path.write_bytes(whole)
+        os.utime(path, (dated_s, dated_s))  # the same date; its size tells
+        await looks(bench)
+        assert (bench.default, bench.listed, await bench.ask()) == ("2.0", ["2.0"], "2.0")
+        await bench.versions.roll_back(OPERATOR, "tiny")
+        assert (bench.default, await bench.ask()) == ("1.0", "1.0")
 
     run(scenario)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import models
+from medserve.archive.reference import REFERENCE as FILE
 from medserve.archive.reference import Observed, Reference, read_answer_items
 from medserve.errors import ArchiveError
 from medserve.gateway.core.calls import Caller, EngineCall, ModelInfo
@@ -151,6 +154,60 @@ def test_a_reference_that_cannot_be_used_is_refused(content: bytes) -> None:
 @given(content=st.binary() | st.from_regex(rb"\{.*", fullmatch=True))
 def test_no_answer_whatever_its_bytes_stops_the_watching(content: bytes) -> None:
     assert isinstance(list(read_answer_items(content)), list)
+
+
+def shipped() -> list[Any]:
+    """Return room and variant of every model that is asked about inputs."""
+    return [
+        pytest.param(room, variant, id="-".join(filter(None, (room, variant))))
+        for room in models.names()
+        for variant in ("", *models.variants(room))
+        if models.spec(room, variant).task is not Task.GENERATION
+    ]
+
+
+def held_out_answers(reference: Reference, count: int, factor: float = 1.0) -> list[Observed]:
+    """Draw answers as the held-out ones; but for flags, each signal times a factor."""
+    rng = random.Random(count)
+    classes = next(iter(reference.signals.values()))
+    labels, counts = list(classes), [each.count for each in classes.values()]
+    found = []
+    for label in rng.choices(labels, counts, k=count):
+        of = {
+            name: rng.choice(classes[label].quantiles)
+            for name, classes in reference.signals.items()
+            if label in classes
+        }
+        scaled = {name: of[name] * factor for name in ("novelty", "area") if name in of}
+        ml = {name[6:]: factor * value for name, value in of.items() if name.startswith("ml of ")}
+        content: dict[str, Any] = {
+            "label": label,
+            "probability": of.get("probability"),
+            "novelty": scaled.get("novelty"),
+            "review": of.get("review", 0.0) == 1.0,
+            "unlike_training": of.get("unlike", 0.0) == 1.0,
+            "volumes_ml": ml,
+        }
+        if "area" in scaled:
+            frame = {"status": "ok", "pixels": round(1e6 * scaled["area"])}
+            content |= {"grid": {"rows": 1000, "columns": 1000}, "frames": [frame]}
+        found.append(msgspec.convert(content, Observed))
+    return found
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(("room", "variant"), shipped())
+def test_every_shipped_model_has_a_reference_that_tells_a_shift_alone(
+    room: str, variant: str
+) -> None:
+    """The bar, on what the file holds; `test_drift_on_public_data` has images."""
+    weights = models.room(room, variant) / "weights"
+    reference = Reference.decode((weights / FILE).read_bytes(), room)
+    assert reference.network == hashlib.sha256((weights / "model.onnx").read_bytes()).hexdigest()
+    own = held_out_answers(reference, 10_000)
+    assert max(evidence(own, reference)) < ALARM
+    shifted = held_out_answers(reference, 200, factor=3.0)
+    assert max(evidence(own[:1000] + shifted, reference)) >= ALARM
 
 
 # ---- what is counted

@@ -1,8 +1,13 @@
-"""A JPEG that was cut, and has an end or zeros behind the cut, is refused; libjpeg fills it up."""
+"""Compressed pictures with bytes lost or changed within their code: equal pixels, or refused.
+
+As far as the format permits: where the code of a changed picture is a picture as well, nobody can
+tell it from a whole one.
+"""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from shutil import which
@@ -15,12 +20,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.encaps import encapsulate, get_frame
-from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1
+from pydicom.uid import (
+    UID,
+    HTJ2KLossless,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from medserve.errors import InvalidImageError
 from medserve.imaging.codecs import dicom, raster
 from medserve.spec import InputKind, InputSpec
-from tests.phantoms import dicom_bytes, raster_bytes
+from tests.phantoms import dicom_bytes, dicom_dataset, raster_bytes
 
 LIMITS = InputSpec(kinds=(InputKind.RASTER, InputKind.DICOM), size=(64, 64))
 GREY = np.random.default_rng(7).integers(0, 255, (72, 104), dtype=np.uint8)
@@ -116,3 +129,75 @@ def test_a_dicom_frame_of_mid_grey_is_not_taken_for_a_cut_one() -> None:
     frame = raster_bytes(grey, "JPEG")
     payload = dicom_bytes(grey, JPEGBaseline8Bit, PixelData=encapsulate([frame]))
     np.testing.assert_allclose(dicom.decode(payload, LIMITS).array, 128 / 255, atol=1e-6)
+
+
+SMOOTH = np.clip(
+    200 * np.exp(-((np.mgrid[:96, :128] - 50) ** 2).sum(axis=0) / 900)
+    + np.random.default_rng(1).normal(30, 6, (96, 128)),
+    0,
+    255,
+).astype(np.uint8)
+SYNTAXES = [
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEG2000Lossless,
+    HTJ2KLossless,
+    RLELossless,
+]
+
+
+@cache
+def _encoded(syntax: UID) -> bytes:
+    imagecodecs = pytest.importorskip("imagecodecs", reason="needs the extra jpeg12")
+    pytest.importorskip("gdcm", reason="needs the serve extra")
+    if syntax == RLELossless:
+        dataset = dicom_dataset(SMOOTH)
+        dataset.compress(RLELossless)
+        return get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if syntax == JPEG2000Lossless:
+        return raster_bytes(SMOOTH, "JPEG2000", no_jp2=True, irreversible=False)
+    encode: dict[UID, Callable[[], bytes]] = {
+        JPEGBaseline8Bit: lambda: raster_bytes(SMOOTH, "JPEG", quality=90),
+        JPEGLosslessSV1: lambda: imagecodecs.ljpeg_encode(SMOOTH),
+        JPEGLSLossless: lambda: imagecodecs.jpegls_encode(SMOOTH),
+        HTJ2KLossless: lambda: imagecodecs.htj2k_encode(SMOOTH),
+    }
+    return bytes(encode[syntax]())
+
+
+def _decoded(syntax: UID, frame: bytes) -> npt.NDArray[np.float32] | None:
+    payload = dicom_bytes(SMOOTH, syntax, PixelData=encapsulate([frame]))
+    try:
+        return dicom.decode(payload, LIMITS).array
+    except InvalidImageError:
+        return None
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.name)
+@given(place=st.floats(0.2, 0.9), lost=st.integers(100, 700))
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_a_frame_that_lost_bytes_within_is_refused(syntax: UID, place: float, lost: int) -> None:
+    frame = _encoded(syntax)
+    at = int(place * (len(frame) - lost - 4))
+    found = _decoded(syntax, frame[:at] + frame[at + lost :])
+    whole = _decoded(syntax, frame)
+    assert whole is not None
+    assert found is None or np.array_equal(found, whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_jpeg_with_data_left_over_is_refused(kind: str) -> None:
+    end = _jpeg(kind).rfind(END)
+    longer = _jpeg(kind)[:end] + _jpeg(kind)[end - 90 : end - 1].rstrip(b"\xff") + b"A" + END
+    with pytest.raises(InvalidImageError, match="damaged or cut short"):
+        raster.decode(longer, LIMITS)
+
+
+@pytest.mark.parametrize("filling", [b"\xff", b"\xff\xff\xff", b"\0", b"\0\0\0"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_fills_a_jpeg_up_before_its_end_counts_for_nothing(kind: str, filling: bytes) -> None:
+    end = _jpeg(kind).rfind(END)
+    filled = _jpeg(kind)[:end] + filling + END
+    alone = raster.decode(_jpeg(kind), LIMITS).array
+    np.testing.assert_array_equal(raster.decode(filled, LIMITS).array, alone)

@@ -20,8 +20,10 @@ from pydicom.uid import (
 )
 
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
-from medserve.imaging.codecs import dicom
+from medserve.imaging.codecs import dicom, dicom_frames
+from medserve.imaging.frames import FrameLimits
 from medserve.spec import InputKind, InputSpec
+from tests.frame_phantoms import region
 from tests.phantoms import (
     PATIENT,
     dicom_bytes,
@@ -268,3 +270,48 @@ def test_a_picture_that_is_no_dicom_is_refused() -> None:
 
     with pytest.raises(InvalidImageError):
         decoded(encoded(pillow.fromarray(disc()), "PNG"))
+
+
+@pytest.mark.parametrize(
+    ("elements", "aspect"),
+    [
+        ({"PixelSpacing": [0.4, 0.2]}, 2.0),
+        ({"ImagerPixelSpacing": [0.1, 0.4]}, 0.25),
+        ({"NominalScannedPixelSpacing": [0.3, 0.2]}, 1.5),
+        ({"PixelAspectRatio": [3, 2]}, 1.5),
+        ({"PixelSpacing": [0.2, 0.2], "PixelAspectRatio": [2, 1]}, 1.0),
+        ({"PixelSpacing": [0.20001, 0.2]}, 1.0),
+        ({"PixelSpacing": [0.0, 0.2]}, 1.0),
+        ({"SequenceOfUltrasoundRegions": [region((0.02, 0.04))]}, 0.5),
+        ({}, 1.0),
+    ],
+)
+def test_an_image_says_how_oblong_its_pixels_are(elements: dict[str, Any], aspect: float) -> None:
+    payload = dicom_bytes(wedge(48, 64), **elements)
+    assert dicom.decode(payload, LIMITS).aspect == pytest.approx(aspect)
+    assert dicom_frames.decode(payload, FrameLimits(LIMITS)).grid.aspect == pytest.approx(aspect)
+
+
+def test_pixels_that_no_device_has_are_refused() -> None:
+    with pytest.raises(InvalidImageError, match="correct the pixel spacing"):
+        decoded(dicom_bytes(wedge(), PixelSpacing=[10.0, 0.1]))
+
+
+@pytest.mark.parametrize(
+    ("photometric", "shape"), [("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE")]
+)
+def test_a_header_that_says_both_that_white_is_more_and_less_is_refused(
+    photometric: str, shape: str
+) -> None:
+    elements: dict[str, Any] = {
+        "PhotometricInterpretation": photometric,
+        "PresentationLUTShape": shape,
+    }
+    with pytest.raises(InvalidImageError, match="presentation LUT shape that fits"):
+        decoded(dicom_bytes(wedge(), **elements))
+    other = "INVERSE" if shape == "IDENTITY" else "IDENTITY"
+    fitting = dicom_bytes(
+        wedge(), PhotometricInterpretation=photometric, PresentationLUTShape=other
+    )
+    alone = dicom_bytes(wedge(), PhotometricInterpretation=photometric)
+    np.testing.assert_array_equal(decoded(fitting), decoded(alone))

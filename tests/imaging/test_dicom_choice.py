@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import re
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,10 @@ def _without_creator(manufacturer: str, tag: int, vr: str, value: Any) -> Change
         dataset.add_new(tag, vr, value)
 
     return change
+
+
+def _sign(key: str, text: str) -> str:
+    return f"{key}=text-{zlib.crc32(text.encode()):08x}"
 
 
 SIEMENS, GE = (0x19, "SIEMENS MR HEADER", 0x0C), (0x43, "GEMS_PARM_01", 0x39)
@@ -112,6 +117,20 @@ APART: dict[str, tuple[Change, Change, str, str]] = {
     "reconstruction diameter": (_set("ReconstructionDiameter", "200"),
                                 _set("ReconstructionDiameter", "400"),
                                 "diameter=200", "diameter=400"),
+    "echo number": (_set("EchoNumbers", 1), _set("EchoNumbers", 2),
+                    "echo_number=1", "echo_number=2"),
+    "protocol": (_set("ProtocolName", "Secret T1"), _set("ProtocolName", "Secret t2"),
+                 _sign("protocol", "secret t1"), _sign("protocol", "secret t2")),
+    "coil": (_set("ReceiveCoilName", "HEA"), _set("ReceiveCoilName", "NEC"),
+             _sign("coil", "hea"), _sign("coil", "nec")),
+    "coil of Siemens": (_private(0x51, "SIEMENS MR HEADER", 0x0F, "LO", "H1"),
+                        _private(0x51, "SIEMENS MR HEADER", 0x0F, "LO", "H2"),
+                        _sign("coil", "h1"), _sign("coil", "h2")),
+    "series description": (_set("SeriesDescription", "Secret in"),
+                           _set("SeriesDescription", "Secret out"),
+                           _sign("description", "secret in"), _sign("description", "secret out")),
+    "pixel bandwidth": (_set("PixelBandwidth", "130"), _set("PixelBandwidth", "260"),
+                        "bandwidth=130", "bandwidth=260"),
     "unit": (_set_all(RescaleType="HU", RescaleSlope="1", RescaleIntercept="0"),
              _set_all(RescaleType="US", RescaleSlope="1", RescaleIntercept="0"),
              "unit=HU", "unit=US"),

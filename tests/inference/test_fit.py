@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medserve.imaging import Image
 from medserve.imaging.intensity import full_range
-from medserve.inference.fit import fit_colour, fit_grey, fitted_box
+from medserve.inference.fit import fit_colour, fit_grey, fit_lanczos, fitted_box
 from tests.phantoms import disc, wedge
 
 
@@ -48,9 +54,30 @@ def test_each_colour_is_fitted_like_grey_and_a_grey_image_has_three_alike() -> N
 
 
 def test_the_box_says_where_a_fitted_image_lies() -> None:
-    plane = fit_grey(Image(np.ones((30, 90), np.float32)), (64, 64))[0]
-    box = fitted_box((30, 90), (64, 64))
+    image = Image(np.ones((30, 90), np.float32))
+    plane, box = fit_grey(image, (64, 64))[0], fitted_box(image, (64, 64))
     assert (box.height, box.width) == (21, 64)
     inside = plane[box.top : box.top + box.height, box.left : box.left + box.width]
     assert inside.min() == 1.0
     assert plane.sum() == inside.sum()
+
+
+@pytest.mark.parametrize("fit", [fit_grey, fit_colour, fit_lanczos])
+@given(aspect=st.floats(0.25, 4))
+@settings(max_examples=20, deadline=None)
+def test_a_disc_of_oblong_pixels_is_round_to_the_network(
+    fit: Callable[[Image, tuple[int, int]], npt.NDArray[np.float32]], aspect: float
+) -> None:
+    rows, columns = np.mgrid[: round(240 / aspect), :240]
+    inside = ((rows + 0.5) * aspect - 120) ** 2 + (columns + 0.5 - 120) ** 2 < 90**2
+    plane = fit(Image(inside.astype(np.float32), aspect), (64, 64))[0]
+    across, down = plane.max(axis=0), plane.max(axis=1)
+    assert abs(float(across.sum() - down.sum())) < 2.5  # of 48 pixels
+    assert plane.sum() == pytest.approx(np.pi * 24**2, rel=0.03)
+
+
+def test_oblong_pixels_of_the_right_number_are_fitted_all_the_same() -> None:
+    image = Image(np.ones((64, 64), np.float32), 2.0)
+    box = fitted_box(image, (64, 64))
+    assert (box.top, box.left, box.height, box.width) == (0, 16, 64, 32)
+    assert fit_grey(image, (64, 64)).sum() == pytest.approx(64 * 32, rel=1e-3)

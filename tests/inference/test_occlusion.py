@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from medserve.errors import DeadlineError
+from medserve.imaging import Image
 from medserve.inference.engines import Outputs
 from medserve.inference.fit import Box, fitted_box
 from medserve.inference.occlusion import ROWS, log_odds, occlude
@@ -114,7 +115,7 @@ def test_the_check_tells_a_map_that_holds_from_one_that_says_nothing() -> None:
 
 
 def test_padding_around_an_image_is_never_covered() -> None:
-    box = fitted_box((20, 80), (32, 32))
+    box = fitted_box(Image(np.zeros((20, 80), np.float32)), (32, 32))
     row = np.zeros((3, 32, 32), np.float32)
     row[:, box.top : box.top + box.height] = np.linspace(0, 1, 32, dtype=np.float32)
     touched = np.zeros((32, 32), bool)

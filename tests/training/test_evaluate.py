@@ -79,7 +79,14 @@ def test_the_errors_among_the_first_that_review_shows_are_counted(
             answers.probabilities.argmax(axis=1), strict=True,
         )
     )  # fmt: skip
-    assert metrics["review"]["errors_in_first_5_percent"] == sum(wrong for _, wrong in rows[:2])
+    review = metrics["review"]
+    found = review["errors_in_first_5_percent"]
+    assert found == sum(wrong for _, wrong in rows[:2])
+    places = [place for place, (_, wrong) in enumerate(rows, start=1) if wrong]
+    assert review["images_until_the_last_error"] == max(places, default=0)
+    if places:
+        low, high = review["share_in_first_5_percent_interval_95_exact"]
+        assert low <= found / len(places) <= high
 
 
 def test_metrics_agree_with_the_network_that_was_exported(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from medserve.errors import ServerBusyError
 from medserve.gateway.faces.page import PageLimits, app
 from medserve.gateway.faces.page.jobs import (
+    Item,
     Job,
     Jobs,
     Kind,
@@ -21,6 +25,8 @@ from medserve.gateway.faces.page.jobs import (
     drop_file,
     whole_file,
 )
+from medserve.tasks.classification import Classification
+from medserve.tasks.result import Provenance
 from tests.web.visiting import PACK, begin, gateway, pack, send, visiting
 
 LABELS = ("dark", "bright")
@@ -133,6 +139,48 @@ def test_jobs_of_one_holder_and_of_all_are_bounded(tmp_path: Path) -> None:
         jobs.create(Kind.CLASSIFY, f"other {number}", "m", "1", LABELS, f"198.51.100.{number}")
     assert len(jobs._jobs) == 6
     assert sum(1 for _ in tmp_path.iterdir()) == 6
+
+
+def test_names_of_files_are_bounded_by_the_memory_that_they_take(tmp_path: Path) -> None:
+    jobs = make(tmp_path, index_bytes=2**22)
+    for number, holder in enumerate(("203.0.113.9", "198.51.100.7", "198.51.100.8")):
+        for length in itertools.cycle((1, 1024)):
+            session = f"session {number} {length}"
+            job = jobs.create(Kind.CLASSIFY, session, "m", "1", LABELS, holder)
+            try:
+                jobs.reserve(job, 0, ["\N{CLINKING BEER MUGS}" * length] * 50)
+            except QuotaError:
+                break
+        kept = [each for each in jobs._jobs.values() if each.holder == holder]
+        assert sum(each.index_bytes for each in kept) <= 2**21
+        assert (sum(each.index_bytes for each in kept) > 2**20) == (number < 2)
+    assert 2**21 < sum(each.index_bytes for each in jobs._jobs.values()) <= 2**22
+    for each in list(jobs._jobs.values()):
+        jobs.delete(each)
+    job = jobs.create(Kind.CLASSIFY, "a", "m", "1", LABELS, "203.0.113.9")
+    jobs.reserve(job, 0, ["a"] * 500)
+
+
+@pytest.mark.cpu
+def test_an_answered_file_takes_no_more_memory_than_is_counted_for_it(tmp_path: Path) -> None:
+    labels = tuple(f"class number {number}" for number in range(40))
+    job = make(tmp_path).create(Kind.CLASSIFY, "a", "m", "1", labels)
+    answer = json.dumps(
+        {"probabilities": dict.fromkeys(labels, 0.1), "review": False, "novelty": 0.5}
+    )
+    names = [f"{number} {'ä' * (number % 100)}" for number in range(2000)]
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number, name in enumerate(names):
+            item = Item(number, "".join(name), 10**6 + number, f"{number:064}", modified_s=10**9)
+            item.outcome = Classification.from_json(json.loads(answer))
+            item.provenance = Provenance(f"m{number}", f"v{number}", f"{number:064}")
+            job.items[number] = item
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before <= job.memory_of(names)
 
 
 def test_uploads_of_one_holder_leave_places_for_others(tmp_path: Path) -> None:

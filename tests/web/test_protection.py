@@ -97,6 +97,11 @@ async def test_our_own_pages_and_programs_are_no_other_site(client: Visitor) -> 
         (GatewaySettings(), "[::1]:8000", 200),
         (GatewaySettings(), "evil.example:8000", 403),  # a name that was made to lead here
         (GatewaySettings(), "127.0.0.1.evil.example", 403),
+        *(
+            (GatewaySettings(), host, 403)
+            for host in ("evil.example@127.0.0.1:8000", "127.0.0.1:8000@evil.example", "127.0.0.1/")
+        ),
+        *((GatewaySettings(), host, 403) for host in ("[127.0.0.1", "127.0.0.1:80:80", "")),
         (GatewaySettings(host="0.0.0.0", hosts="page.lab"), "page.lab", 200),
         (GatewaySettings(host="0.0.0.0", hosts="page.lab"), "evil.example", 403),
         (GatewaySettings(host="0.0.0.0"), "any.name", 200),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Set
 
 import pytest
 
 from medserve.gateway.faces.page import PageLimits
+from medserve.gateway.faces.page.jobs import Job
 from tests.web.visiting import PACK, Visitor, begin, gateway, pack, send, visit, visiting
 
 TRAVERSING = (
@@ -51,12 +52,13 @@ def test_names_never_become_paths() -> None:
         b'[{"number": true, "name": "a", "size": 7}]\nok dark',
         b'[{"number": 0, "name": ["a"], "size": 7}]\nok dark',
         b'[{"number": 0, "name": "a", "size": 70}]\nok dark',
+        b'[{"number": 0, "name": "a", "size": 7, "modified": 1%s}]\nok dark' % (b"0" * 4000),
         b'[{"number": 0, "name": "a", "size": 3}]\nok dark',
         b'[{"number": 0, "name": "a", "size": 3}, {"number": 0, "name": "b", "size": 4}]\nok dark',
         b"[" * 100_000 + b"\n",
         b"x" * 3 * 2**20,
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_a_body_that_is_not_what_it_says_is_refused_and_nothing_of_it_kept(body: bytes) -> None:
     async def run() -> None:
@@ -108,6 +110,7 @@ def test_more_bytes_than_allowed_are_refused_before_they_come() -> None:
         (PageLimits(visitor_bytes=20), 3),
         (PageLimits(total_bytes=20), 3),
         (PageLimits(job_files=2), 3),
+        (PageLimits(index_bytes=6000), 3),
     ],
 )
 def test_what_goes_beyond_a_quota_is_refused_and_the_rest_stays(
@@ -125,6 +128,60 @@ def test_what_goes_beyond_a_quota_is_refused_and_the_rest_stays(
             assert site.jobs.size_bytes == 14
 
     asyncio.run(run())
+
+
+def test_what_is_known_of_files_is_counted_once_however_they_come() -> None:
+    names = {f"{n}.png": b"ok dark" for n in range(4)}
+    listed = [{"number": n, "name": name, "size": 7} for n, name in enumerate(names)]
+
+    async def run() -> None:
+        async with visiting(gateway()) as (site, [client]):
+            job = await begin(client)
+            [kept] = site.jobs._jobs.values()
+
+            async def announced() -> AsyncIterator[bytes]:
+                whole = pack(names)
+                yield whole[:-1]
+                assert (await client.post(f"{job}/announcement", json={"files": listed})).is_success
+                yield whole[-1:]
+
+            cut = await client.post(f"{job}/files", content=pack(names)[:-1], headers=PACK)
+            assert (cut.status_code, kept.index_bytes) == (400, 0)
+            sent = (announced(), announced(), pack(names))
+            at_once = [client.post(f"{job}/files", content=each, headers=PACK) for each in sent]
+            assert all(each.is_success for each in await asyncio.gather(*at_once))
+            for _ in range(2):
+                await send(client, job, names)
+                again = await client.post(f"{job}/announcement", json={"files": listed * 2})
+                assert again.is_success
+            assert (kept.index_bytes, kept.size_bytes) == (kept.memory_of(names), 28)
+            assert not kept.missing
+
+    asyncio.run(run())
+
+
+def test_the_files_of_a_job_are_gone_through_once_for_a_list_however_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone_through: list[int] = []
+    numbers: Callable[[Job], Set[int]] = vars(Job)["numbers"].fget
+
+    def counted(job: Job) -> Set[int]:
+        gone_through.append(len(job.missing))
+        return numbers(job)
+
+    monkeypatch.setattr(Job, "numbers", property(counted))
+
+    async def run() -> None:
+        async with visiting(gateway()) as (_, [client]):
+            job = await begin(client)
+            listed = [{"number": n, "name": "", "size": 0} for n in range(500)]
+            for _ in range(2):
+                path = f"{job}/announcement"
+                assert (await client.post(path, json={"files": listed})).is_success
+
+    asyncio.run(run())
+    assert gone_through == [0, 500]
 
 
 @pytest.mark.parametrize("limits", [PageLimits(silence_s=0.05), PageLimits(upload_s=0.05)])

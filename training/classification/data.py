@@ -134,7 +134,11 @@ def labelled_files(
     }
     if is_sorted:
         label_of = _corrected(data_dir, labels, label_of)
-    missing = [label for label in labels if label not in found and label not in label_of.values()]
+    missing = [
+        label
+        for label in labels
+        if label not in label_of.values() and (every_class or label not in found)
+    ]
     if (every_class and missing) or len(missing) == len(labels):
         raise ConfigError(f"{data_dir}: expected folders of images named {', '.join(missing)}")
     if not label_of:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import track
 from scipy.special import softmax
+from scipy.stats import binomtest
 
 from medserve.errors import ConfigError
 from medserve.imaging.image import Image
@@ -190,25 +191,28 @@ def _batches(items: Iterator[_Readable]) -> Iterator[list[_Readable]]:
 
 def _review(
     answers: Answers, label_ids: npt.NDArray[np.int64], review_below: float
-) -> dict[str, float | int]:
-    """How many images a person should look at, and how many errors that would catch."""
+) -> dict[str, float | int | list[float]]:
+    """How many images a person should look at, and how many errors that would catch.
+
+    The last three say what the order of `medserve review` is worth: the errors among the first 5 %
+    of the images, the share that they are of all errors with its exact 95 % interval, and how many
+    images in that order hold all errors.
+    """
     is_review = answers.probabilities.max(axis=1) < review_below
     is_error = answers.probabilities.argmax(axis=1) != label_ids
+    rank = np.where(answers.novelty > 1.0, 0, np.where(is_review, 1, 2))
+    order = np.lexsort((answers.probabilities.max(axis=1), rank))
+    places = 1 + np.flatnonzero(is_error[order])  # of the errors, the most doubtful first
+    found, errors = int((places <= math.ceil(_LOOKED_AT * len(order))).sum()), len(places)
+    interval = binomtest(found, errors).proportion_ci(0.95, method="exact") if errors else ()
     return {
         "below": review_below,
         "images": int(is_review.sum()),
         "errors_among_them": int((is_review & is_error).sum()),
-        "errors_in_first_5_percent": _found_first(answers, is_review, is_error),
+        "errors_in_first_5_percent": found,
+        "share_in_first_5_percent_interval_95_exact": [float(each) for each in interval],
+        "images_until_the_last_error": int(places.max(initial=0)),
     }
-
-
-def _found_first(
-    answers: Answers, is_review: npt.NDArray[np.bool_], is_error: npt.NDArray[np.bool_]
-) -> int:
-    """How many errors are among the first 5 % that `medserve review` shows."""
-    rank = np.where(answers.novelty > 1.0, 0, np.where(is_review, 1, 2))
-    order = np.lexsort((answers.probabilities.max(axis=1), rank))
-    return int(is_error[order[: math.ceil(_LOOKED_AT * len(order))]].sum())
 
 
 def _foreign(

@@ -19,12 +19,15 @@ from medserve.engine.torchserve.ports import Ports, is_loopback
 from medserve.errors import ConfigError
 
 __all__ = [
+    "WORKER_START",
     "EngineSettings",
     "engine_environment",
     "java_command",
     "write_run_dir",
 ]
 
+# Stands before an archive's own code, so it holds the one module that a worker's Python runs first.
+WORKER_START = Path(__file__).parent / "worker_start"
 _SOCKET_PATH_BYTES = 107  # of a Unix socket on Linux (sockaddr_un), but for the last zero
 _LONGEST_SOCKET = ".ts.sock.65535"  # of a worker, in the folder for temporary files
 _MIB = 2**20
@@ -173,6 +176,7 @@ def engine_environment(
         environment
         | {name: given[name] for name in shared if given.get(name)}
         | {
+            "PYTHONPATH": str(WORKER_START),
             "TEMP": str(folder / "tmp"),
             "LOG_LOCATION": str(folder),
             "METRICS_LOCATION": str(folder),

@@ -121,12 +121,15 @@ class Gatherer:
         self._under_way: set[asyncio.Task[None]] = set()
 
     def takes(self, call: EngineCall, model: ModelInfo) -> bool:
-        """Return whether a call may share its way to the engine with others."""
+        """Return whether a call may share its way to the engine with others.
+
+        One of many files has shared already, and the engine's own queue costs it less.
+        """
         return (
             self._most > 1
             and model.task is Task.CLASSIFICATION
             and call.size_bytes <= GATHERED_BYTES
-            and 0 < len(_files(call.inputs)) <= self._bound(model) // 2
+            and 0 < len(_files(call.inputs)) <= max(1, self._bound(model) // 4)
             and _is_plain(call.inputs.get("params", b""))
         )
 

@@ -4,7 +4,8 @@ Stored values go through the modality transform (rescale slope and intercept, or
 the first display window, or the VOI table where there is no window. Without either, values of at
 most 8 bits count as display values; wider ones are mapped by `percentile_window`. MONOCHROME1 is
 inverted, so white always means more signal; padding pixels are black; RGB, YBR and palette
-colour come out as RGB. What stored values mean is told in `medserve.imaging.codecs.dicom_pixels`.
+colour come out as RGB. The aspect of oblong pixels is kept beside them. What stored values mean is
+told in `medserve.imaging.codecs.dicom_pixels`.
 
 No element of the file is quoted in an error: headers carry names.
 """
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medserve.errors import InvalidImageError, MedserveError
-from medserve.imaging.codecs import dicom_file, dicom_pixels
+from medserve.imaging.codecs import dicom_file, dicom_pixels, dicom_regions
 from medserve.imaging.codecs.dicom_file import (
     DAMAGED,
     PIXEL_DATA,
@@ -59,11 +60,12 @@ def decode(payload: Payload, limits: InputSpec) -> Image:
     """
     with quietly():
         try:
-            dataset = read(bytes(payload))
+            dataset = read(bytes(payload), dicom_regions.ELEMENTS)
             check(dataset, limits)
             _refuse_several_frames(dataset)
             check_stored_frames(dataset)
-            return frame_image(dataset)
+            image = frame_image(dataset)
+            return Image(image.array, dicom_regions.image_aspect(dataset))
         except MedserveError:
             raise
         except Exception:  # pydicom quotes values in what it raises

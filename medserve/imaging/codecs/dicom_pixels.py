@@ -10,6 +10,8 @@ claims) and those that are NaN or infinite.
 from __future__ import annotations
 
 import importlib
+import re
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ import numpy.typing as npt
 from medserve.errors import InvalidImageError, MedserveError
 from medserve.imaging.codecs.dicom_file import DAMAGED, frame_count, syntax_of
 from medserve.imaging.codecs.dicom_tables import has_palette, lookup_table, palette
-from medserve.imaging.codecs.jpeg_frame import with_longer_scan
+from medserve.imaging.codecs.jpeg_frame import scans_fit
 from medserve.imaging.intensity import full_range
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ __all__ = [
 
 ELEMENTS = [
     "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
+    "PresentationLUTShape",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames",
     "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept",
     "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
@@ -53,8 +56,14 @@ ELEMENTS = [
 _JPEG, _JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
 _HUFFMAN = (_JPEG, _JPEG_EXTENDED, "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 _RLE = "1.2.840.10008.1.2.5"
+_SURPLUS_RUNS = re.compile(r"The decoded RLE segment .* (\d+) vs\. (\d+) bytes expected")
+_OF_ALL_FRAMES = (
+    "PixelData", "NumberOfFrames", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+)  # fmt: skip
+_MOST_PADDING = 2  # bytes of a segment
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # PS3.5 table A.4-1, in both byte orders
 _ONE_SAMPLE = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+_POLARITIES = {"INVERSE": "MONOCHROME1", "IDENTITY": "MONOCHROME2"}  # PS3.3 C.8.11.3.1
 _J2K = ("pylibjpeg", "pillow")
 # Which of pydicom's plugins decode a syntax, the first that is installed; others are native.
 _PLUGINS: dict[str, tuple[str, ...]] = {
@@ -174,8 +183,8 @@ def decoded(dataset: Dataset, index: int) -> npt.NDArray[Any]:
         _refuse_long_runs(dataset, syntax)
         precision = check_codestream(dataset, syntax, index)
         array = _array(dataset, syntax, index, precision)
-        if syntax in _HUFFMAN and precision and (array[-1, -1] == 1 << (precision - 1)).all():
-            _refuse_cut_scan(dataset, syntax, index, array)
+        if syntax in _HUFFMAN:
+            _refuse_damaged_scan(dataset, syntax, index, array)
         return array
     except MedserveError:
         raise
@@ -196,22 +205,41 @@ def _array(dataset: Dataset, syntax: UID, index: int, precision: int | None) -> 
     if syntax in (_JPEG, _JPEG_EXTENDED) and int(dataset.BitsAllocated) > 8:
         # The codestream is one of bytes, whatever the header allocates for it.
         options |= {"bits_allocated": 8, "bits_stored": min(8, int(dataset.BitsStored))}
-    array = get_decoder(syntax).as_array(dataset, index=index, **options)[0]
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        array = get_decoder(syntax).as_array(dataset, index=index, **options)[0]
+    for each in found:
+        _refuse_surplus(str(each.message))
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _refuse_cut_scan(dataset: Dataset, syntax: UID, index: int, array: npt.NDArray[Any]) -> None:
-    """Refuse a JPEG that ends in mid-grey, by which libjpeg fills up, and not by its own data."""
+def _refuse_surplus(warning: str) -> None:
+    """Refuse run lengths of more pixels than a frame has, but for what fills them up."""
+    if match := _SURPLUS_RUNS.match(warning):
+        found, expected = (int(number) for number in match.groups())
+        if found - expected > _MOST_PADDING:
+            raise ValueError("run lengths of more pixels than the frame has")
+
+
+def _refuse_damaged_scan(
+    dataset: Dataset, syntax: UID, index: int, array: npt.NDArray[Any]
+) -> None:
+    """Refuse a JPEG with too few or too many coded data, of which decoders only warn."""
     from pydicom.dataset import Dataset as Copy
     from pydicom.encaps import encapsulate, get_frame
 
     frame = get_frame(dataset.PixelData, index, number_of_frames=frame_count(dataset))
-    longer = Copy()
-    longer.update({each.tag: each for each in dataset if each.keyword != "PixelData"})
-    longer.file_meta, longer.NumberOfFrames = dataset.file_meta, 1
-    longer.PixelData = encapsulate([with_longer_scan(frame)])
-    if not np.array_equal(_array(longer, syntax, 0, int(array.dtype.itemsize * 8)), array):
-        raise ValueError("a scan that ends before its last block")
+    other = Copy()  # which shares elements: to set one of them would change the source, too
+    other.update({each.tag: each for each in dataset if each.keyword not in _OF_ALL_FRAMES})
+    other.file_meta = dataset.file_meta
+    precision = int(array.dtype.itemsize * 8)
+
+    def decode(codestream: bytes) -> bytes:
+        other.PixelData = encapsulate([codestream])
+        return _array(other, syntax, 0, precision).tobytes()
+
+    if not scans_fit(frame, array.tobytes(), decode):
+        raise ValueError("a scan with too few or too many data")
 
 
 def _of_12_bits(dataset: Dataset, index: int) -> npt.NDArray[Any]:
@@ -271,6 +299,13 @@ def _refuse_contradictions(dataset: Dataset, syntax: UID) -> None:
         raise InvalidImageError(
             "expected as many samples a pixel as the photometric interpretation has, got "
             f"{samples}; export the file again from the archive"
+        )
+    polarity = _POLARITIES.get(str(dataset.get("PresentationLUTShape")), meaning)
+    if meaning in _POLARITIES.values() and polarity != meaning:
+        raise InvalidImageError(
+            "expected a presentation LUT shape that fits the photometric interpretation (INVERSE "
+            "for MONOCHROME1, IDENTITY for MONOCHROME2), got the other one, so that white may "
+            "mean either; correct the header"
         )
 
 

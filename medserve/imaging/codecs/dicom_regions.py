@@ -9,19 +9,35 @@ one.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from pydicom import Dataset
+from medserve.errors import InvalidImageError
+from medserve.imaging.image import true_aspect
 
-__all__ = ["ELEMENTS", "calibrated_boxes", "pixel_aspect", "pixel_spacing_mm", "step_mm"]
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+__all__ = [
+    "ELEMENTS",
+    "calibrated_boxes",
+    "image_aspect",
+    "pixel_aspect",
+    "pixel_spacing_mm",
+    "step_mm",
+]
 
 _TWO_DIMENSIONAL, _TISSUE, _CENTIMETRES = 1, 1, 3  # PS3.3 C.8.5.5.1.1, .2 and .15
 _COLOUR_FLOW = 2  # drawn over tissue, on the same pixels
 _EDGES = ("MinX0", "MinY0", "MaxX1", "MaxY1")
 _TOLERANCE = 1e-3  # relative: headers round
+_EXTENT_MM = (0.5, 2000.0)  # of an ultrasound image: from a coronary artery to a whole back
+_MOST_OBLONG = 8.0  # pixels of a frame or a slice
+# Which lengths stand in for each other where only their ratio is asked for (PS3.3 C.7.6.3.1.7).
+_RATIOS = ("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 ELEMENTS = (
     *("Modality", "SequenceOfUltrasoundRegions", "PixelSpacing", "SpacingBetweenSlices"),
-    *("SharedFunctionalGroupsSequence", "PixelAspectRatio"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", *_RATIOS),
 )
 
 
@@ -38,6 +54,9 @@ def pixel_spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
         first = found[0]
         if first is None or any(each is None or not _alike(first, each) for each in found):
             return None
+        extents = (int(dataset.Rows) * first[0], int(dataset.Columns) * first[1])
+        if not _EXTENT_MM[0] <= min(extents) <= max(extents) <= _EXTENT_MM[1]:
+            return None  # deltas in another unit than the header says
         return first
     return _pair(_measures(dataset).get("PixelSpacing"))
 
@@ -57,9 +76,31 @@ def calibrated_boxes(dataset: Dataset) -> tuple[tuple[int, int, int, int], ...]:
 
 
 def pixel_aspect(dataset: Dataset) -> float | None:
-    """Height of a pixel over its width (PS3.3 C.7.6.3.1.7); None where the header has none."""
-    ratio = _pair(dataset.get("PixelAspectRatio"))
-    return None if ratio is None else ratio[0] / ratio[1]
+    """Height of a pixel over its width where no length in the patient says it; None without one.
+
+    Distances on a detector or a scanned film are none in the patient, but have their ratio.
+    """
+    pairs = (_pair(dataset.get(name)) for name in _RATIOS)
+    return next((rows / columns for rows, columns in filter(None, pairs)), None)
+
+
+def image_aspect(dataset: Dataset) -> float:
+    """Height of a pixel over its width; 1 where it is square, or nobody says it readably.
+
+    Raises:
+        InvalidImageError: an aspect that no device has.
+    """
+    try:
+        spacing = pixel_spacing_mm(dataset)
+        aspect = true_aspect(spacing[0] / spacing[1] if spacing else pixel_aspect(dataset))
+    except (TypeError, ValueError):
+        return 1.0
+    if not 1 / _MOST_OBLONG <= aspect <= _MOST_OBLONG:
+        raise InvalidImageError(
+            f"expected pixels at most {_MOST_OBLONG:g} times as high as wide, or as wide as high, "
+            "got others; correct the pixel spacing in the header"
+        )
+    return aspect
 
 
 def step_mm(dataset: Dataset) -> float | None:
@@ -98,7 +139,16 @@ def _alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 
 def _measures(dataset: Dataset) -> Dataset:
-    """Where distances stand: the header, or an enhanced object's shared functional groups."""
+    """Where distances stand: the header, or an enhanced object's functional groups.
+
+    Where frames state different ones, none holds for all of them.
+    """
+    groups: Sequence[Dataset] = dataset.get("PerFrameFunctionalGroupsSequence") or ()
+    own = [each.PixelMeasuresSequence[0] for each in groups if each.get("PixelMeasuresSequence")]
+    if own:
+        are_alike = len(own) == len(groups) and all(each == own[0] for each in own)
+        chosen: Dataset = own[0] if are_alike else groups[0]  # which has no lengths of its own
+        return chosen
     for group in dataset.get("SharedFunctionalGroupsSequence") or ():
         for found in group.get("PixelMeasuresSequence") or ():
             measures: Dataset = found

@@ -2,15 +2,16 @@
 
 A series may hold several acquisitions of one place: echoes, image types, b-values, moments, phases
 of contrast. What counts follows dcm2niix (`isSameSet` in its nii_dicom_batch.cpp), which stacks
-slices of one echo, flip angle, component and orientation; here b-value, inversion time, temporal
-position, contrast agent, tube voltage and kernel count as well. Private b-values are read where
-dcm2niix reads them.
+slices of one echo, protocol, flip angle, component and orientation; here b-value, inversion time,
+temporal position, contrast agent, tube voltage and kernel count as well. Private b-values are read
+where dcm2niix reads them.
 """
 
 from __future__ import annotations
 
 import math
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,6 +146,22 @@ def _unit(dataset: Dataset, frame: int) -> str:
     return written(stated)
 
 
+def _text(value: Any) -> str:
+    """Return a sign for free text, which may name a person: alike for texts that are alike."""
+    text = " ".join(str(value or "").split()).casefold()
+    return f"text-{zlib.crc32(text.encode()):08x}" if text else ""
+
+
+def _coil(dataset: Dataset, frame: int) -> str:
+    """Return a sign for the receive coil, which Siemens keeps in an element of its own."""
+    try:
+        stated = dataset.private_block(0x0051, "SIEMENS MR HEADER")[0x0F].value
+    except KeyError:
+        inner = (("MRReceiveCoilSequence", "ReceiveCoilName"),)
+        stated = _stated(dataset, frame, "ReceiveCoilName", inner)
+    return _text(stated.decode("latin-1") if isinstance(stated, bytes) else stated)
+
+
 B_VALUE = Trait("b_value", "b-value", read=_b_value)
 _MR, _CT = "MRImageFrameTypeSequence", "CTImageFrameTypeSequence"
 TRAITS: tuple[Trait, ...] = (
@@ -163,6 +180,13 @@ TRAITS: tuple[Trait, ...] = (
     Trait("kernel", "kernel", "ConvolutionKernel",
           (("CTReconstructionSequence", "ConvolutionKernel"),)),
     Trait("stack", "stack", "StackID", (("FrameContentSequence", "StackID"),)),
+    Trait("echo_number", "echo number", "EchoNumbers"),
+    Trait("protocol", "protocol", read=lambda dataset, _: _text(dataset.get("ProtocolName"))),
+    Trait("coil", "coil", read=_coil, in_turn=True),
+    Trait("description", "series description", in_turn=True,
+          read=lambda dataset, _: _text(dataset.get("SeriesDescription"))),
+    Trait("bandwidth", "pixel bandwidth", "PixelBandwidth",
+          (("MRImagingModifierSequence", "PixelBandwidth"),), in_turn=True),
     Trait("acquisition", "acquisition number", "AcquisitionNumber",
           (("FrameContentSequence", "FrameAcquisitionNumber"),), in_turn=True),
     Trait("thickness", "slice thickness", "SliceThickness",

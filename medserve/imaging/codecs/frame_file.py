@@ -75,8 +75,8 @@ def _decode(payload: Payload, limits: FrameLimits, kind: InputKind, view: View) 
     if kind is InputKind.DICOM:
         return dicom_frames.decode(payload, limits)
     image = raster.decode(payload, limits.plane)
-    aspect = raster.pixel_aspect(payload)
-    return SingleFrame(image, kind, FrameGrid((image.height, image.width), pixel_aspect=aspect))
+    grid = FrameGrid((image.height, image.width), pixel_aspect=image.aspect)
+    return SingleFrame(image, kind, grid)
 
 
 def _advice(found: sniff.FileKind) -> str:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from medserve.errors import InvalidImageError
 from medserve.imaging.codecs.payload import Payload
 
-__all__ = ["JpegFrame", "frame_of", "with_longer_scan"]
+__all__ = ["JpegFrame", "frame_of", "scans_fit"]
 
 _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 without DHT, JPG, DAC
 _READABLE = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # baseline, extended, progressive; Huffman, arithmetic
-_PROGRESSIVE = (0xC2, 0xCA)
 _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
 _JPEG_LS = 0xF7
-_SCAN, _END = 0xDA, 0xD9
-_LONGER = bytes(1024)
+_SCAN, _END, _TABLES = 0xDA, 0xD9, 0xDB
+_ARITHMETIC = {0xC9, 0xCA, 0xCB}
+_FILLER = bytes.fromhex("6ca9534d952be21c") * 4  # no markers, and no code that ends a block early
+_INVERSE = bytes(255 - each for each in _FILLER)
+_FILLING_UP = b"\xff\0"  # put before a marker by some writers
+_SPARE = 8  # bytes that a whole JPEG needs some bit of
+_RESTART = re.compile(rb"\xff+[\xd0-\xd7]")
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xDA)}  # TEM, RSTn, SOI, EOI
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # coded data hold stuffing and RSTn alone
 _RGB_IDS = (b"RGB", b"rgb")
@@ -40,11 +45,6 @@ class JpegFrame:
     components: bytes
     has_jfif: bool
     has_adobe: bool
-
-    @property
-    def is_progressive(self) -> bool:
-        """Whether the picture comes in several scans, each with more details."""
-        return self.process in _PROGRESSIVE
 
     @property
     def is_rgb_read_as_ycbcr(self) -> bool:
@@ -93,16 +93,65 @@ def frame_of(payload: Payload) -> JpegFrame | None:
     return None
 
 
-def with_longer_scan(codestream: Payload) -> bytes:
-    """Return a JPEG with zeros at the end of its last scan, or as it is where no end is found.
+def scans_fit(codestream: Payload, pixels: bytes, decode: Callable[[bytes], bytes]) -> bool:
+    """Tell whether a JPEG needs all of its coded data for its pixels, and no more.
 
-    A decoder passes over them where the scan is whole. Of one that was cut, before an end was put
-    behind it, they become pixels, which else are filled up with mid-grey and without an error.
+    libjpeg decodes on where data are missing, or left over, and only warns; of steps of 0 it
+    makes grey. Data put behind each
+    interval change no pixel of one that is whole; of one that has lost some, they do. Where the
+    last bytes may be any, the decoder was done before them.
+
+    Args:
+        codestream: The JPEG.
+        pixels: What it decodes to.
+        decode: The decoder; it may raise for data that it cannot decode.
     """
     content = bytes(codestream)
-    ends = (at for marker, at, _ in _segments(content) if marker == _END)
-    end = next(ends, len(content))
-    return content[:end] + _LONGER + content[end:] if end < len(content) else content
+    if not all(_steps(content)):
+        return False
+    frame = frame_of(content)
+    if frame is None or frame.process in _ARITHMETIC:  # which may end without its last zeros
+        return True
+    ends, end = _ends(content)
+    pieces = [content[a:b] for a, b in itertools.pairwise([0, *ends, len(content)])]
+    if _decoded(decode, _FILLER.join(pieces)) != pixels:
+        return False
+    kept = len(content[:end].rstrip(_FILLING_UP)) - _SPARE
+    others = (content[:kept] + filler + content[end:] for filler in (_FILLER, _INVERSE))
+    return any(_decoded(decode, each) != pixels for each in others)
+
+
+def _steps(content: bytes) -> Iterator[int]:
+    """Yield the steps of all quantisation tables, of which none may be 0 (T.81, B.2.4.1)."""
+    for marker, _, segment in _segments(content):
+        while marker == _TABLES and segment:
+            width = 2 if segment[0] >> 4 else 1
+            table, segment = segment[1 : 1 + 64 * width], segment[1 + 64 * width :]
+            yield from (int.from_bytes(table[n : n + width]) for n in range(0, len(table), width))
+
+
+def _decoded(decode: Callable[[bytes], bytes], codestream: bytes) -> bytes | None:
+    try:
+        return decode(codestream)
+    except Exception:  # made-up data need not be decodable
+        return None
+
+
+def _ends(content: bytes) -> tuple[list[int], int]:
+    """Return where coded data end, at each marker behind them, and where those of all scans do."""
+    ends: list[int] = []
+    scan = end = len(content)
+    for marker, at, segment in _segments(content):
+        if scan < at:
+            ends += [scan + match.start() for match in _RESTART.finditer(content[scan:at])]
+            end = scan + len(content[scan:at].rstrip(b"\xff"))  # which fill up before a marker
+            ends.append(end)
+            scan = len(content)
+        if marker == _SCAN:
+            scan = at + 4 + len(segment)
+        elif marker == _END:
+            break
+    return ends, end
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, int, bytes]]:

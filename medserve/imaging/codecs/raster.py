@@ -9,12 +9,16 @@ What the stored numbers mean, and what becomes of them:
   [0, 1].
 - Transparent pixels lie on black, the ground of radiographs and of the padding in `fit_grey`, and
   do not count for that range.
-- The orientation in EXIF and TIFF is applied. Colour profiles are not.
+- The orientation in EXIF and TIFF is applied, and oblong pixels keep their proportions: their
+  aspect is that of pHYs, of JFIF's density or of TIFF's resolutions. Colour profiles are not.
 """
 
 from __future__ import annotations
 
 import io
+import struct
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,11 +29,11 @@ from PIL import UnidentifiedImageError
 from medserve.errors import InvalidImageError, MedserveError, PayloadTooLargeError
 from medserve.imaging.codecs import jpeg_frame, tiff
 from medserve.imaging.codecs.payload import Payload, check_size, quietly
-from medserve.imaging.image import Image
+from medserve.imaging.image import Image, true_aspect
 from medserve.imaging.intensity import full_range, percentile_window
 from medserve.spec import InputSpec
 
-__all__ = ["decode", "pixel_aspect", "prepare"]
+__all__ = ["decode", "prepare"]
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _MEASURED_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
@@ -37,13 +41,17 @@ _PNG, _PNG_16_BIT_GREY_ALPHA = b"\x89PNG\r\n\x1a\n", b"\x10\x04"  # of IHDR, ISO
 _PNG_16_BIT_COLOUR = b"\x10\x02"
 _TIFF, _JPEG = (b"II", b"MM"), b"\xff\xd8"
 _RAW_COLOUR = "YCbCr"  # the mode in which Pillow leaves the components of a JPEG as they are
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_PNG_BLOCK = 2**20
+_ADAM7 = (
+    (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)
+)  # fmt: skip
 _PNG_END = b"IEND\xaeB`\x82"  # the empty last chunk and its checksum
 _ORIENTATION_TAG = 0x0112  # CIPA DC-008 (EXIF 2.32) section 4.6.4
 _START_OF_SCAN = b"\xff\xda"  # ITU-T T.81 table B.1; coded data never hold it (section B.1.1.5)
 _TURNED = (5, 6, 7, 8)  # orientations that exchange rows and columns
 _X_RESOLUTION, _Y_RESOLUTION = 282, 283  # TIFF 6.0 section 8
 _MOST_OBLONG = 5.0
-_MID_GREY = 128
 _MOST_SCANS = 100  # libjpeg writes 10 for a progressive colour image
 _MOST_PASSES = 16  # over as many pixels as the largest image has
 
@@ -78,10 +86,10 @@ def decode(payload: Payload, limits: InputSpec) -> Image:
                 "expected a whole PNG, JPEG or TIFF, got one that is damaged or cut short; "
                 "copy or export it again"
             ) from error
-    return Image(np.ascontiguousarray(upright))
+    return Image(np.ascontiguousarray(upright), true_aspect(_pixel_aspect(payload)))
 
 
-def pixel_aspect(payload: Payload) -> float | None:
+def _pixel_aspect(payload: Payload) -> float | None:
     """Return the height of a pixel over its width, upright; None where the header has none.
 
     Read from pHYs of PNG (ISO 15948, 11.3.5.3), the density of JFIF (ITU-T T.871, 10.1) and the
@@ -135,7 +143,7 @@ def _decode(payload: Payload, limits: InputSpec) -> npt.NDArray[np.float32]:
     picture.load()
     _refuse_missing_end(picture, payload)
     if frame is not None:
-        _refuse_cut_scan(picture, payload, is_progressive=frame.is_progressive)
+        _refuse_damaged_scan(picture, payload)
     return _upright(_intensities(picture), _orientation(picture))
 
 
@@ -185,22 +193,56 @@ def _refuse_many_scans(picture: pillow.Image, payload: Payload, limits: InputSpe
 
 def _refuse_missing_end(picture: pillow.Image, payload: Payload) -> None:
     # Pillow shows a PNG without its last chunk, though nobody can tell how much was cut.
-    if picture.format == "PNG" and _PNG_END not in bytes(payload):
+    if picture.format == "PNG":
+        _refuse_damaged_png(bytes(payload))
+
+
+def _refuse_damaged_png(content: bytes) -> None:
+    # Pillow leaves rows black that were never written, and passes over a second picture.
+    end = content.find(_PNG_END)
+    if end < 0:
         raise EOFError("no IEND chunk")
+    if _PNG in content[end:]:
+        raise InvalidImageError("expected one image, got several PNG in one file; send one")
+    width, height, depth, kind, interlaced = struct.unpack_from(">IIBB2xB", content, 16)
+    bits = depth * _PNG_CHANNELS[kind]
+    needed = sum(
+        rows * (1 + (columns * bits + 7) // 8)
+        for rows, columns in _png_passes(height, width, is_interlaced=bool(interlaced))
+        if rows and columns
+    )
+    expander, found, at = zlib.decompressobj(), 0, len(_PNG)
+    while at < end:
+        length = int.from_bytes(content[at : at + 4], "big")
+        if content[at + 4 : at + 8] == b"IDAT":
+            data = content[at + 8 : at + 8 + length]
+            while data and found <= needed:
+                found += len(expander.decompress(data, _PNG_BLOCK))
+                data = expander.unconsumed_tail
+        at += 12 + length
+    if not needed <= found <= needed + width * bits // 8:
+        raise EOFError("another number of rows than stated")
 
 
-def _refuse_cut_scan(picture: pillow.Image, payload: Payload, *, is_progressive: bool) -> None:
-    # libjpeg fills up with mid-grey, of a later scan with none of its details, silently where an
-    # end stands behind the cut.
-    corner = picture.getpixel((picture.width - 1, picture.height - 1))
-    is_filled = corner in (_MID_GREY, (_MID_GREY,) * len(picture.getbands()))
-    if not is_filled and not is_progressive:
+def _png_passes(height: int, width: int, *, is_interlaced: bool) -> Iterator[tuple[int, int]]:
+    """Yield rows and columns of each pass; interlaced ones by Adam7 (ISO 15948, 8.2)."""
+    if not is_interlaced:
+        yield height, width
         return
-    longer = pillow.open(io.BytesIO(jpeg_frame.with_longer_scan(payload)), formats=_FORMATS)
-    if picture.mode == _RAW_COLOUR:
-        longer.draft(_RAW_COLOUR, None)
-    if longer.tobytes() != picture.tobytes():
-        raise EOFError("a scan that ends before its last block")
+    for top, left, down, across in _ADAM7:
+        yield (height - top + down - 1) // down, (width - left + across - 1) // across
+
+
+def _refuse_damaged_scan(picture: pillow.Image, payload: Payload) -> None:
+    # libjpeg only warns of coded data that are missing or left over, which Pillow passes over.
+    def decode(codestream: bytes) -> bytes:
+        other = pillow.open(io.BytesIO(codestream), formats=("JPEG",))
+        if picture.mode == _RAW_COLOUR:
+            other.draft(_RAW_COLOUR, None)
+        return other.tobytes()
+
+    if not jpeg_frame.scans_fit(payload, picture.tobytes(), decode):
+        raise EOFError("a scan with too few or too many data")
 
 
 def _intensities(picture: pillow.Image) -> npt.NDArray[np.float32]:

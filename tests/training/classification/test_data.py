@@ -103,6 +103,15 @@ def test_empty_class_folders_are_refused(tmp_path: Path) -> None:
         labelled_files(tmp_path, SPEC.labels)
 
 
+def test_an_empty_folder_is_no_class_of_a_training(folders: Path, tmp_path: Path) -> None:
+    hollow = shutil.copytree(folders, tmp_path / "hollow")
+    shutil.rmtree(hollow / "Hand")
+    (hollow / "Hand").mkdir()
+    assert "Hand" not in labelled_files(hollow, SPEC.labels).values()
+    with pytest.raises(ConfigError, match="expected folders of images named Hand"):
+        labelled_files(hollow, SPEC.labels, every_class=True)
+
+
 def test_some_classes_are_enough_to_evaluate(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders / "Hand", tmp_path / "Hand")
     assert len(labelled_files(tmp_path, SPEC.labels)) == 20

@@ -7,6 +7,7 @@ while it is sent; nothing is compressed, for images are already.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -18,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
+from medserve.errors import ServerFailedError
 from medserve.gateway.faces.page.jobs import Item, Job, Status
 from medserve.results.sorted_folders import (
     CORRECTIONS,
@@ -150,6 +152,9 @@ def bundle(job: Job) -> Iterator[bytes]:
     with zipfile.ZipFile(pieces, "w", zipfile.ZIP_STORED) as archive:
         if unfinished:
             archive.writestr(_entry(_UNFINISHED, now), unfinished)
+        for label in job.labels:  # also one that no file has, so that files can be moved to it
+            with contextlib.suppress(ServerFailedError):  # told with the first file of that class
+                archive.writestr(_entry(f"{folder_name(label)}/", now), b"")
         for number, name in places(job).items():
             item = job.items[number]
             entry = _entry(name, now if item.modified_s is None else item.modified_s)
@@ -218,7 +223,7 @@ def _entry(name: str, changed_s: float) -> zipfile.ZipInfo:
     year = min(max(changed.year, _FIRST_YEAR), _LAST_YEAR)
     date = (year, changed.month, changed.day, changed.hour, changed.minute, changed.second)
     entry = zipfile.ZipInfo(f"{_TOP}/{name}", date)
-    entry.external_attr = 0o100644 << 16
+    entry.external_attr = (0o40755 if name.endswith("/") else 0o100644) << 16
     return entry
 
 

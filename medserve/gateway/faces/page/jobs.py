@@ -15,9 +15,10 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,7 +44,6 @@ __all__ = [
     "Status",
     "UnknownJobError",
     "drop_file",
-    "names_bytes",
     "whole_file",
 ]
 
@@ -51,6 +51,9 @@ __all__ = [
 _OF_THE_FILE = (InvalidRequestError, PayloadTooLargeError)
 
 _DECODED_AT_ONCE = 2  # volumes
+# What one file takes in memory, and each class of its answer beside the letters of its name.
+_ITEM_BYTES = 1024
+_CLASS_BYTES = 96
 _GONE = "gone-"  # begins the name of a folder that is being removed
 
 logger = logging.getLogger(__name__)
@@ -84,6 +87,7 @@ class PageLimits:
     job_bytes: int = 2 * 2**30
     visitor_bytes: int = 4 * 2**30
     total_bytes: int = 16 * 2**30
+    index_bytes: int = 128 * 2**20  # of memory, for what is known of all files; half by holder
     visitor_jobs: int = 100
     holder_jobs: int = 500  # of all sessions behind one token or address
     total_jobs: int = 5000
@@ -198,6 +202,7 @@ class Job:
     answers: dict[str, Any] = field(default_factory=dict)  # of a segmentation
     sources: dict[str, Path] = field(default_factory=dict)  # of which the answers are
     options: dict[str, Any] = field(default_factory=dict)  # that it was made with
+    index_bytes: int = 0  # of memory, for what is known of its files
     users: int = 0  # uploads and calls under way: while there are any, it is not swept
     counting: threading.Lock = field(default_factory=threading.Lock, repr=False)  # of size_bytes
 
@@ -205,6 +210,16 @@ class Job:
         """Count bytes that its folder holds more, or fewer; threads that write files do, too."""
         with self.counting:
             self.size_bytes += size_bytes
+
+    @property
+    def numbers(self) -> Set[int]:
+        """Of every file that was announced or has arrived."""
+        return self.items.keys() | self.missing.keys()
+
+    def memory_of(self, names: Iterable[str]) -> int:
+        """Return the bytes that files of these names take in the index once they are answered."""
+        each = _ITEM_BYTES + sum(_CLASS_BYTES + len(label) for label in self.labels)
+        return sum(each + sys.getsizeof(name) for name in names)
 
     @property
     def case(self) -> str:
@@ -291,8 +306,8 @@ class Jobs:
         Raises:
             QuotaError: Both together are more than the page takes.
         """
-        files = sum(item.size_bytes for item in source.items.values())
-        self.reserve(target, files + names_bytes(source.missing.values()))
+        size_bytes = sum(item.size_bytes for item in source.items.values())
+        self.reserve(target, size_bytes, (item.name for item in source.files))
         for number, item in source.items.items():
             os.link(source.path(item), target.path(item))
             target.items[number] = Item(
@@ -317,25 +332,30 @@ class Jobs:
         """Seconds until the job is deleted, unless it is touched again."""
         return max(0.0, job.touched + self._limits.retention_s - self._clock())
 
-    def reserve(self, job: Job, size_bytes: int) -> None:
-        """Count bytes before they are stored; QuotaError where they are too many.
+    def reserve(self, job: Job, size_bytes: int, names: Iterable[str] = ()) -> None:
+        """Count bytes before they are stored, and names of files; QuotaError where too many.
 
         What is made of a job's files has a size once it is made, and is counted then: who is about
         to make more reserves nothing, and is refused once the bound is passed.
         """
-        limits = self._limits
-        visitor = sum(other.size_bytes for other in self._jobs.values() if other.owner == job.owner)
-        for limit, used, whose in (
-            (limits.job_bytes, job.size_bytes, "one job"),
-            (limits.visitor_bytes, visitor, "one visitor"),
-            (limits.total_bytes, self.size_bytes, "all visitors together"),
+        limits, jobs, memory = self._limits, self._jobs.values(), job.memory_of(names)
+        visitor = sum(other.size_bytes for other in jobs if other.owner == job.owner)
+        holder = sum(other.index_bytes for other in jobs if other.holder == job.holder)
+        index = sum(other.index_bytes for other in jobs)
+        for limit, needed, whose in (
+            (limits.job_bytes, job.size_bytes + size_bytes, "bytes of one job"),
+            (limits.visitor_bytes, visitor + size_bytes, "bytes of one visitor"),
+            (limits.total_bytes, self.size_bytes + size_bytes, "bytes of all visitors together"),
+            (limits.index_bytes // 2, holder + memory, "bytes of one visitor's names of files"),
+            (limits.index_bytes, index + memory, "bytes of all names of files together"),
         ):
-            if used + size_bytes > limit:
+            if needed > limit:
                 raise QuotaError(
-                    f"expected at most {limit} bytes of {whose} at a time; delete results that are "
+                    f"expected at most {limit} {whose} at a time; delete results that are "
                     "no longer needed, or wait until their time has passed"
                 )
         job.count(size_bytes)
+        job.index_bytes += memory
 
     @property
     def size_bytes(self) -> int:
@@ -419,11 +439,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def names_bytes(announced: Iterable[Item]) -> int:
-    """Return what the names of files count that have not arrived."""
-    return sum(len(each.name.encode()) for each in announced)
 
 
 def _remove(folder: Path) -> None:

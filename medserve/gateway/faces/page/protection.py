@@ -7,6 +7,7 @@ from (`Sec-Fetch-Site`, `Origin`). Programs that are no browsers send neither an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -19,6 +20,9 @@ from medserve.gateway.core.calls import new_request_id
 from medserve.gateway.core.status import bug
 
 __all__ = ["ANSWERED", "LOOPBACK_HOSTS", "Protection", "error_content"]
+
+# RFC 9110, section 7.2: a name or an address, and a port; no user before it.
+_HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(:[0-9]*)?")
 
 ANSWERED = "medserve.answered"  # key of the scope: the exception that is logged and answered
 
@@ -127,10 +131,8 @@ class Protection:
 
 def _name(host: str) -> str | None:
     """Return a Host header without its port and brackets, None where it is no host."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:  # quotes the header
-        return None
+    found = _HOST.fullmatch(host)
+    return found and (found["address"] or found["name"]).lower()
 
 
 def _netloc(origin: str) -> str | None:

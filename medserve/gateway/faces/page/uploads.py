@@ -29,7 +29,6 @@ from medserve.gateway.faces.page.jobs import (
     PageLimits,
     QuotaError,
     UnknownJobError,
-    names_bytes,
 )
 
 __all__ = ["CONTENT_TYPE", "Allowance", "announce", "receive"]
@@ -152,28 +151,31 @@ async def _store(
     fresh = {entry.number: entry.size for entry in entries if entry.number not in job.items}
     if len(job.items) + len(fresh) > limits.job_files:
         raise QuotaError(f"expected at most {limits.job_files} files in one job; start another")
-    size = sum(fresh.values())
-    jobs.reserve(job, size)
+    known = job.numbers
+    noted = {each.number: each.name for each in entries if each.number not in known}
+    jobs.reserve(job, sum(fresh.values()), noted.values())
     parts = job.folder / f"part-{secrets.token_hex(8)}"  # nobody else writes there
     try:
         parts.mkdir(mode=0o700)
         arrived = [await _store_one(body, parts, entry) for entry in entries]
         await body.end()
         for item in arrived:
-            if item.number in job.items:  # the same upload, sent twice at a time
-                job.count(-fresh.get(item.number, 0))
-            else:
-                (parts / str(item.number)).rename(job.path(item))
-                job.items[item.number] = item
-                job.missing.pop(item.number, None)
+            if item.number in job.items:
+                continue  # the same upload, sent twice at a time
+            (parts / str(item.number)).rename(job.path(item))
+            job.items[item.number] = item
+            del fresh[item.number]
+            if job.missing.pop(item.number, None) is None:
+                del noted[item.number]
     except BaseException as error:
-        job.count(-size)
         if isinstance(error, FileNotFoundError):
             raise UnknownJobError("the job was deleted while files arrived") from None
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise QuotaError("the server has no room for these files; try again later") from None
         raise
-    finally:
+    finally:  # what is left did not arrive, or was counted for another upload
+        job.count(-sum(fresh.values()))
+        job.index_bytes -= job.memory_of(noted.values())
         shutil.rmtree(parts, ignore_errors=True)
     return [job.items[item.number] for item in arrived]
 
@@ -196,12 +198,12 @@ def announce(job: Job, jobs: Jobs, limits: PageLimits, listed: object) -> None:
         QuotaError: More files than one job takes, or no room for their names.
     """
     entries = _listed(listed)
-    fresh = [each for each in entries if each.number not in job.missing | job.items]
-    if len(job.files) + len(fresh) > limits.job_files:
+    known = job.numbers
+    fresh = {each.number: each.item(None) for each in entries if each.number not in known}
+    if len(known) + len(fresh) > limits.job_files:
         raise QuotaError(f"expected at most {limits.job_files} files in one job; start another")
-    announced = [each.item(None) for each in fresh]
-    jobs.reserve(job, names_bytes(announced))
-    job.missing.update((each.number, each) for each in announced)
+    jobs.reserve(job, 0, (item.name for item in fresh.values()))
+    job.missing.update(fresh)
 
 
 def _entries(line: bytes, allowance: Allowance) -> list[_Entry]:
@@ -238,10 +240,10 @@ def _entry(content: object) -> _Entry:
     number, name, size = content["number"], content["name"], content["size"]
     if not (type(number) is int and type(size) is int and isinstance(name, str)):
         raise TypeError
-    if not (0 <= number < 10**6 and size >= 0):
-        raise ValueError
     modified_s = content.get("modified")
     if modified_s is not None and type(modified_s) is not int:
         raise TypeError
+    if not (0 <= number < 10**6 and 0 <= size < 2**63 and abs(modified_s or 0) < 2**63):
+        raise ValueError
     readable = name[:_NAME_LETTERS].encode("utf-8", "replace").decode()  # no lone surrogates
     return _Entry(number, readable, size, modified_s)
