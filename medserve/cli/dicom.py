@@ -308,11 +308,12 @@ def forget(ids: _Ids, state: _State = Path("dicom-node")) -> None:
 
     with _database(state) as database:
         for task in ids:
-            row = database.execute("SELECT series FROM task WHERE id = ?", (task,)).fetchone()
-            if row is None:
+            found = database.execute("SELECT series FROM needs WHERE id = ?", (task,)).fetchall()
+            if not found:
                 typer.echo(f"task {task}: there is none")
                 continue
-            rows.forget(database, state, row["series"])
+            for row in found:
+                rows.forget(database, state, row["series"])
             typer.echo(f"task {task}: its series is forgotten")
 
 

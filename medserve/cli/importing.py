@@ -64,6 +64,9 @@ def nnunet(
     configuration: Annotated[
         str, typer.Option(help="Refuse a folder of another one, such as 3d_fullres.")
     ] = "",
+    checkpoint: Annotated[
+        str, typer.Option(help="File of each fold, such as checkpoint_best.pth.")
+    ] = "checkpoint_final.pth",
     postprocessing: Annotated[
         Path | None, typer.Option(help="postprocessing.json, to be applied; by default none is.")
     ] = None,
@@ -76,7 +79,7 @@ def nnunet(
     with _with_extra():
         from medserve.importing.nnunet import read_folder
     chosen = [fold.strip() for fold in folds.split(",") if fold.strip()]
-    source = read_folder(folder, name, chosen, configuration, postprocessing)
+    source = read_folder(folder, name, chosen, configuration, postprocessing, checkpoint)
     _finish(source, version, store, example or [], dry_run=dry_run)
 
 

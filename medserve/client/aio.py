@@ -352,7 +352,7 @@ class AsyncClient:
     async def segment_file(
         self,
         model: str,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
         *,
         options: VolumeOptions | None = None,
         version: str | None = None,
@@ -364,14 +364,19 @@ class AsyncClient:
 
         Args:
             model: Name of the model.
-            path: NIfTI, NPY, or a DICOM series in a zip, a tar or a multi-frame file.
+            path: NIfTI, NPY, or a DICOM series in a zip, a tar or a multi-frame file; of a model
+                that sees several images, such a file for each by the name of its channel.
             options: What to ask for; `format` may be `NIFTI`, `DICOM_SEG` or `DICOM_LABELMAP`.
             version: Of the model; the gateway's default when it is left out.
 
         Raises:
             MedserveError: why there is no mask.
         """
-        upload = Upload(Path(path), model, version, options or VolumeOptions(), OFF_LOOP.get())
+        files = path if isinstance(path, Mapping) else {"": path}
+        upload = Upload(
+            {channel: Path(each) for channel, each in files.items()},
+            model, version, options or VolumeOptions(), OFF_LOOP.get(),
+        )  # fmt: skip
         with PendingCall(self._connection, self.timeout_s) as pending:
             while True:
                 stub: Any = imaging_pb2_grpc.ImagingServiceStub(self._connected())

@@ -1,9 +1,9 @@
-"""One file on its way to the typed face of a gateway, in pieces, and the mask on its way back."""
+"""A case on its way to the typed face of a gateway, in pieces, and the mask on its way back."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,14 @@ _FORMATS = {
 
 @dataclass(frozen=True)
 class Upload:
-    """A file, and what is asked about it.
+    """A case, and what is asked about it.
 
     Attributes:
+        files: Its file under the name "", or the file of each channel by its name.
         off_loop: Runs what reads the disk outside the event loop.
     """
 
-    path: Path
+    files: Mapping[str, Path]
     model: str
     version: str | None
     options: VolumeOptions
@@ -60,12 +61,15 @@ class Upload:
         return await _read(call)
 
     async def _send_chunks(self, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
-        file = await self.off_loop(self.path.open, "rb")
-        try:
-            while chunk := await self.off_loop(file.read, _CHUNK_BYTES):
-                await call.write(pb.SegmentRequest(chunk=chunk))
-        finally:
-            file.close()
+        for channel, path in self.files.items():
+            if channel:
+                await call.write(pb.SegmentRequest(input=pb.SegmentInput(channel=channel)))
+            file = await self.off_loop(path.open, "rb")
+            try:
+                while chunk := await self.off_loop(file.read, _CHUNK_BYTES):
+                    await call.write(pb.SegmentRequest(chunk=chunk))
+            finally:
+                file.close()
         await call.done_writing()
 
     def _settings(self) -> pb.SegmentSettings:
@@ -77,7 +81,7 @@ class Upload:
                 "expected a mask as nifti, dicom-seg or dicom-labelmap, got another format"
             )
         try:
-            size = self.path.stat().st_size
+            size = sum(path.stat().st_size for path in self.files.values())
         except OSError as error:
             raise InvalidRequestError(f"a file cannot be read ({error.strerror})") from error
         return pb.SegmentSettings(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medserve.client import Client, Limits, SegmentedFile, TlsConfig
 from medserve.dicom.rules import Kind, Rule, RuleTask
-from medserve.errors import MedserveError
+from medserve.errors import InvalidImageError, MedserveError
 from medserve.tasks.classification import Classification
 from medserve.tasks.frames import FrameResult
 from medserve.tasks.result import Provenance
@@ -71,30 +71,43 @@ class Gateway:
         """End the connection."""
         self._client.close()
 
-    def ask(self, rule: Rule, files: Sequence[Path]) -> Answer:
+    def ask(self, rule: Rule, files: Sequence[Path], inputs: Sequence[str] = ()) -> Answer:
         """Return what the rule's model finds in the files.
+
+        Args:
+            rule: The rule.
+            files: The images of a task.
+            inputs: Of a rule of several inputs: for each file the one that it is for.
 
         Raises:
             MedserveError: why there is no answer.
             OSError: a file is gone, or no space is left.
         """
         if rule.task is RuleTask.VOLUMES:
-            return self._volume(rule, files)
+            return self._volume(rule, files, inputs)
         if rule.task is RuleTask.FRAMES:
             return self._frames(rule, files)
         return self._classes(rule, files)
 
-    def _volume(self, rule: Rule, files: Sequence[Path]) -> Answer:
-        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
-            series = Path(folder) / "series.zip"
-            with zipfile.ZipFile(series, "w", zipfile.ZIP_DEFLATED, compresslevel=_FAST) as packed:
-                for number, file in enumerate(files):
-                    packed.write(file, f"{number:05d}")
+    def _volume(self, rule: Rule, files: Sequence[Path], inputs: Sequence[str]) -> Answer:
+        with tempfile.TemporaryDirectory(dir=self._scratch) as name:
+            folder = Path(name)
+            case: Path | dict[str, Path]
+            if inputs:
+                case = {
+                    each: _packed(
+                        [file for file, of in zip(files, inputs, strict=True) if of == each],
+                        folder / f"{number}.zip",
+                    )
+                    for number, each in enumerate(rule.inputs)
+                }
+            else:
+                case = _packed(files, folder / "series.zip")
             is_labelmap = Kind.LABELMAP in rule.kinds
             form = VolumeFormat.DICOM_LABELMAP if is_labelmap else VolumeFormat.DICOM_SEG
             asked = VolumeOptions.from_params({**rule.options, "format": form})
             result = self._client.segment_file(
-                rule.model, series, options=asked, version=rule.version
+                rule.model, case, options=asked, version=rule.version
             )
         return Answer(result.provenance, (result,))
 
@@ -114,3 +127,17 @@ class Gateway:
                 raise item.outcome
             found.append(item.outcome)
         return Answer(items[0].provenance, tuple(found))
+
+
+def _packed(files: Sequence[Path], path: Path) -> Path:
+    """Write the files of a series into a zip; its members are numbered.
+
+    Raises:
+        InvalidImageError: there are none.
+    """
+    if not files:
+        raise InvalidImageError("expected a series for each input, got none for one of them")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=_FAST) as packed:
+        for number, file in enumerate(files):
+            packed.write(file, f"{number:05d}")
+    return path

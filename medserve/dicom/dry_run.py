@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from medserve.dicom.completeness import Count, judge
+from medserve.dicom.completeness import Count, StudySeries, judge
 from medserve.dicom.headers import read_facts
 from medserve.dicom.peers import Destination
 from medserve.dicom.rules import Rules
@@ -54,15 +54,28 @@ def dry_run(rules: Rules, folder: Path, calling: str) -> DryRun:
             skipped += 1
             continue
         series.setdefault(facts.series_uid, {}).setdefault(facts.sop_uid, Image(facts, path))
+    everything = [
+        StudySeries(number, calling, list(images.values()))
+        for number, images in enumerate(series.values(), start=1)
+    ]
     rows = []
-    for number, images in enumerate(series.values(), start=1):
-        verdicts = judge(rules, list(images.values()), calling, _count_of(len(images)))
+    for each in everything:
+        number, images = each.number, each.images
+        study = [other for other in everything if _study(other) == _study(each)]
+        verdicts = judge(rules, images, calling, _count_of(len(images)), study)
         rows += [
             Row(number, len(each.images), each.rule, rules.by_name[each.rule].model,
                 f"not complete: {each.reason}" if each.reason else "complete")
             for each in verdicts
-        ] or [Row(number, len(images), "", "", "no rule is for it")]  # fmt: skip
+            if not each.series or each.series[0] == number  # once for all series of its inputs
+        ]  # fmt: skip
+        if not verdicts:
+            rows.append(Row(number, len(images), "", "", "no rule is for it"))
     return DryRun(tuple(rows), skipped)
+
+
+def _study(series: StudySeries) -> str:
+    return series.images[0].facts.study_uid
 
 
 def _files(folder: Path) -> list[Path]:

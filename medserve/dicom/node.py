@@ -20,7 +20,7 @@ from pathlib import Path
 
 from medserve import tracing
 from medserve.dicom.ask import Gateway
-from medserve.dicom.completeness import judge, quiet_s
+from medserve.dicom.completeness import StudySeries, judge, quiet_s
 from medserve.dicom.deidentify import Pseudonyms, copy_without_identity
 from medserve.dicom.headers import quiet_libraries
 from medserve.dicom.intake import Intake
@@ -29,7 +29,7 @@ from medserve.dicom.peers import Destination
 from medserve.dicom.receive import Receiver, ReceiverSettings
 from medserve.dicom.rules import Rule, Rules
 from medserve.dicom.send import Sender, image_count
-from medserve.dicom.spool import Series, Spool, Task
+from medserve.dicom.spool import Image, Series, Spool, Task, Wanted
 from medserve.errors import (
     AuthenticationError,
     ConfigError,
@@ -276,8 +276,9 @@ class Node:
 
     def _settle(self, series: Series) -> None:
         images = self.spool.images(series.id)
-        verdicts = judge(self.rules, images, series.calling, self._count)
-        wanted = [(each.rule, each.images, each.reason) for each in verdicts]
+        study = self._study(series, images)
+        verdicts = judge(self.rules, images, series.calling, self._count, study)
+        wanted = [Wanted(each.rule, each.images, each.reason, each.series) for each in verdicts]
         if not self.spool.settle(series, wanted):
             return
         self._heard.pop(series.uid, None)
@@ -288,6 +289,17 @@ class Node:
             said = f"not complete: {each.reason}" if each.reason else "complete"
             logger.info("series %d, rule %s: %d images, %s", series.id, each.rule,
                         len(each.images), said)  # fmt: skip
+
+    def _study(self, series: Series, images: Sequence[Image]) -> list[StudySeries]:
+        """Return the series of its study, where rules look at several."""
+        if not images or not any(rule.inputs for rule in self.rules):
+            return []
+        return [
+            StudySeries(
+                each.id, each.calling, self.spool.images(each.id), is_open and each.id != series.id
+            )
+            for each, is_open in self.spool.study(images[0].facts.study_uid)
+        ]
 
     def _quiet_s(self, series: Series) -> float:
         key = (series.id, series.arrivals)
@@ -302,12 +314,12 @@ class Node:
             self.spool.change(task.id, "held", "its rule is no longer in the file of rules")
             return
         began, status = time.monotonic(), "OK"
-        files = [each.path for each in self.spool.task_images(task) if each.path is not None]
+        images = [each for each in self.spool.task_images(task) if each.path is not None]
         try:
-            if len(files) != len(task.images) or not all(file.exists() for file in files):
+            if len(images) != len(task.images) or not all(_is_there(each) for each in images):
                 raise FileNotFoundError
-            with tracing.work("dicom.task", model=rule.model, images=len(files)):
-                made, provenance = self._make(task, rule, files, began)
+            with tracing.work("dicom.task", model=rule.model, images=len(images)):
+                made, provenance = self._make(task, rule, images, began)
         except FileNotFoundError:
             self._hold(task, "an image has vanished from the state folder; send the series again")
             status, made, provenance = "NO_FILE", 0, (rule.version or "", "")
@@ -317,14 +329,16 @@ class Node:
         self._write_audit(task, rule, status, made, provenance, time.monotonic() - began)
 
     def _make(
-        self, task: Task, rule: Rule, files: Sequence[Path], began: float
+        self, task: Task, rule: Rule, images: Sequence[Image], began: float
     ) -> tuple[int, tuple[str, str]]:
         """Ask the model and keep the results; returns their bytes, and what answered."""
+        files: Sequence[Path] = [each.path for each in images if each.path is not None]
+        inputs = [rule.input_of(each.facts) or "" for each in images] if rule.inputs else []
         with tempfile.TemporaryDirectory(dir=self.spool.receiving) as name:
             folder = Path(name)
             if rule.deidentify:
                 files = self._copies(task, rule, files, folder)
-            answer = self._gateway.ask(rule, files)
+            answer = self._gateway.ask(rule, files, inputs)
             with tracing.work("dicom.objects"):
                 objects = make_objects(task, rule, answer, files, folder)
             made = sum(each.file.stat().st_size for each in objects)
@@ -428,3 +442,7 @@ class Node:
         if gone := [each.name for each in waiting if each.name not in named]:
             logger.warning("results wait for %d destinations that are no longer named", len(gone))
         return [*of_rules, *self.settings.destinations]
+
+
+def _is_there(image: Image) -> bool:
+    return image.path is not None and image.path.exists()

@@ -66,6 +66,8 @@ def volume_report(
 ) -> Dataset:
     """Return a report with the volume of each segment in millilitres, and the advice to look."""
     groups, provenance = [], found.provenance
+    # Of several series of one grid, the one that the segmentation was derived from.
+    [source] = segments.dataset.ReferencedSeriesSequence
     for measure in found.measures:
         segment = segments.by_label[measure.label]
         groups.append(
@@ -75,7 +77,7 @@ def volume_report(
                     sop_class_uid=segments.dataset.SOPClassUID,
                     sop_instance_uid=segments.dataset.SOPInstanceUID,
                     segment_number=int(segment.SegmentNumber),
-                    source_series=sr.SourceSeriesForSegmentation(evidence[0].SeriesInstanceUID),
+                    source_series=sr.SourceSeriesForSegmentation(source.SeriesInstanceUID),
                 ),
                 algorithm_id=_algorithm(provenance),
                 measurements=list(_of_label(measure)),

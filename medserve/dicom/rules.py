@@ -22,7 +22,7 @@ from medserve.tasks.classification import ClassificationOptions
 from medserve.tasks.frames import FrameOptions
 from medserve.tasks.volumes import VolumeOptions
 
-__all__ = ["Kind", "Rule", "RuleTask", "Rules"]
+__all__ = ["Conditions", "Kind", "Rule", "RuleTask", "Rules"]
 
 _OPTIONS = {
     "volumes": VolumeOptions,
@@ -63,7 +63,32 @@ _Patterns = tuple[str, ...]
 _Hours = Annotated[float, Meta(gt=0, le=24 * 365)]
 
 
-class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Conditions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an image has to be; every condition that is given counts.
+
+    Attributes:
+        modality: Accepted values of Modality (0008,0060).
+        series_description: Patterns (`*`, `?`) of SeriesDescription, in any case.
+        protocol: Patterns of ProtocolName.
+        image_type: Words that ImageType must hold.
+    """
+
+    modality: tuple[str, ...] = ()
+    series_description: _Patterns = ()
+    protocol: _Patterns = ()
+    image_type: tuple[str, ...] = ()
+
+    def describe(self, image: Facts) -> bool:
+        """Tell whether the image is such a one."""
+        return (
+            _among(image.modality, self.modality)
+            and _like(image.series_description, self.series_description)
+            and _like(image.protocol, self.protocol)
+            and set(self.image_type) <= set(image.image_type)
+        )
+
+
+class Rule(Conditions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One rule; an image has to fit every condition that is given.
 
     Attributes:
@@ -72,12 +97,10 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         task: The task of that model.
         version: Of the model; the default of the server if left out.
         options: What to ask for, as in `params` of any call.
-        modality: Accepted values of Modality (0008,0060).
+        inputs: Of a model that sees several images of a study: by the name of each, which series
+            it is. An image counts for the first one whose conditions it fits.
         sop_class: Accepted SOP class UIDs.
-        series_description: Patterns (`*`, `?`) of SeriesDescription, in any case.
-        protocol: Patterns of ProtocolName.
         body_part: Accepted values of BodyPartExamined, in any case.
-        image_type: Words that ImageType must hold.
         calling: Accepted calling AE titles.
         images: Fewest and most images of a series.
         max_mb: Megabytes of all images of a series.
@@ -95,12 +118,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     task: RuleTask
     version: str | None = None
     options: dict[str, Any] = {}
-    modality: tuple[str, ...] = ()
+    inputs: dict[str, Conditions] = {}
     sop_class: tuple[str, ...] = ()
-    series_description: _Patterns = ()
-    protocol: _Patterns = ()
     body_part: tuple[str, ...] = ()
-    image_type: tuple[str, ...] = ()
     calling: tuple[str, ...] = ()
     images: tuple[int, int] = (1, 10_000)
     max_mb: Annotated[float, Meta(gt=0)] = 1000.0
@@ -135,6 +155,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 f"{where}: images: expected the fewest and the most, such as [20, 400], got "
                 f"{list(self.images)}"
             )
+        if self.inputs:
+            self._check_inputs(where)
         if own := sorted(set(self.options) & set(_OWN_OPTIONS)):
             raise ConfigError(
                 f"{where}: options: {', '.join(own)} follow from results; leave them out"
@@ -168,14 +190,29 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def fits(self, image: Facts, calling: str) -> bool:
         """Tell whether the image, sent under that AE title, is one that this rule is for."""
         return (
-            _among(image.modality, self.modality)
+            self.describe(image)
             and _among(image.sop_class, self.sop_class)
-            and _like(image.series_description, self.series_description)
-            and _like(image.protocol, self.protocol)
             and _among(image.body_part.upper(), tuple(each.upper() for each in self.body_part))
-            and set(self.image_type) <= set(image.image_type)
             and _among(calling, self.calling)
+            and (not self.inputs or self.input_of(image) is not None)
         )
+
+    def input_of(self, image: Facts) -> str | None:
+        """Return the input that the image is for; None where it fits none of them."""
+        return next((name for name, each in self.inputs.items() if each.describe(image)), None)
+
+    def _check_inputs(self, where: str) -> None:
+        if self.task is not RuleTask.VOLUMES or len(self.inputs) < 2:
+            raise ConfigError(
+                f"{where}: inputs: expected two or more, of the task volumes; leave them out for a "
+                f"model of one image"
+            )
+        for name, each in self.inputs.items():
+            if each == Conditions():
+                raise ConfigError(
+                    f"{where}: inputs.{name}: expected modality, series_description, protocol or "
+                    f"image_type, got no condition"
+                )
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):

@@ -47,6 +47,7 @@ __all__ = [
     "Spool",
     "Stored",
     "Task",
+    "Wanted",
     "content_of",
 ]
 
@@ -103,8 +104,25 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a rule says of images that it is for.
+
+    Attributes:
+        images: Their SOP Instance UIDs.
+        reason: Why they are not complete; "" where they are.
+        series: Of which they are: the task belongs to the first one and needs the others, too.
+            Empty for the series that is settled.
+    """
+
+    rule: str
+    images: tuple[str, ...]
+    reason: str
+    series: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Task:
-    """One series for one rule."""
+    """One series, or several series of a study, for one rule."""
 
     id: int
     series: int
@@ -265,12 +283,25 @@ class Spool:
         rows = self._all("SELECT file, facts FROM image WHERE series = ? ORDER BY sop_uid", series)
         return [self._image(row) for row in rows]
 
-    def settle(self, series: Series, wanted: Sequence[tuple[str, tuple[str, ...], str]]) -> bool:
+    def study(self, study_uid: str) -> list[tuple[Series, bool]]:
+        """Return all series of a study, and whether each has still to be looked at."""
+        rows = self._all(
+            "SELECT id, uid, calling, state, arrivals, arrived FROM series WHERE id IN "
+            "(SELECT series FROM image WHERE json_extract(facts, '$.study_uid') = ?) ORDER BY id",
+            study_uid,
+        )
+        return [
+            (Series(row["id"], row["uid"], row["calling"], row["arrivals"], row["arrived"]),
+             row["state"] == "open")
+            for row in rows
+        ]  # fmt: skip
+
+    def settle(self, series: Series, wanted: Sequence[Wanted]) -> bool:
         """Make the tasks of a series, unless an image has come since it was read.
 
         Args:
             series: As `open_series` gave it.
-            wanted: Rule, images, and the reason why they are not complete; "" where they are.
+            wanted: What the rules say of its images.
 
         Returns:
             False where an image has come meanwhile: it has to be looked at again.
@@ -279,8 +310,8 @@ class Spool:
             now = self._one("SELECT arrivals FROM series WHERE id = ?", series.id)
             if now is None or now["arrivals"] != series.arrivals:
                 return False
-            for rule, images, reason in wanted:
-                self._want(series.id, rule, images, reason)
+            for each in wanted:
+                self._want(each, each.series or (series.id,))
             self._db.execute("UPDATE series SET state = 'settled' WHERE id = ?", (series.id,))
         return True
 
@@ -307,7 +338,13 @@ class Spool:
 
     def task_images(self, task: Task) -> list[Image]:
         """Return the images of a task, in the order of their identifiers."""
-        by_uid = {image.facts.sop_uid: image for image in self.images(task.series)}
+        rows = self._all(
+            "SELECT file, facts FROM image WHERE series = ? "
+            "OR series IN (SELECT series FROM part WHERE task = ?)",
+            task.series,
+            task.id,
+        )
+        by_uid = {image.facts.sop_uid: image for image in map(self._image, rows)}
         return [by_uid[uid] for uid in task.images if uid in by_uid]
 
     def change(self, task: int, state: str, reason: str, *, tried: bool = False) -> None:
@@ -506,22 +543,29 @@ class Spool:
         number: int = row["id"]
         return number
 
-    def _want(self, series: int, rule: str, images: tuple[str, ...], reason: str) -> None:
+    def _want(self, wanted: Wanted, series: tuple[int, ...]) -> None:
         """Insert a task, or look again at one that was incomplete; its elder siblings end."""
-        content, now = content_of(images), self.now()
+        content, now = content_of(wanted.images), self.now()
+        first, *others = series
         self._db.execute(
             "UPDATE task SET state = 'replaced', changed = ? WHERE series = ? AND rule = ? "
             "AND content <> ? AND state IN ('incomplete', 'waiting', 'held')",
-            (now, series, rule, content),
+            (now, first, wanted.rule, content),
         )
         self._db.execute(
             "INSERT INTO task (series, rule, content, images, state, reason, created, changed) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET state = excluded.state, "
             "reason = excluded.reason, changed = excluded.changed "
             "WHERE task.state IN ('incomplete', 'replaced')",
-            (series, rule, content, _to_json(images), "incomplete" if reason else "waiting",
-             reason, now, now),
+            (first, wanted.rule, content, _to_json(wanted.images),
+             "incomplete" if wanted.reason else "waiting", wanted.reason, now, now),
         )  # fmt: skip
+        for each in others:
+            self._db.execute(
+                "INSERT OR IGNORE INTO part SELECT id, ? FROM task "
+                "WHERE series = ? AND rule = ? AND content = ?",
+                (each, first, wanted.rule, content),
+            )
 
     def _image(self, row: sqlite3.Row) -> Image:
         return Image(msgspec.json.decode(row["facts"], type=Facts), self._path(row["file"]))
@@ -540,19 +584,19 @@ class Spool:
 
 
 _LAST_STEP = """
-SELECT max(arrived, coalesce((SELECT max(changed) FROM task WHERE series = series.id), 0),
+SELECT max(arrived, coalesce((SELECT max(changed) FROM needs WHERE series = series.id), 0),
     coalesce((SELECT max(delivery.changed) FROM delivery JOIN object ON object = sop_uid
-        JOIN task ON task = task.id WHERE task.series = series.id), 0))
+        JOIN needs ON task = needs.id WHERE needs.series = series.id), 0))
 """
 _IS_HELD = """
-(EXISTS (SELECT 1 FROM task WHERE series = series.id AND state IN ('held', 'incomplete'))
-OR EXISTS (SELECT 1 FROM delivery JOIN object ON object = sop_uid JOIN task ON task = task.id
-    WHERE task.series = series.id AND delivery.state = 'held'))
+(EXISTS (SELECT 1 FROM needs WHERE series = series.id AND state IN ('held', 'incomplete'))
+OR EXISTS (SELECT 1 FROM delivery JOIN object ON object = sop_uid JOIN needs ON task = needs.id
+    WHERE needs.series = series.id AND delivery.state = 'held'))
 """
 _IS_BUSY = """
-(EXISTS (SELECT 1 FROM task WHERE series = series.id AND state = 'waiting')
-OR EXISTS (SELECT 1 FROM delivery JOIN object ON object = sop_uid JOIN task ON task = task.id
-    WHERE task.series = series.id AND delivery.state = 'waiting'))
+(EXISTS (SELECT 1 FROM needs WHERE series = series.id AND state = 'waiting')
+OR EXISTS (SELECT 1 FROM delivery JOIN object ON object = sop_uid JOIN needs ON task = needs.id
+    WHERE needs.series = series.id AND delivery.state = 'waiting'))
 """
 
 

@@ -40,6 +40,13 @@ CREATE TABLE IF NOT EXISTS task (
     reason TEXT NOT NULL DEFAULT '', attempts INTEGER NOT NULL DEFAULT 0,
     created REAL NOT NULL, changed REAL NOT NULL, UNIQUE (series, rule, content));
 CREATE INDEX IF NOT EXISTS task_state ON task (state);
+CREATE TABLE IF NOT EXISTS part (
+    task INTEGER NOT NULL REFERENCES task (id), series INTEGER NOT NULL REFERENCES series (id),
+    PRIMARY KEY (task, series));
+CREATE INDEX IF NOT EXISTS part_series ON part (series);
+CREATE VIEW IF NOT EXISTS needs (id, series, state, changed) AS
+    SELECT id, series, state, changed FROM task
+    UNION ALL SELECT id, part.series, state, changed FROM part JOIN task ON task.id = part.task;
 CREATE TABLE IF NOT EXISTS object (
     sop_uid TEXT PRIMARY KEY, task INTEGER NOT NULL REFERENCES task (id), kind TEXT NOT NULL,
     sop_class TEXT NOT NULL, series_uid TEXT NOT NULL, digest TEXT NOT NULL, file TEXT,
@@ -133,6 +140,7 @@ def forget(database: sqlite3.Connection, folder: Path, series: int) -> None:
         of_series = f"(SELECT sop_uid FROM object WHERE task IN {_TASKS})"
         database.execute(f"DELETE FROM delivery WHERE object IN {of_series}", (series,))
         database.execute(f"DELETE FROM object WHERE task IN {_TASKS}", (series,))
+        database.execute(f"DELETE FROM part WHERE series = ? OR task IN {_TASKS}", (series,) * 2)
         for table, column in (("task", "series"), ("image", "series"), ("series", "id")):
             database.execute(f"DELETE FROM {table} WHERE {column} = ?", (series,))
 

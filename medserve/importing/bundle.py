@@ -95,6 +95,7 @@ def read_bundle(folder: Path, name: str, *, with_weights: bool = True) -> Source
     """
     config, described = _read_config(folder), _Described.read(folder)
     evaluator = _evaluator(config)
+    _refuse_pictures(config, evaluator, described)
     before, after = _transforms(config, evaluator)
     windows = _windows(_child(evaluator, "inferer"), described)
     network = _child(evaluator, "network")
@@ -154,6 +155,19 @@ def _evaluator(config: BundleConfig) -> Component:
         )
     evaluator.only(*_EVALUATOR)
     return evaluator
+
+
+def _refuse_pictures(config: BundleConfig, evaluator: Component, described: _Described) -> None:
+    """Say first what no transform would tell: the network does not see volumes."""
+    sides = described.inputs.get("spatial_shape")
+    is_flat = isinstance(sides, list) and len(sides) == 2
+    inferer = evaluator.get("inferer")
+    is_slices = isinstance(inferer, Component) and inferer.target == "SliceInferer"
+    if is_flat and not is_slices:
+        raise ConfigError(
+            f"{config.path}: expected a network for volumes, got one for pictures of two sides "
+            f"(spatial_shape in {_METADATA}); a bundle with it cannot be imported"
+        )
 
 
 def _child(parent: Component, key: str) -> Component:

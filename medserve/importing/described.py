@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -47,6 +48,8 @@ def read_onnx(path: Path, description: Path, folder: Path) -> Source:
                 f"{node.domain or 'ai.onnx'}.{node.op_type}; export the network again without it"
             )
     _check_input(path, inputs[0], spec)
+    if graph.output[0].type.WhichOneof("value") != "tensor_type":
+        raise ConfigError(f"{path}: expected a first output with scores, got no tensor")
     if graph.output[0].name != _LOGITS:
         _rename(graph, graph.output[0].name)
     written = folder / "named.onnx"
@@ -84,7 +87,7 @@ def _loaded(path: Path) -> onnx.ModelProto:
         if path.stat().st_size > _MAX_BYTES:
             raise ConfigError(f"{path}: expected at most {_MAX_BYTES} bytes, got more")
         model = onnx.load(str(path), load_external_data=False)
-        if any(each.data_location == onnx.TensorProto.EXTERNAL for each in model.graph.initializer):
+        if any(each.data_location == onnx.TensorProto.EXTERNAL for each in _tensors(model)):
             raise ConfigError(
                 f"{path}: expected one file with its weights, got one that names other files; "
                 f"save it with save_as_external_data=False"
@@ -93,23 +96,44 @@ def _loaded(path: Path) -> onnx.ModelProto:
     except ConfigError:
         raise
     except Exception as error:  # protobuf and the checker have no common base
-        raise ConfigError(f"{path}: expected a valid ONNX file, got something else") from error
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ConfigError(
+            f"{path}: expected a valid ONNX file, got something else ({told})"
+        ) from error
     return model
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor that a file holds beside its branches, which are refused."""
+    yield from model.graph.initializer
+    for node in (*model.graph.node, *(node for each in model.functions for node in each.node)):
+        for attribute in node.attribute:
+            yield attribute.t
+            yield from attribute.tensors
 
 
 def _check_input(path: Path, found: onnx.ValueInfoProto, spec: ModelSpec) -> None:
     kind = found.type.tensor_type
     if kind.elem_type != onnx.TensorProto.FLOAT:
-        raise ConfigError(f"{path}: expected an input of float32, got another type")
+        raise ConfigError(
+            f"{path}: expected an input of float32, got another type; export the network again "
+            f"with float32 inputs"
+        )
     stated = [each.dim_value or None for each in kind.shape.dim]
     wanted = [spec.input.channels, *spec.input.size]
     if len(stated) != len(wanted) + 1 or any(
         has is not None and has != needs for has, needs in zip(stated[1:], wanted, strict=True)
     ):
         shown = ", ".join("N" if each is None else str(each) for each in stated)
+        is_turned = stated[1:] == [*wanted[1:], wanted[0]]
         raise ConfigError(
             f"{path}: expected an input of (N, {', '.join(map(str, wanted))}) by its description, "
-            f"got ({shown}); correct input.size and input.channels"
+            f"got ({shown}); "
+            + (
+                "export the network again with its channels before the sides"
+                if is_turned
+                else "correct input.size and input.channels"
+            )
         )
     assert spec.volume is not None
     if stated[0] not in (None, spec.volume.window_batch):
@@ -129,6 +153,12 @@ def _rename(graph: onnx.GraphProto, name: str) -> None:
                     names[place] = _LOGITS
                 elif each == _LOGITS and _LOGITS in taken:
                     names[place] = f"{_LOGITS}_before"
+    for value in (*graph.input, *graph.value_info, *graph.output[1:]):
+        if value.name == _LOGITS:
+            value.name = f"{_LOGITS}_before"
+    for tensor in graph.initializer:
+        if tensor.name == _LOGITS:
+            tensor.name = f"{_LOGITS}_before"
     graph.output[0].name = _LOGITS
 
 

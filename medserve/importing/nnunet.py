@@ -6,6 +6,7 @@ nnU-Net's own predictor does on a CPU (nnunetv2 2.8.1). What cannot be said is r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,11 @@ from medserve.importing.nnunet_networks import Ensemble, build_network
 from medserve.importing.source import Source
 from medserve.importing.untrusted import plain_text, read_checkpoint, read_json
 
-__all__ = ["read_folder"]
+__all__ = ["CHECKPOINT", "read_folder"]
 
-_CHECKPOINT = "checkpoint_final.pth"
+CHECKPOINT = "checkpoint_final.pth"
+_MAX_SIDE = 10_000.0  # voxels or millimetres
+_MAX_VOXELS = 2**27  # of a patch
 _LARGEST = "remove_all_but_largest_component_from_segmentation"
 _HINT = "give the folder of a trained configuration, such as nnUNetTrainer__nnUNetPlans__3d_fullres"
 _RESAMPLING = "resample_data_or_seg_to_shape"
@@ -57,6 +60,7 @@ class _Folder:
     mirror_axes: tuple[int, ...]
     weights: tuple[Mapping[str, torch.Tensor], ...]
     folds: tuple[str, ...]
+    trainer: Any
 
 
 def read_folder(
@@ -65,6 +69,7 @@ def read_folder(
     folds: Sequence[str] = (),
     configuration: str = "",
     postprocessing: Path | None = None,
+    checkpoint: str = CHECKPOINT,
 ) -> Source:
     """Map a trained folder to a model description and a network.
 
@@ -74,23 +79,17 @@ def read_folder(
         folds: Which to average; by default every numbered fold, or `all` where it is the only one.
         configuration: Checked against the checkpoint's where it is given.
         postprocessing: `postprocessing.json` of nnUNetv2_find_best_configuration, to be applied.
+        checkpoint: Name of the file of each fold.
 
     Raises:
         ConfigError: the folder is incomplete, or holds what cannot be served as nnU-Net would.
     """
-    folder = _read(path, folds, configuration)
+    folder = _read(path, folds, configuration, checkpoint)
     channels = _channels(folder)
     labels, regions = _labels(folder.dataset)
-    classes = len(regions) or len(labels)
     config = _description(folder, channels, labels, regions)
     if postprocessing is not None:
         config |= _postprocessing(postprocessing, labels)
-    networks: list[nn.Module] = []
-    for weights, fold in zip(folder.weights, folder.folds, strict=True):
-        network = build_network(_architecture(folder.configuration), len(channels), classes)
-        _fit(network, weights, fold)
-        networks.append(network.eval())
-    network = networks[0] if len(networks) == 1 else Ensemble(networks).eval()
     return Source(
         name=name,
         title=f"{plain_text(folder.plans.get('dataset_name'), name)}: {', '.join(labels[1:])}",
@@ -98,11 +97,12 @@ def read_folder(
         size=tuple(folder.configuration["patch_size"]),
         channels=len(channels),
         volume=config,
-        network=network,
+        network=_network(folder, checkpoint, len(channels), len(regions) or len(labels)),
         origin=(
             f"nnU-Net v2, dataset {plain_text(folder.plans.get('dataset_name'), 'unnamed')}, plans "
             f"{plain_text(folder.plans.get('plans_name'), 'unnamed')}, configuration "
-            f"{folder.configuration_name}, folds {', '.join(folder.folds)}"
+            f"{folder.configuration_name}, trainer {plain_text(folder.trainer, 'not stated')}, "
+            f"folds {', '.join(folder.folds)}"
         ),
         licence=plain_text(
             folder.dataset.get("licence", folder.dataset.get("license")), "not stated"
@@ -112,7 +112,7 @@ def read_folder(
     )
 
 
-def _read(path: Path, folds: Sequence[str], configuration: str) -> _Folder:
+def _read(path: Path, folds: Sequence[str], configuration: str, checkpoint: str) -> _Folder:
     if not path.is_dir():
         raise ConfigError(f"expected a folder that nnU-Net v2 trained, got {path}, which is none")
     plans, dataset = (read_json(path / name, _HINT) for name in ("plans.json", "dataset.json"))
@@ -121,17 +121,21 @@ def _read(path: Path, folds: Sequence[str], configuration: str) -> _Folder:
             f"{path / 'plans.json'}: expected the plans of nnU-Net v2 with the key "
             f"'configurations', there is none; models of nnU-Net v1 cannot be imported"
         )
-    chosen = _folds(path, folds)
-    checkpoints = [
-        read_checkpoint(path / f"fold_{fold}" / _CHECKPOINT, _FIGURES) for fold in chosen
-    ]
-    named = _setting(checkpoints[0], "init_args", Mapping, chosen[0]).get("configuration")
+    chosen = _folds(path, folds, checkpoint)
+    files = [path / f"fold_{fold}" / checkpoint for fold in chosen]
+    checkpoints = [read_checkpoint(file, _FIGURES) for file in files]
+    named = _setting(checkpoints[0], "init_args", Mapping, files[0]).get("configuration")
     if configuration and configuration != named:
         raise ConfigError(
             f"expected the configuration {configuration!r}, got a checkpoint of {named!r}; give "
             f"the folder whose name ends with __{configuration}"
         )
     mirror = checkpoints[0].get("inference_allowed_mirroring_axes") or ()
+    if not isinstance(mirror, list | tuple) or not {*map(repr, mirror)} <= {"0", "1", "2"}:
+        raise ConfigError(
+            f"{files[0]}: inference_allowed_mirroring_axes: expected axes out of 0, 1, 2, got "
+            f"{str(mirror)[:100]!r}"
+        )
     return _Folder(
         path=path,
         plans=plans,
@@ -140,39 +144,46 @@ def _read(path: Path, folds: Sequence[str], configuration: str) -> _Folder:
         configuration=_configuration(plans["configurations"], named, ()),
         mirror_axes=tuple(int(axis) for axis in mirror),
         weights=tuple(
-            _setting(each, "network_weights", Mapping, fold)
-            for each, fold in zip(checkpoints, chosen, strict=True)
+            _setting(each, "network_weights", Mapping, file)
+            for each, file in zip(checkpoints, files, strict=True)
         ),
         folds=chosen,
+        trainer=checkpoints[0].get("trainer_name"),
     )
 
 
-def _folds(path: Path, wanted: Sequence[str]) -> tuple[str, ...]:
+def _folds(path: Path, wanted: Sequence[str], checkpoint: str) -> tuple[str, ...]:
+    if Path(checkpoint).name != checkpoint:
+        raise ConfigError(f"expected the name of a checkpoint, got {checkpoint!r}, a path")
     there = [
         each.name.removeprefix("fold_")
         for each in sorted(path.glob("fold_*"))
-        if (each / _CHECKPOINT).is_file()
+        if (each / checkpoint).is_file()
     ]
     if missing := [fold for fold in wanted if fold not in there]:
         raise ConfigError(
-            f"expected fold_{missing[0]}/{_CHECKPOINT} in {path}, there is none; folds that are "
+            f"expected fold_{missing[0]}/{checkpoint} in {path}, there is none; folds that are "
             f"there: {', '.join(there) or 'none'}"
         )
+    if len(set(wanted)) != len(wanted):
+        raise ConfigError(f"expected each fold once, got {', '.join(wanted)}")
     chosen = list(wanted) or [fold for fold in there if fold.isdecimal()] or there
     if not chosen:
-        raise ConfigError(f"expected fold_*/{_CHECKPOINT} in {path}, there is none")
+        others = sorted({each.name for each in path.glob("fold_*/*.pth")})
+        hint = f"; give one of these by --checkpoint: {', '.join(others)}" if others else ""
+        raise ConfigError(f"expected fold_*/{checkpoint} in {path}, there is none{hint}")
     return tuple(chosen)
 
 
-def _setting(content: Mapping[str, Any], key: str, kind: type, fold: str) -> Any:
+def _setting(content: Mapping[str, Any], key: str, kind: type, file: Path) -> Any:
     if not isinstance(content.get(key), kind):
-        raise ConfigError(f"fold_{fold}/{_CHECKPOINT}: expected {key!r}, there is none of its kind")
+        raise ConfigError(f"{file}: expected {key!r}, there is none of its kind")
     return content[key]
 
 
 def _configuration(all_of_them: Mapping[str, Any], name: Any, seen: tuple[str, ...]) -> Any:
     """Return a configuration with what it inherits."""
-    own = all_of_them.get(name)
+    own = all_of_them.get(name) if isinstance(name, str) else None
     if not isinstance(own, Mapping) or name in seen:
         known = ", ".join(sorted(all_of_them))
         raise ConfigError(f"plans.json: expected a configuration out of {known}, got {name!r}")
@@ -219,7 +230,10 @@ def _channels(folder: _Folder) -> dict[str, Any]:
     """Return the normalisation of each channel by name, in the network's order."""
     named = folder.dataset.get("channel_names", folder.dataset.get("modality"))
     if not isinstance(named, Mapping) or sorted(named) != sorted(map(str, range(len(named)))):
-        raise ConfigError("dataset.json: expected channel_names from 0 on, got something else")
+        raise ConfigError(
+            'dataset.json: expected channel_names such as {"0": "T1", "1": "T2"} from 0 on, got '
+            "something else"
+        )
     schemes = folder.configuration.get("normalization_schemes")
     masks = folder.configuration.get("use_mask_for_norm")
     if not isinstance(schemes, list) or not isinstance(masks, list):
@@ -233,15 +247,17 @@ def _channels(folder: _Folder) -> dict[str, Any]:
         "foreground_intensity_properties_per_channel",
         folder.plans.get("foreground_intensity_properties_by_modality"),
     )
+    of_channel = figures if isinstance(figures, Mapping) else {}
     channels: dict[str, Any] = {}
     for number, (scheme, by_mask) in enumerate(zip(schemes, masks, strict=True)):
         name = plain_text(named[str(number)], f"channel {number}")
+        name = f"image {name}" if name.isdecimal() else name  # a number says the place
         name = f"{name} {number}" if name in channels else name
-        channels[name] = _normalisation(scheme, bool(by_mask), (figures or {}).get(str(number)))
+        channels[name] = _normalisation(scheme, bool(by_mask), of_channel.get(str(number)))
     return channels
 
 
-def _normalisation(scheme: str, by_mask: bool, figures: Any) -> dict[str, Any]:
+def _normalisation(scheme: Any, by_mask: bool, figures: Any) -> dict[str, Any]:
     match scheme:
         case "ZScoreNormalization":
             return {"kind": "z_score_body" if by_mask else "z_score"}
@@ -274,9 +290,16 @@ def _normalisation(scheme: str, by_mask: bool, figures: Any) -> dict[str, Any]:
 def _labels(dataset: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, int]]:
     """Return names by label id, and for regions the channel that writes each, in its order."""
     given = dataset.get("labels")
-    if not isinstance(given, Mapping) or given.get("background") != 0:
-        raise ConfigError("dataset.json: expected labels with background 0, got something else")
-    named = {plain_text(key, key): value for key, value in given.items() if key != "ignore"}
+    if not isinstance(given, Mapping) or given.get("background") not in (0, [0]):
+        raise ConfigError(
+            'dataset.json: expected labels such as {"background": 0, "liver": 1} with background '
+            "0, got something else"
+        )
+    named: dict[str, Any] = {}
+    for key, value in given.items():
+        name = plain_text(key, f"label {len(named)}")
+        if key != "ignore":  # it is no output of the network
+            named[f"{name} {len(named)}" if name in named else name] = value
     if not any(isinstance(value, list) and len(value) > 1 for value in named.values()):
         by_value = {_single(value, name): name for name, value in named.items()}
         if sorted(by_value) != list(range(len(named))):
@@ -290,7 +313,7 @@ def _labels(dataset: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, int]
     if (
         not isinstance(order, list)
         or len(order) != len(regions)
-        or not all(isinstance(each, int) and 1 <= each <= 255 for each in order)
+        or not all(type(each) is int and 1 <= each <= 255 for each in order)
         or len(set(order)) != len(order)
     ):
         raise ConfigError(
@@ -304,7 +327,7 @@ def _labels(dataset: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, int]
 
 def _single(value: Any, name: str) -> int:
     single = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if not isinstance(single, int):
+    if type(single) is not int:
         raise ConfigError(f"dataset.json: label {name!r}: expected a whole number, got {value!r}")
     return single
 
@@ -323,9 +346,14 @@ def _description(
     _one_of("preprocessor_name", configuration.get("preprocessor_name"), _PREPROCESSORS)
     reader = _one_of("image_reader_writer", plans.get("image_reader_writer"), tuple(_READERS))
     forward = plans.get("transpose_forward")
-    if not isinstance(forward, list) or sorted(forward) != [0, 1, 2]:
+    if not isinstance(forward, list) or sorted(map(repr, forward)) != ["0", "1", "2"]:
         raise ConfigError(f"plans.json: transpose_forward: expected 0, 1, 2, got {forward!r}")
     size, spacing = _sides(configuration, "patch_size"), _sides(configuration, "spacing")
+    if len(size) != len(spacing) or math.prod(size) > _MAX_VOXELS:
+        raise ConfigError(
+            f"plans.json: expected a patch_size of at most {_MAX_VOXELS} voxels and a spacing for "
+            f"each of its sides, got {size} and {spacing}"
+        )
     is_flat = len(size) == 2
     normalisation = (
         {"channels": dict(channels)}
@@ -395,7 +423,7 @@ def _sides(configuration: Mapping[str, Any], key: str) -> list[float]:
     if (
         not isinstance(value, list)
         or len(value) not in (2, 3)
-        or not all(isinstance(side, int | float) and side > 0 for side in value)
+        or not all(isinstance(side, int | float) and 0 < side < _MAX_SIDE for side in value)
     ):
         raise ConfigError(f"plans.json: {key}: expected 2 or 3 numbers above 0, got {value!r}")
     return value
@@ -426,19 +454,25 @@ def _degrees(
     configuration: Mapping[str, Any], key: str, usual: int
 ) -> tuple[int, int, bool | None]:
     given = configuration.get(key, {})
+    force = given.get("force_separate_z", False) if isinstance(given, Mapping) else False
     known = {"is_seg", "order", "order_z", "force_separate_z"}
-    if not isinstance(given, Mapping) or set(given) - known or given.get("is_seg"):
+    if (
+        not isinstance(given, Mapping)
+        or set(given) - known
+        or given.get("is_seg")
+        or not all(type(given.get(name, 0)) is int for name in ("order", "order_z"))
+        or not (force is None or isinstance(force, bool))
+    ):
         raise ConfigError(
             f"plans.json: {key}: expected order, order_z and force_separate_z of "
             f"{_RESAMPLING}, got {given!r}"
         )
-    force = given.get("force_separate_z", False)
-    return int(given.get("order", usual)), int(given.get("order_z", 0)), force
+    return given.get("order", usual), given.get("order_z", 0), force
 
 
 def _one_of(key: str, value: Any, known: Sequence[str]) -> str:
     """Return the value if it is a known one; ConfigError names it otherwise."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ConfigError(
             f"plans.json: {key}: expected {' or '.join(known)}, got {value!r}; a model with it "
             f"cannot be imported"
@@ -446,13 +480,23 @@ def _one_of(key: str, value: Any, known: Sequence[str]) -> str:
     return str(value)
 
 
-def _fit(network: nn.Module, weights: Mapping[str, Any], fold: str) -> None:
+def _network(folder: _Folder, checkpoint: str, channels: int, classes: int) -> nn.Module:
+    """Return the network of a fold with its weights, or those of all folds as one."""
+    networks: list[nn.Module] = []
+    for weights, fold in zip(folder.weights, folder.folds, strict=True):
+        network = build_network(_architecture(folder.configuration), channels, classes)
+        _fit(network, weights, f"fold_{fold}/{checkpoint}")
+        networks.append(network.eval())
+    return networks[0] if len(networks) == 1 else Ensemble(networks).eval()
+
+
+def _fit(network: nn.Module, weights: Mapping[str, Any], file: str) -> None:
     try:
         network.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         first = next((line for line in str(error).splitlines()[1:] if line.strip()), str(error))
         raise ConfigError(
-            f"fold_{fold}/{_CHECKPOINT}: expected the weights of the network in plans.json, got "
+            f"{file}: expected the weights of the network in plans.json, got "
             f"those of another one ({first.strip()[:200]}); the trainer may have changed it"
         ) from error
 
@@ -464,5 +508,7 @@ def _modalities(channels: Mapping[str, Any]) -> list[str]:
 def _typical_shape(configuration: Mapping[str, Any]) -> tuple[int, ...]:
     median = configuration.get("median_image_size_in_voxels")
     size = configuration["patch_size"]
-    known = median if isinstance(median, list) and len(median) == len(size) else size
-    return tuple(max(1, round(side)) for side in known)
+    if not isinstance(median, list) or len(median) != len(size):
+        median = size
+    are_sides = all(isinstance(side, int | float) and 0 < side < _MAX_SIDE for side in median)
+    return tuple(max(1, round(side)) for side in (median if are_sides else size))

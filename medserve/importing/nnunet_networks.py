@@ -43,6 +43,9 @@ _KNOWN = {
     },
 }  # fmt: skip
 _SIMPLE = (int, float, bool, type(None))
+_MAX_NUMBER = 4096  # features, layers of a stage, sides of a kernel
+_MAX_LAYERS = 64  # of a stage
+_MAX_PARAMETERS = 2**30
 
 
 class Ensemble(nn.Module):
@@ -68,8 +71,10 @@ def build_network(architecture: Mapping[str, Any], channels: int, classes: int) 
     Raises:
         ConfigError: another network than the known ones, or a parameter that they do not have.
     """
+    if not isinstance(architecture, Mapping):
+        raise ConfigError("plans.json: architecture: expected an object, got something else")
     name = architecture.get("network_class_name")
-    if name not in _NETWORKS:
+    if not isinstance(name, str) or name not in _NETWORKS:
         known = " or ".join(sorted({each.rpartition(".")[2] for each in _NETWORKS}))
         raise ConfigError(
             f"plans.json: architecture: expected the network {known}, got {name!r}; networks of "
@@ -88,7 +93,21 @@ def build_network(architecture: Mapping[str, Any], channels: int, classes: int) 
         )
     if arguments.get("block") is not None or arguments.get("bottleneck_channels") is not None:
         raise ConfigError("plans.json: arch_kwargs: expected no block but BasicBlockD, got another")
-    return _UNet(_Plan.of(arguments, kind), channels, classes)
+    plan = _Plan.of(arguments, kind)
+    try:
+        with torch.device("meta"):  # without memory: plans of strangers may ask for any
+            count = sum(each.numel() for each in _UNet(plan, channels, classes).parameters())
+        if count <= _MAX_PARAMETERS:
+            return _UNet(plan, channels, classes)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ConfigError(
+            f"plans.json: arch_kwargs: expected parameters that torch takes, got others ({told})"
+        ) from error
+    raise ConfigError(
+        f"plans.json: arch_kwargs: expected a network of at most {_MAX_PARAMETERS} parameters, got "
+        f"{count}"
+    )
 
 
 @dataclass(frozen=True)
@@ -126,14 +145,14 @@ class _Plan:
             features=_numbers(arguments, "features_per_stage", stages),
             kernels=_sides(arguments, "kernel_sizes", stages, dimensions),
             strides=_sides(arguments, "strides", stages, dimensions),
-            encoder_depths=_numbers(arguments, depth, stages),
-            decoder_depths=_numbers(arguments, "n_conv_per_stage_decoder", stages - 1),
+            encoder_depths=_numbers(arguments, depth, stages, _MAX_LAYERS),
+            decoder_depths=_numbers(arguments, "n_conv_per_stage_decoder", stages - 1, _MAX_LAYERS),
             bias=bool(arguments.get("conv_bias", False)),
             norm=_module(arguments, "norm_op", _NORMS),
             dropout=_module(arguments, "dropout_op", _DROPOUTS),
             activation=_module(arguments, "nonlin", _ACTIVATIONS),
             activation_first=bool(arguments.get("nonlin_first", False)),
-            stem=None if stem is None else int(stem),
+            stem=None if stem is None else _numbers(arguments, "stem_channels", 1)[0],
         )
 
 
@@ -346,22 +365,29 @@ def _module(
     if arguments.get(key) is None:
         return None
     parameters = arguments.get(f"{key}_kwargs") or {}
-    if not all(isinstance(value, _SIMPLE) for value in parameters.values()):
+    if not isinstance(parameters, Mapping) or not all(
+        isinstance(value, _SIMPLE) for value in parameters.values()
+    ):
         raise ConfigError(f"plans.json: {key}_kwargs: expected numbers, got something else")
     # In place would write over maps that a short cut still needs; the result is the same.
     kept = {name: value for name, value in parameters.items() if name != "inplace"}
     return known[_class(arguments, key, known)], kept
 
 
-def _numbers(arguments: Mapping[str, Any], key: str, count: int) -> tuple[int, ...]:
+def _numbers(
+    arguments: Mapping[str, Any], key: str, count: int, most: int = _MAX_NUMBER
+) -> tuple[int, ...]:
     value = arguments.get(key)
     numbers = [value] * count if isinstance(value, int) else value
     if (
         not isinstance(numbers, list)
         or len(numbers) != count
-        or not all(isinstance(each, int) and each > 0 for each in numbers)
+        or not all(isinstance(each, int) and 0 < each <= most for each in numbers)
     ):
-        raise ConfigError(f"plans.json: {key}: expected {count} whole numbers, got {value!r}")
+        raise ConfigError(
+            f"plans.json: {key}: expected {count} whole numbers from 1 to {most}, got "
+            f"{str(value)[:100]!r}"
+        )
     return tuple(numbers)
 
 
@@ -371,5 +397,5 @@ def _sides(
     value = arguments.get(key)
     stages = [value] * count if isinstance(value, int) else value
     if not isinstance(stages, list) or len(stages) != count:
-        raise ConfigError(f"plans.json: {key}: expected {count} entries, got {value!r}")
+        raise ConfigError(f"plans.json: {key}: expected {count} entries, got {str(value)[:100]!r}")
     return tuple(_numbers({key: stage}, key, dimensions) for stage in stages)

@@ -33,6 +33,7 @@ from medserve.inference.sliding_window import Predict
 from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.results.segmentation import Segmentation
 from medserve.spec import EngineName, ModelSpec
+from medserve.spec.volumes import ScoreKind
 
 __all__ = ["LEAST_AGREEMENT", "Agreement", "Imported", "Named", "import_model"]
 
@@ -43,6 +44,7 @@ _GROWTH = 2.0  # a volume twice as long along each axis as a usual one is still 
 _LEAST_MEMORY = 2 * 2**30
 _MAX_FILE_BYTES = 2**31 - 2**20  # of one ONNX file
 _ROUND = 2**20
+_ROUNDING = 1e-3  # of probabilities
 _BOUNDLESS = 2**62  # no limit, to ask what a volume would take
 
 _HANDLER = '''"""{title}"""
@@ -169,8 +171,21 @@ def _reference(source: Source, folder: Path) -> Predict:
     network = source.network
     if isinstance(network, Path):
         shutil.copyfile(network, folder / ONNX_FILE)
-        loaded = load_engine(EngineName.ONNXRUNTIME, folder, threads=available_cores())
-        return lambda windows: loaded.run(windows)["logits"]
+        try:
+            loaded = load_engine(EngineName.ONNXRUNTIME, folder, threads=available_cores())
+        except ArchiveError as error:
+            raise ConfigError(
+                "expected a network that ONNX Runtime can load, got another one; export it again "
+                "with an opset of 9 to 20"
+            ) from error
+
+        def run(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            try:
+                return loaded.run(windows)["logits"]
+            except Exception as error:  # ONNX Runtime has no common base of what it raises
+                raise _contradiction(windows.shape, error) from error
+
+        return run
 
     def predict(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         image = torch.from_numpy(np.ascontiguousarray(windows))
@@ -178,11 +193,7 @@ def _reference(source: Source, folder: Path) -> Predict:
             with torch.inference_mode():
                 scores = network(image)
         except RuntimeError as error:
-            raise ConfigError(
-                f"expected a network that takes windows of shape {tuple(image.shape)}, got an "
-                f"error ({str(error).strip().splitlines()[-1][:200]}); the description "
-                f"contradicts the network"
-            ) from error
+            raise _contradiction(windows.shape, error) from error
         if not isinstance(scores, torch.Tensor):
             raise ConfigError(
                 f"expected a network that answers one tensor of scores, got {type(scores).__name__}"
@@ -191,6 +202,35 @@ def _reference(source: Source, folder: Path) -> Predict:
         return found
 
     return predict
+
+
+def _contradiction(shape: tuple[int, ...], error: Exception) -> ConfigError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ConfigError(
+        f"expected a network that takes windows of shape {shape}, got an error "
+        f"({lines[-1][:200]}); the description contradicts the network"
+    )
+
+
+def _refuse_other_scores(spec: ModelSpec, scores: npt.NDArray[np.float32]) -> None:
+    """Refuse logits that are told to be probabilities, and the other way about."""
+    assert spec.volume is not None
+    low, high = float(scores.min()), float(scores.max())
+    is_share = low >= -_ROUNDING and high <= 1 + _ROUNDING
+    are_told = spec.volume.scores is ScoreKind.PROBABILITIES
+    if are_told and not is_share:
+        raise ConfigError(
+            f"expected probabilities from 0 to 1, as volume.scores says, got scores from {low:g} "
+            f"to {high:g}; set volume.scores to logits"
+        )
+    sums = scores.sum(axis=1) / spec.volume.ensemble
+    is_softmax = bool(np.abs(sums - 1).max() <= _ROUNDING) if scores.shape[1] > 1 else False
+    if not are_told and is_share and (is_softmax or spec.volume.regions):
+        raise ConfigError(
+            "expected logits, as volume.scores says, got scores from 0 to 1, as a softmax or "
+            "sigmoid at the end of a network gives; set volume.scores and volume.restored to "
+            "probabilities"
+        )
 
 
 def _prove(source: Source, spec: ModelSpec, example: Sequence[Path], predict: Predict) -> _Proof:
@@ -208,6 +248,7 @@ def _prove(source: Source, spec: ModelSpec, example: Sequence[Path], predict: Pr
         )
     if not np.isfinite(logits).all():
         raise ConfigError("expected finite scores for the golden volume, got others")
+    _refuse_other_scores(spec, logits)
     started = time.perf_counter()
     plain = replace(pipeline.defaults(), flips=False)
     segmented = pipeline.segment(prepared, predict, plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class Source:
         Raises:
             ConfigError: it is no description that the platform can read.
         """
+        kinds = ["nifti", "dicom"] + (["npy"] if self.channels == 1 else [])
         content = {
             **_SERVING,
             **self.serving,
@@ -77,20 +79,39 @@ class Source:
                 "task": "volumes",
                 "labels": list(self.labels),
                 "input": {
-                    "kinds": ["nifti", "dicom", "npy"] if self.channels == 1 else ["nifti"],
+                    "kinds": kinds,
                     "size": list(self.size),
                     "channels": self.channels,
                     "max_payload_bytes": _MAX_PAYLOAD_BYTES,
                     "min_side": 1,
                     **self.input,
                 },
-                "volume": {"modalities": self.modalities, **measured, **self.volume},
+                "volume": {
+                    "modalities": self.modalities,
+                    **measured,
+                    **self.volume,
+                    "snomed": self._codes(),
+                },
                 "engine": {"name": engine, "precision": "f32"},
             },
         }
         self.check_name()
         ModelSpec.from_mapping(content)
         return content
+
+    def _codes(self) -> dict[str, Any]:
+        """Return the code of each label for DICOM-SEG: a private one where none is given."""
+        private = {
+            label: {
+                "kind": {
+                    "value": sha256(f"{self.name}\n{label}".encode()).hexdigest()[:16].upper(),
+                    "meaning": label[:64],
+                    "scheme": "99MEDSERVE",
+                }
+            }
+            for label in self.labels[1:]
+        }
+        return private | dict(self.volume.get("snomed", {}))
 
     def check_name(self) -> None:
         """Refuse a name that cannot be served."""

@@ -18,6 +18,7 @@ from medserve.errors import ConfigError
 __all__ = ["plain_text", "read_checkpoint", "read_json"]
 
 _MAX_JSON_BYTES = 64 * 2**20
+_MAX_TEXT = 60  # characters; a number may come behind
 _MAX_YAML_BYTES = 2**20  # it is read a hundred times slower
 
 
@@ -36,7 +37,7 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > limit:
             raise ConfigError(f"{path}: expected at most {limit} bytes of {kind}, got more")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows writes a mark in front
         content = yaml.safe_load(text) if is_yaml else json.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"expected {path.name} in {path.parent}, there is none; {hint}") from None
@@ -78,6 +79,9 @@ def read_checkpoint(path: Path, figures: Sequence[Any] = ()) -> dict[str, Any]:
 
 
 def plain_text(value: Any, instead: str) -> str:
-    """Return a text of a file without what could write over a terminal or break a file."""
+    """Return a text of a file without what could write over a terminal or break a file.
+
+    As a label it fits into DICOM's LO: at most 64 characters without a backslash.
+    """
     text = "".join(each for each in str(value or "") if each.isprintable())
-    return text.strip()[:80] or instead
+    return text.replace("\\", "/").strip()[:_MAX_TEXT] or instead

@@ -30,7 +30,7 @@ class StandIn(Gateway):
         self.timeout_s = 10.0
         self._folder = folder
 
-    def ask(self, rule: Rule, files: Sequence[Path]) -> Answer:
+    def ask(self, rule: Rule, files: Sequence[Path], inputs: Sequence[str] = ()) -> Answer:
         """Return two boxes."""
         if (self._folder / "engine-down").exists():
             raise ServerUnreachableError("nobody answers at the address of the test")

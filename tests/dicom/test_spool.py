@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from medserve.dicom import node
 from medserve.dicom.headers import Facts
-from medserve.dicom.spool import MadeObject, Receipt, Spool
+from medserve.dicom.spool import MadeObject, Receipt, Spool, Wanted
 from medserve.errors import ConfigError
 
 RULE = "brain"
@@ -53,7 +53,7 @@ def receive(spool: Spool, series: int, image: int, content: bytes = b"pixels") -
 def settle_all(spool: Spool, reason: str = "") -> None:
     for series in spool.open_series():
         images = tuple(each.facts.sop_uid for each in spool.images(series.id))
-        assert spool.settle(series, [(RULE, images, reason)])
+        assert spool.settle(series, [Wanted(RULE, images, reason)])
 
 
 def made(spool: Spool, uid: str) -> MadeObject:
@@ -94,7 +94,7 @@ def test_an_image_that_comes_while_a_series_is_judged_is_not_overlooked(spool: S
     receive(spool, 1, 1)
     [series] = spool.open_series()
     receive(spool, 1, 2)
-    assert not spool.settle(series, [(RULE, ("1.1.1",), "")])
+    assert not spool.settle(series, [Wanted(RULE, ("1.1.1",), "")])
     assert spool.tasks("waiting") == []
 
 

@@ -24,7 +24,7 @@ from pydicom.uid import UID, JPEGExtended12Bit, RTStructureSetStorage
 from medserve.dicom.intake import COERCED, NO_ROOM, UNREADABLE, IncomingFile, Intake
 from medserve.dicom.pull import fetch
 from medserve.dicom.send import trusting
-from medserve.dicom.spool import MadeObject, Spool, content_of
+from medserve.dicom.spool import MadeObject, Spool, Wanted, content_of
 from medserve.dicom.web.app import SCOPE, WebLimits, create_app
 from medserve.dicom.web.parts import Parts
 from medserve.dicom.web.server import WebServer
@@ -305,7 +305,7 @@ def add_result(face: Face) -> Dataset:
     """Let the spool have a result of the one series in it."""
     [found] = face.spool.open_series()
     uids = tuple(sorted(each.facts.sop_uid for each in face.spool.images(found.id)))
-    face.spool.settle(found, [("rule", uids, "")])
+    face.spool.settle(found, [Wanted("rule", uids, "")])
     [task] = face.spool.tasks("waiting")
     assert task.content == content_of(uids)
     result = dcmread(io.BytesIO(series(1)[0]))

@@ -28,7 +28,7 @@ from medserve.gateway.settings import GatewaySettings
 from medserve.imaging.codecs import nifti
 from medserve.settings import Address
 from medserve.spec import Task
-from tests.gateway.faces import LABELS, SEGMENTATION, segmented
+from tests.gateway.faces import LABELS, SEGMENTATION, segmented, two_images
 from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
 from tests.tiny_volume_room import known_mask, phantom
 
@@ -83,12 +83,12 @@ def face(tmp_path: Path) -> Face:
     return Face(tmp_path)
 
 
-def infer(face: Face, query: str = "", **request: Any) -> httpx.Response:
+def infer(face: Face, query: str = "", path: str = "hippocampus", **request: Any) -> httpx.Response:
     form: dict[str, Any] = {
         "data": {"params": "{}"},
         "files": {"file": ("/home/x/a.nii.gz", b"volume")},
     }
-    return face.ask("POST", f"/infer/hippocampus?image={query}", **(form | request))
+    return face.ask("POST", f"/infer/{path}?image={query}", **(form | request))
 
 
 def test_models_of_volumes_are_described(face: Face) -> None:
@@ -98,6 +98,22 @@ def test_models_of_volumes_are_described(face: Face) -> None:
     assert (described["type"], described["dimension"]) == ("segmentation", 3)
     assert described["labels"] == {"bright": 1}
     assert {"name", "labels", "trainers", "strategies", "scoring", "datastore"} <= set(info)
+
+
+def test_a_model_of_several_images_takes_one_file_and_says_how(tmp_path: Path) -> None:
+    face = Face(tmp_path)
+    face.gateway = fake_gateway(face.engine, two_images())
+    face.app = FastAPI()
+    face.app.include_router(monailabel.router(face.gateway, face.sessions, RestLimits()))
+    [described] = face.ask("GET", "/info/").json()["models"].values()
+    assert "one NIfTI file with t1, flair along its fourth axis" in described["description"]
+    both = [("file", ("a_0000.nii", b"t1")), ("file", ("a_0001.nii", b"flair"))]
+    answer = face.ask("POST", "/infer/tumour?image=", data={"params": "{}"}, files=both)
+    assert answer.status_code == 400
+    assert "got several" in answer.json()["error"]["message"]
+    assert face.engine.requests == []
+    assert infer(face, path="tumour").status_code == 200
+    assert face.asked()[0] == b"volume"
 
 
 def test_the_answer_is_a_form_with_the_mask_and_what_is_known_of_it(face: Face) -> None:

@@ -203,6 +203,15 @@ _REFUSED: dict[str, tuple[_Change, str]] = {
     "another padding": (
         _edited(lambda config: config["inferer"].update(padding_mode="reflect")), "padding_mode",
     ),
+    "pictures": (
+        _edited(
+            lambda data: data["network_data_format"]["inputs"]["image"].update(
+                spatial_shape=[96, 96]
+            ),
+            _METADATA,
+        ),
+        "got one for pictures of two sides",
+    ),
     # what contradicts itself
     "another network": (_network(channels=[4, 8, 8]), "weights are those of another network"),
     "other scores": (_network(out_channels=3), r"channels 0 to 2"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import shlex
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 import typer
 import yaml
 
@@ -105,6 +107,46 @@ def _with_channels(model: Any) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 3
 
 
+def _with_channels_last(model: Any) -> None:
+    for place, side in enumerate((16, 16, 16, 1), start=1):
+        model.graph.input[0].type.tensor_type.shape.dim[place].dim_value = side
+
+
+def _with_rows(model: Any) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 7
+
+
+def _with_files(model: Any) -> None:
+    """Name a file of the machine, in a constant."""
+    [name, *_] = [each.name for each in model.graph.initializer]
+    [first, *rest] = list(model.graph.initializer)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(rest)
+    first.ClearField("raw_data")
+    first.data_location = onnx.TensorProto.EXTERNAL
+    first.external_data.add(key="location", value="/etc/passwd")
+    node = onnx.helper.make_node("Constant", [], [name], value=first)
+    model.graph.node.insert(0, node)
+
+
+def _with_two_inputs(model: Any) -> None:
+    model.graph.input.add().CopyFrom(model.graph.input[0])
+    model.graph.input[1].name = "second"
+
+
+def _with_a_list(model: Any) -> None:
+    scores = model.graph.output[0].name
+    model.graph.node.append(onnx.helper.make_node("SequenceConstruct", [scores], ["many"]))
+    kind = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
+    many = onnx.helper.make_value_info("many", onnx.helper.make_sequence_type_proto(kind))
+    del model.graph.output[:]
+    model.graph.output.append(many)
+
+
+def _with_later_version(model: Any) -> None:
+    model.ir_version = 99
+
+
 def _with_foreign(model: Any) -> None:
     model.graph.node[0].domain = "com.microsoft"
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
@@ -117,6 +159,12 @@ def _with_foreign(model: Any) -> None:
         (_with_foreign, r"com\.microsoft\.Conv"),
         (_with_half, r"float32|ONNX file"),
         (_with_channels, r"expected an input of \(N, 1, 16, 16, 16\)|ONNX file"),
+        (_with_channels_last, r"channels before the sides|ONNX file"),
+        (_with_rows, r"set volume\.window_batch"),
+        (_with_files, r"one file with its weights"),
+        (_with_two_inputs, r"got 2 inputs"),
+        (_with_a_list, r"got no tensor"),
+        (_with_later_version, r"ir_version 99"),
     ],
 )
 def test_a_file_that_contradicts_its_description_is_refused(
@@ -128,6 +176,90 @@ def test_a_file_that_contradicts_its_description_is_refused(
     path.write_bytes(_changed(onnx.load(str(network / "model.onnx")), change))
     with pytest.raises(ConfigError, match=told):
         read_onnx(path, description, tmp_path)
+
+
+def _described(description: Path, **volume: object) -> None:
+    content = yaml.safe_load(description.read_text())
+    content["medserve"]["volume"] |= volume
+    description.write_text(yaml.safe_dump(content))
+
+
+def _ending(kind: str, sides: tuple[str | int, ...] = (16, 16, 16)) -> Any:
+    """Return a network of one convolution that ends in that operator."""
+    make, arrays = onnx.helper, onnx.numpy_helper
+    weights = (
+        np.random.default_rng(0)
+        .normal(size=(2 if kind == "Sigmoid" else 3, 1, 1, 1, 1))
+        .astype(np.float32)
+    )
+    before = {"Transpose": [make.make_node("Transpose", ["x"], ["t"], perm=[0, 4, 1, 2, 3])]}
+    graph = make.make_graph(
+        [
+            *before.get(kind, []),
+            make.make_node("Conv", ["t" if kind in before else "x", "w"], ["s"]),
+            make.make_node(kind, ["s"], ["y"], **({"axis": 1} if kind == "Softmax" else {})),
+        ],
+        "network",
+        [make.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", "C", *sides])],
+        [make.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", "D", *sides])],
+        [arrays.from_array(weights, "w")],
+    )  # fmt: skip
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)])
+    model.ir_version = 8
+    return model
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("kind", "volume", "told"),
+    [
+        ("Softmax", {}, "expected logits, as volume.scores says, got scores from 0 to 1"),
+        ("Sigmoid", {"regions": {"dim": 0, "bright": 1}, "snomed": {}},
+         "set volume.scores and volume.restored to probabilities"),
+        ("Identity", {"scores": "probabilities", "restored": "probabilities"},
+         "set volume.scores to logits"),
+        ("Transpose", {}, "the description contradicts the network"),
+    ],
+)  # fmt: skip
+def test_scores_of_another_kind_or_order_than_described_are_refused_and_nothing_is_left(
+    description: Path, tmp_path: Path, medserve: Any, kind: str, volume: dict[str, Any], told: str
+) -> None:
+    _described(description, **volume)
+    file = tmp_path / "network.onnx"
+    sides: tuple[str | int, ...] = ("a", "b", "c") if kind == "Transpose" else (16, 16, 16)
+    file.write_bytes(_ending(kind, sides).SerializeToString())
+    run = medserve("import", "onnx", file, "--spec", description, "--store", tmp_path / "store")
+    assert run.code != 0
+    assert told in run.err
+    assert str(Path(tempfile.gettempdir()) / "medserve-import") not in run.err
+    assert not list((tmp_path / "store").glob("*"))
+
+
+class _Answering(torch.nn.Module):
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.layer = form, torch.nn.Conv3d(1, 3, 1)
+
+    def forward(self, image: torch.Tensor) -> Any:
+        scores = self.layer(image)
+        return {"dict": {"scores": scores}, "tuple": (scores, image)}[self.form]
+
+
+@pytest.mark.cpu
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+@pytest.mark.parametrize("form", ["dict", "tuple"])
+def test_a_script_that_answers_more_than_scores_is_refused(
+    description: Path, tmp_path: Path, medserve: Any, form: str
+) -> None:
+    image = torch.rand(1, 1, 16, 16, 16)
+    network: Any = torch.jit.trace(  # type: ignore[no-untyped-call]
+        _Answering(form), image, strict=False
+    )
+    network.save(str(tmp_path / "network.pt"))
+    arguments = ("--spec", description, "--store", tmp_path / "store")
+    run = medserve("import", "torchscript", tmp_path / "network.pt", *arguments)
+    assert f"one tensor of scores, got {form}" in run.err
+    assert not list((tmp_path / "store").glob("*"))
 
 
 @pytest.mark.parametrize("content", [b"", b"no network", b"\x08\x09"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import shutil
@@ -13,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medserve.errors import ConfigError
 from medserve.imaging.codecs import nifti
@@ -112,6 +115,14 @@ def _network(**values: object) -> Callable[[Path], None]:
     return lambda folder: _edit(folder / "plans.json", change)
 
 
+def _saved(**values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "fold_0" / _FILE
+        torch.save(torch.load(path, weights_only=False) | values, path)
+
+    return change
+
+
 def _cut(folder: Path) -> None:
     path = folder / "fold_0" / _FILE
     path.write_bytes(path.read_bytes()[:5000])
@@ -160,6 +171,39 @@ _REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "regions without an order": (
         _described(labels={"background": 0, "all": [1, 2], "core": 2}), "regions_class_order",
     ),
+    "labels as a list": (_described(labels=["background", "liver"]), "expected labels such as"),
+    "labels of version 1": (
+        _described(labels={"0": "background", "1": "liver"}), "expected labels such as",
+    ),
+    "labels as texts": (
+        _described(labels={"background": 0, "liver": "1", "tumour": "2"}), "a whole number",
+    ),
+    "channels as a list": (_described(channel_names=["CT"]), "expected channel_names such as"),
+    "channels from 1 on": (_described(channel_names={"1": "CT"}), "from 0 on"),
+    "another encoding": (
+        lambda folder: (folder / "plans.json").write_text("{}", encoding="utf-16"), "expected JSON",
+    ),
+    "no network": (_configured(architecture=None), "architecture: expected an object"),
+    "a network beyond memory": (_network(features_per_stage=[10**7] * 3), "numbers from 1 to 4096"),
+    "kernels beyond memory": (_network(kernel_sizes=[[999] * 3] * 3), "at most 1073741824 param"),
+    "endless stages": (_network(n_conv_per_stage=[10**7] * 3), "numbers from 1 to 64"),
+    "a patch beyond memory": (_configured(patch_size=[4096] * 3), "patch_size of at most"),
+    "a patch of two sides": (_configured(patch_size=[24, 24]), "a spacing for each of its sides"),
+    "a boundless spacing": (_configured(spacing=[float("inf"), 1, 1]), "spacing: expected"),
+    "an order as a text": (_configured(resampling_fn_data_kwargs={"order": "3"}), "order_z"),
+    "an inheritance of many": (_configured(inherits_from=["2d"]), "expected a configuration"),
+    "mirrored elsewhere": (
+        _saved(inference_allowed_mirroring_axes=(7,)), "expected axes out of 0, 1, 2",
+    ),
+    "no weights": (_saved(network_weights=[1]), "expected 'network_weights'"),
+    "the batch norm of another trainer": (
+        _saved(network_weights={"encoder.stages.0.0.norm.running_mean": torch.ones(6)}),
+        "the trainer may have changed it",
+    ),
+    "the best checkpoint alone": (
+        lambda folder: (folder / "fold_0" / _FILE).rename(folder / "fold_0/checkpoint_best.pth"),
+        "by --checkpoint: checkpoint_best.pth",
+    ),
 }  # fmt: skip
 
 
@@ -169,6 +213,111 @@ def test_what_cannot_be_served_alike_is_refused_by_name(copy: Path, problem: str
     change(copy)
     with pytest.raises(ConfigError, match=told):
         read_folder(copy, "liver")
+
+
+def _marked(folder: Path) -> None:
+    for name in ("plans.json", "dataset.json"):
+        lines = json.dumps(json.loads((folder / name).read_text()), indent=1).splitlines()
+        (folder / name).write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+
+
+_READ: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "written on Windows": (_marked, ("liver", "tumour")),
+    "an ignored label": (
+        _described(labels={"background": 0, "liver": 1, "tumour": 2, "ignore": 3}),
+        ("liver", "tumour"),
+    ),
+    "a list of one": (
+        _described(labels={"background": [0], "tumour": [2], "liver": [1]}), ("liver", "tumour"),
+    ),
+    "equal and empty names": (
+        _described(labels={"background": 0, "Leber / große": 1, "": 2}),
+        ("Leber / große", "label 2"),
+    ),
+    "long names": (
+        _described(labels={"background": 0, "x" * 200: 1, "x" * 201: 2}),
+        ("x" * 60, "x" * 60 + " 2"),
+    ),
+    "other files": (_described(file_ending=".mha"), ("liver", "tumour")),
+    "no mirror images": (_saved(inference_allowed_mirroring_axes=None), ("liver", "tumour")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", _READ)
+def test_odd_forms_of_the_files_are_read(copy: Path, form: str) -> None:
+    change, labels = _READ[form]
+    change(copy)
+    source = read_folder(copy, "liver")
+    assert source.labels[1:] == labels
+    ModelSpec.from_mapping(source.config("1.0", "openvino"))
+
+
+def test_another_checkpoint_is_taken_by_its_name(copy: Path) -> None:
+    _saved(trainer_name="nnUNetTrainer_250epochs")(copy)
+    (copy / "fold_0" / _FILE).rename(copy / "fold_0/checkpoint_best.pth")
+    source = read_folder(copy, "liver", checkpoint="checkpoint_best.pth")
+    assert "trainer nnUNetTrainer_250epochs, folds 0" in source.origin
+    with pytest.raises(ConfigError, match="the name of a checkpoint"):
+        read_folder(copy, "liver", checkpoint="../fold_0/checkpoint_best.pth")
+    with pytest.raises(ConfigError, match="each fold once"):
+        read_folder(copy, "liver", ["0", "0"], checkpoint="checkpoint_best.pth")
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({"0": "T1", "1": "T1"}, ["T1", "T1 1"]),
+        ({"0": "1", "1": "0"}, ["image 1", "image 0"]),  # numbers say the place of a file
+        ({"0": "T1/post.gd *", "1": ""}, ["T1/post.gd *", "channel 1"]),
+    ],
+)
+def test_names_of_channels_are_all_different(
+    tmp_path: Path, given: dict[str, str], names: list[str]
+) -> None:
+    folder = write_folder(tmp_path / "model", CASES["two channels, cropped"])
+    _described(channel_names=given)(folder)
+    assert list(read_folder(folder, "tumour").volume["channels"]) == names
+
+
+_plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 9) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["0", "order", "background", "mean", "arch_kwargs"]), inner, max_size=3
+    ),
+    max_leaves=5,
+)  # fmt: skip
+_PLACES: list[tuple[str, ...]] = [
+    *(("dataset.json", key) for key in ("labels", "channel_names", "regions_class_order")),
+    *(("plans.json", key)
+      for key in ("configurations", "image_reader_writer", "transpose_forward")),
+    *(("plans.json", "configurations", "3d_fullres", key) for key in (
+        "patch_size", "spacing", "architecture", "normalization_schemes", "use_mask_for_norm",
+        "resampling_fn_data_kwargs", "median_image_size_in_voxels", "inherits_from",
+    )),
+    *(("plans.json", "configurations", "3d_fullres", "architecture", "arch_kwargs", key)
+      for key in ("n_stages", "features_per_stage", "strides", "conv_op", "norm_op_kwargs")),
+]  # fmt: skip
+
+
+@pytest.mark.cpu
+@settings(deadline=None, max_examples=40)
+@given(place=st.sampled_from(_PLACES), value=_plain)
+def test_whatever_stands_in_a_file_it_is_read_or_refused(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, place: tuple[str, ...], value: object
+) -> None:
+    changed = tmp_path_factory.mktemp("any") / "model"
+    shutil.copytree(folder, changed)
+    name, *keys, last = place
+
+    def change(content: dict[str, Any]) -> None:
+        for key in keys:
+            content = content[key]
+        content[last] = value
+
+    _edit(changed / name, change)
+    with contextlib.suppress(ConfigError):
+        ModelSpec.from_mapping(read_folder(changed, "liver").config("1.0", "openvino"))
+    shutil.rmtree(changed)
 
 
 def _found(tmp_path: Path, *values: object, **changes: object) -> Path:

@@ -10,8 +10,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from pydicom import dcmread
 
-from medserve.client import Client
+from medserve.client import Client, SegmentedFile
+from medserve.dicom.ask import Gateway
+from medserve.dicom.objects import make_objects
+from medserve.dicom.rules import Conditions, Rule, RuleTask
+from medserve.dicom.spool import Task
 from medserve.errors import InvalidImageError, InvalidRequestError
 from medserve.gateway.server import GatewayServer
 from medserve.imaging.codecs import nifti
@@ -21,9 +26,11 @@ from medserve.importing.nnunet import read_folder
 from medserve.settings import EngineKind
 from tests.backends import running_backend
 from tests.cli.conftest import medserve as medserve
+from tests.dicom.series import write
 from tests.gateway.running import running_gateway
 from tests.importing.nnunet_folders import CASES, write_case, write_folder
 from tests.importing.test_nnunet import own_mask
+from tests.volume_phantoms import as_bytes, dicom_slices
 
 _ONE, _TWO = "isotropic", "two channels, cropped"
 _AGREEMENT = 0.9999
@@ -119,6 +126,46 @@ def test_several_images_travel_through_client_command_and_rest(
     lacking = httpx.post(url, files=[("data.T1", ("a", files[0].read_bytes()))], timeout=120)
     assert lacking.status_code == 400
     assert "got no data.T2" in lacking.json()["error"]["message"]
+
+
+def test_series_of_a_study_are_the_images_of_one_case(
+    address: str, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    files = write_case(tmp_path / "case", CASES[_TWO])
+    images, names = [], []
+    for name, file in zip(("T1", "T2"), files, strict=True):
+        volume = nifti.decode(file.read_bytes())
+        whole = Volume(np.rint(volume.array).astype(np.int16), volume.geometry)
+        file.write_bytes(nifti.encode(whole))
+        slices = dicom_slices(whole, series=name)
+        for number, each in enumerate(slices):
+            each.StudyInstanceUID, each.SeriesInstanceUID = "2.25.1", f"2.25.{name[1]}"
+            each.FrameOfReferenceUID = "2.25.9"
+            each.SOPInstanceUID = f"2.25.{name[1]}.{number}"
+            each.file_meta.MediaStorageSOPInstanceUID = each.SOPInstanceUID
+        images += [as_bytes(each) for each in slices]
+        names += [name] * len(slices)
+    expected = own_mask(read_folder(trained[_TWO], "tumour"), files)
+    rule = Rule(
+        name="r", model="tumour", task=RuleTask.VOLUMES,
+        inputs={name: Conditions(series_description=(f"{name}*",)) for name in ("T2", "T1")},
+    )  # fmt: skip
+    gateway = Gateway(address, timeout_s=120.0)
+    paths = write(tmp_path / "dicom", images)
+    answer = gateway.ask(rule, paths, names)
+    gateway.close()
+    seg, report = make_objects(Task(1, 1, "r", "", (), "waiting", "", 0, 1e9), rule, answer, paths,
+                               tmp_path)  # fmt: skip
+    [source] = dcmread(seg.file).ReferencedSeriesSequence
+    assert source.SeriesInstanceUID == "2.25.1"
+    [evidence] = dcmread(report.file).CurrentRequestedProcedureEvidenceSequence
+    series = {each.SeriesInstanceUID for each in evidence.ReferencedSeriesSequence}
+    assert {"2.25.1", "2.25.2"} < series
+    [found] = answer.found
+    assert isinstance(found, SegmentedFile)
+    voxels = [int(np.sum(expected == each.label_id)) for each in found.measures]
+    assert sum(voxels) > 0
+    assert [each.voxels for each in found.measures] == pytest.approx(voxels, rel=1e-3)
 
 
 def test_a_batch_answers_cases_of_several_images(

@@ -7,8 +7,9 @@
     GET    /auth/, POST /auth/token, GET /auth/token/valid
 
 Training, active learning and the data store answer 501: models are trained elsewhere, and images
-are kept for nobody. A caller's parameters that are no options of the model are passed over, for
-clients send those of MONAI Label's own models.
+are kept for nobody. Its clients send one file: images of a model that sees several come along the
+fourth axis of a NIfTI file. A caller's parameters that are no options of the model are passed over,
+for clients send those of MONAI Label's own models.
 """
 
 # No `from __future__ import annotations`: FastAPI could not look up the local names in them.
@@ -208,6 +209,11 @@ class _Face:
         content = b""
         async with aclosing(files(request, limit, self._limits, most=3, texts=texts)) as found:
             async for file in found:
+                if content:
+                    raise InvalidRequestError(
+                        "expected one image in the form, got several; a model that sees several "
+                        "images takes one NIfTI file with them along its fourth axis"
+                    )
                 content = file.content
         try:
             params = json.loads(texts["params"] or "{}")
@@ -225,11 +231,12 @@ class _Face:
 
 
 def _description(model: ModelInfo) -> dict[str, Any]:
+    images = f" (one NIfTI file with {', '.join(model.channels)} along its fourth axis)"
     return {
         "type": "segmentation",
         "labels": {label: number for number, label in enumerate(model.labels) if number},
         "dimension": 3,
-        "description": model.title,
+        "description": model.title + (images if model.channels else ""),
         "config": {},
     }
 
