@@ -111,9 +111,8 @@ def scans_fit(codestream: Payload, pixels: bytes, decode: Callable[[bytes], byte
     """Tell whether a JPEG needs all of its coded data for its pixels, and no more.
 
     libjpeg decodes on where data are missing, or left over, and only warns; of steps of 0 it
-    makes grey. Data put behind each
-    interval change no pixel of one that is whole; of one that has lost some, they do. Where the
-    last bytes may be any, the decoder was done before them.
+    makes grey. Data put behind each interval change no pixel of one that is whole; of one that has
+    lost some, they do. Where the last bytes may be any, the decoder was done before them.
 
     Args:
         codestream: The JPEG.
@@ -121,7 +120,7 @@ def scans_fit(codestream: Payload, pixels: bytes, decode: Callable[[bytes], byte
         decode: The decoder; it may raise for data that it cannot decode.
     """
     content = bytes(codestream)
-    if not all(_steps(content)):
+    if _has_step_of_zero(content):
         return False
     frame = frame_of(content)
     if frame is None or frame.process in _ARITHMETIC:  # which may end without its last zeros
@@ -135,13 +134,17 @@ def scans_fit(codestream: Payload, pixels: bytes, decode: Callable[[bytes], byte
     return any(_decoded(decode, each) != pixels for each in others)
 
 
-def _steps(content: bytes) -> Iterator[int]:
-    """Yield the steps of all quantisation tables, of which none may be 0 (T.81, B.2.4.1)."""
+def _has_step_of_zero(content: bytes) -> bool:
+    """Tell whether a step of any quantisation table is 0, which none may be (T.81, B.2.4.1)."""
     for marker, _, segment in _segments(content):
         while marker == _TABLES and segment:
             width = 2 if segment[0] >> 4 else 1
             table, segment = segment[1 : 1 + 64 * width], segment[1 + 64 * width :]
-            yield from (int.from_bytes(table[n : n + width]) for n in range(0, len(table), width))
+            high = table[::2] if width == 2 else bytes(64)
+            low = table[1::2] if width == 2 else table
+            if 0 in low and any(not (a or b) for a, b in zip(high, low, strict=False)):
+                return True
+    return False
 
 
 def _decoded(decode: Callable[[bytes], bytes], codestream: bytes) -> bytes | None:
