@@ -41,7 +41,7 @@ def volumes(engine: FakeEngine | None = None, **guards: Any) -> Gateway:
     return gateway(engine, models=[organs()], **guards)
 
 
-async def segmented_job(client: Visitor, files: dict[str, bytes], **options: bool) -> str:
+async def segmented_job(client: Visitor, files: dict[str, bytes], **options: bool | str) -> str:
     job = await begin(client, "segment", "organs")
     sent = await client.post(f"{job}/volume", content=pack(files), headers=PACK)
     assert sent.status_code == 200, sent.text
