@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,13 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import psutil
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.archives import build_or_take
 from benchmarks.load import read_payload
 from benchmarks.machine import describe_machine
-from benchmarks.processes import end_family, family_usage, hold, release
+from benchmarks.processes import end_family, family, hold, release
 from benchmarks.protocols import encode_calls
 from benchmarks.ratios import Ratio
 
@@ -121,14 +123,27 @@ async def _ask(address: str, messages: Sequence[bytes], calls: int) -> None:
 
 def _cpu_ms(address: str, pid: int, messages: Sequence[bytes], calls: int) -> float:
     """Return the processor time that the server takes for one call of a lone caller."""
-    before = family_usage(pid).cpu_s
+    before = _cpu_s(pid)
     asyncio.run(_ask(address, messages, calls))
-    return 1000 * (family_usage(pid).cpu_s - before) / calls
+    spent = sum(cpu_s - before.get(each, 0.0) for each, cpu_s in _cpu_s(pid).items())
+    return 1000 * spent / calls
+
+
+def _cpu_s(pid: int) -> dict[int, float]:
+    """Processor time of each process of a server; what one had used goes when it ends."""
+    found = {}
+    for process in family(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            found[process.pid] = times.user + times.system
+    return found
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
     """Return processor time of a call in milliseconds, by round and way."""
-    archive = build_or_take(options.archive, options.model, scratch)
+    store = scratch / "served"
+    store.mkdir()
+    shutil.copy(build_or_take(options.archive, options.model, scratch), store)  # it alone is served
     images = read_payload(_ROOT / "models" / options.model / "examples")
     messages = encode_calls("predictions", options.model, images, 1)
     rounds: list[dict[str, float]] = []
@@ -136,7 +151,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, float]
         servers = {}
         for way, environment in _WAYS.items():
             told = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint} if environment else {}
-            found = _server(archive.parent, options.engine, {**environment, **told})
+            found = _server(store, options.engine, {**environment, **told})
             address, process = stack.enter_context(found)
             _cpu_ms(address, process.pid, messages, options.calls)
             servers[way] = address, process.pid

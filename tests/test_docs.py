@@ -123,6 +123,23 @@ def test_the_pages_agree_on_how_long_an_upload_is_kept_and_who_can_read_it(
         assert "operations.md#logs-and-privacy" in text
 
 
+def test_the_reference_of_python_is_made_from_docstrings_of_every_public_name() -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text("utf-8")
+    assert "mkdocstrings" in (ROOT / "mkdocs.yml").read_text("utf-8")
+    modules = re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)
+    assert "medserve.client" in modules
+    for module in map(importlib.import_module, modules):
+        public = [getattr(module, name) for name in module.__all__]
+        undocumented = [each for each in public if isinstance(each, type) and not each.__doc__]
+        assert undocumented == [], module
+
+
+def test_whoever_operates_finds_how_to_upgrade_to_go_back_and_what_to_keep() -> None:
+    page = (ROOT / "docs" / "run" / "operations.md").read_text("utf-8")
+    headings = re.findall(r"^## (.+)$", page, re.MULTILINE)
+    assert {"Upgrade and roll back", "Without a network", "What to back up"} <= set(headings)
+
+
 def test_the_architecture_lists_the_layers_in_the_order_that_is_held() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     [contract] = [each for each in project["tool"]["importlinter"]["contracts"]

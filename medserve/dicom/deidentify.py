@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from pydicom import DataElement, Dataset, dcmread
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID
@@ -37,7 +38,7 @@ _METHOD = "PS3.15 Basic Profile, named elements alone"
 _SCREEN = {"SCREEN SAVE", "SCREEN_SAVE", "SCREENSHOT"}
 _IDENTIFIERS = {
     "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID",
-    "DimensionOrganizationUID",
+    "DimensionOrganizationUID", "ConcatenationUID",
 }  # fmt: skip
 _NUMBERS = {
     # of the image and its pixels
@@ -57,10 +58,12 @@ _NUMBERS = {
     "NominalScannedPixelSpacing", "SliceThickness", "SpacingBetweenSlices", "SliceLocation",
     "TemporalPositionIdentifier", "NumberOfTemporalPositions", "TemporalPositionIndex",
     "InStackPositionNumber", "DimensionIndexValues", "DimensionIndexPointer",
-    "FunctionalGroupPointer", "FrameAcquisitionNumber",
+    "FunctionalGroupPointer", "FrameAcquisitionNumber", "InConcatenationNumber",
+    "InConcatenationTotalNumber", "ConcatenationFrameOffsetNumber",
     # of how it was taken
     "EchoTime", "EffectiveEchoTime", "RepetitionTime", "FlipAngle", "InversionTime",
-    "InversionTimes", "EchoTrainLength", "EchoNumbers", "MagneticFieldStrength", "DiffusionBValue",
+    "InversionTimes", "EchoTrainLength", "EchoNumbers", "PixelBandwidth",
+    "MagneticFieldStrength", "DiffusionBValue",
     "KVP", "TriggerTime", "NominalCardiacTriggerDelayTime", "FrameReferenceTime", "FrameTime",
     "FrameIncrementPointer", "RecommendedDisplayFrameRate", "CineRate",
     # of calibrated regions of ultrasound (PS3.3 C.8.5.5)
@@ -78,13 +81,15 @@ _CODES = {
     "ComplexImageComponent", "ContrastBolusAgentAdministered", "ConversionType", "ContentLabel",
     "VolumetricProperties", "PixelPresentation", "AcquisitionContrast", "DimensionOrganizationType",
 }  # fmt: skip
-_NAMES = {"ConvolutionKernel", "StackID"}  # text that tells acquisitions apart
+# Text that tells acquisitions apart, and becomes a sign of its own.
+_NAMES = {"ConvolutionKernel", "StackID", "ProtocolName", "SeriesDescription", "ReceiveCoilName"}
 _SEQUENCES = {
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelMeasuresSequence",
     "PlanePositionSequence", "PlaneOrientationSequence", "FrameContentSequence",
     "PixelValueTransformationSequence", "FrameVOILUTSequence", "MREchoSequence",
     "MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "MRTimingAndRelatedParametersSequence",
-    "MRModifierSequence", "MRDiffusionSequence", "CTXRayDetailsSequence",
+    "MRModifierSequence", "MRImagingModifierSequence", "MRReceiveCoilSequence",
+    "MRDiffusionSequence", "CTXRayDetailsSequence",
     "CTReconstructionSequence", "CardiacSynchronizationSequence", "ContrastBolusUsageSequence",
     "DimensionOrganizationSequence", "DimensionIndexSequence", "ModalityLUTSequence",
     "VOILUTSequence", "SequenceOfUltrasoundRegions",
@@ -218,7 +223,8 @@ def _copied(dataset: Dataset, pseudonyms: Pseudonyms) -> Dataset:
             copy.add(DataElement(tag, "CS", kept[0] if len(kept) == 1 else kept))
         elif keyword in _NAMES:
             texts = "\\".join(_texts(dataset[tag].value))
-            copy.add(DataElement(tag, "SH", pseudonyms.code("name", texts) if texts else ""))
+            sign = pseudonyms.code("name", texts) if texts else ""
+            copy.add(DataElement(tag, dictionary_VR(tag), sign))
     return copy
 
 

@@ -30,8 +30,9 @@ from medserve.tasks.volumes import LabelMeasure
 
 if TYPE_CHECKING:
     from medserve.imaging.frames import FrameStack
+    from medserve.imaging.volume import Volume
 
-__all__ = ["FrameFinding", "FrameSegmentation", "mask_png"]
+__all__ = ["FrameFinding", "FrameSegmentation", "mask_png", "masks_of"]
 
 _WHITE = 255  # of the structure in a PNG: what annotation tools and other programs expect
 
@@ -185,7 +186,7 @@ class FrameSegmentation:
 
         grid = result.grid
         try:
-            masks = _masks(nifti.decode(result.mask_nifti), result.view)
+            masks = masks_of(nifti.decode(result.mask_nifti), result.view)
             return cls(
                 masks,
                 FrameGrid((grid.rows, grid.columns), grid.frames, grid.spacing_mm, grid.step_mm),
@@ -210,7 +211,8 @@ def mask_png(mask: npt.NDArray[np.integer]) -> bytes:
     return stream.getvalue()
 
 
-def _masks(volume: Any, view: View) -> PackedMasks:
+def masks_of(volume: Volume, view: View) -> PackedMasks:
+    """Return the masks of all frames in a file of masks, whose frames lie as `view` says."""
     from medserve.imaging.codecs.nifti_frames import frame_order
 
     planes = frame_order(volume, view).apply(volume.array)  # (H, W, K)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,13 @@ def test_the_package_is_the_command_line_and_carries_its_types() -> None:
     )
     assert run.stdout.strip() == f"medserve {package.__version__}"
     assert (Path(package.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.process
+def test_the_tab_key_completes_commands() -> None:
+    typed = {"_MEDSERVE_COMPLETE": "complete_bash", "COMP_WORDS": "medserve pre", "COMP_CWORD": "1"}
+    run = subprocess.run(
+        [Path(sys.executable).parent / "medserve"],
+        capture_output=True, text=True, check=True, env=os.environ | typed,
+    )  # fmt: skip
+    assert run.stdout.split() == ["predict"]

@@ -1,7 +1,8 @@
 """Orthanc, which forwards whatever it stores, and a node, alone on a loopback of their own.
 
 Runs in a network namespace (`unshare --net`), for Orthanc 1.10 listens on every address. Prints
-what happened as JSON. Arguments: a folder, and `c-store` or `stow`.
+what happened as JSON. Arguments: a folder, and `c-store`, `stow` or `research`: de-identified
+copies of what a hospital sends to the node itself, with their results.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _UP = 0x1 | 0x40  # IFF_UP, IFF_RUNNING
 _SIOCSIFFLAGS = 0x8914
 _PATIENCE_S = 60.0
 # What the archive does with each object that it stores: it sends all of them to the node.
+_RESEARCH = 'destination = ["PACS@127.0.0.1:14242"]\ndeidentify = true\n'
+_SENT_TO = (["PACS", "127.0.0.1", "14242"], ["NODE", "127.0.0.1", "11112"])
 _FORWARD = 'function OnStoredInstance(id, tags, metadata) SendToModality(id, "node") end'
 
 
@@ -101,7 +104,8 @@ def main(place: str, way: str) -> None:
     archive = start_archive(folder)
     destination = f"{HTTP}/dicom-web/studies" if way == "stow" else "PACS@127.0.0.1:14242"
     rules = folder / "rules.toml"
-    rules.write_text(RULES.format(quiet_s=2) + 'query = "PACS@127.0.0.1:14242"\n')
+    more = _RESEARCH if way == "research" else 'query = "PACS@127.0.0.1:14242"\n'
+    rules.write_text(RULES.format(quiet_s=2) + more)
     node_log = (folder / "node.log").open("w")
     node = subprocess.Popen(
         [sys.executable, "-m", "tests.dicom.node_process", str(folder / "state"), str(rules),
@@ -114,7 +118,7 @@ def main(place: str, way: str) -> None:
         wait(lambda: get("/system")["DicomAet"] == "PACS")
         files = write(folder / "study", series(1, slices=9))
         subprocess.run(
-            ["storescu", "-aec", "PACS", "127.0.0.1", "14242", *map(str, files)],
+            ["storescu", "-aec", *_SENT_TO[way == "research"], *map(str, files)],
             check=True,
         )
         wait(lambda: len(modalities()) == 3)
@@ -127,6 +131,8 @@ def main(place: str, way: str) -> None:
             "modalities": modalities(),
             "patient": get(f"/studies/{study}")["PatientMainDicomTags"]["PatientID"],
             "log": (folder / "node.log").read_text(),
+            "tags": json.dumps([get(f"/instances/{each}/tags") for each in get("/instances")]),
+            "archive_log": (folder / "orthanc.log").read_text(),
         }
         for name in ("SEG", "SR"):
             [which] = [each for each in get("/series")

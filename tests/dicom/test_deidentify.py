@@ -130,6 +130,8 @@ def test_what_tells_acquisitions_apart_still_does(tmp_path: Path) -> None:
     for b_value in (0, 1000):
         dataset = dicom_slices(VOLUME, EchoTime="30", ConvolutionKernel="Secret sharp")[0]
         dataset.ContrastBolusAgent = "Secretovist"
+        dataset.ProtocolName, dataset.SeriesDescription = "Secret T1", "Secret of the knee"
+        dataset.ReceiveCoilName, dataset.PixelBandwidth, dataset.EchoNumbers = "Secret", "130", 2
         block = dataset.private_block(0x0019, "SIEMENS MR HEADER", create=True)
         block.add_new(0x0C, "IS", b_value)
         copy = copied(dataset, tmp_path)

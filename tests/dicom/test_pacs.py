@@ -11,6 +11,7 @@ from pathlib import Path
 import highdicom
 import numpy as np
 import pytest
+from pydicom import dcmread
 
 from tests.dicom.series import SECRETS
 
@@ -48,6 +49,25 @@ def test_a_study_comes_back_with_its_results_once(
     seg = highdicom.seg.segread(tmp_path / "SEG.dcm")
     array = np.asarray(seg.get_volume(combine_segments=True).array)
     assert [(array == label).sum() for label in (1, 2)] == [12, 16]
+
+
+def test_a_research_archive_gets_nothing_of_a_person(namespace: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*namespace, sys.executable, "-m", "tests.dicom.pacs_scenario", str(tmp_path), "research"],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    # The archive forwards copies and results to the node, which answers none of them.
+    assert found["modalities"] == {"MR": 9, "SEG": 1, "SR": 1}
+    assert found["pulled"] == 11
+    sources = [dcmread(each) for each in sorted((tmp_path / "study").iterdir())]
+    told = {str(element.value) for each in sources for element in each
+            if element.VR in ("PN", "LO", "UI", "DA", "TM") and element.value
+            and element.keyword != "SOPClassUID"}  # fmt: skip
+    assert len(told) > 10
+    for where in ("tags", "archive_log", "log", "patient"):
+        assert [each for each in told if each in found[where]] == []
 
 
 def test_an_archive_sends_to_the_dicomweb_face_finds_and_fetches(

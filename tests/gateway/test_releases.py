@@ -110,6 +110,15 @@ def test_routes_are_followed_whatever_the_date_of_their_file(
     assert routes.version_for("tiny", Caller("ward-7")) == "2.0"
 
 
+def test_a_route_that_is_set_leaves_what_was_just_written_into_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    routes = routed(path)
+    routed(path, other={"canary": {"version": "7.0", "share": 0.5}})
+    routes.set("tiny", Route(canary=Canary(version="2.0", share=1)))
+    assert set(RouteFile.read(path).models) == {"tiny", "other"}
+    assert routes.version_for("tiny", Caller("ward-7")) == "2.0"
+
+
 def test_a_file_in_toml_is_followed_and_never_written(tmp_path: Path) -> None:
     path = tmp_path / "routes.toml"
     path.write_text("", encoding="utf-8")

@@ -178,18 +178,18 @@ def held_out_answers(reference: Reference, count: int, factor: float = 1.0) -> l
             for name, classes in reference.signals.items()
             if label in classes
         }
-        pixels = {name: of[name] * factor for name in ("novelty", "area") if name in of}
+        scaled = {name: of[name] * factor for name in ("novelty", "area") if name in of}
         ml = {name[6:]: factor * value for name, value in of.items() if name.startswith("ml of ")}
         content: dict[str, Any] = {
             "label": label,
             "probability": of.get("probability"),
-            "novelty": pixels.get("novelty"),
+            "novelty": scaled.get("novelty"),
             "review": of.get("review", 0.0) == 1.0,
             "unlike_training": of.get("unlike", 0.0) == 1.0,
             "volumes_ml": ml,
         }
-        if "area" in pixels:
-            frame = {"status": "ok", "pixels": round(1e6 * pixels["area"])}
+        if "area" in scaled:
+            frame = {"status": "ok", "pixels": round(1e6 * scaled["area"])}
             content |= {"grid": {"rows": 1000, "columns": 1000}, "frames": [frame]}
         found.append(msgspec.convert(content, Observed))
     return found

@@ -295,3 +295,23 @@ def test_an_image_says_how_oblong_its_pixels_are(elements: dict[str, Any], aspec
 def test_pixels_that_no_device_has_are_refused() -> None:
     with pytest.raises(InvalidImageError, match="correct the pixel spacing"):
         decoded(dicom_bytes(wedge(), PixelSpacing=[10.0, 0.1]))
+
+
+@pytest.mark.parametrize(
+    ("photometric", "shape"), [("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE")]
+)
+def test_a_header_that_says_both_that_white_is_more_and_less_is_refused(
+    photometric: str, shape: str
+) -> None:
+    elements: dict[str, Any] = {
+        "PhotometricInterpretation": photometric,
+        "PresentationLUTShape": shape,
+    }
+    with pytest.raises(InvalidImageError, match="presentation LUT shape that fits"):
+        decoded(dicom_bytes(wedge(), **elements))
+    other = "INVERSE" if shape == "IDENTITY" else "IDENTITY"
+    fitting = dicom_bytes(
+        wedge(), PhotometricInterpretation=photometric, PresentationLUTShape=other
+    )
+    alone = dicom_bytes(wedge(), PhotometricInterpretation=photometric)
+    np.testing.assert_array_equal(decoded(fitting), decoded(alone))

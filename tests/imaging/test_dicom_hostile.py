@@ -12,7 +12,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.utils import compress
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import UID, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from medserve.errors import InvalidImageError
 from medserve.imaging.codecs import dicom_series
@@ -61,6 +61,10 @@ def _turned(datasets: list[Dataset]) -> None:
         (_rescale_of_some, r"in all slices or in none, got 2 \(of 3, 1 slices\)"),
         (_turned, "one orientation of slices, got 2"),
         (_of_one("Modality", "CT"), r"one modality, got 2 \(of 3, 1 images\)"),
+        (
+            _of_one("PhotometricInterpretation", "MONOCHROME1"),
+            r"one photometric interpretation, got 2 \(of 3, 1 images\)",
+        ),
         (_of_one("FrameOfReferenceUID", "1.2.3"), "2 values of FrameOfReferenceUID"),
         (_of_one("PatientBirthDate", "19700101"), "2 values of PatientBirthDate"),
         (_of_all("PixelSpacing", [-1.0, 1.0]), "pixel spacing"),
@@ -172,3 +176,24 @@ def test_a_single_slice_of_unknown_thickness_has_no_volume(thickness: str | None
         _read([slice_])
     slice_.SliceThickness = "2.5"
     assert _read([slice_]).geometry.spacing_mm[2] == pytest.approx(2.5)
+
+
+def _parts(numbers: list[int], total: int) -> list[Dataset]:
+    made = []
+    for number in numbers:
+        part = enhanced_dicom(VOLUME, range(2 * number - 2, 2 * number))
+        part.SOPInstanceUID = part.file_meta.MediaStorageSOPInstanceUID = UID(f"1.2.3.{number}")
+        part.ConcatenationUID, part.InConcatenationNumber = "1.2.4", number
+        part.InConcatenationTotalNumber = total
+        made.append(part)
+    return made
+
+
+def test_a_concatenated_image_is_read_whole_or_refused() -> None:
+    whole = _read([enhanced_dicom(VOLUME, range(4))])
+    np.testing.assert_array_equal(_read(_parts([2, 1], 2)).array, whole.array)
+    for numbers, total in (([1], 2), ([2], 2), ([1, 2], 3)):
+        with pytest.raises(InvalidImageError, match=f"all {total} parts .* got {len(numbers)}"):
+            _read(_parts(numbers, total))
+        with pytest.raises(InvalidImageError, match=f"all {total} parts"):
+            dicom_series.geometry_of(_parts(numbers, total))

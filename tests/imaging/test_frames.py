@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as pillow
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
 from medserve.errors import InvalidImageError, InvalidRequestError, PayloadTooLargeError
@@ -324,3 +324,60 @@ def test_a_ratio_without_a_length_is_read_from_png_and_jfif() -> None:
     jpeg[13:18] = struct.pack(">BHH", 0, 2, 1)
     for payload in (png, bytes(jpeg)):
         assert frame_file.decode(payload, LIMITS).grid.pixel_aspect == 2.0
+
+
+@pytest.mark.parametrize(
+    ("spacings", "wanted"),
+    [([(0.4, 0.2)] * 3, (0.4, 0.2)), ([(0.4, 0.2), (0.4, 0.2), (0.2, 0.2)], None)],
+)
+def test_lengths_of_each_frame_count_where_all_of_them_have_the_same(
+    spacings: list[tuple[float, float]], wanted: tuple[float, float] | None
+) -> None:
+    groups = []
+    for spacing in spacings:
+        group, measures = Dataset(), Dataset()
+        measures.PixelSpacing = list(spacing)
+        group.PixelMeasuresSequence = [measures]
+        groups.append(group)
+    dataset = ultrasound(cine(3), PerFrameFunctionalGroupsSequence=groups)
+    assert frame_file.decode(saved(dataset), LIMITS).grid.spacing_mm == wanted
+
+
+@pytest.mark.parametrize("options", [{}, {"has_bot": False}, {"fragments_per_frame": 2}])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
+def test_frames_of_jpeg_are_read_in_any_order_however_they_are_stored(
+    options: dict[str, Any], order: tuple[int, ...]
+) -> None:
+    frames = cine(4)
+    items = encapsulate([raster_bytes(each, "JPEG", quality=95) for each in frames], **options)
+    stack = frame_file.decode(saved(ultrasound(frames, JPEGBaseline8Bit, PixelData=items)), LIMITS)
+    for index in order:
+        np.testing.assert_allclose(stack.read(index).array, frames[index] / 255, atol=0.1)
+    assert stack.grid.count == 4
+
+
+def test_frames_of_an_extended_offset_table_are_read() -> None:
+    frames = cine(3)
+    dataset = ultrasound(frames, JPEGBaseline8Bit)
+    items, offsets, lengths = encapsulate_extended([raster_bytes(each, "JPEG") for each in frames])
+    dataset.PixelData = items
+    dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = offsets, lengths
+    stack = frame_file.decode(saved(dataset), LIMITS)
+    for index in (2, 0, 1):
+        np.testing.assert_allclose(stack.read(index).array, frames[index] / 255, atol=0.2)
+
+
+def test_a_basic_offset_table_that_does_not_rise_is_refused() -> None:
+    frames = cine(4)
+    items = bytearray(encapsulate([raster_bytes(each, "JPEG") for each in frames]))
+    first, *offsets = struct.unpack_from("<4I", items, 8)
+    struct.pack_into("<4I", items, 8, first, *offsets[::-1])
+    dataset = ultrasound(frames, JPEGBaseline8Bit, PixelData=bytes(items))
+    with pytest.raises(InvalidImageError, match="order of the frames is not known"):
+        frame_file.decode(saved(dataset), LIMITS)
+
+
+@pytest.mark.parametrize("delta_cm", [(2e-5, 3e-5), (20.0, 30.0)])
+def test_deltas_that_no_ultrasound_image_has_are_no_lengths(delta_cm: tuple[float, float]) -> None:
+    dataset = ultrasound(cine(2), SequenceOfUltrasoundRegions=[region(delta_cm)])
+    assert frame_file.decode(saved(dataset), LIMITS).grid.spacing_mm is None

@@ -9,7 +9,7 @@ from PIL import Image as pillow
 
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
-from medserve.results.files.overlay import COLOURS, Plane, SheetLayout, blend, montage
+from medserve.results.files.overlay import COLOURS, Plane, SheetLayout, blend, layers, montage
 from medserve.results.segmentation import Segmentation
 from tests.volume_phantoms import SHAPE, ball, oblique, ramp
 
@@ -62,6 +62,20 @@ def test_storage_order_does_not_change_the_picture() -> None:
     np.testing.assert_array_equal(
         _sheet(volume, mask, None), _sheet(moved, order.apply(mask), None)
     )
+
+
+def test_the_layers_of_a_sheet_lie_pixel_by_pixel_where_the_sheet_has_them() -> None:
+    volume = ball(GRID, np.add(GRID.centre_mm, (5, 4, 3)), 9.0)
+    mask = (volume.array > 0.5).astype(np.uint8)
+    mask[20:] *= 2
+    bare, ids = (np.asarray(pillow.open(io.BytesIO(each))) for each in layers(volume, mask))
+    sheet = _sheet(volume, mask, None, SheetLayout(alpha=1.0))[: len(bare)]
+    for label in (1, 2):
+        np.testing.assert_array_equal(
+            (sheet == COLOURS[label - 1]).all(axis=-1), (ids == label).all(axis=-1)
+        )
+    outside = (ids == 0).all(axis=-1)
+    np.testing.assert_array_equal(sheet[outside], bare[outside])
 
 
 def test_slices_are_spread_over_the_mask_alone() -> None:

@@ -301,3 +301,62 @@ def test_a_tiff_of_which_tiles_are_missing_is_refused(
     payload[at + size : at + 3 * size] = bytes(2 * size)
     with pytest.raises(InvalidImageError, match="never written"):
         decoded(bytes(payload))
+
+
+def _png_of(rows: bytes, width: int, height: int, interlaced: int = 0) -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, interlaced)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+def _filtered(plane: npt.NDArray[np.uint8]) -> bytes:
+    return b"".join(b"\0" + row.tobytes() for row in plane)
+
+
+@pytest.mark.parametrize("rows", [1, 20, 47, 49, 96])
+def test_a_png_of_another_number_of_rows_than_it_states_is_refused(rows: int) -> None:
+    plane = np.vstack([wedge(48, 64)] * 2)
+    with pytest.raises(InvalidImageError, match="damaged or cut short"):
+        decoded(_png_of(_filtered(plane[:rows]), 64, 48))
+    whole = decoded(_png_of(_filtered(plane[:48]), 64, 48))
+    np.testing.assert_allclose(whole, plane[:48] / 255.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (35, 41), (37, 33)])
+def test_an_interlaced_png_is_read_whole(shape: tuple[int, int]) -> None:
+    plane = wedge(*shape)
+    starts = [(0, 0), (0, 4), (4, 0), (0, 2), (2, 0), (0, 1), (1, 0)]
+    steps = [(8, 8), (8, 8), (8, 4), (4, 4), (4, 2), (2, 2), (2, 1)]
+    passes = [
+        _filtered(plane[top::down, left::across])
+        for (top, left), (down, across) in zip(starts, steps, strict=True)
+    ]
+    found = decoded(_png_of(b"".join(passes), shape[1], shape[0], interlaced=1))
+    np.testing.assert_allclose(found, plane / 255.0, atol=1e-6)
+    with pytest.raises(InvalidImageError, match="damaged or cut short"):
+        decoded(_png_of(b"".join(passes[:-1]), shape[1], shape[0], interlaced=1))
+
+
+def test_two_png_in_one_file_are_refused() -> None:
+    with pytest.raises(InvalidImageError, match="several PNG"):
+        decoded(raster_bytes(wedge()) + raster_bytes(wedge()[::-1].copy()))
+
+
+@pytest.mark.parametrize("number", [33003, 34712, 34887, 50001, 50002])
+def test_a_tiff_of_a_compression_that_is_not_read_is_refused_by_its_number(number: int) -> None:
+    payload = tiff(wedge(), compression="deflate")
+    plain = struct.pack("<HHIHH", 259, 3, 1, 32946, 0)
+    assert plain in payload
+    with pytest.raises(InvalidImageError, match=rf"whose compression \({number}\) is not read"):
+        decoded(payload.replace(plain, struct.pack("<HHIHH", 259, 3, 1, number, 0)))
+
+
+@pytest.mark.parametrize("place", [0, 17, 63])
+def test_a_jpeg_with_a_step_of_zero_is_refused(place: int) -> None:
+    payload = bytearray(raster_bytes(wedge(), "JPEG"))
+    payload[payload.index(b"\xff\xdb") + 5 + place] = 0
+    with pytest.raises(InvalidImageError, match="damaged or cut short"):
+        decoded(bytes(payload))

@@ -260,6 +260,31 @@ def test_several_volumes_are_several_cases_with_one_table_and_one_zip(fake_tab: 
         ]
 
 
+def test_pictures_for_a_model_of_frames_are_a_frame_each(
+    fake_tab: Page, fake_page: FakePage
+) -> None:
+    tab = fake_tab
+    tab.goto("/segment?model=gland")
+    tab.locator("#files").set_input_files([image(f"{n}.png", "", n) for n in range(3)])
+    tab.get_by_text("3 of 3 cases done").wait_for()
+    assert len({each.inputs["data"] for each in fake_page.engine.requests}) == 3
+    assert tab.locator("#case-list button").all_inner_texts() == ["0.png", "1.png", "2.png"]
+
+
+def test_segment_again_asks_the_same_where_no_option_was_touched(
+    fake_tab: Page, fake_page: FakePage
+) -> None:
+    tab = fake_tab
+    tab.goto("/segment?model=organs")
+    tab.locator("#files").set_input_files(volumes("liver.nii.gz"))
+    tab.get_by_text("Done. Structures found: 1").wait_for()
+    tab.get_by_text("Options", exact=True).click()
+    with tab.expect_response("**/segmentation"):
+        tab.get_by_role("button", name="Segment again").click()
+    first, second = fake_page.engine.requests
+    assert first.inputs == second.inputs
+
+
 def test_another_model_gets_the_same_volume_without_an_upload(
     fake_tab: Page, fake_page: FakePage
 ) -> None:
@@ -304,28 +329,49 @@ def test_a_corrected_mask_is_sent_back_and_stays(fake_tab: Page) -> None:
         assert "medserve-pairs/dataset.json" in archive.namelist()
 
 
-def test_hiding_and_colouring_a_structure_acts_on_a_flat_picture(fake_tab: Page) -> None:
-    tab = fake_tab
+def segmented_frame(tab: Page) -> None:
     tab.goto("/segment?model=gland")
     frame = raster_bytes(np.full(GRID.size, 90, dtype=np.uint8))
     sent: FilePayload = {"name": "frame.png", "mimeType": "image/png", "buffer": frame}
     tab.locator("#files").set_input_files(sent)
     tab.get_by_text("Done. Structures found: 1").wait_for()
-    picture = tab.locator("#overlay[src^='data:']")
-    picture.wait_for()
+    tab.locator("#overlay[src^='data:']").wait_for()
 
-    def shown() -> np.ndarray:
-        content = str(picture.get_attribute("src")).partition(",")[2]
-        return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
 
-    with_mask = shown()
+def flat_picture(tab: Page) -> np.ndarray:
+    content = str(tab.locator("#overlay").get_attribute("src")).partition(",")[2]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
+
+
+def test_a_corrected_mask_of_a_frame_is_sent_back_as_png_and_shown(fake_tab: Page) -> None:
+    tab = fake_tab
+    segmented_frame(tab)
+    assert "Download the PNG mask" in tab.locator("#correcting").inner_text()
+    mask = np.zeros(GRID.size, dtype=np.uint8)
+    mask[5:12, 6:14] = 255
+    for pixels, said in ((mask[:-1], "does not fit"), (mask, "Corrected: 96 pixels changed.")):
+        sent: FilePayload = {
+            "name": "mask.png", "mimeType": "image/png", "buffer": raster_bytes(pixels),
+        }  # fmt: skip
+        tab.locator("#corrected-mask").set_input_files(sent)
+        tab.locator("#corrected", has_text=said).wait_for()
+    tab.reload()
+    tab.get_by_text("Corrected: 96 pixels changed.").wait_for()
+    tab.locator("#overlay[src^='data:']").wait_for()
+    np.testing.assert_array_equal((flat_picture(tab) != 90).any(axis=2), mask > 0)
+
+
+def test_hiding_and_colouring_a_structure_acts_on_a_flat_picture(fake_tab: Page) -> None:
+    tab = fake_tab
+    segmented_frame(tab)
+    with_mask = flat_picture(tab)
     assert with_mask.shape == (*GRID.size, 3)
     marked = (with_mask != 90).any(axis=2)
     assert marked.ravel()[:40].all()
     assert not marked.ravel()[40:].any()
     tab.get_by_label("Show ").uncheck()
-    assert (shown() == 90).all()
+    assert (flat_picture(tab) == 90).all()
     tab.get_by_label("Show ").check()
     tab.get_by_label("Colour of ").fill("#0000ff")
-    assert not np.array_equal(shown(), with_mask)
-    np.testing.assert_array_equal((shown() != 90).any(axis=2), marked)
+    assert not np.array_equal(flat_picture(tab), with_mask)
+    np.testing.assert_array_equal((flat_picture(tab) != 90).any(axis=2), marked)

@@ -54,7 +54,7 @@ def test_a_closed_tab_leaves_a_job_that_says_what_is_missing_and_goes_on(
     fake_tab.close()
     later.goto(fake_tab.url)
     later.get_by_text("8 of 90 files done. Not arrived: 82.").wait_for()
-    later.get_by_text("not arrived", exact=True).first.wait_for()
+    later.locator(".c-status", has_text="not arrived").first.wait_for()
     later.locator("#folder").set_input_files(folder)
     later.get_by_text("Done. Files: 90", exact=True).wait_for()
     later.get_by_text("Already here, not taken twice (same name, size and date): 8").wait_for()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import re
@@ -18,11 +19,16 @@ from PIL import Image
 from medserve.gateway.faces.page.rendering import Templates
 from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
+from medserve.imaging.volume import Volume
+from medserve.results.segmentation import Segmentation
 from tests.frame_phantoms import as_nifti, cine, scan
+from tests.gateway.faces import DIGEST, compact
+from tests.gateway.fake_engine import Request
 from tests.phantoms import raster_bytes
 from tests.tiny_volume_room import known_mask, phantom
 from tests.volume_phantoms import as_bytes, dicom_slices, zipped
 from tests.web.conftest import NewTab
+from tests.web.fake_page import FakePage
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -242,3 +248,126 @@ def test_a_stack_of_frames_is_shown_plane_by_plane(tab: Page, viewer_installed: 
     assert re.search(r"Found in frames\s+\d / 3", shown)
     assert "voxel" not in shown.lower()
     assert tab.locator("#get-png").is_hidden()
+
+
+HALVES = Geometry((32, 28, 24), np.diag([1.0, 1.0, 1.0, 1.0]))  # the body's right half has I >= 16
+
+
+TISSUE = np.indices(HALVES.shape, dtype=np.float32).sum(axis=0) % 2 * 20 + 100
+
+
+def halved(request: Request) -> bytes:
+    """Answer with a block in each half, unsure in the right one alone."""
+    mask = np.zeros(HALVES.shape, dtype=np.uint8)
+    mask[4:12, 8:20, 8:16], mask[20:28, 8:20, 8:16] = 1, 2
+    unsure = np.zeros(HALVES.shape, dtype=np.float32)
+    unsure[16:] = 1.0
+    found = Segmentation(mask, HALVES, ("background", "first", "second")).to_result().to_json()
+    found["entropy_nifti"] = base64.b64encode(nifti.encode(Volume(unsure, HALVES))).decode()
+    head = {"model": request.model, "version": "1.0", "archive_digest": DIGEST, "status": "ok"}
+    return compact({**head, **found})
+
+
+def send_halves(tab: Page, page: FakePage, grey: npt.NDArray[np.float32] = TISSUE) -> None:
+    page.engine.answers = halved
+    tab.set_viewport_size({"width": 760, "height": 560})
+    tab.goto("/segment?model=organs")
+    send(tab, "a.nii.gz", nifti.encode(Volume(grey, HALVES)), 2)
+
+
+def test_the_map_of_uncertainty_colours_where_the_model_is_unsure_and_nothing_else(
+    fake_tab: Page, fake_page: FakePage, viewer_installed: None
+) -> None:
+    tab = fake_tab
+    send_halves(tab, fake_page)
+    tab.get_by_text("Axial", exact=True).click()
+    tab.locator("#opacity").fill("0")
+    wait_until(lambda: share_of(ORANGE, pixels(tab)) < 0.01)
+    without = drawn(tab)
+    tab.get_by_label("Uncertainty", exact=True).check()
+    wait_until(lambda: bool((pixels(tab) != without).any()))
+    with_map = drawn(tab)
+    tissue = without.max(axis=-1) > 60
+    columns = np.flatnonzero(tissue.any(axis=0))
+    middle = int(columns.mean())  # the body's right half lies at the left of the picture
+    margin = (columns[-1] - columns[0]) // 8
+    unsure, sure = np.s_[:, : middle - margin], np.s_[:, middle + margin :]
+    changed = np.abs(with_map - without).max(axis=-1) > 8
+    assert changed[unsure][tissue[unsure]].mean() > 0.8
+    assert changed[sure].mean() < 0.01
+    red, _, blue = np.moveaxis(with_map[unsure][changed[unsure]], -1, 0)
+    assert (red > blue + 30).mean() > 0.8  # inferno's upper end is yellow
+
+
+def test_hiding_and_colouring_a_structure_acts_on_the_sheet_of_slices(
+    fake_tab: Page, fake_page: FakePage
+) -> None:
+    tab = fake_tab
+    tab.add_init_script(
+        """const own = HTMLCanvasElement.prototype.getContext;
+        HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
+          return kind === "webgl2" ? null : own.call(this, kind, ...rest);
+        };"""
+    )
+    send_halves(tab, fake_page)
+    assert "slices are shown side by side" in tab.locator("#warnings").inner_text()
+    sheet = tab.locator("#overlay[src^='data:']")
+
+    def shown() -> npt.NDArray[np.int32]:
+        content = str(sheet.get_attribute("src")).partition(",")[2]
+        picture = Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB")
+        return np.asarray(picture, dtype=np.int32)
+
+    tab.locator("#opacity").fill("100")
+    orange, blue = share_of(ORANGE, shown()), share_of(BLUE, shown())
+    assert orange > 0.01
+    assert blue > 0.01
+    tab.get_by_label("Show first").uncheck()
+    assert share_of(ORANGE, shown()) == 0
+    assert share_of(BLUE, shown()) == pytest.approx(blue)
+    tab.get_by_label("Colour of second").fill("#e69f00")
+    assert share_of(BLUE, shown()) == 0
+    assert share_of(ORANGE, shown()) == pytest.approx(orange, rel=0.2)
+    tab.get_by_label("Show second").uncheck()
+    bare = shown()
+    np.testing.assert_array_equal(bare.min(axis=-1), bare.max(axis=-1))
+
+
+def test_the_letters_of_a_view_are_readable_on_bright_tissue(
+    fake_tab: Page, fake_page: FakePage, viewer_installed: None
+) -> None:
+    tab = fake_tab
+    bright = np.full(HALVES.shape, 1000, dtype=np.float32)
+    bright[0, 0, 0] = 0
+    send_halves(tab, fake_page, bright)
+    tab.get_by_text("Axial", exact=True).click()
+    tab.locator("#opacity").fill("0")
+    for axis in "xy":
+        tab.locator(f"#cross-{axis}").fill("3")  # away from the letter
+    wait_until(lambda: bool((pixels(tab) > 230).all(axis=-1).mean() > 0.2))
+    shown = drawn(tab)
+    white = (shown > 230).all(axis=-1)
+    rows, columns = np.flatnonzero(white.any(axis=1)), np.flatnonzero(white.any(axis=0))
+    top, middle = rows[0], int(columns.mean())
+    letter = shown[top : top + 24, middle - 12 : middle + 12]  # A, the front of the body
+    assert (letter < 60).all(axis=-1).sum() > 15  # its rim
+    assert white[top : top + 24, middle + 12 : middle + 36].all()
+
+
+def test_the_sliders_move_the_crosshair_by_a_slice(
+    fake_tab: Page, fake_page: FakePage, viewer_installed: None
+) -> None:
+    tab = fake_tab
+    send_halves(tab, fake_page)
+    place = tab.locator("#place")
+    tab.locator("#cross-z").fill("10")
+    tab.locator("#place", has_text="/ 10.0 mm").wait_for()
+    before = place.inner_text().partition(" mm")[0].rpartition(" / ")
+    tab.locator("#cross-z").focus()
+    tab.keyboard.press("ArrowRight")
+    tab.locator("#place", has_text="/ 11.0 mm").wait_for()
+    assert place.inner_text().partition(" mm")[0].rpartition(" / ")[0] == before[0]
+    tab.keyboard.press("Home")
+    tab.locator("#place", has_text="/ 0.0 mm").wait_for()
+    tab.keyboard.press("End")
+    tab.locator("#place", has_text="/ 23.0 mm").wait_for()

@@ -9,6 +9,7 @@ import json
 import re
 import tempfile
 import zipfile
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -20,7 +21,7 @@ from medserve.results.sorted_folders import doubt_first, read_corrections, read_
 from medserve.tasks.classification import Classification
 from medserve.tasks.result import Provenance
 from tests.web.test_sessions import closed, log_in
-from tests.web.visiting import Visitor, begin, send, visit
+from tests.web.visiting import PACK, Visitor, begin, send, visit
 
 LABELS = ("dark", "bright")
 GOOD = Classification(LABELS, (0.99, 0.01), review=False, novelty=0.1)
@@ -82,6 +83,20 @@ async def test_the_zip_holds_the_original_bytes_in_one_folder_per_class(client: 
     assert [row["source"] for row in rows] == list(TWINS)
     for row in rows:
         assert hashlib.sha256(content[row["stored"]]).hexdigest() == row["sha256"]
+
+
+@visit()
+async def test_a_file_in_the_zip_has_the_date_that_it_had(client: Visitor) -> None:
+    job = await begin(client)
+    content = b"ok dark"
+    changed = datetime(2021, 3, 4, 5, 6, 8).astimezone()
+    listed = [{"number": 0, "name": "a.png", "size": len(content),
+               "modified": int(changed.timestamp())}]  # fmt: skip
+    body = json.dumps(listed).encode() + b"\n" + content
+    assert (await client.post(f"{job}/files", content=body, headers=PACK)).status_code == 200
+    with zipfile.ZipFile(io.BytesIO((await client.get(f"{job}/results.zip")).content)) as archive:
+        dates = {entry.filename: entry.date_time for entry in archive.infolist()}
+    assert dates["medserve-results/dark/a.png"] == (2021, 3, 4, 5, 6, 8)
 
 
 @visit()

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import csv
 import io
 import json
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from medserve.gateway.faces.page.jobs import PageLimits
 from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
+from tests.client.framing import GRID as FRAMES
+from tests.client.framing import LOOP
+from tests.frame_phantoms import as_nifti
 from tests.gateway.faces import SEGMENTATION
+from tests.phantoms import raster_bytes
 from tests.volume_phantoms import as_bytes, dicom_slices
+from tests.web.test_frames import frame_model, frames, loops, segmented
 from tests.web.test_segmenting import organs, segmented_job, volumes
 from tests.web.test_sessions import Tokens, log_in
 from tests.web.visiting import Visitor, begin, gateway, send, visit, visiting
+from training.frames.data import find_frames, read_frame
+from training.frames.data import read_mask as frame_mask
 from training.volumes.data import find_cases, read_mask
 
 pytestmark = pytest.mark.cpu  # volumes are decoded and encoded several times
@@ -122,6 +132,109 @@ async def test_another_answer_ends_the_correction_of_the_earlier_one(client: Vis
     assert (await client.post(f"{job}/segmentation", json={})).status_code == 200
     assert (await client.get(f"{job}/corrected.nii.gz")).status_code == 400
     assert (await client.get("/training-pairs.zip")).status_code == 400
+
+
+FRAME = np.random.default_rng(7).integers(0, 255, FRAMES.size, dtype=np.uint8)
+
+
+def drawn(value: int = 255) -> npt.NDArray[np.uint8]:
+    """The fake model's mask of a frame with three pixels less."""
+    mask = np.zeros(FRAMES.size, dtype=np.uint8)
+    mask.flat[3:40] = value
+    return mask
+
+
+def on_the_grid(mask: npt.NDArray[np.uint8]) -> bytes:
+    """As a NIfTI file that repeats the header of the model's mask."""
+    count, *size = mask.shape
+    grid = replace(FRAMES if count == 1 else LOOP, size=tuple(size), count=count)
+    geometry = grid.space().geometry(grid.shape)
+    return nifti.encode(nifti.NiftiVolume(mask.transpose(2, 1, 0), geometry, grid.space()))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        raster_bytes(drawn()),
+        raster_bytes(np.repeat(drawn()[..., np.newaxis], 3, axis=2)),
+        raster_bytes(drawn(1)),
+        on_the_grid(drawn(1)[np.newaxis]),
+    ],
+    ids=["black and white", "rgb", "label ids", "nifti"],
+)
+def test_a_corrected_mask_of_a_frame_is_a_pair_that_training_reads(
+    tmp_path: Path, mask: bytes
+) -> None:
+    async def run() -> None:
+        async with visiting(frames()) as (_, [client]):
+            job, _ = await segmented(client, "Smith.png", raster_bytes(FRAME))
+            status, text = await post(client, job, mask)
+            assert (status, json.loads(text)["voxels_changed"]) == (200, 3)
+            layers = (await client.get(f"{job}/layers")).json()
+            shown = Image.open(io.BytesIO(base64.b64decode(layers["labels_png"])))
+            np.testing.assert_array_equal(np.asarray(shown), drawn(1))
+            content = (await client.get("/training-pairs.zip")).content
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            assert not [name for name in archive.namelist() if "Smith" in name]
+            archive.extractall(tmp_path)
+
+    asyncio.run(run())
+    folder = tmp_path / "medserve-pairs"
+    assert not (folder / "dataset.json").exists()
+    [case] = find_frames(folder)
+    image = read_frame(case.image, frame_model().spec.input)
+    np.testing.assert_array_equal(np.rint(255 * image.array), FRAME)
+    np.testing.assert_array_equal(frame_mask(case, FRAMES.size), drawn(1))
+    [row] = csv.DictReader(io.StringIO((folder / "corrections.csv").read_text()))
+    assert case.patient == row["name"]
+
+
+def test_frames_of_one_stack_are_of_one_patient_and_damaged_ones_are_left_out(
+    tmp_path: Path,
+) -> None:
+    masks = np.stack([drawn(1), drawn(1), drawn(0)])
+
+    async def run() -> None:
+        async with visiting(loops()) as (_, [client]):
+            stack = as_nifti(np.stack([FRAME] * 3).transpose(2, 1, 0))
+            job, _ = await segmented(client, "stack.nii", stack)
+            status, text = await post(client, job, raster_bytes(drawn()))
+            assert (status, "the mask of one frame, this file has 3" in text) == (400, True)
+            assert (await post(client, job, on_the_grid(masks)))[0] == 200
+            content = (await client.get("/training-pairs.zip")).content
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            archive.extractall(tmp_path)
+
+    asyncio.run(run())
+    cases = find_frames(tmp_path / "medserve-pairs")
+    assert len(cases) == 2
+    assert len({case.patient for case in cases}) == 1
+    for case in cases:
+        np.testing.assert_array_equal(frame_mask(case, FRAMES.size), drawn(1))
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (raster_bytes(drawn()[:-1]), "This mask has 30 x 19 pixels, its frame 30 x 20."),
+        (raster_bytes(drawn().T), "This mask has 20 x 30 pixels, its frame 30 x 20."),
+        (raster_bytes(drawn() // 2), "this one has 0, 127. Save label ids"),
+        (raster_bytes(drawn(7)), "this one has 0, 7. Save label ids"),
+        (raster_bytes(drawn())[:60], "damaged or cut short"),
+        (on_the_grid(drawn(1)[np.newaxis, :-1]), "has the shape"),
+        (b"no mask", "NIfTI"),
+    ],
+    ids=["size", "turned", "soft edge", "labels", "cut", "nifti of another size", "text"],
+)
+def test_a_mask_that_is_not_of_this_frame_is_refused_in_a_sentence(mask: bytes, said: str) -> None:
+    async def run() -> None:
+        async with visiting(frames()) as (_, [client]):
+            job, _ = await segmented(client, "a.png", raster_bytes(FRAME))
+            status, text = await post(client, job, mask)
+            assert (status, said in text) == (400, True), text
+            assert (await client.get("/training-pairs.zip")).status_code == 400
+
+    asyncio.run(run())
 
 
 @visit()

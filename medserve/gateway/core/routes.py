@@ -143,6 +143,7 @@ class Routes:
                 if self._path
                 else "this gateway has no file for routes; start it with --routes FILE"
             )
+        self.reread()  # what somebody has written into it a moment ago stays
         models = {**self._file.models, model: route}
         kept = {name: each for name, each in models.items() if each != _NO_ROUTE}
         changed = self._file.model_copy(update={"models": kept})

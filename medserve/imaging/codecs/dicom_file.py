@@ -8,6 +8,7 @@ No element of the file is quoted in an error: headers carry names.
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from collections.abc import Sequence
@@ -171,6 +172,11 @@ def _encapsulated(dataset: Dataset) -> int:
     from pydicom.encaps import generate_fragments, parse_basic_offsets
 
     offsets = parse_basic_offsets(dataset.PixelData)
+    if any(a >= b for a, b in itertools.pairwise(offsets)):
+        raise InvalidImageError(
+            "expected a basic offset table that rises from frame to frame, got another, so that "
+            "the order of the frames is not known; export the file again from the archive"
+        )
     fragments = sum(1 for fragment in generate_fragments(dataset.PixelData) if fragment)
     return min(len(offsets), fragments) if offsets else fragments  # a frame has one at least
 

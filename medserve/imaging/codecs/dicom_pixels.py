@@ -41,6 +41,7 @@ __all__ = [
 
 ELEMENTS = [
     "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
+    "PresentationLUTShape",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames",
     "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept",
     "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
@@ -56,9 +57,13 @@ _JPEG, _JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
 _HUFFMAN = (_JPEG, _JPEG_EXTENDED, "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 _RLE = "1.2.840.10008.1.2.5"
 _SURPLUS_RUNS = re.compile(r"The decoded RLE segment .* (\d+) vs\. (\d+) bytes expected")
+_OF_ALL_FRAMES = (
+    "PixelData", "NumberOfFrames", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+)  # fmt: skip
 _MOST_PADDING = 2  # bytes of a segment
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # PS3.5 table A.4-1, in both byte orders
 _ONE_SAMPLE = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+_POLARITIES = {"INVERSE": "MONOCHROME1", "IDENTITY": "MONOCHROME2"}  # PS3.3 C.8.11.3.1
 _J2K = ("pylibjpeg", "pillow")
 # Which of pydicom's plugins decode a syntax, the first that is installed; others are native.
 _PLUGINS: dict[str, tuple[str, ...]] = {
@@ -224,9 +229,9 @@ def _refuse_damaged_scan(
     from pydicom.encaps import encapsulate, get_frame
 
     frame = get_frame(dataset.PixelData, index, number_of_frames=frame_count(dataset))
-    other = Copy()
-    other.update({each.tag: each for each in dataset if each.keyword != "PixelData"})
-    other.file_meta, other.NumberOfFrames = dataset.file_meta, 1
+    other = Copy()  # which shares elements: to set one of them would change the source, too
+    other.update({each.tag: each for each in dataset if each.keyword not in _OF_ALL_FRAMES})
+    other.file_meta = dataset.file_meta
     precision = int(array.dtype.itemsize * 8)
 
     def decode(codestream: bytes) -> bytes:
@@ -294,6 +299,13 @@ def _refuse_contradictions(dataset: Dataset, syntax: UID) -> None:
         raise InvalidImageError(
             "expected as many samples a pixel as the photometric interpretation has, got "
             f"{samples}; export the file again from the archive"
+        )
+    polarity = _POLARITIES.get(str(dataset.get("PresentationLUTShape")), meaning)
+    if meaning in _POLARITIES.values() and polarity != meaning:
+        raise InvalidImageError(
+            "expected a presentation LUT shape that fits the photometric interpretation (INVERSE "
+            "for MONOCHROME1, IDENTITY for MONOCHROME2), got the other one, so that white may "
+            "mean either; correct the header"
         )
 
 

@@ -9,6 +9,7 @@ one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from medserve.errors import InvalidImageError
@@ -30,12 +31,13 @@ _TWO_DIMENSIONAL, _TISSUE, _CENTIMETRES = 1, 1, 3  # PS3.3 C.8.5.5.1.1, .2 and .
 _COLOUR_FLOW = 2  # drawn over tissue, on the same pixels
 _EDGES = ("MinX0", "MinY0", "MaxX1", "MaxY1")
 _TOLERANCE = 1e-3  # relative: headers round
+_EXTENT_MM = (0.5, 2000.0)  # of an ultrasound image: from a coronary artery to a whole back
 _MOST_OBLONG = 8.0  # pixels of a frame or a slice
 # Which lengths stand in for each other where only their ratio is asked for (PS3.3 C.7.6.3.1.7).
 _RATIOS = ("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 ELEMENTS = (
     *("Modality", "SequenceOfUltrasoundRegions", "PixelSpacing", "SpacingBetweenSlices"),
-    *("SharedFunctionalGroupsSequence", *_RATIOS),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", *_RATIOS),
 )
 
 
@@ -52,6 +54,9 @@ def pixel_spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
         first = found[0]
         if first is None or any(each is None or not _alike(first, each) for each in found):
             return None
+        extents = (int(dataset.Rows) * first[0], int(dataset.Columns) * first[1])
+        if not _EXTENT_MM[0] <= min(extents) <= max(extents) <= _EXTENT_MM[1]:
+            return None  # deltas in another unit than the header says
         return first
     return _pair(_measures(dataset).get("PixelSpacing"))
 
@@ -134,7 +139,16 @@ def _alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 
 def _measures(dataset: Dataset) -> Dataset:
-    """Where distances stand: the header, or an enhanced object's shared functional groups."""
+    """Where distances stand: the header, or an enhanced object's functional groups.
+
+    Where frames state different ones, none holds for all of them.
+    """
+    groups: Sequence[Dataset] = dataset.get("PerFrameFunctionalGroupsSequence") or ()
+    own = [each.PixelMeasuresSequence[0] for each in groups if each.get("PixelMeasuresSequence")]
+    if own:
+        are_alike = len(own) == len(groups) and all(each == own[0] for each in own)
+        chosen: Dataset = own[0] if are_alike else groups[0]  # which has no lengths of its own
+        return chosen
     for group in dataset.get("SharedFunctionalGroupsSequence") or ():
         for found in group.get("PixelMeasuresSequence") or ():
             measures: Dataset = found

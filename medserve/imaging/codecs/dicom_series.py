@@ -141,6 +141,7 @@ def geometry_of(headers: Sequence[Dataset], select: str | None = None) -> Geomet
     """
     try:
         with quietly():
+            _refuse_missing_parts(headers)
             return _geometry(_chosen_planes(headers, Choice.parse(select)))
     except MedserveError:
         raise
@@ -164,6 +165,7 @@ def _decode(
     _refuse_unread(unread, len(used) - unread.total())
     geometry = _geometry(planes)
     _refuse_foreign([datasets[source] for source in used])
+    _refuse_missing_parts(datasets)
     array = _stack(planes, datasets)
     return DicomVolume(
         array,
@@ -293,12 +295,30 @@ def _refuse_foreign(datasets: Sequence[Dataset]) -> None:
             )
     modalities = Counter(str(each.get("Modality", "")) for each in datasets)
     _refuse_mixture(modalities, "modality", "images")
+    whites = Counter(str(each.get("PhotometricInterpretation", "")) for each in datasets)
+    _refuse_mixture(whites, "photometric interpretation", "images")
     uids = {each.get("SOPInstanceUID", number) for number, each in enumerate(datasets)}
     if len(uids) < len(datasets):
         raise InvalidImageError(
             f"expected a SOP Instance UID of its own for each image, got {len(uids)} for "
             f"{len(datasets)} images; send each image once, as the scanner wrote it"
         )
+
+
+def _refuse_missing_parts(datasets: Sequence[Dataset]) -> None:
+    """Refuse a multi-frame image that was stored in parts, of which some are missing (C.7.6.16)."""
+    parts: dict[str, set[int]] = {}
+    stated: dict[str, int] = {}
+    for each in datasets:
+        if uid := str(each.get("ConcatenationUID") or ""):
+            parts.setdefault(uid, set()).add(int(each.get("InConcatenationNumber") or 0))
+            stated[uid] = int(each.get("InConcatenationTotalNumber") or 0)
+    for uid, found in parts.items():
+        if len(found) < stated[uid]:
+            raise InvalidImageError(
+                f"expected all {stated[uid]} parts of a concatenated image, got {len(found)}; "
+                "send the whole series"
+            )
 
 
 def _check_alike(planes: Sequence[Plane]) -> None:

@@ -16,7 +16,7 @@ _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 with
 _READABLE = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # baseline, extended, progressive; Huffman, arithmetic
 _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
 _JPEG_LS = 0xF7
-_SCAN, _END = 0xDA, 0xD9
+_SCAN, _END, _TABLES = 0xDA, 0xD9, 0xDB
 _ARITHMETIC = {0xC9, 0xCA, 0xCB}
 _FILLER = bytes.fromhex("6ca9534d952be21c") * 4  # no markers, and no code that ends a block early
 _INVERSE = bytes(255 - each for each in _FILLER)
@@ -96,7 +96,8 @@ def frame_of(payload: Payload) -> JpegFrame | None:
 def scans_fit(codestream: Payload, pixels: bytes, decode: Callable[[bytes], bytes]) -> bool:
     """Tell whether a JPEG needs all of its coded data for its pixels, and no more.
 
-    libjpeg decodes on where data are missing, or left over, and only warns. Data put behind each
+    libjpeg decodes on where data are missing, or left over, and only warns; of steps of 0 it
+    makes grey. Data put behind each
     interval change no pixel of one that is whole; of one that has lost some, they do. Where the
     last bytes may be any, the decoder was done before them.
 
@@ -106,6 +107,8 @@ def scans_fit(codestream: Payload, pixels: bytes, decode: Callable[[bytes], byte
         decode: The decoder; it may raise for data that it cannot decode.
     """
     content = bytes(codestream)
+    if not all(_steps(content)):
+        return False
     frame = frame_of(content)
     if frame is None or frame.process in _ARITHMETIC:  # which may end without its last zeros
         return True
@@ -116,6 +119,15 @@ def scans_fit(codestream: Payload, pixels: bytes, decode: Callable[[bytes], byte
     kept = len(content[:end].rstrip(_FILLING_UP)) - _SPARE
     others = (content[:kept] + filler + content[end:] for filler in (_FILLER, _INVERSE))
     return any(_decoded(decode, each) != pixels for each in others)
+
+
+def _steps(content: bytes) -> Iterator[int]:
+    """Yield the steps of all quantisation tables, of which none may be 0 (T.81, B.2.4.1)."""
+    for marker, _, segment in _segments(content):
+        while marker == _TABLES and segment:
+            width = 2 if segment[0] >> 4 else 1
+            table, segment = segment[1 : 1 + 64 * width], segment[1 + 64 * width :]
+            yield from (int.from_bytes(table[n : n + width]) for n in range(0, len(table), width))
 
 
 def _decoded(decode: Callable[[bytes], bytes], codestream: bytes) -> bytes | None:

@@ -16,6 +16,9 @@ What the stored numbers mean, and what becomes of them:
 from __future__ import annotations
 
 import io
+import struct
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -38,6 +41,11 @@ _PNG, _PNG_16_BIT_GREY_ALPHA = b"\x89PNG\r\n\x1a\n", b"\x10\x04"  # of IHDR, ISO
 _PNG_16_BIT_COLOUR = b"\x10\x02"
 _TIFF, _JPEG = (b"II", b"MM"), b"\xff\xd8"
 _RAW_COLOUR = "YCbCr"  # the mode in which Pillow leaves the components of a JPEG as they are
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_PNG_BLOCK = 2**20
+_ADAM7 = (
+    (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)
+)  # fmt: skip
 _PNG_END = b"IEND\xaeB`\x82"  # the empty last chunk and its checksum
 _ORIENTATION_TAG = 0x0112  # CIPA DC-008 (EXIF 2.32) section 4.6.4
 _START_OF_SCAN = b"\xff\xda"  # ITU-T T.81 table B.1; coded data never hold it (section B.1.1.5)
@@ -185,8 +193,44 @@ def _refuse_many_scans(picture: pillow.Image, payload: Payload, limits: InputSpe
 
 def _refuse_missing_end(picture: pillow.Image, payload: Payload) -> None:
     # Pillow shows a PNG without its last chunk, though nobody can tell how much was cut.
-    if picture.format == "PNG" and _PNG_END not in bytes(payload):
+    if picture.format == "PNG":
+        _refuse_damaged_png(bytes(payload))
+
+
+def _refuse_damaged_png(content: bytes) -> None:
+    # Pillow leaves rows black that were never written, and passes over a second picture.
+    end = content.find(_PNG_END)
+    if end < 0:
         raise EOFError("no IEND chunk")
+    if _PNG in content[end:]:
+        raise InvalidImageError("expected one image, got several PNG in one file; send one")
+    width, height, depth, kind, interlaced = struct.unpack_from(">IIBB2xB", content, 16)
+    bits = depth * _PNG_CHANNELS[kind]
+    needed = sum(
+        rows * (1 + (columns * bits + 7) // 8)
+        for rows, columns in _png_passes(height, width, is_interlaced=bool(interlaced))
+        if rows and columns
+    )
+    expander, found, at = zlib.decompressobj(), 0, len(_PNG)
+    while at < end:
+        length = int.from_bytes(content[at : at + 4], "big")
+        if content[at + 4 : at + 8] == b"IDAT":
+            data = content[at + 8 : at + 8 + length]
+            while data and found <= needed:
+                found += len(expander.decompress(data, _PNG_BLOCK))
+                data = expander.unconsumed_tail
+        at += 12 + length
+    if not needed <= found <= needed + width * bits // 8:
+        raise EOFError("another number of rows than stated")
+
+
+def _png_passes(height: int, width: int, *, is_interlaced: bool) -> Iterator[tuple[int, int]]:
+    """Yield rows and columns of each pass; interlaced ones by Adam7 (ISO 15948, 8.2)."""
+    if not is_interlaced:
+        yield height, width
+        return
+    for top, left, down, across in _ADAM7:
+        yield (height - top + down - 1) // down, (width - left + across - 1) // across
 
 
 def _refuse_damaged_scan(picture: pillow.Image, payload: Payload) -> None:

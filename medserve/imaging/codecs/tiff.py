@@ -27,6 +27,8 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _GREY, _COLOUR = (_WHITE_IS_ZERO, _BLACK_IS_ZERO), (_RGB, _PALETTE, _CMYK, _YCBCR)
 _ALPHA = (1, 2)  # ExtraSamples: associated and unassociated
 _READABLE = (1, 8, 32773, 32946)  # Compression: none, Deflate, PackBits, Deflate's old number
+# What Pillow reads: also fax, LZW, JPEG, LZMA and Zstandard; its libtiff has no WebP.
+_KNOWN = (*_READABLE, 2, 3, 4, 5, 6, 7, 32771, 32809, 34925, 50000)
 _PREDICTORS = (1, 2)  # none, horizontal differences; the third is for floats
 _ADVICE = "save it as 8-bit or 16-bit PNG"
 
@@ -61,6 +63,8 @@ def samples(payload: Payload, limits: InputSpec) -> Samples | None:
         check_size(page.imagelength, page.imagewidth, limits)
         _refuse_several_planes(file, page)
         _refuse_missing_segments(page)
+        if page.compression not in _KNOWN:
+            raise _no(f"a TIFF whose compression ({int(page.compression)}) is not read")
         channels = page.samplesperpixel - len(page.extrasamples)
         _refuse_foreign_channels(page, channels)
         if page.bitspersample <= 8 and page.sampleformat == 1 and not _pillow_is_blind(file):

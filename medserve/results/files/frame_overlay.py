@@ -11,12 +11,13 @@ from PIL import Image as pillow
 from PIL import ImageDraw, ImageFont
 
 from medserve.errors import MedserveError
-from medserve.imaging.frames import FrameStack
+from medserve.imaging.frames import FrameGrid, FrameStack
 from medserve.imaging.image import Image
+from medserve.imaging.packed_masks import PackedMasks
 from medserve.results.files.overlay import COLOURS, blend
 from medserve.results.frame_segmentation import FrameSegmentation
 
-__all__ = ["coloured", "draw"]
+__all__ = ["coloured", "draw", "grey_png", "layers"]
 
 _TILES, _COLUMNS, _TILE_SIDE = 12, 4, 256  # of a contact sheet, pixels
 _LINE = 400  # pixels of a frame's shorter side for each pixel of the line's width
@@ -32,7 +33,32 @@ def draw(source: FrameStack, found: FrameSegmentation) -> bytes:
     """
     if not source.is_stack:
         return _png(pillow.fromarray(coloured(source.read(0), found.masks[0])))
-    return _png(_sheet(source, found))
+    size = _tile_size(found.grid)
+    tiles = [_tile(source, index, found.masks[index], size) for index in _chosen(found.masks)]
+    return _png(_sheet(tiles))
+
+
+def layers(source: FrameStack, masks: PackedMasks) -> tuple[bytes, bytes]:
+    """Return the picture of `draw` in grey, and the masks (0, 1) of its pixels: PNGs of one size.
+
+    Raises:
+        InvalidImageError: the only frame cannot be read.
+    """
+    if not source.is_stack:
+        return grey_png(source.read(0)), _png(pillow.fromarray(masks[0]))
+    height, width = _tile_size(source.grid)
+    chosen, blank = _chosen(masks), np.zeros(masks.size, dtype=np.uint8)
+    bare = [_tile(source, index, blank, (height, width)) for index in chosen]
+    ids = [
+        pillow.fromarray(masks[index]).resize((width, height), pillow.Resampling.NEAREST)
+        for index in chosen
+    ]
+    return _png(_sheet(bare)), _png(_sheet(ids))
+
+
+def grey_png(image: Image) -> bytes:
+    """Return a frame as an 8-bit grey PNG, pixel by pixel."""
+    return _png(pillow.fromarray(np.rint(255 * image.grey()).astype(np.uint8)))
 
 
 def coloured(image: Image, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -55,8 +81,7 @@ def _rim(mask: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.bool_]:
     return np.asarray(kept & ~core[1:-1, 1:-1])
 
 
-def _sheet(source: FrameStack, found: FrameSegmentation) -> pillow.Image:
-    tiles = [_tile(source, found, index) for index in _chosen(found)]
+def _sheet(tiles: Sequence[pillow.Image]) -> pillow.Image:
     columns = min(_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
     wide, high = tiles[0].width + _GAP, tiles[0].height + _GAP
@@ -66,22 +91,23 @@ def _sheet(source: FrameStack, found: FrameSegmentation) -> pillow.Image:
     return sheet
 
 
-def _tile(source: FrameStack, found: FrameSegmentation, index: int) -> pillow.Image:
-    height, width = _tile_size(found)
+def _tile(
+    source: FrameStack, index: int, mask: npt.NDArray[np.uint8], size: tuple[int, int]
+) -> pillow.Image:
     try:
-        picture = pillow.fromarray(_shrunk(source.read(index), found.masks[index], height, width))
+        picture = pillow.fromarray(_shrunk(source.read(index), mask, *size))
         note = ""
     except MedserveError:  # it has its own status in the answer
-        picture, note = pillow.new("RGB", (width, height)), " unreadable"
+        picture, note = pillow.new("RGB", (size[1], size[0])), " unreadable"
     drawing, font = ImageDraw.Draw(picture), ImageFont.load_default(_FONT_SIZE)
     drawing.text((_MARK, _MARK), f"{index}{note}", fill=_TEXT, font=font)
     return picture
 
 
-def _tile_size(found: FrameSegmentation) -> tuple[int, int]:
+def _tile_size(grid: FrameGrid) -> tuple[int, int]:
     """Rows and columns: true to scale where the spacing is known, pixel by pixel elsewhere."""
-    rows_mm, columns_mm = found.grid.spacing_mm or (1.0, 1.0)
-    height, width = found.grid.size[0] * rows_mm, found.grid.size[1] * columns_mm
+    rows_mm, columns_mm = grid.spacing_mm or (1.0, 1.0)
+    height, width = grid.size[0] * rows_mm, grid.size[1] * columns_mm
     scale = _TILE_SIDE / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
@@ -95,10 +121,10 @@ def _shrunk(
     return coloured(Image(np.clip(smooth, 0.0, 1.0)), sharp)
 
 
-def _chosen(found: FrameSegmentation) -> Sequence[int]:
+def _chosen(masks: PackedMasks) -> Sequence[int]:
     """Indices spread evenly over the frames that show the structure, or over all."""
-    marked = [n for n, each in enumerate(found.frames) if each.measure and each.measure.pixels]
-    indices = marked or range(found.grid.count)
+    marked = [index for index, mask in enumerate(masks) if mask.any()]
+    indices = marked or range(len(masks))
     places = np.linspace(0, len(indices) - 1, min(_TILES, len(indices))).round().astype(int)
     return [indices[place] for place in np.unique(places)]
 

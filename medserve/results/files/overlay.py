@@ -21,7 +21,7 @@ from medserve.imaging.intensity import percentile_window
 from medserve.imaging.volume import Volume
 from medserve.results.segmentation import Segmentation
 
-__all__ = ["COLOURS", "Plane", "SheetLayout", "blend", "montage"]
+__all__ = ["COLOURS", "Plane", "SheetLayout", "blend", "layers", "montage"]
 
 # Okabe and Ito's palette (2008), told apart by colour-blind readers too.
 COLOURS: tuple[tuple[int, int, int], ...] = (
@@ -84,20 +84,21 @@ def montage(
     if segmentation.geometry != volume.geometry:
         raise ValueError("the mask lies on another grid than the volume")
     layout = layout or SheetLayout()
-    plane = plane or _sharpest(volume)
-    codes, (across, right, down), *letters = _VIEWS[plane]
-    seen, order = volume.reoriented(codes)
-    mask = order.apply(segmentation.mask)
-    spacing = seen.geometry.spacing_mm
-    chosen = _chosen(mask, across, layout.slices)
-    grey = percentile_window(_planes(seen.array, chosen, (across, right, down)))
-    labels = _planes(mask, chosen, (across, right, down))
-    size = _true_size(labels.shape[1:], (spacing[down], spacing[right]), layout.side)
+    cut, letters = _cut(volume, segmentation.mask, plane or _sharpest(volume), layout)
     tiles = [
-        _tile(blend(*_scaled(g, m, size), layout.alpha, contour=layout.contour), letters)
-        for g, m in zip(grey, labels, strict=True)
+        _tile(blend(grey, labels, layout.alpha, contour=layout.contour), letters)
+        for grey, labels in cut
     ]
     return _png(_sheet(tiles, layout.columns, _legend(segmentation)))
+
+
+def layers(volume: Volume, mask: npt.NDArray[np.uint8]) -> tuple[bytes, bytes]:
+    """Return the sheet of `montage` in grey, and the label ids of its pixels: PNGs of one size."""
+    layout = SheetLayout()
+    cut, letters = _cut(volume, mask, _sharpest(volume), layout)
+    bare = [_tile(blend(grey, np.zeros_like(labels)), letters) for grey, labels in cut]
+    ids = [pillow.fromarray(labels) for _, labels in cut]
+    return _png(_sheet(bare, layout.columns, ())), _png(_sheet(ids, layout.columns, ()))
 
 
 def blend(
@@ -125,6 +126,21 @@ def _edges(mask: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
     for beside in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
         differs |= inner != beside
     return differs & (mask > 0)
+
+
+def _cut(
+    volume: Volume, mask: npt.NDArray[np.uint8], plane: Plane, layout: SheetLayout
+) -> tuple[list[tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]], Sequence[str]]:
+    """Return the slices of a sheet with their labels, true to scale, and the letters at them."""
+    codes, (across, right, down), *letters = _VIEWS[plane]
+    seen, order = volume.reoriented(codes)
+    shown = order.apply(mask)
+    spacing = seen.geometry.spacing_mm
+    chosen = _chosen(shown, across, layout.slices)
+    grey = percentile_window(_planes(seen.array, chosen, (across, right, down)))
+    labels = _planes(shown, chosen, (across, right, down))
+    size = _true_size(labels.shape[1:], (spacing[down], spacing[right]), layout.side)
+    return [_scaled(g, m, size) for g, m in zip(grey, labels, strict=True)], letters
 
 
 def _sharpest(volume: Volume) -> Plane:

@@ -1,8 +1,9 @@
 """Masks that a person corrected: taken back against a job, handed out as pairs for training.
 
-A mask comes as NIfTI on the grid of the one that the model gave. Pairs lie in `imagesTr` and
-`labelsTr` under a part of their input's digest, with a `dataset.json` that nnU-Net and
-`training.volumes` read; no file name of a visitor is in them.
+A mask comes as NIfTI on the grid of the one that the model gave, that of a single frame also as a
+PNG. Pairs lie under a part of their input's digest: of volumes in `imagesTr` and `labelsTr`, with a
+`dataset.json` that nnU-Net and `training.volumes` read; of frames in `images` and `masks`, with a
+`patients.csv` that `training.frames` reads. No file name of a visitor is in them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -21,23 +23,28 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from medserve.errors import InvalidImageError, InvalidRequestError
+from medserve.gateway.core.gateway import ModelInfo
 from medserve.gateway.faces.page.context import TASKS, page_context, small_body
 from medserve.gateway.faces.page.exports import time_said, zipped
 from medserve.gateway.faces.page.jobs import Job, Kind, whole_file
 from medserve.results.sorted_folders import CORRECTIONS, csv_cell
-from medserve.spec import InputKind, Task
+from medserve.spec import InputKind, InputSpec, Task
+from medserve.tasks.frames import FrameOptions, View
 from medserve.tasks.volumes import VolumeOptions
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from medserve.imaging.frames import FrameStack
     from medserve.imaging.volume import Volume
 
-__all__ = ["CORRECTED", "routes"]
+__all__ = ["CORRECTED", "MASK", "frames_of", "routes", "volume_of"]
 
-CORRECTED = "corrected.nii.gz"
-_MASK = "mask.nii.gz"
+MASK, CORRECTED = "mask.nii.gz", "corrected.nii.gz"  # the model's, and a person's in its place
 _TOP = "medserve-pairs"
 _TOLERANCE_MM = 0.01  # other programs write the affine in single precision
 _NAME_DIGITS = 16  # of a digest
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class _Provenance:
 
 
 async def correct(request: Request) -> Response:
-    """Take a corrected mask (NIfTI) for a segmented volume, and say how much it changes."""
+    """Take a corrected mask of a volume or of frames, and say how much it changes."""
     context = page_context(request)
     job, visitor = context.job(request, Kind.SEGMENT)
     most = context.limits.upload_bytes
@@ -66,9 +73,9 @@ async def correct(request: Request) -> Response:
             size, task_request.caller.owner, task_request.deadline
         ):
             body = await small_body(request, most)
-            kinds = (await context.find(task_request, *TASKS[job.kind])).input_kinds
+            model = await context.find(task_request, *TASKS[job.kind])
             async with context.slots.decoding:
-                changed = await asyncio.to_thread(_keep, job, body, kinds)
+                changed = await asyncio.to_thread(_keep, job, body, model)
     answers = job.answers
     provenance = _Provenance(
         name=_digest(job)[:_NAME_DIGITS],
@@ -85,7 +92,7 @@ async def correct(request: Request) -> Response:
 
 
 async def pairs(request: Request) -> Response:
-    """Every volume of this visitor that has a corrected mask, with it, as a data set."""
+    """Every input of this visitor that has a corrected mask, with it, as a data set."""
     context = page_context(request)
     visitor = context.visitor(request)
     found: dict[str, Job] = {}
@@ -99,37 +106,115 @@ async def pairs(request: Request) -> Response:
     return StreamingResponse(content, media_type="application/zip", headers=headers)
 
 
-def _keep(job: Job, content: bytes, kinds: Sequence[InputKind]) -> int:
-    """Store a mask that fits the job's, and its volume; how many voxels differ from the model's."""
+def volume_of(job: Job, source: Path, model: ModelInfo) -> Volume:
+    """Decode a source of a job as its model does."""
+    from medserve.imaging.codecs import volume_file
+
+    asked = volume_file.ReadOptions.asked(VolumeOptions.from_params(job.options))
+    read = (*model.input_kinds, InputKind.NIFTI)  # which the viewer may have been given as it came
+    return volume_file.decode(source.read_bytes(), read, options=asked)
+
+
+def frames_of(job: Job, model: ModelInfo) -> FrameStack:
+    """Decode the source of a job as its model does."""
+    from medserve.imaging.codecs import frame_file
+    from medserve.imaging.frames import FrameLimits, GivenSpacing
+
+    spec = model.spec.frame
+    assert spec is not None  # every model of this task has the section
+    asked = FrameOptions.from_params(job.options)
+    stated = GivenSpacing(asked.spacing_mm, asked.step_mm)
+    [source] = job.sources.values()
+    return frame_file.decode(
+        source.read_bytes(),
+        FrameLimits(model.spec.input, spec.max_frames, spec.modalities),
+        frame_file.FrameReading(stated, asked.view),
+    )
+
+
+def _keep(job: Job, content: bytes, model: ModelInfo) -> int:
+    """Store a mask that fits the job's, and its images; how many voxels differ from the model's."""
     import numpy as np
 
-    from medserve.imaging.codecs import nifti, volume_file  # nibabel takes a while to import
+    from medserve.imaging.codecs import nifti  # nibabel takes a while to import
 
-    path = job.folder / _MASK
-    if job.answers.get("task") != Task.VOLUMES or not path.exists():
+    path = job.folder / MASK
+    if not path.exists():
+        kind = "volume" if model.task is Task.VOLUMES else "frame"
         raise InvalidRequestError(
-            "Only the mask of a segmented volume can be corrected; segment a volume first."
+            f"Only the mask of a segmented {kind} can be corrected; segment a {kind} first."
         )
-    given, own = nifti.decode(content), nifti.decode(path.read_bytes())
-    _check_grid(given, own)
+    own = nifti.decode(path.read_bytes())
     labels = job.answers["labels"]
-    ids = np.unique(given.array)
-    if not np.isin(ids, np.arange(len(labels))).all():
+    if content.startswith(_PNG) and model.task is Task.FRAMES:
+        ids = _of_picture(content, own, View(job.answers["view"]), model.spec.input)
+    else:
+        given = nifti.decode(content)
+        _check_grid(given, own)
+        ids = given.array
+    found = np.unique(ids)
+    if not np.isin(found, np.arange(len(labels))).all():
         raise InvalidImageError(
-            f"The voxels of a mask are 0 to {len(labels) - 1} ({', '.join(labels)}); this one has "
-            f"{', '.join(f'{each:g}' for each in ids[:8])}. Save label ids, not intensities."
+            f"The values of a mask are 0 to {len(labels) - 1} ({', '.join(labels)}); this one has "
+            f"{', '.join(f'{each:g}' for each in found[:8])}. Save label ids, not intensities."
         )
-    asked = volume_file.ReadOptions.asked(VolumeOptions.from_params(job.options))
-    for place, source in enumerate(job.sources.values()):
-        read = (*kinds, InputKind.NIFTI)  # which the viewer may have been given as it came
-        _write(job, _image(place), volume_file.decode(source.read_bytes(), read, options=asked))
-    mask = given.array.astype(np.uint8)
-    _write(job, CORRECTED, nifti.NiftiVolume(mask, own.geometry, own.space))
+    mask = ids.astype(np.uint8)
+    _keep_images(job, model)
+    _write(job, CORRECTED, nifti.encode(nifti.NiftiVolume(mask, own.geometry, own.space)))
     return int(np.count_nonzero(mask != own.array))
 
 
+def _of_picture(content: bytes, own: Volume, view: View, limits: InputSpec) -> npt.NDArray[Any]:
+    """Return the label ids of a PNG, black and white or of ids, on the grid of the model's mask.
+
+    Raises:
+        InvalidImageError: no PNG that can be read, or one of other sides than its frame.
+        InvalidRequestError: the model's mask has several frames.
+    """
+    import numpy as np
+
+    from medserve.imaging.codecs import raster
+    from medserve.imaging.codecs.nifti_frames import frame_order
+
+    order = frame_order(own, view)
+    rows, columns, count = order.apply(own.array).shape
+    if count > 1:
+        raise InvalidRequestError(
+            f"A PNG is the mask of one frame, this file has {count}. Correct the NIfTI that was "
+            "downloaded."
+        )
+    image = raster.decode(content, limits)
+    if (image.height, image.width) != (rows, columns):
+        raise InvalidImageError(
+            f"This mask has {image.width} x {image.height} pixels, its frame {columns} x {rows}. "
+            "Correct the mask that was downloaded, and save it at its size."
+        )
+    values = np.rint(255 * image.grey()).astype(np.uint8)
+    ids = values // 255 if np.isin(values, (0, 255)).all() else values
+    return order.undo(ids[..., np.newaxis])
+
+
+def _keep_images(job: Job, model: ModelInfo) -> None:
+    """Store what the masks of a job are of, as its pairs hold it."""
+    from medserve.imaging.codecs import nifti
+    from medserve.results.files.frame_overlay import grey_png
+
+    if model.task is Task.FRAMES:
+        stack = frames_of(job, model)
+        for index in _measured(job):
+            _write(job, _image(index, ".png"), grey_png(stack.read(index)))
+        return
+    for place, source in enumerate(job.sources.values()):
+        _write(job, _image(place), nifti.encode(volume_of(job, source, model)))
+
+
+def _measured(job: Job) -> list[int]:
+    """Return the indices of the frames that have a mask; one that cannot be read has none."""
+    return [each["index"] for each in job.answers["frames"] if each["status"] == "ok"]
+
+
 def _check_grid(given: Volume, own: Volume) -> None:
-    """Refuse a mask on another grid than the volume's.
+    """Refuse a mask on another grid than the model's.
 
     Raises:
         InvalidImageError: another shape, or voxels that lie elsewhere.
@@ -138,13 +223,13 @@ def _check_grid(given: Volume, own: Volume) -> None:
 
     if given.geometry.shape != own.geometry.shape:
         raise InvalidImageError(
-            f"This mask has the shape {given.geometry.shape}, its volume "
+            f"This mask has the shape {given.geometry.shape}, the model's "
             f"{own.geometry.shape}. Correct the mask that was downloaded, and save it on its grid."
         )
     if not given.geometry.matches(own.geometry, _TOLERANCE_MM):
         apart = given.geometry.corners_mm() - own.geometry.corners_mm()
         raise InvalidImageError(
-            "This mask has the shape of its volume and lies elsewhere: corners are up to "
+            "This mask has the shape of the model's and lies elsewhere: corners are up to "
             f"{np.linalg.norm(apart, axis=1).max():.2f} mm apart. Save it with the affine of the "
             "mask that was downloaded."
         )
@@ -157,27 +242,34 @@ def _digest(job: Job) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _write(job: Job, name: str, volume: Volume) -> None:
-    from medserve.imaging.codecs import nifti
-
+def _write(job: Job, name: str, content: bytes) -> None:
     with whole_file(job, name) as file:
-        file.write(nifti.encode(volume))
+        file.write(content)
 
 
-def _image(place: int) -> str:
-    """Return the name of the volume of a channel, once a mask of it was corrected."""
-    return f"corrected-image-{place:04d}.nii.gz"
+def _image(place: int, suffix: str = ".nii.gz") -> str:
+    """Return the name of a channel's volume, or of a frame, once a mask of it was corrected."""
+    return f"corrected-image-{place:04d}{suffix}"
 
 
 def _members(jobs: Mapping[str, Job]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each file of the data set, one volume in memory at a time."""
+    """Yield name and content of each file of the data set, one input in memory at a time."""
+    of_frames = {name: job for name, job in jobs.items() if job.answers["task"] == Task.FRAMES}
+    volumes = {name: job for name, job in jobs.items() if name not in of_frames}
+    for members in (_volumes(volumes), _frames(of_frames)):
+        for name, content in members:
+            yield f"{_TOP}/{name}", content
+    yield f"{_TOP}/{CORRECTIONS}", _table([job.answers["correction"] for job in jobs.values()])
+
+
+def _volumes(jobs: Mapping[str, Job]) -> Iterator[tuple[str, bytes]]:
     for name, job in jobs.items():
         for place in range(len(job.sources)):
             content = (job.folder / _image(place)).read_bytes()
-            yield f"{_TOP}/imagesTr/{name}_{place:04d}.nii.gz", content
-        yield f"{_TOP}/labelsTr/{name}.nii.gz", (job.folder / CORRECTED).read_bytes()
-    rows = [job.answers["correction"] for job in jobs.values()]
-    yield f"{_TOP}/{CORRECTIONS}", _table(rows)
+            yield f"imagesTr/{name}_{place:04d}.nii.gz", content
+        yield f"labelsTr/{name}.nii.gz", (job.folder / CORRECTED).read_bytes()
+    if not jobs:
+        return
     first = next(iter(jobs.values()))
     channels = [key.partition(".")[2] or "image" for key in first.sources]
     described = {
@@ -186,7 +278,25 @@ def _members(jobs: Mapping[str, Job]) -> Iterator[tuple[str, bytes]]:
         "numTraining": len(jobs),
         "file_ending": ".nii.gz",
     }
-    yield f"{_TOP}/dataset.json", json.dumps(described, indent=1).encode()
+    yield "dataset.json", json.dumps(described, indent=1).encode()
+
+
+def _frames(jobs: Mapping[str, Job]) -> Iterator[tuple[str, bytes]]:
+    """Yield the pairs of frames; all that came in one file count as one patient's."""
+    from medserve.imaging.codecs import nifti
+    from medserve.results.frame_segmentation import mask_png, masks_of
+
+    patients = []
+    for name, job in jobs.items():
+        corrected = nifti.decode((job.folder / CORRECTED).read_bytes())
+        masks = masks_of(corrected, View(job.answers["view"]))
+        for index in _measured(job):
+            frame = f"{name}_{index:04d}"
+            yield f"images/{frame}.png", (job.folder / _image(index, ".png")).read_bytes()
+            yield f"masks/{frame}.png", mask_png(masks[index])
+            patients.append({"name": frame, "patient": name})
+    if patients:
+        yield "patients.csv", _table(patients)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> bytes:

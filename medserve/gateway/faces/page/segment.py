@@ -9,6 +9,7 @@ parts are kept in the job's folder and given out as files.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import zipfile
@@ -28,21 +29,22 @@ from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.faces.page.context import TASKS, options_of_job, page_context, read_json
 from medserve.gateway.faces.page.exports import plain_name
 from medserve.gateway.faces.page.jobs import Item, Job, Kind, PageLimits, drop_file, whole_file
-from medserve.gateway.faces.page.masks import CORRECTED
+from medserve.gateway.faces.page.masks import CORRECTED, MASK, frames_of, volume_of
 from medserve.gateway.faces.page.uploads import Allowance, receive
 from medserve.imaging.codecs import dicom_series, sniff
 from medserve.results.files.overlay import COLOURS
+from medserve.results.frame_segmentation import masks_of
 from medserve.spec import InputKind, Task
-from medserve.tasks.frames import FrameResult
-from medserve.tasks.volumes import VolumeOptions, VolumeResult
+from medserve.tasks.frames import FrameResult, View
+from medserve.tasks.volumes import VolumeResult
 
 __all__ = ["routes"]
 
 _NIFTI, _PNG, _DICOM = "application/gzip", "image/png", "application/dicom"
-_MASK, _SEG = "mask.nii.gz", "mask.dcm"
+_SEG = "mask.dcm"
 _PARTS = {  # member of an answer: name and media type of its file
     "mask_png": ("mask.png", _PNG),
-    "mask_nifti": (_MASK, _NIFTI),
+    "mask_nifti": (MASK, _NIFTI),
     "overlay_png": ("overlay.png", _PNG),
     "probabilities_nifti": ("probabilities.nii.gz", _NIFTI),
     "entropy_nifti": ("entropy.nii.gz", _NIFTI),
@@ -89,18 +91,19 @@ async def volume(request: Request) -> Response:
     return FileResponse(path, media_type="application/octet-stream")
 
 
-async def frame(request: Request) -> Response:
-    """The single frame of the source as a grey PNG, pixel by pixel below its mask."""
+async def layers(request: Request) -> Response:
+    """The source as a picture and the label ids of its pixels, as two PNGs in base64."""
     context = page_context(request)
     job, visitor = context.job(request, Kind.SEGMENT)
     task_request = context.task_request(job.model, job.version, visitor.caller)
-    model = await context.find(task_request, Task.FRAMES)
-    source = next(iter(job.sources.values()), None)
-    if source is None:
-        raise InvalidRequestError("expected a segmented frame, got one that is not; run it")
-    async with _memory(context.gateway, {"data": source}, task_request):
-        path = await asyncio.to_thread(_frame, job, source, model)
-    return FileResponse(path, media_type=_PNG)
+    model = await context.find(task_request, *TASKS[job.kind])
+    async with context.slots.call(job):
+        if not (job.folder / MASK).exists():
+            raise InvalidRequestError("expected a segmented file, got one that is not; run it")
+        async with _memory(context.gateway, job.sources, task_request):
+            found = await asyncio.to_thread(_layers, job, model)
+    named = zip(("picture_png", "labels_png"), found, strict=True)
+    return JSONResponse({name: base64.b64encode(each).decode() for name, each in named})
 
 
 async def part(request: Request) -> Response:
@@ -227,39 +230,31 @@ def _volume(job: Job, given: Path, model: ModelInfo) -> Path:
     A NIfTI is given back as it came. Anything else is decoded by the codec of the models, with
     its guards, and only after the model has taken the same bytes.
     """
-    from medserve.imaging.codecs import nifti, volume_file  # nibabel takes a while to import
+    from medserve.imaging.codecs import nifti  # nibabel takes a while to import
 
     chosen = hashlib.sha256(str(job.options.get("select", "")).encode()).hexdigest()
     path = job.folder / f"volume-{given.name}-{chosen}.nii.gz"
     if not path.exists():
-        payload = given.read_bytes()
-        if nifti.recognises(payload):
+        if nifti.recognises(given.read_bytes()):
             return given
-        if not (job.folder / _MASK).exists():
+        if not (job.folder / MASK).exists():
             raise InvalidRequestError("expected a segmented volume, got one that is not; run it")
-        asked = volume_file.ReadOptions.asked(VolumeOptions.from_params(job.options))
-        found = volume_file.decode(payload, model.input_kinds, options=asked)
-        _write(job, path.name, nifti.encode(found))
+        _write(job, path.name, nifti.encode(volume_of(job, given, model)))
     return path
 
 
-def _frame(job: Job, given: Path, model: ModelInfo) -> Path:
-    """The first frame of a file as a picture, decoded as the model does."""
-    import numpy as np
-    from PIL import Image as pillow
+def _layers(job: Job, model: ModelInfo) -> tuple[bytes, bytes]:
+    """A frame pixel by pixel, or a sheet of slices or frames; and its label ids."""
+    from medserve.imaging.codecs import nifti
+    from medserve.results.files import frame_overlay, overlay
 
-    from medserve.imaging.codecs import frame_file
-    from medserve.imaging.frames import FrameLimits
-
-    path = job.folder / f"frame-{given.name}.png"
-    if not path.exists():
-        frame = model.spec.frame
-        assert frame is not None  # every model of this task has the section
-        limits = FrameLimits(model.spec.input, frame.max_frames, frame.modalities)
-        grey = frame_file.decode(given.read_bytes(), limits).read(0).grey()
-        with whole_file(job, path.name) as file:
-            pillow.fromarray(np.rint(255 * grey).astype(np.uint8)).save(file, format="png")
-    return path
+    corrected = job.folder / CORRECTED
+    mask = nifti.decode((corrected if corrected.exists() else job.folder / MASK).read_bytes())
+    if model.task is Task.FRAMES:
+        masks = masks_of(mask, View(job.answers["view"]))
+        return frame_overlay.layers(frames_of(job, model), masks)
+    first = next(iter(job.sources.values()))
+    return overlay.layers(volume_of(job, first, model), mask.array.astype("uint8"))
 
 
 def _write(job: Job, name: str, content: bytes) -> None:
@@ -299,6 +294,6 @@ routes = [
     Route("/jobs/{job}/volume", add, methods=["POST"]),
     Route("/jobs/{job}/segmentation", run, methods=["POST"]),
     Route("/jobs/{job}/volume", volume),
-    Route("/jobs/{job}/frame.png", frame),
+    Route("/jobs/{job}/layers", layers),
     Route("/jobs/{job}/{part}", part),
 ]

@@ -14,7 +14,6 @@ import { listed, request } from "./server.js";
 import { Uploads } from "./uploads.js";
 import { WindowedRows } from "./window.js";
 
-const COLUMNS = 6;
 const ANNOUNCED_AT_ONCE = 400; // names: a message stays below a megabyte
 const PICTURES = "medserve.classify.pictures"; // where the browser keeps whether pictures or rows are shown
 
@@ -37,7 +36,7 @@ const update = oncePerFrame(draw);
 const table = new WindowedRows($("rows"), {
   make: makeRow,
   place: (row, index) => row.setAttribute("aria-rowindex", index + 2), // the heading counts
-  space: () => h("tr", { className: "space", "aria-hidden": "true" }, h("td", { colspan: String(COLUMNS) })),
+  space: () => h("tr", { className: "space", "aria-hidden": "true" }, h("td")),
 });
 const grid = new Grid({
   look: enlarge,
@@ -58,7 +57,7 @@ async function begin() {
   const { id, labels } = state.job;
   state.uploads = new Uploads(`/jobs/${id}`, page.limits, hear);
   state.corrections = new Corrections(`/jobs/${id}/classes`, merge, update);
-  state.detail = new Detail(labels, (row, label) => choose([row], label));
+  state.detail = new Detail(labels, (row, label) => choose([row], label), backTo);
   grid.offer(labels);
   for (const format of ["zip", "csv", "json"]) $(format).href = `/jobs/${id}/results.${format}`;
   $("corrections").href = `/jobs/${id}/corrections.csv`;
@@ -280,12 +279,14 @@ function makeRow(row) {
   return h("tr", { className: row.correction ? "file corrected" : "file" },
     h("td", { className: "c-thumb" }, open),
     h("td", { className: "c-name", title: row.name },
-      h("span", { className: "name" }, row.name.slice(cut), below ? h("small", {}, below) : null)),
+      h("span", { className: "name" }, row.name.slice(cut)),
+      below ? h("small", {}, below) : null,
+      statusChip(row, "narrow")), // of which a phone has no column
     h("td", { className: "c-id" }, chosen === null ? "–" : String(labels.indexOf(chosen))),
     h("td", { className: "c-class" }, isOpen(row) ? "–" : classChoice(row, labels)),
     h("td", { className: "c-probability" }, row.probability === undefined ? "–" : h("span", { className: "bar" },
       h("meter", { min: 0, max: 1, value: row.probability, "aria-hidden": "true" }), h("span", {}, percent(row.probability)))),
-    h("td", { className: "c-status" }, h("span", { className: `status ${row.correction ? "corrected" : row.status}` }, statusText(row))),
+    h("td", { className: "c-status" }, statusChip(row, "wide")),
   );
 }
 
@@ -300,6 +301,17 @@ function reasonOf(row) {
 /** Look closer at a file; the arrows follow the order of now, whatever a correction makes of it. */
 function enlarge(row) {
   state.detail.show(row, state.job.id, [...state.shown]);
+}
+
+/** After a closer look: the focus goes to that file, else to what finds files. */
+function backTo(row) {
+  const margin = { above: document.querySelector(".sheet .toolbar").offsetHeight + 64, below: 16 };
+  if (state.pictures) grid.focus(row);
+  else if (!table.focus(row, "look", margin)) $("search").focus();
+}
+
+function statusChip(row, where) {
+  return h("span", { className: `status ${where} ${row.correction ? "corrected" : row.status}` }, statusText(row));
 }
 
 function statusText(row) {
@@ -346,7 +358,8 @@ function tell(rows) {
   if (!rows.length) return;
   const labels = new Set(rows.map((row) => classOf(row) ?? t("classify.no_class")));
   const values = { name: rows[0].name, n: count(rows.length), label: [...labels].join(", ") };
-  $("moved").textContent = t(rows.length === 1 ? "classify.moved_to" : "classify.moved_many", values);
+  const said = $("detail").open ? "looked" : "moved"; // what lies behind an open dialog is not read
+  $(said).textContent = t(rows.length === 1 ? "classify.moved_to" : "classify.moved_many", values);
 }
 
 // ---- what the visitor does

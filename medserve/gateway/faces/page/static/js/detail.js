@@ -2,14 +2,16 @@
 
 import { $, h } from "./dom.js";
 import { count, decimal, explain, explainFile, bytes, percent, t } from "./page.js";
+import { classOf } from "./files.js";
 import { picture } from "./pictures.js";
 import { request } from "./server.js";
 
 export class Detail {
   /**
-   * `set(row, label)` takes the class that a person chose with its number on the keyboard.
+   * `set(row, label)` takes the class that a person chose with its number on the keyboard, and
+   * `back(row)` the focus after the last look.
    */
-  constructor(labels, set) {
+  constructor(labels, set, back) {
     this.labels = labels;
     this.dialog = $("detail");
     $("previous").addEventListener("click", () => this.#step(-1));
@@ -22,6 +24,7 @@ export class Detail {
       if (label && this.row.label) set(this.row, label);
     });
     this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
+    this.dialog.addEventListener("close", () => back(this.row));
   }
 
   /** Look at a row; `order` are the rows that the arrows turn to. */
@@ -35,8 +38,9 @@ export class Detail {
     $("explain").hidden = row.probability === undefined;
     $("explain").removeAttribute("aria-disabled");
     $("explained").textContent = "";
-    $("previous").disabled = !this.#neighbour(-1);
-    $("next").disabled = !this.#neighbour(1);
+    // Not `disabled`: the button would lose the focus, and the dialog its arrow keys.
+    $("previous").setAttribute("aria-disabled", !this.#neighbour(-1));
+    $("next").setAttribute("aria-disabled", !this.#neighbour(1));
     if (!this.dialog.open) this.dialog.showModal();
   }
 
@@ -51,12 +55,13 @@ export class Detail {
 
   #step(by) {
     const row = this.#neighbour(by);
-    if (row) this.show(row, this.job);
+    if (!row) return;
+    this.show(row, this.job);
+    $("looked").textContent = [row.name, classOf(row), row.probability === undefined ? null : percent(row.probability), t(`classify.status.${row.correction ? "corrected" : row.status}`)].filter(Boolean).join(", ");
   }
 
   /** Lay what the class rests on over the picture. */
   async #explain(row) {
-    // Not `disabled`: the button would lose the focus, and the dialog its arrow keys.
     if ($("explain").hasAttribute("aria-disabled")) return;
     $("explain").setAttribute("aria-disabled", "true");
     $("explained").textContent = t("classify.explaining");

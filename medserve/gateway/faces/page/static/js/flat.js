@@ -1,36 +1,40 @@
-// One frame with its mask, put together here so that a structure can be hidden and coloured.
+// A picture with its labels, put together here so that a structure can be hidden and coloured.
+
+import { request } from "./server.js";
 
 const FAINT = 0.4; // of the opacity inside a structure, whose line is drawn in full
 const LINE = 400; // pixels of the shorter side for each pixel of the line's width
 
+/** One frame, or a sheet of slices or frames. */
 export class FlatPicture {
-  /** The frame and the mask of a job, as pixels. */
+  /** The picture of a job and the label ids of its pixels. */
   static async load(job) {
-    const [frame, mask] = await Promise.all(["frame.png", "mask.png"].map(async (part) => {
+    const found = await (await request(`/jobs/${job}/layers`)).json();
+    const [picture, labels] = await Promise.all([found.picture_png, found.labels_png].map(async (png) => {
       const image = new Image();
-      image.src = `/jobs/${job}/${part}?at=${Date.now()}`;
+      image.src = `data:image/png;base64,${png}`;
       await image.decode();
       return pixelsOf(image);
     }));
-    return new FlatPicture(frame, mask);
+    return new FlatPicture(picture, labels);
   }
 
-  constructor(frame, mask) {
-    Object.assign(this, { frame, inside: inside(mask) });
-    this.line = rim(this.inside, mask.width, mask.height);
+  constructor(picture, { data, width, height }) {
+    this.picture = picture;
+    this.ids = Uint8Array.from({ length: data.length / 4 }, (_, at) => data[4 * at]);
+    this.line = rim(this.ids, width, height);
   }
 
   /** A picture (data URL) in these colours; `labels` are [{colour: "#rrggbb", shown}], the background first. */
   draw(labels, opacity) {
-    const { width, height, data } = this.frame;
+    const { width, height, data } = this.picture;
     const pixels = new Uint8ClampedArray(data);
-    const { colour, shown } = labels[1];
-    const tint = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
-    for (let at = 0; shown && at < this.inside.length; at += 1) {
-      if (!this.inside[at]) continue;
+    const tints = labels.map(({ colour }) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)));
+    this.ids.forEach((id, at) => {
+      if (!id || !labels[id]?.shown) return;
       const weight = opacity * (this.line[at] ? 1 : FAINT);
-      for (let part = 0; part < 3; part += 1) pixels[4 * at + part] += (tint[part] - pixels[4 * at + part]) * weight;
-    }
+      for (let part = 0; part < 3; part += 1) pixels[4 * at + part] += (tints[id][part] - pixels[4 * at + part]) * weight;
+    });
     const canvas = canvasOf(width, height);
     canvas.getContext("2d").putImageData(new ImageData(pixels, width, height), 0, 0);
     return canvas.toDataURL();
@@ -49,19 +53,18 @@ function pixelsOf(image) {
   return pen.getImageData(0, 0, width, height);
 }
 
-const inside = ({ data }) => Uint8Array.from({ length: data.length / 4 }, (_, at) => (data[4 * at] > 0 ? 1 : 0));
-
-/** Pixels of a structure beside one that is none, as many deep as the line is wide. */
-function rim(kept, width, height) {
-  let core = kept;
+/** Pixels of a structure beside one that is none of it, as many deep as the line is wide. */
+function rim(ids, width, height) {
+  let core = ids;
   for (let depth = Math.max(1, Math.round(Math.min(width, height) / LINE)); depth > 0; depth -= 1) {
     const before = core;
     const at = (x, y) => before[Math.min(Math.max(y, 0), height - 1) * width + Math.min(Math.max(x, 0), width - 1)];
-    core = before.map((is, place) => {
+    core = before.map((id, place) => {
       const x = place % width;
       const y = Math.floor(place / width);
-      return is && at(x - 1, y) && at(x + 1, y) && at(x, y - 1) && at(x, y + 1);
+      const within = at(x - 1, y) === id && at(x + 1, y) === id && at(x, y - 1) === id && at(x, y + 1) === id;
+      return within ? id : 0;
     });
   }
-  return kept.map((is, at) => (is && !core[at] ? 1 : 0));
+  return ids.map((id, at) => (id && !core[at] ? 1 : 0));
 }

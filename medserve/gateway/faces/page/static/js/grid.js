@@ -3,7 +3,7 @@
 import { $, h } from "./dom.js";
 import { classOf, isOpen } from "./files.js";
 import { count, percent, t } from "./page.js";
-import { picture } from "./pictures.js";
+import { dash, picture } from "./pictures.js";
 import { WindowedRows } from "./window.js";
 
 const AIR = 8; // pixels between a picture and the bars at the edges of the window
@@ -49,6 +49,12 @@ export class Grid {
     if (corrected || !there.has(this.active)) this.active = rows[Math.max(0, Math.min(was, rows.length - 1))] ?? null; // the next one, where it moved
     this.window.show(rows);
     this.#tell();
+  }
+
+  /** Take the focus, at a row where it is shown. */
+  focus(row) {
+    this.box.focus({ preventScroll: true });
+    this.#go(this.shown.includes(row) ? row : this.active);
   }
 
   renew(row) {
@@ -153,8 +159,8 @@ export class Grid {
     const label = classOf(row);
     const { text, kind } = this.said(row);
     return h("div", { className: "cell", role: "option", id: `cell-${row.number}`, title: row.name },
-      h("span", { className: "cell-picture" }, picture(row, this.job()) ?? "–"),
-      h("span", { className: "cell-class" }, label ?? "–"),
+      h("span", { className: "cell-picture" }, picture(row, this.job()) ?? dash()),
+      h("span", { className: "cell-class" }, label ?? dash()),
       h("span", { className: `status ${kind}` }, kind === "ok" ? percent(row.probability) : text),
       h("span", { className: "cell-name" }, row.name.slice(row.name.lastIndexOf("/") + 1)));
   }

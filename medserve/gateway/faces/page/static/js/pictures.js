@@ -4,6 +4,9 @@ import { h } from "./dom.js";
 
 const BY_BROWSER = new Set(["image/png", "image/jpeg"]);
 
+/** What stands where there is nothing to see; a screen reader passes over it. */
+export const dash = () => h("span", { "aria-hidden": "true" }, "–");
+
 /** An image of a row's file, or null where there is none yet. `large` for a closer look. */
 export function picture(row, job, large = false) {
   const own = row.file && BY_BROWSER.has(row.file.type);
@@ -15,7 +18,7 @@ export function picture(row, job, large = false) {
   image.addEventListener("load", gone, { once: true });
   image.addEventListener("error", () => {
     gone();
-    image.replaceWith("–");
+    image.replaceWith(dash());
   }, { once: true });
   return image;
 }

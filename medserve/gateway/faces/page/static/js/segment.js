@@ -103,13 +103,18 @@ function done() {
 async function ask(job, signal) {
   const json = chosenOptions($("options"), state.model.options);
   const begun = performance.now();
-  const tick = () => run(t("segment.working", { seconds: count(Math.round((performance.now() - begun) / 1000)) }), null);
+  const tick = () => {
+    const seconds = Math.round((performance.now() - begun) / 1000);
+    $("said").setAttribute("aria-live", seconds ? "off" : "polite"); // a screen reader is not told each second
+    run(t("segment.working", { seconds: count(seconds) }), null);
+  };
   tick();
   const timer = setInterval(tick, 1000);
   try {
     return await (await request(`/jobs/${job.id}/segmentation`, { method: "POST", json, signal })).json();
   } finally {
     clearInterval(timer);
+    $("said").setAttribute("aria-live", "polite");
   }
 }
 
@@ -202,20 +207,18 @@ async function showVolume() {
   $("viewer").dataset.ready = "yes";
 }
 
-/** A flat image, or a browser without WebGL: the picture that the model drew. */
+/** A flat image, or a browser without WebGL: a frame or a sheet in place of the viewer. */
 async function showPicture() {
   for (const id of ["viewer", "viewer-tools", "sliders", "place"]) $(id).hidden = true;
-  state.flat = null;
-  if (state.answer.flat && state.answer.parts.includes("mask.png")) {
-    state.flat = await FlatPicture.load(state.job.id).catch(() => null); // else the model's picture
-    if (state.flat) return drawFlat();
+  if (!state.answer.flat && !Viewer.available) {
+    $("warnings").hidden = false;
+    $("warnings").append(` ${t("segment.no_viewer")}`);
   }
+  state.flat = await FlatPicture.load(state.job.id).catch(() => null); // else the model's own picture
+  if (state.flat) return drawFlat();
   $("measures").querySelectorAll("input").forEach((input) => (input.disabled = true)); // nothing to act on
   $("overlay").hidden = !state.answer.parts.includes("overlay.png");
   if (!$("overlay").hidden) $("overlay").src = `/jobs/${state.job.id}/overlay.png?at=${Date.now()}`;
-  if (state.answer.flat || Viewer.available || !state.answer.parts.includes("mask.nii.gz")) return;
-  $("warnings").hidden = false;
-  $("warnings").textContent = t("segment.no_viewer");
 }
 
 function drawFlat() {
@@ -413,7 +416,8 @@ async function correct(file) {
     const body = new Blob([file], { type: "application/octet-stream" });
     state.answer.correction = await (await request(`/jobs/${state.job.id}/corrected-mask`, { method: "POST", body })).json();
     drawCorrection();
-    if (!$("viewer").hidden) await viewer.lay(file, state.labels, $("opacity").value / 100);
+    if ($("viewer").hidden) await showPicture();
+    else await viewer.lay(file, state.labels, $("opacity").value / 100);
   } catch (error) {
     $("corrected").className = "failure";
     $("corrected").replaceChildren(error.status === 400 ? t("segment.correct_no") : explain(error), " ", h("span", { lang: "en" }, error.message));
@@ -421,11 +425,11 @@ async function correct(file) {
 }
 
 function drawCorrection() {
-  const { correction, task } = state.answer;
-  $("correcting").hidden = task !== "volumes";
+  const { correction, task, parts } = state.answer;
+  $("correct-how").textContent = parts.includes("mask.png") ? t("segment.correct_png") : wording(task, "correct_how");
   $("get-pairs").hidden = !correction;
   $("corrected").className = "";
-  $("corrected").textContent = correction ? t("segment.corrected", { n: count(correction.voxels_changed), by: correction.corrected_by }) : "";
+  $("corrected").textContent = correction ? wording(task, "corrected", { n: count(correction.voxels_changed), by: correction.corrected_by }) : "";
 }
 
 $("choose-mask").addEventListener("click", () => $("corrected-mask").click());

@@ -95,14 +95,15 @@ export class Viewer {
       crosshairColor: [0.35, 0.77, 0.8, 0.8],
       crosshairWidth: 0.4,
       crosshairGap: 4,
-      fontColor: [0.8, 0.84, 0.88, 1],
-      fontMinPx: 14,
+      fontColor: [1, 1, 1, 1],
+      fontMinPx: 15,
       dragAndDropEnabled: false, // the page takes files, so that they also reach the model
       showLegend: false,
       isAntiAlias: false,
       logLevel: "error",
       loadingText: "",
     });
+    rimmed(this.nv);
     this.nv.onLocationChange = (place) => this.moved(this.#described(place));
     await this.nv.attachToCanvas(this.canvas, false);
   }
@@ -119,6 +120,16 @@ export class Viewer {
     const packed = start[0] === 0x1f && start[1] === 0x8b;
     return NVImage.loadFromFile({ file: new File([blob], `${name}.nii${packed ? ".gz" : ""}`), ...look });
   }
+}
+
+/** Write letters with a dark rim: the tissue below them may be as bright as they are. */
+function rimmed(nv) {
+  const write = nv.drawText.bind(nv);
+  const steps = [-1.5, 0, 1.5].map((pixels) => pixels * devicePixelRatio);
+  nv.drawText = ([x, y], text, scale, color) => {
+    for (const right of steps) for (const down of steps) write([x + right, y + down], text, scale, [0, 0, 0, 1]);
+    write([x, y], text, scale, color);
+  };
 }
 
 /** Whether WebGL is emulated by the processor. */

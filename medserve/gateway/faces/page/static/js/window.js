@@ -13,16 +13,21 @@ export class WindowedRows {
     Object.assign(this, { body, make, place, across });
     this.items = [];
     this.rows = new Map();
+    this.held = null; // which row had the focus before the items changed, and where it stood
     this.above = space();
     this.below = space();
     body.append(this.above, this.below);
-    this.draw = oncePerFrame(() => this.#draw());
+    this.draw = oncePerFrame(() => {
+      this.#draw();
+      this.#hold();
+    });
     addEventListener("scroll", this.draw, { passive: true });
     addEventListener("resize", this.draw, { passive: true });
   }
 
   /** Show these items, in this order. */
   show(items) {
+    this.held ??= this.#focused();
     this.items = items;
     this.draw();
   }
@@ -37,6 +42,33 @@ export class WindowedRows {
     old.replaceWith(row);
     this.rows.set(item, row);
     if (focused) row.querySelector(`[data-focus="${focused}"]`)?.focus({ preventScroll: true });
+  }
+
+  /** Put the focus on a part of an item's row, in sight; false where the item is not shown. */
+  focus(item, part, margin) {
+    if (!this.items.includes(item)) return false;
+    this.reveal(item, margin);
+    this.#part(item, part)?.focus({ preventScroll: true });
+    return true;
+  }
+
+  #part(item, part) {
+    return this.rows.get(item)?.querySelector(`[data-focus="${part}"]`);
+  }
+
+  #focused() {
+    const { activeElement } = document;
+    const [item] = [...this.rows].find(([, row]) => row.contains(activeElement)) ?? [];
+    return item ? { item, part: activeElement.dataset.focus, index: this.items.indexOf(item) } : null;
+  }
+
+  /** Where its row moved or left, give the focus back: to the same item, else to the one in its place. */
+  #hold() {
+    const { item, part, index } = this.held ?? {};
+    this.held = null;
+    if (!item || document.activeElement !== document.body) return;
+    const next = this.items[Math.min(index, this.items.length - 1)];
+    (this.#part(item, part) ?? this.#part(next, "look"))?.focus();
   }
 
   /** Scroll until the line of an item is in sight, `margin` pixels from what covers the edges. */
