@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+from medserve.errors import ConfigError
+
 __all__ = ["RunFolder"]
 
 _PREFIX = "medserve-serve-"
@@ -31,7 +33,18 @@ class RunFolder:
 
     @classmethod
     def create(cls) -> Self:
-        """Make a new folder, after removing those of servers that were killed."""
+        """Make a new folder, after removing those of servers that were killed.
+
+        Raises:
+            ConfigError: nothing can be written where TMPDIR says; Python would take another folder
+                without a word, and patients' files would lie there.
+        """
+        given = os.environ.get("TMPDIR")
+        if given and not os.access(given, os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"expected TMPDIR to name a folder that can be written, got {given}; mount it "
+                "writable, or name another one"
+            )
         _sweep(Path(tempfile.gettempdir()))
         path = Path(tempfile.mkdtemp(prefix=_PREFIX))  # mode 700
         lock_fd = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

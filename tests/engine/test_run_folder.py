@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from medserve.errors import ConfigError
 from medserve.run_folder import RunFolder
 
 _LONG_AGO = (1_000_000_000, 1_000_000_000)
@@ -70,3 +71,11 @@ def test_a_folder_that_is_not_ours_stays(parent: Path) -> None:
     os.utime(stranger, _LONG_AGO)
     RunFolder.create().remove()
     assert stranger.exists()
+
+
+def test_a_named_folder_that_cannot_be_written_is_told_and_no_other_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    with pytest.raises(ConfigError, match="can be written"):
+        RunFolder.create()

@@ -58,6 +58,7 @@ BOUNDS = {
     "faces.oip.tensors._MOST_AXES": "axes of a tensor",
     "faces.oip.tensors._MOST_ELEMENTS": "elements of a tensor",
     "faces.page.context._MAX_JSON_BYTES": "JSON of an order",
+    "faces.page.context._MAX_OPTIONS_BYTES": "options that a job",
     "faces.page.jobs._DECODED_AT_ONCE": "volumes that the page decodes",
     "faces.page.jobs.PageLimits.answer_s": "time for all of an upload",
     "faces.page.jobs.PageLimits.calls_in_flight": "calls of the page",
@@ -278,6 +279,9 @@ ROWS = {
         "web/test_uploads.py::test_what_goes_beyond_a_quota_is_refused_and_the_rest_stays",
         "web/test_masks.py::test_what_is_made_of_a_visitors_files_counts_among_their_bytes",
         "web/test_masks.py::test_a_visitor_whose_results_have_passed_the_bound_makes_no_more_of_them",
+    ),
+    "options that a job": (
+        "web/test_segmenting.py::test_options_that_are_longer_than_any_choice_are_not_kept",
     ),
     "names of the page's files": (
         "web/test_jobs.py::test_names_of_files_are_bounded_by_the_memory_that_they_take",

@@ -41,7 +41,7 @@ def volumes(engine: FakeEngine | None = None, **guards: Any) -> Gateway:
     return gateway(engine, models=[organs()], **guards)
 
 
-async def segmented_job(client: Visitor, files: dict[str, bytes], **options: bool) -> str:
+async def segmented_job(client: Visitor, files: dict[str, bytes], **options: bool | str) -> str:
     job = await begin(client, "segment", "organs")
     sent = await client.post(f"{job}/volume", content=pack(files), headers=PACK)
     assert sent.status_code == 200, sent.text
@@ -164,6 +164,23 @@ def test_chosen_options_reach_the_model_and_others_are_left_to_it() -> None:
     first, second = (json.loads(request.inputs["params"]) for request in engine.requests)
     assert first == {"output": "json", "overlay": True, "flips": False, "fill_holes": True}
     assert second == {"output": "mask", "format": "dicom-seg", "flips": False, "fill_holes": True}
+
+
+def test_options_that_are_longer_than_any_choice_are_not_kept() -> None:
+    long = {"select": "series=" + "1" * 5000}
+
+    async def run() -> None:
+        async with visiting(volumes()) as (site, [client]):
+            job = await segmented_job(client, {"a.nii.gz": NIFTI}, select="series=1")
+            refused = await client.post(f"{job}/segmentation", json=long)
+            begun = {"kind": "segment", "model": "organs", "options": long}
+            for response in (refused, await client.post("/jobs", json=begun)):
+                assert response.status_code == 400
+                assert "at most 4096 bytes" in response.json()["error"]["message"]
+            [kept] = site.jobs._jobs.values()
+            assert kept.options["select"] == "series=1"
+
+    asyncio.run(run())
 
 
 @visit(volumes)

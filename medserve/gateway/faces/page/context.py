@@ -15,19 +15,21 @@ from medserve.errors import DeadlineError, InvalidRequestError, PayloadTooLargeE
 from medserve.gateway.core.calls import Face
 from medserve.gateway.core.gateway import Caller, Gateway, ModelInfo, new_request_id
 from medserve.gateway.core.requests import TaskRequest, find_model
+from medserve.gateway.faces.options import read_options, within_json
 from medserve.gateway.faces.page.jobs import Job, Jobs, Kind, PageLimits, Slots
 from medserve.gateway.faces.page.rendering import Templates
 from medserve.gateway.faces.page.sessions import Sessions, Visitor
 from medserve.gateway.faces.page.thumbnails import Thumbnails
 from medserve.spec import Task
 
-__all__ = ["TASKS", "PageContext", "page_context", "read_json", "small_body"]
+__all__ = ["TASKS", "PageContext", "options_of_job", "page_context", "read_json", "small_body"]
 
 TASKS = {
     Kind.CLASSIFY: (Task.CLASSIFICATION,),
     Kind.SEGMENT: (Task.VOLUMES, Task.FRAMES),
 }
 _MAX_JSON_BYTES = 2**20
+_MAX_OPTIONS_BYTES = 2**12
 
 
 @dataclass(frozen=True)
@@ -122,3 +124,18 @@ async def read_json(request: Request) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InvalidRequestError("expected a JSON object, got something else")
     return content
+
+
+def options_of_job(model: ModelInfo, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as the model takes them; they are kept in memory as long as their job.
+
+    Raises:
+        InvalidRequestError: the model does not take them, or they are longer than any has to be.
+    """
+    options = read_options(model, within_json(model, asked))
+    if len(json.dumps(options)) > _MAX_OPTIONS_BYTES:
+        raise InvalidRequestError(
+            f"expected options of at most {_MAX_OPTIONS_BYTES} bytes as JSON, got more; leave out "
+            "what need not be chosen"
+        )
+    return options

@@ -9,8 +9,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from medserve.errors import InvalidRequestError, MedserveError
-from medserve.gateway.faces.options import read_options, within_json
-from medserve.gateway.faces.page.context import TASKS, PageContext, page_context, read_json
+from medserve.gateway.faces.page.context import (
+    TASKS,
+    PageContext,
+    options_of_job,
+    page_context,
+    read_json,
+)
 from medserve.gateway.faces.page.jobs import Job, Kind
 
 __all__ = ["routes", "summary"]
@@ -33,7 +38,7 @@ async def begin(request: Request) -> Response:
     options = content.get("options", {})
     if not isinstance(options, dict):
         raise InvalidRequestError("options: expected a JSON object, got something else")
-    options = read_options(found, within_json(found, options)) if options else {}
+    options = options_of_job(found, options) if options else {}
     source = None
     if (given := content.get("files_of")) is not None:
         source = context.jobs.get(str(given), visitor.owner, kind)

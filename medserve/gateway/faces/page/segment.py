@@ -26,8 +26,7 @@ from medserve.errors import InvalidRequestError, PayloadTooLargeError
 from medserve.gateway.core.admission import Reservation
 from medserve.gateway.core.gateway import Gateway, ModelInfo
 from medserve.gateway.core.requests import TaskRequest
-from medserve.gateway.faces.options import read_options, within_json
-from medserve.gateway.faces.page.context import TASKS, page_context, read_json
+from medserve.gateway.faces.page.context import TASKS, options_of_job, page_context, read_json
 from medserve.gateway.faces.page.exports import plain_name
 from medserve.gateway.faces.page.jobs import Item, Job, Kind, PageLimits, drop_file, whole_file
 from medserve.gateway.faces.page.masks import CORRECTED, MASK, frames_of, volume_of
@@ -69,8 +68,7 @@ async def run(request: Request) -> Response:
     job, visitor = context.job(request, Kind.SEGMENT)
     named = context.task_request(job.model, job.version, visitor.caller)
     model = await context.find(named, *TASKS[job.kind])
-    asked = within_json(model, await read_json(request))
-    params = read_options(model, {"overlay": True} | asked)
+    params = options_of_job(model, {"overlay": True} | await read_json(request))
     context.jobs.reserve(job, 0)  # what earlier runs made may have passed a bound
     async with context.slots.call(job):
         task_request = context.task_request(job.model, job.version, visitor.caller, params)
