@@ -61,12 +61,9 @@ class Receiver:
     def __init__(self, settings: ReceiverSettings, intake: Intake) -> None:
         self._settings, self._intake = settings, intake
         self._server: Any = None
-        # Objects go to the disk while they come in, and no key or header into a log.
-        _config.STORE_RECV_CHUNKED_DATASET = True
+        # No key or header goes into a log.
         _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
-        # pynetdicom has no parameter for either.
         self._replaced = _messages.NamedTemporaryFile
-        _messages.NamedTemporaryFile = partial(IncomingFile, intake.folder)
         self._ae = application_entity(settings.ae_title)
         self._ae.maximum_associations = settings.associations
         self._ae.maximum_pdu_size = _PDU_BYTES
@@ -85,6 +82,7 @@ class Receiver:
     def start(self) -> None:
         """Listen; ConfigError where the port cannot be taken."""
         address = self._settings.address
+        self._keep_on_disk()
         try:
             self._server = self._ae.start_server(
                 (address.host, address.port),
@@ -96,11 +94,23 @@ class Receiver:
                 ],
             )
         except OSError as error:
+            self._keep_in_memory()
             raise ConfigError(f"DICOM port {address}: {error.strerror}") from error
 
     def stop(self) -> None:
         """End every association and close the port."""
         self._ae.shutdown()
+        self._keep_in_memory()
+
+    def _keep_on_disk(self) -> None:
+        """Let objects go to the disk while they come in.
+
+        pynetdicom has no parameter for either, so this holds for the whole process.
+        """
+        _config.STORE_RECV_CHUNKED_DATASET = True
+        _messages.NamedTemporaryFile = partial(IncomingFile, self._intake.folder)
+
+    def _keep_in_memory(self) -> None:
         _config.STORE_RECV_CHUNKED_DATASET = False
         _messages.NamedTemporaryFile = self._replaced
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless, JPEGLossless, RLELossless
+from pynetdicom import _config, dimse_messages
 from pynetdicom.ae import ApplicationEntity
 
 from medserve.dicom import intake
@@ -20,6 +23,7 @@ from medserve.dicom.peers import Destination, Sender
 from medserve.dicom.receive import Receiver, ReceiverSettings
 from medserve.dicom.send import echo, trusting
 from medserve.dicom.spool import Spool
+from medserve.errors import ConfigError
 from medserve.gateway.core.tls import CertificateFiles
 from medserve.settings import Address
 from tests.client.certificates import HAVE_OPENSSL, self_signed
@@ -61,6 +65,22 @@ def running(tmp_path: Path) -> Iterator[Running]:
     node = Running(tmp_path)
     yield node
     node.stop()
+
+
+def test_a_receiver_that_cannot_listen_leaves_the_library_as_it_was(tmp_path: Path) -> None:
+    def of_the_library() -> tuple[Any, ...]:
+        return _config.STORE_RECV_CHUNKED_DATASET, vars(dimse_messages)["NamedTemporaryFile"]
+
+    before = of_the_library()
+    spool = Spool(tmp_path / "state")
+    with contextlib.closing(spool), socket.create_server(("127.0.0.1", 0)) as taken:
+        address = Address("127.0.0.1", taken.getsockname()[1])
+        receiver = Receiver(
+            ReceiverSettings("NODE", address), Intake(spool, lambda: True, lambda _: None)
+        )
+        with pytest.raises(ConfigError, match="port"):
+            receiver.start()
+    assert of_the_library() == before
 
 
 def test_what_is_acknowledged_is_on_the_disk_as_it_was_sent(running: Running) -> None:
