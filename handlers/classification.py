@@ -30,8 +30,9 @@ from medserve.imaging import Image
 from medserve.imaging.codecs import sniff
 from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Outputs
-from medserve.inference.fit import Box, fit_image, fitted_box
+from medserve.inference.fit import Box, fit_image, place_image
 from medserve.inference.occlusion import Occlusion, occlude
+from medserve.inference.scores import as_logits, probabilities
 from medserve.results.files import heatmap
 from medserve.tasks.classification import (
     EXPLAINED_PER_CALL,
@@ -74,21 +75,26 @@ class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classif
         return sniff.decode(payload, self.spec.input)
 
     def to_network(self, source: Image) -> npt.NDArray[np.float32]:
-        """Image -> plane (C, H, W) in [0, 1] by the `input.fit` of the spec, as in training."""
+        """Image -> plane (C, H, W) by the section `input` of the spec, as in training."""
         return fit_image(source, self.spec.input)
 
     def from_network(self, outputs: Outputs) -> Classification:
-        """Calibrated logits (K,) and novelty () -> probabilities, and the two flags."""
-        logits = outputs["logits"].astype(np.float64)
-        novelty = float(outputs["novelty"])
-        exponentials = np.exp(logits - logits.max())
-        probabilities = exponentials / exponentials.sum()
-        if not (np.isfinite(probabilities).all() and np.isfinite(novelty)):
+        """Scores (K,) and, where the model tells it, novelty () -> probabilities and two flags."""
+        return self._classified(self._as_logits(outputs))
+
+    def _as_logits(self, outputs: Outputs) -> Outputs:
+        scores = self.spec.classifier.scores
+        return {**outputs, "logits": as_logits(outputs["logits"], scores)}
+
+    def _classified(self, outputs: Outputs) -> Classification:
+        found = probabilities(outputs["logits"])
+        novelty = float(outputs["novelty"]) if self.spec.classifier.novelty else None
+        if not (np.isfinite(found).all() and np.isfinite(novelty or 0.0)):
             raise ServerFailedError("the network gave a number that is not finite for this image")
         return Classification(
             labels=self.spec.labels,
-            probabilities=tuple(probabilities.tolist()),
-            review=bool(probabilities.max() < self.spec.classifier.review_below),
+            probabilities=tuple(found.tolist()),
+            review=bool(found.max() < self.spec.classifier.review_below),
             novelty=novelty,
         )
 
@@ -112,19 +118,20 @@ class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classif
         shape = (source.height, source.width)
         row, box = self.to_network(source), self.place(source)
         del source  # not beside the copies of its row
-        found = occlude(row, box, self.infer, watch.check)
-        result = self.from_network({name: array[0] for name, array in found.outputs.items()})
+        found = occlude(row, box, lambda rows: self._as_logits(self.infer(rows)), watch.check)
+        result = self._classified({name: array[0] for name, array in found.outputs.items()})
         return replace(result, explanation=_explanation(result, found, shape))
 
     def place(self, source: Image) -> Box:
         """Where an image lies on the network's plane; as `to_network` puts it."""
-        height, width = self.spec.input.size
-        return fitted_box(source, (height, width))
+        return place_image(source, self.spec.input)
 
     def check_outputs(self, outputs: Outputs) -> None:
-        """One logit per label and one novelty per image, or the artifact is another model's."""
-        expected = {"logits": (1, len(self.spec.labels)), "novelty": (1,)}
-        got = {name: array.shape for name, array in outputs.items()}
+        """One score per label and one novelty per image, or the artifact is another model's."""
+        expected: dict[str, tuple[int, ...]] = {"logits": (1, len(self.spec.labels))}
+        if self.spec.classifier.novelty:
+            expected["novelty"] = (1,)
+        got = {name: outputs[name].shape for name in expected if name in outputs}
         if got != expected:
             raise ModelNotReadyError(
                 f"{self.spec.name}: expected outputs {expected} for one image and "

@@ -12,11 +12,13 @@ from medserve.spec import ModelSpec, Task
 
 __all__ = ["init", "spec"]
 
-_VOLUMES = """\
-# How a network for volumes is fed and what it answers; every key and its default:
+_HEAD = """\
+# How a network is fed and what it answers; every key and its default:
 # the reference of model-config.yaml in the documentation. Then:
 #   medserve spec check FILE
 #   medserve import onnx NETWORK.onnx --spec FILE      (or: torchscript NETWORK.pt)
+"""
+_VOLUMES = """\
 minWorkers: 1
 maxWorkers: 8
 batchSize: 1 # a volume fills the cores by itself
@@ -57,6 +59,34 @@ medserve:
     fill_holes: false
 """
 
+_CLASSIFICATION = """\
+minWorkers: 1
+maxWorkers: 8
+batchSize: 16 # pictures share calls of the network
+responseTimeout: 120 # s for one batch
+startupTimeout: 120 # s
+
+medserve:
+  name: my_model # letters, digits and _
+  version: "1.0"
+  title: What it tells apart
+  task: classification
+  labels: [benign, malignant] # in the order of the network's scores
+  input:
+    kinds: [raster, dicom] # PNG, JPEG and TIFF; single DICOM images
+    size: [224, 224] # rows and columns of the network's input
+    channels: 3
+    fit: colour # grey (1 channel), colour, lanczos: bilinear or Lanczos, antialiased
+    proportions: stretched # to the sides of the input; kept: black beside the image
+    mean: [0.485, 0.456, 0.406] # of values in [0, 1], by channel; without both lines: none
+    deviation: [0.229, 0.224, 0.225]
+  output:
+    scores: logits # or probabilities, where a softmax stands at the end of the network
+    review_below: 0.8 # probability below which a person should look
+    top_k: 3
+"""
+_DESCRIPTIONS = {Task.VOLUMES: _VOLUMES, Task.CLASSIFICATION: _CLASSIFICATION}
+
 spec = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -66,12 +96,17 @@ def _spec() -> None:
 
 
 def init(
-    task: Annotated[str, typer.Option(help="Kind of work: volumes.")] = Task.VOLUMES.value,
+    task: Annotated[
+        str, typer.Option(help="Kind of work: volumes or classification.")
+    ] = Task.VOLUMES.value,
 ) -> None:
     """Print a description of a model, with comments, to be filled in."""
-    if task != Task.VOLUMES:
-        raise ConfigError(f"--task: expected volumes, got {task!r}; others have no import yet")
-    typer.echo(_VOLUMES, nl=False)
+    known = [each.value for each in _DESCRIPTIONS]
+    if task not in known:
+        raise ConfigError(
+            f"--task: expected {' or '.join(known)}, got {task!r}; others have no import yet"
+        )
+    typer.echo(_HEAD + _DESCRIPTIONS[Task(task)], nl=False)
 
 
 @spec.command("check")

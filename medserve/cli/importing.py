@@ -14,13 +14,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from medserve.archive.build import archive_path
+from medserve.archive.read import inspect_archive
 from medserve.cli.show.files import OutFolder
 from medserve.errors import ConfigError
 from medserve.settings import Settings
-from medserve.spec import ModelSpec
+from medserve.spec import ModelSpec, Task
 
 if TYPE_CHECKING:
-    from medserve.importing.source import Source
+    from medserve.importing.package import Imported
+    from medserve.importing.source import Classifier, Source
 
 __all__ = ["import_", "try_"]
 
@@ -34,8 +36,8 @@ _Example = Annotated[
     list[Path] | None,
     typer.Option(
         "--example",
-        help="A NIfTI file of a case (one for each channel) with which the archive proves itself; "
-        "it travels in the archive. A computed volume by default.",
+        help="A NIfTI file of a case (one for each channel), or a picture, with which the archive "
+        "proves itself; it travels in the archive. Computed by default.",
     ),
 ]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be, and write nothing.")]
@@ -135,17 +137,24 @@ def torchscript(
 
 
 def try_(
-    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE.mar", help="Of a model of volumes.")],
+    archive: Annotated[
+        Path, typer.Argument(metavar="ARCHIVE.mar", help="Of a model of volumes, or a classifier.")
+    ],
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="One case: a file for each channel.")
+        list[Path],
+        typer.Argument(metavar="FILE...", help="One case, a file for each channel; or pictures."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for mask and overlay.")] = Path("outputs/try"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
-    """Answer one case in this process, without a server: mask, overlay and volumes."""
+    """Answer in this process, without a server: mask, overlay and volumes, or classes."""
     with _with_extra():
-        from medserve.importing.trying import ask_archive
+        from medserve.importing.trying import ask_archive, classify_files
         from medserve.results.files import overlay
+    if inspect_archive(archive).spec.task is Task.CLASSIFICATION:
+        for path, each in zip(files, classify_files(archive, files), strict=True):
+            typer.echo(f"{path}: {each.label} {each.probability:.4f}{', look' * each.review}")
+        return
     with OutFolder(out, overwrite=overwrite) as folder:
         folder.refuse_existing([_MASK, _OVERLAY])
         tried = ask_archive(archive, files)
@@ -168,7 +177,7 @@ def _with_extra() -> Iterator[None]:
 
 
 def _described(
-    read: Callable[[Path], Source],
+    read: Callable[[Path], Source | Classifier],
     spec: Path,
     store: Path | None,
     example: list[Path] | None,
@@ -183,11 +192,14 @@ def _described(
 
 
 def _finish(
-    source: Source, version: str, store: Path | None, example: list[Path], *, dry_run: bool
+    source: Source | Classifier,
+    version: str,
+    store: Path | None,
+    example: list[Path],
+    *,
+    dry_run: bool,
 ) -> None:
     """Export, compare and pack; end with how the model is served and asked."""
-    from medserve.importing.package import import_model
-
     console = Console(soft_wrap=True, highlight=False)
     folder = store or Settings.from_environment().store
     spec = ModelSpec.from_mapping(source.config(version, "openvino"))
@@ -196,35 +208,71 @@ def _finish(
         return
     watched = Console(stderr=True, soft_wrap=True, highlight=False)
     with watched.status("reading") as status:
-        outcome = import_model(
+        outcome = _imported(
             source, folder, version, example, lambda step: status.update(escape(step))
         )
     best = next(each for each in outcome.agreements if each.engine is outcome.engine)
-    channels = spec.volume.channels if spec.volume else ()
-    files = [f"case_{number:04d}.nii.gz" for number in range(len(channels))] or ["case.nii.gz"]
-    order = f" ({escape(', '.join(channels))})" if channels else ""
+    compared, files = _asked_with(spec)
     console.print(
         f"{escape(str(outcome.archive))}: {outcome.engine} gives the network's own label in "
-        f"{best.share:.4%} of the voxels (report: {escape(str(outcome.report))}). Serve it with "
-        f"`medserve serve --models {spec.name} --store {escape(str(folder))}`, ask it with "
-        f"`medserve predict {spec.name} {' '.join(files)}`{order}."
+        f"{best.share:.4%} of the {compared} (report: {escape(str(outcome.report))}). Serve it "
+        f"with `medserve serve --models {spec.name} --store {escape(str(folder))}`, ask it with "
+        f"`medserve predict {spec.name} {files}."
     )
 
 
-def _print_plan(source: Source, spec: ModelSpec, archive: Path, console: Console) -> None:
-    assert spec.volume is not None
+def _imported(
+    source: Source | Classifier,
+    store: Path,
+    version: str,
+    example: list[Path],
+    progress: Callable[[str], None],
+) -> Imported:
+    from medserve.importing.classifier import import_classifier
+    from medserve.importing.package import import_model
+    from medserve.importing.source import Classifier
+
+    if isinstance(source, Classifier):
+        return import_classifier(source, store, version, example, progress)
+    return import_model(source, store, version, example, progress)
+
+
+def _asked_with(spec: ModelSpec) -> tuple[str, str]:
+    """Return what was compared, and the files of a question, with their order behind them."""
+    if spec.volume is None:
+        return "pictures", "picture.png`"
+    channels = spec.volume.channels
+    files = [f"case_{number:04d}.nii.gz" for number in range(len(channels))] or ["case.nii.gz"]
+    order = f" ({escape(', '.join(channels))})" if channels else ""
+    return "voxels", f"{' '.join(files)}`{order}"
+
+
+def _print_plan(
+    source: Source | Classifier, spec: ModelSpec, archive: Path, console: Console
+) -> None:
     rows = {
         "would write": str(archive),
         "from": source.origin,
         "licence": source.licence,
         "labels": ", ".join(spec.labels),
-        "images": ", ".join(spec.volume.channels) or "one",
         "network's input": " x ".join(map(str, spec.input.size)),
-        "networks": str(spec.volume.ensemble),
-        "spacing (mm)": " x ".join(f"{mm:g}" if mm else "own" for mm in spec.volume.spacing_mm)
-        or "any",
-        "axes": spec.volume.orientation,
-        "mirror images": "yes" if spec.volume.flips else "no",
     }
+    if spec.volume is None:
+        own = zip(spec.input.mean, spec.input.deviation, strict=True)
+        rows |= {
+            "channels": f"{spec.input.channels}, {spec.input.fit}, proportions "
+            f"{spec.input.proportions}",
+            "mean, deviation": "; ".join(f"{mean:g}, {by:g}" for mean, by in own) or "none",
+            "scores": spec.classifier.scores.value,
+        }
+    else:
+        spacing_mm = spec.volume.spacing_mm
+        rows |= {
+            "images": ", ".join(spec.volume.channels) or "one",
+            "networks": str(spec.volume.ensemble),
+            "spacing (mm)": " x ".join(f"{mm:g}" if mm else "own" for mm in spacing_mm) or "any",
+            "axes": spec.volume.orientation,
+            "mirror images": "yes" if spec.volume.flips else "no",
+        }
     for key, value in rows.items():
         console.print(f"{key:>16}  {escape(value)}")

@@ -1,4 +1,7 @@
-"""A network in a file of ONNX or TorchScript, and a description of what it reads and answers."""
+"""A network in a file of ONNX or TorchScript, and a description of what it reads and answers.
+
+Those that classify pictures and those that segment volumes can be described.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import yaml
 from torch import nn
 
 from medserve.errors import ConfigError
-from medserve.importing.source import Source
+from medserve.importing.source import Classifier, Source
 from medserve.spec import ModelSpec, Task
 
 __all__ = ["load_script", "read_onnx", "read_torchscript"]
@@ -23,7 +26,7 @@ _MAX_BYTES = 2**31
 _LOGITS = "logits"
 
 
-def read_onnx(path: Path, description: Path, folder: Path) -> Source:
+def read_onnx(path: Path, description: Path, folder: Path) -> Source | Classifier:
     """Read a network of ONNX with its description.
 
     Args:
@@ -57,7 +60,7 @@ def read_onnx(path: Path, description: Path, folder: Path) -> Source:
     return _source(spec, description, written, f"ONNX file {path.name}")
 
 
-def read_torchscript(path: Path, description: Path) -> Source:
+def read_torchscript(path: Path, description: Path) -> Source | Classifier:
     """Read a network of TorchScript with its description; arguments and errors as above.
 
     A TorchScript file is a program: it cannot reach Python, but what it does is its maker's.
@@ -135,8 +138,12 @@ def _check_input(path: Path, found: onnx.ValueInfoProto, spec: ModelSpec) -> Non
                 else "correct input.size and input.channels"
             )
         )
-    assert spec.volume is not None
-    if stated[0] not in (None, spec.volume.window_batch):
+    if spec.volume is None and stated[0] is not None:
+        raise ConfigError(
+            f"{path}: expected any number of rows, because pictures share calls, got {stated[0]}; "
+            "export the network again with a free first axis"
+        )
+    if spec.volume is not None and stated[0] not in (None, spec.volume.window_batch):
         raise ConfigError(
             f"{path}: expected any number of rows or {spec.volume.window_batch}, got "
             f"{stated[0]}; set volume.window_batch to it"
@@ -164,15 +171,21 @@ def _rename(graph: onnx.GraphProto, name: str) -> None:
 
 def _description(path: Path) -> ModelSpec:
     spec = ModelSpec.from_file(path)
-    if spec.task is not Task.VOLUMES:
+    if spec.task not in (Task.CLASSIFICATION, Task.VOLUMES):
         raise ConfigError(
-            f"{path}: expected the task volumes, got {spec.task}; no other can be imported yet"
+            f"{path}: expected the task classification or volumes, got {spec.task}; no other can "
+            "be imported yet"
         )
     return spec
 
 
-def _source(spec: ModelSpec, description: Path, network: nn.Module | Path, origin: str) -> Source:
+def _source(
+    spec: ModelSpec, description: Path, network: nn.Module | Path, origin: str
+) -> Source | Classifier:
     content = yaml.safe_load(description.read_text(encoding="utf-8"))
+    origin = f"{origin}, described by hand"
+    if spec.task is Task.CLASSIFICATION:
+        return Classifier(content, network, origin)
     own = content.pop("medserve")
     return Source(
         name=spec.name,
@@ -182,7 +195,7 @@ def _source(spec: ModelSpec, description: Path, network: nn.Module | Path, origi
         channels=spec.input.channels,
         volume=own["volume"],
         network=network,
-        origin=f"{origin}, described by hand",
+        origin=origin,
         licence="not stated",
         modalities=[],
         typical_shape=spec.input.size,

@@ -1,29 +1,41 @@
-"""The golden input of an imported model: a computed volume, or an example of its user."""
+"""The golden input of an imported model: computed, or an example of its user."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image as pillow
 
 from medserve.errors import ConfigError
-from medserve.imaging.codecs import nifti
+from medserve.imaging import Image
+from medserve.imaging.codecs import nifti, sniff
 from medserve.imaging.codecs.channels import decode_channels
 from medserve.imaging.codecs.volume_file import ReadOptions
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume, VolumeLimits
-from medserve.spec import ModelSpec
+from medserve.spec import InputKind, ModelSpec
 from medserve.spec.volumes import NormalisationKind, NormalisationSpec, Placement
 
-__all__ = ["GoldenVolume", "computed", "read_example"]
+__all__ = [
+    "GoldenPictures",
+    "GoldenVolume",
+    "computed",
+    "computed_pictures",
+    "read_example",
+    "read_pictures",
+]
 
 _FINER = 0.87  # of the network's spacing, so that a volume is resampled on its way
 _SHARE = 0.9  # of the network's input, so that one window holds it
 _PLANES = 3  # where the network sees planes of any distance
 _PLANE_DISTANCE_MM = 3.0
+_PICTURES = 16
+_LARGER = 1.3  # than the network's input is a computed picture
 _RIM = 1  # voxels of 0, which models that crop cut off
 
 
@@ -84,6 +96,78 @@ def read_example(files: Sequence[Path], spec: ModelSpec) -> GoldenVolume:
     if len(payloads) == 1:
         return GoldenVolume(payloads[0], volumes, is_computed=False)
     return _written(volumes, names, is_computed=False)
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenPictures:
+    """Files of pictures, and what is in them; the first one travels in the archive.
+
+    Attributes:
+        payloads: The files.
+        images: One for each.
+        is_computed: Whether they are nobody's images.
+    """
+
+    payloads: tuple[bytes, ...] = field(repr=False)
+    images: tuple[Image, ...] = field(repr=False)
+    is_computed: bool
+
+    @property
+    def shown(self) -> Iterator[bytes]:
+        """Each picture as a PNG file."""
+        for image in self.images:
+            yield _png(np.rint(255 * image.array).astype(np.uint8))
+
+
+def computed_pictures(spec: ModelSpec) -> GoldenPictures:
+    """Return discs in noise, of other sides than the network's input."""
+    if InputKind.RASTER not in spec.input.kinds:
+        raise ConfigError(
+            "expected --example with files that the model reads: its input.kinds leave out "
+            "raster, which computed pictures are"
+        )
+    payloads = tuple(_png(_discs(spec, seed)) for seed in range(_PICTURES))
+    images = tuple(sniff.decode(each, spec.input) for each in payloads)
+    return GoldenPictures(payloads, images, is_computed=True)
+
+
+def read_pictures(files: Sequence[Path], spec: ModelSpec) -> GoldenPictures:
+    """Read a user's own pictures.
+
+    Raises:
+        ConfigError: a file cannot be read.
+        InvalidImageError: it is no picture that the model takes.
+    """
+    try:
+        payloads = tuple(path.read_bytes() for path in files)
+    except OSError as error:
+        raise ConfigError(
+            f"--example: expected pictures, got {error.filename} ({error.strerror})"
+        ) from error
+    images = tuple(sniff.decode(each, spec.input) for each in payloads)
+    return GoldenPictures(payloads, images, is_computed=False)
+
+
+def _discs(spec: ModelSpec, seed: int) -> npt.NDArray[np.uint8]:
+    random = np.random.default_rng(seed)
+    height, width = (max(spec.input.min_side, round(_LARGER * side)) for side in spec.input.size)
+    rows, columns = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    planes = []
+    for _ in range(spec.input.channels):
+        plane = random.normal(0.3, 0.05, (height, width))
+        for _ in range(4):
+            down, across, radius = *random.uniform(-0.7, 0.7, 2), random.uniform(0.1, 0.5)
+            near = np.hypot(rows - down, columns - across) < radius
+            plane += random.uniform(-0.2, 0.5) * near
+        planes.append(plane)
+    grey = np.rint(255 * np.clip(np.stack(planes, axis=-1), 0, 1)).astype(np.uint8)
+    return grey[..., 0] if spec.input.channels == 1 else grey
+
+
+def _png(array: npt.NDArray[np.uint8]) -> bytes:
+    target = io.BytesIO()
+    pillow.fromarray(array).save(target, "PNG")
+    return target.getvalue()
 
 
 def _written(

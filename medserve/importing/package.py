@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,19 @@ from medserve.results.segmentation import Segmentation
 from medserve.spec import EngineName, ModelSpec
 from medserve.spec.volumes import ScoreKind
 
-__all__ = ["LEAST_AGREEMENT", "Agreement", "Imported", "Named", "import_model"]
+__all__ = [
+    "LEAST_AGREEMENT",
+    "Agreement",
+    "Content",
+    "Imported",
+    "Named",
+    "chosen",
+    "export",
+    "import_model",
+    "reference",
+    "tolerance_of",
+    "write_archive",
+]
 
 LEAST_AGREEMENT = 0.9999  # share of voxels with the same label
 _LEAST_TOLERANCE = 1e-3  # of a logit, absolute
@@ -49,23 +61,23 @@ _BOUNDLESS = 2**62  # no limit, to ask what a volume would take
 
 _HANDLER = '''"""{title}"""
 
-from handlers.volumes import VolumeHandler
+from handlers.{module} import {base}
 
 
-class ImportedHandler(VolumeHandler):
+class ImportedHandler({base}):
     """Everything stands in the model's configuration."""
 '''
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far one engine is from the network as it was read, on the golden volume.
+    """How far one engine is from the network as it was read, on the golden volume or pictures.
 
     Attributes:
         engine: Which.
         largest: Difference of a score, absolute.
-        share: Of voxels with the same label.
-        seconds: For the volume, of wall time.
+        share: Of voxels, or of pictures, with the same label.
+        seconds: For all of them, of wall time.
     """
 
     engine: EngineName
@@ -83,14 +95,37 @@ class Imported:
         report: What was compared, as HTML, beside it.
         engine: What is to execute it.
         agreements: Of all engines.
-        peak_bytes: Predicted for a usual volume of the model.
+        peak_bytes: Predicted for a usual volume of the model; 0 of a classifier.
     """
 
     archive: Path
     report: Path
     engine: EngineName
     agreements: tuple[Agreement, ...]
-    peak_bytes: int
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """What an archive holds beside its network and the code of its handler.
+
+    Attributes:
+        base: Module and class of the handler.
+        config: The content of `model-config.yaml`.
+        card: The model card.
+        golden: Name and bytes of the golden input.
+        logits: The first output for it, one row.
+        tolerance: Largest difference to it.
+        figures: The content of `metrics.json`.
+    """
+
+    base: tuple[str, str]
+    config: Mapping[str, Any]
+    card: str
+    golden: tuple[str, bytes] = field(repr=False)
+    logits: npt.NDArray[np.float32] = field(repr=False)
+    tolerance: float
+    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,38 +161,31 @@ def import_model(
         ConfigError: the description contradicts the network.
     """
     spec = ModelSpec.from_mapping(source.config(version, EngineName.ONNXRUNTIME))
-    _refuse_large(source)
     with tempfile.TemporaryDirectory(prefix="medserve-import-") as temporary:
         folder = Path(temporary)
         progress("computing the golden answer with the network as it was read")
-        proof = _prove(source, spec, example, _reference(source, folder))
-        engines = [EngineName.OPENVINO, EngineName.ONNXRUNTIME]
-        if not isinstance(source.network, Path):
-            progress("writing TorchScript and ONNX")
-            _export(source.network, proof.window, folder)
-            engines.append(EngineName.TORCHSCRIPT)
+        proof = _prove(source, spec, example, reference(source.network, folder))
+        progress("writing what engines execute")
+        engines = export(source.network, proof.window, folder)
         agreements = []
         for engine in engines:
             progress(f"comparing {engine}")
             agreements.append(_compare(engine, folder, spec, proof))
-        chosen = _chosen(agreements, proof.tolerance)
-        progress(f"measuring the memory of {chosen}")
+        engine = chosen(agreements, proof.tolerance, "voxels")
+        progress(f"measuring the memory of {engine}")
         assert spec.volume is not None
         shape = (spec.volume.window_batch, source.channels, *source.size)
-        config = _with_memory(source, version, chosen, network_bytes(folder, chosen, shape))
+        config = _with_memory(source, version, engine, network_bytes(folder, engine, shape))
         spec = ModelSpec.from_mapping(config)
         progress("packing the archive")
         archive = _pack(source, spec, config, proof, agreements, folder, store)
     written = archive_path(spec, store).with_suffix(".report.html")
-    outcome = Imported(archive, written, chosen, tuple(agreements), _usual_peak(source, spec))
+    outcome = Imported(archive, written, engine, tuple(agreements), _usual_peak(source, spec))
     report.write(written, source, spec, outcome, proof.volume, proof.segmentation)
     return outcome
 
 
-def _refuse_large(source: Source) -> None:
-    network = source.network
-    if isinstance(network, Path):
-        return  # it is a file of that kind
+def _refuse_large(network: torch.nn.Module) -> None:
     size = sum(each.numel() * each.element_size() for each in network.parameters())
     if size > _MAX_FILE_BYTES:
         raise ConfigError(
@@ -166,9 +194,16 @@ def _refuse_large(source: Source) -> None:
         )
 
 
-def _reference(source: Source, folder: Path) -> Predict:
-    """Return the network as it was read: torch, or ONNX Runtime for a file of ONNX."""
-    network = source.network
+def reference(network: torch.nn.Module | Path, folder: Path) -> Predict:
+    """Return the network as it was read: torch, or ONNX Runtime for a file of ONNX.
+
+    Args:
+        network: The network, or its file of ONNX.
+        folder: Where that file is copied to as the artifact of an archive.
+
+    Raises:
+        ConfigError: it cannot be loaded, or is too large for one file.
+    """
     if isinstance(network, Path):
         shutil.copyfile(network, folder / ONNX_FILE)
         try:
@@ -186,6 +221,7 @@ def _reference(source: Source, folder: Path) -> Predict:
                 raise _contradiction(windows.shape, error) from error
 
         return run
+    _refuse_large(network)
 
     def predict(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         image = torch.from_numpy(np.ascontiguousarray(windows))
@@ -253,16 +289,42 @@ def _prove(source: Source, spec: ModelSpec, example: Sequence[Path], predict: Pr
     plain = replace(pipeline.defaults(), flips=False)
     segmented = pipeline.segment(prepared, predict, plain)
     seconds = time.perf_counter() - started
-    tolerance = max(_LEAST_TOLERANCE, _TOLERANCE * float(np.ptp(logits)))
-    return _Proof(volume, window, logits, segmented.segmentation, seconds, tolerance)
+    return _Proof(volume, window, logits, segmented.segmentation, seconds, tolerance_of(logits))
 
 
-def _export(network: torch.nn.Module, window: npt.NDArray[np.float32], folder: Path) -> None:
+def tolerance_of(logits: npt.NDArray[np.float32]) -> float:
+    """Return how far an engine may be from these scores."""
+    return max(_LEAST_TOLERANCE, _TOLERANCE * float(np.ptp(logits)))
+
+
+def export(
+    network: torch.nn.Module | Path, window: npt.NDArray[np.float32], folder: Path
+) -> list[EngineName]:
+    """Write what engines execute, and return them in the order of their speed.
+
+    Args:
+        network: As it was read; a file of ONNX lies in the folder already, see `reference`.
+        window: One row (1, C, ...) of its input.
+        folder: Of the artifact.
+
+    Raises:
+        ConfigError: it cannot be exported.
+    """
+    engines = [EngineName.OPENVINO, EngineName.ONNXRUNTIME]
+    if isinstance(network, Path):
+        return engines
     inputs = {"image": torch.from_numpy(np.concatenate([window, window[:, :, ::-1]]))}
     is_script = isinstance(network, torch.jit.ScriptModule)
     named = network if is_script else Named(network).eval()
     write_torchscript(named, folder / TORCHSCRIPT_FILE, inputs, ("logits",))
-    write_onnx(named, folder / ONNX_FILE, inputs, ("logits",))
+    try:
+        write_onnx(named, folder / ONNX_FILE, inputs, ("logits",))
+    except Exception as error:  # exporters have no common base of what they raise
+        raise ConfigError(
+            f"expected a network that can be exported to ONNX, got one that cannot "
+            f"({_first_line(error)}); export it yourself and import the ONNX file"
+        ) from error
+    return [*engines, EngineName.TORCHSCRIPT]
 
 
 class Named(torch.nn.Module):
@@ -291,15 +353,19 @@ def _compare(engine: EngineName, folder: Path, spec: ModelSpec, proof: _Proof) -
     return Agreement(engine, largest, float(same.mean()), seconds)
 
 
-def _chosen(agreements: Sequence[Agreement], tolerance: float) -> EngineName:
-    """Return the first engine that holds: they stand in the order of their speed."""
+def chosen(agreements: Sequence[Agreement], tolerance: float, compared: str) -> EngineName:
+    """Return the first engine that holds: they stand in the order of their speed.
+
+    Raises:
+        ArchiveError: none does.
+    """
     for each in agreements:
         if each.share >= LEAST_AGREEMENT and each.largest <= tolerance:
             return each.engine
     found = ", ".join(f"{each.engine} {each.share:.4%}" for each in agreements)
     raise ArchiveError(
         f"expected an engine to give the network's own label in {LEAST_AGREEMENT:.2%} of the "
-        f"voxels, got {found}; the network cannot be exported faithfully"
+        f"{compared}, got {found}; the network cannot be exported faithfully"
     )
 
 
@@ -333,29 +399,58 @@ def _pack(
     folder: Path,
     store: Path,
 ) -> Path:
-    handler = folder / f"{spec.name}.py"
-    handler.write_text(_HANDLER.format(title=_docstring(spec.title)), encoding="utf-8")
-    (folder / "model-config.yaml").write_text(
-        yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
-    (folder / CARD).write_text(report.card(source, spec, agreements), encoding="utf-8")
     suffix = ".nii.gz" if proof.volume.payload[:2] == b"\x1f\x8b" else ".nii"
-    (folder / f"golden_input{suffix}").write_bytes(proof.volume.payload)
+    figures = {f"same_voxels_{each.engine}": round(each.share, 6) for each in agreements}
+    content = Content(
+        ("volumes", "VolumeHandler"),
+        config,
+        report.card(source, spec, agreements),
+        (f"golden_input{suffix}", proof.volume.payload),
+        proof.logits,
+        proof.tolerance,
+        figures,
+    )
+    return write_archive(spec, content, folder, store)
+
+
+def write_archive(spec: ModelSpec, content: Content, folder: Path, store: Path) -> Path:
+    """Pack an archive.
+
+    Args:
+        spec: Of the model.
+        content: What lies in the archive.
+        folder: With what engines execute; the rest is written into it.
+        store: Where the archive goes.
+    """
+    handler = folder / f"{spec.name}.py"
+    module, base = content.base
+    code = _HANDLER.format(title=_docstring(spec.title), module=module, base=base)
+    handler.write_text(code, encoding="utf-8")
+    (folder / "model-config.yaml").write_text(
+        yaml.safe_dump(dict(content.config), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+    (folder / CARD).write_text(content.card, encoding="utf-8")
+    golden_input, payload = content.golden
+    (folder / golden_input).write_bytes(payload)
     np.savez_compressed(
         folder / "golden_output.npz",
-        logits=proof.logits,
-        tolerance=np.float32(proof.tolerance),
+        logits=content.logits,
+        tolerance=np.float32(content.tolerance),
     )
-    figures = {f"same_voxels_{each.engine}": round(each.share, 6) for each in agreements}
-    (folder / "metrics.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(content.figures, indent=2), encoding="utf-8")
     names = [
-        *("model-config.yaml", CARD, ONNX_FILE, f"golden_input{suffix}"),
+        *("model-config.yaml", CARD, ONNX_FILE, golden_input),
         *("golden_output.npz", "metrics.json"),
     ]
     if (folder / TORCHSCRIPT_FILE).is_file():
         names.append(TORCHSCRIPT_FILE)
     sources = carried_code(handler) | {name: folder / name for name in names}
     return pack_archive(spec, sources, store, "unknown")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 def _docstring(title: str) -> str:

@@ -13,11 +13,11 @@ from medserve.results.segmentation import Segmentation
 from medserve.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from medserve.importing.golden import GoldenVolume
+    from medserve.importing.golden import GoldenPictures, GoldenVolume
     from medserve.importing.package import Agreement, Imported
-    from medserve.importing.source import Source
+    from medserve.importing.source import Classifier, Source
 
-__all__ = ["card", "write"]
+__all__ = ["card", "card_of_classes", "write", "write_classes"]
 
 _STYLE = (
     "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
@@ -27,6 +27,19 @@ _STYLE = (
 
 def card(source: Source, spec: ModelSpec, agreements: Sequence[Agreement]) -> str:
     """Return a model card with what is known, and the questions that only its maker can answer."""
+    about = "voxels of the golden volume with the label"
+    return _card(spec, source.origin, source.licence, agreements, about)
+
+
+def card_of_classes(source: Classifier, spec: ModelSpec, agreements: Sequence[Agreement]) -> str:
+    """Return the same of a classifier."""
+    about = "compared pictures with the class"
+    return _card(spec, source.origin, source.licence, agreements, about)
+
+
+def _card(
+    spec: ModelSpec, origin: str, licence: str, agreements: Sequence[Agreement], about: str
+) -> str:
     labels = "\n".join(f"| {number} | {label} |" for number, label in enumerate(spec.labels))
     figures = "\n".join(
         f"| {each.engine} | {each.share:.4%} | {each.largest:.1e} |" for each in agreements
@@ -35,7 +48,7 @@ def card(source: Source, spec: ModelSpec, agreements: Sequence[Agreement]) -> st
 
 Research use, not a medical device.
 
-Imported from another tool: {source.origin}.
+Imported from another tool: {origin}.
 
 ## Intended use
 
@@ -50,13 +63,13 @@ it was trained, and what it must not be used for.
 
 ## Licence
 
-Of weights and training data, as the files state it: {source.licence}. Check it before you pass
+Of weights and training data, as the files state it: {licence}. Check it before you pass
 the archive on.
 
 ## Import
 
-Share of voxels of the golden volume with the label that the network gives as it was read, and the
-largest difference of a score:
+Share of {about} that the network gives as it was read, and the largest
+difference of a score:
 
 | engine | same label | largest difference |
 |---|---|---|
@@ -78,33 +91,79 @@ def write(
     segmentation: Segmentation,
 ) -> None:
     """Write the report of an import as one HTML file."""
-    picture = overlay.montage(volume.volumes[0], segmentation)
-    rows = "".join(
-        f"<tr><td>{each.engine}</td><td>{each.share:.4%}</td><td>{each.largest:.1e}</td>"
-        f"<td>{each.seconds:.2f} s</td></tr>"
-        for each in outcome.agreements
-    )
     golden = "a computed volume, nobody's image" if volume.is_computed else "the example given"
     found = "".join(
         f"<tr><td>{html.escape(each.label)}</td><td>{each.voxels}</td></tr>"
         for each in segmentation.measures
     )
+    picture = overlay.montage(volume.volumes[0], segmentation)
+    body = f"""<h2>Labels on that volume</h2>
+<table><tr><th>label</th><th>voxels</th></tr>{found}</table>
+<p><img alt="Slices of the volume with its mask" src="{_data_uri(picture)}"></p>
+<p>A usual volume of this model takes about {-(-outcome.peak_bytes // 2**20)} MiB.</p>"""
+    _write(path, spec, (source.origin, source.licence), outcome, golden, body)
+
+
+def write_classes(
+    path: Path,
+    source: Classifier,
+    spec: ModelSpec,
+    outcome: Imported,
+    pictures: GoldenPictures,
+    found: Sequence[tuple[str, float]],
+) -> None:
+    """Write the report of a classifier's import as one HTML file.
+
+    Args:
+        path: Of the file.
+        source: What was imported.
+        spec: Its description.
+        outcome: What was compared.
+        pictures: With what.
+        found: Class and probability of each picture, by the network as it was read.
+    """
+    count = len(pictures.payloads)
+    golden = f"{count} computed pictures" if pictures.is_computed else f"{count} given pictures"
+    rows = "".join(
+        f'<tr><td><img alt="" style="max-width:8rem" src="{_data_uri(shown)}"></td>'
+        f"<td>{html.escape(label)}</td><td>{probability:.4f}</td></tr>"
+        for shown, (label, probability) in zip(pictures.shown, found, strict=True)
+    )
+    body = f"""<h2>Classes of those pictures</h2>
+<table><tr><th>picture</th><th>class</th><th>probability</th></tr>{rows}</table>"""
+    _write(path, spec, (source.origin, source.licence), outcome, golden, body)
+
+
+def _write(
+    path: Path,
+    spec: ModelSpec,
+    origin: tuple[str, str],
+    outcome: Imported,
+    golden: str,
+    body: str,
+) -> None:
+    rows = "".join(
+        f"<tr><td>{each.engine}</td><td>{each.share:.4%}</td><td>{each.largest:.1e}</td>"
+        f"<td>{each.seconds:.2f} s</td></tr>"
+        for each in outcome.agreements
+    )
+    made_by, licence = map(html.escape, origin)
     path.write_text(
         f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(spec.name)}: import</title>
 <style>{_STYLE}</style></head><body>
 <h1>{html.escape(spec.name)} {html.escape(spec.version)}</h1>
-<p>{html.escape(source.origin)}. Licence: {html.escape(source.licence)}.</p>
+<p>{made_by}. Licence: {licence}.</p>
 <h2>Engines</h2>
 <p>Compared with the network as it was read, on {golden}. The archive uses {outcome.engine}.</p>
 <table><tr><th>engine</th><th>same label</th><th>largest difference of a score</th>
-<th>time of the volume</th></tr>{rows}</table>
-<h2>Labels on that volume</h2>
-<table><tr><th>label</th><th>voxels</th></tr>{found}</table>
-<p><img alt="Slices of the volume with its mask"
- src="data:image/png;base64,{base64.b64encode(picture).decode()}"></p>
-<p>A usual volume of this model takes about {-(-outcome.peak_bytes // 2**20)} MiB.</p>
+<th>time of all</th></tr>{rows}</table>
+{body}
 </body></html>
 """,
         encoding="utf-8",
     )
+
+
+def _data_uri(picture: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"

@@ -13,7 +13,7 @@ from torch import nn
 from medserve.errors import ConfigError
 from medserve.spec import ModelSpec
 
-__all__ = ["Source"]
+__all__ = ["Classifier", "Source"]
 
 _SERVING = {
     "minWorkers": 1,
@@ -25,6 +25,7 @@ _SERVING = {
     "jobQueueSize": 64,
     "deviceType": "cpu",
 }
+_SERVING_PICTURES = _SERVING | {"batchSize": 16, "responseTimeout": 120, "jobQueueSize": 512}
 _MAX_PAYLOAD_BYTES = 1024 * 2**20
 
 
@@ -95,7 +96,7 @@ class Source:
                 "engine": {"name": engine, "precision": "f32"},
             },
         }
-        self.check_name()
+        check_name(self.name)
         ModelSpec.from_mapping(content)
         return content
 
@@ -113,10 +114,46 @@ class Source:
         }
         return private | dict(self.volume.get("snomed", {}))
 
-    def check_name(self) -> None:
-        """Refuse a name that cannot be served."""
-        if not (self.name.isidentifier() and self.name.isascii() and self.name[0].isalpha()):
-            raise ConfigError(
-                f"expected a name of letters, digits and _ that begins with a letter, got "
-                f"{self.name!r}"
-            )
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A classifier of pictures that was read, before it is exported.
+
+    Attributes:
+        description: The content of its `model-config.yaml`.
+        network: In eval mode, on the CPU; or the ONNX file that is to be served as it is.
+        origin: Where it comes from, in one sentence without a verb.
+        licence: As its files state it.
+    """
+
+    description: Mapping[str, Any]
+    network: nn.Module | Path = field(repr=False)
+    origin: str
+    licence: str = "not stated"
+
+    def config(self, version: str, engine: str) -> dict[str, Any]:
+        """Return the content of `model-config.yaml` with the engine that was chosen.
+
+        Nobody measured how far an image may be from the training data of a foreign network, so
+        it tells no novelty.
+
+        Raises:
+            ConfigError: it is no description that the platform can read.
+        """
+        own = dict(self.description["medserve"])
+        own |= {
+            "version": version,
+            "output": {**(own.get("output") or {}), "novelty": False},
+            "engine": {"name": engine, "precision": "f32"},
+        }
+        content = {**_SERVING_PICTURES, **self.description, "medserve": own}
+        check_name(ModelSpec.from_mapping(content).name)
+        return content
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that cannot be served."""
+    if not (name.isidentifier() and name.isascii() and name[0].isalpha()):
+        raise ConfigError(
+            f"expected a name of letters, digits and _ that begins with a letter, got {name!r}"
+        )

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from medserve.archive.read import verify_archive
 from medserve.archive.unpack import unpack_archive
 from medserve.cores import available_cores
 from medserve.errors import ConfigError
+from medserve.imaging.codecs import sniff
 from medserve.imaging.codecs.channels import decode_channels
 from medserve.imaging.codecs.nifti import NiftiVolume
 from medserve.imaging.codecs.volume_file import ReadOptions
 from medserve.imaging.volume import Volume
 from medserve.inference import volume_memory
-from medserve.inference.engines import load_engine
+from medserve.inference.engines import Engine, load_engine
 from medserve.inference.engines.engine import ONNX_FILE, TORCHSCRIPT_FILE
+from medserve.inference.fit import fit_image
+from medserve.inference.scores import as_logits, probabilities
 from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.results.segmentation import Segmentation
+from medserve.spec import ModelSpec, Task
+from medserve.tasks.classification import Classification
 
-__all__ = ["Tried", "ask_archive"]
+__all__ = ["Tried", "ask_archive", "classify_files"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,17 +62,8 @@ def ask_archive(archive: Path, files: Sequence[Path]) -> Tried:
         ConfigError: it does not segment volumes, or a file cannot be read.
         InvalidImageError: the files are not what the model reads.
     """
-    info = verify_archive(archive)
-    spec = info.spec
-    if spec.volume is None:
-        raise ConfigError(f"expected a model that segments volumes, got {spec.name} ({spec.task})")
-    try:
-        payloads = [path.read_bytes() for path in files]
-    except OSError as error:
-        raise ConfigError(f"expected a readable file, got {error.filename}") from error
-    with tempfile.TemporaryDirectory(prefix="medserve-try-") as folder:
-        unpack_archive(info, Path(folder), (ONNX_FILE, TORCHSCRIPT_FILE))
-        engine = load_engine(spec.engine.name, Path(folder), threads=available_cores())
+    with _opened(archive, Task.VOLUMES, files) as (spec, engine, payloads):
+        assert spec.volume is not None
         pipeline = VolumePipeline(spec)
         volumes = decode_channels(
             payloads, list(spec.volume.channels), spec.input.kinds, volume_memory.limits(spec),
@@ -74,3 +73,37 @@ def ask_archive(archive: Path, files: Sequence[Path]) -> Tried:
             pipeline.prepare(volumes), lambda windows: engine.run(windows)["logits"]
         )
     return Tried(volumes[0], found.segmentation)
+
+
+def classify_files(archive: Path, files: Sequence[Path]) -> list[Classification]:
+    """Classify pictures; archive, files and errors as for `ask_archive`."""
+    with _opened(archive, Task.CLASSIFICATION, files) as (spec, engine, payloads):
+        images = [sniff.decode(each, spec.input) for each in payloads]
+        outputs = engine.run(np.stack([fit_image(each, spec.input) for each in images]))
+    shares = probabilities(as_logits(outputs["logits"], spec.classifier.scores))
+    novelty = outputs["novelty"] if spec.classifier.novelty else [None] * len(shares)
+    return [
+        Classification(
+            spec.labels, tuple(row.tolist()), bool(row.max() < spec.classifier.review_below),
+            None if far is None else float(far),
+        )
+        for row, far in zip(shares, novelty, strict=True)
+    ]  # fmt: skip
+
+
+@contextmanager
+def _opened(
+    archive: Path, task: Task, files: Sequence[Path]
+) -> Iterator[tuple[ModelSpec, Engine, list[bytes]]]:
+    """Verify an archive, load its network and read the files."""
+    info = verify_archive(archive)
+    spec = info.spec
+    if spec.task is not task:
+        raise ConfigError(f"expected a model for {task}, got {spec.name} ({spec.task})")
+    try:
+        payloads = [path.read_bytes() for path in files]
+    except OSError as error:
+        raise ConfigError(f"expected a readable file, got {error.filename}") from error
+    with tempfile.TemporaryDirectory(prefix="medserve-try-") as folder:
+        unpack_archive(info, Path(folder), (ONNX_FILE, TORCHSCRIPT_FILE))
+        yield spec, load_engine(spec.engine.name, Path(folder), threads=available_cores()), payloads

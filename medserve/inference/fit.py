@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,9 @@ from PIL import Image as PillowImage
 
 from medserve.errors import ConfigError
 from medserve.imaging import Image
-from medserve.spec import Fit, InputSpec
+from medserve.spec import Fit, InputSpec, Proportions
 
-__all__ = ["Box", "fit_colour", "fit_grey", "fit_image", "fit_lanczos", "fitted_box"]
+__all__ = ["Box", "fit_colour", "fit_grey", "fit_image", "fit_lanczos", "fitted_box", "place_image"]
 
 _Plane = npt.NDArray[np.float32]
 _Filter = PillowImage.Resampling
@@ -38,19 +38,41 @@ def fitted_box(image: Image, size: tuple[int, int]) -> Box:
 
 
 def fit_image(image: Image, spec: InputSpec) -> _Plane:
-    """Return the plane float32 (C, H, W) in [0, 1] that a classifier is trained on and served.
+    """Return the plane float32 (C, H, W) that a classifier is trained on and served.
+
+    It lies in [0, 1] where the description states no mean and deviation.
 
     Raises:
         ConfigError: the preprocessing gives another number of channels than the network reads.
     """
     height, width = spec.size
-    plane = _FITS[spec.fit](image, (height, width))
+    plane = _FITS[spec.fit](_proportioned(image, spec), (height, width))
     if plane.shape[0] != spec.channels:
         raise ConfigError(
             f"input.fit {spec.fit} gives {plane.shape[0]} channels, but input.channels is "
             f"{spec.channels}; grey gives 1, colour and lanczos give 3"
         )
-    return plane
+    if not spec.mean:
+        return plane
+    mean, deviation = (
+        np.array(each, dtype=np.float32)[:, np.newaxis, np.newaxis]
+        for each in (spec.mean, spec.deviation)
+    )
+    return (plane - mean) / deviation
+
+
+def place_image(image: Image, spec: InputSpec) -> Box:
+    """Return where `fit_image` puts an image on the network's plane."""
+    height, width = spec.size
+    return fitted_box(_proportioned(image, spec), (height, width))
+
+
+def _proportioned(image: Image, spec: InputSpec) -> Image:
+    """Give an image that is to be stretched pixels with which it has the plane's proportions."""
+    if spec.proportions is Proportions.KEPT:
+        return image
+    height, width = spec.size
+    return replace(image, aspect=height * image.width / (width * image.height))
 
 
 def fit_grey(image: Image, size: tuple[int, int]) -> _Plane:

@@ -18,7 +18,7 @@ from medserve.errors import ConfigError
 from medserve.spec.frames import FrameSpec
 from medserve.spec.generation import GenerationSpec
 from medserve.spec.section import Section, read_section
-from medserve.spec.volumes import ResamplingKind, VolumeSpec
+from medserve.spec.volumes import ResamplingKind, ScoreKind, VolumeSpec
 
 __all__ = [
     "EngineName",
@@ -29,6 +29,7 @@ __all__ = [
     "ModelSpec",
     "OutputSpec",
     "Precision",
+    "Proportions",
     "ServingSpec",
     "Task",
     "schema",
@@ -59,11 +60,18 @@ class InputKind(enum.StrEnum):
 
 
 class Fit(enum.StrEnum):
-    """How an image is brought to the network's plane: proportions kept, black beside it."""
+    """Of which channels the network's plane is made, and how pixels are resampled."""
 
     GREY = "grey"  # one channel, bilinear
     COLOUR = "colour"  # red, green and blue, bilinear
     LANCZOS = "lanczos"  # red, green and blue, by Lanczos, cut to [0, 1]
+
+
+class Proportions(enum.StrEnum):
+    """What becomes of the sides of an image on the network's plane."""
+
+    KEPT = "kept"  # the whole image, black beside it
+    STRETCHED = "stretched"  # the whole image to the sides of the plane
 
 
 class EngineName(enum.StrEnum):
@@ -106,6 +114,24 @@ class InputSpec(Section, frozen=True):
             "of `classification` only."
         ),
     ] = Fit.GREY
+    proportions: Annotated[
+        Proportions,
+        Meta(
+            description="What becomes of the sides of an image on the network's plane; of "
+            "`classification` only."
+        ),
+    ] = Proportions.KEPT
+    mean: Annotated[
+        tuple[float, ...],
+        Meta(
+            description="Is taken from each channel, whose values lie in [0, 1]; of "
+            "`classification` only."
+        ),
+    ] = ()
+    deviation: Annotated[
+        tuple[Annotated[float, Meta(gt=0)], ...],
+        Meta(description="Divides each channel after that; of `classification` only."),
+    ] = ()
     max_payload_bytes: Annotated[
         _Count, Meta(description="Bytes of one file; a larger one is refused.")
     ] = 32 * 2**20
@@ -127,6 +153,16 @@ class OutputSpec(Section, frozen=True):
         Meta(ge=0, le=1, description="Probability below which a person should look."),
     ] = 0.0
     top_k: Annotated[_Count, Meta(description="Classes in `top`, most probable first.")] = 3
+    scores: Annotated[ScoreKind, Meta(description="The network's first output, `logits`.")] = (
+        ScoreKind.LOGITS
+    )
+    novelty: Annotated[
+        bool,
+        Meta(
+            description="Whether a second output, `novelty`, tells how far an image is from the "
+            "training data."
+        ),
+    ] = True
 
 
 class EngineSpec(Section, frozen=True):
@@ -235,6 +271,17 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
     def _check_input(self) -> None:
         """Refuse an input that does not fit the task's section."""
         size, channels, labels = self.input.size, self.input.channels, len(self.labels)
+        shown = (self.input.proportions, self.input.mean, self.input.deviation)
+        if self.task is not Task.CLASSIFICATION and shown != (Proportions.KEPT, (), ()):
+            raise ConfigError(
+                f"{self.name}: expected input.proportions, mean and deviation for the task "
+                f"classification only, got one for {self.task}"
+            )
+        if {len(self.input.mean), len(self.input.deviation)} not in ({0}, {channels}):
+            raise ConfigError(
+                f"{self.name}: expected input.mean and input.deviation for each of {channels} "
+                f"channels, or neither, got {len(self.input.mean)} and {len(self.input.deviation)}"
+            )
         if self.volume is not None:
             named = len(self.volume.channels) or 1
             if labels < 2 or channels != named:

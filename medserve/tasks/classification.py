@@ -94,14 +94,15 @@ class Classification:
         labels: Class names; the index is the label id.
         probabilities: One per label, in [0, 1], summing to 1.
         review: Probability below the limit that the model card states: let a person look.
-        novelty: Distance to the training data over its limit; above 1 the image is unlike it.
+        novelty: Distance to the training data over its limit; above 1 the image is unlike it. None
+            where the model cannot tell, as imported ones.
         explanation: What the class rests on, where it was asked for.
     """
 
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     review: bool
-    novelty: float
+    novelty: float | None
     explanation: Explanation | None = None
 
     @property
@@ -122,7 +123,7 @@ class Classification:
     @property
     def unlike_training(self) -> bool:
         """Whether the image is unlike the training data, so that its class means little."""
-        return self.novelty > 1.0
+        return self.novelty is not None and self.novelty > 1.0
 
     def top(self, k: int) -> list[tuple[str, float]]:
         """The k most probable labels with their probabilities, most probable first."""
@@ -140,7 +141,8 @@ class Classification:
         return as_html(title, lines, pictures)
 
     def to_json(self, top_k: int = 3) -> dict[str, Any]:
-        """The members of a JSON answer for one image; `explanation` only where there is one."""
+        """The members of a JSON answer for one image; some only where there is one."""
+        novelty = {} if self.novelty is None else {"novelty": self.novelty}
         explained = {} if self.explanation is None else {"explanation": self.explanation.to_json()}
         return {
             "label": self.label,
@@ -149,7 +151,7 @@ class Classification:
             "probabilities": dict(zip(self.labels, self.probabilities, strict=True)),
             "top": [{"label": label, "probability": p} for label, p in self.top(top_k)],
             "review": self.review,
-            "novelty": self.novelty,
+            **novelty,
             "unlike_training": self.unlike_training,
             **explained,
         }
@@ -159,12 +161,12 @@ class Classification:
         """Read an answer back; ServerFailedError where it is not a classification."""
         try:
             probabilities: Mapping[str, float] = content["probabilities"]
-            explained = content.get("explanation")
+            explained, novelty = content.get("explanation"), content.get("novelty")
             return cls(
                 labels=tuple(probabilities),
                 probabilities=tuple(float(p) for p in probabilities.values()),
                 review=bool(content["review"]),
-                novelty=float(content["novelty"]),
+                novelty=None if novelty is None else float(novelty),
                 explanation=None if explained is None else Explanation.from_json(explained),
             )
         except (KeyError, TypeError, ValueError) as error:

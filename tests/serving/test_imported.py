@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from tests.backends import running_backend
 from tests.cli.conftest import medserve as medserve
 from tests.dicom.series import write
 from tests.gateway.running import running_gateway
+from tests.importing.classifiers import a_picture, own_probabilities, write_classifier
 from tests.importing.nnunet_folders import CASES, write_case, write_folder
 from tests.importing.test_nnunet import own_mask
 from tests.volume_phantoms import as_bytes, dicom_slices
@@ -59,6 +61,9 @@ def imported(
         assert run.exit_code == 0, run.output
         assert f"medserve predict {model}" in run.output
         assert (store / f"{model}-1.0.report.html").is_file()
+    described = write_classifier(store.parent)
+    run = CliRunner().invoke(import_, ["onnx", *map(str, described), "--store", str(store)])
+    assert run.exit_code == 0, run.output
     with (
         running_backend(engine_kind, store) as engine,
         running_gateway(*engine.before(page=True, canary_timeout_s=30.0)) as gateway,
@@ -85,6 +90,28 @@ def test_an_imported_model_answers_the_command_as_its_own_tool_would(
     np.testing.assert_array_equal(
         found.geometry.affine, nifti.decode(file.read_bytes()).geometry.affine
     )
+
+
+def test_an_imported_classifier_answers_and_says_nothing_of_its_training(
+    imported: GatewayServer,
+) -> None:
+    pictures = [a_picture(seed) for seed in range(20)]
+    wanted = [own_probabilities(each) for each in pictures]
+    with Client(imported.addresses.grpc, timeout_s=120) as client:
+        found = [each.unwrap() for each in client.classify("skin", pictures)]
+    for each, own in zip(found, wanted, strict=True):
+        assert each.probabilities == pytest.approx(own, abs=5e-3)  # its tool rounds to 8 bits
+        assert (each.novelty, each.unlike_training) == (None, False)
+    assert len({each.label for each in found}) > 1
+    page = imported.addresses.page_url
+    sent = [("files", ("a.png", pictures[0]))]
+    [answer] = httpx.post(f"{page}v1/models/skin/classify", files=sent).json()["items"]
+    assert "novelty" not in answer
+    tensor = {"name": "data", "datatype": "BYTES", "shape": [1],
+              "data": [base64.b64encode(pictures[0]).decode()]}  # fmt: skip
+    outputs = httpx.post(f"{page}v2/models/skin/infer", json={"inputs": [tensor]}).json()["outputs"]
+    [novelty] = [each["data"] for each in outputs if each["name"] == "novelty"]
+    assert novelty == [None]  # NaN has no place in JSON
 
 
 def test_several_images_of_one_case_travel_by_name_by_number_or_in_one_file(

@@ -111,7 +111,7 @@ def classes(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[Tensor]:
         _floats("probability", [each.probability if each else math.nan for each in good]),
         _floats("probabilities", [each.probabilities if each else nothing for each in good]),
         Tensor("review", "BOOL", np.array([each is None or each.review for each in good])),
-        _floats("novelty", [each.novelty if each else math.nan for each in good]),
+        _floats("novelty", [math.nan if each is None else _told(each.novelty) for each in good]),
         Tensor("status", "BYTES", [each.code.encode() if each else b"ok" for each in errors]),
         Tensor("error", "BYTES", [each.message.encode() if each else b"" for each in errors]),
     ]
@@ -186,6 +186,10 @@ def configuration(model: ModelInfo) -> pb.ModelConfig:
 
 def _config_type(datatype: str) -> pb.DataType.ValueType:
     return pb.DataType.Value("TYPE_" + {"BYTES": "STRING"}.get(datatype, datatype))
+
+
+def _told(novelty: float | None) -> float:
+    return math.nan if novelty is None else novelty
 
 
 def _floats(name: str, values: Sequence[object]) -> Tensor:

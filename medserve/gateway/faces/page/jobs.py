@@ -176,8 +176,9 @@ class Item:
                 "label_id": outcome.label_id,
                 "probability": outcome.probability,
                 "probabilities": list(outcome.probabilities),
-                "novelty": outcome.novelty,
             }
+            if outcome.novelty is not None:
+                content["novelty"] = outcome.novelty
         elif isinstance(outcome, MedserveError):
             content["error"] = {"code": outcome.code, "message": outcome.message}
         return content

@@ -97,7 +97,9 @@ class ClassifiedFile(BaseModel):
     probabilities: dict[str, float] | None = None
     top: list[LabelProbability] | None = None
     review: bool | None = Field(None, description="let a person look")
-    novelty: float | None = Field(None, description="above 1 the class means little")
+    novelty: float | None = Field(
+        None, description="above 1 the class means little; absent where the model cannot tell"
+    )
     unlike_training: bool | None = None
     explanation: FileExplanation | None = Field(None, description="where it was asked for")
     error: ErrorContent | None = None

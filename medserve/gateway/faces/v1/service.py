@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -291,7 +292,7 @@ def _classify_response(outcome: Outcome, top_k: int) -> pb.ClassifyResponse:
                 for label, probability in found.top(top_k)
             ],
             review=found.review,
-            novelty=found.novelty,
+            novelty=math.nan if found.novelty is None else found.novelty,
             explanation=None if found.explanation is None else _explanation(found.explanation),
         )
     )

@@ -1,0 +1,80 @@
+"""A small network of torch that tells pictures apart, its description, and its own answers."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image as pillow
+from torch import nn
+
+from medserve.importing.artifacts import write_onnx
+from medserve.importing.package import Named
+
+__all__ = ["DESCRIPTION", "a_picture", "own_probabilities", "the_network", "write_classifier"]
+
+_SIZE, _LABELS = (40, 32), ("a", "b", "c")
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DESCRIPTION: dict[str, Any] = {
+    "minWorkers": 1,
+    "maxWorkers": 2,
+    "batchSize": 4,
+    "medserve": {
+        "name": "skin",
+        "version": "1.0",
+        "title": "The brightest of three colours",
+        "task": "classification",
+        "labels": list(_LABELS),
+        "input": {
+            "kinds": ["raster", "dicom"],
+            "size": list(_SIZE),
+            "channels": 3,
+            "fit": "colour",
+            "proportions": "stretched",
+            "mean": list(_MEAN),
+            "deviation": list(_DEVIATION),
+        },
+        "output": {"scores": "logits"},
+    },
+}
+
+
+def the_network(*layers: nn.Module) -> nn.Module:
+    """Return a network that tells which colour is the brightest, and further layers at its end."""
+    last = nn.Linear(3, len(_LABELS))
+    with torch.no_grad():
+        last.weight.copy_(2 * torch.eye(3) * torch.tensor(_DEVIATION))
+        last.bias.copy_(2 * torch.tensor(_MEAN))
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), last, *layers).eval()
+
+
+def write_classifier(folder: Path, network: nn.Module | None = None) -> list[Any]:
+    """Write the network as ONNX; return the arguments of its import."""
+    named = Named(network or the_network()).eval()
+    write_onnx(named, folder / "skin.onnx", {"image": torch.rand(2, 3, *_SIZE)}, ("scores",))
+    (folder / "skin.yaml").write_text(yaml.safe_dump(DESCRIPTION))
+    return [folder / "skin.onnx", "--spec", folder / "skin.yaml"]
+
+
+def a_picture(seed: int) -> bytes:
+    """Return a PNG in colour, of other sides than the network's input."""
+    random = np.random.default_rng(seed)
+    array = random.integers(0, 256, (70 + seed, 50, 3)) * random.uniform(0.2, 1, 3)
+    target = io.BytesIO()
+    pillow.fromarray(array.astype(np.uint8)).save(target, "PNG")
+    return target.getvalue()
+
+
+def own_probabilities(picture: bytes) -> list[float]:
+    """Return what the network says where it was trained: stretched, normalised, softmax."""
+    image = pillow.open(io.BytesIO(picture)).resize(_SIZE[::-1], pillow.Resampling.BILINEAR)
+    planes = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)
+    mean, deviation = (torch.tensor(each)[:, None, None] for each in (_MEAN, _DEVIATION))
+    with torch.inference_mode():
+        scores = the_network()(((planes - mean) / deviation)[None])
+    found: list[float] = scores.softmax(dim=1)[0].tolist()
+    return found

@@ -1,0 +1,215 @@
+"""Classifiers of pictures in files of ONNX and TorchScript, with a description."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from handlers.classification import ClassificationHandler
+from medserve.errors import ConfigError
+from medserve.imaging import Image
+from medserve.inference.fit import fit_image, place_image
+from medserve.inference.scores import as_logits, probabilities
+from medserve.spec import InputSpec, ModelSpec, Proportions
+from medserve.spec.volumes import ScoreKind
+from tests.cli.conftest import medserve as medserve
+from tests.handlers.worker import answer, context
+from tests.importing.classifiers import (
+    DESCRIPTION,
+    a_picture,
+    own_probabilities,
+    the_network,
+    write_classifier,
+)
+from tests.importing.test_described import parsed
+
+onnx = pytest.importorskip("onnx", reason="needs the import extra")
+pytest.importorskip("onnxscript", reason="needs the import extra")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's exporters
+
+
+def spec_of(**changes: object) -> ModelSpec:
+    own = DESCRIPTION["medserve"]
+    return ModelSpec.from_mapping(
+        DESCRIPTION | {"medserve": own | {"input": own["input"] | changes}}
+    )
+
+
+@pytest.mark.archive
+@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+def test_a_described_classifier_becomes_an_archive_that_answers_as_its_own_tool(
+    tmp_path: Path, medserve: Any, kind: str
+) -> None:
+    file, *described = write_classifier(tmp_path)
+    if kind == "torchscript":
+        file = tmp_path / "skin.pt"
+        torch.jit.save(torch.jit.trace(the_network(), torch.rand(2, 3, 40, 32)), file)  # type: ignore[no-untyped-call]
+    store = ("--store", tmp_path / "store")
+    plan = medserve("import", kind, file, *described, *store, "--dry-run")
+    assert "40 x 32" in plan.out
+    assert not (tmp_path / "store").exists()
+    run = medserve("import", kind, file, *described, *store)
+    assert run.code == 0, run.err
+    assert [parsed(line) for line in re.findall("`(medserve .*?)`", run.out)] == [
+        "serve",
+        "predict",
+    ]
+    assert "<img" in (tmp_path / "store/skin-1.0.report.html").read_text()
+    pictures = [tmp_path / f"{seed}.png" for seed in range(6)]
+    for seed, path in enumerate(pictures):
+        path.write_bytes(a_picture(seed))
+    run = medserve("try", tmp_path / "store/skin-1.0.mar", *pictures)
+    assert run.code == 0, run.err
+    for line, path in zip(run.out.splitlines(), pictures, strict=True):
+        own = own_probabilities(path.read_bytes())
+        _, label, probability = line.split()
+        assert label == "abc"[int(np.argmax(own))]
+        assert float(probability) == pytest.approx(max(own), abs=5e-3)
+
+
+@pytest.mark.archive
+@pytest.mark.parametrize("scores", ["logits", "probabilities"])
+def test_an_explanation_of_probabilities_is_that_of_their_logits(
+    tmp_path: Path, medserve: Any, scores: str
+) -> None:
+    layers = [nn.Softmax(1)] if scores == "probabilities" else []
+    arguments = write_classifier(tmp_path, the_network(*layers))
+    _described(tmp_path, output={"scores": scores})
+    run = medserve("import", "onnx", *arguments, "--store", tmp_path / "store")
+    assert run.code == 0, run.err
+    folder = tmp_path / "unpacked"
+    with zipfile.ZipFile(tmp_path / "store/skin-1.0.mar") as opened:
+        opened.extractall(folder)
+    handler = ClassificationHandler()
+    handler.initialize(context(folder, yaml.safe_load((folder / "model-config.yaml").read_text())))
+    plain = answer(handler, data=a_picture(2))
+    explained = answer(handler, data=a_picture(2), params=b'{"explain": true}')
+    assert explained["probabilities"] == pytest.approx(plain["probabilities"], abs=1e-5)
+    assert explained["label"] == explained["explanation"]["label"] == plain["label"]
+    assert explained["explanation"]["without_warmest"] < plain["probability"]
+
+
+@pytest.mark.archive
+def test_pictures_of_the_user_are_compared_and_the_first_one_travels(
+    tmp_path: Path, medserve: Any
+) -> None:
+    pictures = [tmp_path / "first.png", tmp_path / "second.png"]
+    for seed, path in enumerate(pictures):
+        path.write_bytes(a_picture(seed))
+    given = [argument for path in pictures for argument in ("--example", path)]
+    arguments = write_classifier(tmp_path)
+    run = medserve("import", "onnx", *arguments, *given, "--store", tmp_path / "store")
+    assert run.code == 0, run.err
+    assert "golden_input.png" in medserve("inspect", tmp_path / "store/skin-1.0.mar").out
+    assert "2 given pictures" in (tmp_path / "store/skin-1.0.report.html").read_text()
+
+
+def _fixed(folder: Path) -> None:
+    path = folder / "skin.onnx"
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save_model(model, path)
+
+
+def _described(folder: Path, **own: object) -> None:
+    content = yaml.safe_load((folder / "skin.yaml").read_text())
+    content["medserve"] |= own
+    (folder / "skin.yaml").write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("layers", "change", "told"),
+    [
+        ([nn.Softmax(1)], lambda _: None, "set output.scores to probabilities"),
+        ([], lambda folder: _described(folder, output={"scores": "probabilities"}),
+         "set output.scores to logits"),
+        ([nn.Sigmoid()], lambda folder: _described(folder, output={"scores": "probabilities"}),
+         "labels do not exclude each other"),
+        ([], lambda folder: _described(folder, labels=["a", "b"]), "and 2 labels, got"),
+        ([], _fixed, "with a free first axis"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_the_description_is_refused_and_nothing_is_left(
+    tmp_path: Path, medserve: Any, layers: list[nn.Module], change: Any, told: str
+) -> None:
+    arguments = write_classifier(tmp_path, the_network(*layers))
+    change(tmp_path)
+    run = medserve("import", "onnx", *arguments, "--store", tmp_path / "store")
+    assert run.code == 2
+    assert told in run.err
+    assert not list((tmp_path / "store").glob("*"))
+
+
+@pytest.mark.cpu
+def test_a_script_that_cannot_be_exported_is_refused_in_one_sentence(
+    tmp_path: Path, medserve: Any
+) -> None:
+    _, *described = write_classifier(tmp_path)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(147, 3)).eval()
+    traced = torch.jit.trace(network, torch.rand(2, 3, 40, 32))  # type: ignore[no-untyped-call]
+    traced.save(str(tmp_path / "skin.pt"))
+    arguments = (tmp_path / "skin.pt", *described, "--store", tmp_path / "store")
+    run = medserve("import", "torchscript", *arguments)
+    assert run.code == 2
+    assert "import the ONNX file" in run.err
+    assert "Traceback" not in run.err
+
+
+def test_the_description_that_init_prints_is_a_good_one(tmp_path: Path, medserve: Any) -> None:
+    (tmp_path / "spec.yaml").write_text(medserve("init", "--task", "classification").out)
+    run = medserve("spec", "check", tmp_path / "spec.yaml")
+    assert (run.code, run.err) == (0, "")
+    assert "my_model 1.0, classification: benign, malignant" in run.out
+    assert "volumes or classification" in medserve("init", "--task", "frames").err
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"mean": [0.5]}, "each of 3 channels"),
+        ({"mean": []}, "each of 3 channels"),
+        ({"deviation": [1, 1, 0]}, "> 0"),
+        ({"proportions": "torn"}, "kept, stretched"),
+    ],
+)
+def test_a_preprocessing_that_cannot_be_is_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        spec_of(**changes)
+
+
+@given(
+    height=st.integers(8, 90),
+    width=st.integers(8, 90),
+    aspect=st.sampled_from([1.0, 0.5, 1.7]),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_stretched_image_fills_the_plane_and_a_kept_one_its_own_share(
+    height: int, width: int, aspect: float
+) -> None:
+    image = Image(np.full((height, width), 0.5, np.float32), aspect)
+    spec = InputSpec(
+        kinds=(), size=(40, 32), proportions=Proportions.STRETCHED, mean=(0.25,), deviation=(0.5,)
+    )
+    box = place_image(image, spec)
+    assert (box.top, box.left, box.height, box.width) == (0, 0, 40, 32)
+    np.testing.assert_allclose(fit_image(image, spec), np.full((1, 40, 32), 0.5), atol=1e-6)
+
+
+@given(st.lists(st.floats(-30, 30), min_size=2, max_size=9))
+def test_probabilities_are_the_same_of_logits_and_of_their_softmax(logits: list[float]) -> None:
+    scores = np.array(logits)
+    shares = probabilities(scores)
+    assert shares.sum() == pytest.approx(1)
+    again = probabilities(as_logits(shares, ScoreKind.PROBABILITIES))
+    np.testing.assert_allclose(again, shares, atol=1e-12)
