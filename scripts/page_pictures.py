@@ -49,7 +49,7 @@ def _classify(tab: Page) -> None:
             name = f"{path.stem.lower()}-{number:02d}.png"
             files.append({"name": name, "mimeType": "image/png", "buffer": _png(exposed)})
     files.insert(2, {"name": "letter.pdf", "mimeType": "application/pdf", "buffer": b"%PDF-1.7"})
-    tab.goto("/classify")
+    tab.goto("/classify?model=mednist")
     tab.locator("#files").set_input_files(files)
     tab.get_by_text(f"Done. Files: {len(files)}").wait_for()
     tab.locator("tr.file select").nth(3).select_option("ChestCT")

@@ -144,7 +144,7 @@ def _write(
 ) -> None:
     rows = "".join(
         f"<tr><td>{each.engine}</td><td>{each.share:.4%}</td><td>{each.largest:.1e}</td>"
-        f"<td>{each.seconds:.2f} s</td></tr>"
+        f"<td>{each.seconds:.3g} s</td></tr>"
         for each in outcome.agreements
     )
     made_by, licence = map(html.escape, origin)

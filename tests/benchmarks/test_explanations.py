@@ -42,9 +42,9 @@ class Corner:
         row[:, :16, :16] = 1.0
         return row
 
-    def place(self, shape: tuple[int, int]) -> Box:
+    def place(self, image: Any) -> Box:
         """All of the plane."""
-        return Box(0, 0, *shape)
+        return Box(0, 0, image.height, image.width)
 
     def infer(self, rows: npt.NDArray[np.float32]) -> Outputs:
         """The class changes where the corner has lost half of its light."""

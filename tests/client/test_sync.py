@@ -133,8 +133,11 @@ def test_the_time_for_a_call_may_be_changed(client: Client, fake: FakeGateway) -
 
 
 _INTERRUPTED = """
-import sys
+import signal, sys
 from medserve.client import Client
+
+# Who starts the tests in the background of a shell has switched it off for all of them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 client = Client(sys.argv[1])
 try:
