@@ -124,6 +124,7 @@ def test_requirements_pin_what_a_stock_server_must_install(archive: Path) -> Non
         "pillow",
         "pydicom",
         "pyyaml",
+        "simplejpeg",
         "tifffile",
     ]
     assert all(line.partition("==")[2] for line in lines)

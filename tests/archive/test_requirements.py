@@ -17,7 +17,7 @@ SOURCES = {
     for path in (REPOSITORY / package).rglob("*.py")
 }
 OF_ALL = {"msgspec", "numpy", "onnxruntime", "openvino", "pillow", "pydicom", "pyyaml"}
-OF_IMAGES = OF_ALL | {"tifffile"}
+OF_IMAGES = OF_ALL | {"simplejpeg", "tifffile"}
 OF_MASKS = OF_IMAGES | {"highdicom", "nibabel", "scipy"}
 
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from simplejpeg import decode_jpeg
+
 from medserve.errors import InvalidImageError
 from medserve.imaging.codecs.payload import Payload
 
@@ -18,6 +20,10 @@ _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
 _JPEG_LS = 0xF7
 _SCAN, _END, _TABLES, _INDEX = 0xDA, 0xD9, 0xDB, 0xE2
 _ARITHMETIC = {0xC9, 0xCA, 0xCB}
+_HUFFMAN_DCT = {0xC0, 0xC1, 0xC2}
+_SMALLEST = 8  # the largest divisor of the sides that libjpeg-turbo knows
+_SURPLUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
+_TOLD = ("Corrupt JPEG data", "Premature end")  # as libjpeg's jerror.h puts it
 _FILLER = bytes.fromhex("6ca9534d952be21c") * 4  # no markers, and no code that ends a block early
 _INVERSE = bytes(255 - each for each in _FILLER)
 _FILLING_UP = b"\xff\0"  # put before a marker by some writers
@@ -107,23 +113,31 @@ def is_followed_by_another(codestream: Payload) -> bool:
     return False
 
 
-def scans_fit(codestream: Payload, pixels: bytes, decode: Callable[[bytes], bytes]) -> bool:
+def scans_fit(
+    codestream: Payload, pixels: bytes = b"", decode: Callable[[bytes], bytes] | None = None
+) -> bool:
     """Tell whether a JPEG needs all of its coded data for its pixels, and no more.
 
-    libjpeg decodes on where data are missing, or left over, and only warns; of steps of 0 it
-    makes grey. Data put behind each interval change no pixel of one that is whole; of one that has
-    lost some, they do. Where the last bytes may be any, the decoder was done before them.
+    Decoders go on where data are missing, or left over, and only warn; of steps of 0 they make
+    grey. Of 8 bits by cosine transform libjpeg-turbo says so. For others the decoder is watched:
+    data put behind each interval change no pixel of a JPEG that is whole; of one that has lost
+    some, they do. Where the last bytes may be any, the decoder was done before them.
 
     Args:
         codestream: The JPEG.
         pixels: What it decodes to.
-        decode: The decoder; it may raise for data that it cannot decode.
+        decode: The decoder; it may raise for data that it cannot decode. Without it, only what
+            libjpeg-turbo reads is looked at.
     """
     content = bytes(codestream)
     if _has_step_of_zero(content):
         return False
     frame = frame_of(content)
     if frame is None or frame.process in _ARITHMETIC:  # which may end without its last zeros
+        return True
+    if frame.process in _HUFFMAN_DCT and frame.bits == 8:
+        return not _is_warned_of(content, len(frame.components))
+    if decode is None:
         return True
     ends, end = _ends(content)
     pieces = [content[a:b] for a, b in itertools.pairwise([0, *ends, len(content)])]
@@ -132,6 +146,25 @@ def scans_fit(codestream: Payload, pixels: bytes, decode: Callable[[bytes], byte
     kept = len(content[:end].rstrip(_FILLING_UP)) - _SPARE
     others = (content[:kept] + filler + content[end:] for filler in (_FILLER, _INVERSE))
     return any(_decoded(decode, each) != pixels for each in others)
+
+
+def _is_warned_of(content: bytes, components: int) -> bool:
+    """Tell whether libjpeg-turbo finds coded data that are missing, damaged or left over.
+
+    Every code is read, an eighth of the pixels is computed. What else it warns of or cannot read,
+    such as odd parameters of a scan, changes no pixel.
+    """
+    try:
+        decode_jpeg(
+            content, "CMYK" if components == 4 else "GRAY", fastdct=True, min_height=1,
+            min_width=1, min_factor=_SMALLEST, strict=True,
+        )  # fmt: skip
+    except ValueError as error:
+        if surplus := _SURPLUS.search(str(error)):
+            end = _ends(content)[1]
+            return int(surplus[1]) > end - len(content[:end].rstrip(_FILLING_UP))
+        return any(told in str(error) for told in _TOLD)
+    return False
 
 
 def _has_step_of_zero(content: bytes) -> bool:
