@@ -326,7 +326,7 @@ def test_a_corrected_mask_is_sent_back_and_stays(fake_tab: Page) -> None:
     with tab.expect_download() as waiting:
         tab.get_by_role("link", name="Training pairs, zip").click()
     with zipfile.ZipFile(waiting.value.path()) as archive:
-        assert "medserve-pairs/dataset.json" in archive.namelist()
+        assert "medserve-pairs/organs/dataset.json" in archive.namelist()
 
 
 def segmented_frame(tab: Page) -> None:

@@ -293,7 +293,7 @@ def test_volumes_are_segmented_looked_at_corrected_and_taken_home_by_keyboard_on
     reader.hears("Corrected: 12 voxels changed.")
     reader.to("link", "Training pairs, zip")
     with zipfile.ZipFile(reader.takes().path()) as archive:
-        assert "medserve-pairs/dataset.json" in archive.namelist()
+        assert "medserve-pairs/organs/dataset.json" in archive.namelist()
     reader.to("button", "All masks, zip", "Shift+Tab")
     with zipfile.ZipFile(reader.takes().path()) as archive:
         assert "medserve-masks/b-mask.nii.gz" in archive.namelist()

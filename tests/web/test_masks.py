@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from msgspec import structs
 from PIL import Image
 
 from medserve.gateway.faces.page.jobs import PageLimits
@@ -25,12 +26,13 @@ from tests.client.framing import GRID as FRAMES
 from tests.client.framing import LOOP
 from tests.frame_phantoms import as_nifti
 from tests.gateway.faces import SEGMENTATION
+from tests.gateway.fake_engine import FakeEngine
 from tests.phantoms import raster_bytes
 from tests.volume_phantoms import as_bytes, dicom_slices
 from tests.web.test_frames import frame_model, frames, loops, segmented
 from tests.web.test_segmenting import organs, segmented_job, volumes
 from tests.web.test_sessions import Tokens, log_in
-from tests.web.visiting import Visitor, begin, gateway, send, visit, visiting
+from tests.web.visiting import Visitor, answers, begin, gateway, send, visit, visiting
 from training.frames.data import find_frames, read_frame
 from training.frames.data import read_mask as frame_mask
 from training.volumes.data import find_cases, read_mask
@@ -89,16 +91,39 @@ def test_a_corrected_mask_and_its_volume_are_a_pair_that_training_reads(
             archive.extractall(tmp_path)
 
     asyncio.run(run())
-    [case] = find_cases(tmp_path / "medserve-pairs")
+    [case] = find_cases(tmp_path / "medserve-pairs/organs")
     image = nifti.decode(case.images[0].read_bytes())
     assert image.geometry.matches(GRID)
     np.testing.assert_allclose(image.array, GREY.array, atol=0.01)
     np.testing.assert_array_equal(read_mask(case, image, 2), corrected())
-    table = (tmp_path / "medserve-pairs" / "corrections.csv").read_text()
+    table = (tmp_path / "medserve-pairs/organs/corrections.csv").read_text()
     [row] = csv.DictReader(io.StringIO(table))
     assert (row["voxels_changed"], row["corrected_by"], row["model"]) == ("3", "lab", "organs")
-    described = json.loads((tmp_path / "medserve-pairs" / "dataset.json").read_text())
+    described = json.loads((tmp_path / "medserve-pairs/organs/dataset.json").read_text())
     assert described["labels"] == {label: n for n, label in enumerate(SEGMENTATION.labels)}
+
+
+def test_corrected_masks_of_several_models_are_a_data_set_for_each() -> None:
+    other = replace(organs(), spec=structs.replace(organs().spec, name="vessels"))
+
+    async def run() -> None:
+        engine = FakeEngine(lambda request: answers(replace(request, model="organs")))
+        async with visiting(gateway(engine, models=[organs(), other])) as (_, [client]):
+            for model in ("organs", "vessels"):  # the same image, so the same name in both
+                job = await segmented_job(client, {"a.nii.gz": IMAGE}, model=model)
+                assert (await post(client, job, nifti.encode(Volume(corrected(), GRID))))[0] == 200
+            content = (await client.get("/training-pairs.zip")).content
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = archive.namelist()
+        for model in ("organs", "vessels"):
+            own = [name for name in names if name.startswith(f"medserve-pairs/{model}/")]
+            assert sorted(Path(name).name for name in own)[-2:] == [
+                "corrections.csv",
+                "dataset.json",
+            ]
+            assert len(own) == 4
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(
@@ -179,7 +204,7 @@ def test_a_corrected_mask_of_a_frame_is_a_pair_that_training_reads(
             archive.extractall(tmp_path)
 
     asyncio.run(run())
-    folder = tmp_path / "medserve-pairs"
+    folder = tmp_path / "medserve-pairs" / frame_model().name
     assert not (folder / "dataset.json").exists()
     [case] = find_frames(folder)
     image = read_frame(case.image, frame_model().spec.input)
@@ -206,7 +231,7 @@ def test_frames_of_one_stack_are_of_one_patient_and_damaged_ones_are_left_out(
             archive.extractall(tmp_path)
 
     asyncio.run(run())
-    cases = find_frames(tmp_path / "medserve-pairs")
+    cases = find_frames(tmp_path / "medserve-pairs" / frame_model().name)
     assert len(cases) == 2
     assert len({case.patient for case in cases}) == 1
     for case in cases:

@@ -41,8 +41,10 @@ def volumes(engine: FakeEngine | None = None, **guards: Any) -> Gateway:
     return gateway(engine, models=[organs()], **guards)
 
 
-async def segmented_job(client: Visitor, files: dict[str, bytes], **options: bool | str) -> str:
-    job = await begin(client, "segment", "organs")
+async def segmented_job(
+    client: Visitor, files: dict[str, bytes], model: str = "organs", **options: bool | str
+) -> str:
+    job = await begin(client, "segment", model)
     sent = await client.post(f"{job}/volume", content=pack(files), headers=PACK)
     assert sent.status_code == 200, sent.text
     answer = await client.post(f"{job}/segmentation", json=options)

@@ -13,6 +13,7 @@ import csv
 import hashlib
 import io
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,13 +93,13 @@ async def correct(request: Request) -> Response:
 
 
 async def pairs(request: Request) -> Response:
-    """Every input of this visitor that has a corrected mask, with it, as a data set."""
+    """Every input of this visitor that has a corrected mask, with it: a data set for each model."""
     context = page_context(request)
     visitor = context.visitor(request)
-    found: dict[str, Job] = {}
+    found: defaultdict[str, dict[str, Job]] = defaultdict(dict)
     for job in context.jobs.owned(visitor.owner):
         if correction := job.answers.get("correction"):
-            found.setdefault(correction["name"], job)  # of one input the newest
+            found[job.model].setdefault(correction["name"], job)  # of one input the newest
     if not found:
         raise InvalidRequestError("expected corrected masks, there are none; send one first")
     headers = {"content-disposition": f'attachment; filename="{_TOP}.zip"'}
@@ -252,14 +253,15 @@ def _image(place: int, suffix: str = ".nii.gz") -> str:
     return f"corrected-image-{place:04d}{suffix}"
 
 
-def _members(jobs: Mapping[str, Job]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each file of the data set, one input in memory at a time."""
-    of_frames = {name: job for name, job in jobs.items() if job.answers["task"] == Task.FRAMES}
-    volumes = {name: job for name, job in jobs.items() if name not in of_frames}
-    for members in (_volumes(volumes), _frames(of_frames)):
-        for name, content in members:
-            yield f"{_TOP}/{name}", content
-    yield f"{_TOP}/{CORRECTIONS}", _table([job.answers["correction"] for job in jobs.values()])
+def _members(found: Mapping[str, Mapping[str, Job]]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of each file of the data sets, one input in memory at a time."""
+    for model, jobs in found.items():
+        first = next(iter(jobs.values()))
+        of_frames = first.answers["task"] == Task.FRAMES
+        for name, content in (_frames if of_frames else _volumes)(jobs):
+            yield f"{_TOP}/{model}/{name}", content
+        table = _table([job.answers["correction"] for job in jobs.values()])
+        yield f"{_TOP}/{model}/{CORRECTIONS}", table
 
 
 def _volumes(jobs: Mapping[str, Job]) -> Iterator[tuple[str, bytes]]:
@@ -268,8 +270,6 @@ def _volumes(jobs: Mapping[str, Job]) -> Iterator[tuple[str, bytes]]:
             content = (job.folder / _image(place)).read_bytes()
             yield f"imagesTr/{name}_{place:04d}.nii.gz", content
         yield f"labelsTr/{name}.nii.gz", (job.folder / CORRECTED).read_bytes()
-    if not jobs:
-        return
     first = next(iter(jobs.values()))
     channels = [key.partition(".")[2] or "image" for key in first.sources]
     described = {
