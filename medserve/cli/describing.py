@@ -85,7 +85,33 @@ medserve:
     review_below: 0.8 # probability below which a person should look
     top_k: 3
 """
-_DESCRIPTIONS = {Task.VOLUMES: _VOLUMES, Task.CLASSIFICATION: _CLASSIFICATION}
+_FRAMES = """\
+minWorkers: 1
+maxWorkers: 8
+batchSize: 1
+responseTimeout: 120 # s for one file
+startupTimeout: 120 # s
+
+medserve:
+  name: my_model # letters, digits and _
+  version: "1.0"
+  title: What it finds
+  task: frames
+  labels: [background, structure] # one structure a network
+  input:
+    kinds: [raster, dicom, nifti] # pictures, cine loops, stacks
+    size: [256, 256] # rows and columns of the network's input; its output has the same
+    channels: 1 # grey; of a colour picture the luma
+    max_payload_bytes: 134217728
+  frame:
+    crop: {kind: none} # content: the box around what is not black; box: shares of the sides
+    interpolation: bilinear # to input.size, proportions kept, black beside the frame
+    normalisation: {kind: window, low: 0, high: 1} # of values in [0, 1]; others as for volumes
+    threshold: 0.5 # probability from which a pixel belongs to the structure
+    largest_component: false
+    fill_holes: false
+"""
+_DESCRIPTIONS = {Task.VOLUMES: _VOLUMES, Task.CLASSIFICATION: _CLASSIFICATION, Task.FRAMES: _FRAMES}
 
 spec = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -97,14 +123,14 @@ def _spec() -> None:
 
 def init(
     task: Annotated[
-        str, typer.Option(help="Kind of work: volumes or classification.")
+        str, typer.Option(help="Kind of work: volumes, classification or frames.")
     ] = Task.VOLUMES.value,
 ) -> None:
     """Print a description of a model, with comments, to be filled in."""
     known = [each.value for each in _DESCRIPTIONS]
     if task not in known:
         raise ConfigError(
-            f"--task: expected {' or '.join(known)}, got {task!r}; others have no import yet"
+            f"--task: expected one of {', '.join(known)}, got {task!r}, which is not imported"
         )
     typer.echo(_HEAD + _DESCRIPTIONS[Task(task)], nl=False)
 

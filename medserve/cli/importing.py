@@ -22,7 +22,7 @@ from medserve.spec import ModelSpec, Task
 
 if TYPE_CHECKING:
     from medserve.importing.package import Imported
-    from medserve.importing.source import Classifier, Source
+    from medserve.importing.source import Described, Source
 
 __all__ = ["import_", "try_"]
 
@@ -138,7 +138,8 @@ def torchscript(
 
 def try_(
     archive: Annotated[
-        Path, typer.Argument(metavar="ARCHIVE.mar", help="Of a model of volumes, or a classifier.")
+        Path,
+        typer.Argument(metavar="ARCHIVE.mar", help="Of a model of volumes, frames or classes."),
     ],
     files: Annotated[
         list[Path],
@@ -148,18 +149,45 @@ def try_(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Answer in this process, without a server: mask, overlay and volumes, or classes."""
-    with _with_extra():
-        from medserve.importing.trying import ask_archive, classify_files
-        from medserve.results.files import overlay
-    if inspect_archive(archive).spec.task is Task.CLASSIFICATION:
-        for path, each in zip(files, classify_files(archive, files), strict=True):
-            typer.echo(f"{path}: {each.label} {each.probability:.4f}{', look' * each.review}")
+    task = inspect_archive(archive).spec.task
+    if task is Task.CLASSIFICATION:
+        _try_classes(archive, files)
         return
     with OutFolder(out, overwrite=overwrite) as folder:
-        folder.refuse_existing([_MASK, _OVERLAY])
-        tried = ask_archive(archive, files)
-        mask = folder.write(_MASK, tried.mask_nifti())
-        picture = folder.write(_OVERLAY, overlay.montage(tried.volume, tried.segmentation))
+        if task is Task.FRAMES:
+            _try_frames(archive, files, folder)
+        else:
+            _try_volumes(archive, files, folder)
+
+
+def _try_classes(archive: Path, files: list[Path]) -> None:
+    with _with_extra():
+        from medserve.importing.trying import classify_files
+    for path, found in zip(files, classify_files(archive, files), strict=True):
+        typer.echo(f"{path}: {found.label} {found.probability:.4f}{', look' * found.review}")
+
+
+def _try_frames(archive: Path, files: list[Path], folder: OutFolder) -> None:
+    with _with_extra():
+        from medserve.importing.golden import tinted
+        from medserve.importing.trying import segment_frames
+        from medserve.results.frame_segmentation import mask_png
+    names = [(f"{path.stem}_mask.png", f"{path.stem}_overlay.png") for path in files]
+    folder.refuse_existing([name for pair in names for name in pair])
+    for pair, (image, found) in zip(names, segment_frames(archive, files), strict=True):
+        mask = folder.write(pair[0], mask_png(found.mask))
+        picture = folder.write(pair[1], tinted(image, found.mask))
+        typer.echo(f"{int(found.mask.sum())} pixels: {mask} and {picture}")
+
+
+def _try_volumes(archive: Path, files: list[Path], folder: OutFolder) -> None:
+    with _with_extra():
+        from medserve.importing.trying import ask_archive
+        from medserve.results.files import overlay
+    folder.refuse_existing([_MASK, _OVERLAY])
+    tried = ask_archive(archive, files)
+    mask = folder.write(_MASK, tried.mask_nifti())
+    picture = folder.write(_OVERLAY, overlay.montage(tried.volume, tried.segmentation))
     for label, volume_ml in tried.segmentation.volumes_ml.items():
         typer.echo(f"{label}: {volume_ml:.2f} ml")
     typer.echo(f"{mask} and {picture}")
@@ -177,7 +205,7 @@ def _with_extra() -> Iterator[None]:
 
 
 def _described(
-    read: Callable[[Path], Source | Classifier],
+    read: Callable[[Path], Source | Described],
     spec: Path,
     store: Path | None,
     example: list[Path] | None,
@@ -192,7 +220,7 @@ def _described(
 
 
 def _finish(
-    source: Source | Classifier,
+    source: Source | Described,
     version: str,
     store: Path | None,
     example: list[Path],
@@ -222,25 +250,25 @@ def _finish(
 
 
 def _imported(
-    source: Source | Classifier,
+    source: Source | Described,
     store: Path,
     version: str,
     example: list[Path],
     progress: Callable[[str], None],
 ) -> Imported:
-    from medserve.importing.classifier import import_classifier
     from medserve.importing.package import import_model
-    from medserve.importing.source import Classifier
+    from medserve.importing.pictures import import_pictures
+    from medserve.importing.source import Described
 
-    if isinstance(source, Classifier):
-        return import_classifier(source, store, version, example, progress)
+    if isinstance(source, Described):
+        return import_pictures(source, store, version, example, progress)
     return import_model(source, store, version, example, progress)
 
 
 def _asked_with(spec: ModelSpec) -> tuple[str, str]:
     """Return what was compared, and the files of a question, with their order behind them."""
     if spec.volume is None:
-        return "pictures", "picture.png`"
+        return "pictures" if spec.frame is None else "pixels", "picture.png`"
     channels = spec.volume.channels
     files = [f"case_{number:04d}.nii.gz" for number in range(len(channels))] or ["case.nii.gz"]
     order = f" ({escape(', '.join(channels))})" if channels else ""
@@ -248,7 +276,7 @@ def _asked_with(spec: ModelSpec) -> tuple[str, str]:
 
 
 def _print_plan(
-    source: Source | Classifier, spec: ModelSpec, archive: Path, console: Console
+    source: Source | Described, spec: ModelSpec, archive: Path, console: Console
 ) -> None:
     rows = {
         "would write": str(archive),
@@ -257,7 +285,13 @@ def _print_plan(
         "labels": ", ".join(spec.labels),
         "network's input": " x ".join(map(str, spec.input.size)),
     }
-    if spec.volume is None:
+    if spec.frame is not None:
+        rows |= {
+            "crop": spec.frame.crop.kind.value,
+            "threshold": f"{spec.frame.threshold:g}",
+            "filter": spec.frame.filter.kind.value,
+        }
+    elif spec.volume is None:
         own = zip(spec.input.mean, spec.input.deviation, strict=True)
         rows |= {
             "channels": f"{spec.input.channels}, {spec.input.fit}, proportions "

@@ -1,6 +1,6 @@
 """A network in a file of ONNX or TorchScript, and a description of what it reads and answers.
 
-Those that classify pictures and those that segment volumes can be described.
+Those that classify pictures and those that segment frames or volumes can be described.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 from medserve.errors import ConfigError
-from medserve.importing.source import Classifier, Source
+from medserve.importing.source import Described, Source
 from medserve.spec import ModelSpec, Task
 
 __all__ = ["load_script", "read_onnx", "read_torchscript"]
@@ -26,7 +26,7 @@ _MAX_BYTES = 2**31
 _LOGITS = "logits"
 
 
-def read_onnx(path: Path, description: Path, folder: Path) -> Source | Classifier:
+def read_onnx(path: Path, description: Path, folder: Path) -> Source | Described:
     """Read a network of ONNX with its description.
 
     Args:
@@ -60,7 +60,7 @@ def read_onnx(path: Path, description: Path, folder: Path) -> Source | Classifie
     return _source(spec, description, written, f"ONNX file {path.name}")
 
 
-def read_torchscript(path: Path, description: Path) -> Source | Classifier:
+def read_torchscript(path: Path, description: Path) -> Source | Described:
     """Read a network of TorchScript with its description; arguments and errors as above.
 
     A TorchScript file is a program: it cannot reach Python, but what it does is its maker's.
@@ -171,21 +171,21 @@ def _rename(graph: onnx.GraphProto, name: str) -> None:
 
 def _description(path: Path) -> ModelSpec:
     spec = ModelSpec.from_file(path)
-    if spec.task not in (Task.CLASSIFICATION, Task.VOLUMES):
+    if spec.task is Task.GENERATION:
         raise ConfigError(
-            f"{path}: expected the task classification or volumes, got {spec.task}; no other can "
-            "be imported yet"
+            f"{path}: expected the task classification, frames or volumes, got {spec.task}, which "
+            "cannot be imported"
         )
     return spec
 
 
 def _source(
     spec: ModelSpec, description: Path, network: nn.Module | Path, origin: str
-) -> Source | Classifier:
+) -> Source | Described:
     content = yaml.safe_load(description.read_text(encoding="utf-8"))
     origin = f"{origin}, described by hand"
-    if spec.task is Task.CLASSIFICATION:
-        return Classifier(content, network, origin)
+    if spec.task is not Task.VOLUMES:
+        return Described(content, network, origin)
     own = content.pop("medserve")
     return Source(
         name=spec.name,

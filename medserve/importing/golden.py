@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +14,10 @@ from PIL import Image as pillow
 
 from medserve.errors import ConfigError
 from medserve.imaging import Image
-from medserve.imaging.codecs import nifti, sniff
+from medserve.imaging.codecs import frame_file, nifti, sniff
 from medserve.imaging.codecs.channels import decode_channels
 from medserve.imaging.codecs.volume_file import ReadOptions
+from medserve.imaging.frames import FrameLimits
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume, VolumeLimits
 from medserve.spec import InputKind, ModelSpec
@@ -24,10 +26,12 @@ from medserve.spec.volumes import NormalisationKind, NormalisationSpec, Placemen
 __all__ = [
     "GoldenPictures",
     "GoldenVolume",
+    "as_png",
     "computed",
     "computed_pictures",
     "read_example",
     "read_pictures",
+    "tinted",
 ]
 
 _FINER = 0.87  # of the network's spacing, so that a volume is resampled on its way
@@ -35,6 +39,7 @@ _SHARE = 0.9  # of the network's input, so that one window holds it
 _PLANES = 3  # where the network sees planes of any distance
 _PLANE_DISTANCE_MM = 3.0
 _PICTURES = 16
+_TINT = np.array([255, 60, 60], dtype=np.float32)
 _LARGER = 1.3  # than the network's input is a computed picture
 _RIM = 1  # voxels of 0, which models that crop cut off
 
@@ -112,12 +117,6 @@ class GoldenPictures:
     images: tuple[Image, ...] = field(repr=False)
     is_computed: bool
 
-    @property
-    def shown(self) -> Iterator[bytes]:
-        """Each picture as a PNG file."""
-        for image in self.images:
-            yield _png(np.rint(255 * image.array).astype(np.uint8))
-
 
 def computed_pictures(spec: ModelSpec) -> GoldenPictures:
     """Return discs in noise, of other sides than the network's input."""
@@ -126,8 +125,8 @@ def computed_pictures(spec: ModelSpec) -> GoldenPictures:
             "expected --example with files that the model reads: its input.kinds leave out "
             "raster, which computed pictures are"
         )
-    payloads = tuple(_png(_discs(spec, seed)) for seed in range(_PICTURES))
-    images = tuple(sniff.decode(each, spec.input) for each in payloads)
+    payloads = tuple(as_png(_discs(spec, seed)) for seed in range(_PICTURES))
+    images = tuple(_first_frame(each, spec) for each in payloads)
     return GoldenPictures(payloads, images, is_computed=True)
 
 
@@ -144,8 +143,30 @@ def read_pictures(files: Sequence[Path], spec: ModelSpec) -> GoldenPictures:
         raise ConfigError(
             f"--example: expected pictures, got {error.filename} ({error.strerror})"
         ) from error
-    images = tuple(sniff.decode(each, spec.input) for each in payloads)
+    images = tuple(_first_frame(each, spec) for each in payloads)
     return GoldenPictures(payloads, images, is_computed=False)
+
+
+def as_png(array: npt.NDArray[Any]) -> bytes:
+    """Write values 0 to 255, (H, W) or (H, W, 3), as a PNG file."""
+    target = io.BytesIO()
+    pillow.fromarray(array.astype(np.uint8)).save(target, "PNG")
+    return target.getvalue()
+
+
+def tinted(image: Image, mask: npt.NDArray[np.uint8]) -> bytes:
+    """Draw a mask (H, W) in red over its picture, as a PNG file."""
+    shown = np.repeat(255 * image.grey()[..., np.newaxis], 3, axis=2)
+    shown[mask > 0] = 0.5 * (shown[mask > 0] + _TINT)
+    return as_png(np.rint(shown))
+
+
+def _first_frame(payload: bytes, spec: ModelSpec) -> Image:
+    """Decode a file as the handler of its task does."""
+    if spec.frame is None:
+        return sniff.decode(payload, spec.input)
+    stack = frame_file.decode(payload, FrameLimits(spec.input, spec.frame.max_frames))
+    return replace(stack.read(0), aspect=stack.grid.aspect)
 
 
 def _discs(spec: ModelSpec, seed: int) -> npt.NDArray[np.uint8]:
@@ -162,12 +183,6 @@ def _discs(spec: ModelSpec, seed: int) -> npt.NDArray[np.uint8]:
         planes.append(plane)
     grey = np.rint(255 * np.clip(np.stack(planes, axis=-1), 0, 1)).astype(np.uint8)
     return grey[..., 0] if spec.input.channels == 1 else grey
-
-
-def _png(array: npt.NDArray[np.uint8]) -> bytes:
-    target = io.BytesIO()
-    pillow.fromarray(array).save(target, "PNG")
-    return target.getvalue()
 
 
 def _written(

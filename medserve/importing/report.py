@@ -13,11 +13,11 @@ from medserve.results.segmentation import Segmentation
 from medserve.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from medserve.importing.golden import GoldenPictures, GoldenVolume
+    from medserve.importing.golden import GoldenVolume
     from medserve.importing.package import Agreement, Imported
-    from medserve.importing.source import Classifier, Source
+    from medserve.importing.source import Described, Source
 
-__all__ = ["card", "card_of_classes", "write", "write_classes"]
+__all__ = ["card", "card_of_pictures", "write", "write_pictures"]
 
 _STYLE = (
     "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
@@ -31,9 +31,11 @@ def card(source: Source, spec: ModelSpec, agreements: Sequence[Agreement]) -> st
     return _card(spec, source.origin, source.licence, agreements, about)
 
 
-def card_of_classes(source: Classifier, spec: ModelSpec, agreements: Sequence[Agreement]) -> str:
-    """Return the same of a classifier."""
-    about = "compared pictures with the class"
+def card_of_pictures(
+    source: Described, spec: ModelSpec, agreements: Sequence[Agreement], compared: str
+) -> str:
+    """Return the same of a network for pictures; `compared` are pictures, or their pixels."""
+    about = f"compared {compared} with the label"
     return _card(spec, source.origin, source.licence, agreements, about)
 
 
@@ -104,34 +106,33 @@ def write(
     _write(path, spec, (source.origin, source.licence), outcome, golden, body)
 
 
-def write_classes(
+def write_pictures(
     path: Path,
-    source: Classifier,
+    source: Described,
     spec: ModelSpec,
     outcome: Imported,
-    pictures: GoldenPictures,
-    found: Sequence[tuple[str, float]],
+    made: str,
+    found: Sequence[tuple[bytes, str]],
 ) -> None:
-    """Write the report of a classifier's import as one HTML file.
+    """Write the report of an import of a network for pictures as one HTML file.
 
     Args:
         path: Of the file.
         source: What was imported.
         spec: Its description.
         outcome: What was compared.
-        pictures: With what.
-        found: Class and probability of each picture, by the network as it was read.
+        made: Whether pictures were computed or given.
+        found: Each picture as PNG, and what the network as it was read says of it.
     """
-    count = len(pictures.payloads)
-    golden = f"{count} computed pictures" if pictures.is_computed else f"{count} given pictures"
     rows = "".join(
-        f'<tr><td><img alt="" style="max-width:8rem" src="{_data_uri(shown)}"></td>'
-        f"<td>{html.escape(label)}</td><td>{probability:.4f}</td></tr>"
-        for shown, (label, probability) in zip(pictures.shown, found, strict=True)
+        f'<tr><td><img alt="" style="max-width:12rem" src="{_data_uri(picture)}"></td>'
+        f"<td>{html.escape(said)}</td></tr>"
+        for picture, said in found
     )
-    body = f"""<h2>Classes of those pictures</h2>
-<table><tr><th>picture</th><th>class</th><th>probability</th></tr>{rows}</table>"""
-    _write(path, spec, (source.origin, source.licence), outcome, golden, body)
+    body = f"""<h2>Answers</h2>
+<table><tr><th>picture</th><th>answer</th></tr>{rows}</table>"""
+    told = f"{len(found)} {made} pictures"
+    _write(path, spec, (source.origin, source.licence), outcome, told, body)
 
 
 def _write(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from medserve.errors import ConfigError
-from medserve.spec import ModelSpec
+from medserve.spec import ModelSpec, Task
 
-__all__ = ["Classifier", "Source"]
+__all__ = ["Described", "Source"]
 
 _SERVING = {
     "minWorkers": 1,
@@ -25,7 +25,6 @@ _SERVING = {
     "jobQueueSize": 64,
     "deviceType": "cpu",
 }
-_SERVING_PICTURES = _SERVING | {"batchSize": 16, "responseTimeout": 120, "jobQueueSize": 512}
 _MAX_PAYLOAD_BYTES = 1024 * 2**20
 
 
@@ -91,7 +90,7 @@ class Source:
                     "modalities": self.modalities,
                     **measured,
                     **self.volume,
-                    "snomed": self._codes(),
+                    "snomed": _codes(self.name, self.labels, self.volume.get("snomed", {})),
                 },
                 "engine": {"name": engine, "precision": "f32"},
             },
@@ -100,24 +99,10 @@ class Source:
         ModelSpec.from_mapping(content)
         return content
 
-    def _codes(self) -> dict[str, Any]:
-        """Return the code of each label for DICOM-SEG: a private one where none is given."""
-        private = {
-            label: {
-                "kind": {
-                    "value": sha256(f"{self.name}\n{label}".encode()).hexdigest()[:16].upper(),
-                    "meaning": label[:64],
-                    "scheme": "99MEDSERVE",
-                }
-            }
-            for label in self.labels[1:]
-        }
-        return private | dict(self.volume.get("snomed", {}))
-
 
 @dataclass(frozen=True, eq=False)
-class Classifier:
-    """A classifier of pictures that was read, before it is exported.
+class Described:
+    """A network for pictures that was read with its description, before it is exported.
 
     Attributes:
         description: The content of its `model-config.yaml`.
@@ -135,20 +120,39 @@ class Classifier:
         """Return the content of `model-config.yaml` with the engine that was chosen.
 
         Nobody measured how far an image may be from the training data of a foreign network, so
-        it tells no novelty.
+        a classifier tells no novelty.
 
         Raises:
             ConfigError: it is no description that the platform can read.
         """
         own = dict(self.description["medserve"])
-        own |= {
-            "version": version,
-            "output": {**(own.get("output") or {}), "novelty": False},
-            "engine": {"name": engine, "precision": "f32"},
-        }
-        content = {**_SERVING_PICTURES, **self.description, "medserve": own}
+        own |= {"version": version, "engine": {"name": engine, "precision": "f32"}}
+        serving = _SERVING | {"responseTimeout": 120}
+        if own["task"] == Task.CLASSIFICATION:
+            own["output"] = {**(own.get("output") or {}), "novelty": False}
+            serving |= {"batchSize": 16, "jobQueueSize": 512}
+        elif own["task"] == Task.FRAMES:
+            frame = dict(own.get("frame") or {})
+            codes = _codes(own["name"], own["labels"], frame.get("snomed", {}))
+            own["frame"] = frame | {"snomed": codes}
+        content = {**serving, **self.description, "medserve": own}
         check_name(ModelSpec.from_mapping(content).name)
         return content
+
+
+def _codes(name: str, labels: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the code of each label for DICOM-SEG: a private one where none is given."""
+    private = {
+        label: {
+            "kind": {
+                "value": sha256(f"{name}\n{label}".encode()).hexdigest()[:16].upper(),
+                "meaning": label[:64],
+                "scheme": "99MEDSERVE",
+            }
+        }
+        for label in labels[1:]
+    }
+    return private | dict(given)
 
 
 def check_name(name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +14,25 @@ from medserve.archive.read import verify_archive
 from medserve.archive.unpack import unpack_archive
 from medserve.cores import available_cores
 from medserve.errors import ConfigError
-from medserve.imaging.codecs import sniff
+from medserve.imaging import Image
+from medserve.imaging.codecs import frame_file, sniff
 from medserve.imaging.codecs.channels import decode_channels
 from medserve.imaging.codecs.nifti import NiftiVolume
 from medserve.imaging.codecs.volume_file import ReadOptions
+from medserve.imaging.frames import FrameLimits
 from medserve.imaging.volume import Volume
 from medserve.inference import volume_memory
 from medserve.inference.engines import Engine, load_engine
 from medserve.inference.engines.engine import ONNX_FILE, TORCHSCRIPT_FILE
 from medserve.inference.fit import fit_image
+from medserve.inference.frame_pipeline import FoundFrame, FramePipeline
 from medserve.inference.scores import as_logits, probabilities
 from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.results.segmentation import Segmentation
 from medserve.spec import ModelSpec, Task
 from medserve.tasks.classification import Classification
 
-__all__ = ["Tried", "ask_archive", "classify_files"]
+__all__ = ["Tried", "ask_archive", "classify_files", "segment_frames"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,21 @@ def classify_files(archive: Path, files: Sequence[Path]) -> list[Classification]
         )
         for row, far in zip(shares, novelty, strict=True)
     ]  # fmt: skip
+
+
+def segment_frames(archive: Path, files: Sequence[Path]) -> list[tuple[Image, FoundFrame]]:
+    """Segment single frames; archive, files and errors as for `ask_archive`."""
+    with _opened(archive, Task.FRAMES, files) as (spec, engine, payloads):
+        pipeline = FramePipeline(spec)
+        limits = FrameLimits(spec.input, 1, pipeline.frame.modalities)
+        answers = []
+        for payload in payloads:
+            stack = frame_file.decode(payload, limits)
+            image = stack.read(0)
+            settings = replace(pipeline.defaults, aspect=stack.grid.aspect)
+            [found] = pipeline.segment([image], lambda row: engine.run(row)["logits"], settings)
+            answers.append((image, found))
+    return answers
 
 
 @contextmanager

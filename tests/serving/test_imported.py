@@ -23,14 +23,21 @@ from medserve.gateway.server import GatewayServer
 from medserve.imaging.codecs import nifti
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.volume import Volume
+from medserve.importing.golden import as_png
 from medserve.importing.nnunet import read_folder
 from medserve.settings import EngineKind
+from medserve.tasks.frames import MeasuredFrame
 from tests.backends import running_backend
 from tests.cli.conftest import medserve as medserve
 from tests.dicom.series import write
 from tests.gateway.running import running_gateway
-from tests.importing.classifiers import a_picture, own_probabilities, write_classifier
 from tests.importing.nnunet_folders import CASES, write_case, write_folder
+from tests.importing.picture_networks import (
+    a_picture,
+    own_probabilities,
+    write_classifier,
+    write_frames,
+)
 from tests.importing.test_nnunet import own_mask
 from tests.volume_phantoms import as_bytes, dicom_slices
 
@@ -61,9 +68,9 @@ def imported(
         assert run.exit_code == 0, run.output
         assert f"medserve predict {model}" in run.output
         assert (store / f"{model}-1.0.report.html").is_file()
-    described = write_classifier(store.parent)
-    run = CliRunner().invoke(import_, ["onnx", *map(str, described), "--store", str(store)])
-    assert run.exit_code == 0, run.output
+    for described in (write_classifier(store.parent), write_frames(store.parent)):
+        run = CliRunner().invoke(import_, ["onnx", *map(str, described), "--store", str(store)])
+        assert run.exit_code == 0, run.output
     with (
         running_backend(engine_kind, store) as engine,
         running_gateway(*engine.before(page=True, canary_timeout_s=30.0)) as gateway,
@@ -112,6 +119,16 @@ def test_an_imported_classifier_answers_and_says_nothing_of_its_training(
     outputs = httpx.post(f"{page}v2/models/skin/infer", json={"inputs": [tensor]}).json()["outputs"]
     [novelty] = [each["data"] for each in outputs if each["name"] == "novelty"]
     assert novelty == [None]  # NaN has no place in JSON
+
+
+def test_an_imported_model_of_frames_finds_what_its_network_finds(address: str) -> None:
+    frame = np.zeros((60, 90), np.uint8)
+    frame[10:30, 20:70] = 220
+    with Client(address, timeout_s=120) as client:
+        [found] = client.segment_frames("glow", [as_png(frame)])
+    [measured] = found.unwrap().frames
+    assert isinstance(measured, MeasuredFrame)
+    assert measured.pixels == pytest.approx(1000, rel=0.1)
 
 
 def test_several_images_of_one_case_travel_by_name_by_number_or_in_one_file(

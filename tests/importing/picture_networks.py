@@ -1,4 +1,4 @@
-"""A small network of torch that tells pictures apart, its description, and its own answers."""
+"""Small networks for pictures, their descriptions, and what they say without a server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from torch import nn
 from medserve.importing.artifacts import write_onnx
 from medserve.importing.package import Named
 
-__all__ = ["DESCRIPTION", "a_picture", "own_probabilities", "the_network", "write_classifier"]
+__all__ = [
+    "DESCRIPTION",
+    "a_picture",
+    "own_probabilities",
+    "the_network",
+    "write_classifier",
+    "write_frames",
+]
 
 _SIZE, _LABELS = (40, 32), ("a", "b", "c")
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -58,6 +65,28 @@ def write_classifier(folder: Path, network: nn.Module | None = None) -> list[Any
     write_onnx(named, folder / "skin.onnx", {"image": torch.rand(2, 3, *_SIZE)}, ("scores",))
     (folder / "skin.yaml").write_text(yaml.safe_dump(DESCRIPTION))
     return [folder / "skin.onnx", "--spec", folder / "skin.yaml"]
+
+
+def write_frames(folder: Path, *layers: nn.Module) -> list[Any]:
+    """Write a network that finds what is bright, as ONNX; return the arguments of its import."""
+    finds = nn.Conv2d(1, 1, 1)
+    finds.load_state_dict(
+        {"weight": torch.full((1, 1, 1, 1), 20.0), "bias": torch.full((1,), -10.0)}
+    )
+    named = Named(nn.Sequential(finds, *layers)).eval()
+    write_onnx(named, folder / "glow.onnx", {"image": torch.rand(2, 1, *_SIZE)}, ("scores",))
+    own = {
+        "name": "glow",
+        "version": "1.0",
+        "title": "What is bright",
+        "task": "frames",
+        "labels": ["background", "glow"],
+        "input": {"kinds": ["raster", "dicom"], "size": list(_SIZE), "channels": 1},
+        "frame": {"normalisation": {"kind": "window", "low": 0, "high": 1}},
+    }
+    description = {"minWorkers": 1, "maxWorkers": 2, "batchSize": 1, "medserve": own}
+    (folder / "glow.yaml").write_text(yaml.safe_dump(description))
+    return [folder / "glow.onnx", "--spec", folder / "glow.yaml"]
 
 
 def a_picture(seed: int) -> bytes:

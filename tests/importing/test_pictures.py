@@ -13,23 +13,26 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image as pillow
 from torch import nn
 
 from handlers.classification import ClassificationHandler
 from medserve.errors import ConfigError
 from medserve.imaging import Image
+from medserve.importing.golden import as_png
 from medserve.inference.fit import fit_image, place_image
 from medserve.inference.scores import as_logits, probabilities
 from medserve.spec import InputSpec, ModelSpec, Proportions
 from medserve.spec.volumes import ScoreKind
 from tests.cli.conftest import medserve as medserve
 from tests.handlers.worker import answer, context
-from tests.importing.classifiers import (
+from tests.importing.picture_networks import (
     DESCRIPTION,
     a_picture,
     own_probabilities,
     the_network,
     write_classifier,
+    write_frames,
 )
 from tests.importing.test_described import parsed
 
@@ -75,6 +78,40 @@ def test_a_described_classifier_becomes_an_archive_that_answers_as_its_own_tool(
         _, label, probability = line.split()
         assert label == "abc"[int(np.argmax(own))]
         assert float(probability) == pytest.approx(max(own), abs=5e-3)
+
+
+@pytest.mark.archive
+def test_a_described_network_of_frames_becomes_an_archive_that_finds_what_it_finds(
+    tmp_path: Path, medserve: Any
+) -> None:
+    arguments = write_frames(tmp_path)
+    run = medserve("import", "onnx", *arguments, "--store", tmp_path / "store")
+    assert run.code == 0, run.err
+    assert "of the pixels" in run.out
+    picture = tmp_path / "frame.png"
+    bright = np.zeros((60, 90), np.uint8)
+    bright[10:30, 20:70] = 220
+    bright[40:50, 5:15] = 90
+    picture.write_bytes(as_png(bright))
+    archive, out = tmp_path / "store/glow-1.0.mar", tmp_path / "out"
+    run = medserve("try", archive, picture, "--out", out)
+    assert run.code == 0, run.err
+    mask = np.asarray(pillow.open(out / "frame_mask.png")) > 0
+    assert mask.shape == bright.shape
+    wrong = mask != (bright > 128)
+    assert wrong.sum() <= 2 * (20 + 50) * 2  # its edge, which lies between pixels of the network
+    assert (out / "frame_overlay.png").is_file()
+    assert "--overwrite" in medserve("try", archive, picture, "--out", out).err
+    manifest = medserve("inspect", archive).out
+    assert "golden_input.png" in manifest
+
+
+@pytest.mark.cpu
+def test_frames_need_logits(tmp_path: Path, medserve: Any) -> None:
+    arguments = write_frames(tmp_path, nn.Sigmoid())
+    run = medserve("import", "onnx", *arguments, "--store", tmp_path / "store")
+    assert (run.code, "export the network without it" in run.err) == (2, True)
+    assert not list((tmp_path / "store").glob("*"))
 
 
 @pytest.mark.archive
@@ -136,7 +173,8 @@ def _described(folder: Path, **own: object) -> None:
          "set output.scores to logits"),
         ([nn.Sigmoid()], lambda folder: _described(folder, output={"scores": "probabilities"}),
          "labels do not exclude each other"),
-        ([], lambda folder: _described(folder, labels=["a", "b"]), "and 2 labels, got"),
+        ([], lambda folder: _described(folder, labels=["a", "b"]),
+         "scores of shape (16, 2) for 16 pictures, got (16, 3)"),
         ([], _fixed, "with a free first axis"),
     ],
 )  # fmt: skip
@@ -166,12 +204,15 @@ def test_a_script_that_cannot_be_exported_is_refused_in_one_sentence(
     assert "Traceback" not in run.err
 
 
-def test_the_description_that_init_prints_is_a_good_one(tmp_path: Path, medserve: Any) -> None:
-    (tmp_path / "spec.yaml").write_text(medserve("init", "--task", "classification").out)
+@pytest.mark.parametrize("task", ["classification", "frames"])
+def test_the_description_that_init_prints_is_a_good_one(
+    tmp_path: Path, medserve: Any, task: str
+) -> None:
+    (tmp_path / "spec.yaml").write_text(medserve("init", "--task", task).out)
     run = medserve("spec", "check", tmp_path / "spec.yaml")
     assert (run.code, run.err) == (0, "")
-    assert "my_model 1.0, classification: benign, malignant" in run.out
-    assert "volumes or classification" in medserve("init", "--task", "frames").err
+    assert f"my_model 1.0, {task}: " in run.out
+    assert "volumes, classification, frames" in medserve("init", "--task", "generation").err
 
 
 @pytest.mark.parametrize(

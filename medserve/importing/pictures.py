@@ -1,0 +1,234 @@
+"""From a network for pictures to the archive that serves it, proven equal on the way."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from medserve.archive.build import archive_path
+from medserve.cores import available_cores
+from medserve.errors import ConfigError
+from medserve.imaging import Image
+from medserve.importing import golden, report
+from medserve.importing.package import (
+    Agreement,
+    Content,
+    Imported,
+    chosen,
+    export,
+    reference,
+    tolerance_of,
+    write_archive,
+)
+from medserve.importing.source import Described
+from medserve.inference.engines import load_engine
+from medserve.inference.fit import fit_image
+from medserve.inference.frame_pipeline import FramePipeline
+from medserve.inference.scores import as_logits, probabilities
+from medserve.spec import EngineName, ModelSpec, Task
+from medserve.spec.volumes import ScoreKind
+
+__all__ = ["import_pictures"]
+
+_Scores = npt.NDArray[np.float32]
+
+_ROUNDING = 1e-3  # of probabilities
+_ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"II": ".tif", b"MM": ".tif"}
+
+
+def import_pictures(
+    source: Described,
+    store: Path,
+    version: str,
+    example: Sequence[Path] = (),
+    progress: Callable[[str], None] = lambda step: None,
+) -> Imported:
+    """Export, compare, describe and pack a network that classifies or segments pictures.
+
+    Args:
+        source: The model as it was read.
+        store: Where the archive goes; a file of its name there is replaced.
+        version: Of the archive.
+        example: Pictures with which engines are compared; the first one travels in the archive.
+        progress: Told what is being done.
+
+    Raises:
+        ArchiveError: no engine answers as the network that was read.
+        ConfigError: the description contradicts the network.
+    """
+    spec = ModelSpec.from_mapping(source.config(version, EngineName.ONNXRUNTIME.value))
+    pictures = golden.read_pictures(example, spec) if example else golden.computed_pictures(spec)
+    way: _Way = _Classes(spec) if spec.task is Task.CLASSIFICATION else _Masks(spec)
+    rows = np.stack([way.row(each) for each in pictures.images])
+    with tempfile.TemporaryDirectory(prefix="medserve-import-") as temporary:
+        folder = Path(temporary)
+        progress("computing the golden answer with the network as it was read")
+        scores = reference(source.network, folder)(rows)
+        _refuse_shape(scores, (len(rows), *way.shape))
+        way.refuse_other(scores)
+        progress("writing what engines execute")
+        agreements = []
+        for engine in export(source.network, rows[:1], folder):
+            progress(f"comparing {engine}")
+            agreements.append(_compare(engine, folder, way, rows, scores))
+        tolerance = tolerance_of(scores)
+        engine = chosen(agreements, tolerance, way.compared)
+        progress("packing the archive")
+        config = source.config(version, engine.value)
+        spec = ModelSpec.from_mapping(config)
+        content = Content(
+            way.handler,
+            config,
+            report.card_of_pictures(source, spec, agreements, way.compared),
+            (f"golden_input{_suffix(pictures.payloads[0])}", pictures.payloads[0]),
+            scores[:1],
+            tolerance,
+            {f"same_{way.compared}_{each.engine}": round(each.share, 6) for each in agreements},
+        )
+        archive = write_archive(spec, content, folder, store)
+    written = archive_path(spec, store).with_suffix(".report.html")
+    outcome = Imported(archive, written, engine, tuple(agreements))
+    golden_input = "computed" if pictures.is_computed else "given"
+    report.write_pictures(
+        written, source, spec, outcome, golden_input, list(way.told(pictures.images, scores))
+    )
+    return outcome
+
+
+class _Way(ABC):
+    """What differs between tasks: how a picture is fed, and what its scores say."""
+
+    compared: ClassVar[str]
+    handler: ClassVar[tuple[str, str]]
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of the scores of one picture."""
+
+    @abstractmethod
+    def row(self, image: Image) -> _Scores:
+        """Image -> one row (C, H, W) of the network's input."""
+
+    @abstractmethod
+    def refuse_other(self, scores: _Scores) -> None:
+        """Refuse scores of another kind than described."""
+
+    @abstractmethod
+    def labels(self, scores: _Scores) -> npt.NDArray[np.int64]:
+        """Scores -> label ids, of each picture or pixel."""
+
+    @abstractmethod
+    def told(self, images: Sequence[Image], scores: _Scores) -> Iterator[tuple[bytes, str]]:
+        """Each picture as a PNG, and what was found in it."""
+
+
+class _Classes(_Way):
+    compared = "pictures"
+    handler = ("classification", "ClassificationHandler")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.spec.labels),)
+
+    def row(self, image: Image) -> _Scores:
+        return fit_image(image, self.spec.input)
+
+    def refuse_other(self, scores: _Scores) -> None:
+        kind = self.spec.classifier.scores
+        low, high = float(scores.min()), float(scores.max())
+        is_softmax = low >= -_ROUNDING and bool(np.abs(scores.sum(axis=1) - 1).max() <= _ROUNDING)
+        if kind is ScoreKind.LOGITS and is_softmax:
+            raise ConfigError(
+                "expected logits, as output.scores says, got scores that are not negative and sum "
+                "to 1, as a softmax at the end of a network gives; set output.scores to "
+                "probabilities"
+            )
+        if kind is ScoreKind.PROBABILITIES and not is_softmax:
+            raise ConfigError(
+                f"expected probabilities that sum to 1, as output.scores says, got scores from "
+                f"{low:g} to {high:g}; set output.scores to logits (a network whose labels do not "
+                "exclude each other cannot be imported)"
+            )
+
+    def labels(self, scores: _Scores) -> npt.NDArray[np.int64]:
+        return np.asarray(scores.argmax(axis=1), dtype=np.int64)
+
+    def told(self, images: Sequence[Image], scores: _Scores) -> Iterator[tuple[bytes, str]]:
+        shares = probabilities(as_logits(scores, self.spec.classifier.scores))
+        for image, row in zip(images, shares, strict=True):
+            found = self.spec.labels[int(row.argmax())]
+            yield golden.as_png(np.rint(255 * image.array)), f"{found} {row.max():.4f}"
+
+
+class _Masks(_Way):
+    compared = "pixels"
+    handler = ("frames", "FrameHandler")
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._pipeline = FramePipeline(spec)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (1, *self.spec.input.size)
+
+    def row(self, image: Image) -> _Scores:
+        return self._pipeline.prepare(image, image.aspect).plane
+
+    def refuse_other(self, scores: _Scores) -> None:
+        low, high = float(scores.min()), float(scores.max())
+        if low >= 0 and high <= 1:
+            raise ConfigError(
+                f"expected logits of the structure, got scores from {low:g} to {high:g}, as a "
+                "sigmoid at the end of a network gives; export the network without it"
+            )
+
+    def labels(self, scores: _Scores) -> npt.NDArray[np.int64]:
+        threshold = self._pipeline.frame.threshold
+        return np.asarray(scores >= np.log(threshold / (1 - threshold)), dtype=np.int64)
+
+    def told(self, images: Sequence[Image], scores: _Scores) -> Iterator[tuple[bytes, str]]:
+        for image, logits in zip(images, scores, strict=True):
+            prepared = self._pipeline.prepare(image, image.aspect)
+            mask = self._pipeline.find(logits, prepared).mask
+            label = self.spec.labels[1]
+            yield golden.tinted(image, mask), f"{label}: {int(mask.sum())} pixels"
+
+
+def _refuse_shape(scores: _Scores, wanted: tuple[int, ...]) -> None:
+    if scores.shape != wanted:
+        raise ConfigError(
+            f"expected scores of shape {wanted} for {wanted[0]} pictures, got {scores.shape}; the "
+            "description contradicts the network"
+        )
+    if not np.isfinite(scores).all():
+        raise ConfigError("expected finite scores for the compared pictures, got others")
+
+
+def _compare(
+    engine: EngineName, folder: Path, way: _Way, rows: _Scores, scores: _Scores
+) -> Agreement:
+    loaded = load_engine(engine, folder, threads=available_cores())
+    started = time.perf_counter()
+    found = loaded.run(rows)["logits"]
+    seconds = time.perf_counter() - started
+    same = way.labels(found) == way.labels(scores)
+    return Agreement(engine, float(np.abs(found - scores).max()), float(same.mean()), seconds)
+
+
+def _suffix(payload: bytes) -> str:
+    """Return the ending of a file with these bytes, for those who look into the archive."""
+    if payload[:2] == b"\x1f\x8b":
+        return ".nii.gz"
+    return next((name for magic, name in _ENDINGS.items() if payload.startswith(magic)), ".dcm")
