@@ -102,5 +102,16 @@ def test_a_training_leaves_an_artifact_of_the_variant(
     assert metrics["version"] == models.spec("mednist", "mednet").version
     with (tmp_path / "run/training.csv").open(newline="") as stream:
         assert [row["epoch"] for row in csv.DictReader(stream)] == ["0", "1"]
-    with pytest.raises(ConfigError, match="another one; train on the same images"):
-        shipping.install(tmp_path / "run/artifact", "mednist", "mednet")
+    artifact = tmp_path / "run/artifact"
+    monkeypatch.setattr(models, "room", lambda name, variant="": tmp_path / (variant or name))
+    known = tmp_path / "mednist/weights/split.csv"
+    known.parent.mkdir(parents=True)
+    for split, is_kept in (
+        (b"of other images", True),
+        ((artifact / "split.csv").read_bytes(), False),
+    ):
+        known.write_bytes(split)
+        shipping.install(artifact, "mednist", "mednet")
+        assert (tmp_path / "mednet/weights/split.csv").exists() is is_kept
+        installed = (tmp_path / "mednet/weights/model.onnx").read_bytes()
+        assert installed == (artifact / "model.onnx").read_bytes()

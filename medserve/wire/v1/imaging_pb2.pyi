@@ -645,7 +645,9 @@ class Classification(_message.Message):
     review: _builtins.bool
     """Holds true where the probability is below the limit of the model card: a person should look."""
     novelty: _builtins.float
-    """Gives the distance to the training data over its limit; above 1 the class means little."""
+    """Gives the distance to the training data over its limit; above 1 the class means little. It is
+    not a number (NaN) where the model cannot tell.
+    """
     @_builtins.property
     def probabilities(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassProbability]:
         """Gives the probability of every class, in the order of the model's labels; they sum to 1."""
