@@ -32,7 +32,7 @@ from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Outputs
 from medserve.inference.fit import Box, fit_image, place_image
 from medserve.inference.occlusion import Occlusion, occlude
-from medserve.inference.scores import as_logits, probabilities
+from medserve.inference.scores import as_logits, classified
 from medserve.results.files import heatmap
 from medserve.tasks.classification import (
     EXPLAINED_PER_CALL,
@@ -80,23 +80,11 @@ class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classif
 
     def from_network(self, outputs: Outputs) -> Classification:
         """Scores (K,) and, where the model tells it, novelty () -> probabilities and two flags."""
-        return self._classified(self._as_logits(outputs))
+        return classified(self._as_logits(outputs), self.spec)
 
     def _as_logits(self, outputs: Outputs) -> Outputs:
         scores = self.spec.classifier.scores
         return {**outputs, "logits": as_logits(outputs["logits"], scores)}
-
-    def _classified(self, outputs: Outputs) -> Classification:
-        found = probabilities(outputs["logits"])
-        novelty = float(outputs["novelty"]) if self.spec.classifier.novelty else None
-        if not (np.isfinite(found).all() and np.isfinite(novelty or 0.0)):
-            raise ServerFailedError("the network gave a number that is not finite for this image")
-        return Classification(
-            labels=self.spec.labels,
-            probabilities=tuple(found.tolist()),
-            review=bool(found.max() < self.spec.classifier.review_below),
-            novelty=novelty,
-        )
 
     def encode(self, result: Classification, params: ClassificationOptions) -> bytes:
         """A JSON object with the members of `Classification.to_json`."""
@@ -119,7 +107,7 @@ class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classif
         row, box = self.to_network(source), self.place(source)
         del source  # not beside the copies of its row
         found = occlude(row, box, lambda rows: self._as_logits(self.infer(rows)), watch.check)
-        result = self._classified({name: array[0] for name, array in found.outputs.items()})
+        result = classified({name: array[0] for name, array in found.outputs.items()}, self.spec)
         return replace(result, explanation=_explanation(result, found, shape))
 
     def place(self, source: Image) -> Box:

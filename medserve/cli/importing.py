@@ -169,14 +169,15 @@ def _try_classes(archive: Path, files: list[Path]) -> None:
 
 def _try_frames(archive: Path, files: list[Path], folder: OutFolder) -> None:
     with _with_extra():
-        from medserve.importing.golden import tinted
+        from medserve.importing.golden import as_png
         from medserve.importing.trying import segment_frames
+        from medserve.results.files.overlay import blend
         from medserve.results.frame_segmentation import mask_png
     names = [(f"{path.stem}_mask.png", f"{path.stem}_overlay.png") for path in files]
     folder.refuse_existing([name for pair in names for name in pair])
     for pair, (image, found) in zip(names, segment_frames(archive, files), strict=True):
         mask = folder.write(pair[0], mask_png(found.mask))
-        picture = folder.write(pair[1], tinted(image, found.mask))
+        picture = folder.write(pair[1], as_png(blend(image.grey(), found.mask)))
         typer.echo(f"{int(found.mask.sum())} pixels: {mask} and {picture}")
 
 

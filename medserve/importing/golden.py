@@ -31,7 +31,6 @@ __all__ = [
     "computed_pictures",
     "read_example",
     "read_pictures",
-    "tinted",
 ]
 
 _FINER = 0.87  # of the network's spacing, so that a volume is resampled on its way
@@ -39,7 +38,6 @@ _SHARE = 0.9  # of the network's input, so that one window holds it
 _PLANES = 3  # where the network sees planes of any distance
 _PLANE_DISTANCE_MM = 3.0
 _PICTURES = 16
-_TINT = np.array([255, 60, 60], dtype=np.float32)
 _LARGER = 1.3  # than the network's input is a computed picture
 _RIM = 1  # voxels of 0, which models that crop cut off
 
@@ -152,13 +150,6 @@ def as_png(array: npt.NDArray[Any]) -> bytes:
     target = io.BytesIO()
     pillow.fromarray(array.astype(np.uint8)).save(target, "PNG")
     return target.getvalue()
-
-
-def tinted(image: Image, mask: npt.NDArray[np.uint8]) -> bytes:
-    """Draw a mask (H, W) in red over its picture, as a PNG file."""
-    shown = np.repeat(255 * image.grey()[..., np.newaxis], 3, axis=2)
-    shown[mask > 0] = 0.5 * (shown[mask > 0] + _TINT)
-    return as_png(np.rint(shown))
 
 
 def _first_frame(payload: bytes, spec: ModelSpec) -> Image:

@@ -32,6 +32,7 @@ from medserve.inference.engines import load_engine
 from medserve.inference.fit import fit_image
 from medserve.inference.frame_pipeline import FramePipeline
 from medserve.inference.scores import as_logits, probabilities
+from medserve.results.files.overlay import blend
 from medserve.spec import EngineName, ModelSpec, Task
 from medserve.spec.volumes import ScoreKind
 
@@ -203,7 +204,7 @@ class _Masks(_Way):
             prepared = self._pipeline.prepare(image, image.aspect)
             mask = self._pipeline.find(logits, prepared).mask
             label = self.spec.labels[1]
-            yield golden.tinted(image, mask), f"{label}: {int(mask.sum())} pixels"
+            yield golden.as_png(blend(image.grey(), mask)), f"{label}: {int(mask.sum())} pixels"
 
 
 def _refuse_shape(scores: _Scores, wanted: tuple[int, ...]) -> None:

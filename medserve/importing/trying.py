@@ -26,7 +26,7 @@ from medserve.inference.engines import Engine, load_engine
 from medserve.inference.engines.engine import ONNX_FILE, TORCHSCRIPT_FILE
 from medserve.inference.fit import fit_image
 from medserve.inference.frame_pipeline import FoundFrame, FramePipeline
-from medserve.inference.scores import as_logits, probabilities
+from medserve.inference.scores import as_logits, classified
 from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.results.segmentation import Segmentation
 from medserve.spec import ModelSpec, Task
@@ -83,15 +83,11 @@ def classify_files(archive: Path, files: Sequence[Path]) -> list[Classification]
     with _opened(archive, Task.CLASSIFICATION, files) as (spec, engine, payloads):
         images = [sniff.decode(each, spec.input) for each in payloads]
         outputs = engine.run(np.stack([fit_image(each, spec.input) for each in images]))
-    shares = probabilities(as_logits(outputs["logits"], spec.classifier.scores))
-    novelty = outputs["novelty"] if spec.classifier.novelty else [None] * len(shares)
+    outputs = {**outputs, "logits": as_logits(outputs["logits"], spec.classifier.scores)}
     return [
-        Classification(
-            spec.labels, tuple(row.tolist()), bool(row.max() < spec.classifier.review_below),
-            None if far is None else float(far),
-        )
-        for row, far in zip(shares, novelty, strict=True)
-    ]  # fmt: skip
+        classified({name: array[place] for name, array in outputs.items()}, spec)
+        for place in range(len(images))
+    ]
 
 
 def segment_frames(archive: Path, files: Sequence[Path]) -> list[tuple[Image, FoundFrame]]:

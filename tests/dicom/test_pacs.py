@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import highdicom
 import numpy as np
@@ -31,16 +32,22 @@ def namespace() -> list[str]:
     return _UNSHARE
 
 
+def play(namespace: list[str], folder: Path, way: str) -> dict[str, Any]:
+    """Return what the scenario found, which runs in a network of its own."""
+    done = subprocess.run(
+        [*namespace, sys.executable, "-m", "tests.dicom.pacs_scenario", str(folder), way],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 @pytest.mark.parametrize("way", ["c-store", "stow"])
 def test_a_study_comes_back_with_its_results_once(
     namespace: list[str], tmp_path: Path, way: str
 ) -> None:
-    done = subprocess.run(
-        [*namespace, sys.executable, "-m", "tests.dicom.pacs_scenario", str(tmp_path), way],
-        capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = play(namespace, tmp_path, way)
     # The archive forwards its results to the node, which answers none of them.
     assert found["modalities"] == {"MR": 9, "SEG": 1, "SR": 1}
     assert found["pulled"] == 11
@@ -52,12 +59,7 @@ def test_a_study_comes_back_with_its_results_once(
 
 
 def test_a_research_archive_gets_nothing_of_a_person(namespace: list[str], tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*namespace, sys.executable, "-m", "tests.dicom.pacs_scenario", str(tmp_path), "research"],
-        capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = play(namespace, tmp_path, "research")
     # The archive forwards copies and results to the node, which answers none of them.
     assert found["modalities"] == {"MR": 9, "SEG": 1, "SR": 1}
     assert found["pulled"] == 11

@@ -229,12 +229,12 @@ def _refuse_damaged_scan(
     from pydicom.encaps import encapsulate, get_frame
 
     frame = get_frame(dataset.PixelData, index, number_of_frames=frame_count(dataset))
-    other = Copy()  # which shares elements: to set one of them would change the source, too
-    other.update({each.tag: each for each in dataset if each.keyword not in _OF_ALL_FRAMES})
-    other.file_meta = dataset.file_meta
     precision = int(array.dtype.itemsize * 8)
 
     def decode(codestream: bytes) -> bytes:
+        other = Copy()  # which shares elements: to set one of them would change the source, too
+        other.update({each.tag: each for each in dataset if each.keyword not in _OF_ALL_FRAMES})
+        other.file_meta = dataset.file_meta
         other.PixelData = encapsulate([codestream])
         return _array(other, syntax, 0, precision).tobytes()
 
