@@ -129,7 +129,7 @@ def _node(options: Options, folder: Path) -> Iterator[tuple[psutil.Process, str,
         process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.DEVNULL)
         stack.callback(process.wait)
         stack.callback(end_family, process.pid)
-        _wait(lambda: ready.exists() and bool(ready.read_text(encoding="utf-8")))
+        _wait(ready.exists)
         addresses = json.loads(ready.read_text(encoding="utf-8"))
         yield (
             psutil.Process(process.pid),

@@ -293,7 +293,7 @@ def serving(
     command += ["--gateway-port", str(gateway_port), "--engine", engine]
     with spawn(command, scratch / "server.log", environment={}) as process:
         end = time.monotonic() + _START_S
-        while not (ready.exists() and ready.read_text(encoding="utf-8")):
+        while not ready.exists():
             if process.poll() is not None or time.monotonic() > end:
                 raise SystemExit((scratch / "server.log").read_text(encoding="utf-8")[-2000:])
             time.sleep(0.1)

@@ -72,11 +72,11 @@ def direct_process(setting: Setting) -> Iterator[tuple[subprocess.Popen[bytes], 
         "MEDSERVE_GATEWAY_CANARY_TIMEOUT_S": "3600",
     }
     with spawn(command, scratch / "serve.log", environment=environment) as process:
-        while not (ready.exists() and (text := ready.read_text(encoding="utf-8"))):
+        while not ready.exists():
             if process.poll() is not None:
                 raise Unavailable((scratch / "serve.log").read_text(encoding="utf-8")[-300:])
             time.sleep(0.02)
-        yield process, json.loads(text)["gateway"]["grpc"]
+        yield process, json.loads(ready.read_text(encoding="utf-8"))["gateway"]["grpc"]
 
 
 CONTENDERS: tuple[Contender, ...] = (

@@ -11,11 +11,12 @@ from pathlib import Path
 __all__ = ["write_whole"]
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Write a file in the place of the one before, which is there until then, even if power fails.
 
-    A new file is readable by its owner alone; one that was there keeps its mode, and its owner and
-    group where the system allows that, so that another user's process can still read it.
+    A new file is readable by its owner alone unless `mode` says more; one that was there keeps its
+    mode, and its owner and group where the system allows that, so that another user's process can
+    still read it.
 
     Raises:
         OSError: it cannot be written, on a full disk or in a folder that is read-only.
@@ -25,6 +26,8 @@ def write_whole(path: Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             if path.exists():
                 _hand_over(file.fileno(), path.stat())
+            else:
+                os.fchmod(file.fileno(), mode)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

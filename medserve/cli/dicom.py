@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import signal
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medserve import __version__, tracing
+from medserve.cli.ready import ReadyFile, announced_in
 from medserve.cli.show.console import configure_logging
 from medserve.errors import ConfigError
 from medserve.settings import Address, Settings
@@ -109,9 +109,7 @@ def serve(  # one parameter an option: the command line is the interface
         str, typer.Option(help="Address of /dicom, /metrics and /healthz.")
     ] = "127.0.0.1:8012",
     audit_log: Annotated[Path | None, typer.Option(help="A line for each task; chained.")] = None,
-    ready_file: Annotated[
-        Path | None, typer.Option(help="Write the addresses here (JSON) once the ports are open.")
-    ] = None,
+    ready_file: ReadyFile = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Receive images, ask the models, and send the results back, until Ctrl-C or SIGTERM.
@@ -174,7 +172,8 @@ def serve(  # one parameter an option: the command line is the interface
         face = None
         if web is not None:
             face = _web(node, _listening(web, "--web"), certificates, web_tokens)
-        _run_until_signal(node, _listening(metrics, "--metrics"), face, ready_file, console)
+        ready = stack.enter_context(announced_in(ready_file))
+        _run_until_signal(node, _listening(metrics, "--metrics"), face, ready, console)
 
 
 @dicom.command()
@@ -349,7 +348,7 @@ def _run_until_signal(
     node: Node,
     metrics: Address,
     web: WebServer | None,
-    ready_file: Path | None,
+    ready: Callable[[dict[str, str]], None],
     console: Console,
 ) -> None:
     from medserve.dicom.watch import Watch
@@ -369,9 +368,8 @@ def _run_until_signal(
     )
     if web is not None:
         console.print(f"DICOMweb at {web.address}/dicom-web")
-    if ready_file is not None:
-        ready_file.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
     try:
+        ready(addresses)
         ended.wait()
         console.print("stopping; what is not done goes on at the next start")
     finally:
@@ -379,8 +377,6 @@ def _run_until_signal(
             web.stop()
         node.stop()
         watch.stop()
-        if ready_file is not None:
-            ready_file.unlink(missing_ok=True)
 
 
 def _certificates(

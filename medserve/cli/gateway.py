@@ -7,10 +7,8 @@ import contextlib
 import dataclasses
 import importlib.util
 import inspect
-import json
 import signal
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
@@ -18,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from medserve.cli.options import add_options
+from medserve.cli.ready import ReadyFile, announced_in
 from medserve.cli.show.console import configure_logging
 from medserve.errors import ConfigError
 from medserve.gateway.settings import GatewaySettings, variable
@@ -28,13 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["announce", "gateway", "require_gateway", "run_gateway"]
 
 _NEEDED = ("fastapi", "grpc_health", "grpc_reflection", "prometheus_client", "uvicorn")
-_ReadyFile = Annotated[
-    Path | None, typer.Option(help="Write the addresses here (JSON) once the ports are open.")
-]
 _LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 
 
-def gateway(ready_file: _ReadyFile = None, log_level: _LogLevel = "info", **given: Any) -> None:
+def gateway(ready_file: ReadyFile = None, log_level: _LogLevel = "info", **given: Any) -> None:
     """Guard a running TorchServe: gRPC, HTTP and the page, health and metrics.
 
     It starts whether the engine is there or not, and serves once every model has proven itself.
@@ -49,18 +45,14 @@ def gateway(ready_file: _ReadyFile = None, log_level: _LogLevel = "info", **give
     async def run() -> None:
         async with run_gateway(server):
             announce(server, console)
-            if ready_file is not None:
-                content = json.dumps(server.addresses.to_json(), indent=2)
-                ready_file.write_text(content + "\n", encoding="utf-8")
+            ready(server.addresses.to_json())
             await server.wait()
 
     try:
-        asyncio.run(run())
+        with announced_in(ready_file) as ready:
+            asyncio.run(run())
     except asyncio.CancelledError:
         console.print("stopped")
-    finally:
-        if ready_file is not None:
-            ready_file.unlink(missing_ok=True)
 
 
 def require_gateway() -> None:

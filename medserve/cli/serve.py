@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 import signal
 import threading
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medserve.cli.gateway import announce, require_gateway, run_gateway
+from medserve.cli.ready import ReadyFile, announced_in
 from medserve.cli.show.console import configure_logging
 from medserve.errors import ConfigError
 from medserve.settings import EngineKind, Settings
@@ -70,9 +70,6 @@ _Token = Annotated[
 _Certificate = Annotated[Path | None, typer.Option(help="TLS certificate (PEM).")]
 _Key = Annotated[Path | None, typer.Option(help="TLS private key (PEM, PKCS #8).")]
 _MessageMb = Annotated[int, typer.Option(min=1, max=2047, help="Largest request or answer, MiB.")]
-_ReadyFile = Annotated[
-    Path | None, typer.Option(help="Write the addresses here (JSON) once all models are ready.")
-]
 _LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 _Gateway = Annotated[
     bool | None,
@@ -100,7 +97,7 @@ def serve(  # one parameter an option: the command line is the interface
     tls_cert: _Certificate = None,
     tls_key: _Key = None,
     max_message_mb: _MessageMb = 64,
-    ready_file: _ReadyFile = None,
+    ready_file: ReadyFile = None,
     log_level: _LogLevel = "warning",
     gateway: _Gateway = None,
     gateway_host: _GatewayHost = None,
@@ -216,15 +213,13 @@ def _run(config: ServerConfig, ready_file: Path | None, gateway: dict[str, Any] 
 
     console = Console(highlight=False, soft_wrap=True)
     with contextlib.ExitStack() as stack:
+        told = stack.enter_context(announced_in(ready_file))
         with console.status("starting TorchServe and proving the models"):
             server = stack.enter_context(Server(config))
 
         def ready(front: GatewayServer | None = None) -> None:
             _announce(server, front, console)
-            if ready_file is not None:
-                content = json.dumps(_addresses(server, front), indent=2)
-                ready_file.write_text(content + "\n", encoding="utf-8")
-                stack.callback(ready_file.unlink, missing_ok=True)
+            told(_addresses(server, front))
 
         try:
             if gateway is None:
@@ -282,25 +277,21 @@ def _run_direct(given: dict[str, Any], ready_file: Path | None) -> None:
             announce(front, console)
             console.print(f"\n{_call(front, front.models[0].name)}\n", markup=False)
             console.print("Ctrl-C stops.")
-            if ready_file is not None:
-                models = [
-                    {name: getattr(each, name) for name in ("name", "version", "default", "digest")}
-                    for each in front.models
-                ]
-                content = {"models": models, "gateway": front.addresses.to_json()}
-                ready_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            models = [
+                {name: getattr(each, name) for name in ("name", "version", "default", "digest")}
+                for each in front.models
+            ]
+            ready({"models": models, "gateway": front.addresses.to_json()})
             try:
                 await front.wait()
             finally:
                 console.print("finishing running requests; Ctrl-C again cuts them off")
 
     try:
-        asyncio.run(run())
+        with announced_in(ready_file) as ready:
+            asyncio.run(run())
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("stopped")
-    finally:
-        if ready_file is not None:
-            ready_file.unlink(missing_ok=True)
 
 
 async def _ended(server: Server) -> None:

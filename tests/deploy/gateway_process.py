@@ -57,9 +57,9 @@ def running_gateway(
 
 def _serving(ready: Path) -> RunningGateway | None:
     """The gateway, once every model has answered its canary."""
-    if not (ready.exists() and (text := ready.read_text(encoding="utf-8"))):
+    if not ready.exists():
         return None
-    running = RunningGateway(**json.loads(text))
+    running = RunningGateway(**json.loads(ready.read_text(encoding="utf-8")))
     with urllib.request.urlopen(running.metrics_url, timeout=10) as answer:
         states = re.findall(
             r"^medserve_gateway_model_ready\{.*\} (\S+)$", answer.read().decode(), re.M

@@ -134,8 +134,8 @@ class Served:
         """The addresses, once all models are proven."""
         end = time.monotonic() + within_s
         while time.monotonic() < end and self.process.poll() is None:
-            if self.ready_file.exists() and (text := self.ready_file.read_text()):
-                content = json.loads(text)
+            if self.ready_file.exists():
+                content = json.loads(self.ready_file.read_text())
                 assert isinstance(content, dict)
                 return content
             time.sleep(0.05)
