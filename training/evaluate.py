@@ -1,9 +1,10 @@
 """Evaluate a model: `python -m training.evaluate mednist --data-dir DIR --out DIR`.
 
-The model is a room or an archive (`model_store/liver-1.0.mar`). A room whose evaluation asks for
-more than the flags here names a configuration in its `training/<name>.py`, `EVALUATION`, which
-extends `EvaluateConfig`, and a function `evaluate` that takes it; `FOLDERS` there names the label
-of each folder of images that has another name.
+The model is a room, a model in the store (`liver`, imported or packaged; its newest version), or an
+archive (`model_store/liver-1.0.mar`). A room whose evaluation asks for more than the flags here
+names a configuration in its `training/<name>.py`, `EVALUATION`, which extends `EvaluateConfig`, and
+a function `evaluate` that takes it; `FOLDERS` there names the label of each folder of images that
+has another name.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from medserve.errors import ConfigError
 from medserve.spec import EngineName, Task
 from training.classification.evaluation import evaluate_classifier
 from training.core.config import Setting, parse, run
-from training.core.evaluation import EvaluationRequest, measured_model
+from training.core.evaluation import MODEL, EvaluationRequest, measured_model
 from training.frames.evaluation import evaluate_frames
 from training.volumes.evaluation import evaluate_segmentation
 
@@ -38,7 +39,7 @@ _BY_TASK: Mapping[Task, Callable[[EvaluationRequest], object]] = {
 class EvaluateConfig:
     """Evaluate a shipped artifact on labelled images, by the code that serving uses."""
 
-    model: Annotated[str, Setting("name of a room, or an archive (.mar)", positional=True)]
+    model: Annotated[str, Setting(MODEL, positional=True)]
     data_dir: Annotated[
         Path, Setting("one folder of images per label, an npz, or images with masks")
     ] = Path("data")

@@ -1,7 +1,7 @@
 """Measure what a model does with spoilt inputs: `python -m training.robustness mednist`.
 
     python -m training.robustness mednist --data-dir data/MedNIST --n 300 --install
-    python -m training.robustness model_store/liver-1.0.mar --data-dir UNSEEN --no-held-out
+    python -m training.robustness liver --data-dir UNSEEN --no-held-out
 
 Images or volumes that no training saw are changed in ways that scanners, exports and people change
 them, and answered by the code that serves. What counts is how many answers are wrong, and how many
@@ -27,7 +27,6 @@ import numpy.typing as npt
 from PIL import Image as pillow
 from rich.progress import track
 from scipy import ndimage
-from scipy.special import softmax
 
 import models
 from medserve.errors import ConfigError, MedserveError
@@ -38,12 +37,13 @@ from medserve.imaging.volume import Volume
 from medserve.inference.engines import Engine, load_engine
 from medserve.inference.fit import fit_image
 from medserve.inference.frame_pipeline import FramePipeline
+from medserve.inference.scores import as_logits, classified
 from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.spec import Precision, Task
 from training.classification import evaluation as images
 from training.classification.data import decode_file
 from training.core.config import Setting, run
-from training.core.evaluation import EvaluationRequest, measured_model, predict_by
+from training.core.evaluation import MODEL, EvaluationRequest, measured_model, predict_by
 from training.core.export import sha256
 from training.core.files import write_json
 from training.core.report import Table
@@ -80,7 +80,7 @@ WRONG_BELOW = {Task.VOLUMES: 0.85, Task.FRAMES: 0.5}  # Dice of an answer that m
 class RobustnessConfig:
     """Measure a model on inputs that are spoilt in known ways."""
 
-    model: Annotated[str, Setting("name of a room, or an archive (.mar)", positional=True)]
+    model: Annotated[str, Setting(MODEL, positional=True)]
     data_dir: Annotated[Path, Setting("labelled data, as for training.evaluate")] = Path("data")
     out_dir: Annotated[Path, Setting("receives robustness.json and robustness.md")] = Path(
         "outputs/robustness"
@@ -104,11 +104,13 @@ class Sample:
         array: float32 (H, W) or (H, W, 3) in [0, 1], or a volume (I, J, K).
         truth: Label id, or mask uint8 on the pixels or voxels of the array.
         geometry: Of a volume; None of an image.
+        others: The further channels of a volume, on its grid.
     """
 
     array: npt.NDArray[np.float32]
     truth: Array
     geometry: Geometry | None = None
+    others: tuple[Sample, ...] = ()
 
     def changed(self, array: Array, truth: Array | None = None, **other: Any) -> Sample:
         """Return the sample with another array, images within [0, 1]."""
@@ -149,6 +151,11 @@ class Change:
     kind: str
     strength: str
     apply: Callable[[Sample, np.random.Generator], Sample]
+
+    def spoil(self, sample: Sample, draws: np.random.Generator) -> Sample:
+        """Return the spoilt sample, every channel of it in the same way."""
+        others = tuple(self.apply(each, draws) for each in sample.others)
+        return dataclasses.replace(self.apply(sample, draws), others=others)
 
 
 def _noise(sample: Sample, draws: np.random.Generator, deviation: float) -> Sample:
@@ -290,7 +297,15 @@ def changes_of(task: Task) -> tuple[Change, ...]:
 
 
 def main(config: RobustnessConfig) -> None:
-    """Answer every sample in every way, and write the table."""
+    """Answer every sample in every way, and write the table.
+
+    Raises:
+        ConfigError: a model of the store has no card to put the table into.
+    """
+    if config.install and config.model not in models.names():
+        raise ConfigError(
+            f"{config.model} is no room, so it has no card for the table: leave out --install"
+        )
     with measured_model(config.model, config.variant, config.weights) as (spec, weights):
         request = EvaluationRequest(
             spec, weights, config.data_dir, config.out_dir,
@@ -386,7 +401,7 @@ def _row(
     change: Change, samples: Sequence[Sample], judge: Callable[[Sample], Answer], seed: int
 ) -> dict[str, Any]:
     draws = np.random.default_rng(seed)
-    answers = [answered(change.apply(sample, draws), judge) for sample in samples]
+    answers = [answered(change.spoil(sample, draws), judge) for sample in samples]
     return {
         "kind": change.kind,
         "strength": change.strength,
@@ -445,11 +460,10 @@ def _of_images(
 
     def judge(sample: Sample) -> Answer:
         outputs = engine.run(fit_image(Image(sample.array), spec.input)[np.newaxis])
-        probabilities = softmax(outputs["logits"][0].astype(np.float64))
-        is_right = int(probabilities.argmax()) == int(sample.truth)
-        is_sure = float(probabilities.max()) >= spec.classifier.review_below
-        is_like = float(outputs["novelty"][0]) <= 1.0
-        return Answer(float(is_right), not is_right, not (is_sure and is_like))
+        outputs = {**outputs, "logits": as_logits(outputs["logits"], spec.classifier.scores)}
+        found = classified({name: array[0] for name, array in outputs.items()}, spec)
+        is_right = found.label == spec.labels[int(sample.truth)]
+        return Answer(float(is_right), not is_right, found.review or found.unlike_training)
 
     return samples, judge
 
@@ -479,17 +493,20 @@ def _of_volumes(
 ) -> tuple[list[Sample], Callable[[Sample], Answer]]:
     spec, pipeline = request.spec, VolumePipeline(request.spec)
     predict = predict_by(engine)
-    if pipeline.volume.channels:
-        raise ConfigError(f"{spec.name} sees several channels; only models of one are measured")
     samples = []
     for case in _spread(volume_evaluation.chosen_cases(request), count):
-        [volume] = volumes.read_volumes(case, spec)
-        mask = volumes.read_mask(case, volume, len(spec.labels))
-        samples.append(Sample(volume.array.astype(np.float32), mask, volume.geometry))
+        read = volumes.read_volumes(case, spec)
+        mask = volumes.read_mask(case, read[0], len(spec.labels))
+        first, *others = [
+            Sample(each.array.astype(np.float32), mask, each.geometry) for each in read
+        ]
+        samples.append(dataclasses.replace(first, others=tuple(others)))
 
     def judge(sample: Sample) -> Answer:
         assert sample.geometry is not None
-        prepared = pipeline.prepare(Volume(sample.array, sample.geometry))
+        prepared = pipeline.prepare(
+            [Volume(each.array, sample.geometry) for each in (sample, *sample.others)]
+        )
         found = pipeline.segment(prepared, predict)
         mask = found.segmentation.mask
         scores = compare_masks(mask, sample.truth, sample.geometry, spec.labels)

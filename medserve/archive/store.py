@@ -11,11 +11,16 @@ from medserve.archive.decisions import Decisions
 from medserve.archive.read import ArchiveInfo, verify_archive
 from medserve.errors import ArchiveError, ConfigError, MedserveError, UnknownModelError
 
-__all__ = ["default_versions", "name_the_damaged", "newer", "select_archives"]
+__all__ = ["default_versions", "name_the_damaged", "newer", "select_archives", "stored_names"]
 
 logger = logging.getLogger(__name__)
 
 _VERSION = re.compile(r"-\d.*$")  # of a file name; model names hold no hyphen
+
+
+def stored_names(store: Path) -> list[str]:
+    """Return the names of the models in the store, by its files alone, sorted."""
+    return sorted({_VERSION.sub("", file.stem) for file in store.glob("*.mar")})
 
 
 def select_archives(
@@ -66,7 +71,7 @@ def select_archives(
     chosen = [info for info in found.values() if not names or info.name in names]
     for name in names:
         if not any(info.name == name for info in chosen):
-            known = ", ".join(sorted({_VERSION.sub("", file.stem) for file in files}))
+            known = ", ".join(stored_names(store))
             raise UnknownModelError(f"expected models out of {known} in {store}, got {name!r}")
     return sorted(chosen, key=lambda info: (info.name, _order(info.version)))
 

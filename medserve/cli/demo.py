@@ -17,6 +17,7 @@ from rich.text import Text
 
 from medserve.archive.build import build_archive, find_checkout, room_names
 from medserve.archive.read import golden_input, inspect_archive
+from medserve.archive.store import select_archives, stored_names
 from medserve.cli.gateway import require_gateway, run_gateway
 from medserve.cli.show import sheet
 from medserve.cli.show.console import console_for_people, shown
@@ -137,11 +138,19 @@ class _Answer:
 def demo(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL", help="Rooms to show.", show_default="every room"),
+        typer.Argument(
+            metavar="MODEL",
+            help="Rooms, and models in the store, to show.",
+            show_default="all of them",
+        ),
     ] = None,
     store: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where archives go.", show_default="model_store"),
+        typer.Option(
+            metavar="DIR",
+            help="Where archives go, and where imported ones lie.",
+            show_default="model_store",
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option(metavar="DIR", file_okay=False, help="Where the pictures go.")
@@ -149,33 +158,43 @@ def demo(
 ) -> None:
     """Build every archive, start server and gateway, send real images, show the answers, stop.
 
+    A model in the store that is no room, such as an imported one, is asked its golden input.
+
     Exit code: 0 every example got its answer, 1 some did not, 2 no server came up.
     """
     require_gateway()
     root = find_checkout()
-    names = models or room_names(root)
+    rooms = room_names(root)
     folder = store or Settings.from_environment().store
     with Console(stderr=True).status("packaging") as status:
         archives = {}
-        for name in names:
-            if name not in room_names(root):
-                raise UnknownModelError(
-                    f"expected one of {', '.join(room_names(root))}, got {shown(name)}"
-                )
+        for name in _names(models, rooms, stored_names(folder)):
             status.update(f"packaging {name}")
-            archives[name] = build_archive(name, folder, root)
+            if name in rooms:
+                archives[name] = build_archive(name, folder, root)
+            else:
+                archives[name] = select_archives(folder, [name])[-1].path
         status.update("starting TorchServe; every model answers its golden input first")
         examples = [
             example
             for name, archive in archives.items()
             for example in _examples(root / "models" / name, archive)
         ]
-        with Server(ServerConfig(store=folder, models=tuple(names))) as server:
+        with Server(ServerConfig(store=folder, models=tuple(archives))) as server:
             answers = asyncio.run(_served(server, examples))
     console_for_people().print(_table(answers))
     _write(answers, out)
     if not all(answer.as_expected for answer in answers):
         raise typer.Exit(1)
+
+
+def _names(wanted: list[str] | None, rooms: list[str], stored: list[str]) -> list[str]:
+    """Return the models to show: those that are wanted, or all."""
+    known = list(dict.fromkeys([*rooms, *stored]))
+    for name in wanted or ():
+        if name not in known:
+            raise UnknownModelError(f"expected one of {', '.join(known)}, got {shown(name)}")
+    return wanted or known
 
 
 def _examples(room: Path, archive: Path) -> Iterator[_Example]:

@@ -426,9 +426,8 @@ def write_archive(spec: ModelSpec, content: Content, folder: Path, store: Path) 
     module, base = content.base
     code = _HANDLER.format(title=_docstring(spec.title), module=module, base=base)
     handler.write_text(code, encoding="utf-8")
-    (folder / "model-config.yaml").write_text(
-        yaml.safe_dump(dict(content.config), sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    described = yaml.dump(dict(content.config), Dumper=_Plain, sort_keys=False, allow_unicode=True)
+    (folder / "model-config.yaml").write_text(described, encoding="utf-8")
     (folder / CARD).write_text(content.card, encoding="utf-8")
     golden_input, payload = content.golden
     (folder / golden_input).write_bytes(payload)
@@ -446,6 +445,13 @@ def write_archive(spec: ModelSpec, content: Content, folder: Path, store: Path) 
         names.append(TORCHSCRIPT_FILE)
     sources = carried_code(handler) | {name: folder / name for name in names}
     return pack_archive(spec, sources, store, "unknown")
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes what stands twice in a description twice: an archive may hold no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _first_line(error: Exception) -> str:

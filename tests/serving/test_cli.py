@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.archives import packaged_fixture
 from tests.tiny_room import LABELS, bright_tile, make_checkout
 
 
@@ -90,7 +91,7 @@ def test_dead_server_is_one_line_and_exit_code_2(command: tuple[str, ...], image
 
 @dataclass(frozen=True)
 class Demo:
-    """What `medserve demo` left of three rooms."""
+    """What `medserve demo` left of three rooms and a model of the store."""
 
     out: Path
     checkout: Path
@@ -104,7 +105,7 @@ class Demo:
 
 @pytest.fixture(scope="module")
 def demo(torchserve_alone: None, tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """One run: `tiny` has examples, `bare` has none, `slices` reads DICOM."""
+    """One run: `tiny` with examples, `bare` without, `slices` for DICOM; `tiny_frame` is stored."""
     folder = tmp_path_factory.mktemp("demo")
     checkout = folder / "checkout"
     for name in ("tiny", "bare", "slices"):
@@ -115,6 +116,7 @@ def demo(torchserve_alone: None, tmp_path_factory: pytest.TempPathFactory) -> De
         (examples / f"{label}.png").write_bytes(bright_tile(place))
     config = checkout / "models" / "slices" / "model-config.yaml"
     config.write_text(config.read_text().replace("- raster", "- raster\n    - dicom"))
+    packaged_fixture("tiny_frame", checkout / "model_store")
     run = medserve("demo", "--out", folder / "outputs", folder=checkout)
     assert run.returncode == 0, run.stderr
     return Demo(folder / "outputs", checkout, run.stdout)
@@ -155,6 +157,14 @@ def test_demo_of_a_room_without_examples_sends_its_golden_input(demo: Demo) -> N
         ("golden input", "ok"),
         ("half a file", "error"),
     ]
+
+
+def test_demo_asks_a_model_that_lies_in_the_store_its_golden_input(demo: Demo) -> None:
+    assert [(each["input"], each["status"]) for each in demo.answers("tiny_frame")] == [
+        ("golden input", "ok"),
+        ("half a file", "error"),
+    ]
+    assert (demo.out / "tiny_frame.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_demo_sends_real_dicom_slices_to_a_room_that_reads_them(demo: Demo) -> None:

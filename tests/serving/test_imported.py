@@ -230,6 +230,31 @@ def test_a_batch_answers_cases_of_several_images(
         assert np.mean(nifti.decode(mask.read_bytes()).array == expected) >= _AGREEMENT
 
 
+def test_pictures_are_sorted_reviewed_and_corrected_by_an_imported_classifier(
+    address: str, tmp_path: Path, medserve: Any
+) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "sorted"
+    pictures.mkdir()
+    for seed in range(6):
+        (pictures / f"{seed}.png").write_bytes(a_picture(seed))
+    wanted = {
+        f"{'abc'[int(np.argmax(own_probabilities(a_picture(seed))))]}/{seed}.png"
+        for seed in range(6)
+    }
+    run = medserve("sort", pictures, "--model", "skin", "--out", out, "--address", address)
+    assert run.code == 0, run.err
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == wanted
+    run = medserve("review", out)
+    assert run.code == 0, run.err
+    listed = [line.split()[0] for line in run.out.splitlines() if ".png" in line]
+    assert set(listed) == wanted
+    first = listed[0]
+    assert medserve("review", out, "--class", "b" if first[0] == "a" else "a", first).code == 0
+    left = medserve("review", out).out
+    assert first not in left
+    assert "5 files, 1 judged by a person" in left
+
+
 def test_images_of_other_grids_or_missing_ones_are_refused(address: str, tmp_path: Path) -> None:
     first, second = (path.read_bytes() for path in write_case(tmp_path / "case", CASES[_TWO]))
     volume = nifti.decode(second)

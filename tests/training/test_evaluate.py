@@ -64,6 +64,7 @@ def test_the_errors_among_the_first_that_review_shows_are_counted(
     spec = models.spec("mednist")
     engine = load_engine(EngineName.ONNXRUNTIME, weights, precision=Precision.F32, threads=1)
     answers = answer_files(engine, spec, files_below(drawn))
+    assert answers.novelty is not None
     highest = answers.probabilities.max(axis=1)
     rows = sorted(
         (

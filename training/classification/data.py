@@ -24,7 +24,7 @@ from medserve.imaging.codecs import sniff
 from medserve.imaging.image import Image
 from medserve.inference.fit import fit_image
 from medserve.results.sorted_folders import ERRORS, MANIFEST, REVIEW, read_corrections
-from medserve.spec import ModelSpec
+from medserve.spec import InputSpec, ModelSpec
 from training.core.config import Setting, write
 from training.core.files import files_below, require_folder
 
@@ -35,6 +35,7 @@ __all__ = [
     "LabelledImages",
     "decode_file",
     "decoded",
+    "display_planes",
     "divide",
     "labelled_files",
     "read_class_folders",
@@ -253,6 +254,14 @@ def to_images(planes: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """Planes float32 (N, C, H, W) in [0, 1] -> pixels uint8 (N, H, W) or (N, H, W, 3)."""
     pixels = np.rint(255.0 * planes).astype(np.uint8)
     return pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1).copy()
+
+
+def display_planes(planes: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[np.float32]:
+    """Return planes (N, C, H, W) of `fit_image` as they are shown, in [0, 1]."""
+    if not spec.mean:
+        return planes
+    mean, deviation = (np.reshape(each, (-1, 1, 1)) for each in (spec.mean, spec.deviation))
+    return np.clip(planes * deviation + mean, 0.0, 1.0).astype(np.float32)
 
 
 def to_planes(pixels: npt.NDArray[np.uint8]) -> Tensor:

@@ -14,24 +14,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.progress import track
-from scipy.special import softmax
 from scipy.stats import binomtest
 
 from medserve.errors import ConfigError
 from medserve.imaging.image import Image
-from medserve.inference.engines import Engine, load_engine
+from medserve.inference.engines import Engine
 from medserve.inference.fit import fit_image
-from medserve.spec import ModelSpec, Precision
+from medserve.inference.scores import as_logits, probabilities
+from medserve.spec import ModelSpec
 from training.classification import metrics, report
 from training.classification.data import (
     SPLITS,
     decoded,
+    display_planes,
     labelled_files,
     read_npz,
     read_split,
     to_images,
 )
-from training.core.evaluation import EvaluationRequest
+from training.core.evaluation import EvaluationRequest, engine_of, refuse_foreign
 from training.core.export import sha256
 from training.core.files import files_below, write_json
 
@@ -53,20 +54,22 @@ class Answers:
         paths: Of those files, in the order asked.
         pixels: uint8 (N, H, W) or (N, H, W, 3), what the network saw.
         probabilities: float64 (N, K), calibrated.
-        novelty: float32 (N,).
+        novelty: float32 (N,); None of a model that does not tell it.
         skipped: Number of files that serving would refuse.
     """
 
     paths: tuple[Path, ...]
     pixels: npt.NDArray[np.uint8]
     probabilities: npt.NDArray[np.float64]
-    novelty: npt.NDArray[np.float32]
+    novelty: npt.NDArray[np.float32] | None
     skipped: int
 
     @property
-    def flagged(self) -> int:
-        """Number of images called unlike the training data."""
-        return int((self.novelty > 1.0).sum())
+    def is_unlike(self) -> npt.NDArray[np.bool_]:
+        """Return which images (N,) are called unlike the training data."""
+        if self.novelty is None:
+            return np.zeros(len(self.paths), dtype=np.bool_)
+        return self.novelty > 1.0
 
 
 def evaluate_classifier(request: EvaluationRequest) -> dict[str, Any]:
@@ -76,22 +79,24 @@ def evaluate_classifier(request: EvaluationRequest) -> dict[str, Any]:
     MedMNIST, whose label ids are the model's.
 
     Raises:
-        ConfigError: a folder that is no label, or no image that serving would accept.
+        ConfigError: a folder that is no label, no image that serving would accept, or foreign
+            images for a model that tells no novelty.
     """
     spec, weights = request.spec, request.weights
-    engine_name = request.engine or spec.engine.name
-    engine = load_engine(engine_name, weights, precision=Precision.F32, threads=request.threads)
+    if not spec.classifier.novelty:
+        refuse_foreign(request)
+    engine = engine_of(request)
     names, label_ids, answers = _answered(request, engine)
     measured = metrics.measure(answers.probabilities, label_ids, spec.labels)
     content = {
         "model": spec.name,
         "version": spec.version,
-        "engine": str(engine_name),
+        "engine": str(request.engine_name),
         "artifact_sha256": sha256(weights / "model.onnx"),
         **measured.to_json(),
         "skipped": answers.skipped,
         "review": _review(answers, label_ids, spec.classifier.review_below),
-        "novelty": {"flagged": answers.flagged, "foreign": _foreign(engine, spec, request)},
+        "novelty": _novelty(engine, request, answers) if spec.classifier.novelty else None,
     }
     request.out_dir.mkdir(parents=True, exist_ok=True)
     write_json(request.out_dir / "metrics.json", content)
@@ -169,19 +174,20 @@ def _answers(engine: Engine, spec: ModelSpec, images: Iterator[_Readable]) -> An
     height, width = spec.input.size
     nothing = np.zeros((0, spec.input.channels, height, width), np.float32)
     pixels = [to_images(nothing)]
-    logits = [np.zeros((0, len(spec.labels)), np.float32)]
+    shares = [np.zeros((0, len(spec.labels)))]
     novelty = [np.zeros(0, np.float32)]
     for batch in _batches(images):
         tensor = np.stack([planes for _, planes in batch])  # (N, C, H, W)
         outputs = engine.run(tensor)
         kept += [path for path, _ in batch]
-        pixels.append(to_images(tensor))
-        logits.append(outputs["logits"])
-        novelty.append(outputs["novelty"])
-    probabilities = softmax(np.concatenate(logits).astype(np.float64), axis=1)
+        pixels.append(to_images(display_planes(tensor, spec.input)))
+        shares.append(probabilities(as_logits(outputs["logits"], spec.classifier.scores)))
+        if spec.classifier.novelty:
+            novelty.append(outputs["novelty"])
     return Answers(
-        tuple(kept), np.concatenate(pixels), probabilities, np.concatenate(novelty), skipped=0
-    )
+        tuple(kept), np.concatenate(pixels), np.concatenate(shares),
+        np.concatenate(novelty) if spec.classifier.novelty else None, skipped=0,
+    )  # fmt: skip
 
 
 def _batches(items: Iterator[_Readable]) -> Iterator[list[_Readable]]:
@@ -200,7 +206,7 @@ def _review(
     """
     is_review = answers.probabilities.max(axis=1) < review_below
     is_error = answers.probabilities.argmax(axis=1) != label_ids
-    rank = np.where(answers.novelty > 1.0, 0, np.where(is_review, 1, 2))
+    rank = np.where(answers.is_unlike, 0, np.where(is_review, 1, 2))
     order = np.lexsort((answers.probabilities.max(axis=1), rank))
     places = 1 + np.flatnonzero(is_error[order])  # of the errors, the most doubtful first
     found, errors = int((places <= math.ceil(_LOOKED_AT * len(order))).sum()), len(places)
@@ -215,14 +221,14 @@ def _review(
     }
 
 
-def _foreign(
-    engine: Engine, spec: ModelSpec, request: EvaluationRequest
-) -> dict[str, dict[str, int]]:
-    """Images and flagged ones for each folder of `foreign_dir`."""
-    if request.foreign_dir is None:
-        return {}
-    content = {}
-    for folder in sorted(path for path in request.foreign_dir.iterdir() if path.is_dir()):
-        answers = answer_files(engine, spec, files_below(folder), progress=folder.name)
-        content[folder.name] = {"n": len(answers.paths), "flagged": answers.flagged}
-    return content
+def _novelty(engine: Engine, request: EvaluationRequest, answers: Answers) -> dict[str, Any]:
+    """Count the images that are called unlike, also for each folder of `foreign_dir`."""
+    foreign = {}
+    for folder in _folders(request.foreign_dir):
+        found = answer_files(engine, request.spec, files_below(folder), progress=folder.name)
+        foreign[folder.name] = {"n": len(found.paths), "flagged": int(found.is_unlike.sum())}
+    return {"flagged": int(answers.is_unlike.sum()), "foreign": foreign}
+
+
+def _folders(parent: Path | None) -> list[Path]:
+    return [] if parent is None else sorted(path for path in parent.iterdir() if path.is_dir())

@@ -29,14 +29,14 @@ class Findings:
         names: Path of each image, relative to the data folder.
         pixels: uint8 (N, H, W) or (N, H, W, 3).
         probabilities: float64 (N, K).
-        novelty: float32 (N,).
+        novelty: float32 (N,); None of a model that does not tell it.
         label_ids: int64 (N,), the truth.
     """
 
     names: tuple[str, ...]
     pixels: npt.NDArray[np.uint8]
     probabilities: npt.NDArray[np.float64]
-    novelty: npt.NDArray[np.float32]
+    novelty: npt.NDArray[np.float32] | None
     label_ids: npt.NDArray[np.int64]
 
 
@@ -49,7 +49,7 @@ class Finding:
     truth: str
     answer: str
     probabilities: tuple[tuple[str, float], ...]  # most probable first
-    novelty: float
+    novelty: float | None
 
 
 def write(
@@ -61,6 +61,13 @@ def write(
     for number, i in enumerate(wrong[:_GALLERY]):
         (out_dir / "errors").mkdir(exist_ok=True)
         (out_dir / "errors" / f"{number:03d}.png").write_bytes(encode_png(findings.pixels[i]))
+    novelty = findings.novelty
+    figures = {
+        "confusion_matrix": lambda: confusion_matrix(measured.confusion, measured.labels),
+        "reliability": lambda: reliability_curve(findings.probabilities, findings.label_ids),
+    }
+    if novelty is not None:
+        figures["novelty"] = lambda: _novelty(novelty)
     return write_page(
         out_dir / "report.html",
         "classification_report.html",
@@ -69,16 +76,12 @@ def write(
             "metrics": measured,
             "per_class": list(zip(measured.labels, measured.per_class, strict=True)),
             "gallery": gallery,
-            "unlike": int((findings.novelty > 1.0).sum()),
+            "unlike": None if novelty is None else int((novelty > 1.0).sum()),
             "reviewed": int(
                 (findings.probabilities.max(axis=1) < spec.classifier.review_below).sum()
             ),
         },
-        {
-            "confusion_matrix": lambda: confusion_matrix(measured.confusion, measured.labels),
-            "reliability": lambda: reliability_curve(findings.probabilities, findings.label_ids),
-            "novelty": lambda: _novelty(findings),
-        },
+        figures,
     )
 
 
@@ -90,7 +93,7 @@ def _finding(spec: ModelSpec, findings: Findings, i: int) -> Finding:
         truth=spec.labels[findings.label_ids[i]],
         answer=spec.labels[order[0]],
         probabilities=tuple((spec.labels[k], float(findings.probabilities[i, k])) for k in order),
-        novelty=float(findings.novelty[i]),
+        novelty=None if findings.novelty is None else float(findings.novelty[i]),
     )
 
 
@@ -138,10 +141,10 @@ def reliability_curve(
     return figure
 
 
-def _novelty(findings: Findings) -> Figure:
+def _novelty(novelty: npt.NDArray[np.float32]) -> Figure:
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")
     axes = figure.subplots()
-    axes.hist(findings.novelty, bins=60, color="#4878b0")
+    axes.hist(novelty, bins=60, color="#4878b0")
     axes.axvline(1.0, color="#b04848", linewidth=1)
     axes.set(xlabel="novelty (above 1: unlike the training data)", ylabel="images", yscale="log")
     return figure

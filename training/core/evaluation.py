@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,16 +16,20 @@ import torch
 from torch import Tensor, nn
 
 import models
-from medserve.archive.read import verify_archive
-from medserve.errors import ConfigError
+from medserve.archive.read import ArchiveInfo, verify_archive
+from medserve.archive.store import select_archives, stored_names
+from medserve.archive.unpack import unpack_archive
+from medserve.errors import ConfigError, UnknownModelError
 from medserve.inference.engines import Engine, load_engine
 from medserve.inference.engines.engine import ONNX_FILE, TORCHSCRIPT_FILE
+from medserve.settings import Settings
 from medserve.spec import EngineName, ModelSpec, Precision
 from training.core.export import sha256
 from training.core.split import PARTS, read_split
 
 __all__ = [
     "ARCHIVE_SUFFIX",
+    "MODEL",
     "EvaluationRequest",
     "Predict",
     "artifact_digests",
@@ -41,6 +44,7 @@ __all__ = [
 Predict = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 ARCHIVE_SUFFIX = ".mar"
+MODEL = "name of a room or of a model in the store, or an archive (.mar)"
 _CONFIG = "model-config.yaml"
 
 
@@ -102,28 +106,40 @@ def measured_model(
     """Yield the description and the folder of an artifact.
 
     Args:
-        name: Of a room, or the path of an archive.
+        name: Of a room, or of a model in the store (its newest version), or the path of an archive.
         variant: Of the room.
         weights: Folder of another artifact than the room's; a `model-config.yaml` in it counts.
 
     Raises:
         ArchiveError: the archive is damaged or altered.
         ConfigError: an archive has no variants and no other weights.
+        UnknownModelError: neither a room nor a model in the store has the name.
     """
-    if not name.endswith(ARCHIVE_SUFFIX):
+    if name in models.names():
         folder = weights or models.room(name, variant) / "weights"
         own = folder / _CONFIG
         yield ModelSpec.from_file(own) if own.is_file() else _spec(name, variant), folder
         return
+    archive = _archive(name)
     if variant or weights is not None:
         raise ConfigError(f"{name} is an archive, which is measured as it is: leave out --variant "
                           "and --weights")  # fmt: skip
-    spec = verify_archive(Path(name)).spec
     with tempfile.TemporaryDirectory(prefix="medserve-evaluate-") as unpacked:
-        with zipfile.ZipFile(name) as packed:
-            for member in {ONNX_FILE, TORCHSCRIPT_FILE} & set(packed.namelist()):
-                packed.extract(member, unpacked)
-        yield spec, Path(unpacked)
+        unpack_archive(archive, Path(unpacked), (ONNX_FILE, TORCHSCRIPT_FILE))
+        yield archive.spec, Path(unpacked)
+
+
+def _archive(name: str) -> ArchiveInfo:
+    """Return the archive at a path, or the newest one of a model in the store; verified."""
+    if name.endswith(ARCHIVE_SUFFIX):
+        return verify_archive(Path(name))
+    store = Settings.from_environment().store
+    if name not in (stored := stored_names(store)):
+        raise UnknownModelError(
+            f"expected one of {', '.join([*models.names(), *stored])}, or an archive "
+            f"({ARCHIVE_SUFFIX}), got {name!r}; the store is {store}"
+        )
+    return select_archives(store, [name])[-1]
 
 
 def _spec(name: str, variant: str) -> ModelSpec:
@@ -131,13 +147,16 @@ def _spec(name: str, variant: str) -> ModelSpec:
 
 
 def refuse_foreign(request: EvaluationRequest) -> None:
-    """Refuse foreign images for a model that finds structures.
+    """Refuse foreign images for a model that tells no novelty.
 
     Raises:
         ConfigError: the request names some.
     """
     if request.foreign_dir is not None:
-        raise ConfigError("expected no --foreign-dir: a segmentation has no measure of novelty")
+        raise ConfigError(
+            f"expected no --foreign-dir: {request.spec.name} does not tell how far an image is "
+            "from its training data"
+        )
 
 
 def part_of(request: EvaluationRequest, cases: Sequence[Case]) -> Sequence[Case]:

@@ -1,0 +1,200 @@
+"""Imported archives are measured as rooms are, by the name that they have in the store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image as pillow
+from torch import nn
+
+from medserve.imaging.codecs import nifti
+from medserve.importing.artifacts import write_onnx
+from medserve.importing.golden import as_png
+from medserve.importing.package import Named
+from tests.importing.picture_networks import (
+    a_picture,
+    own_probabilities,
+    the_network,
+    write_classifier,
+    write_frames,
+)
+from tests.tiny_volume_room import VOLUME_CONFIG, known_mask, phantom
+from tests.training.guide import guided
+from training import evaluate, robustness
+from training.core.config import run
+
+pytest.importorskip("onnxscript", reason="needs the import extra")
+pytestmark = [pytest.mark.archive, pytest.mark.filterwarnings("ignore")]  # of torch's exporters
+
+_CHANNELS = ("T1", "T2")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with an imported classifier, model of frames, and model of two channels."""
+    from typer.testing import CliRunner
+
+    from medserve.cli.importing import import_
+
+    folder = tmp_path_factory.mktemp("imported")
+    for described in (_classifier(folder), write_frames(folder), _two_channels(folder)):
+        arguments = ["onnx", *map(str, described), "--store", str(folder / "store")]
+        outcome = CliRunner().invoke(import_, arguments)
+        assert outcome.exit_code == 0, outcome.output
+    return folder / "store"
+
+
+def _classifier(folder: Path) -> list[Any]:
+    """Write a classifier that ends in a softmax, as many do."""
+    described = write_classifier(folder, the_network(nn.Softmax(1)))
+    content = yaml.safe_load((folder / "skin.yaml").read_text())
+    content["medserve"]["output"] = {"scores": "probabilities", "review_below": 0.35}
+    (folder / "skin.yaml").write_text(yaml.safe_dump(content))
+    return described
+
+
+def _two_channels(folder: Path) -> list[Any]:
+    """Write what calls the mean of two images dim or bright, as `tests.tiny_volume_room` does."""
+    network = nn.Conv3d(2, 3, 1)
+    with torch.no_grad():
+        network.weight.copy_(
+            torch.tensor([0.0, 24, 48]).reshape(3, 1, 1, 1, 1).expand(3, 2, 1, 1, 1)
+        )
+        network.bias.copy_(torch.tensor([0.0, -16, -48]))  # type: ignore[union-attr]
+    file = folder / "pair.onnx"
+    write_onnx(Named(network).eval(), file, {"image": torch.rand(2, 2, 16, 16, 16)}, ("scores",))
+    own = {key: value for key, value in VOLUME_CONFIG["medserve"].items() if key != "engine"}
+    window = own["volume"]["normalisation"]
+    own |= {
+        "name": "pair",
+        "input": own["input"] | {"channels": 2},
+        "volume": own["volume"] | {"channels": {name: window for name in _CHANNELS}},
+    }
+    del own["volume"]["normalisation"]
+    description = folder / "pair.yaml"
+    description.write_text(yaml.safe_dump(dict(VOLUME_CONFIG) | {"medserve": own}))
+    return [file, "--spec", description]
+
+
+@pytest.fixture
+def measured(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Measures a model of the store and returns what was written."""
+    monkeypatch.setenv("MEDSERVE_STORE", str(store))
+
+    def measure(model: object, data: Path, *flags: str) -> dict[str, Any]:
+        out = tmp_path / "evaluation"
+        small = ("--data-dir", data, "--out", out, "--threads", 1, *flags)
+        _, *arguments = guided("training.evaluate liver", *small)
+        assert run(evaluate.main, evaluate.EvaluateConfig, [str(model), *arguments]) == 0
+        content: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+        return content
+
+    return measure
+
+
+@pytest.fixture
+def spoilt(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Spoils the inputs of a model of the store and returns the rows by kind and strength."""
+    monkeypatch.setenv("MEDSERVE_STORE", str(store))
+
+    def spoil(model: str, data: Path) -> dict[tuple[str, str], dict[str, Any]]:
+        out = tmp_path / "robustness"
+        arguments = [model, "--data-dir", str(data), "--out-dir", str(out), "--threads", "1"]
+        assert run(robustness.main, robustness.RobustnessConfig, arguments) == 2  # not held out
+        arguments += ["--no-held-out", "--n", "2"]
+        assert run(robustness.main, robustness.RobustnessConfig, [*arguments, "--install"]) == 2
+        assert run(robustness.main, robustness.RobustnessConfig, arguments) == 0
+        content = json.loads((out / "robustness.json").read_text(encoding="utf-8"))
+        return {(row["kind"], row["strength"]): row for row in content["rows"]}
+
+    return spoil
+
+
+def _pictures(folder: Path, count: int = 4) -> Path:
+    """Write pictures below the classes that the network itself tells, and one below another."""
+    for seed in range(count):
+        picture = a_picture(seed)
+        found = int(np.argmax(own_probabilities(picture)))
+        label = "abc"[(found + (seed == 0)) % 3]
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        (folder / label / f"{seed}.png").write_bytes(picture)
+    return folder
+
+
+def test_a_classifier_that_tells_no_novelty_is_evaluated(
+    measured: Any, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _pictures(tmp_path / "data")
+    found = measured("skin", data)
+    assert (found["model"], found["n"], found["errors"]) == ("skin", 4, 1)
+    assert found["novelty"] is None
+    shares = [max(own_probabilities(a_picture(seed))) for seed in range(4)]
+    assert found["review"]["images"] == sum(share < 0.35 for share in shares)
+    page = (tmp_path / "evaluation/report.html").read_text(encoding="utf-8")
+    assert "ovelty" not in page
+    assert found == measured(store / "skin-1.0.mar", data)
+    shown = np.asarray(pillow.open(tmp_path / "evaluation/errors/000.png"), dtype=np.float64)
+    own = np.asarray(pillow.open(next(data.rglob("0.png"))), dtype=np.float64)
+    np.testing.assert_allclose(shown.mean(axis=(0, 1)), own.mean(axis=(0, 1)), atol=2)
+    flags = ["skin", "--data-dir", str(data), "--foreign-dir", str(data)]
+    assert run(evaluate.main, evaluate.EvaluateConfig, flags) == 2
+    assert "no --foreign-dir: skin does not tell" in capsys.readouterr().err
+
+
+def test_a_classifier_that_tells_no_novelty_is_spoilt(spoilt: Any, tmp_path: Path) -> None:
+    rows = spoilt("skin", _pictures(tmp_path / "data", count=2))
+    assert rows["none", ""]["wrong"] == 1
+    assert len(rows) == len(robustness.CHANGES)
+
+
+def _frames(folder: Path) -> Path:
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(2):
+        frame = np.zeros((60, 90), np.uint8)
+        frame[10 + 5 * number : 40, 20:70] = 220
+        (folder / f"images/{number}.png").write_bytes(as_png(frame))
+        (folder / f"masks/{number}.png").write_bytes(as_png(frame))
+    return folder
+
+
+def test_a_model_of_frames_is_evaluated_and_spoilt(
+    measured: Any, spoilt: Any, tmp_path: Path
+) -> None:
+    data = _frames(tmp_path / "data")
+    found = measured("glow", data)
+    assert (found["n"], found["dice"] > 0.97) == (2, True)
+    assert spoilt("glow", data)["none", ""]["score"] == pytest.approx(found["dice"], abs=1e-3)
+
+
+def test_a_model_of_several_channels_is_evaluated_and_spoilt(
+    measured: Any, spoilt: Any, tmp_path: Path
+) -> None:
+    data, volume = tmp_path / "data", phantom()
+    for kind in ("imagesTr", "labelsTr"):
+        (data / kind).mkdir(parents=True)
+    for number in range(len(_CHANNELS)):
+        (data / f"imagesTr/case_{number:04d}.nii.gz").write_bytes(nifti.encode(volume))
+    mask = known_mask(volume)
+    (data / "labelsTr/case.nii.gz").write_bytes(nifti.encode(type(volume)(mask, volume.geometry)))
+    assert measured("pair", data)["dice"]["mean"] == 1.0
+    rows = spoilt("pair", data)
+    assert rows["none", ""]["score"] == 1.0
+    assert rows["turn", "90°"]["score"] > 0.9  # both channels turn
+    assert rows["noise", "30 %"]["score"] < 0.9
+
+
+def test_what_neither_room_nor_store_has_is_refused_by_the_names_of_both(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDSERVE_STORE", str(store))
+    assert run(evaluate.main, evaluate.EvaluateConfig, ["pairs", "--data-dir", "."]) == 2
+    told = capsys.readouterr().err
+    assert "mednist" in told
+    assert "glow, pair, skin" in told
