@@ -27,6 +27,7 @@ from medserve.gateway.core.admission import Reservation
 from medserve.gateway.core.gateway import Gateway, ModelInfo
 from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.faces.page.context import TASKS, options_of_job, page_context, read_json
+from medserve.gateway.faces.page.doubts import told
 from medserve.gateway.faces.page.exports import plain_name
 from medserve.gateway.faces.page.jobs import Item, Job, Kind, PageLimits, drop_file, whole_file
 from medserve.gateway.faces.page.masks import CORRECTED, MASK, frames_of, volume_of
@@ -283,7 +284,8 @@ def _kept(job: Job, answer: bytes, task: Task) -> dict[str, Any]:
             parts.append(name)
     colours = ["#000000", *(_hex(place) for place in range(len(found.labels) - 1))]
     shown = found.without_files() | found.provenance.to_json()
-    return shown | {"task": task, "parts": parts, "colours": colours}
+    doubts = [told(each) for each in found.doubts]
+    return shown | {"task": task, "parts": parts, "colours": colours, "doubts": doubts}
 
 
 def _hex(place: int) -> str:

@@ -249,7 +249,7 @@ function drawMeasures() {
   const cut = state.answer.measures.filter(({ touches_border }) => touches_border).map(({ label }) => label);
   const unlike = (state.answer.frames ?? []).filter(({ unlike_ultrasound }) => unlike_ultrasound).length;
   const failed = (state.answer.frames ?? []).filter(({ status }) => status !== "ok").length;
-  const reasons = (state.answer.doubts ?? []).map(({ reason, message }) => `${t(`segment.doubt.${reason}`)} (${message})`);
+  const reasons = state.answer.doubts.map(doubted);
   const said = [
     cut.length && wording(state.answer.task, "at_border", { labels: cut.join(", ") }),
     unlike && t("segment.unlike", { frames: count(unlike) }),
@@ -258,6 +258,15 @@ function drawMeasures() {
   ].filter(Boolean);
   $("warnings").hidden = said.length === 0;
   $("warnings").textContent = said.join(" ");
+}
+
+/** A reason for a review; its numbers as the language writes them, what no text tells as the archive says it. */
+function doubted({ reason, message, sentence, values, frames }) {
+  const spoken = (numbers) => Object.fromEntries(Object.entries(numbers).map(([name, value]) =>
+    [name, name === "label" ? value : value.replace(/\d+(?:\.(\d+))?/g, (number, decimals = "") => decimal(Number(number), decimals.length))]));
+  let told = sentence ? t(`segment.told.${sentence}`, spoken(values)) : message;
+  if (frames) told = t("segment.told.of_frames", { ...spoken(frames), told });
+  return sentence === "nothing" ? t(`segment.doubt.${reason}`) : `${t(`segment.doubt.${reason}`)} (${told})`;
 }
 
 function sized(number) {
