@@ -21,6 +21,7 @@ COMBINATIONS = {
     "gateway-api": ("tokens", "gateway-api"),
     "dicom": ("dicom",),
     "traces": ("traces",),
+    "traces of a node": ("dicom", "traces"),
     "direct": ("models-pvc", "tokens", "direct"),
     "kserve": ("models-pvc", "tokens", "audit", "kserve"),
     "all": ("models-image", "gpu", "tokens", "tls", "monitoring", "hpa-in-flight", "gateway-api"),

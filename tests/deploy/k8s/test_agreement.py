@@ -143,6 +143,25 @@ def test_the_node_understands_its_arguments(rendered: dict[str, list[Manifest]])
     Rules.read(rules)
 
 
+def test_every_part_that_writes_spans_is_told_of_the_same_collector(
+    rendered: dict[str, list[Manifest]],
+) -> None:
+    traced = rendered["traces of a node"]
+    pods = [
+        only(traced, kind)["spec"]["template"]["spec"] for kind in ("Deployment", "StatefulSet")
+    ]
+    told = {
+        each["name"]: {one["name"]: one["value"] for one in each.get("env", []) if "value" in one}
+        for pod in pods
+        for each in pod["containers"]
+    }
+    assert set(told) == {"torchserve", "gateway", "dicom"}
+    assert told["torchserve"] == told["gateway"] == told["dicom"]
+    assert told["dicom"]["OTEL_EXPORTER_OTLP_ENDPOINT"].endswith(":4318")
+    [alone] = only(rendered["dicom"], "StatefulSet")["spec"]["template"]["spec"]["containers"]
+    assert "env" not in alone
+
+
 def test_gateway_and_engine_meet_on_loopback(base: list[Manifest]) -> None:
     engine = container.parse(_container(base, "torchserve")["args"])
     gateway = GatewaySettings.read(environment=_environment(base, "gateway"))

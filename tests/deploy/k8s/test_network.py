@@ -9,6 +9,13 @@ from tests.deploy.k8s.rendering import Manifest
 
 SERVER = Place({"app.kubernetes.io/name": "medserve", "app.kubernetes.io/component": "server"})
 CALLER = Place({"medserve.dev/caller": "true"})
+NODE = Place(
+    {
+        "app.kubernetes.io/name": "medserve",
+        "app.kubernetes.io/component": "dicom",
+        "medserve.dev/caller": "true",
+    }
+)
 NEIGHBOUR = Place({"app": "other"})
 GUEST = Place({}, "hospital", {"medserve.dev/caller": "true"})
 STRANGER = Place({"medserve.dev/caller": "true"}, "elsewhere")  # labels itself
@@ -72,6 +79,16 @@ def test_where_traces_are_on_a_server_reaches_the_collector_and_names_alone(
     assert allowed(traced, SERVER, DNS, 53, "UDP")
     for target in (INTERNET, CALLER, GUEST):
         assert not any(allowed(traced, SERVER, target, port) for port in (53, 80, 443, 4318, 8001))
+
+
+def test_where_traces_are_on_a_node_reaches_the_collector_too(
+    rendered: dict[str, list[Manifest]],
+) -> None:
+    ports = {80, 443, 4317, 4318}
+    assert not any(allowed(rendered["dicom"], NODE, COLLECTOR, port) for port in ports)
+    traced = rendered["traces of a node"]
+    assert {port for port in ports if allowed(traced, NODE, COLLECTOR, port)} == {4317, 4318}
+    assert not allowed(traced, NODE, INTERNET, 4318)
 
 
 def test_a_caller_of_the_namespace_reaches_servers_and_names_alone(base: list[Manifest]) -> None:
