@@ -8,7 +8,7 @@ import signal
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,7 +27,10 @@ from medserve.settings import Address, Settings
 if TYPE_CHECKING:
     import sqlite3
 
-    from medserve.dicom.node import Node
+    from medserve.dicom.node import Node, NodeSettings
+    from medserve.dicom.receive import ReceiverSettings
+    from medserve.dicom.rules import Rules
+    from medserve.dicom.send import Sender
     from medserve.dicom.web.server import WebServer
     from medserve.gateway.core.tls import CertificateFiles
 
@@ -120,60 +123,27 @@ def serve(  # one parameter an option: the command line is the interface
     configure_logging(log_level)
     _require_dicom()
     from medserve.dicom import peers
-    from medserve.dicom.ask import Gateway
-    from medserve.dicom.node import Clock, Keep, Node, NodeSettings, Room
-    from medserve.dicom.receive import ReceiverSettings
+    from medserve.dicom.node import Keep, NodeSettings, Room
     from medserve.dicom.rules import Rules
     from medserve.dicom.send import Sender, trusting
-    from medserve.dicom.spool import Spool
-    from medserve.gateway.core.audit import AuditLog
 
-    if host not in _LOOPBACK and not allow:
-        raise ConfigError(
-            "--allow: expected the senders of a node that listens beyond loopback, got none; name "
-            "each as AE@address, or give '*' to admit everybody"
-        )
     certificates = _certificates(tls_cert, tls_key, client_ca)
     settings = NodeSettings(
-        receiver=ReceiverSettings(
-            ae_title=peers.ae_title(ae_title, "--ae-title"),
-            address=Address(host, port),
-            senders=tuple(peers.Sender.parse(each) for each in allow or []),
-            associations=associations,
-            tls=None if certificates is None else certificates.context(),
-        ),
+        receiver=_receiver(ae_title, Address(host, port), allow or [], associations, certificates),
         destinations=tuple(peers.read_destination(each) for each in destination or []),
         room=Room(most_bytes=int(max_gb * 1e9), free_share=free_percent / 100),
         keep=Keep(keep_hours, held_hours, remember_days),
     )
-    known, environment = Rules.read(rules), Settings.from_environment()
-    console = Console(highlight=False, soft_wrap=True)
-    with contextlib.ExitStack() as stack:
-        tracing.begin("medserve-dicom", __version__)
-        stack.callback(tracing.end)
-        spool = stack.enter_context(contextlib.closing(Spool(state, Clock())))
-        asked = Gateway(
-            address,
-            token=environment.token,
-            ca_file=environment.ca_file,
-            scratch=spool.receiving,
-            timeout_s=timeout,
-        )
-        stack.callback(asked.close)
-        audit = None
-        if audit_log is not None:
-            audit = stack.enter_context(contextlib.closing(AuditLog(audit_log)))
-        sender = Sender(
-            settings.receiver.ae_title,
-            environment.dicom_token,
-            trusting(destination_ca, tls_cert, tls_key),
-        )
-        node = Node(settings, known, spool, asked, sender, audit)
+    known = Rules.read(rules)
+    token = Settings.from_environment().dicom_token
+    trusted = trusting(destination_ca, tls_cert, tls_key)
+    sender = Sender(settings.receiver.ae_title, token, trusted)
+    with _node(settings, known, sender, state, (address, timeout), audit_log) as node:
         face = None
         if web is not None:
             face = _web(node, _listening(web, "--web"), certificates, web_tokens)
-        ready = stack.enter_context(announced_in(ready_file))
-        _run_until_signal(node, _listening(metrics, "--metrics"), face, ready, console)
+        with announced_in(ready_file) as ready:
+            _run_until_signal(node, _listening(metrics, "--metrics"), face, ready)
 
 
 @dicom.command()
@@ -316,6 +286,66 @@ def forget(ids: _Ids, state: _State = Path("dicom-node")) -> None:
             typer.echo(f"task {task}: its series is forgotten")
 
 
+def _receiver(
+    ae_title: str,
+    address: Address,
+    allow: Sequence[str],
+    associations: int,
+    certificates: CertificateFiles | None,
+) -> ReceiverSettings:
+    """Return how images come in; a node beyond loopback has to name its senders."""
+    from medserve.dicom import peers
+    from medserve.dicom.receive import ReceiverSettings
+
+    if address.host not in _LOOPBACK and not allow:
+        raise ConfigError(
+            "--allow: expected the senders of a node that listens beyond loopback, got none; name "
+            "each as AE@address, or give '*' to admit everybody"
+        )
+    return ReceiverSettings(
+        ae_title=peers.ae_title(ae_title, "--ae-title"),
+        address=address,
+        senders=tuple(peers.Sender.parse(each) for each in allow),
+        associations=associations,
+        tls=None if certificates is None else certificates.context(),
+    )
+
+
+@contextmanager
+def _node(
+    settings: NodeSettings,
+    rules: Rules,
+    sender: Sender,
+    state: Path,
+    gateway: tuple[str, float],
+    audit_log: Path | None,
+) -> Iterator[Node]:
+    """Open a node with its queue, its gateway (address, seconds for one answer) and its logs."""
+    from medserve.dicom.ask import Gateway
+    from medserve.dicom.node import Clock, Node
+    from medserve.dicom.spool import Spool
+    from medserve.gateway.core.audit import AuditLog
+
+    environment = Settings.from_environment()
+    address, timeout_s = gateway
+    with contextlib.ExitStack() as stack:
+        tracing.begin("medserve-dicom", __version__)
+        stack.callback(tracing.end)
+        spool = stack.enter_context(contextlib.closing(Spool(state, Clock())))
+        asked = Gateway(
+            address,
+            token=environment.token,
+            ca_file=environment.ca_file,
+            scratch=spool.receiving,
+            timeout_s=timeout_s,
+        )
+        stack.callback(asked.close)
+        audit = None
+        if audit_log is not None:
+            audit = stack.enter_context(contextlib.closing(AuditLog(audit_log)))
+        yield Node(settings, rules, spool, asked, sender, audit)
+
+
 def _web(
     node: Node, address: Address, certificates: CertificateFiles | None, tokens: Path | None
 ) -> WebServer:
@@ -349,10 +379,10 @@ def _run_until_signal(
     metrics: Address,
     web: WebServer | None,
     ready: Callable[[dict[str, str]], None],
-    console: Console,
 ) -> None:
     from medserve.dicom.watch import Watch
 
+    console = Console(highlight=False, soft_wrap=True)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
