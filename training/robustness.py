@@ -37,7 +37,7 @@ from medserve.imaging.volume import Volume
 from medserve.inference.engines import Engine, load_engine
 from medserve.inference.fit import fit_image
 from medserve.inference.frame_pipeline import FramePipeline
-from medserve.inference.scores import as_logits, classified
+from medserve.inference.scores import classified
 from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.spec import Precision, Task
 from training.classification import evaluation as images
@@ -460,7 +460,7 @@ def _of_images(
 
     def judge(sample: Sample) -> Answer:
         outputs = engine.run(fit_image(Image(sample.array), spec.input)[np.newaxis])
-        outputs = {**outputs, "logits": as_logits(outputs["logits"], spec.classifier.scores)}
+        outputs = {**outputs, "logits": images.logits_of(outputs, spec)}
         found = classified({name: array[0] for name, array in outputs.items()}, spec)
         is_right = found.label == spec.labels[int(sample.truth)]
         return Answer(float(is_right), not is_right, found.review or found.unlike_training)

@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 
 from medserve.errors import ConfigError
 from medserve.imaging.image import Image
-from medserve.inference.engines import Engine
+from medserve.inference.engines import Engine, Outputs
 from medserve.inference.fit import fit_image
 from medserve.inference.scores import as_logits, probabilities
 from medserve.spec import ModelSpec
@@ -36,7 +36,7 @@ from training.core.evaluation import EvaluationRequest, engine_of, refuse_foreig
 from training.core.export import sha256
 from training.core.files import files_below, write_json
 
-__all__ = ["Answers", "answer_files", "chosen_files", "evaluate_classifier"]
+__all__ = ["Answers", "answer_files", "chosen_files", "evaluate_classifier", "logits_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -181,13 +181,18 @@ def _answers(engine: Engine, spec: ModelSpec, images: Iterator[_Readable]) -> An
         outputs = engine.run(tensor)
         kept += [path for path, _ in batch]
         pixels.append(to_images(display_planes(tensor, spec.input)))
-        shares.append(probabilities(as_logits(outputs["logits"], spec.classifier.scores)))
+        shares.append(probabilities(logits_of(outputs, spec)))
         if spec.classifier.novelty:
             novelty.append(outputs["novelty"])
     return Answers(
         tuple(kept), np.concatenate(pixels), np.concatenate(shares),
         np.concatenate(novelty) if spec.classifier.novelty else None, skipped=0,
     )  # fmt: skip
+
+
+def logits_of(outputs: Outputs, spec: ModelSpec) -> npt.NDArray[Any]:
+    """Return the logits (N, K) in an engine's outputs, also of a network that ends in a softmax."""
+    return as_logits(outputs["logits"], spec.classifier.scores)
 
 
 def _batches(items: Iterator[_Readable]) -> Iterator[list[_Readable]]:
