@@ -6,20 +6,15 @@ import asyncio
 import json
 import os
 import time
-from collections import deque
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Callable,
-    Coroutine,
     Iterable,
     Iterator,
     Mapping,
     Sequence,
 )
 from contextlib import aclosing
-from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +23,6 @@ from typing import Any, Self, TypeVar
 import grpc
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.json_format import MessageToDict
 
 from medserve.client.connection import Connection, Limits, PendingCall, TlsConfig, call_error
 from medserve.client.inputs import (
@@ -41,6 +35,8 @@ from medserve.client.inputs import (
     read_each,
     read_file,
 )
+from medserve.client.messages import Asked, classification_of, error_in, request_of, status_of
+from medserve.client.order import OFF_LOOP, Patience, in_order, taken
 from medserve.client.results import FileResult, ModelStatus, SegmentedFile
 from medserve.client.upload import Upload
 from medserve.errors import (
@@ -51,7 +47,6 @@ from medserve.errors import (
     ServerUnreachableError,
 )
 from medserve.settings import Address
-from medserve.spec import Task
 from medserve.tasks.classification import (
     EXPLAINED_PER_CALL,
     Classification,
@@ -66,13 +61,12 @@ from medserve.tasks.generation import (
     SampleProgress,
     read_part,
 )
-from medserve.tasks.options import Options
-from medserve.tasks.result import Provenance, Result, concerns_all, error_of
+from medserve.tasks.result import Provenance, Result
 from medserve.tasks.volumes import VolumeOptions, VolumeResult
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from medserve.wire.v1 import imaging_pb2, imaging_pb2_grpc
 
-__all__ = ["OFF_LOOP", "AsyncClient"]
+__all__ = ["AsyncClient"]
 
 T = TypeVar("T")
 Given = TypeVar("Given")
@@ -80,11 +74,6 @@ Answer = TypeVar("Answer", bound=Result)
 
 _FILES_IN_FLIGHT = 2  # one is worked on, one waits; more would only take memory on both sides
 _LOOK_S = 0.25  # between two looks at models that are awaited
-
-# Runs what may block (a disk, the caller's own iterator, a large answer) outside the event loop.
-OFF_LOOP: ContextVar[Callable[..., Coroutine[Any, Any, Any]]] = ContextVar(
-    "OFF_LOOP", default=asyncio.to_thread
-)
 
 
 class AsyncClient:
@@ -169,7 +158,7 @@ class AsyncClient:
             )
         except grpc.RpcError as error:
             raise call_error(error, str(self._connection.address)) from error
-        return [_status(model) for model in listed.models]
+        return [status_of(model) for model in listed.models]
 
     async def ping(self) -> str:
         """Return what the gateway says of itself: "Healthy" while every model serves."""
@@ -267,14 +256,14 @@ class AsyncClient:
     ) -> AsyncGenerator[list[FileResult[Classification]], None]:
         """Like `classify_each`, but gives the results of each packed call together."""
         limits = self._connection.limits
-        asked = _Asked(model, version, options or ClassificationOptions())
+        asked = Asked(model, version, options or ClassificationOptions())
         most = limits.items_per_call
         if options is not None and options.explain:
             most = min(most, EXPLAINED_PER_CALL)
         groups = pack(images, limits, most)
-        patience = _Patience()
-        calls = (self._classify_group(asked, group, patience) async for group in _taken(groups))
-        async with aclosing(_in_order(calls, limits.calls_in_flight)) as results:
+        patience = Patience()
+        calls = (self._classify_group(asked, group, patience) async for group in taken(groups))
+        async with aclosing(in_order(calls, limits.calls_in_flight)) as results:
             async for each in results:
                 yield each
 
@@ -287,12 +276,12 @@ class AsyncClient:
         version: str | None = None,
     ) -> Classification:
         """Classify one image; raises the error where that fails."""
-        asked = _Asked(model, version, options or ClassificationOptions())
+        asked = Asked(model, version, options or ClassificationOptions())
         content = await self._content(image, read)
-        return (await self._classify_group(asked, [content], _Patience()))[0].unwrap()
+        return (await self._classify_group(asked, [content], Patience()))[0].unwrap()
 
     async def _classify_group(
-        self, asked: _Asked, group: Sequence[bytes | MedserveError], patience: _Patience
+        self, asked: Asked, group: Sequence[bytes | MedserveError], patience: Patience
     ) -> list[FileResult[Classification]]:
         """Return one result for each file of a group, of which the readable ones are sent."""
 
@@ -300,7 +289,7 @@ class AsyncClient:
             files = {f"data.{place}": image for place, image in enumerate(images)}
             packed = read_packed(await self._ask(asked.request(files)), len(images))
             return [
-                FileResult(_classification(each), packed.provenance) for each in packed.outcomes
+                FileResult(classification_of(each), packed.provenance) for each in packed.outcomes
             ]
 
         images = [each for each in group if isinstance(each, bytes)]
@@ -345,7 +334,7 @@ class AsyncClient:
         Raises:
             MedserveError: why there is no mask.
         """
-        asked = _Asked(model, version, (options or VolumeOptions()).in_json())
+        asked = Asked(model, version, (options or VolumeOptions()).in_json())
         content = await self._content(volume, _case_reader(options))
         return await self._segmented(asked, VolumeResult, content)
 
@@ -401,7 +390,7 @@ class AsyncClient:
 
         While one is worked on, the next one is on its way. A volume that fails costs no other.
         """
-        asked = _Asked(model, version, (options or VolumeOptions()).in_json())
+        asked = Asked(model, version, (options or VolumeOptions()).in_json())
         files = read_each(volumes, self._connection.limits, _case_reader(options))
         async with aclosing(self._each(asked, VolumeResult, files)) as results:
             async for result in results:
@@ -426,7 +415,7 @@ class AsyncClient:
         Raises:
             MedserveError: why there is no mask.
         """
-        asked = _Asked(model, version, (options or FrameOptions()).in_json())
+        asked = Asked(model, version, (options or FrameOptions()).in_json())
         return await self._segmented(asked, FrameResult, await self._content(frame, read_file))
 
     async def segment_frames(
@@ -441,14 +430,14 @@ class AsyncClient:
 
         While one is worked on, the next one is on its way. A file that fails costs no other.
         """
-        asked = _Asked(model, version, (options or FrameOptions()).in_json())
+        asked = Asked(model, version, (options or FrameOptions()).in_json())
         files = read_each(frames, self._connection.limits, read_file)
         async with aclosing(self._each(asked, FrameResult, files)) as results:
             async for result in results:
                 yield result
 
     async def _segmented(
-        self, asked: _Asked, kind: type[Answer], content: Files | MedserveError
+        self, asked: Asked, kind: type[Answer], content: Files | MedserveError
     ) -> Answer:
         if isinstance(content, MedserveError):
             raise content
@@ -457,10 +446,10 @@ class AsyncClient:
         return result
 
     async def _each(
-        self, asked: _Asked, kind: type[Answer], files: Iterator[Files | MedserveError]
+        self, asked: Asked, kind: type[Answer], files: Iterator[Files | MedserveError]
     ) -> AsyncGenerator[FileResult[Answer], None]:
         """Give one result a file; raises what concerns every file."""
-        patience = _Patience()
+        patience = Patience()
 
         async def outcome(content: Files | MedserveError) -> FileResult[Answer]:
             try:
@@ -472,8 +461,8 @@ class AsyncClient:
             patience.answered()
             return FileResult(found, found.provenance)
 
-        calls = (outcome(content) async for content in _taken(files))
-        async with aclosing(_in_order(calls, _FILES_IN_FLIGHT)) as results:
+        calls = (outcome(content) async for content in taken(files))
+        async with aclosing(in_order(calls, _FILES_IN_FLIGHT)) as results:
             async for result in results:
                 yield result
 
@@ -490,7 +479,7 @@ class AsyncClient:
         Raises:
             MedserveError: why there are no images, also after some progress.
         """
-        request = _Asked(model, version, options or GenerationOptions()).request({})
+        request = Asked(model, version, options or GenerationOptions()).request({})
         part: SampleProgress | GenerationResult | None = None
         with PendingCall(self._connection, self.timeout_s) as pending:
             while True:
@@ -516,7 +505,7 @@ class AsyncClient:
         self, model: str, options: GenerationOptions | None = None, *, version: str | None = None
     ) -> GenerationResult:
         """Draw synthetic images, without progress; see `sample`."""
-        answer = await self._ask(_Asked(model, version, options or GenerationOptions()).request({}))
+        answer = await self._ask(Asked(model, version, options or GenerationOptions()).request({}))
         drawn: GenerationResult = await OFF_LOOP.get()(GenerationResult.decode, answer)
         return drawn
 
@@ -532,8 +521,8 @@ class AsyncClient:
     ) -> bytes:
         """Send one file to a model of any task; the answer comes as the model wrote it."""
         content = await self._content(data, read)
-        answer = await self._ask(_request(model, version, {"data": content}, params))
-        if (error := _error_of(answer)) is not None:
+        answer = await self._ask(request_of(model, version, {"data": content}, params))
+        if (error := error_in(answer)) is not None:
             raise error
         return answer
 
@@ -556,130 +545,6 @@ class AsyncClient:
                     await pending.pause(error)
 
 
-async def _taken(source: Iterator[T]) -> AsyncIterator[T]:
-    """Take items from an iterator that may block."""
-    end = object()
-    while (item := await OFF_LOOP.get()(next, source, end)) is not end:
-        yield item
-
-
-async def _in_order(
-    calls: AsyncIterator[Coroutine[Any, Any, T]], in_flight: int
-) -> AsyncGenerator[T, None]:
-    """Make calls, so many at a time, and give their results in order."""
-    flying: deque[asyncio.Task[T]] = deque()
-    try:
-        async for call in calls:
-            flying.append(asyncio.create_task(call))
-            if len(flying) == in_flight:
-                yield await flying.popleft()
-        while flying:
-            yield await flying.popleft()
-    finally:
-        for task in flying:
-            task.cancel()
-        await asyncio.gather(*flying, return_exceptions=True)
-
-
-class _Patience:
-    """Tells an error of one call from one that would meet every other call of a run, too.
-
-    Before the first answer an error such as a refused token ends the run. Later the same error
-    costs its own files alone, for those before it were answered, until it comes again and again.
-    """
-
-    _MOST = 3
-
-    def __init__(self) -> None:
-        self._is_answered = False
-        self._row = 0
-
-    def answered(self) -> None:
-        """Note that a call was answered."""
-        self._is_answered, self._row = True, 0
-
-    def bear(self, error: MedserveError) -> None:
-        """Raise the error if no further call is worth its while."""
-        if not concerns_all(error):
-            return
-        self._row += 1
-        if not self._is_answered or self._row >= self._MOST:
-            raise error
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What the calls for one method have in common."""
-
-    model: str
-    version: str | None
-    options: Options
-
-    def request(self, files: Mapping[str, bytes]) -> inference_pb2.PredictionsRequest:
-        """Return the message that asks about these files."""
-        return _request(self.model, self.version, files, self.options.to_params() or None)
-
-
-def _request(
-    model: str,
-    version: str | None,
-    files: Mapping[str, bytes],
-    params: Mapping[str, Any] | None,
-) -> inference_pb2.PredictionsRequest:
-    content = dict(files)
-    if params is not None:
-        content["params"] = json.dumps(params).encode()
-    return inference_pb2.PredictionsRequest(
-        model_name=model, model_version=version or "", input=content
-    )
-
-
 def _case_reader(options: VolumeOptions | None) -> Callable[[Case, Limits], Files]:
     has_spacing = options is not None and options.spacing_mm is not None
     return partial(read_case, has_spacing=has_spacing)
-
-
-def _classification(item: Mapping[str, Any] | MedserveError) -> Classification | MedserveError:
-    if isinstance(item, MedserveError):
-        return item
-    try:
-        found = Classification.from_json(item)
-    except ServerFailedError as error:
-        return error
-    return found if found.labels else ServerFailedError("no labels in the answer")
-
-
-def _error_of(answer: bytes) -> MedserveError | None:
-    """Return the error where the answer is one in JSON; any other answer is the model's own."""
-    if b'"error"' not in answer or answer.lstrip()[:1] != b"{":
-        return None
-    try:
-        content = json.loads(answer)
-    except (ValueError, RecursionError):
-        return None
-    return error_of(content["error"]) if isinstance(content, dict) and "error" in content else None
-
-
-_TASKS = {
-    imaging_pb2.TASK_CLASSIFICATION: Task.CLASSIFICATION,
-    imaging_pb2.TASK_VOLUMES: Task.VOLUMES,
-    imaging_pb2.TASK_FRAMES: Task.FRAMES,
-    imaging_pb2.TASK_GENERATION: Task.GENERATION,
-}
-
-
-def _status(model: imaging_pb2.Model) -> ModelStatus:
-    return ModelStatus(
-        name=model.name,
-        version=model.version,
-        default=model.default_version,
-        ready=model.ready,
-        task=_TASKS.get(model.task),
-        title=model.title,
-        labels=tuple(model.labels),
-        input_kinds=tuple(model.input_kinds),
-        channels=tuple(model.channels),
-        archive_digest=model.archive_digest,
-        card=model.card_markdown,
-        metrics=MessageToDict(model.metrics),
-    )

@@ -20,9 +20,10 @@ from types import TracebackType
 from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 from weakref import WeakSet
 
-from medserve.client.aio import OFF_LOOP, AsyncClient
+from medserve.client.aio import AsyncClient
 from medserve.client.connection import Limits, TlsConfig
 from medserve.client.inputs import Source
+from medserve.client.order import OFF_LOOP
 from medserve.client.results import FileResult
 from medserve.errors import ConfigError, ServerUnreachableError
 from medserve.settings import Address
