@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from msgspec import structs
 from PIL import Image as pillow
 from torch import nn
 
+import models
+from medserve.errors import ConfigError
 from medserve.imaging.codecs import nifti
 from medserve.importing.artifacts import write_onnx
 from medserve.importing.golden import as_png
@@ -28,6 +32,8 @@ from tests.tiny_volume_room import VOLUME_CONFIG, known_mask, phantom
 from tests.training.guide import guided
 from training import evaluate, robustness
 from training.core.config import run
+from training.core.evaluation import EvaluationRequest
+from training.frames.evaluation import chosen_cases, evaluate_frames
 
 pytest.importorskip("onnxscript", reason="needs the import extra")
 pytestmark = [pytest.mark.archive, pytest.mark.filterwarnings("ignore")]  # of torch's exporters
@@ -171,6 +177,15 @@ def test_a_model_of_frames_is_evaluated_and_spoilt(
     found = measured("glow", data)
     assert (found["n"], found["dice"] > 0.97) == (2, True)
     assert spoilt("glow", data)["none", ""]["score"] == pytest.approx(found["dice"], abs=1e-3)
+
+
+def test_frames_with_one_reference_measure_no_model_of_several_structures(tmp_path: Path) -> None:
+    spec = copy.copy(models.spec("trus_prostate"))
+    structs.force_setattr(spec, "labels", ("background", "prostate", "bladder"))
+    request = EvaluationRequest(spec, tmp_path, _frames(tmp_path / "data"), tmp_path / "out")
+    for measure in (evaluate_frames, chosen_cases):
+        with pytest.raises(ConfigError, match="one structure, got prostate, bladder"):
+            measure(request)
 
 
 def test_a_model_of_several_channels_is_evaluated_and_spoilt(

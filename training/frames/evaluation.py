@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.progress import track
 
+from medserve.errors import ConfigError
 from medserve.inference.frame_pipeline import FramePipeline
 from training.core.evaluation import (
     EvaluationRequest,
@@ -104,7 +105,18 @@ def measure_frames(
 
 
 def chosen_cases(request: EvaluationRequest) -> Sequence[FrameCase]:
-    """Return all frames of the data, or one part of a training's split."""
+    """Return all frames of the data, or one part of a training's split.
+
+    Raises:
+        ConfigError: no pairs, or a model of several structures, whose masks a reference above 0
+            says nothing about.
+    """
+    labels = request.spec.labels
+    if len(labels) != 2:
+        raise ConfigError(
+            f"{request.spec.name}: expected a model of one structure, got {', '.join(labels[1:])}; "
+            "references of frames tell one"
+        )
     return part_of(request, find_frames(require_folder(request.data_dir, "--data-dir")))
 
 
