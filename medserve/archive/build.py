@@ -20,10 +20,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from medserve import __version__
-from medserve.archive.read import CARD, MANIFEST, TORCHSERVE_MANIFEST, intact_archive
-from medserve.archive.reference import REFERENCE
+from medserve.archive.read import (
+    CARD,
+    MANIFEST,
+    TORCHSERVE_MANIFEST,
+    ArchiveInfo,
+    intact_archive,
+)
+from medserve.archive.reference import REFERENCE, Reference
 from medserve.archive.requirements import reachable_files, required_distributions
+from medserve.archive.unpack import unpack_archive
 from medserve.errors import ArchiveError, ConfigError, UnknownModelError
 from medserve.spec import ModelSpec
 
@@ -33,6 +42,7 @@ __all__ = [
     "carried_code",
     "find_checkout",
     "pack_archive",
+    "pack_with_reference",
     "room_names",
     "variant_names",
 ]
@@ -141,6 +151,32 @@ def pack_archive(spec: ModelSpec, sources: Mapping[str, Path], store: Path, comm
         intact_archive(normalised)
         _publish(normalised, target)
     return target
+
+
+def pack_with_reference(archive: ArchiveInfo, reference: Reference, version: str) -> Path:
+    """Pack a copy of an archive that has a reference, as another version beside it.
+
+    Raises:
+        ArchiveError: the archive changed since it was read, or the version is no version.
+        ConfigError: that version is there already, or the `serve` extra is not installed.
+    """
+    with tempfile.TemporaryDirectory(prefix="medserve-sketch-") as temporary:
+        folder = Path(temporary)
+        unpack_archive(archive, folder)
+        for written in (MANIFEST, TORCHSERVE_MANIFEST, "requirements.txt"):
+            (folder / written).unlink(missing_ok=True)
+        (folder / REFERENCE).write_bytes(reference.encode())
+        described = folder / "model-config.yaml"
+        config = yaml.safe_load(described.read_text(encoding="utf-8"))
+        config["medserve"]["version"] = version
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        described.write_text(text, encoding="utf-8")
+        spec, store = ModelSpec.from_file(described), archive.path.parent
+        if archive_path(spec, store).exists():
+            raise ConfigError(f"expected a version that {store} does not hold, got {version}")
+        inside = (path for path in folder.rglob("*") if path.is_file())
+        sources = {path.relative_to(folder).as_posix(): path for path in inside}
+        return pack_archive(spec, sources, store, archive.git_commit)
 
 
 def carried_code(handler: Path) -> dict[str, Path]:

@@ -18,11 +18,18 @@ import numpy as np
 
 from medserve.errors import ArchiveError
 
-__all__ = ["REFERENCE", "HeldOut", "Observed", "Reference", "read_answer_items"]
+__all__ = [
+    "FEWEST_OF_A_CLASS",
+    "REFERENCE",
+    "HeldOut",
+    "Observed",
+    "Reference",
+    "read_answer_items",
+]
 
 REFERENCE = "reference.json"
 _QUANTILES = 200  # of a signal; finer steps change no test
-_FEWEST = 20  # inputs of a class; fewer say nothing about it
+FEWEST_OF_A_CLASS = 20  # inputs of a class; fewer say nothing about it
 
 
 class _Grid(msgspec.Struct, frozen=True):
@@ -140,7 +147,7 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 values[name, answer.label].append(value)
         signals: defaultdict[str, dict[str, HeldOut]] = defaultdict(dict)
         for (name, label), found in sorted(values.items()):
-            if len(found) >= _FEWEST:
+            if len(found) >= FEWEST_OF_A_CLASS:
                 signals[name][label] = HeldOut(len(found), _quantiles(found))
         return cls(1, network, count, dict(signals))
 

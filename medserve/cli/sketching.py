@@ -8,8 +8,9 @@ from typing import Annotated
 import msgspec
 import typer
 
+from medserve.archive.build import pack_with_reference
 from medserve.archive.read import NETWORK, intact_archive
-from medserve.archive.reference import REFERENCE, Observed, Reference
+from medserve.archive.reference import FEWEST_OF_A_CLASS, REFERENCE, Observed, Reference
 from medserve.batch.receipts import BatchFolder
 from medserve.errors import ConfigError
 
@@ -26,6 +27,13 @@ def sketch(
     out: Annotated[
         Path, typer.Option(help="File to write; in the folder weights of a room it is packaged.")
     ] = Path(REFERENCE),
+    version: Annotated[
+        str | None,
+        typer.Option(
+            help="Pack it instead: a copy of the archive, as this version beside it. For archives "
+            "that no room builds, such as imported ones."
+        ),
+    ] = None,
 ) -> None:
     """Sketch the answers to held-out inputs, so that the gateway tells when inputs drift from them.
 
@@ -49,6 +57,14 @@ def sketch(
         )
     network = next(each.sha256 for each in info.members if each.path == NETWORK)
     found = Reference.of(network, answers)
-    out.write_bytes(found.encode())
+    if not found.signals:
+        raise ConfigError(
+            f"{batch}: expected a class with at least {FEWEST_OF_A_CLASS} inputs, got none; answer "
+            "more of each"
+        )
+    if version is None:
+        out.write_bytes(found.encode())
+    else:
+        out = pack_with_reference(info, found, version)
     signals = ", ".join(f"{name} ({len(classes)})" for name, classes in found.signals.items())
     typer.echo(f"{out}  {found.inputs} inputs, {signals}")

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -127,11 +128,46 @@ def test_a_sketch_travels_in_the_archive_of_its_network_alone(
         build_archive("tiny", tmp_path / "store", checkout)
 
 
-def sketched(archive: Path, folder: Path, digest: str, count: int) -> None:
-    """Write the folder of a batch whose studies were all found dark."""
+def test_a_sketch_is_packed_into_a_copy_of_an_archive_that_no_room_builds(
+    archive: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    stored = Path(shutil.copy(archive, store))
+    sketched(stored, tmp_path, inspect_archive(stored).digest, 200)
+    command = ("sketch", "batch", str(stored), "--version")
+    done = run(*command, "1.1", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    before, after = verify_archive(stored), verify_archive(store / "tiny-1.1.mar")
+    assert (after.version, before.reference) == ("1.1", None)
+    assert after.reference is not None
+    assert after.reference.inputs == 200
+    changed = {"model-config.yaml", "reference.json"}
+    old, new = ({each.path: each.sha256 for each in info.members} for info in (before, after))
+    assert {path for path in new if old.get(path) != new[path]} == changed
+    assert not (tmp_path / "reference.json").exists()
+    again = run(*command, "1.1", folder=tmp_path)
+    assert (again.returncode, "does not hold, got 1.1" in again.stderr) == (2, True)
+    wrong = run(*command, "../x", folder=tmp_path)
+    assert wrong.returncode == 2, wrong.stderr
+    assert len(list(tmp_path.rglob("*.mar"))) == 2
+
+
+def test_a_sketch_of_classes_that_are_all_rare_is_refused(archive: Path, tmp_path: Path) -> None:
+    sketched(archive, tmp_path, inspect_archive(archive).digest, 40, labels=LABELS[:3])
+    refused = run("sketch", "batch", str(archive), folder=tmp_path)
+    assert (refused.returncode, "at least 20 inputs, got none" in refused.stderr) == (2, True)
+    assert not (tmp_path / "reference.json").exists()
+
+
+def sketched(
+    archive: Path, folder: Path, digest: str, count: int, labels: Sequence[str] = ("dark",)
+) -> None:
+    """Write the folder of a batch whose studies were found to be of these labels, in turn."""
     batch = BatchFolder(folder / "batch")
     batch.open(BatchHead(model="tiny", task=Task.CLASSIFICATION))
     for number in range(count):
-        answer = {"label": "dark", "probability": 0.9, "novelty": number / count}
+        label = labels[number % len(labels)]
+        answer = {"label": label, "probability": 0.9, "novelty": number / count}
         key = study_key(str(number))
         batch.store(Receipt(key=key, id=str(number), archive_digest=digest, answer=answer), {})
