@@ -389,6 +389,11 @@ def _model(config: QualityConfig, spec: ModelSpec, weights: Path) -> _Model:
         spec.engine.name, weights, precision=spec.engine.precision, threads=config.threads
     )
     split = split_of(RobustnessConfig(config.model, variant=config.variant), weights)
+    if split is None:
+        raise ConfigError(
+            f"{config.model} has no split.csv that tells its validation and test part apart; only "
+            "models that were trained here are measured so"
+        )
     request = EvaluationRequest(spec, weights, config.data_dir, config.out_dir, split=split)
     parts = {part: dataclasses.replace(request, part=part) for part in ("validation", "test")}
     if spec.task is Task.FRAMES:

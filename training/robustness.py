@@ -309,7 +309,7 @@ def main(config: RobustnessConfig) -> None:
     with measured_model(config.model, config.variant, config.weights) as (spec, weights):
         request = EvaluationRequest(
             spec, weights, config.data_dir, config.out_dir,
-            split=split_of(config, weights) if config.held_out else None, threads=config.threads,
+            split=_held_out(config, weights) if config.held_out else None, threads=config.threads,
             folders=folders_of(config.model),
         )  # fmt: skip
         samples, judge = _prepared(request, config.n)
@@ -329,18 +329,22 @@ def main(config: RobustnessConfig) -> None:
         card.write_text(with_section(card.read_text(encoding="utf-8"), text), encoding="utf-8")
 
 
-def split_of(config: RobustnessConfig, weights: Path) -> Path:
+def _held_out(config: RobustnessConfig, weights: Path) -> Path:
+    split = split_of(config, weights)
+    if split is None:
+        raise ConfigError(
+            f"{config.model} has no split.csv that says what it was trained on: give data that it "
+            "never saw, and --no-held-out"
+        )
+    return split
+
+
+def split_of(config: RobustnessConfig, weights: Path) -> Path | None:
     """Return the split of the training; of a variant without one that of its room."""
     places = [weights / "split.csv"]
     if config.variant:
         places.append(models.room(config.model) / "weights" / "split.csv")
-    for path in places:
-        if path.is_file():
-            return path
-    raise ConfigError(
-        f"{config.model} has no split.csv that says what it was trained on: give data that it "
-        "never saw, and --no-held-out"
-    )
+    return next((path for path in places if path.is_file()), None)
 
 
 def section(content: dict[str, Any], config: RobustnessConfig) -> str:

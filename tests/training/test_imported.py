@@ -30,7 +30,7 @@ from tests.importing.picture_networks import (
 )
 from tests.tiny_volume_room import VOLUME_CONFIG, known_mask, phantom
 from tests.training.guide import guided
-from training import evaluate, robustness
+from training import evaluate, quality, robustness
 from training.core.config import run
 from training.core.evaluation import EvaluationRequest
 from training.frames.evaluation import chosen_cases, evaluate_frames
@@ -171,11 +171,14 @@ def _frames(folder: Path) -> Path:
 
 
 def test_a_model_of_frames_is_evaluated_and_spoilt(
-    measured: Any, spoilt: Any, tmp_path: Path
+    measured: Any, spoilt: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = _frames(tmp_path / "data")
     found = measured("glow", data)
     assert (found["n"], found["dice"] > 0.97) == (2, True)
+    flags = ["glow", "--data-dir", str(data)]
+    assert run(quality.main, quality.QualityConfig, flags) == 2  # nobody split its data
+    assert "models that were trained here" in capsys.readouterr().err
     assert spoilt("glow", data)["none", ""]["score"] == pytest.approx(found["dice"], abs=1e-3)
 
 
