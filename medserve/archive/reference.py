@@ -37,6 +37,12 @@ class _Frame(msgspec.Struct, frozen=True):
 
 class _Stack(msgspec.Struct, frozen=True):
     volume_ml: float | None = None
+    frames_found: int = 0
+
+
+class _Structure(msgspec.Struct, frozen=True):
+    label: str
+    stack: _Stack
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -62,6 +68,7 @@ class Observed(msgspec.Struct, frozen=True):
     grid: _Grid | None = None
     frames: tuple[_Frame, ...] = ()
     stack: _Stack | None = None
+    structures: tuple[_Structure, ...] = ()
 
     def signals(self) -> Iterator[tuple[str, float]]:
         """Yield name and value of what is compared with held-out data.

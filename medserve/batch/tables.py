@@ -75,8 +75,10 @@ def measures_of(answer: Mapping[str, Any]) -> dict[str, Any]:
         names = ("label", "probability", "novelty")
         return {name: answer.get(name) for name in names} | each
     if "stack" in answer:
-        stack = answer["stack"]
-        return {name: stack.get(name) for name in ("frames_found", *_STACK)}
+        measured, structures = ("frames_found", *_STACK), answer.get("structures", ())
+        own = {f"{each['label']}_{name}": each["stack"].get(name)
+               for each in structures for name in measured}  # fmt: skip
+        return {name: answer["stack"].get(name) for name in measured} | own
     return {f"{label}_ml": volume for label, volume in answer.get("volumes_ml", {}).items()}
 
 

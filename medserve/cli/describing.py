@@ -97,17 +97,23 @@ medserve:
   version: "1.0"
   title: What it finds
   task: frames
-  labels: [background, structure] # one structure a network
+  labels: [background, structure] # the background first, then one structure or several
   input:
     kinds: [raster, dicom, nifti] # pictures, cine loops, stacks
     size: [256, 256] # rows and columns of the network's input; its output has the same
-    channels: 1 # grey; of a colour picture the luma
+    channels: 1 # grey: of a colour picture the luma; 3: red, green, blue
+    proportions: kept # black beside the frame; stretched: to the sides of the input
+    # mean: [0.485, 0.456, 0.406] # of each channel, after the normalisation below
+    # deviation: [0.229, 0.224, 0.225]
     max_payload_bytes: 134217728
   frame:
     crop: {kind: none} # content: the box around what is not black; box: shares of the sides
-    interpolation: bilinear # to input.size, proportions kept, black beside the frame
+    interpolation: bilinear # to input.size
     normalisation: {kind: window, low: 0, high: 1} # of values in [0, 1]; others as for volumes
-    threshold: 0.5 # probability from which a pixel belongs to the structure
+    activation: sigmoid # a channel for each structure; softmax: for each label, background first
+    scores: logits # or probabilities, where that sigmoid or softmax ends the network
+    threshold: 0.5 # probability from which a pixel belongs to a structure, with sigmoid
+    ultrasound: false # true: frames that do not look like B-mode ultrasound are marked
     largest_component: false
     fill_holes: false
 """

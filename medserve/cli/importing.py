@@ -175,10 +175,13 @@ def _try_frames(archive: Path, files: list[Path], folder: OutFolder) -> None:
         from medserve.results.frame_segmentation import mask_png
     names = [(f"{path.stem}_mask.png", f"{path.stem}_overlay.png") for path in files]
     folder.refuse_existing([name for pair in names for name in pair])
-    for pair, (image, found) in zip(names, segment_frames(archive, files), strict=True):
-        mask = folder.write(pair[0], mask_png(found.mask))
-        picture = folder.write(pair[1], as_png(blend(image.grey(), found.mask)))
-        typer.echo(f"{int(found.mask.sum())} pixels: {mask} and {picture}")
+    labels, answers = segment_frames(archive, files)
+    for pair, (image, found) in zip(names, answers, strict=True):
+        mask = folder.write(pair[0], mask_png(found.mask, len(labels)))
+        picture = folder.write(pair[1], as_png(blend(image.array, found.mask)))
+        sizes = (f"{label} {int((found.mask == place).sum())}"
+                 for place, label in enumerate(labels[1:], start=1))  # fmt: skip
+        typer.echo(f"pixels: {', '.join(sizes)}: {mask} and {picture}")
 
 
 def _try_volumes(archive: Path, files: list[Path], folder: OutFolder) -> None:

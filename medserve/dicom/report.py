@@ -17,7 +17,7 @@ from medserve.client.results import SegmentedFile
 from medserve.dicom.evidence import new_object, references
 from medserve.results.files.dicom_derived import MANUFACTURER
 from medserve.tasks.classification import Classification
-from medserve.tasks.frames import FrameResult
+from medserve.tasks.frames import FrameResult, StackMeasure
 from medserve.tasks.result import Provenance
 from medserve.tasks.volumes import LabelMeasure
 
@@ -104,22 +104,25 @@ def _look(is_needed: bool) -> sr.QualitativeEvaluation:
 
 def frame_report(result: FrameResult, segments: Segments, evidence: Dataset, uid: Uid) -> Dataset:
     """Return a report with what was measured over all frames of one object."""
-    [segment] = segments.dataset.SegmentSequence
-    measured = ((getattr(result.stack, name), concept, unit) for name, concept, unit in _OF_STACK)
-    measurements = [
-        _measurement(concept, round(value, 3), unit)
-        for value, concept, unit in measured
-        if value is not None
+    groups = [
+        sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=_tracking(segment),
+            source_images=[sr.SourceImageForMeasurementGroup.from_source_image(evidence)],
+            algorithm_id=_algorithm(result.provenance),
+            measurements=list(_of_stack(result.stacks[label])) or None,
+            qualitative_evaluations=[_look(result.review)],
+            **_meaning(segment),
+        )
+        for label, segment in segments.by_label.items()
     ]
-    group = sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=_tracking(segment),
-        source_images=[sr.SourceImageForMeasurementGroup.from_source_image(evidence)],
-        algorithm_id=_algorithm(result.provenance),
-        measurements=measurements or None,
-        qualitative_evaluations=[_look(result.review)],
-        **_meaning(segment),
-    )
-    return _document([group], [evidence, segments.dataset], result.provenance, uid)
+    return _document(groups, [evidence, segments.dataset], result.provenance, uid)
+
+
+def _of_stack(stack: StackMeasure) -> Iterator[sr.Measurement]:
+    for name, concept, unit in _OF_STACK:
+        value = getattr(stack, name)
+        if value is not None:
+            yield _measurement(concept, round(value, 3), unit)
 
 
 def image_report(

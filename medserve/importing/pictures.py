@@ -34,6 +34,7 @@ from medserve.inference.frame_pipeline import FramePipeline
 from medserve.inference.scores import as_logits, probabilities
 from medserve.results.files.overlay import blend
 from medserve.spec import EngineName, ModelSpec, Task
+from medserve.spec.frames import Activation
 from medserve.spec.volumes import ScoreKind
 
 __all__ = ["import_pictures"]
@@ -182,29 +183,44 @@ class _Masks(_Way):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (1, *self.spec.input.size)
+        return (self._pipeline.outputs, *self.spec.input.size)
 
     def row(self, image: Image) -> _Scores:
         return self._pipeline.prepare(image, image.aspect).plane
 
     def refuse_other(self, scores: _Scores) -> None:
         low, high = float(scores.min()), float(scores.max())
-        if low >= 0 and high <= 1:
-            raise ConfigError(
-                f"expected logits of the structure, got scores from {low:g} to {high:g}, as a "
-                "sigmoid at the end of a network gives; export the network without it"
+        frame = self._pipeline.frame
+        are_shares = low >= -_ROUNDING and high <= 1 + _ROUNDING
+        if are_shares and frame.activation is Activation.SOFTMAX:
+            are_shares = bool(np.abs(scores.sum(axis=1) - 1).max() <= _ROUNDING)
+        if are_shares is (frame.scores is ScoreKind.PROBABILITIES):
+            return
+        ending = "softmax" if frame.activation is Activation.SOFTMAX else "sigmoid"
+        raise ConfigError(
+            f"expected {frame.scores} with the activation {ending}, as the section frame says, got "
+            f"scores from {low:g} to {high:g}, which "
+            + (
+                f"are probabilities; set frame.scores to probabilities (a {ending} stands at the "
+                "end of the network)"
+                if are_shares
+                else "are none; set frame.scores to logits, or correct frame.activation"
             )
+        )
 
     def labels(self, scores: _Scores) -> npt.NDArray[np.int64]:
         threshold = self._pipeline.frame.threshold
-        return np.asarray(scores >= np.log(threshold / (1 - threshold)), dtype=np.int64)
+        limit = np.float32(np.log(threshold / (1 - threshold)))
+        logits = np.moveaxis(self._pipeline.as_logits(scores), 1, 0)
+        return self._pipeline.decided(logits, limit).astype(np.int64)
 
     def told(self, images: Sequence[Image], scores: _Scores) -> Iterator[tuple[bytes, str]]:
-        for image, logits in zip(images, scores, strict=True):
+        for image, logits in zip(images, self._pipeline.as_logits(scores), strict=True):
             prepared = self._pipeline.prepare(image, image.aspect)
             mask = self._pipeline.find(logits, prepared).mask
-            label = self.spec.labels[1]
-            yield golden.as_png(blend(image.grey(), mask)), f"{label}: {int(mask.sum())} pixels"
+            sizes = (f"{label}: {int((mask == place).sum())} pixels"
+                     for place, label in enumerate(self.spec.labels[1:], start=1))  # fmt: skip
+            yield golden.as_png(blend(image.array, mask)), ", ".join(sizes)
 
 
 def _refuse_shape(scores: _Scores, wanted: tuple[int, ...]) -> None:

@@ -118,19 +118,19 @@ class InputSpec(Section, frozen=True):
         Proportions,
         Meta(
             description="What becomes of the sides of an image on the network's plane; of "
-            "`classification` only."
+            "`classification` and `frames`."
         ),
     ] = Proportions.KEPT
     mean: Annotated[
         tuple[float, ...],
         Meta(
             description="Is taken from each channel, whose values lie in [0, 1]; of "
-            "`classification` only."
+            "`classification` and `frames`."
         ),
     ] = ()
     deviation: Annotated[
         tuple[Annotated[float, Meta(gt=0)], ...],
-        Meta(description="Divides each channel after that; of `classification` only."),
+        Meta(description="Divides each channel after that; of `classification` and `frames`."),
     ] = ()
     max_payload_bytes: Annotated[
         _Count, Meta(description="Bytes of one file; a larger one is refused.")
@@ -226,6 +226,8 @@ class _Own(Section, frozen=True, kw_only=True):
     ] = None
 
 
+_OF_PICTURES = (Task.CLASSIFICATION, Task.FRAMES)
+_MOST_LABELS = 255  # a mask of ids with 255 in it would be taken for one of black and white
 _SECTIONS = {
     Task.CLASSIFICATION: "output",
     Task.VOLUMES: "volume",
@@ -272,10 +274,10 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
         """Refuse an input that does not fit the task's section."""
         size, channels, labels = self.input.size, self.input.channels, len(self.labels)
         shown = (self.input.proportions, self.input.mean, self.input.deviation)
-        if self.task is not Task.CLASSIFICATION and shown != (Proportions.KEPT, (), ()):
+        if self.task not in _OF_PICTURES and shown != (Proportions.KEPT, (), ()):
             raise ConfigError(
-                f"{self.name}: expected input.proportions, mean and deviation for the task "
-                f"classification only, got one for {self.task}"
+                f"{self.name}: expected input.proportions, mean and deviation for the tasks "
+                f"classification and frames only, got one for {self.task}"
             )
         if {len(self.input.mean), len(self.input.deviation)} not in ({0}, {channels}):
             raise ConfigError(
@@ -300,12 +302,18 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
                 )
             if len(size) != 3 and self.volume.resampling.kind is ResamplingKind.FIXED:
                 raise ConfigError(f"{self.name}: expected an input of 3 sides, got {size}")
-        if self.frame is not None and (len(size) != 2 or channels != 1 or labels != 2):
-            raise ConfigError(
-                f"{self.name}: expected a frame (H, W) of one channel and two labels, background "
-                f"and one structure (another target is another model), got {size}, {channels} and "
-                f"{labels}"
-            )
+        if self.frame is not None:
+            if len(size) != 2 or channels not in (1, 3) or not 2 <= labels <= _MOST_LABELS:
+                raise ConfigError(
+                    f"{self.name}: expected a frame (H, W) of 1 channel (grey) or 3 (colour) and 2 "
+                    f"to {_MOST_LABELS} labels, the background first, got {size}, {channels} and "
+                    f"{labels}"
+                )
+            if (self.frame.seen or self.frame.quality) and (channels, labels) != (1, 2):
+                raise ConfigError(
+                    f"{self.name}: expected seen and quality for one structure in grey frames, got "
+                    f"{channels} channels and {labels} labels"
+                )
         if self.generation is not None and size != 2 * self.generation.sizes[:1]:
             side = self.generation.sizes[0]
             raise ConfigError(

@@ -96,7 +96,7 @@ def answer_frames(file: Path) -> FrameResult:
         model=PROVENANCE.model,
         version=PROVENANCE.version,
         archive_digest=PROVENANCE.archive_digest,
-        dicom_seg=dicom_seg_frames.encode(masks, source, "prostate", _PROSTATE, PROVENANCE),
+        dicom_seg=dicom_seg_frames.encode(masks, source, [("prostate", _PROSTATE)], PROVENANCE),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import yaml
 from PIL import Image as pillow
@@ -17,11 +18,13 @@ from medserve.importing.package import Named
 
 __all__ = [
     "DESCRIPTION",
+    "a_coloured_frame",
     "a_picture",
     "own_probabilities",
     "the_network",
     "write_classifier",
     "write_frames",
+    "write_structures",
 ]
 
 _SIZE, _LABELS = (40, 32), ("a", "b", "c")
@@ -87,6 +90,58 @@ def write_frames(folder: Path, *layers: nn.Module) -> list[Any]:
     description = {"minWorkers": 1, "maxWorkers": 2, "batchSize": 1, "medserve": own}
     (folder / "glow.yaml").write_text(yaml.safe_dump(description))
     return [folder / "glow.onnx", "--spec", folder / "glow.yaml"]
+
+
+def write_structures(folder: Path, **frame: Any) -> list[Any]:
+    """Write a network that finds what is red, green and blue; return the arguments of its import.
+
+    Its output is what `frame` says: a channel for each, or one for the background before them.
+    """
+    is_softmax = frame.get("activation") == "softmax"
+    finds = nn.Conv2d(3, 3 + is_softmax, 1)
+    weight = 20 * torch.eye(3) * torch.tensor(_DEVIATION)
+    bias = 20 * torch.tensor(_MEAN) - 10
+    if is_softmax:
+        weight = torch.cat([torch.zeros(1, 3), weight])
+        bias = torch.cat([torch.zeros(1), bias])
+    finds.load_state_dict({"weight": weight[..., None, None], "bias": bias})
+    ends = {"sigmoid": nn.Sigmoid(), "softmax": nn.Softmax(1)}
+    layers = [ends[frame.get("activation", "sigmoid")]] if "scores" in frame else []
+    named = Named(nn.Sequential(finds, *layers)).eval()
+    write_onnx(named, folder / "colours.onnx", {"image": torch.rand(2, 3, *_SIZE)}, ("scores",))
+    own = {
+        "name": "colours",
+        "version": "1.0",
+        "title": "What is red, green and blue",
+        "task": "frames",
+        "labels": ["background", "red", "green", "blue"],
+        "input": {
+            "kinds": ["raster", "dicom", "nifti"],
+            "size": list(_SIZE),
+            "channels": 3,
+            "proportions": "stretched",
+            "mean": list(_MEAN),
+            "deviation": list(_DEVIATION),
+        },
+        "frame": {"normalisation": {"kind": "window", "low": 0, "high": 1}, "ultrasound": False}
+        | frame,
+    }
+    description = {"minWorkers": 1, "maxWorkers": 2, "batchSize": 1, "medserve": own}
+    (folder / "colours.yaml").write_text(yaml.safe_dump(description))
+    return [folder / "colours.onnx", "--spec", folder / "colours.yaml"]
+
+
+def a_coloured_frame() -> tuple[bytes, npt.NDArray[np.uint8]]:
+    """Return a PNG with a patch of each colour, of twice the network's sides, and its label ids."""
+    array = np.full((80, 64, 3), 25, np.uint8)
+    ids = np.zeros((80, 64), np.uint8)
+    for place in range(3):
+        box = slice(4 + 24 * place, 24 + 24 * place), slice(10, 30 + 10 * place)
+        array[box] = [230 if channel == place else 25 for channel in range(3)]
+        ids[box] = place + 1
+    target = io.BytesIO()
+    pillow.fromarray(array).save(target, "PNG")
+    return target.getvalue(), ids
 
 
 def a_picture(seed: int) -> bytes:

@@ -28,11 +28,13 @@ from tests.cli.conftest import medserve as medserve
 from tests.handlers.worker import answer, context
 from tests.importing.picture_networks import (
     DESCRIPTION,
+    a_coloured_frame,
     a_picture,
     own_probabilities,
     the_network,
     write_classifier,
     write_frames,
+    write_structures,
 )
 from tests.importing.test_described import parsed
 
@@ -106,11 +108,53 @@ def test_a_described_network_of_frames_becomes_an_archive_that_finds_what_it_fin
     assert "golden_input.png" in manifest
 
 
-@pytest.mark.cpu
-def test_frames_need_logits(tmp_path: Path, medserve: Any) -> None:
-    arguments = write_frames(tmp_path, nn.Sigmoid())
+@pytest.mark.archive
+@pytest.mark.parametrize(
+    "frame",
+    [
+        {},
+        {"activation": "softmax"},
+        {"scores": "probabilities"},
+        {"activation": "softmax", "scores": "probabilities"},
+    ],
+    ids=str,
+)
+def test_a_network_of_several_structures_in_colour_finds_each_of_them(
+    frame: dict[str, str], tmp_path: Path, medserve: Any
+) -> None:
+    arguments = write_structures(tmp_path, **frame)
     run = medserve("import", "onnx", *arguments, "--store", tmp_path / "store")
-    assert (run.code, "export the network without it" in run.err) == (2, True)
+    assert run.code == 0, run.err
+    content, ids = a_coloured_frame()
+    (tmp_path / "frame.png").write_bytes(content)
+    archive, out = tmp_path / "store/colours-1.0.mar", tmp_path / "out"
+    run = medserve("try", archive, tmp_path / "frame.png", "--out", out)
+    assert run.code == 0, run.err
+    assert re.search(r"red \d+, green \d+, blue \d+", run.out)
+    mask = np.asarray(pillow.open(out / "frame_mask.png"))
+    assert (mask != ids).mean() < 0.05  # edges
+    assert set(np.unique(mask)) == {0, 1, 2, 3}
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("layers", "frame", "told"),
+    [
+        ([nn.Sigmoid()], {}, "set frame.scores to probabilities"),
+        ([], {"scores": "probabilities"}, "set frame.scores to logits"),
+        ([], {"activation": "softmax"}, "the description contradicts the network"),
+    ],
+)
+def test_scores_of_frames_are_as_described(
+    layers: list[nn.Module], frame: dict[str, str], told: str, tmp_path: Path, medserve: Any
+) -> None:
+    arguments = write_frames(tmp_path, *layers)
+    path = arguments[-1]
+    described = yaml.safe_load(path.read_text())
+    described["medserve"]["frame"] |= frame
+    path.write_text(yaml.safe_dump(described))
+    run = medserve("import", "onnx", *arguments, "--store", tmp_path / "store")
+    assert (run.code, told in run.err) == (2, True), run.err
     assert not list((tmp_path / "store").glob("*"))
 
 
