@@ -439,8 +439,9 @@ async function correct(file) {
 }
 
 function drawCorrection() {
-  const { correction, task, parts } = state.answer;
-  $("correct-how").textContent = parts.includes("mask.png") ? t("segment.correct_png") : wording(task, "correct_how");
+  const { correction, task, parts, labels } = state.answer;
+  const isWhite = parts.includes("mask.png") && labels.length === 2; // of several structures it holds ids
+  $("correct-how").textContent = isWhite ? t("segment.correct_png") : wording(task, "correct_how");
   $("get-pairs").hidden = !correction;
   $("corrected").className = "";
   $("corrected").textContent = correction ? wording(task, "corrected", { n: count(correction.voxels_changed), by: correction.corrected_by }) : "";
