@@ -32,7 +32,7 @@ from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Outputs
 from medserve.inference.fit import Box, fit_image, place_image
 from medserve.inference.occlusion import Occlusion, occlude
-from medserve.inference.scores import as_logits, classified
+from medserve.inference.scores import as_logits, classified, threshold_logits
 from medserve.results.files import heatmap
 from medserve.tasks.classification import (
     EXPLAINED_PER_CALL,
@@ -83,8 +83,7 @@ class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classif
         return classified(self._as_logits(outputs), self.spec)
 
     def _as_logits(self, outputs: Outputs) -> Outputs:
-        scores = self.spec.classifier.scores
-        return {**outputs, "logits": as_logits(outputs["logits"], scores)}
+        return {**outputs, "logits": as_logits(outputs["logits"], self.spec.classifier)}
 
     def encode(self, result: Classification, params: ClassificationOptions) -> bytes:
         """A JSON object with the members of `Classification.to_json`."""
@@ -106,7 +105,10 @@ class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classif
         shape = (source.height, source.width)
         row, box = self.to_network(source), self.place(source)
         del source  # not beside the copies of its row
-        found = occlude(row, box, lambda rows: self._as_logits(self.infer(rows)), watch.check)
+        found = occlude(
+            *(row, box, lambda rows: self._as_logits(self.infer(rows)), watch.check),
+            threshold_logits(self.spec),
+        )
         result = classified({name: array[0] for name, array in found.outputs.items()}, self.spec)
         return replace(result, explanation=_explanation(result, found, shape))
 

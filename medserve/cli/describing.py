@@ -81,7 +81,9 @@ medserve:
     mean: [0.485, 0.456, 0.406] # of values in [0, 1], by channel; without both lines: none
     deviation: [0.229, 0.224, 0.225]
   output:
-    scores: logits # or probabilities, where a softmax stands at the end of the network
+    classes: exclusive # or independent: none, one or several labels, a sigmoid for each
+    # threshold: 0.5 # of independent classes, from which a label is present; or a list, one a label
+    scores: logits # or probabilities, where a softmax or sigmoids end the network
     review_below: 0.8 # probability below which a person should look
     top_k: 3
 """

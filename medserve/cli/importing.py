@@ -164,7 +164,8 @@ def _try_classes(archive: Path, files: list[Path]) -> None:
     with _with_extra():
         from medserve.importing.trying import classify_files
     for path, found in zip(files, classify_files(archive, files), strict=True):
-        typer.echo(f"{path}: {found.label} {found.probability:.4f}{', look' * found.review}")
+        told = "; ".join(f"{label} {share:.4f}" for label, share in found.found) or found.finding
+        typer.echo(f"{path}: {told}{', look' * found.review}")
 
 
 def _try_frames(archive: Path, files: list[Path], folder: OutFolder) -> None:
@@ -272,7 +273,8 @@ def _imported(
 def _asked_with(spec: ModelSpec) -> tuple[str, str]:
     """Return what was compared, and the files of a question, with their order behind them."""
     if spec.volume is None:
-        return "pictures" if spec.frame is None else "pixels", "picture.png`"
+        compared = "pictures" if spec.frame is None else "pixels"
+        return "labels of the pictures" if spec.has_independent_labels else compared, "picture.png`"
     channels = spec.volume.channels
     files = [f"case_{number:04d}.nii.gz" for number in range(len(channels))] or ["case.nii.gz"]
     order = f" ({escape(', '.join(channels))})" if channels else ""

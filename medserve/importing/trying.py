@@ -83,7 +83,7 @@ def classify_files(archive: Path, files: Sequence[Path]) -> list[Classification]
     with _opened(archive, Task.CLASSIFICATION, files) as (spec, engine, payloads):
         images = [sniff.decode(each, spec.input) for each in payloads]
         outputs = engine.run(np.stack([fit_image(each, spec.input) for each in images]))
-    outputs = {**outputs, "logits": as_logits(outputs["logits"], spec.classifier.scores)}
+    outputs = {**outputs, "logits": as_logits(outputs["logits"], spec.classifier)}
     return [
         classified({name: array[place] for name, array in outputs.items()}, spec)
         for place in range(len(images))

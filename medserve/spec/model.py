@@ -21,6 +21,7 @@ from medserve.spec.section import Section, read_section
 from medserve.spec.volumes import ResamplingKind, ScoreKind, VolumeSpec
 
 __all__ = [
+    "Classes",
     "EngineName",
     "EngineSpec",
     "Fit",
@@ -39,7 +40,7 @@ __all__ = [
 class Task(enum.StrEnum):
     """A kind of work; each has one module of options and results in `medserve.tasks`."""
 
-    CLASSIFICATION = "classification"  # one class for each image
+    CLASSIFICATION = "classification"  # one class for each image, or its independent labels
     VOLUMES = "volumes"  # a mask for each volume
     FRAMES = "frames"  # a mask for each frame of a picture, a cine loop or a stack
     GENERATION = "generation"  # synthetic images
@@ -74,6 +75,13 @@ class Proportions(enum.StrEnum):
     STRETCHED = "stretched"  # the whole image to the sides of the plane
 
 
+class Classes(enum.StrEnum):
+    """How the labels of a classifier relate to each other."""
+
+    EXCLUSIVE = "exclusive"  # one for each image: softmax
+    INDEPENDENT = "independent"  # none, one or several: a sigmoid for each
+
+
 class EngineName(enum.StrEnum):
     """The library that executes the artifact."""
 
@@ -90,6 +98,7 @@ class Precision(enum.StrEnum):
 
 
 _Count = Annotated[int, Meta(ge=1)]
+_Share = Annotated[float, Meta(gt=0, lt=1)]
 
 
 class InputSpec(Section, frozen=True):
@@ -148,9 +157,25 @@ class InputSpec(Section, frozen=True):
 class OutputSpec(Section, frozen=True):
     """How a classifier answers."""
 
+    classes: Annotated[
+        Classes,
+        Meta(description="Whether the labels exclude each other, or each is there or not."),
+    ] = Classes.EXCLUSIVE
+    threshold: Annotated[
+        _Share | tuple[_Share, ...] | None,
+        Meta(
+            description="Probability from which a label is present: one for all labels, or one for "
+            "each in their order; 0.5 if left out. Of `independent` classes only."
+        ),
+    ] = None
     review_below: Annotated[
         float,
-        Meta(ge=0, le=1, description="Probability below which a person should look."),
+        Meta(
+            ge=0,
+            le=1,
+            description="Probability below which a person should look: of the class, or of "
+            "`independent` classes of any label that is present.",
+        ),
     ] = 0.0
     top_k: Annotated[_Count, Meta(description="Classes in `top`, most probable first.")] = 3
     scores: Annotated[ScoreKind, Meta(description="The network's first output, `logits`.")] = (
@@ -163,6 +188,17 @@ class OutputSpec(Section, frozen=True):
             "training data."
         ),
     ] = True
+
+    @property
+    def independent(self) -> bool:
+        """Whether an image has none, one or several of the labels."""
+        return self.classes is Classes.INDEPENDENT
+
+    def thresholds(self, labels: int) -> tuple[float, ...]:
+        """Return the probability from which each of so many labels is present."""
+        if isinstance(self.threshold, tuple):
+            return self.threshold
+        return (0.5 if self.threshold is None else self.threshold,) * labels
 
 
 class EngineSpec(Section, frozen=True):
@@ -263,12 +299,42 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
                 f"and {self.serving.max_workers}"
             )
         self._check_input()
+        if self.output is not None:
+            self._check_classes(self.output)
 
     @property
     def classifier(self) -> OutputSpec:
         """The section of a model that classifies."""
         assert self.output is not None  # `__post_init__` saw to it
         return self.output
+
+    @property
+    def has_independent_labels(self) -> bool:
+        """Whether the model answers with none, one or several of its labels."""
+        return self.output is not None and self.output.independent
+
+    def _check_classes(self, output: OutputSpec) -> None:
+        """Refuse thresholds and labels that do not fit how classes relate."""
+        if not output.independent:
+            if output.threshold is not None:
+                raise ConfigError(
+                    f"{self.name}: output.threshold: expected none for exclusive classes, of which "
+                    "the most probable one is answered; leave it out, or set output.classes to "
+                    "independent"
+                )
+            return
+        if isinstance(output.threshold, tuple) and len(output.threshold) != len(self.labels):
+            raise ConfigError(
+                f"{self.name}: output.threshold: expected one number, or one for each of "
+                f"{len(self.labels)} labels, got {len(output.threshold)}"
+            )
+        reserved = [each for each in self.labels if ";" in each or each in ("", "none")]
+        if reserved or not self.labels:
+            raise ConfigError(
+                f"{self.name}: labels: expected names without a semicolon, and none of them empty "
+                "or 'none', which tables say where no label is present, got "
+                f"{reserved[0] if reserved else 'no label'!r}"
+            )
 
     def _check_input(self) -> None:
         """Refuse an input that does not fit the task's section."""

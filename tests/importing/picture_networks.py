@@ -18,16 +18,23 @@ from medserve.importing.package import Named
 
 __all__ = [
     "DESCRIPTION",
+    "LABELS",
+    "THRESHOLDS",
     "a_coloured_frame",
     "a_picture",
+    "label_network",
     "own_probabilities",
+    "own_shares",
     "the_network",
     "write_classifier",
     "write_frames",
+    "write_labels",
     "write_structures",
 ]
 
 _SIZE, _LABELS = (40, 32), ("a", "b", "c")
+LABELS, THRESHOLDS = ("Red", "Green", "Blue"), (0.5, 0.4, 0.6)
+_GAIN = 20.0  # of a logit, by the mean of a colour in [0, 1] over one half
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DESCRIPTION: dict[str, Any] = {
     "minWorkers": 1,
@@ -58,15 +65,35 @@ def the_network(*layers: nn.Module) -> nn.Module:
     last = nn.Linear(3, len(_LABELS))
     with torch.no_grad():
         last.weight.copy_(2 * torch.eye(3) * torch.tensor(_DEVIATION))
-        last.bias.copy_(2 * torch.tensor(_MEAN))
+        last.bias.copy_(2 * torch.tensor(_MEAN) - 1)  # logits lie on both sides of 0
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), last, *layers).eval()
 
 
-def write_classifier(folder: Path, network: nn.Module | None = None) -> list[Any]:
-    """Write the network as ONNX; return the arguments of its import."""
+def label_network(*layers: nn.Module) -> nn.Module:
+    """Return a network that tells which colours are bright: none, one or several of them."""
+    last = nn.Linear(3, len(LABELS))
+    with torch.no_grad():
+        last.weight.copy_(_GAIN * torch.eye(3) * torch.tensor(_DEVIATION))
+        last.bias.copy_(_GAIN * (torch.tensor(_MEAN) - 0.5))
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), last, *layers).eval()
+
+
+def write_labels(folder: Path, *layers: nn.Module, **output: object) -> list[Any]:
+    """Write that network as ONNX, of independent classes; return the arguments of its import."""
+    own = {
+        "name": "colours",
+        "labels": list(LABELS),
+        "output": {"classes": "independent", "threshold": list(THRESHOLDS), **output},
+    }
+    return write_classifier(folder, label_network(*layers), **own)
+
+
+def write_classifier(folder: Path, network: nn.Module | None = None, **own: object) -> list[Any]:
+    """Write a network as ONNX, described with own keys; return the arguments of its import."""
     named = Named(network or the_network()).eval()
     write_onnx(named, folder / "skin.onnx", {"image": torch.rand(2, 3, *_SIZE)}, ("scores",))
-    (folder / "skin.yaml").write_text(yaml.safe_dump(DESCRIPTION))
+    description = DESCRIPTION | {"medserve": DESCRIPTION["medserve"] | own}
+    (folder / "skin.yaml").write_text(yaml.safe_dump(description))
     return [folder / "skin.onnx", "--spec", folder / "skin.yaml"]
 
 
@@ -155,10 +182,20 @@ def a_picture(seed: int) -> bytes:
 
 def own_probabilities(picture: bytes) -> list[float]:
     """Return what the network says where it was trained: stretched, normalised, softmax."""
+    found: list[float] = _own_scores(picture, the_network()).softmax(dim=1)[0].tolist()
+    return found
+
+
+def own_shares(picture: bytes) -> list[float]:
+    """Return what the network of several labels says where it was trained."""
+    found: list[float] = _own_scores(picture, label_network()).sigmoid()[0].tolist()
+    return found
+
+
+def _own_scores(picture: bytes, network: nn.Module) -> torch.Tensor:
     image = pillow.open(io.BytesIO(picture)).resize(_SIZE[::-1], pillow.Resampling.BILINEAR)
     planes = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)
     mean, deviation = (torch.tensor(each)[:, None, None] for each in (_MEAN, _DEVIATION))
     with torch.inference_mode():
-        scores = the_network()(((planes - mean) / deviation)[None])
-    found: list[float] = scores.softmax(dim=1)[0].tolist()
-    return found
+        scores: torch.Tensor = network(((planes - mean) / deviation)[None])
+    return scores

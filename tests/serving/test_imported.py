@@ -122,10 +122,12 @@ def test_an_imported_classifier_answers_and_says_nothing_of_its_training(
     [answer] = httpx.post(f"{page}v1/models/skin/classify", files=sent).json()["items"]
     assert "novelty" not in answer
     tensor = {"name": "data", "datatype": "BYTES", "shape": [1],
-              "data": [base64.b64encode(pictures[0]).decode()]}  # fmt: skip
+              "data": [base64.b64encode(pictures[0]).decode()],
+              "parameters": {"content_type": "base64"}}  # fmt: skip
     outputs = httpx.post(f"{page}v2/models/skin/infer", json={"inputs": [tensor]}).json()["outputs"]
-    [novelty] = [each["data"] for each in outputs if each["name"] == "novelty"]
-    assert novelty == [None]  # NaN has no place in JSON
+    tensors = {each["name"]: each["data"] for each in outputs}
+    assert tensors["status"] == ["ok"]
+    assert tensors["novelty"] == [None]  # NaN has no place in JSON
 
 
 def test_an_imported_model_of_frames_finds_what_its_network_finds(address: str) -> None:

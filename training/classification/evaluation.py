@@ -79,6 +79,7 @@ def evaluate_classifier(request: EvaluationRequest) -> dict[str, Any]:
         ConfigError: a folder that is no label, or no image that serving would accept.
     """
     spec, weights = request.spec, request.weights
+    _refuse_independent(spec)
     engine_name = request.engine or spec.engine.name
     engine = load_engine(engine_name, weights, precision=Precision.F32, threads=request.threads)
     names, label_ids, answers = _answered(request, engine)
@@ -136,8 +137,17 @@ def _answered(
     return names, np.array(label_ids, dtype=np.int64), answers
 
 
+def _refuse_independent(spec: ModelSpec) -> None:
+    if spec.has_independent_labels:
+        raise ConfigError(
+            f"{spec.name}: expected a model whose classes exclude each other, got another one; "
+            "a folder for each class cannot say that an image has several"
+        )
+
+
 def chosen_files(request: EvaluationRequest) -> dict[Path, str]:
     """Return the files to evaluate with their labels: all, or one part of a split."""
+    _refuse_independent(request.spec)
     files = labelled_files(request.data_dir, request.spec.labels, folders=request.folders)
     if request.split is None:
         return files

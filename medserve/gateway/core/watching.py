@@ -157,6 +157,9 @@ class Watching:
         for item in items:
             if item.probability is not None:
                 metrics.probability(*key).observe(item.probability)
+            for label in item.present or ():
+                if label in item.probabilities:
+                    metrics.probability(*key).observe(item.probabilities[label])
             if item.volumes_ml or item.stack is not None:
                 for label, volume_ml in _volumes(model.labels, item):
                     metrics.structure_ml(*key, label).observe(volume_ml)
@@ -168,7 +171,9 @@ class Watching:
 
 
 def _found(labels: Sequence[str], item: Observed) -> list[str]:
-    """Return the class of an input, or the structures that are in it."""
+    """Return the class of an input, or the labels or structures that are in it."""
+    if item.present is not None:
+        return [label if label in labels else _OTHER for label in item.present]
     if item.label:
         return [item.label if item.label in labels else _OTHER]
     if item.grid is not None and any(frame.pixels for frame in item.frames):

@@ -636,21 +636,31 @@ class Classification(_message.Message):
     NOVELTY_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
+    INDEPENDENT_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
     label: _builtins.str
-    """Names the most probable class."""
+    """Names the most probable class; empty where labels are independent."""
     label_id: _builtins.int
-    """Gives the place of that class among the model's labels, from 0."""
+    """Gives the place of that class among the model's labels, from 0; -1 where labels are independent."""
     probability: _builtins.float
-    """Gives the calibrated probability of that class, 0 to 1."""
+    """Gives the calibrated probability of that class, 0 to 1; not a number (NaN) where labels are
+    independent.
+    """
     review: _builtins.bool
-    """Holds true where the probability is below the limit of the model card: a person should look."""
+    """Holds true where the probability is below the limit of the model card: a person should look. Of
+    independent labels, where that of any label that is present is.
+    """
     novelty: _builtins.float
     """Gives the distance to the training data over its limit; above 1 the class means little. It is
     not a number (NaN) where the model cannot tell.
     """
+    independent: _builtins.bool
+    """Holds true where labels are independent: an image has none, one or several of them."""
     @_builtins.property
     def probabilities(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassProbability]:
-        """Gives the probability of every class, in the order of the model's labels; they sum to 1."""
+        """Gives the probability of every class, in the order of the model's labels; they sum to 1, but
+        where labels are independent.
+        """
 
     @_builtins.property
     def explanation(self) -> Global___Explanation:
@@ -659,6 +669,10 @@ class Classification(_message.Message):
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassProbability]:
         """Gives the most probable classes, the most probable first, where top_k asks for them."""
+
+    @_builtins.property
+    def present(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names the labels that are present, in the order of the model's labels. Of independent ones alone."""
 
     def __init__(
         self,
@@ -671,10 +685,12 @@ class Classification(_message.Message):
         novelty: _builtins.float = ...,
         explanation: Global___Explanation | None = ...,
         top: _abc.Iterable[Global___ClassProbability] | None = ...,
+        independent: _builtins.bool = ...,
+        present: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "label", b"label", "label_id", b"label_id", "novelty", b"novelty", "probabilities", b"probabilities", "probability", b"probability", "review", b"review", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "independent", b"independent", "label", b"label", "label_id", b"label_id", "novelty", b"novelty", "present", b"present", "probabilities", b"probabilities", "probability", b"probability", "review", b"review", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
