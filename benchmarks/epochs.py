@@ -11,6 +11,7 @@ first epoch left out, in which files are read for the first time.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def _epochs(tree: Path, module: str, arguments: Sequence[str]) -> list[float]:
         times = [float(line) for line in clock.read_text().splitlines()]
     if len(times) < 3:
         raise SystemExit(f"expected at least 3 epochs, got {len(times)}: {run.stdout[-2000:]}")
-    return [end - start for start, end in zip(times[1:], times[2:], strict=False)]
+    return [end - start for start, end in itertools.pairwise(times[1:])]
 
 
 if __name__ == "__main__":
