@@ -77,7 +77,8 @@ medserve:
     size: [224, 224] # rows and columns of the network's input
     channels: 3
     fit: colour # grey (1 channel), colour, lanczos: bilinear or Lanczos, antialiased
-    proportions: stretched # to the sides of the input; kept: black beside the image
+    proportions: stretched # to the sides of the input; kept: black beside the image; cropped: its
+    # middle: 0.875 # that part of the shorter side, as 224 of 256 pixels
     mean: [0.485, 0.456, 0.406] # of values in [0, 1], by channel; without both lines: none
     deviation: [0.229, 0.224, 0.225]
   output:

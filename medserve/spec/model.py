@@ -73,6 +73,7 @@ class Proportions(enum.StrEnum):
 
     KEPT = "kept"  # the whole image, black beside it
     STRETCHED = "stretched"  # the whole image to the sides of the plane
+    CROPPED = "cropped"  # the middle of the image, true to scale, fills the plane
 
 
 class Classes(enum.StrEnum):
@@ -130,6 +131,15 @@ class InputSpec(Section, frozen=True):
             "`classification` and `frames`."
         ),
     ] = Proportions.KEPT
+    middle: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="How much of the image's shorter side the plane holds, where `proportions` "
+            "is `cropped`: 0.875 for 224 of 256 pixels.",
+        ),
+    ] = 1.0
     mean: Annotated[
         tuple[float, ...],
         Meta(
@@ -340,6 +350,17 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
         """Refuse an input that does not fit the task's section."""
         size, channels, labels = self.input.size, self.input.channels, len(self.labels)
         shown = (self.input.proportions, self.input.mean, self.input.deviation)
+        is_cropped = self.input.proportions is Proportions.CROPPED
+        if is_cropped and self.task is not Task.CLASSIFICATION:
+            raise ConfigError(
+                f"{self.name}: expected input.proportions kept or stretched for {self.task}, whose "
+                "answers cover the whole frame, got cropped; state frame.crop"
+            )
+        if self.input.middle != 1.0 and not is_cropped:
+            raise ConfigError(
+                f"{self.name}: expected input.middle with input.proportions cropped, got it with "
+                f"{self.input.proportions}"
+            )
         if self.task not in _OF_PICTURES and shown != (Proportions.KEPT, (), ()):
             raise ConfigError(
                 f"{self.name}: expected input.proportions, mean and deviation for the tasks "

@@ -363,6 +363,8 @@ def test_the_description_that_init_prints_is_a_good_one(
         ({"mean": []}, "each of 3 channels"),
         ({"deviation": [1, 1, 0]}, "> 0"),
         ({"proportions": "torn"}, "kept, stretched"),
+        ({"middle": 0.875}, "input.middle with input.proportions cropped"),
+        ({"proportions": "cropped", "middle": 1.5}, "<= 1"),
     ],
 )
 def test_a_preprocessing_that_cannot_be_is_refused(changes: dict[str, Any], told: str) -> None:
