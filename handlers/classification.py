@@ -30,9 +30,9 @@ from medserve.imaging import Image
 from medserve.imaging.codecs import sniff
 from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Outputs
-from medserve.inference.fit import Box, fit_image, place_image
+from medserve.inference.fit import Box, Region, fit_image, middle_of, place_image
 from medserve.inference.occlusion import Occlusion, occlude
-from medserve.inference.scores import as_logits, classified
+from medserve.inference.scores import as_logits, classified, threshold_logits
 from medserve.results.files import heatmap
 from medserve.tasks.classification import (
     EXPLAINED_PER_CALL,
@@ -83,8 +83,7 @@ class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classif
         return classified(self._as_logits(outputs), self.spec)
 
     def _as_logits(self, outputs: Outputs) -> Outputs:
-        scores = self.spec.classifier.scores
-        return {**outputs, "logits": as_logits(outputs["logits"], scores)}
+        return {**outputs, "logits": as_logits(outputs["logits"], self.spec.classifier)}
 
     def encode(self, result: Classification, params: ClassificationOptions) -> bytes:
         """A JSON object with the members of `Classification.to_json`."""
@@ -104,15 +103,22 @@ class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classif
         watch = Deadline(item.request, left_s, tell=None)
         source = self.decode(item.payload)
         shape = (source.height, source.width)
-        row, box = self.to_network(source), self.place(source)
+        row, box, region = self.to_network(source), self.place(source), self.region(source)
         del source  # not beside the copies of its row
-        found = occlude(row, box, lambda rows: self._as_logits(self.infer(rows)), watch.check)
+        found = occlude(
+            *(row, box, lambda rows: self._as_logits(self.infer(rows)), watch.check),
+            threshold_logits(self.spec),
+        )
         result = classified({name: array[0] for name, array in found.outputs.items()}, self.spec)
-        return replace(result, explanation=_explanation(result, found, shape))
+        return replace(result, explanation=_explanation(result, found, shape, region))
 
     def place(self, source: Image) -> Box:
         """Where an image lies on the network's plane; as `to_network` puts it."""
         return place_image(source, self.spec.input)
+
+    def region(self, source: Image) -> Region | None:
+        """The part of an image that fills the network's plane; None where all of it is seen."""
+        return middle_of(source, self.spec.input)
 
     def check_outputs(self, outputs: Outputs) -> None:
         """One score per label and one novelty per image, or the artifact is another model's."""
@@ -136,7 +142,9 @@ def _refuse_too_many(item: Item[ClassificationOptions]) -> None:
         )
 
 
-def _explanation(result: Classification, found: Occlusion, shape: tuple[int, int]) -> Explanation:
+def _explanation(
+    result: Classification, found: Occlusion, shape: tuple[int, int], region: Region | None
+) -> Explanation:
     if not np.isfinite(found.evidence).all():
         raise ServerFailedError("the network gave a number that is not finite for a covered image")
     return Explanation(
@@ -144,7 +152,7 @@ def _explanation(result: Classification, found: Occlusion, shape: tuple[int, int
         without_warmest=_probability(found.without_warmest),
         without_coolest=_probability(found.without_coolest),
         full_colour=heatmap.full_colour(found.evidence),
-        heatmap_png=heatmap.encode(found.evidence, shape),
+        heatmap_png=heatmap.encode(found.evidence, shape, region),
     )
 
 

@@ -24,7 +24,6 @@ from handlers.base import Handler
 from handlers.items import Item, errors_to, refuse_expired
 from handlers.verbs import VERBS
 from medserve.errors import (
-    ConfigError,
     DeadlineError,
     InvalidImageError,
     InvalidRequestError,
@@ -43,7 +42,7 @@ from medserve.imaging.ultrasound_check import looks_like_ultrasound
 from medserve.inference.engines import Outputs
 from medserve.inference.frame_pipeline import FoundFrame, FramePipeline, FrameSettings
 from medserve.results.files import frame_overlay
-from medserve.results.frame_measure import measure_frame, measure_stack
+from medserve.results.frame_measure import measure_frame, measure_stack, measure_structures
 from medserve.results.frame_segmentation import FrameFinding, FrameSegmentation, mask_png
 from medserve.tasks.frames import FrameOptions, FramePart
 
@@ -108,7 +107,7 @@ class FrameHandler(Handler[FrameOptions]):
         return stack
 
     def infer(self, planes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Planes (N, 1, H, W) -> logits (N, 1, H, W)."""
+        """Planes (N, C, H, W) -> what the network answers (N, K, H, W)."""
         logits = self.engine.run(planes)["logits"]
         if not np.isfinite(logits.sum(dtype=np.float64)):
             raise ServerFailedError("the network gave a number that is not finite for this frame")
@@ -124,19 +123,23 @@ class FrameHandler(Handler[FrameOptions]):
         """
         findings: dict[int, FrameFinding] = {}
         seen: list[_Seen] = []
-        masks = PackedMasks(stack.grid.size)
-        images = _images(stack, findings, seen)
+        masks = PackedMasks(stack.grid.size, labels=len(self.spec.labels))
+        images = self._images(stack, findings, seen)
+        boxes: list[tuple[int, int, int, int] | None] = [None] * stack.grid.count
         found = self.pipeline.segment(images, self.infer, settings)
         for place, each in enumerate(found):
             frame = seen[place]
             _fill(masks, frame.index)
             masks.append(each.mask)
+            boxes[frame.index] = each.crop.edges
             findings[frame.index] = self._finding(each, stack, frame)
         _fill(masks, stack.grid.count)
         _refuse_failure(findings, stack.grid.count)
         frames = tuple(findings[index] for index in range(stack.grid.count))
-        measured = measure_stack([each.measure for each in frames], stack.grid, options.length_mm)
-        return FrameSegmentation(masks, stack.grid, self.spec.labels, frames, measured)
+        grid, labels, measures = stack.grid, self.spec.labels, [each.measure for each in frames]
+        measured = measure_stack(measures, grid, options.length_mm)
+        structures = measure_structures(masks, measures, grid, labels, boxes, options.length_mm)
+        return FrameSegmentation(masks, grid, labels, frames, measured, structures)
 
     def encode(
         self, found: FrameSegmentation, stack: FrameStack, options: FrameOptions, *, packed: bool
@@ -173,11 +176,6 @@ class FrameHandler(Handler[FrameOptions]):
         self.limits = FrameLimits(self.spec.input, frame.max_frames, frame.modalities)
         self.envelope = _Envelope(self.provenance)
         sniff.prepare(self.spec.input)
-        if len(self.spec.labels) != 2:
-            raise ConfigError(
-                f"{self.spec.name}: expected two labels, background and one structure, got "
-                f"{len(self.spec.labels)}"
-            )
 
     def reproduce(self, payload: Payload) -> Outputs:
         """The logits of the first frame, and the whole way once with the largest batch."""
@@ -193,8 +191,8 @@ class FrameHandler(Handler[FrameOptions]):
         return outputs
 
     def check_outputs(self, outputs: Outputs) -> None:
-        """One score for each pixel of the plane, or the artifact is another model's."""
-        expected = (1, 1, *self.spec.input.size)
+        """The scores of each pixel of the plane, or the artifact is another model's."""
+        expected = (1, self.pipeline.outputs, *self.spec.input.size)
         got = outputs["logits"].shape if "logits" in outputs else None
         if got != expected:
             raise ModelNotReadyError(
@@ -220,6 +218,22 @@ class FrameHandler(Handler[FrameOptions]):
             between=_until(ends, stack.grid.count),
         )
 
+    def _images(
+        self, stack: FrameStack, findings: dict[int, FrameFinding], seen: list[_Seen]
+    ) -> Iterator[Image]:
+        """The frames that can be used, when asked for; why the others cannot, in `findings`."""
+        ultrasound = self.pipeline.frame.ultrasound
+        for index in range(stack.grid.count):
+            try:
+                image = stack.read(index)
+                _refuse_blank(image, ultrasound=ultrasound)
+            except MedserveError as error:
+                findings[index] = FrameFinding(error)
+                continue
+            is_unlike = ultrasound and not looks_like_ultrasound(image)
+            seen.append(_Seen(index, unlike_ultrasound=is_unlike))
+            yield image
+
     def _refuse_part(self, part: FramePart, stack: FrameStack) -> None:
         """Before the work, what would be refused after it."""
         if part is FramePart.DICOM_SEG and not isinstance(stack, DicomFrames):
@@ -233,9 +247,7 @@ class FrameHandler(Handler[FrameOptions]):
             )
 
     def _finding(self, found: FoundFrame, stack: FrameStack, frame: _Seen) -> FrameFinding:
-        crop = found.crop
-        box = (crop.top, crop.left, crop.bottom, crop.right)
-        measured = measure_frame(found.mask, stack.grid, box)
+        measured = measure_frame(found.mask, stack.grid, found.crop.edges)
         measured = structs.replace(measured, predicted_dice=found.predicted_dice)
         doubts = self.pipeline.doubts(found, _size_mm(found, stack))
         return FrameFinding(measured, frame.unlike_ultrasound, doubts)
@@ -245,44 +257,29 @@ class FrameHandler(Handler[FrameOptions]):
             part = FramePart.NIFTI if stack.is_stack else FramePart.PNG
         match part:
             case FramePart.OVERLAY:
-                return frame_overlay.draw(stack, found)
+                return frame_overlay.draw(stack, found, in_colour=self.spec.input.channels > 1)
             case FramePart.DICOM_SEG:
                 from medserve.results.files import (
                     dicom_seg_frames,  # highdicom: only who asks waits
                 )
 
                 assert isinstance(stack, DicomFrames)  # `_refuse_part` saw to it
-                label = self.spec.labels[1]
                 codes = self.pipeline.frame.snomed
-                return dicom_seg_frames.encode(
-                    found.masks, stack, label, codes[label], self.provenance
-                )
+                segments = [(label, codes[label]) for label in self.spec.labels[1:]]
+                return dicom_seg_frames.encode(found.masks, stack, segments, self.provenance)
             case FramePart.PNG:
-                return mask_png(found.masks[0])
+                return mask_png(found.masks[0], len(self.spec.labels))
             case _:
                 return stack.nifti_mask(found.masks)
 
 
-def _images(
-    stack: FrameStack, findings: dict[int, FrameFinding], seen: list[_Seen]
-) -> Iterator[Image]:
-    """The frames that can be used, as they are asked for; why the others cannot, in `findings`."""
-    for index in range(stack.grid.count):
-        try:
-            image = stack.read(index)
-            _refuse_blank(image)
-        except MedserveError as error:
-            findings[index] = FrameFinding(error)
-            continue
-        seen.append(_Seen(index, unlike_ultrasound=not looks_like_ultrasound(image)))
-        yield image
-
-
-def _refuse_blank(image: Image) -> None:
+def _refuse_blank(image: Image, *, ultrasound: bool) -> None:
     if float(np.ptp(image.array)) < _FAINTEST:
+        wanted = "an ultrasound frame" if ultrasound else "a frame with a picture"
+        recorded = "recorded with the probe on the patient" if ultrasound else "exposed"
         raise InvalidImageError(
-            "expected an ultrasound frame, got one that is the same grey all over; send a frame "
-            "that was recorded with the probe on the patient"
+            f"expected {wanted}, got one that is the same grey all over; send a frame that was "
+            f"{recorded}"
         )
 
 

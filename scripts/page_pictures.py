@@ -66,8 +66,7 @@ def _classify(tab: Page) -> None:
 
 
 def _segment(tab: Page) -> None:
-    tab.goto("/segment")
-    tab.locator("#model").select_option(index=0)
+    tab.goto("/segment?model=segmentation_3d")
     average = REPOSITORY / "models" / "segmentation_3d" / "examples" / "average.nii.gz"
     tab.locator("#files").set_input_files(average)
     tab.get_by_text("Done. Structures found").wait_for()

@@ -44,6 +44,12 @@ class _Frame(msgspec.Struct, frozen=True):
 
 class _Stack(msgspec.Struct, frozen=True):
     volume_ml: float | None = None
+    frames_found: int = 0
+
+
+class _Structure(msgspec.Struct, frozen=True):
+    label: str
+    stack: _Stack
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -53,6 +59,8 @@ class Observed(msgspec.Struct, frozen=True):
         status: "ok", or "error".
         label: The class that was found.
         probability: Of that class.
+        present: The labels that are present, of a model whose labels are independent; else None.
+        probabilities: Of each label.
         novelty: Distance to the training data over its limit.
         review: Whether a person should look.
         unlike_training: Whether the input is unlike the training data.
@@ -62,6 +70,8 @@ class Observed(msgspec.Struct, frozen=True):
     status: str = "ok"
     label: str = ""
     probability: float | None = None
+    present: tuple[str, ...] | None = None
+    probabilities: Mapping[str, float] = msgspec.field(default_factory=dict)
     novelty: float | None = None
     review: bool = False
     unlike_training: bool = False
@@ -69,12 +79,20 @@ class Observed(msgspec.Struct, frozen=True):
     grid: _Grid | None = None
     frames: tuple[_Frame, ...] = ()
     stack: _Stack | None = None
+    structures: tuple[_Structure, ...] = ()
 
     def signals(self) -> Iterator[tuple[str, float]]:
         """Yield name and value of what is compared with held-out data.
 
         A class is compared within its own kind, so that a day with one class alone is no drift.
+        Of independent labels the probability of each is a signal of its own.
         """
+        if self.present is not None:
+            for label, probability in self.probabilities.items():
+                yield f"probability of {label}", probability
+            if self.novelty is not None:
+                yield "novelty", self.novelty
+            return
         if self.probability is not None:
             yield "probability", self.probability
             if self.novelty is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
@@ -65,6 +65,8 @@ class Summary:
             self.columns[name] = None
             if name == "label":
                 self.labels[value] += 1
+            elif name == "present":
+                self.labels.update(receipt.answer["present"] or [value])
             elif value is not None and not name.startswith("p_"):
                 self.measures[name].append(float(value))
         for flag in ("review", "unlike_training"):
@@ -81,16 +83,25 @@ class Summary:
         unlike, review = bool(answer.get("unlike_training")), bool(answer.get("review"))
         if not (unlike or review):
             return
-        doubt = 2.0 * unlike + (1.0 - float(answer.get("probability", 0.0)))
+        found = _found(answer)
+        doubt = 2.0 * unlike + (1.0 - min((share for _, share in found), default=0.0))
         reasons = ["unlike the training data"] if unlike else []
-        if "probability" in answer:
-            reasons.append(f"{answer['label']} with {answer['probability']:.3f}")
+        reasons += [f"{label} with {share:.3f}" for label, share in found]
         reasons += [f"{each['reason']}: {each['message']}" for each in answer.get("doubts", ())]
         item = (doubt, receipt.id, "; ".join(reasons))
         if len(self._doubtful) < _MOST_DOUBTFUL:
             heapq.heappush(self._doubtful, item)
         else:
             heapq.heappushpop(self._doubtful, item)
+
+
+def _found(answer: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return the class, or the labels that are present, with their probabilities."""
+    if "present" in answer:
+        return [(label, float(answer["probabilities"][label])) for label in answer["present"]]
+    if "probability" in answer:
+        return [(answer["label"], float(answer["probability"]))]
+    return []
 
 
 def summarise(receipts: Iterable[Receipt]) -> Summary:

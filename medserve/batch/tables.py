@@ -13,6 +13,7 @@ from typing import Any
 
 from medserve.batch.receipts import BatchFolder, Receipt
 from medserve.results.sorted_folders import csv_cell
+from medserve.tasks.classification import as_finding
 
 __all__ = ["columns_of", "measures_of", "row_of", "write_tables"]
 
@@ -20,7 +21,9 @@ _ROWS = 8192  # of a Parquet file that are held at a time
 _HEAD = ("id", "source", "status", "code", "message", "review", "unlike_training", "doubts")
 _TAIL = ("sha256", "size_bytes", "model", "version", "archive_digest", "files")
 _STACK = ("area_cm2", "width_mm", "height_mm", "length_mm", "volume_ml", "ellipsoid_ml")
-_TEXT = frozenset((*("id", "source", "status", "code", "message", "doubts", "label"), *_TAIL))
+_TEXT = frozenset(
+    (*("id", "source", "status", "code", "message", "doubts", "label", "present"), *_TAIL)
+)
 _FLAGS = frozenset(("review", "unlike_training"))
 
 
@@ -72,11 +75,16 @@ def measures_of(answer: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a model of any task measured: class and probabilities, or sizes."""
     if "probabilities" in answer:
         each = {f"p_{label}": p for label, p in answer["probabilities"].items()}
+        if "present" in answer:  # labels that do not exclude each other
+            told = {"present": as_finding(answer["present"]), "novelty": answer.get("novelty")}
+            return told | each
         names = ("label", "probability", "novelty")
         return {name: answer.get(name) for name in names} | each
     if "stack" in answer:
-        stack = answer["stack"]
-        return {name: stack.get(name) for name in ("frames_found", *_STACK)}
+        measured, structures = ("frames_found", *_STACK), answer.get("structures", ())
+        own = {f"{each['label']}_{name}": each["stack"].get(name)
+               for each in structures for name in measured}  # fmt: skip
+        return {name: answer["stack"].get(name) for name in measured} | own
     return {f"{label}_ml": volume for label, volume in answer.get("volumes_ml", {}).items()}
 
 

@@ -78,7 +78,7 @@ class _Answer:
         """The answer in words."""
         match self.outcome:
             case Classification():
-                return self.outcome.label
+                return self.outcome.finding
             case VolumeResult():
                 volumes = self.outcome.volumes_ml.items()
                 return ", ".join(f"{label} {volume:.2f} ml" for label, volume in volumes)
@@ -93,10 +93,10 @@ class _Answer:
 
     @property
     def probability(self) -> str:
-        """Of the class, where there is one."""
+        """Of the class, or of each label that is present, where there is one."""
         if not isinstance(self.outcome, Classification):
             return ""
-        return f"{self.outcome.probability:.4f}"
+        return "; ".join(f"{share:.4f}" for _, share in self.outcome.found)
 
     @property
     def note(self) -> str:

@@ -77,11 +77,14 @@ medserve:
     size: [224, 224] # rows and columns of the network's input
     channels: 3
     fit: colour # grey (1 channel), colour, lanczos: bilinear or Lanczos, antialiased
-    proportions: stretched # to the sides of the input; kept: black beside the image
+    proportions: stretched # to the sides of the input; kept: black beside the image; cropped: its
+    # middle: 0.875 # that part of the shorter side, as 224 of 256 pixels
     mean: [0.485, 0.456, 0.406] # of values in [0, 1], by channel; without both lines: none
     deviation: [0.229, 0.224, 0.225]
   output:
-    scores: logits # or probabilities, where a softmax stands at the end of the network
+    classes: exclusive # or independent: none, one or several labels, a sigmoid for each
+    # threshold: 0.5 # of independent classes, from which a label is present; or a list, one a label
+    scores: logits # or probabilities, where a softmax or sigmoids end the network
     review_below: 0.8 # probability below which a person should look
     top_k: 3
 """
@@ -97,17 +100,23 @@ medserve:
   version: "1.0"
   title: What it finds
   task: frames
-  labels: [background, structure] # one structure a network
+  labels: [background, structure] # the background first, then one structure or several
   input:
     kinds: [raster, dicom, nifti] # pictures, cine loops, stacks
     size: [256, 256] # rows and columns of the network's input; its output has the same
-    channels: 1 # grey; of a colour picture the luma
+    channels: 1 # grey: of a colour picture the luma; 3: red, green, blue
+    proportions: kept # black beside the frame; stretched: to the sides of the input
+    # mean: [0.485, 0.456, 0.406] # of each channel, after the normalisation below
+    # deviation: [0.229, 0.224, 0.225]
     max_payload_bytes: 134217728
   frame:
     crop: {kind: none} # content: the box around what is not black; box: shares of the sides
-    interpolation: bilinear # to input.size, proportions kept, black beside the frame
+    interpolation: bilinear # to input.size
     normalisation: {kind: window, low: 0, high: 1} # of values in [0, 1]; others as for volumes
-    threshold: 0.5 # probability from which a pixel belongs to the structure
+    activation: sigmoid # a channel for each structure; softmax: for each label, background first
+    scores: logits # or probabilities, where that sigmoid or softmax ends the network
+    threshold: 0.5 # probability from which a pixel belongs to a structure, with sigmoid
+    ultrasound: false # true: frames that do not look like B-mode ultrasound are marked
     largest_component: false
     fill_holes: false
 """

@@ -164,7 +164,8 @@ def _try_classes(archive: Path, files: list[Path]) -> None:
     with _with_extra():
         from medserve.importing.trying import classify_files
     for path, found in zip(files, classify_files(archive, files), strict=True):
-        typer.echo(f"{path}: {found.label} {found.probability:.4f}{', look' * found.review}")
+        told = "; ".join(f"{label} {share:.4f}" for label, share in found.found) or found.finding
+        typer.echo(f"{path}: {told}{', look' * found.review}")
 
 
 def _try_frames(archive: Path, files: list[Path], folder: OutFolder) -> None:
@@ -175,10 +176,13 @@ def _try_frames(archive: Path, files: list[Path], folder: OutFolder) -> None:
         from medserve.results.frame_segmentation import mask_png
     names = [(f"{path.stem}_mask.png", f"{path.stem}_overlay.png") for path in files]
     folder.refuse_existing([name for pair in names for name in pair])
-    for pair, (image, found) in zip(names, segment_frames(archive, files), strict=True):
-        mask = folder.write(pair[0], mask_png(found.mask))
-        picture = folder.write(pair[1], as_png(blend(image.grey(), found.mask)))
-        typer.echo(f"{int(found.mask.sum())} pixels: {mask} and {picture}")
+    labels, answers = segment_frames(archive, files)
+    for pair, (image, found) in zip(names, answers, strict=True):
+        mask = folder.write(pair[0], mask_png(found.mask, len(labels)))
+        picture = folder.write(pair[1], as_png(blend(image.array, found.mask)))
+        sizes = (f"{label} {int((found.mask == place).sum())}"
+                 for place, label in enumerate(labels[1:], start=1))  # fmt: skip
+        typer.echo(f"pixels: {', '.join(sizes)}: {mask} and {picture}")
 
 
 def _try_volumes(archive: Path, files: list[Path], folder: OutFolder) -> None:
@@ -269,7 +273,8 @@ def _imported(
 def _asked_with(spec: ModelSpec) -> tuple[str, str]:
     """Return what was compared, and the files of a question, with their order behind them."""
     if spec.volume is None:
-        return "pictures" if spec.frame is None else "pixels", "picture.png`"
+        compared = "pictures" if spec.frame is None else "pixels"
+        return "labels of the pictures" if spec.has_independent_labels else compared, "picture.png`"
     channels = spec.volume.channels
     files = [f"case_{number:04d}.nii.gz" for number in range(len(channels))] or ["case.nii.gz"]
     order = f" ({escape(', '.join(channels))})" if channels else ""

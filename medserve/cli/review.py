@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import getpass
 import hashlib
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -18,18 +19,21 @@ from rich.table import Table
 from rich.text import Text
 
 from medserve.cli.show.console import console_for_people, nearest, shown
-from medserve.errors import ConfigError
+from medserve.errors import ConfigError, InvalidRequestError
 from medserve.results.sorted_folders import (
     CORRECTIONS,
     ERRORS,
     MANIFEST,
+    NONE,
     REVIEW,
+    SEVERAL,
     Correction,
     correction_rows,
     doubt_first,
     read_corrections,
     read_manifest,
 )
+from medserve.tasks.classification import as_finding, read_finding
 
 __all__ = ["review"]
 
@@ -42,7 +46,12 @@ def review(
         list[str] | None, typer.Argument(metavar="FILE", help="As the table names them.")
     ] = None,
     label: Annotated[
-        str | None, typer.Option("--class", metavar="CLASS", help="The right class of FILE….")
+        str | None,
+        typer.Option(
+            "--class",
+            metavar="CLASS",
+            help="The right class of FILE…; of independent labels 'A; B', or 'none'.",
+        ),
     ] = None,
     first: Annotated[int, typer.Option(min=1, help="How many to list.")] = 20,
     by: Annotated[
@@ -95,12 +104,7 @@ def _list(folder: Path, rows: dict[str, dict[str, str]], first: int) -> None:
 def _correct(
     folder: Path, rows: dict[str, dict[str, str]], files: list[str], label: str, by: str
 ) -> None:
-    known = sorted({row["class"] for row in rows.values() if row["class"]} | _folders(folder))
-    if label not in known:
-        raise ConfigError(
-            f"There is no class {shown(label)}{nearest(label, known)}. Known are "
-            f"{shown(', '.join(known))}; make a folder of that name where it is a new one."
-        )
+    label = _known(folder, rows, label)
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     corrections = [
         Correction(
@@ -117,6 +121,22 @@ def _correct(
     except OSError as error:
         raise ConfigError(f"{shown(str(path))}: cannot be written ({error.strerror})") from error
     console_for_people().print(Text(f"{len(corrections)} files: {shown(label)}"))
+
+
+def _known(folder: Path, rows: dict[str, dict[str, str]], label: str) -> str:
+    """Return the class, or independent labels as one text; refuse what the folder does not name."""
+    folders = _folders(folder)
+    known = sorted({row["class"] for row in rows.values() if row["class"]} | folders)
+    if (folder / NONE).is_dir():  # of labels that do not exclude each other
+        known = sorted(folders)
+        with suppress(InvalidRequestError):
+            return as_finding(read_finding(label, known))
+    elif label in known:
+        return label
+    raise ConfigError(
+        f"There is no class {shown(label)}{nearest(label, known)}. Known are "
+        f"{shown(', '.join(known))}; make a folder of that name where it is a new one."
+    )
 
 
 def _row(folder: Path, rows: dict[str, dict[str, str]], given: str) -> dict[str, str]:
@@ -137,7 +157,9 @@ def _row(folder: Path, rows: dict[str, dict[str, str]], given: str) -> dict[str,
 
 
 def _folders(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if path.is_dir()} - {REVIEW, ERRORS}
+    return {path.name for path in folder.iterdir() if path.is_dir()} - {
+        *(REVIEW, ERRORS, NONE, SEVERAL)
+    }
 
 
 def _account() -> str:

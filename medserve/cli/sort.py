@@ -35,7 +35,17 @@ from medserve.errors import (
     PayloadTooLargeError,
     ServerFailedError,
 )
-from medserve.results.sorted_folders import ERRORS, REVIEW, csv_cell, csv_path, folder_name
+from medserve.results.sorted_folders import (
+    ERRORS,
+    NONE,
+    REVIEW,
+    SEVERAL,
+    csv_cell,
+    csv_path,
+    folder_name,
+    folder_of_labels,
+    found_cells,
+)
 
 __all__ = ["sort"]
 
@@ -69,6 +79,8 @@ def sort(
     """Copy every image to OUT/<class>/; the originals stay as they are.
 
     There is a folder for each class of the model, also an empty one.
+    Of labels that do not exclude each other an image goes to that of the only one that is present,
+    to OUT/_none/ or to OUT/_several/.
     What a person should look at goes to OUT/_review/.
     What is no usable image goes to OUT/_errors/.
     OUT/manifest.csv tells it for each file.
@@ -103,7 +115,7 @@ def _summary(outcomes: list[_Outcome]) -> Table:
     counts = Counter(outcome.place for outcome in outcomes)
     shape = Table("folder", "files", box=None, padding=(0, 2, 0, 0))
     shape.columns[1].justify = "right"
-    last = (REVIEW, ERRORS)
+    last = (NONE, SEVERAL, REVIEW, ERRORS)
     for place in sorted(counts, key=lambda place: (place.startswith("("), place in last, place)):
         shape.add_row(Text(shown(place)), str(counts[place]))
     shape.add_section()
@@ -162,18 +174,20 @@ class _Sorter:
         has_folders = False
         for result in client.classify_each(self.model, contents(), version=self.version):
             if result.result is not None and not has_folders:
-                self._make_folders(result.result.labels)
+                self._make_folders(result.result)
                 has_folders = True
             yield self._store(waiting.popleft(), result)
             while known:
                 yield known.pop()
         yield from known
 
-    def _make_folders(self, labels: Iterable[str]) -> None:
+    def _make_folders(self, answer: Classification) -> None:
         """Make a folder for every class, so that a person can move a file to one that is empty."""
-        for label in labels:
+        for label in answer.labels:
             with suppress(ServerFailedError):  # told with the first file of that class
                 (self.out / folder_name(label)).mkdir(parents=True, exist_ok=True)
+        for special in () if answer.present is None else (NONE, SEVERAL):
+            (self.out / special).mkdir(parents=True, exist_ok=True)
 
     def _read(self, path: Path) -> _Source | _Outcome:
         """The file, or what is known of it without asking the model."""
@@ -208,9 +222,7 @@ class _Sorter:
                 "source": source.name,
                 "stored": stored,
                 "sha256": source.sha256,
-                "class": answer and answer.label,
-                "class_id": answer and answer.label_id,
-                "probability": answer and f"{answer.probability:.6f}",
+                **({} if answer is None else found_cells(answer)),
                 "status": status,
                 "model": self.model,
                 "version": result.provenance.version,
@@ -225,12 +237,13 @@ class _Sorter:
         if isinstance(result.error, _OF_THE_FILE):
             return ERRORS, "error"
         answer = result.unwrap()
-        folder = folder_name(answer.label)
+        present = answer.present
+        folder = folder_name(answer.label) if present is None else folder_of_labels(present)
         return (REVIEW, "review") if self._needs_a_person(answer) else (folder, "ok")
 
     def _needs_a_person(self, answer: Classification) -> bool:
         limit = self.review_below
-        unsure = answer.review if limit is None else answer.probability < limit
+        unsure = answer.review if limit is None else answer.is_unsure(limit)
         return unsure or answer.unlike_training
 
 

@@ -164,10 +164,7 @@ def _of_frames(
     ):
         assert isinstance(result, FrameResult)
         if Kind.SEG in rule.kinds:
-            volume = result.stack.volume_ml
-            label = result.labels[-1]
-            seg = _segmentation(result.dicom_seg, origin, Kind.SEG, number,
-                                {} if volume is None else {label: volume})  # fmt: skip
+            seg = _segmentation(result.dicom_seg, origin, Kind.SEG, number, result.volumes_ml)
             yield seg
             if Kind.SR in rule.kinds:
                 report = frame_report(result, Segments(seg.dataset), source, origin.uid)

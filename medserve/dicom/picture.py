@@ -54,8 +54,8 @@ def draw_picture(result: FrameResult, file: Path, evidence: Dataset) -> Dataset:
 
 
 def _caption(result: FrameResult) -> str:
-    of, volume = result.provenance, result.stack.volume_ml
-    measured = "" if volume is None else f"{result.labels[-1]} {volume:.1f} ml - "
+    of = result.provenance
+    measured = "".join(f"{label} {ml:.1f} ml - " for label, ml in result.volumes_ml.items())
     return f"{measured}{of.model} {of.version} - research use"
 
 

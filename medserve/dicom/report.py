@@ -17,7 +17,7 @@ from medserve.client.results import SegmentedFile
 from medserve.dicom.evidence import new_object, references
 from medserve.results.files.dicom_derived import MANUFACTURER
 from medserve.tasks.classification import Classification
-from medserve.tasks.frames import FrameResult
+from medserve.tasks.frames import FrameResult, StackMeasure
 from medserve.tasks.result import Provenance
 from medserve.tasks.volumes import LabelMeasure
 
@@ -29,6 +29,7 @@ _SCHEME = "99MEDSERVE"  # private codes: names of classes, for which there is no
 _FINDING = Code("121071", "DCM", "Finding")
 _PROCEDURE = Code("363679005", "SCT", "Imaging procedure")
 _PROBABILITY = Code("PROBABILITY", _SCHEME, "Probability of the class")
+_NO_LABEL = Code("NO_LABEL", _SCHEME, "None of the labels of the model")
 _REVIEW = Code("REVIEW", _SCHEME, "A person should look at the image")
 _PREDICTED_DICE = Code("PREDICTED_DICE", _SCHEME, "Overlap with a reference to expect (Dice)")
 _VOLUME_LOW = Code("VOLUME_LOW", _SCHEME, "Lower end of 90 % of volumes in a reference")
@@ -104,22 +105,25 @@ def _look(is_needed: bool) -> sr.QualitativeEvaluation:
 
 def frame_report(result: FrameResult, segments: Segments, evidence: Dataset, uid: Uid) -> Dataset:
     """Return a report with what was measured over all frames of one object."""
-    [segment] = segments.dataset.SegmentSequence
-    measured = ((getattr(result.stack, name), concept, unit) for name, concept, unit in _OF_STACK)
-    measurements = [
-        _measurement(concept, round(value, 3), unit)
-        for value, concept, unit in measured
-        if value is not None
+    groups = [
+        sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=_tracking(segment),
+            source_images=[sr.SourceImageForMeasurementGroup.from_source_image(evidence)],
+            algorithm_id=_algorithm(result.provenance),
+            measurements=list(_of_stack(result.stacks[label])) or None,
+            qualitative_evaluations=[_look(result.review)],
+            **_meaning(segment),
+        )
+        for label, segment in segments.by_label.items()
     ]
-    group = sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=_tracking(segment),
-        source_images=[sr.SourceImageForMeasurementGroup.from_source_image(evidence)],
-        algorithm_id=_algorithm(result.provenance),
-        measurements=measurements or None,
-        qualitative_evaluations=[_look(result.review)],
-        **_meaning(segment),
-    )
-    return _document([group], [evidence, segments.dataset], result.provenance, uid)
+    return _document(groups, [evidence, segments.dataset], result.provenance, uid)
+
+
+def _of_stack(stack: StackMeasure) -> Iterator[sr.Measurement]:
+    for name, concept, unit in _OF_STACK:
+        value = getattr(stack, name)
+        if value is not None:
+            yield _measurement(concept, round(value, 3), unit)
 
 
 def image_report(
@@ -128,25 +132,34 @@ def image_report(
     provenance: Provenance,
     uid: Uid,
 ) -> Dataset:
-    """Return a report with the class of each image, its probability and the advice to look."""
+    """Return a report with what each image shows, its probability and the advice to look.
+
+    An image has a group for its class, or for each label that is present where labels are
+    independent; a single one without a probability says that none of them is.
+    """
     groups = []
     for number, (image, each) in enumerate(zip(evidence, found, strict=True)):
-        kind = _class_code(provenance.model, each.label)
-        groups.append(
-            sr.MeasurementsAndQualitativeEvaluations(
-                tracking_identifier=sr.TrackingIdentifier(
-                    uid=uid("track", number), identifier=f"image {number + 1}"
-                ),
-                source_images=[sr.SourceImageForMeasurementGroup.from_source_image(image)],
-                algorithm_id=_algorithm(provenance),
-                finding_type=kind,
-                measurements=[_measurement(_PROBABILITY, round(each.probability, 6), _ONE)],
-                qualitative_evaluations=[
-                    sr.QualitativeEvaluation(name=_FINDING, value=kind),
-                    _look(each.review or each.unlike_training),
-                ],
+        look = _look(each.review or each.unlike_training)
+        for place, (label, probability) in enumerate(each.found or ((None, None),)):
+            kind = _NO_LABEL if label is None else _class_code(provenance.model, label)
+            further = [] if place == 0 else [place]
+            groups.append(
+                sr.MeasurementsAndQualitativeEvaluations(
+                    tracking_identifier=sr.TrackingIdentifier(
+                        uid=uid("track", number, *further), identifier=f"image {number + 1}"
+                    ),
+                    source_images=[sr.SourceImageForMeasurementGroup.from_source_image(image)],
+                    algorithm_id=_algorithm(provenance),
+                    finding_type=kind,
+                    measurements=None
+                    if probability is None
+                    else [_measurement(_PROBABILITY, round(probability, 6), _ONE)],
+                    qualitative_evaluations=[
+                        sr.QualitativeEvaluation(name=_FINDING, value=kind),
+                        look,
+                    ],
+                )
             )
-        )
     return _document(groups, evidence, provenance, uid)
 
 

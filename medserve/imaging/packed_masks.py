@@ -1,4 +1,7 @@
-"""Masks of many frames, one bit a pixel: a loop of 500 frames of 1024 x 768 takes 50 MB."""
+"""Masks of many frames in as few bits a pixel as their label ids take.
+
+With one structure a loop of 500 frames of 1024 x 768 takes 50 MB.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,16 @@ _Mask = npt.NDArray[np.uint8]
 
 
 class PackedMasks(Sequence[_Mask]):
-    """Masks uint8 (H, W) of 0 and 1, in the order of their frames."""
+    """Label ids uint8 (H, W), in the order of their frames; of one structure 0 and 1."""
 
-    def __init__(self, size: tuple[int, int], masks: Iterable[npt.NDArray[np.integer]] = ()):
+    def __init__(
+        self,
+        size: tuple[int, int],
+        masks: Iterable[npt.NDArray[np.integer]] = (),
+        labels: int = 2,
+    ):
         self.size = size
+        self.labels = labels
         self._bits: list[_Mask] = []
         for mask in masks:
             self.append(mask)
@@ -28,10 +37,23 @@ class PackedMasks(Sequence[_Mask]):
         return cls((array.shape[1], array.shape[2]), array)
 
     def append(self, mask: npt.NDArray[np.integer]) -> None:
-        """Put one more frame's mask behind the others; whatever is not 0 is set."""
+        """Put one more frame's mask behind the others.
+
+        Of one structure whatever is not 0 is set.
+
+        Raises:
+            ValueError: another size, or an id that is no label's.
+        """
         if mask.shape != self.size:
             raise ValueError(f"expected a mask of {self.size}, got {mask.shape}")
-        self._bits.append(np.packbits(mask != 0))
+        if self.labels == 2:
+            self._bits.append(np.packbits(mask != 0))
+            return
+        if not 0 <= mask.min() <= mask.max() < self.labels:
+            raise ValueError(f"expected ids below {self.labels}, got up to {mask.max()}")
+        ids = mask.astype(np.uint8)
+        planes = [ids >> place & 1 for place in range(self._planes)]
+        self._bits.append(np.concatenate([np.packbits(plane) for plane in planes]))
 
     def __len__(self) -> int:
         return len(self._bits)
@@ -59,4 +81,13 @@ class PackedMasks(Sequence[_Mask]):
 
     def _unpacked(self, bits: _Mask) -> _Mask:
         height, width = self.size
-        return np.unpackbits(bits, count=height * width).reshape(self.size)
+        planes = bits.reshape(self._planes, -1)
+        mask = np.unpackbits(planes[0], count=height * width)
+        for place, plane in enumerate(planes[1:], start=1):
+            mask |= np.unpackbits(plane, count=height * width) << place
+        return mask.reshape(self.size)
+
+    @property
+    def _planes(self) -> int:
+        """Bits of a pixel."""
+        return (self.labels - 1).bit_length()

@@ -76,7 +76,7 @@ class Agreement:
     Attributes:
         engine: Which.
         largest: Difference of a score, absolute.
-        share: Of voxels, or of pictures, with the same label.
+        share: Of voxels or pictures with the same label, or of labels that are present alike.
         seconds: For all of them, of wall time.
     """
 

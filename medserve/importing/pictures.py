@@ -31,16 +31,19 @@ from medserve.importing.source import Described
 from medserve.inference.engines import load_engine
 from medserve.inference.fit import fit_image
 from medserve.inference.frame_pipeline import FramePipeline
-from medserve.inference.scores import as_logits, probabilities
+from medserve.inference.scores import are_present, as_logits, probabilities
 from medserve.results.files.overlay import blend
 from medserve.spec import EngineName, ModelSpec, Task
+from medserve.spec.frames import Activation
 from medserve.spec.volumes import ScoreKind
+from medserve.tasks.classification import as_finding
 
 __all__ = ["import_pictures"]
 
 _Scores = npt.NDArray[np.float32]
 
 _ROUNDING = 1e-3  # of probabilities
+_ENOUGH = 8  # scores; fewer logits may all lie between 0 and 1 by chance
 _ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"II": ".tif", b"MM": ".tif"}
 
 
@@ -66,7 +69,7 @@ def import_pictures(
     """
     spec = ModelSpec.from_mapping(source.config(version, EngineName.ONNXRUNTIME.value))
     pictures = golden.read_pictures(example, spec) if example else golden.computed_pictures(spec)
-    way: _Way = _Classes(spec) if spec.task is Task.CLASSIFICATION else _Masks(spec)
+    way = _way(spec)
     rows = np.stack([way.row(each) for each in pictures.images])
     with tempfile.TemporaryDirectory(prefix="medserve-import-") as temporary:
         folder = Path(temporary)
@@ -158,18 +161,83 @@ class _Classes(_Way):
         if kind is ScoreKind.PROBABILITIES and not is_softmax:
             raise ConfigError(
                 f"expected probabilities that sum to 1, as output.scores says, got scores from "
-                f"{low:g} to {high:g}; set output.scores to logits (a network whose labels do not "
-                "exclude each other cannot be imported)"
+                f"{low:g} to {high:g}; set output.scores to logits or, where labels do not exclude "
+                "each other, output.classes to independent"
+            )
+        if kind is ScoreKind.LOGITS and low >= 0 and high <= 1 and scores.size >= _ENOUGH:
+            raise ConfigError(
+                f"expected logits, as output.scores says, got scores from {low:g} to {high:g}, as "
+                "sigmoids at the end of a network give; set output.classes to independent and "
+                "output.scores to probabilities"
             )
 
     def labels(self, scores: _Scores) -> npt.NDArray[np.int64]:
         return np.asarray(scores.argmax(axis=1), dtype=np.int64)
 
     def told(self, images: Sequence[Image], scores: _Scores) -> Iterator[tuple[bytes, str]]:
-        shares = probabilities(as_logits(scores, self.spec.classifier.scores))
-        for image, row in zip(images, shares, strict=True):
+        for image, row in zip(images, self.shares(scores), strict=True):
             found = self.spec.labels[int(row.argmax())]
             yield golden.as_png(np.rint(255 * image.array)), f"{found} {row.max():.4f}"
+
+    def shares(self, scores: _Scores) -> npt.NDArray[np.float64]:
+        """Scores -> probabilities (N, K)."""
+        output = self.spec.classifier
+        return probabilities(as_logits(scores, output), output)
+
+
+class _Independent(_Classes):
+    compared = "labels"
+
+    def refuse_other(self, scores: _Scores) -> None:
+        kind = self.spec.classifier.scores
+        low, high = float(scores.min()), float(scores.max())
+        is_share = low >= 0 and high <= 1
+        if kind is ScoreKind.LOGITS and is_share and scores.size >= _ENOUGH:
+            raise ConfigError(
+                f"expected logits, as output.scores says, got scores from {low:g} to {high:g}, as "
+                "sigmoids at the end of a network give; set output.scores to probabilities"
+            )
+        if kind is ScoreKind.PROBABILITIES and not is_share:
+            raise ConfigError(
+                f"expected probabilities from 0 to 1, as output.scores says, got scores from "
+                f"{low:g} to {high:g}; set output.scores to logits"
+            )
+        if is_share and bool(np.abs(scores.sum(axis=1) - 1).max() <= _ROUNDING):
+            raise ConfigError(
+                "expected probabilities of independent classes, got scores that sum to 1 for each "
+                "picture, as a softmax at the end of a network gives; set output.classes to "
+                "exclusive"
+            )
+        self._refuse_untrained(scores)
+
+    def _refuse_untrained(self, scores: _Scores) -> None:
+        """Refuse a label that would be present in every image; some tools write one half so."""
+        is_same = np.ptp(scores, axis=0) == 0
+        shares = self.shares(scores[:1])[0]
+        is_present = are_present(shares, self.spec.classifier) & (shares < 1 - _ROUNDING)
+        if len(scores) > 1 and (is_same & is_present).any():
+            place = int(np.argmax(is_same & is_present))
+            raise ConfigError(
+                f"expected probabilities of {self.spec.labels[place]!r} that differ between "
+                f"pictures, got {shares[place]:g} for all {len(scores)}, so it would be present in "
+                "every image; where the network was not trained on it, set its output.threshold "
+                "higher"
+            )
+
+    def labels(self, scores: _Scores) -> npt.NDArray[np.int64]:
+        return are_present(self.shares(scores), self.spec.classifier).astype(np.int64)
+
+    def told(self, images: Sequence[Image], scores: _Scores) -> Iterator[tuple[bytes, str]]:
+        named = [
+            [
+                f"{label} {share:.4f}"
+                for label, share, there in zip(self.spec.labels, *row, strict=True)
+                if there
+            ]
+            for row in zip(self.shares(scores), self.labels(scores), strict=True)
+        ]
+        for image, found in zip(images, named, strict=True):
+            yield golden.as_png(np.rint(255 * image.array)), as_finding(found)
 
 
 class _Masks(_Way):
@@ -182,29 +250,50 @@ class _Masks(_Way):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (1, *self.spec.input.size)
+        return (self._pipeline.outputs, *self.spec.input.size)
 
     def row(self, image: Image) -> _Scores:
         return self._pipeline.prepare(image, image.aspect).plane
 
     def refuse_other(self, scores: _Scores) -> None:
         low, high = float(scores.min()), float(scores.max())
-        if low >= 0 and high <= 1:
-            raise ConfigError(
-                f"expected logits of the structure, got scores from {low:g} to {high:g}, as a "
-                "sigmoid at the end of a network gives; export the network without it"
+        frame = self._pipeline.frame
+        are_shares = low >= -_ROUNDING and high <= 1 + _ROUNDING
+        if are_shares and frame.activation is Activation.SOFTMAX:
+            are_shares = bool(np.abs(scores.sum(axis=1) - 1).max() <= _ROUNDING)
+        if are_shares is (frame.scores is ScoreKind.PROBABILITIES):
+            return
+        ending = "softmax" if frame.activation is Activation.SOFTMAX else "sigmoid"
+        raise ConfigError(
+            f"expected {frame.scores} with the activation {ending}, as the section frame says, got "
+            f"scores from {low:g} to {high:g}, which "
+            + (
+                f"are probabilities; set frame.scores to probabilities (a {ending} stands at the "
+                "end of the network)"
+                if are_shares
+                else "are none; set frame.scores to logits, or correct frame.activation"
             )
+        )
 
     def labels(self, scores: _Scores) -> npt.NDArray[np.int64]:
         threshold = self._pipeline.frame.threshold
-        return np.asarray(scores >= np.log(threshold / (1 - threshold)), dtype=np.int64)
+        limit = np.float32(np.log(threshold / (1 - threshold)))
+        logits = np.moveaxis(self._pipeline.as_logits(scores), 1, 0)
+        return self._pipeline.decided(logits, limit).astype(np.int64)
 
     def told(self, images: Sequence[Image], scores: _Scores) -> Iterator[tuple[bytes, str]]:
-        for image, logits in zip(images, scores, strict=True):
+        for image, logits in zip(images, self._pipeline.as_logits(scores), strict=True):
             prepared = self._pipeline.prepare(image, image.aspect)
             mask = self._pipeline.find(logits, prepared).mask
-            label = self.spec.labels[1]
-            yield golden.as_png(blend(image.grey(), mask)), f"{label}: {int(mask.sum())} pixels"
+            sizes = (f"{label}: {int((mask == place).sum())} pixels"
+                     for place, label in enumerate(self.spec.labels[1:], start=1))  # fmt: skip
+            yield golden.as_png(blend(image.array, mask)), ", ".join(sizes)
+
+
+def _way(spec: ModelSpec) -> _Way:
+    if spec.task is not Task.CLASSIFICATION:
+        return _Masks(spec)
+    return _Independent(spec) if spec.has_independent_labels else _Classes(spec)
 
 
 def _refuse_shape(scores: _Scores, wanted: tuple[int, ...]) -> None:

@@ -34,15 +34,21 @@ def card(source: Source, spec: ModelSpec, agreements: Sequence[Agreement]) -> st
 def card_of_pictures(
     source: Described, spec: ModelSpec, agreements: Sequence[Agreement], compared: str
 ) -> str:
-    """Return the same of a network for pictures; `compared` are pictures, or their pixels."""
+    """Return the same of a network for pictures; `compared` are these, their labels or pixels."""
     about = f"compared {compared} with the label"
+    if spec.has_independent_labels:
+        about = "answers, present or absent, for each label of the compared pictures"
     return _card(spec, source.origin, source.licence, agreements, about)
 
 
 def _card(
     spec: ModelSpec, origin: str, licence: str, agreements: Sequence[Agreement], about: str
 ) -> str:
-    labels = "\n".join(f"| {number} | {label} |" for number, label in enumerate(spec.labels))
+    columns = [["id", "---", *map(str, range(len(spec.labels)))], ["label", "---", *spec.labels]]
+    if spec.has_independent_labels:
+        thresholds = map(str, spec.classifier.thresholds(len(spec.labels)))
+        columns.append(["present from a probability of", "---", *thresholds])
+    labels = "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
     figures = "\n".join(
         f"| {each.engine} | {each.share:.4%} | {each.largest:.1e} |" for each in agreements
     )
@@ -59,8 +65,6 @@ it was trained, and what it must not be used for.
 
 ## Labels
 
-| id | label |
-|---|---|
 {labels}
 
 ## Licence

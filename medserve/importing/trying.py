@@ -83,15 +83,21 @@ def classify_files(archive: Path, files: Sequence[Path]) -> list[Classification]
     with _opened(archive, Task.CLASSIFICATION, files) as (spec, engine, payloads):
         images = [sniff.decode(each, spec.input) for each in payloads]
         outputs = engine.run(np.stack([fit_image(each, spec.input) for each in images]))
-    outputs = {**outputs, "logits": as_logits(outputs["logits"], spec.classifier.scores)}
+    outputs = {**outputs, "logits": as_logits(outputs["logits"], spec.classifier)}
     return [
         classified({name: array[place] for name, array in outputs.items()}, spec)
         for place in range(len(images))
     ]
 
 
-def segment_frames(archive: Path, files: Sequence[Path]) -> list[tuple[Image, FoundFrame]]:
-    """Segment single frames; archive, files and errors as for `ask_archive`."""
+def segment_frames(
+    archive: Path, files: Sequence[Path]
+) -> tuple[tuple[str, ...], list[tuple[Image, FoundFrame]]]:
+    """Segment single frames; archive, files and errors as for `ask_archive`.
+
+    Returns:
+        The model's labels, and each frame with what was found in it.
+    """
     with _opened(archive, Task.FRAMES, files) as (spec, engine, payloads):
         pipeline = FramePipeline(spec)
         limits = FrameLimits(spec.input, 1, pipeline.frame.modalities)
@@ -102,7 +108,7 @@ def segment_frames(archive: Path, files: Sequence[Path]) -> list[tuple[Image, Fo
             settings = replace(pipeline.defaults, aspect=stack.grid.aspect)
             [found] = pipeline.segment([image], lambda row: engine.run(row)["logits"], settings)
             answers.append((image, found))
-    return answers
+    return spec.labels, answers
 
 
 @contextmanager

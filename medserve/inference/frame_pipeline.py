@@ -25,13 +25,14 @@ from scipy import ndimage
 from medserve.errors import ConfigError
 from medserve.imaging.image import Image
 from medserve.inference import filters
-from medserve.inference.components import largest_component
+from medserve.inference.components import fill_holes, largest_component
 from medserve.inference.normalise import Normalisation
 from medserve.inference.quality import MaskSums
 from medserve.results.quality import doubts_about_dice
 from medserve.results.seen import doubts_about_image, doubts_about_shares
-from medserve.spec import ModelSpec
-from medserve.spec.frames import CropKind, CropSpec, FrameSpec, Interpolation
+from medserve.spec import ModelSpec, Proportions
+from medserve.spec.frames import Activation, CropKind, CropSpec, FrameSpec, Interpolation
+from medserve.spec.volumes import ScoreKind
 from medserve.tasks.result import Doubt
 
 __all__ = [
@@ -49,9 +50,10 @@ _Plane = npt.NDArray[np.float32]
 _Mask = npt.NDArray[np.uint8]
 
 PredictFrames = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-"""Frames float32 (N, 1, H, W) -> logits float32 (N, 1, H, W)."""
+"""Frames float32 (N, C, H, W) -> scores float32 (N, K, H, W), see `FramePipeline.outputs`."""
 
 _SQUARES = 96  # along the longer side of a frame, when its content is looked for
+_LEAST = 1e-7  # of a probability in float32, so that its log-odds are finite
 _RESAMPLING = {
     Interpolation.NEAREST: pillow.Resampling.NEAREST,
     Interpolation.AREA: pillow.Resampling.BOX,
@@ -74,6 +76,11 @@ class FrameBox:
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
         return self.bottom - self.top, self.right - self.left
+
+    @property
+    def edges(self) -> tuple[int, int, int, int]:
+        """Top, left, bottom, right."""
+        return self.top, self.left, self.bottom, self.right
 
     @property
     def slices(self) -> tuple[slice, slice]:
@@ -101,7 +108,7 @@ class PreparedFrame:
     """A frame as the network sees it.
 
     Attributes:
-        plane: float32 (1, H, W).
+        plane: float32 (C, H, W).
         inverse: To the frame's own pixels.
     """
 
@@ -110,7 +117,7 @@ class PreparedFrame:
 
     @property
     def seen(self) -> _Plane:
-        """The crop on the network's plane (h, w), without padding."""
+        """The first channel of the crop on the network's plane (h, w), without padding."""
         return np.asarray(self.plane[0][self.inverse.inner.slices])
 
 
@@ -119,11 +126,10 @@ class FrameSettings:
     """What one call may decide; `FramePipeline.defaults` has the model's own choice.
 
     Attributes:
-        threshold: Probability from which a pixel belongs to the structure.
+        threshold: Probability from which a pixel belongs to a structure; of a sigmoid's.
         flips: Average the logits with those of the mirror image.
-        largest_component: Keep only the largest piece.
+        largest_component: Keep only the largest piece of each structure.
         fill_holes: Fill what it encloses.
-        probabilities: Also give the probability of each pixel.
         aspect: Height of a pixel over its width.
         between: Called before each batch with the number of frames that are done; may raise to
             stop the work.
@@ -133,7 +139,6 @@ class FrameSettings:
     flips: bool = False
     largest_component: bool = False
     fill_holes: bool = False
-    probabilities: bool = False
     aspect: float = 1.0
     between: Callable[[int], None] | None = None
 
@@ -143,18 +148,16 @@ class FoundFrame:
     """What the network found, on the frame's own pixels.
 
     Attributes:
-        mask: Label ids uint8 (H, W): 0 background, 1 the structure.
+        mask: Label ids uint8 (H, W): 0 background, 1 the first structure.
         crop: What of the frame the network saw.
         seen: float32 (h, w), the crop as the network saw it, without padding.
-        probabilities: float32 (H, W) of the structure, 0 outside the crop, where asked for.
-        predicted_dice: Of the structure, where it was found and the model's description says how.
+        predicted_dice: Of the only structure, where it was found and the description says how.
         sums: What that is made of.
     """
 
     mask: _Mask = field(repr=False)
     crop: FrameBox
     seen: _Plane = field(repr=False)
-    probabilities: _Plane | None = field(default=None, repr=False)
     predicted_dice: float | None = None
     sums: MaskSums | None = field(default=None, repr=False)
 
@@ -169,6 +172,15 @@ class FramePipeline:
         self.frame: FrameSpec = spec.frame
         self.size: tuple[int, int] = (spec.input.size[0], spec.input.size[1])
         self._normalise = Normalisation.of(spec.frame.normalisation)
+        self._mean, self._deviation = (
+            np.array(each, dtype=np.float32)[:, np.newaxis, np.newaxis]
+            for each in (spec.input.mean, spec.input.deviation)
+        )
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the network's answer: a label's each, or a structure's with sigmoid."""
+        return len(self.spec.labels) - (self.frame.activation is Activation.SIGMOID)
 
     @property
     def defaults(self) -> FrameSettings:
@@ -181,19 +193,29 @@ class FramePipeline:
         )
 
     def prepare(self, image: Image, aspect: float = 1.0) -> PreparedFrame:
-        """A frame of any size -> the network's plane; of a colour frame its luma counts.
+        """A frame of any size -> the network's plane.
+
+        A network of one channel sees the luma of a colour frame; for one of three channels those
+        of a grey frame are alike.
 
         Args:
             image: The frame.
             aspect: Height of a pixel over its width; lengths keep their proportions.
         """
-        grey = image.grey()
+        grey, wanted = image.grey(), self.spec.input.channels
         inverse = self._inverse(grey, aspect)
-        resized = _resize(grey[inverse.crop.slices], inverse.inner.shape, self.frame.interpolation)
-        plane = np.zeros(self.size, dtype=np.float32)
-        filtered = filters.apply(resized, self.frame.filter)
-        plane[inverse.inner.slices] = self._normalise(filtered)
-        return PreparedFrame(plane[np.newaxis], inverse)
+        is_colour = wanted > 1 and image.is_colour
+        seen = np.moveaxis(image.array, 2, 0) if is_colour else (grey,)
+        planes = np.zeros((wanted, *self.size), dtype=np.float32)
+        for place, channel in enumerate(seen):
+            part = channel[inverse.crop.slices]
+            resized = _resize(part, inverse.inner.shape, self.frame.interpolation)
+            filtered = filters.apply(resized, self.frame.filter)
+            planes[place][inverse.inner.slices] = self._normalise(filtered)
+        planes[len(seen) :] = planes[0]
+        if self.spec.input.mean:
+            planes = (planes - self._mean) / self._deviation
+        return PreparedFrame(planes, inverse)
 
     def prepare_mask(self, mask: npt.NDArray[np.integer], inverse: FrameInverse) -> _Mask:
         """A mask (H, W) of the frame, for training -> uint8 (h, w) on the network's plane.
@@ -210,34 +232,47 @@ class FramePipeline:
     def find(
         self, logits: _Plane, prepared: PreparedFrame, options: FrameSettings | None = None
     ) -> FoundFrame:
-        """Logits (1, h, w) of one frame -> what they say about its own pixels."""
+        """Logits (K, h, w) of one frame -> what they say about its own pixels."""
         chosen, inverse = options or self.defaults, prepared.inverse
-        inside = np.ascontiguousarray(logits[0][inverse.inner.slices], dtype=np.float32)
+        inside = [
+            np.ascontiguousarray(each[inverse.inner.slices], dtype=np.float32) for each in logits
+        ]
         limit = np.float32(np.log(chosen.threshold / (1.0 - chosen.threshold)))
-        sums = self._sums(inside, limit)
-        inside = _resize(inside, inverse.crop.shape, Interpolation.BILINEAR)
-        found = (inside >= limit).astype(np.uint8)
+        sums = self._sums(inside[0], limit)
+        own = [_resize(each, inverse.crop.shape, Interpolation.BILINEAR) for each in inside]
+        found = self.decided(np.stack(own), limit)
         if chosen.largest_component:
             found = largest_component(found[..., np.newaxis])[..., 0]
         if chosen.fill_holes:
-            found = ndimage.binary_fill_holes(found).astype(np.uint8)
+            found = fill_holes(found)
         mask = np.zeros(inverse.source, dtype=np.uint8)
         mask[inverse.crop.slices] = found
-        probabilities = None
-        if chosen.probabilities:
-            probabilities = np.zeros(inverse.source, dtype=np.float32)
-            half = np.float32(0.5 / self._temperature)
-            probabilities[inverse.crop.slices] = 0.5 * (1.0 + np.tanh(half * inside))
         predicted = None if sums is None else self._predicted_dice(sums)
-        return FoundFrame(mask, inverse.crop, prepared.seen, probabilities, predicted, sums)
+        return FoundFrame(mask, inverse.crop, prepared.seen, predicted, sums)
+
+    def as_logits(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return logits (N, K, h, w) of what the network answers."""
+        if self.frame.scores is ScoreKind.LOGITS:
+            return scores
+        shares = np.clip(scores, _LEAST, 1.0 - _LEAST)
+        if self.frame.activation is Activation.SOFTMAX:
+            return np.log(shares)
+        return np.log(shares / (1.0 - shares))
+
+    def decided(self, logits: npt.NDArray[np.float32], limit: np.float32) -> _Mask:
+        """Return the label ids (...) that logits (K, ...) say; a sigmoid's count from `limit`."""
+        if self.frame.activation is Activation.SOFTMAX:
+            return np.asarray(logits.argmax(axis=0), dtype=np.uint8)
+        is_found = logits.max(axis=0) >= limit
+        return np.where(is_found, logits.argmax(axis=0) + 1, 0).astype(np.uint8)
 
     def logits(
         self, planes: npt.NDArray[np.float32], predict: PredictFrames, flips: bool
     ) -> npt.NDArray[np.float32]:
-        """Logits (N, 1, h, w) of prepared planes (N, 1, h, w), mirrored ones averaged in."""
-        answer = predict(planes)
+        """Logits (N, K, h, w) of prepared planes (N, C, h, w), mirrored ones averaged in."""
+        answer = self.as_logits(predict(planes))
         if flips:
-            mirrored = predict(np.ascontiguousarray(planes[..., ::-1]))
+            mirrored = self.as_logits(predict(np.ascontiguousarray(planes[..., ::-1])))
             answer = np.float32(0.5) * (answer + mirrored[..., ::-1])
         return answer
 
@@ -264,6 +299,7 @@ class FramePipeline:
             found: What the network found.
             size_mm: Extent of what it saw, down and across; None where it is not known.
         """
+        # Both sections are of models with one structure alone.
         seen, quality, label = self.frame.seen, self.frame.quality, self.spec.labels[1]
         doubts: tuple[Doubt, ...] = ()
         if seen is not None:
@@ -274,15 +310,11 @@ class FramePipeline:
             doubts += doubts_about_dice(quality.dice, {label: found.predicted_dice})
         return doubts
 
-    @property
-    def _temperature(self) -> float:
-        return 1.0 if self.frame.quality is None else self.frame.quality.temperature
-
     def _sums(self, logits: _Plane, limit: np.float32) -> MaskSums | None:
         """Count the pixels of a mask (h, w), where the model predicts its Dice."""
         if self.frame.quality is None or self.frame.quality.dice is None:
             return None
-        sums = MaskSums(2, self._temperature)
+        sums = MaskSums(2, self.frame.quality.temperature)
         sums.add(np.stack([np.zeros_like(logits), logits]), None, (logits >= limit).view(np.uint8))
         return sums
 
@@ -306,10 +338,12 @@ class FramePipeline:
         height, width = grey.shape
         crop = _crop_box(grey, self.frame.crop, aspect)
         rows, columns = crop.shape
-        tall = rows * aspect  # in widths of a pixel
-        scale = min(self.size[0] / tall, self.size[1] / columns)
-        high = min(self.size[0], max(1, round(tall * scale)))
-        wide = min(self.size[1], max(1, round(columns * scale)))
+        high, wide = self.size
+        if self.spec.input.proportions is Proportions.KEPT:
+            tall = rows * aspect  # in widths of a pixel
+            scale = min(self.size[0] / tall, self.size[1] / columns)
+            high = min(self.size[0], max(1, round(tall * scale)))
+            wide = min(self.size[1], max(1, round(columns * scale)))
         top, left = (self.size[0] - high) // 2, (self.size[1] - wide) // 2
         inner = FrameBox(top, left, top + high, left + wide)
         return FrameInverse((height, width), crop, inner)

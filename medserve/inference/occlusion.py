@@ -48,7 +48,7 @@ class Occlusion:
 
     Attributes:
         outputs: The network's outputs for the image as it is, one row each.
-        label_id: The class whose odds were watched: the most probable one.
+        label_id: The class whose odds were watched.
         evidence: Log-odds that the class owes to the cells around a pixel, in nats: (H, W) of
             the image on the network's plane; below zero where covering helps the class.
         without_warmest: Its log-odds with the quarter of the image covered that speaks most for
@@ -68,22 +68,29 @@ def occlude(
     box: Box,
     run: Callable[[_Rows], Outputs],
     between: Callable[[], None] = lambda: None,
+    thresholds: _Floats | None = None,
 ) -> Occlusion:
-    """Find what speaks for the most probable class of an image.
+    """Find what speaks for the most probable class of an image, or for one label among several.
 
     Args:
         row: The network's input for one image, (C, H, W).
         box: Where on it the image lies; what lies around it is never covered.
         run: Rows (N, C, H, W) -> outputs, among them `logits` (N, K).
         between: Called before each call of the network; raises to give up.
+        thresholds: Of labels that do not exclude each other, the logit from which each is present
+            (K,); the label that lies the furthest above its own is explained, present or not.
     """
     between()
     outputs = run(row[np.newaxis])
-    label_id = int(outputs["logits"][0].argmax())
+    above = outputs["logits"][0] - (0.0 if thresholds is None else thresholds)
+    label_id = int(above.argmax())
 
     def odds(masks: _Floats) -> _Floats:
         between()
-        return log_odds(run(_covered(row, box, masks))["logits"], label_id)
+        logits = run(_covered(row, box, masks))["logits"]
+        if thresholds is not None:
+            return np.asarray(logits[:, label_id], dtype=np.float64)
+        return log_odds(logits, label_id)
 
     down, across = _interpolation(box.height), _interpolation(box.width)
     design = _design(down.shape[1] * across.shape[1])  # (N, cells)

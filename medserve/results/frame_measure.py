@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from medserve.imaging.frames import FrameGrid
 from medserve.imaging.geometry import Geometry
-from medserve.tasks.frames import FrameMeasure, StackMeasure
+from medserve.imaging.packed_masks import PackedMasks
+from medserve.tasks.frames import FrameMeasure, StackMeasure, Structure
 from medserve.tasks.volumes import LabelMeasure
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "measure_frame",
     "measure_label",
     "measure_stack",
+    "measure_structures",
 ]
 
 
@@ -73,6 +75,37 @@ def measure_frame(
     )
 
 
+def measure_structures(
+    masks: PackedMasks,
+    frames: Sequence[FrameMeasure | None],
+    grid: FrameGrid,
+    labels: Sequence[str],
+    seen: Sequence[tuple[int, int, int, int] | None],
+    length_mm: float | None = None,
+) -> tuple[Structure, ...]:
+    """Measure each of several structures by itself; of one structure there is nothing to tell.
+
+    Args:
+        masks: Of all frames.
+        frames: What was measured of their union; None for a frame without an answer.
+        grid: The stack's.
+        labels: Names by id, the background's first.
+        seen: Top, left, bottom, right of what the model saw of each frame.
+        length_mm: The third diameter, where the caller stated it.
+    """
+    if len(labels) == 2:
+        return ()
+    own: list[list[FrameMeasure | None]] = [[] for _ in labels[1:]]
+    for mask, frame, box in zip(masks, frames, seen, strict=True):
+        for label_id, measures in enumerate(own, start=1):
+            found = None if frame is None else measure_frame(mask == label_id, grid, box)
+            measures.append(found)
+    return tuple(
+        Structure(labels[label_id], label_id, measure_stack(each, grid, length_mm), tuple(each))
+        for label_id, each in enumerate(own, start=1)
+    )
+
+
 def measure_stack(
     frames: Sequence[FrameMeasure | None], grid: FrameGrid, length_mm: float | None = None
 ) -> StackMeasure:
@@ -101,7 +134,7 @@ def measure_stack(
 
 
 def measure_label(
-    frames: Sequence[FrameMeasure | None], geometry: Geometry, label: str
+    frames: Sequence[FrameMeasure | None], geometry: Geometry, label: str, label_id: int = 1
 ) -> LabelMeasure:
     """The structure as one of a volume, from what was measured in its planes.
 
@@ -109,11 +142,12 @@ def measure_label(
         frames: In the order of axis k; None for a frame without an answer.
         geometry: Of columns, rows, frames.
         label: The structure's name.
+        label_id: Its id in the masks.
     """
     found = [(k, each) for k, each in enumerate(frames) if each is not None and each.pixels]
     voxels = sum(each.pixels for _, each in found)
     if not voxels:
-        return LabelMeasure(label, 1, 0, 0.0, None, None, None, touches_border=False)
+        return LabelMeasure(label, label_id, 0, 0.0, None, None, None, touches_border=False)
     mean = np.zeros(3)
     for k, each in found:
         assert each.centroid is not None  # there are pixels
@@ -125,7 +159,7 @@ def measure_label(
     x, y, z = (float(mm) for mm in geometry.to_world(mean))
     return LabelMeasure(
         label,
-        1,
+        label_id,
         voxels,
         voxels * geometry.voxel_volume_ml,
         (x, y, z),

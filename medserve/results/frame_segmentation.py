@@ -23,6 +23,7 @@ from medserve.tasks.frames import (
     MeasuredFrame,
     StackGrid,
     StackMeasure,
+    Structure,
     View,
 )
 from medserve.tasks.result import Doubt, DoubtReason, error_of
@@ -86,9 +87,10 @@ class FrameSegmentation:
     Attributes:
         masks: One for each frame, empty where the frame failed.
         grid: Size, number and distances of the frames.
-        labels: The background's name, and the structure's.
+        labels: The background's name, and those of the structures.
         frames: What became of each.
-        stack: The structure in all of them together.
+        stack: The structure in all of them together; of several structures their union.
+        structures: Each of several structures by itself; empty for one.
 
     Raises:
         ValueError: another number of masks or findings than of frames: a mistake of the code.
@@ -99,6 +101,7 @@ class FrameSegmentation:
     labels: tuple[str, ...]
     frames: tuple[FrameFinding, ...] = field(repr=False)
     stack: StackMeasure
+    structures: tuple[Structure, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.masks) == len(self.frames) == self.grid.count:
@@ -109,7 +112,7 @@ class FrameSegmentation:
 
     @property
     def mask(self) -> npt.NDArray[np.uint8]:
-        """All masks (N, H, W), 1 where the structure is."""
+        """All masks (N, H, W): label ids."""
         return self.masks.array
 
     @property
@@ -138,7 +141,8 @@ class FrameSegmentation:
                 of = f"{len(told_of)} of {judged} frames, the first: " if measured > 1 else ""
                 doubts.append(Doubt(reason, of + told_of[0].message))
         if self.stack.frames_found == 0:
-            told = f"{self.labels[1]} was found in none of {measured} frames"
+            sought = "a structure" if self.structures else self.labels[1]
+            told = f"{sought} was found in none of {measured} frames"
             doubts.append(Doubt(DoubtReason.EMPTY, told))
         return tuple(doubts)
 
@@ -162,11 +166,12 @@ class FrameSegmentation:
             ),
             stack=self.stack,
             frames=tuple(each.entry(index) for index, each in enumerate(self.frames)),
+            structures=self.structures,
             review=bool(self.doubts),
             unlike_training=any(each.is_about_input for each in self.doubts),
             doubts=self.doubts,
             mask_nifti=source.nifti_mask(self.masks),
-            mask_png=None if source.is_stack else mask_png(self.masks[0]),
+            mask_png=None if source.is_stack else mask_png(self.masks[0], len(self.labels)),
         )
 
     def _measures(self, geometry: Geometry, source: FrameStack) -> tuple[LabelMeasure, ...]:
@@ -174,6 +179,11 @@ class FrameSegmentation:
         if self.stack.volume_ml is None:
             return ()
         if source.view is View.STORED:  # the planes need not stand side by side in memory
+            if self.structures:
+                return tuple(
+                    measure_label(each.frames, geometry, each.label, each.label_id)
+                    for each in self.structures
+                )
             frames = [each.measure for each in self.frames]
             return (measure_label(frames, geometry, self.labels[1]),)
         array = source.on_grid(self.masks)
@@ -186,13 +196,15 @@ class FrameSegmentation:
 
         grid = result.grid
         try:
-            masks = masks_of(nifti.decode(result.mask_nifti), result.view)
+            mask = nifti.decode(result.mask_nifti)
+            masks = masks_of(mask, result.view, len(result.labels))
             return cls(
                 masks,
                 FrameGrid((grid.rows, grid.columns), grid.frames, grid.spacing_mm, grid.step_mm),
                 result.labels,
                 tuple(map(FrameFinding.from_entry, result.frames)),
                 result.stack,
+                result.structures,
             )
         except (IndexError, TypeError, ValueError, MedserveError) as error:
             raise ServerFailedError(
@@ -201,19 +213,25 @@ class FrameSegmentation:
             ) from error
 
 
-def mask_png(mask: npt.NDArray[np.integer]) -> bytes:
-    """A mask (H, W) as 8-bit grey PNG: white where the structure is."""
+def mask_png(mask: npt.NDArray[np.integer], labels: int = 2) -> bytes:
+    """A mask (H, W) as 8-bit grey PNG: white where the structure is; of several the label ids.
+
+    Args:
+        mask: Label ids.
+        labels: How many there are, the background among them.
+    """
     from PIL import Image as pillow
 
     stream = io.BytesIO()
-    white = np.where(mask > 0, np.uint8(_WHITE), np.uint8(0))
-    pillow.fromarray(white).save(stream, format="PNG")
+    shown = np.where(mask > 0, np.uint8(_WHITE), np.uint8(0)) if labels == 2 else mask
+    pillow.fromarray(shown.astype(np.uint8)).save(stream, format="PNG")
     return stream.getvalue()
 
 
-def masks_of(volume: Volume, view: View) -> PackedMasks:
+def masks_of(volume: Volume, view: View, labels: int) -> PackedMasks:
     """Return the masks of all frames in a file of masks, whose frames lie as `view` says."""
     from medserve.imaging.codecs.nifti_frames import frame_order
 
     planes = frame_order(volume, view).apply(volume.array)  # (H, W, K)
-    return PackedMasks(planes.shape[:2], (planes[..., k] for k in range(planes.shape[2])))
+    each = (planes[..., k] for k in range(planes.shape[2]))
+    return PackedMasks(planes.shape[:2], each, labels)

@@ -1,26 +1,32 @@
 """The folders and tables that sorted images are taken home in, alike for page and command line.
 
-`manifest.csv` tells for each file what the model said. `corrections.csv` beside it tells what a
-person said, by the digests of files and without their names; of several rows of one file the last
-one counts.
+A file lies in one folder: that of its class or, of labels that are independent, that of the label
+where exactly one is present, `_none` where none is, and `_several` where several are.
+
+`manifest.csv` tells for each file what the model said, several labels separated by semicolons.
+`corrections.csv` beside it tells what a person said, by the digests of files and without their
+names; of several rows of one file the last one counts.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from medserve.errors import ConfigError, ServerFailedError
+from medserve.tasks.classification import Classification, as_finding
 
 __all__ = [
     "CORRECTIONS",
     "ERRORS",
     "MANIFEST",
+    "NONE",
     "REVIEW",
+    "SEVERAL",
     "STDIN",
     "Correction",
     "correction_rows",
@@ -28,12 +34,15 @@ __all__ = [
     "csv_path",
     "doubt_first",
     "folder_name",
+    "folder_of_labels",
+    "found_cells",
     "read_corrections",
     "read_manifest",
 ]
 
 REVIEW = "_review"
 ERRORS = "_errors"
+NONE, SEVERAL = "_none", "_several"  # of labels that are independent
 MANIFEST = "manifest.csv"
 CORRECTIONS = "corrections.csv"
 STDIN = "-"  # how the command line names standard input
@@ -49,6 +58,20 @@ def folder_name(label: str) -> str:
     if not fits or label.endswith((" ", ".")):
         raise ServerFailedError(f"expected a class that can name a folder, got {label[:80]!r}")
     return label
+
+
+def folder_of_labels(present: Sequence[str]) -> str:
+    """Return the folder of a file with these of several independent labels; errors as above."""
+    if len(present) == 1:
+        return folder_name(present[0])
+    return SEVERAL if present else NONE
+
+
+def found_cells(answer: Classification) -> dict[str, str]:
+    """Return class, number and probability as a manifest has them; of several labels, several."""
+    ids = [str(answer.labels.index(label)) for label, _ in answer.found]
+    shares = [f"{share:.6f}" for _, share in answer.found]
+    return {"class": answer.finding, "class_id": "; ".join(ids), "probability": "; ".join(shares)}
 
 
 def csv_path(path: str) -> str:
@@ -146,6 +169,9 @@ def doubt_first(row: Mapping[str, str]) -> tuple[int, float]:
     """Return the key that orders rows of a manifest: what most likely is wrong comes first.
 
     What is unlike the training data comes first, then what the model leaves to a person, then the
-    rest; each by the probability of its class.
+    rest; each by the probability of its class, of several labels by the least one, and last a file
+    where no label is present.
     """
-    return _DOUBT.get(row["status"], len(_DOUBT)), float(row["probability"] or 0.0)
+    shares = [float(each) for each in row["probability"].split(";") if each]
+    least = min(shares, default=float(row.get("class") == as_finding(())))
+    return _DOUBT.get(row["status"], len(_DOUBT)), least

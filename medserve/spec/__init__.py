@@ -3,6 +3,7 @@
 from medserve.spec.frames import FrameSpec
 from medserve.spec.generation import GenerationSpec
 from medserve.spec.model import (
+    Classes,
     EngineName,
     EngineSpec,
     Fit,
@@ -19,6 +20,7 @@ from medserve.spec.model import (
 from medserve.spec.volumes import VolumeSpec
 
 __all__ = [
+    "Classes",
     "EngineName",
     "EngineSpec",
     "Fit",

@@ -13,9 +13,15 @@ from medserve.errors import ConfigError
 from medserve.spec.quality import QualitySpec
 from medserve.spec.section import Section
 from medserve.spec.seen import FrameSeenSpec
-from medserve.spec.volumes import NormalisationKind, NormalisationSpec, SegmentCoding
+from medserve.spec.volumes import (
+    NormalisationKind,
+    NormalisationSpec,
+    ScoreKind,
+    SegmentCoding,
+)
 
 __all__ = [
+    "Activation",
     "Conduction",
     "CropKind",
     "CropSpec",
@@ -151,12 +157,19 @@ class CropSpec(Section, frozen=True):
             )
 
 
+class Activation(enum.StrEnum):
+    """How the scores of a pixel become its label."""
+
+    SIGMOID = "sigmoid"  # a channel for each structure: of those above the threshold the largest
+    SOFTMAX = "softmax"  # a channel for each label, the background's first: the largest
+
+
 class FrameSpec(Section, frozen=True):
     """The way of a frame to the network and back; `input.size` is the network's (H, W).
 
-    In this order: crop, resize with the aspect ratio kept, filter, intensities, centred padding
-    by zeros. Masks are resized by the nearest pixel for training; on the way back the logits are
-    interpolated (bilinear) and the threshold is applied on the frame's own grid.
+    In this order: crop, resize, filter, intensities, centred padding by zeros, `input.mean` and
+    `input.deviation`. Masks are resized by the nearest pixel for training; on the way back the
+    logits are interpolated (bilinear) and decided on the frame's own grid.
     """
 
     crop: Annotated[CropSpec, Meta(description="Which part of a frame the network sees.")] = (
@@ -172,8 +185,17 @@ class FrameSpec(Section, frozen=True):
         NormalisationSpec,
         Meta(description="How intensities become what the network was trained on."),
     ] = NormalisationSpec(NormalisationKind.WINDOW, 0.0, 1.0)
+    scores: Annotated[ScoreKind, Meta(description="What the network answers.")] = ScoreKind.LOGITS
+    activation: Annotated[
+        Activation,
+        Meta(
+            description="How the scores of a pixel become its label: `sigmoid`, a channel for each "
+            "structure, or `softmax`, a channel for each label."
+        ),
+    ] = Activation.SIGMOID
     threshold: Annotated[
-        float, Meta(description="Probability from which a pixel belongs to the structure.")
+        float,
+        Meta(description="Probability from which a pixel belongs to a structure; of `sigmoid`."),
     ] = 0.5
     flips: Annotated[
         bool,
@@ -183,10 +205,10 @@ class FrameSpec(Section, frozen=True):
         ),
     ] = False
     largest_component: Annotated[
-        bool, Meta(description="Whether only the largest piece stays, by default.")
+        bool, Meta(description="Whether only the largest piece of each label stays, by default.")
     ] = False
     fill_holes: Annotated[
-        bool, Meta(description="Whether holes inside it are filled, by default.")
+        bool, Meta(description="Whether holes inside a label are filled, by default.")
     ] = False
     batch: Annotated[int, Meta(description="Frames in one call of the network.")] = 4
     max_frames: Annotated[int, Meta(description="In one stack; longer ones are refused.")] = 512
@@ -194,9 +216,16 @@ class FrameSpec(Section, frozen=True):
         tuple[str, ...],
         Meta(description="Values of DICOM's Modality that are accepted; all where it is empty."),
     ] = ()
+    ultrasound: Annotated[
+        bool,
+        Meta(
+            description="Whether a frame that does not look like B-mode ultrasound is marked, for "
+            "its mask means little then."
+        ),
+    ] = True
     snomed: Annotated[
         Mapping[str, SegmentCoding],
-        Meta(description="For the structure its meaning; needed for DICOM-SEG."),
+        Meta(description="For each structure its meaning; needed for DICOM-SEG."),
     ] = msgspec.field(default_factory=dict)
     seen: Annotated[
         FrameSeenSpec | None,
@@ -209,8 +238,16 @@ class FrameSpec(Section, frozen=True):
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold < 1.0:
             raise ConfigError(f"frame: expected a threshold between 0 and 1, got {self.threshold}")
+        if self.quality and (self.activation, self.scores) != _PREDICTABLE:
+            raise ConfigError(
+                "frame: expected quality only of a network that answers logits of its structure, "
+                "got it with softmax or probabilities"
+            )
         if self.batch < 1 or self.max_frames < 1:
             raise ConfigError(
                 f"frame: expected batch and max_frames of at least 1, got {self.batch} and "
                 f"{self.max_frames}"
             )
+
+
+_PREDICTABLE = (Activation.SIGMOID, ScoreKind.LOGITS)

@@ -21,6 +21,7 @@ from medserve.spec.section import Section, read_section
 from medserve.spec.volumes import ResamplingKind, ScoreKind, VolumeSpec
 
 __all__ = [
+    "Classes",
     "EngineName",
     "EngineSpec",
     "Fit",
@@ -39,7 +40,7 @@ __all__ = [
 class Task(enum.StrEnum):
     """A kind of work; each has one module of options and results in `medserve.tasks`."""
 
-    CLASSIFICATION = "classification"  # one class for each image
+    CLASSIFICATION = "classification"  # one class for each image, or its independent labels
     VOLUMES = "volumes"  # a mask for each volume
     FRAMES = "frames"  # a mask for each frame of a picture, a cine loop or a stack
     GENERATION = "generation"  # synthetic images
@@ -72,6 +73,14 @@ class Proportions(enum.StrEnum):
 
     KEPT = "kept"  # the whole image, black beside it
     STRETCHED = "stretched"  # the whole image to the sides of the plane
+    CROPPED = "cropped"  # the middle of the image, true to scale, fills the plane
+
+
+class Classes(enum.StrEnum):
+    """How the labels of a classifier relate to each other."""
+
+    EXCLUSIVE = "exclusive"  # one for each image: softmax
+    INDEPENDENT = "independent"  # none, one or several: a sigmoid for each
 
 
 class EngineName(enum.StrEnum):
@@ -90,6 +99,7 @@ class Precision(enum.StrEnum):
 
 
 _Count = Annotated[int, Meta(ge=1)]
+_Share = Annotated[float, Meta(gt=0, lt=1)]
 
 
 class InputSpec(Section, frozen=True):
@@ -118,19 +128,28 @@ class InputSpec(Section, frozen=True):
         Proportions,
         Meta(
             description="What becomes of the sides of an image on the network's plane; of "
-            "`classification` only."
+            "`classification` and `frames`."
         ),
     ] = Proportions.KEPT
+    middle: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="How much of the image's shorter side the plane holds, where `proportions` "
+            "is `cropped`: 0.875 for 224 of 256 pixels.",
+        ),
+    ] = 1.0
     mean: Annotated[
         tuple[float, ...],
         Meta(
             description="Is taken from each channel, whose values lie in [0, 1]; of "
-            "`classification` only."
+            "`classification` and `frames`."
         ),
     ] = ()
     deviation: Annotated[
         tuple[Annotated[float, Meta(gt=0)], ...],
-        Meta(description="Divides each channel after that; of `classification` only."),
+        Meta(description="Divides each channel after that; of `classification` and `frames`."),
     ] = ()
     max_payload_bytes: Annotated[
         _Count, Meta(description="Bytes of one file; a larger one is refused.")
@@ -148,9 +167,25 @@ class InputSpec(Section, frozen=True):
 class OutputSpec(Section, frozen=True):
     """How a classifier answers."""
 
+    classes: Annotated[
+        Classes,
+        Meta(description="Whether the labels exclude each other, or each is there or not."),
+    ] = Classes.EXCLUSIVE
+    threshold: Annotated[
+        _Share | tuple[_Share, ...] | None,
+        Meta(
+            description="Probability from which a label is present: one for all labels, or one for "
+            "each in their order; 0.5 if left out. Of `independent` classes only."
+        ),
+    ] = None
     review_below: Annotated[
         float,
-        Meta(ge=0, le=1, description="Probability below which a person should look."),
+        Meta(
+            ge=0,
+            le=1,
+            description="Probability below which a person should look: of the class, or of "
+            "`independent` classes of any label that is present.",
+        ),
     ] = 0.0
     top_k: Annotated[_Count, Meta(description="Classes in `top`, most probable first.")] = 3
     scores: Annotated[ScoreKind, Meta(description="The network's first output, `logits`.")] = (
@@ -163,6 +198,17 @@ class OutputSpec(Section, frozen=True):
             "training data."
         ),
     ] = True
+
+    @property
+    def independent(self) -> bool:
+        """Whether an image has none, one or several of the labels."""
+        return self.classes is Classes.INDEPENDENT
+
+    def thresholds(self, labels: int) -> tuple[float, ...]:
+        """Return the probability from which each of so many labels is present."""
+        if isinstance(self.threshold, tuple):
+            return self.threshold
+        return (0.5 if self.threshold is None else self.threshold,) * labels
 
 
 class EngineSpec(Section, frozen=True):
@@ -226,6 +272,8 @@ class _Own(Section, frozen=True, kw_only=True):
     ] = None
 
 
+_OF_PICTURES = (Task.CLASSIFICATION, Task.FRAMES)
+_MOST_LABELS = 255  # a mask of ids with 255 in it would be taken for one of black and white
 _SECTIONS = {
     Task.CLASSIFICATION: "output",
     Task.VOLUMES: "volume",
@@ -261,6 +309,8 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
                 f"and {self.serving.max_workers}"
             )
         self._check_input()
+        if self.output is not None:
+            self._check_classes(self.output)
 
     @property
     def classifier(self) -> OutputSpec:
@@ -268,14 +318,53 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
         assert self.output is not None  # `__post_init__` saw to it
         return self.output
 
+    @property
+    def has_independent_labels(self) -> bool:
+        """Whether the model answers with none, one or several of its labels."""
+        return self.output is not None and self.output.independent
+
+    def _check_classes(self, output: OutputSpec) -> None:
+        """Refuse thresholds and labels that do not fit how classes relate."""
+        if not output.independent:
+            if output.threshold is not None:
+                raise ConfigError(
+                    f"{self.name}: output.threshold: expected none for exclusive classes, of which "
+                    "the most probable one is answered; leave it out, or set output.classes to "
+                    "independent"
+                )
+            return
+        if isinstance(output.threshold, tuple) and len(output.threshold) != len(self.labels):
+            raise ConfigError(
+                f"{self.name}: output.threshold: expected one number, or one for each of "
+                f"{len(self.labels)} labels, got {len(output.threshold)}"
+            )
+        reserved = [each for each in self.labels if ";" in each or each in ("", "none")]
+        if reserved or not self.labels:
+            raise ConfigError(
+                f"{self.name}: labels: expected names without a semicolon, and none of them empty "
+                "or 'none', which tables say where no label is present, got "
+                f"{reserved[0] if reserved else 'no label'!r}"
+            )
+
     def _check_input(self) -> None:
         """Refuse an input that does not fit the task's section."""
         size, channels, labels = self.input.size, self.input.channels, len(self.labels)
         shown = (self.input.proportions, self.input.mean, self.input.deviation)
-        if self.task is not Task.CLASSIFICATION and shown != (Proportions.KEPT, (), ()):
+        is_cropped = self.input.proportions is Proportions.CROPPED
+        if is_cropped and self.task is not Task.CLASSIFICATION:
             raise ConfigError(
-                f"{self.name}: expected input.proportions, mean and deviation for the task "
-                f"classification only, got one for {self.task}"
+                f"{self.name}: expected input.proportions kept or stretched for {self.task}, whose "
+                "answers cover the whole frame, got cropped; state frame.crop"
+            )
+        if self.input.middle != 1.0 and not is_cropped:
+            raise ConfigError(
+                f"{self.name}: expected input.middle with input.proportions cropped, got it with "
+                f"{self.input.proportions}"
+            )
+        if self.task not in _OF_PICTURES and shown != (Proportions.KEPT, (), ()):
+            raise ConfigError(
+                f"{self.name}: expected input.proportions, mean and deviation for the tasks "
+                f"classification and frames only, got one for {self.task}"
             )
         if {len(self.input.mean), len(self.input.deviation)} not in ({0}, {channels}):
             raise ConfigError(
@@ -300,12 +389,18 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
                 )
             if len(size) != 3 and self.volume.resampling.kind is ResamplingKind.FIXED:
                 raise ConfigError(f"{self.name}: expected an input of 3 sides, got {size}")
-        if self.frame is not None and (len(size) != 2 or channels != 1 or labels != 2):
-            raise ConfigError(
-                f"{self.name}: expected a frame (H, W) of one channel and two labels, background "
-                f"and one structure (another target is another model), got {size}, {channels} and "
-                f"{labels}"
-            )
+        if self.frame is not None:
+            if len(size) != 2 or channels not in (1, 3) or not 2 <= labels <= _MOST_LABELS:
+                raise ConfigError(
+                    f"{self.name}: expected a frame (H, W) of 1 channel (grey) or 3 (colour) and 2 "
+                    f"to {_MOST_LABELS} labels, the background first, got {size}, {channels} and "
+                    f"{labels}"
+                )
+            if (self.frame.seen or self.frame.quality) and (channels, labels) != (1, 2):
+                raise ConfigError(
+                    f"{self.name}: expected seen and quality for one structure in grey frames, got "
+                    f"{channels} channels and {labels} labels"
+                )
         if self.generation is not None and size != 2 * self.generation.sizes[:1]:
             side = self.generation.sizes[0]
             raise ConfigError(

@@ -1,7 +1,8 @@
-"""Classification: one class for each image."""
+"""Classification: one class for each image or, of labels that are independent, those present."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self, TypeVar
@@ -9,7 +10,12 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 import msgspec
 from msgspec import Meta
 
-from medserve.errors import MedserveError, PayloadTooLargeError, ServerFailedError
+from medserve.errors import (
+    InvalidRequestError,
+    MedserveError,
+    PayloadTooLargeError,
+    ServerFailedError,
+)
 from medserve.spec import ModelSpec
 from medserve.tasks.options import Options
 from medserve.tasks.result import Provenance, Value, as_html, concerns_all, error_of, read_answer
@@ -20,7 +26,9 @@ __all__ = [
     "ClassificationOptions",
     "Explanation",
     "Packed",
+    "as_finding",
     "ask_in_halves",
+    "read_finding",
     "read_packed",
 ]
 
@@ -30,6 +38,7 @@ _Outcome = TypeVar("_Outcome")
 # Each costs as much as a large batch of plain images, so a call may not ask for many.
 EXPLAINED_PER_CALL = 8
 _SHOWN = 5  # classes in a notebook
+_NO_LABEL = "none"  # present; the specification keeps the name, and semicolons, out of such labels
 
 
 class ClassificationOptions(Options, frozen=True, kw_only=True):
@@ -88,15 +97,18 @@ class Explanation(Value, frozen=True):
 
 @dataclass(frozen=True)
 class Classification:
-    """One image's class, with calibrated probabilities in label order.
+    """One image's class, or the labels that are present, with probabilities in label order.
 
     Attributes:
         labels: Class names; the index is the label id.
-        probabilities: One per label, in [0, 1], summing to 1.
+        probabilities: One per label, in [0, 1]; of exclusive classes they are calibrated and sum
+            to 1, of independent ones each stands for itself.
         review: Probability below the limit that the model card states: let a person look.
         novelty: Distance to the training data over its limit; above 1 the image is unlike it. None
             where the model cannot tell, as imported ones.
-        explanation: What the class rests on, where it was asked for.
+        explanation: What the class, or one of the labels, rests on, where it was asked for.
+        present: The labels that are present, in label order, where classes are independent; None
+            where they exclude each other.
     """
 
     labels: tuple[str, ...]
@@ -104,21 +116,40 @@ class Classification:
     review: bool
     novelty: float | None
     explanation: Explanation | None = None
+    present: tuple[str, ...] | None = None
 
     @property
     def label_id(self) -> int:
-        """Index of the most probable label."""
+        """Index of the class; -1 where classes are independent, of which `present` tells."""
+        if self.present is not None:
+            return -1
         return max(range(len(self.labels)), key=self.probabilities.__getitem__)
 
     @property
     def label(self) -> str:
-        """Name of the most probable label."""
-        return self.labels[self.label_id]
+        """Name of the class, the most probable one; empty where classes are independent."""
+        return "" if self.present is not None else self.labels[self.label_id]
 
     @property
     def probability(self) -> float:
-        """Probability of the most probable label."""
-        return self.probabilities[self.label_id]
+        """Probability of the class; not a number (NaN) where classes are independent."""
+        return math.nan if self.present is not None else self.probabilities[self.label_id]
+
+    @property
+    def finding(self) -> str:
+        """The answer in one text: the class, or the labels that are present (see `as_finding`)."""
+        return self.label if self.present is None else as_finding(self.present)
+
+    @property
+    def found(self) -> tuple[tuple[str, float], ...]:
+        """The class, or the labels that are present in label order, with their probabilities."""
+        names = (self.label,) if self.present is None else self.present
+        shares = dict(zip(self.labels, self.probabilities, strict=True))
+        return tuple((name, shares[name]) for name in names)
+
+    def is_unsure(self, limit: float) -> bool:
+        """Return whether the class, or any label that is present, is less probable than a limit."""
+        return any(probability < limit for _, probability in self.found)
 
     @property
     def unlike_training(self) -> bool:
@@ -136,7 +167,7 @@ class Classification:
         lines += [(label, f"{probability:.4f}") for label, probability in self.top(_SHOWN)]
         doubts = [(self.review, "let a person look"), (self.unlike_training, "unlike training")]
         notes = ", ".join(text for is_so, text in doubts if is_so)
-        title = f"{self.label}{f' ({notes})' if notes else ''}"
+        title = f"{self.finding}{f' ({notes})' if notes else ''}"
         pictures = () if self.explanation is None else (self.explanation.heatmap_png,)
         return as_html(title, lines, pictures)
 
@@ -144,10 +175,17 @@ class Classification:
         """The members of a JSON answer for one image; some only where there is one."""
         novelty = {} if self.novelty is None else {"novelty": self.novelty}
         explained = {} if self.explanation is None else {"explanation": self.explanation.to_json()}
+        answer: dict[str, Any]
+        if self.present is None:
+            answer = {
+                "label": self.label,
+                "label_id": self.label_id,
+                "probability": self.probability,
+            }
+        else:
+            answer = {"present": list(self.present)}
         return {
-            "label": self.label,
-            "label_id": self.label_id,
-            "probability": self.probability,
+            **answer,
             "probabilities": dict(zip(self.labels, self.probabilities, strict=True)),
             "top": [{"label": label, "probability": p} for label, p in self.top(top_k)],
             "review": self.review,
@@ -162,17 +200,42 @@ class Classification:
         try:
             probabilities: Mapping[str, float] = content["probabilities"]
             explained, novelty = content.get("explanation"), content.get("novelty")
+            present = content.get("present")
+            if present is not None and not set(present) <= set(probabilities):
+                raise ValueError("a label is present that is none of the model's")
             return cls(
                 labels=tuple(probabilities),
                 probabilities=tuple(float(p) for p in probabilities.values()),
                 review=bool(content["review"]),
                 novelty=None if novelty is None else float(novelty),
                 explanation=None if explained is None else Explanation.from_json(explained),
+                present=None if present is None else tuple(present),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ServerFailedError(
                 f"expected a classification from the server, got members {sorted(content)}"
             ) from error
+
+
+def as_finding(present: Sequence[str]) -> str:
+    """Return the labels that are present as one text, as `Effusion; Mass`, or `none`."""
+    return "; ".join(present) or _NO_LABEL
+
+
+def read_finding(text: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the labels that a text such as `Effusion; Mass` or `none` names, in label order.
+
+    Raises:
+        InvalidRequestError: it names another one.
+    """
+    names = {each.strip() for each in text.split(";")}
+    if names == {_NO_LABEL}:
+        return ()
+    if not names <= set(labels):
+        raise InvalidRequestError(
+            "expected labels of this model, separated by semicolons, or 'none', got another text"
+        )
+    return tuple(label for label in labels if label in names)
 
 
 @dataclass(frozen=True)

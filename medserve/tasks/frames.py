@@ -26,6 +26,7 @@ __all__ = [
     "MeasuredFrame",
     "StackGrid",
     "StackMeasure",
+    "Structure",
     "View",
 ]
 
@@ -209,7 +210,7 @@ class FrameOptions(Options, frozen=True, kw_only=True):
 
 
 class FrameMeasure(Value, frozen=True):
-    """The structure in one frame, measured.
+    """The structure in one frame, measured; of several structures their union, or one of them.
 
     Attributes:
         pixels: How many belong to it.
@@ -263,6 +264,24 @@ class StackMeasure(Value, frozen=True):
     ellipsoid_ml: float | None
 
 
+class Structure(Value, frozen=True):
+    """One of several structures, measured.
+
+    Attributes:
+        label: Its name.
+        label_id: Its id in the masks.
+        stack: It in all frames together.
+        frames: It in each frame, in order; None for a frame without a mask.
+    """
+
+    spoken: ClassVar[str] = "the measurements of a structure"
+
+    label: str
+    label_id: int
+    stack: StackMeasure
+    frames: tuple[FrameMeasure | None, ...]
+
+
 class StackGrid(Value, frozen=True):
     """Size, number and distances of the frames; a distance that nobody stated is None."""
 
@@ -313,13 +332,15 @@ class FrameResult(Result, frozen=True, kw_only=True):
     Attributes:
         view: How the frames lie in the array of `mask_nifti`.
         grid: Size, number and distances of the frames.
-        stack: The structure in all frames together.
-        frames: Every frame, in order.
+        stack: The structure in all frames together; of several structures their union.
+        frames: Every frame, in order, measured as `stack` is.
+        structures: Each structure by itself, of a model that finds several; empty for one.
         review: Whether a person should look, for any of the reasons in `doubts`.
         unlike_training: Whether most frames do not look like ultrasound, so that their masks mean
             little.
         doubts: What is out of the ordinary in the file as a whole.
-        mask_png: The mask of a file with a single frame, white on black.
+        mask_png: The mask of a file with a single frame, white on black; of several structures
+            the label ids.
         overlay_png: The mask drawn on the frame, or on up to twelve frames of a stack, where it
             was asked for.
         dicom_seg: The masks as DICOM Segmentation, where it was asked for.
@@ -337,6 +358,7 @@ class FrameResult(Result, frozen=True, kw_only=True):
     stack: StackMeasure
     frames: tuple[MeasuredFrame | FailedFrame, ...]
     mask_nifti: bytes
+    structures: tuple[Structure, ...] = ()
     review: bool = False
     unlike_training: bool = False
     doubts: tuple[Doubt, ...] = ()
@@ -344,8 +366,24 @@ class FrameResult(Result, frozen=True, kw_only=True):
     overlay_png: bytes | None = None
     dicom_seg: bytes | None = None
 
+    @property
+    def stacks(self) -> dict[str, StackMeasure]:
+        """What was measured of each structure over all frames, by its label."""
+        if self.structures:
+            return {each.label: each.stack for each in self.structures}
+        return {self.labels[1]: self.stack}
+
+    @property
+    def volumes_ml(self) -> dict[str, float]:
+        """Volume of each structure whose lengths are known, by its label."""
+        found = ((label, stack.volume_ml) for label, stack in self.stacks.items())
+        return {label: volume_ml for label, volume_ml in found if volume_ml is not None}
+
     def table(self) -> Iterator[Sequence[str]]:
-        """Yield a line for each frame, and one for each doubt."""
+        """Yield a line for each frame, of several structures for each of them, and the doubts."""
+        if self.structures:
+            yield from self._structures()
+            return
         yield "frame", "cm²", "pixels", "predicted Dice", "note"
         for each in self.frames:
             if isinstance(each, FailedFrame):
@@ -356,6 +394,22 @@ class FrameResult(Result, frozen=True, kw_only=True):
             note = note or ("reaches the edge" if each.touches_border else "")
             dice = "" if each.predicted_dice is None else f"{each.predicted_dice:.2f}"
             yield str(each.index), area, str(each.pixels), dice, note
+        for doubt in self.doubts:
+            yield "review", "", "", "", f"{doubt.reason}: {doubt.message}"
+
+    def _structures(self) -> Iterator[Sequence[str]]:
+        """Yield a line for each structure in each frame, and one for each doubt."""
+        yield "frame", "structure", "cm²", "pixels", "note"
+        for place, frame in enumerate(self.frames):
+            if isinstance(frame, FailedFrame):
+                yield str(frame.index), "", "", "", frame.error.get("message", "failed")
+                continue
+            for each in self.structures:
+                found = each.frames[place]
+                assert found is not None  # the frame has not failed
+                area = "" if found.area_cm2 is None else f"{found.area_cm2:.2f}"
+                note = "reaches the edge" if found.touches_border else ""
+                yield str(frame.index), each.label, area, str(found.pixels), note
         for doubt in self.doubts:
             yield "review", "", "", "", f"{doubt.reason}: {doubt.message}"
 

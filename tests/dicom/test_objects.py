@@ -62,6 +62,17 @@ def of_images(folder: Path) -> list[MadeObject]:
     return make_objects(TASK, rule, Answer(PROVENANCE, found), files, folder)
 
 
+def of_labels(folder: Path) -> list[MadeObject]:
+    """Return the report of a radiograph with two findings, and of one with none."""
+    rule = Rule(name="kind", model="chest", task=RuleTask.CLASSIFICATION)
+    files = write(folder, series(1)[:2])
+    found = tuple(
+        Classification(("Effusion", "Mass", "Nodule"), (0.9, 0.2, 0.7), True, None, present=present)
+        for present in (("Effusion", "Nodule"), ())
+    )
+    return make_objects(TASK, rule, Answer(PROVENANCE, found), files, folder)
+
+
 def loop() -> bytes:
     """Return a cine loop as a scanner would write it, as far as a validator looks."""
     dataset = ultrasound(
@@ -96,11 +107,11 @@ def answer_frames(file: Path) -> FrameResult:
         model=PROVENANCE.model,
         version=PROVENANCE.version,
         archive_digest=PROVENANCE.archive_digest,
-        dicom_seg=dicom_seg_frames.encode(masks, source, "prostate", _PROSTATE, PROVENANCE),
+        dicom_seg=dicom_seg_frames.encode(masks, source, [("prostate", _PROSTATE)], PROVENANCE),
     )
 
 
-MAKERS: list[Callable[[Path], list[MadeObject]]] = [of_volume, of_frames, of_images]
+MAKERS: list[Callable[[Path], list[MadeObject]]] = [of_volume, of_frames, of_images, of_labels]
 
 
 def datasets(objects: list[MadeObject]) -> dict[str, Dataset]:
@@ -202,6 +213,30 @@ def test_a_report_says_what_is_known_about_errors(
     assert not set(own) & set(numbers[1])
     [scheme] = report.CodingSchemeIdentificationSequence  # says whose the private codes are
     assert scheme.CodingSchemeDesignator == "99MEDSERVE"
+
+
+def test_a_report_has_a_group_for_each_label_that_is_present_and_says_where_none_is(
+    tmp_path: Path,
+) -> None:
+    report = datasets(of_labels(tmp_path))["sr"]
+    found = []
+    for group in report.ContentSequence[-1].ContentSequence:
+        told: dict[str, object] = {}
+        for each in group.ContentSequence:
+            name = each.ConceptNameCodeSequence[0].CodeMeaning
+            if each.ValueType == "NUM":
+                told[name] = float(each.MeasuredValueSequence[0].NumericValue)
+            elif each.ValueType == "CODE":
+                told[name] = each.ConceptCodeSequence[0].CodeMeaning
+            elif each.ValueType == "UIDREF":
+                told["track"] = each.UID
+        found.append(told)
+    assert [each["Finding"] for each in found] == [
+        "Effusion", "Nodule", "None of the labels of the model",
+    ]  # fmt: skip
+    assert [each.get("Probability of the class") for each in found] == [0.9, 0.7, None]
+    assert len({each["track"] for each in found}) == 3
+    assert all(each["A person should look at the image"] == "Yes" for each in found)
 
 
 def test_a_picture_shows_the_contour_and_every_frame(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from medserve.spec import (
     InputKind,
     InputSpec,
     ModelSpec,
+    OutputSpec,
     ServingSpec,
     Task,
     VolumeSpec,
@@ -217,11 +218,12 @@ def model(
     serving: ServingSpec | None = None,
     labels: tuple[str, ...] = ("dark", "bright"),
     version: str = "1.0",
+    output: OutputSpec | None = None,
 ) -> ModelInfo:
     """A model as its archive would describe it, serving."""
     coded = {label: _CODING for label in labels[1:]} if task.segments else {}
     sections: dict[Task, dict[str, Any]] = {
-        Task.CLASSIFICATION: {},
+        Task.CLASSIFICATION: {"output": output},
         Task.VOLUMES: {"volume": VolumeSpec((1.0, 1.0, 1.0), snomed=coded)},
         Task.FRAMES: {"frame": FrameSpec(snomed=coded)},
         Task.GENERATION: {

@@ -158,7 +158,22 @@ def _of_frames(frames: int, spoil: Spoil, *, calibrated: bool = True) -> tuple[b
     masks = PackedMasks(
         (height, width), (frame_phantoms.ellipse(height, width, scale) for scale in scales)
     )
-    return dicom_seg_frames.encode(masks, stack, "prostate", PROSTATE, PROVENANCE), masks
+    return dicom_seg_frames.encode(masks, stack, [("prostate", PROSTATE)], PROVENANCE), masks
+
+
+def _of_structures(frames: int, spoil: Spoil) -> tuple[bytes, PackedMasks]:
+    """Return the object of a loop, or of a single frame, in which two structures lie."""
+    header = frame_phantoms.ultrasound(frame_phantoms.cine(7)[:frames])
+    spoil(header)
+    stack = dicom_frames.decode(as_bytes(header), FRAME_LIMITS)
+    masks = PackedMasks(stack.grid.size, labels=3)
+    for place in range(frames):
+        mask = np.zeros(stack.grid.size, np.uint8)
+        mask[3 + place : 20, 5:30] = 1
+        mask[22:31, 7 : 25 + place] = 2
+        masks.append(mask)
+    segments = [("prostate", PROSTATE), ("lesion", PROSTATE)]
+    return dicom_seg_frames.encode(masks, stack, segments, PROVENANCE), masks
 
 
 WRITERS: dict[str, Callable[[Spoil], bytes]] = {
@@ -169,6 +184,8 @@ WRITERS: dict[str, Callable[[Spoil], bytes]] = {
     "US cine": lambda spoil: _of_frames(3, spoil)[0],
     "US cine without a calibration": lambda spoil: _of_frames(3, spoil, calibrated=False)[0],
     "US image": lambda spoil: _of_frames(1, spoil)[0],
+    "US cine with two structures": lambda spoil: _of_structures(3, spoil)[0],
+    "US image with two structures": lambda spoil: _of_structures(1, spoil)[0],
 }
 
 
@@ -253,6 +270,23 @@ def test_highdicom_reads_frames_back_with_the_true_class_of_their_source(header:
     ]
     assert {each.ReferencedSOPClassUID for each in references} == {UltrasoundMultiFrameImageStorage}
     assert [each.ReferencedFrameNumber for each in references] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_highdicom_reads_each_of_several_structures_in_its_own_frames(frames: int) -> None:
+    payload, masks = _of_structures(frames, HEADERS["as it should be"])
+    seg = highdicom.seg.Segmentation.from_dataset(dcmread(io.BytesIO(payload)))
+    assert [each.SegmentLabel for each in seg.SegmentSequence] == ["prostate", "lesion"]
+    expected = np.concatenate([masks.array == 1, masks.array == 2])
+    np.testing.assert_array_equal(seg.pixel_array, expected)
+    found = [
+        (
+            group.SegmentIdentificationSequence[0].ReferencedSegmentNumber,
+            group.DerivationImageSequence[0].SourceImageSequence[0].get("ReferencedFrameNumber", 1),
+        )
+        for group in seg.PerFrameFunctionalGroupsSequence
+    ]
+    assert found == [(segment, frame + 1) for segment in (1, 2) for frame in range(frames)]
 
 
 @pytest.mark.usefixtures("tolerant")

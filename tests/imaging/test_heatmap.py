@@ -56,3 +56,11 @@ def test_the_map_of_a_huge_image_fits_into_an_answer() -> None:
     steps = np.random.default_rng(0).normal(size=(16, 16))
     values = np.kron(steps, np.ones((8, 8)))  # as occlusion makes them, at its most uneven
     assert len(heatmap.encode(values, (5000, 8000))) < 3_000_000  # 40 megapixels
+
+
+def test_what_the_network_did_not_see_is_clear() -> None:
+    content = heatmap.encode(np.full((6, 6), 4.0), (40, 100), (30.0, 0.0, 70.0, 40.0))
+    alphas = np.asarray(pillow.open(io.BytesIO(content)).convert("RGBA"))[..., 3]
+    assert alphas.shape == (40, 100)
+    assert alphas[:, 30:70].min() == 200
+    assert alphas[:, :30].max() == alphas[:, 70:].max() == 0

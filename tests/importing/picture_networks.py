@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import yaml
 from PIL import Image as pillow
@@ -17,14 +18,23 @@ from medserve.importing.package import Named
 
 __all__ = [
     "DESCRIPTION",
+    "LABELS",
+    "THRESHOLDS",
+    "a_coloured_frame",
     "a_picture",
+    "label_network",
     "own_probabilities",
+    "own_shares",
     "the_network",
     "write_classifier",
     "write_frames",
+    "write_labels",
+    "write_structures",
 ]
 
 _SIZE, _LABELS = (40, 32), ("a", "b", "c")
+LABELS, THRESHOLDS = ("Red", "Green", "Blue"), (0.5, 0.4, 0.6)
+_GAIN = 20.0  # of a logit, by the mean of a colour in [0, 1] over one half
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DESCRIPTION: dict[str, Any] = {
     "minWorkers": 1,
@@ -55,15 +65,35 @@ def the_network(*layers: nn.Module) -> nn.Module:
     last = nn.Linear(3, len(_LABELS))
     with torch.no_grad():
         last.weight.copy_(2 * torch.eye(3) * torch.tensor(_DEVIATION))
-        last.bias.copy_(2 * torch.tensor(_MEAN))
+        last.bias.copy_(2 * torch.tensor(_MEAN) - 1)  # logits lie on both sides of 0
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), last, *layers).eval()
 
 
-def write_classifier(folder: Path, network: nn.Module | None = None) -> list[Any]:
-    """Write the network as ONNX; return the arguments of its import."""
+def label_network(*layers: nn.Module) -> nn.Module:
+    """Return a network that tells which colours are bright: none, one or several of them."""
+    last = nn.Linear(3, len(LABELS))
+    with torch.no_grad():
+        last.weight.copy_(_GAIN * torch.eye(3) * torch.tensor(_DEVIATION))
+        last.bias.copy_(_GAIN * (torch.tensor(_MEAN) - 0.5))
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), last, *layers).eval()
+
+
+def write_labels(folder: Path, *layers: nn.Module, **output: object) -> list[Any]:
+    """Write that network as ONNX, of independent classes; return the arguments of its import."""
+    own = {
+        "name": "colours",
+        "labels": list(LABELS),
+        "output": {"classes": "independent", "threshold": list(THRESHOLDS), **output},
+    }
+    return write_classifier(folder, label_network(*layers), **own)
+
+
+def write_classifier(folder: Path, network: nn.Module | None = None, **own: object) -> list[Any]:
+    """Write a network as ONNX, described with own keys; return the arguments of its import."""
     named = Named(network or the_network()).eval()
     write_onnx(named, folder / "skin.onnx", {"image": torch.rand(2, 3, *_SIZE)}, ("scores",))
-    (folder / "skin.yaml").write_text(yaml.safe_dump(DESCRIPTION))
+    description = DESCRIPTION | {"medserve": DESCRIPTION["medserve"] | own}
+    (folder / "skin.yaml").write_text(yaml.safe_dump(description))
     return [folder / "skin.onnx", "--spec", folder / "skin.yaml"]
 
 
@@ -89,6 +119,58 @@ def write_frames(folder: Path, *layers: nn.Module) -> list[Any]:
     return [folder / "glow.onnx", "--spec", folder / "glow.yaml"]
 
 
+def write_structures(folder: Path, **frame: Any) -> list[Any]:
+    """Write a network that finds what is red, green and blue; return the arguments of its import.
+
+    Its output is what `frame` says: a channel for each, or one for the background before them.
+    """
+    is_softmax = frame.get("activation") == "softmax"
+    finds = nn.Conv2d(3, 3 + is_softmax, 1)
+    weight = 20 * torch.eye(3) * torch.tensor(_DEVIATION)
+    bias = 20 * torch.tensor(_MEAN) - 10
+    if is_softmax:
+        weight = torch.cat([torch.zeros(1, 3), weight])
+        bias = torch.cat([torch.zeros(1), bias])
+    finds.load_state_dict({"weight": weight[..., None, None], "bias": bias})
+    ends = {"sigmoid": nn.Sigmoid(), "softmax": nn.Softmax(1)}
+    layers = [ends[frame.get("activation", "sigmoid")]] if "scores" in frame else []
+    named = Named(nn.Sequential(finds, *layers)).eval()
+    write_onnx(named, folder / "colours.onnx", {"image": torch.rand(2, 3, *_SIZE)}, ("scores",))
+    own = {
+        "name": "colours",
+        "version": "1.0",
+        "title": "What is red, green and blue",
+        "task": "frames",
+        "labels": ["background", "red", "green", "blue"],
+        "input": {
+            "kinds": ["raster", "dicom", "nifti"],
+            "size": list(_SIZE),
+            "channels": 3,
+            "proportions": "stretched",
+            "mean": list(_MEAN),
+            "deviation": list(_DEVIATION),
+        },
+        "frame": {"normalisation": {"kind": "window", "low": 0, "high": 1}, "ultrasound": False}
+        | frame,
+    }
+    description = {"minWorkers": 1, "maxWorkers": 2, "batchSize": 1, "medserve": own}
+    (folder / "colours.yaml").write_text(yaml.safe_dump(description))
+    return [folder / "colours.onnx", "--spec", folder / "colours.yaml"]
+
+
+def a_coloured_frame() -> tuple[bytes, npt.NDArray[np.uint8]]:
+    """Return a PNG with a patch of each colour, of twice the network's sides, and its label ids."""
+    array = np.full((80, 64, 3), 25, np.uint8)
+    ids = np.zeros((80, 64), np.uint8)
+    for place in range(3):
+        box = slice(4 + 24 * place, 24 + 24 * place), slice(10, 30 + 10 * place)
+        array[box] = [230 if channel == place else 25 for channel in range(3)]
+        ids[box] = place + 1
+    target = io.BytesIO()
+    pillow.fromarray(array).save(target, "PNG")
+    return target.getvalue(), ids
+
+
 def a_picture(seed: int) -> bytes:
     """Return a PNG in colour, of other sides than the network's input."""
     random = np.random.default_rng(seed)
@@ -100,10 +182,20 @@ def a_picture(seed: int) -> bytes:
 
 def own_probabilities(picture: bytes) -> list[float]:
     """Return what the network says where it was trained: stretched, normalised, softmax."""
+    found: list[float] = _own_scores(picture, the_network()).softmax(dim=1)[0].tolist()
+    return found
+
+
+def own_shares(picture: bytes) -> list[float]:
+    """Return what the network of several labels says where it was trained."""
+    found: list[float] = _own_scores(picture, label_network()).sigmoid()[0].tolist()
+    return found
+
+
+def _own_scores(picture: bytes, network: nn.Module) -> torch.Tensor:
     image = pillow.open(io.BytesIO(picture)).resize(_SIZE[::-1], pillow.Resampling.BILINEAR)
     planes = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)
     mean, deviation = (torch.tensor(each)[:, None, None] for each in (_MEAN, _DEVIATION))
     with torch.inference_mode():
-        scores = the_network()(((planes - mean) / deviation)[None])
-    found: list[float] = scores.softmax(dim=1)[0].tolist()
-    return found
+        scores: torch.Tensor = network(((planes - mean) / deviation)[None])
+    return scores

@@ -22,23 +22,38 @@ from medserve.imaging import Image
 from medserve.importing.golden import as_png
 from medserve.inference.fit import fit_image, place_image
 from medserve.inference.scores import as_logits, probabilities
-from medserve.spec import InputSpec, ModelSpec, Proportions
+from medserve.spec import InputSpec, ModelSpec, OutputSpec, Proportions
 from medserve.spec.volumes import ScoreKind
 from tests.cli.conftest import medserve as medserve
 from tests.handlers.worker import answer, context
 from tests.importing.picture_networks import (
     DESCRIPTION,
+    LABELS,
+    THRESHOLDS,
+    a_coloured_frame,
     a_picture,
+    label_network,
     own_probabilities,
+    own_shares,
     the_network,
     write_classifier,
     write_frames,
+    write_labels,
+    write_structures,
 )
 from tests.importing.test_described import parsed
 
 onnx = pytest.importorskip("onnx", reason="needs the import extra")
 pytest.importorskip("onnxscript", reason="needs the import extra")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's exporters
+
+
+class Untrained(nn.Module):
+    """Gives one half for the second of three labels, whatever the image."""
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (N, 3) -> logits (N, 3)."""
+        return logits * torch.tensor([1.0, 0.0, 1.0])
 
 
 def spec_of(**changes: object) -> ModelSpec:
@@ -81,6 +96,68 @@ def test_a_described_classifier_becomes_an_archive_that_answers_as_its_own_tool(
 
 
 @pytest.mark.archive
+@pytest.mark.parametrize(
+    ("kind", "scores"), [("onnx", "logits"), ("onnx", "probabilities"), ("torchscript", "logits")]
+)
+def test_a_described_network_of_several_labels_says_which_are_present(
+    tmp_path: Path, medserve: Any, kind: str, scores: str
+) -> None:
+    layers = [nn.Sigmoid()] if scores == "probabilities" else []
+    file, *described = write_labels(tmp_path, *layers, scores=scores, review_below=0.9)
+    if kind == "torchscript":
+        file = tmp_path / "skin.pt"
+        torch.jit.save(torch.jit.trace(label_network(), torch.rand(2, 3, 40, 32)), file)  # type: ignore[no-untyped-call]
+    run = medserve("import", kind, file, *described, "--store", tmp_path / "store")
+    assert run.code == 0, run.err
+    assert "of the labels of the pictures" in run.out
+    archive = tmp_path / "store/colours-1.0.mar"
+    with zipfile.ZipFile(archive) as opened:
+        assert {"golden_input.png", "golden_output.npz"} <= set(opened.namelist())
+        assert "| 2 | Blue | 0.6 |" in opened.read("MODEL_CARD.md").decode()
+    pictures = [tmp_path / f"{seed}.png" for seed in range(12)]
+    random = np.random.default_rng(0)
+    for path in pictures:
+        colour = random.integers(0, 256, 3) * np.ones((70, 50, 1))
+        path.write_bytes(as_png((colour + random.normal(0, 20, (70, 50, 3))).clip(0, 255)))
+    run = medserve("try", archive, *pictures)
+    assert run.code == 0, run.err
+    counts = set()
+    for line, path in zip(run.out.splitlines(), pictures, strict=True):
+        told = line.partition(": ")[2].removesuffix(", look")
+        found = dict(each.split() for each in told.split("; ")) if told != "none" else {}
+        own = dict(zip(LABELS, own_shares(path.read_bytes()), strict=True))
+        wanted = [
+            each for each, least in zip(LABELS, THRESHOLDS, strict=True) if own[each] >= least
+        ]
+        assert list(found) == wanted
+        for label, share in found.items():
+            assert float(share) == pytest.approx(own[label], abs=0.02)  # its tool rounds to 8 bits
+        assert line.endswith(", look") == any(float(share) < 0.9 for share in found.values())
+        counts.add(len(found))
+    assert {0, 1, 2} <= counts
+
+
+@pytest.mark.archive
+def test_an_explanation_of_several_labels_names_the_one_that_it_explains(
+    tmp_path: Path, medserve: Any
+) -> None:
+    run = medserve("import", "onnx", *write_labels(tmp_path), "--store", tmp_path / "store")
+    assert run.code == 0, run.err
+    folder = tmp_path / "unpacked"
+    with zipfile.ZipFile(tmp_path / "store/colours-1.0.mar") as opened:
+        opened.extractall(folder)
+    handler = ClassificationHandler()
+    handler.initialize(context(folder, yaml.safe_load((folder / "model-config.yaml").read_text())))
+    blue = np.zeros((60, 60, 3), np.uint8)
+    blue[..., 2] = 255
+    found = answer(handler, data=as_png(blue), params=b'{"explain": true, "top_k": 2}')
+    assert (found["present"], found["explanation"]["label"]) == (["Blue"], "Blue")
+    assert "label" not in found
+    assert found["top"][0]["label"] == "Blue"
+    assert len(found["top"]) == 2
+
+
+@pytest.mark.archive
 def test_a_described_network_of_frames_becomes_an_archive_that_finds_what_it_finds(
     tmp_path: Path, medserve: Any
 ) -> None:
@@ -106,11 +183,53 @@ def test_a_described_network_of_frames_becomes_an_archive_that_finds_what_it_fin
     assert "golden_input.png" in manifest
 
 
-@pytest.mark.cpu
-def test_frames_need_logits(tmp_path: Path, medserve: Any) -> None:
-    arguments = write_frames(tmp_path, nn.Sigmoid())
+@pytest.mark.archive
+@pytest.mark.parametrize(
+    "frame",
+    [
+        {},
+        {"activation": "softmax"},
+        {"scores": "probabilities"},
+        {"activation": "softmax", "scores": "probabilities"},
+    ],
+    ids=str,
+)
+def test_a_network_of_several_structures_in_colour_finds_each_of_them(
+    frame: dict[str, str], tmp_path: Path, medserve: Any
+) -> None:
+    arguments = write_structures(tmp_path, **frame)
     run = medserve("import", "onnx", *arguments, "--store", tmp_path / "store")
-    assert (run.code, "export the network without it" in run.err) == (2, True)
+    assert run.code == 0, run.err
+    content, ids = a_coloured_frame()
+    (tmp_path / "frame.png").write_bytes(content)
+    archive, out = tmp_path / "store/colours-1.0.mar", tmp_path / "out"
+    run = medserve("try", archive, tmp_path / "frame.png", "--out", out)
+    assert run.code == 0, run.err
+    assert re.search(r"red \d+, green \d+, blue \d+", run.out)
+    mask = np.asarray(pillow.open(out / "frame_mask.png"))
+    assert (mask != ids).mean() < 0.05  # edges
+    assert set(np.unique(mask)) == {0, 1, 2, 3}
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("layers", "frame", "told"),
+    [
+        ([nn.Sigmoid()], {}, "set frame.scores to probabilities"),
+        ([], {"scores": "probabilities"}, "set frame.scores to logits"),
+        ([], {"activation": "softmax"}, "the description contradicts the network"),
+    ],
+)
+def test_scores_of_frames_are_as_described(
+    layers: list[nn.Module], frame: dict[str, str], told: str, tmp_path: Path, medserve: Any
+) -> None:
+    arguments = write_frames(tmp_path, *layers)
+    path = arguments[-1]
+    described = yaml.safe_load(path.read_text())
+    described["medserve"]["frame"] |= frame
+    path.write_text(yaml.safe_dump(described))
+    run = medserve("import", "onnx", *arguments, "--store", tmp_path / "store")
+    assert (run.code, told in run.err) == (2, True), run.err
     assert not list((tmp_path / "store").glob("*"))
 
 
@@ -190,6 +309,28 @@ def test_what_contradicts_the_description_is_refused_and_nothing_is_left(
 
 
 @pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("layers", "output", "told"),
+    [
+        ([nn.Sigmoid()], {}, "set output.scores to probabilities"),
+        ([], {"scores": "probabilities"}, "set output.scores to logits"),
+        ([nn.Softmax(1)], {"scores": "probabilities"}, "set output.classes to exclusive"),
+        ([nn.Sigmoid()], {"classes": "exclusive", "threshold": None},
+         "set output.classes to independent"),
+        ([Untrained()], {}, "probabilities of 'Green' that differ between pictures, got 0.5"),
+    ],
+)  # fmt: skip
+def test_scores_that_are_no_independent_labels_are_refused_and_nothing_is_left(
+    tmp_path: Path, medserve: Any, layers: list[nn.Module], output: dict[str, Any], told: str
+) -> None:
+    arguments = write_labels(tmp_path, *layers, **output)
+    run = medserve("import", "onnx", *arguments, "--store", tmp_path / "store")
+    assert run.code == 2
+    assert told in run.err
+    assert not list((tmp_path / "store").glob("*"))
+
+
+@pytest.mark.cpu
 def test_a_script_that_cannot_be_exported_is_refused_in_one_sentence(
     tmp_path: Path, medserve: Any
 ) -> None:
@@ -222,6 +363,8 @@ def test_the_description_that_init_prints_is_a_good_one(
         ({"mean": []}, "each of 3 channels"),
         ({"deviation": [1, 1, 0]}, "> 0"),
         ({"proportions": "torn"}, "kept, stretched"),
+        ({"middle": 0.875}, "input.middle with input.proportions cropped"),
+        ({"proportions": "cropped", "middle": 1.5}, "<= 1"),
     ],
 )
 def test_a_preprocessing_that_cannot_be_is_refused(changes: dict[str, Any], told: str) -> None:
@@ -250,7 +393,8 @@ def test_a_stretched_image_fills_the_plane_and_a_kept_one_its_own_share(
 @given(st.lists(st.floats(-30, 30), min_size=2, max_size=9))
 def test_probabilities_are_the_same_of_logits_and_of_their_softmax(logits: list[float]) -> None:
     scores = np.array(logits)
-    shares = probabilities(scores)
+    shares = probabilities(scores, OutputSpec())
     assert shares.sum() == pytest.approx(1)
-    again = probabilities(as_logits(shares, ScoreKind.PROBABILITIES))
+    told = OutputSpec(scores=ScoreKind.PROBABILITIES)
+    again = probabilities(as_logits(shares, told), told)
     np.testing.assert_allclose(again, shares, atol=1e-12)

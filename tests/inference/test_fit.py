@@ -7,10 +7,12 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image as pillow
 
 from medserve.imaging import Image
 from medserve.imaging.intensity import full_range
-from medserve.inference.fit import fit_colour, fit_grey, fit_lanczos, fitted_box
+from medserve.inference.fit import fit_colour, fit_grey, fit_image, fit_lanczos, fitted_box
+from medserve.spec import InputKind, InputSpec, Proportions
 from tests.phantoms import disc, wedge
 
 
@@ -81,3 +83,32 @@ def test_oblong_pixels_of_the_right_number_are_fitted_all_the_same() -> None:
     box = fitted_box(image, (64, 64))
     assert (box.top, box.left, box.height, box.width) == (0, 16, 64, 32)
     assert fit_grey(image, (64, 64)).sum() == pytest.approx(64 * 32, rel=1e-3)
+
+
+@given(
+    height=st.integers(8, 300), width=st.integers(8, 300), side=st.integers(16, 64),
+    share=st.sampled_from([1.0, 0.875, 0.5]), aspect=st.sampled_from([1.0, 1.5]),
+)  # fmt: skip
+@settings(max_examples=50, deadline=None)
+def test_the_middle_is_what_resizing_and_cutting_leave(
+    height: int, width: int, side: int, share: float, aspect: float
+) -> None:
+    plane = np.random.default_rng(height * width).random((height, width), dtype=np.float32)
+    spec = InputSpec(
+        (InputKind.RASTER,), (side, side), proportions=Proportions.CROPPED, middle=share
+    )
+    found = fit_image(Image(plane, aspect), spec)[0]
+    short = round(side / share)
+    tall = height * aspect
+    rows, columns = (
+        (short, int(short * width / tall)) if tall <= width else (int(short * tall / width), short)
+    )
+    whole = pillow.fromarray(plane).resize((columns, rows), pillow.Resampling.BILINEAR)
+    top, left = round((rows - side) / 2), round((columns - side) / 2)
+    expected = np.asarray(whole)[top : top + side, left : left + side]
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_a_line_of_pixels_is_cut_without_growing() -> None:
+    spec = InputSpec((InputKind.RASTER,), (64, 64), proportions=Proportions.CROPPED)
+    assert fit_image(Image(np.ones((2, 200_000), np.float32)), spec).shape == (1, 64, 64)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from msgspec import structs
+from PIL import Image as pillow
 
 from medserve.errors import ConfigError
 from medserve.imaging.image import Image
@@ -17,8 +18,9 @@ from medserve.inference.frame_pipeline import (
     FrameSettings,
     content_box,
 )
-from medserve.spec import InputKind, InputSpec, ModelSpec, ServingSpec, Task
+from medserve.spec import InputKind, InputSpec, ModelSpec, Proportions, ServingSpec, Task
 from medserve.spec.frames import (
+    Activation,
     CropKind,
     CropSpec,
     FilterKind,
@@ -26,6 +28,8 @@ from medserve.spec.frames import (
     FrameSpec,
     Interpolation,
 )
+from medserve.spec.quality import QualitySpec
+from medserve.spec.volumes import ScoreKind
 
 _Plane = npt.NDArray[np.float32]
 
@@ -159,13 +163,119 @@ def test_a_mask_found_in_a_crop_lies_in_its_place() -> None:
     frame[100:260, 200:380] = 0.2
     frame[150:200, 230:300] = 1.0
     pipeline = pipeline_of((80, 80), crop=CropSpec(CropKind.CONTENT, margin=0.0))
-    options = FrameSettings(probabilities=True)
-    [found] = pipeline.segment([Image(frame)], half_is_the_outline, options)
+    [found] = pipeline.segment([Image(frame)], half_is_the_outline)
     assert dice(found.mask.astype(bool), frame == 1.0) > 0.96
-    assert found.probabilities is not None
-    assert found.probabilities.shape == frame.shape
-    assert found.probabilities[:90].max() == 0.0  # outside of the crop it is certain
-    np.testing.assert_array_equal(found.probabilities >= 0.5, found.mask.astype(bool))
+    assert found.mask.shape == frame.shape
+    assert found.mask[:90].max() == 0  # outside of the crop
+
+
+def in_colour(
+    size: tuple[int, int] = (64, 64), /, *, of_input: dict[str, Any] | None = None, **frame: Any
+) -> FramePipeline:
+    """Return a pipeline for colour frames in which what is red, green or blue is to be found."""
+    spec = pipeline_of(size, **frame).spec
+    read = structs.replace(spec.input, channels=3, **(of_input or {}))
+    labels = ("background", "red", "green", "blue")
+    return FramePipeline(structs.replace(spec, labels=labels, input=read))
+
+
+def patches(height: int = 80, width: int = 120) -> tuple[_Plane, npt.NDArray[np.uint8]]:
+    """A dark frame with a patch of each colour, and the ids of what is in it."""
+    array = np.full((height, width, 3), 0.1, dtype=np.float32)
+    ids = np.zeros((height, width), dtype=np.uint8)
+    for place in range(3):
+        rows, columns = (
+            slice(10 + 15 * place, 40 + 15 * place),
+            slice(10 + 35 * place, 35 * place + 40),
+        )
+        array[rows, columns] = 0.1
+        array[rows, columns, place] = 0.9
+        ids[rows, columns] = place + 1
+    return array, ids
+
+
+def of_softmax(planes: _Plane) -> _Plane:
+    """Scores of the background and of each colour."""
+    scores = half_is_the_outline(planes)
+    return np.concatenate([np.zeros_like(scores[:, :1]), scores], axis=1)
+
+
+@pytest.mark.parametrize("scores", ["logits", "probabilities"])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_several_structures_in_colour_lie_where_they_are(activation: str, scores: str) -> None:
+    array, ids = patches()
+    pipeline = in_colour(
+        (80, 120), activation=Activation(activation), scores=ScoreKind(scores)
+    )  # the frame's own size: pixel by pixel
+
+    def predict(planes: _Plane) -> _Plane:
+        logits = half_is_the_outline(planes) if activation == "sigmoid" else of_softmax(planes)
+        if scores == "logits":
+            return logits
+        if activation == "sigmoid":
+            return np.asarray(1 / (1 + np.exp(-logits)))
+        return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+    [found] = pipeline.segment([Image(array)], predict)
+    np.testing.assert_array_equal(found.mask, ids)
+    [smaller] = in_colour(activation=Activation(activation)).segment(
+        [Image(array)], half_is_the_outline if activation == "sigmoid" else of_softmax
+    )
+    for label_id in (1, 2, 3):
+        assert dice(smaller.mask == label_id, ids == label_id) > 0.9
+
+
+def test_of_structures_at_one_pixel_the_more_probable_wins() -> None:
+    pipeline = in_colour((16, 16))
+    scores = np.full((3, 16, 16), -1.0, dtype=np.float32)
+    scores[0, :8] = 1.0
+    scores[2, 4:12] = 2.0
+    frame = Image(np.zeros((16, 16, 3), dtype=np.float32))
+    found = pipeline.find(scores, pipeline.prepare(frame)).mask
+    np.testing.assert_array_equal(found[:, 0], [1] * 4 + [3] * 8 + [0] * 4)
+
+
+def test_largest_pieces_and_holes_are_those_of_each_structure() -> None:
+    pipeline = in_colour((32, 32))
+    scores = np.full((3, 32, 32), -1.0, dtype=np.float32)
+    scores[0, 2:12, 2:12], scores[0, 5:7, 5:7] = 1.0, -1.0  # with a hole
+    scores[0, 20:22, 20:22] = 1.0
+    scores[1, 14:20, 14:20] = 1.0
+    scores[1, 28:30, 2:4] = 1.0
+    frame = pipeline.prepare(Image(np.zeros((32, 32, 3), dtype=np.float32)))
+    tidy = FrameSettings(largest_component=True, fill_holes=True)
+    found = pipeline.find(scores, frame, tidy).mask
+    assert (found == 1).sum() == 100
+    assert (found == 2).sum() == 36
+
+
+def test_a_network_in_colour_sees_what_its_own_tool_would_show_it() -> None:
+    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    given = {"mean": mean, "deviation": deviation, "proportions": Proportions.STRETCHED}
+    pipeline = in_colour((20, 50), of_input=given)
+    array, _ = patches(20, 25)
+    planes = pipeline.prepare(Image(array)).plane
+    assert planes.shape == (3, 20, 50)
+    wide = np.asarray(pillow.fromarray(array[..., 1]).resize((50, 20), pillow.Resampling.BILINEAR))
+    np.testing.assert_allclose(planes[1], (wide - mean[1]) / deviation[1], rtol=1e-5, atol=1e-6)
+    grey = pipeline.prepare(Image(array[..., 0])).plane  # of a grey frame all channels are alike
+    unscaled = grey * np.array(deviation)[:, None, None] + np.array(mean)[:, None, None]
+    np.testing.assert_allclose(unscaled, np.broadcast_to(unscaled[:1], grey.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"channels": 2}, "1 channel"),
+        ({"labels": ("background",)}, "2 to 255 labels"),
+        ({"labels": tuple(map(str, range(256)))}, "2 to 255 labels"),
+    ],
+)
+def test_what_no_network_of_frames_has_is_refused(changes: dict[str, Any], told: str) -> None:
+    spec = pipeline_of().spec
+    channels = changes.pop("channels", 1)
+    with pytest.raises(ConfigError, match=told):
+        structs.replace(spec, input=structs.replace(spec.input, channels=channels), **changes)
 
 
 def test_a_fixed_box_is_stated_in_shares_of_the_frame() -> None:
@@ -247,9 +357,10 @@ def test_a_model_without_a_frame_section_has_no_frame_pipeline() -> None:
         structs.replace(pipeline_of().spec, frame=None)
 
 
-def test_gland_and_lesion_are_targets_of_two_models() -> None:
-    with pytest.raises(ConfigError, match="another target is another model"):
-        structs.replace(pipeline_of().spec, labels=("background", "prostate", "lesion"))
+def test_what_was_measured_on_one_structure_says_nothing_of_several() -> None:
+    spec = pipeline_of(quality=QualitySpec()).spec
+    with pytest.raises(ConfigError, match="seen and quality for one structure"):
+        structs.replace(spec, labels=("background", "prostate", "lesion"))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import csv
 import gzip
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image as pillow
 from pydicom import dcmread
 
 from medserve.client import Client, SegmentedFile
@@ -26,17 +29,19 @@ from medserve.imaging.volume import Volume
 from medserve.importing.golden import as_png
 from medserve.importing.nnunet import read_folder
 from medserve.settings import EngineKind
-from medserve.tasks.frames import MeasuredFrame
+from medserve.tasks.frames import FrameOptions, MeasuredFrame
 from tests.backends import running_backend
 from tests.cli.conftest import medserve as medserve
 from tests.dicom.series import write
 from tests.gateway.running import running_gateway
 from tests.importing.nnunet_folders import CASES, write_case, write_folder
 from tests.importing.picture_networks import (
+    a_coloured_frame,
     a_picture,
     own_probabilities,
     write_classifier,
     write_frames,
+    write_structures,
 )
 from tests.importing.test_nnunet import own_mask
 from tests.volume_phantoms import as_bytes, dicom_slices
@@ -68,7 +73,9 @@ def imported(
         assert run.exit_code == 0, run.output
         assert f"medserve predict {model}" in run.output
         assert (store / f"{model}-1.0.report.html").is_file()
-    for described in (write_classifier(store.parent), write_frames(store.parent)):
+    networks = (write_classifier, write_frames, write_structures)
+    for network in networks:
+        described = network(store.parent)
         run = CliRunner().invoke(import_, ["onnx", *map(str, described), "--store", str(store)])
         assert run.exit_code == 0, run.output
     with (
@@ -115,10 +122,12 @@ def test_an_imported_classifier_answers_and_says_nothing_of_its_training(
     [answer] = httpx.post(f"{page}v1/models/skin/classify", files=sent).json()["items"]
     assert "novelty" not in answer
     tensor = {"name": "data", "datatype": "BYTES", "shape": [1],
-              "data": [base64.b64encode(pictures[0]).decode()]}  # fmt: skip
+              "data": [base64.b64encode(pictures[0]).decode()],
+              "parameters": {"content_type": "base64"}}  # fmt: skip
     outputs = httpx.post(f"{page}v2/models/skin/infer", json={"inputs": [tensor]}).json()["outputs"]
-    [novelty] = [each["data"] for each in outputs if each["name"] == "novelty"]
-    assert novelty == [None]  # NaN has no place in JSON
+    tensors = {each["name"]: each["data"] for each in outputs}
+    assert tensors["status"] == ["ok"]
+    assert tensors["novelty"] == [None]  # NaN has no place in JSON
 
 
 def test_an_imported_model_of_frames_finds_what_its_network_finds(address: str) -> None:
@@ -129,6 +138,38 @@ def test_an_imported_model_of_frames_finds_what_its_network_finds(address: str) 
     [measured] = found.unwrap().frames
     assert isinstance(measured, MeasuredFrame)
     assert measured.pixels == pytest.approx(1000, rel=0.1)
+
+
+def test_each_of_several_structures_is_measured_through_every_face(
+    imported: GatewayServer, tmp_path: Path, medserve: Any
+) -> None:
+    content, ids = a_coloured_frame()
+    address, labels = imported.addresses.grpc, ("red", "green", "blue")
+    wanted = {label: int((ids == number).sum()) for number, label in enumerate(labels, start=1)}
+    with Client(address, timeout_s=120) as client:
+        [outcome] = client.segment_frames("colours", [content], options=FrameOptions(overlay=True))
+    found = outcome.unwrap()
+    mask = np.asarray(pillow.open(io.BytesIO(found.mask_png or b"")))
+    assert (mask != ids).mean() < 0.05
+    own = {each.label: each.frames[0].pixels for each in found.structures if each.frames[0]}
+    assert own == pytest.approx(wanted, rel=0.15)
+    assert own == {label: int((mask == n).sum()) for n, label in enumerate(labels, start=1)}
+    [whole] = found.frames
+    assert isinstance(whole, MeasuredFrame)
+    assert (whole.pixels, whole.unlike_ultrasound) == (sum(own.values()), False)
+    drawn = np.asarray(pillow.open(io.BytesIO(found.overlay_png or b"")))
+    assert drawn.shape == (80, 64, 3)
+    assert np.abs(drawn[2, 2].astype(int) - 25).max() <= 1  # beside the masks in its own colour
+    (tmp_path / "frame.png").write_bytes(content)
+    out = tmp_path / "out"
+    run = medserve("predict", "colours", tmp_path / "frame.png", "--out", out,
+                   "--address", address)  # fmt: skip
+    assert run.code == 0, run.err
+    with (out / "frames.csv").open(newline="") as file:
+        assert {row["label"]: int(row["pixels"]) for row in csv.DictReader(file)} == own
+    url = f"{imported.addresses.page_url}v1/models/colours/segment?output=json"
+    sent = httpx.post(url, content=content, timeout=120).json()
+    assert {each["label"]: each["frames"][0]["pixels"] for each in sent["structures"]} == own
 
 
 def test_several_images_of_one_case_travel_by_name_by_number_or_in_one_file(

@@ -24,7 +24,7 @@ from medserve.spec import Task
 from tests.gateway.faces import two_images
 from tests.gateway.fake_engine import FakeEngine, Request, model
 from tests.web.test_frames import frame_answer, frame_model
-from tests.web.visiting import LABELS, answers, gateway
+from tests.web.visiting import LABELS, answers, gateway, radiographs
 
 if TYPE_CHECKING:
     from playwright.sync_api import FilePayload
@@ -71,6 +71,7 @@ class FakePage:
             model("sampler", Task.GENERATION, labels=("t1", "t2")),
             model("shades", labels=LABELS),
             two_images(),
+            radiographs(),
         )
         app = create_app(gateway(self.engine, models), GatewaySettings())
         config = uvicorn.Config(app, log_level="error", lifespan="on")

@@ -21,7 +21,7 @@ from medserve.results.sorted_folders import doubt_first, read_corrections, read_
 from medserve.tasks.classification import Classification
 from medserve.tasks.result import Provenance
 from tests.web.test_sessions import closed, log_in
-from tests.web.visiting import PACK, Visitor, begin, send, visit
+from tests.web.visiting import FINDINGS, PACK, Visitor, begin, gateway, radiographs, send, visit
 
 LABELS = ("dark", "bright")
 GOOD = Classification(LABELS, (0.99, 0.01), review=False, novelty=0.1)
@@ -97,6 +97,44 @@ async def test_a_file_in_the_zip_has_the_date_that_it_had(client: Visitor) -> No
     with zipfile.ZipFile(io.BytesIO((await client.get(f"{job}/results.zip")).content)) as archive:
         dates = {entry.filename: entry.date_time for entry in archive.infolist()}
     assert dates["medserve-results/dark/a.png"] == (2021, 3, 4, 5, 6, 8)
+
+
+@visit(lambda: gateway(models=[radiographs()]))
+async def test_several_labels_or_none_have_one_folder_each_and_are_set_by_hand(
+    client: Visitor,
+) -> None:
+    job = await begin(client, name="xrays")
+    files = {
+        "clear.png": b"nothing", "one.png": b"Mass", "two.png": b"Effusion Nodule",
+        "unsure.png": b"Mass?", "wrong.png": b"Mass too",
+    }  # fmt: skip
+    told = await send(client, job, files)
+    assert [each["present"] for each in told] == [
+        [], ["Mass"], ["Effusion", "Nodule"], ["Mass"], ["Mass"],
+    ]  # fmt: skip
+    assert not any("label" in each for each in told)
+    assert (await client.get(job)).json()["independent"] is True
+    classes = {"3": "none", "4": "Nodule; Mass"}
+    answered = await client.post(f"{job}/classes", json={"classes": classes})
+    assert [each["correction"] for each in answered.json()["files"]] == ["none", "Mass; Nodule"]
+    refused = await client.post(f"{job}/classes", json={"classes": {"0": "Mass; Fracture"}})
+    assert refused.status_code == 400
+    with zipfile.ZipFile(io.BytesIO((await client.get(f"{job}/results.zip")).content)) as archive:
+        content = in_the_folder(archive)
+        folders = {name.split("/")[1] for name in archive.namelist() if name.endswith("/")}
+    assert folders == {*FINDINGS, "_none", "_several"}
+    assert set(content) == {
+        "_none/clear.png", "Mass/one.png", "_several/two.png", "_none/unsure.png",
+        "_several/wrong.png", "manifest.csv", "corrections.csv",
+    }  # fmt: skip
+    rows = list(csv.DictReader(io.StringIO(content["manifest.csv"].decode("utf-8-sig"))))
+    assert [(row["class"], row["class_id"], row["probability"]) for row in rows[:3]] == [
+        ("none", "", ""), ("Mass", "1", "0.900000"), ("Effusion; Nodule", "0; 2",
+                                                      "0.900000; 0.900000"),
+    ]  # fmt: skip
+    assert (rows[4]["class"], rows[4]["class_id"], rows[4]["predicted_class"]) == (
+        "Mass; Nodule", "1; 2", "Mass",
+    )  # fmt: skip
 
 
 @visit()

@@ -24,12 +24,14 @@ from medserve.gateway.faces.page.context import PageContext
 from medserve.gateway.faces.page.protection import Protection
 from medserve.gateway.faces.page.uploads import CONTENT_TYPE
 from medserve.gateway.settings import GatewaySettings
-from medserve.spec import Task
+from medserve.spec import Classes, OutputSpec, Task
+from medserve.tasks.classification import Classification
 from tests.gateway.faces import DIGEST, drawn, paired, segmented
 from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
 
 __all__ = [
     "EXPLANATION",
+    "FINDINGS",
     "LABELS",
     "PACK",
     "Visitor",
@@ -37,12 +39,14 @@ __all__ = [
     "begin",
     "gateway",
     "pack",
+    "radiographs",
     "send",
     "visit",
     "visiting",
 ]
 
 LABELS = ("dark", "bright")
+FINDINGS = ("Effusion", "Mass", "Nodule")  # of a model whose labels are independent
 PACK = {"content-type": CONTENT_TYPE}
 HOST = "http://127.0.0.1:8000"
 Visitor = httpx.AsyncClient
@@ -69,10 +73,25 @@ def answers(request: Request) -> bytes | Sequence[bytes]:
         case "sampler":
             return drawn(request)
     count = sum(key.startswith("data.") for key in request.inputs)
-    items = [{"index": n, **_item(request.inputs[f"data.{n}"])} for n in range(count)]
+    item = _findings if request.model == "xrays" else _item
+    items = [{"index": n, **item(request.inputs[f"data.{n}"])} for n in range(count)]
     if json.loads(request.inputs.get("params", b"{}")).get("explain"):
         items = [each | {"explanation": EXPLANATION} for each in items]
     return json.dumps({"model": request.model, **_HEAD, "items": items}).encode()
+
+
+def radiographs() -> ModelInfo:
+    """A model of independent labels: the text of a file names those that it shows."""
+    output = OutputSpec(classes=Classes.INDEPENDENT)
+    return model("xrays", labels=FINDINGS, output=output)
+
+
+def _findings(content: bytes) -> dict[str, Any]:
+    text = content.decode("latin-1")
+    present = tuple(label for label in FINDINGS if label in text)
+    shares = tuple(0.9 if label in present else 0.1 for label in FINDINGS)
+    found = Classification(FINDINGS, shares, "?" in text, None, present=present)
+    return {"status": "ok", **found.to_json()}
 
 
 def _item(content: bytes) -> dict[str, Any]:

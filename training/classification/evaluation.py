@@ -83,6 +83,7 @@ def evaluate_classifier(request: EvaluationRequest) -> dict[str, Any]:
             images for a model that tells no novelty.
     """
     spec, weights = request.spec, request.weights
+    _refuse_independent(spec)
     if not spec.classifier.novelty:
         refuse_foreign(request)
     engine = engine_of(request)
@@ -141,8 +142,17 @@ def _answered(
     return names, np.array(label_ids, dtype=np.int64), answers
 
 
+def _refuse_independent(spec: ModelSpec) -> None:
+    if spec.has_independent_labels:
+        raise ConfigError(
+            f"{spec.name}: expected a model whose classes exclude each other, got another one; "
+            "a folder for each class cannot say that an image has several"
+        )
+
+
 def chosen_files(request: EvaluationRequest) -> dict[Path, str]:
     """Return the files to evaluate with their labels: all, or one part of a split."""
+    _refuse_independent(request.spec)
     files = labelled_files(request.data_dir, request.spec.labels, folders=request.folders)
     if request.split is None:
         return files
@@ -181,7 +191,7 @@ def _answers(engine: Engine, spec: ModelSpec, images: Iterator[_Readable]) -> An
         outputs = engine.run(tensor)
         kept += [path for path, _ in batch]
         pixels.append(to_images(display_planes(tensor, spec.input)))
-        shares.append(probabilities(logits_of(outputs, spec)))
+        shares.append(probabilities(logits_of(outputs, spec), spec.classifier))
         if spec.classifier.novelty:
             novelty.append(outputs["novelty"])
     return Answers(
@@ -192,7 +202,7 @@ def _answers(engine: Engine, spec: ModelSpec, images: Iterator[_Readable]) -> An
 
 def logits_of(outputs: Outputs, spec: ModelSpec) -> npt.NDArray[Any]:
     """Return the logits (N, K) in an engine's outputs, also of a network that ends in a softmax."""
-    return as_logits(outputs["logits"], spec.classifier.scores)
+    return as_logits(outputs["logits"], spec.classifier)
 
 
 def _batches(items: Iterator[_Readable]) -> Iterator[list[_Readable]]:

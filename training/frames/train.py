@@ -12,6 +12,7 @@ import models
 from medserve.errors import ConfigError
 from medserve.inference.frame_pipeline import FramePipeline
 from medserve.spec import ModelSpec
+from medserve.spec.frames import Activation
 from training.core.export import require_agreement
 from training.core.files import require_folder
 from training.core.fit import Fitted
@@ -34,6 +35,7 @@ from training.frames.ship import FrameShipment, ship
 __all__ = ["model_config", "prepare_training", "read", "train", "train_frames"]
 
 _log = logging.getLogger(__name__)
+_TRAINED = (1, 2, Activation.SIGMOID)  # channels, labels and activation of the rooms' networks
 
 
 def train(config: FrameConfig) -> None:
@@ -75,9 +77,15 @@ def read(config: FrameConfig) -> tuple[FramePipeline, Material[FrameCase, Loaded
     """Read and split the frames, and write what the training will say of itself.
 
     Raises:
-        ConfigError: no frames, or a size that the networks of the room cannot take.
+        ConfigError: no frames, or an input or output that the networks of the room do not have.
     """
     pipeline = FramePipeline(ModelSpec.from_file(model_config(config)))
+    trained = (pipeline.spec.input.channels, len(pipeline.spec.labels), pipeline.frame.activation)
+    if trained != _TRAINED:
+        raise ConfigError(
+            f"expected one structure in grey frames, with sigmoid, which is what is trained here, "
+            f"got {trained[0]} channels, {trained[1]} labels and {trained[2]}"
+        )
     multiple = getattr(_networks(config), "SIDES_DIVIDE_BY", 1)
     if any(side % multiple for side in pipeline.size):
         raise ConfigError(

@@ -46,19 +46,23 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """The same members for every input; null where there is no answer.
 
-        `explanation` is there only where a class was explained, without its picture.
+        `explanation` is there only where a class was explained, without its picture; `present` only
+        where labels are independent, of which no single one is the class.
         """
         answer, error = self.result.result, self.result.error
         explained: dict[str, Any] = {}
+        present = {} if answer is None or answer.present is None else {"present": answer.present}
+        named = None if present else answer
         if self.explanation is not None:
             explained = {"explanation": self.explanation.to_json()}
             del explained["explanation"]["heatmap_png"]
         return {
             "path": self.path,
             "status": "error" if error else "ok",
-            "label": answer and answer.label,
-            "label_id": answer and answer.label_id,
-            "probability": answer and answer.probability,
+            "label": named and named.label,
+            "label_id": named and named.label_id,
+            "probability": named and named.probability,
+            **present,
             "probabilities": answer and dict(zip(answer.labels, answer.probabilities, strict=True)),
             "top": answer
             and [{"label": label, "probability": p} for label, p in answer.top(self.top_k)],
@@ -77,6 +81,8 @@ class Record:
     def to_row(self) -> dict[str, Any]:
         """The record as a row of results.csv."""
         content = self.to_json()
+        if (answer := self.result.result) is not None and answer.present is not None:
+            content |= {"present": answer.finding, **_shares(answer)}
         if (error := self.result.error) is not None:
             content["error"] = f"{error.code}: {error.message}"
         return content
@@ -99,14 +105,16 @@ def _cells(record: Record) -> tuple[Text, Text, Text, Text]:
     if answer is None:
         note = f"{error.code}: {error.message}" if error else ""
         return path, Text("-"), Text("-"), Text(shown(note), style="red")
-    best = answer.top(max(record.top_k, 1))
+    best: Iterable[tuple[str, float]] = answer.top(max(record.top_k, 1))
+    if answer.present is not None:
+        best = sorted(answer.found, key=lambda each: -each[1])
     notes = ["review"] if answer.review else []
     notes += ["unlike the training data"] if answer.unlike_training else []
     if (explanation := answer.explanation) is not None:
         notes.append(f"{explanation.without_warmest:.4f} without its warmest quarter")
     return (
         path,
-        Text("\n".join(shown(label) for label, _ in best)),
+        Text("\n".join(shown(label) for label, _ in best) or answer.finding),
         Text("\n".join(f"{probability:.4f}" for _, probability in best)),
         Text(", ".join(notes), style="yellow"),
     )
@@ -115,11 +123,13 @@ def _cells(record: Record) -> tuple[Text, Text, Text, Text]:
 def write_folder(records: Iterable[Record], folder: Path) -> None:
     """`<stem>.json` per input, a number behind the stem where two share one, and results.csv.
 
-    Where a class was explained, `<stem>_heatmap.png` lies beside it.
+    Where a class was explained, `<stem>_heatmap.png` lies beside it. Of independent labels the
+    table has what is present and the probability of each.
     """
     folder.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
-    rows = []
+    rows: list[dict[str, Any]] = []
+    further: dict[str, None] = {}
     for record in records:
         own = "stdin" if record.path == str(STDIN) else Path(record.path).stem
         stem = free_name(own, taken)
@@ -127,4 +137,12 @@ def write_folder(records: Iterable[Record], folder: Path) -> None:
         if (explanation := record.explanation) is not None:
             (folder / f"{stem}_heatmap.png").write_bytes(explanation.heatmap_png)
         rows.append({**record.to_row(), "json": f"{stem}.json"})
-    write_csv(folder / "results.csv", _CSV_FIELDS, rows)
+        if (answer := record.result.result) is not None and answer.present is not None:
+            further |= dict.fromkeys(("present", *_shares(answer)))
+    write_csv(folder / "results.csv", (*_CSV_FIELDS, *further), rows)
+
+
+def _shares(answer: Classification) -> dict[str, float]:
+    """Return the probability of each label, by the name of its column."""
+    found = zip(answer.labels, answer.probabilities, strict=True)
+    return {f"p_{label}": share for label, share in found}

@@ -33,7 +33,7 @@ _FILE_FIELDS = (
     ),
 )
 _FRAME_FIELDS = (
-    *("path", "frame", "status", "pixels", "area_cm2", "width_mm", "height_mm"),
+    *("path", "frame", "status", "label", "pixels", "area_cm2", "width_mm", "height_mm"),
     *("touches_border", "predicted_dice", "unlike_ultrasound", "error"),
 )
 
@@ -46,6 +46,7 @@ def _members(result: FrameResult) -> Row:
         "doubts": [each.to_json() for each in result.doubts],
         "stack": result.stack.to_json(),
         "frames": [each.to_json() for each in result.frames],
+        "structures": [each.to_json() for each in result.structures],
     }
 
 
@@ -69,11 +70,11 @@ def _frame_by_frame(result: FrameResult) -> Iterator[tuple[str, bytes]]:
     from medserve.results.frame_segmentation import mask_png
 
     for index, mask in enumerate(FrameSegmentation.from_result(result).masks):
-        yield f"_masks/{index:04d}.png", mask_png(mask)
+        yield f"_masks/{index:04d}.png", mask_png(mask, len(result.labels))
 
 
 def _rows(result: FrameResult) -> Mapping[str, Sequence[Row]]:
-    """One row for the file, light for there may be thousands, and one for each frame."""
+    """One row for the file, light for there may be thousands, and one a frame and structure."""
     measured = [each for each in result.frames if isinstance(each, MeasuredFrame)]
     file: Row = {
         "status": "ok",
@@ -87,14 +88,22 @@ def _rows(result: FrameResult) -> Mapping[str, Sequence[Row]]:
         "touches_border": sum(each.touches_border for each in measured),
         **{name: getattr(result.stack, name) for name in _LENGTHS},
     }
-    return {_FILES_CSV: [file], _FRAMES_CSV: [_frame_row(each) for each in result.frames]}
+    rows = [row for place in range(len(result.frames)) for row in _frame_rows(result, place)]
+    return {_FILES_CSV: [file], _FRAMES_CSV: rows}
 
 
-def _frame_row(frame: MeasuredFrame | FailedFrame) -> Row:
+def _frame_rows(result: FrameResult, place: int) -> Iterator[Row]:
+    frame = result.frames[place]
     row = frame.to_json() | {"frame": frame.index}
     if isinstance(frame, FailedFrame):
-        row["error"] = f"{frame.error.get('code')}: {frame.error.get('message')}"
-    return row
+        yield row | {"error": f"{frame.error.get('code')}: {frame.error.get('message')}"}
+        return
+    if not result.structures:
+        yield row | {"label": result.labels[1]}
+    for each in result.structures:
+        own = each.frames[place]
+        assert own is not None  # the frame has not failed
+        yield row | own.to_json() | {"label": each.label}
 
 
 def _table(rows: Sequence[Sequence[Row]]) -> Table:

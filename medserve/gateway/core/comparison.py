@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from medserve.imaging.codecs import nifti
 from medserve.spec import Task
+from medserve.tasks.classification import as_finding
 from medserve.tasks.frames import FrameResult
 from medserve.tasks.volumes import VolumeResult
 
@@ -240,16 +241,20 @@ def _histogram(values: npt.NDArray[np.float64]) -> list[int]:
 
 
 def _labels(answer: bytes) -> list[str | None]:
-    """Return the class of each image of an answer; None for one that was refused."""
+    """Return the finding of each image of an answer; None for one that was refused."""
     try:
         content = json.loads(answer)
     except ValueError:
         return []
     items = content.get("items", [content])
-    return [
-        str(each["label"]) if each.get("status") == "ok" and "label" in each else None
-        for each in items
-    ]
+    return [_finding(each) if each.get("status") == "ok" else None for each in items]
+
+
+def _finding(item: Mapping[str, Any]) -> str | None:
+    """Return the class, or all labels that are present as one text."""
+    if "present" in item:
+        return as_finding([str(label) for label in item["present"]])
+    return str(item["label"]) if "label" in item else None
 
 
 def _mask(task: Task, answer: bytes) -> npt.NDArray[np.uint8] | None:

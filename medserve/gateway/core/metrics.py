@@ -19,7 +19,7 @@ Labels of classes and structures are those of the archive.
 | `medserve_gateway_labels_total` | counter, inputs by class or structure | model, version, label |
 | `medserve_gateway_review_total` | counter, answers that a person should look at | model, version |
 | `medserve_gateway_unlike_total` | counter, inputs unlike the training data | model, version |
-| `medserve_gateway_probability` | histogram, of the class that was found | model, version |
+| `medserve_gateway_probability` | histogram, of the class or each label found | model, version |
 | `medserve_gateway_structure_ml` | histogram, volume of a structure | model, version, label |
 | `medserve_gateway_drift_evidence` | gauge, decimal logarithm; 6 is drift | model, version |
 | `medserve_gateway_refused_tokens_total` | counter | |

@@ -157,6 +157,9 @@ class Watching:
         for item in items:
             if item.probability is not None:
                 metrics.probability(*key).observe(item.probability)
+            for label in item.present or ():
+                if label in item.probabilities:
+                    metrics.probability(*key).observe(item.probabilities[label])
             if item.volumes_ml or item.stack is not None:
                 for label, volume_ml in _volumes(model.labels, item):
                     metrics.structure_ml(*key, label).observe(volume_ml)
@@ -168,16 +171,22 @@ class Watching:
 
 
 def _found(labels: Sequence[str], item: Observed) -> list[str]:
-    """Return the class of an input, or the structures that are in it."""
+    """Return the class of an input, or the labels or structures that are in it."""
+    if item.present is not None:
+        return [label if label in labels else _OTHER for label in item.present]
     if item.label:
         return [item.label if item.label in labels else _OTHER]
     if item.grid is not None and any(frame.pixels for frame in item.frames):
-        return [labels[-1]]  # a model of frames has one structure
+        own = [each.label for each in item.structures if each.stack.frames_found]
+        return [label for label in own if label in labels] or [labels[-1]]
     return [label for label, volume_ml in _volumes(labels, item) if volume_ml > 0]
 
 
 def _volumes(labels: Sequence[str], item: Observed) -> list[tuple[str, float]]:
     """Return the structures of known volume."""
+    if item.structures:
+        found = [(each.label, each.stack.volume_ml) for each in item.structures]
+        return [(label, ml) for label, ml in found if label in labels and ml is not None]
     if item.stack is not None and item.stack.volume_ml is not None:
         return [(labels[-1], item.stack.volume_ml)]
     return [(label, ml) for label, ml in item.volumes_ml.items() if label in labels]

@@ -9,7 +9,8 @@ here, for it takes several only with positions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import highdicom
@@ -47,13 +48,18 @@ _FRAME_CONTENT, _IN_STACK = Tag("FrameContentSequence"), Tag("InStackPositionNum
 def encode(
     masks: PackedMasks,
     source: DicomFrames,
-    label: str,
-    coding: SegmentCoding,
+    segments: Sequence[tuple[str, SegmentCoding]],
     provenance: Provenance,
 ) -> bytes:
-    """Return one DICOM file with one binary segment and a frame for each frame of the source.
+    """Return one DICOM file: of each binary segment a frame for each frame of the source.
 
     The same answer, made twice, is the same file, byte for byte.
+
+    Args:
+        masks: Label ids of all frames.
+        source: The frames that they are masks of.
+        segments: Name and meaning of each structure, in the order of their ids.
+        provenance: The archive that answered.
 
     Raises:
         InvalidImageError: the source's header lacks an identifier that a derived object repeats.
@@ -61,20 +67,23 @@ def encode(
     with quietly():
         header = dicom_derived.repeatable(source.header())
         try:
-            dataset = _first_frame(masks, header, label, coding, provenance)
+            dataset = _first_frame(masks, header, segments, provenance)
             dataset.walk(partial(_refer, header.SOPClassUID))
             if source.is_stack:
-                _add_frames(dataset, masks)
+                _add_frames(dataset, len(masks))
         except (AttributeError, KeyError, TypeError, ValueError):
             raise dicom_derived.incomplete() from None  # not chained: highdicom quotes the header
         dataset.PatientOrientation = None  # type 2C of an image without a place in the patient
         _state_spacing(dataset, source.grid)
-        dataset.PixelData = b"".join(_packed(masks))
+        dataset.PixelData = b"".join(_packed(masks, len(segments)))
         return dicom_derived.finished(dataset)
 
 
 def _first_frame(
-    masks: PackedMasks, header: Dataset, label: str, coding: SegmentCoding, provenance: Provenance
+    masks: PackedMasks,
+    header: Dataset,
+    segments: Sequence[tuple[str, SegmentCoding]],
+    provenance: Provenance,
 ) -> highdicom.seg.Segmentation:
     """Return the object of the first frame alone.
 
@@ -89,7 +98,10 @@ def _first_frame(
         source_images=[single],
         pixel_array=masks[0][np.newaxis],
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[describe_segment(1, label, coding, header, provenance)],
+        segment_descriptions=[
+            describe_segment(number, label, coding, header, provenance)
+            for number, (label, coding) in enumerate(segments, start=1)
+        ],
         content_label=CONTENT_LABEL,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=False,
@@ -107,13 +119,17 @@ def _state_spacing(dataset: Dataset, grid: FrameGrid) -> None:
     dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = [measures]
 
 
-def _add_frames(dataset: Dataset, masks: PackedMasks) -> None:
-    """One functional group for each frame, with its place in the stack and its source frame."""
-    first = dataset.PerFrameFunctionalGroupsSequence[0]
+def _add_frames(dataset: Dataset, count: int) -> None:
+    """One functional group for each frame, with its place in the stack and its source frame.
+
+    The object has the groups of the first frame, one for each segment in their order.
+    """
     dataset.PerFrameFunctionalGroupsSequence = [
-        _group(first, number) for number in range(1, len(masks) + 1)
+        _group(first, segment, number)
+        for segment, first in enumerate(dataset.PerFrameFunctionalGroupsSequence, start=1)
+        for number in range(1, count + 1)
     ]
-    dataset.NumberOfFrames = len(masks)
+    dataset.NumberOfFrames = len(dataset.PerFrameFunctionalGroupsSequence)
     index = copy.deepcopy(dataset.DimensionIndexSequence[0])
     index.DimensionIndexPointer = _IN_STACK
     index.FunctionalGroupPointer = _FRAME_CONTENT
@@ -121,11 +137,11 @@ def _add_frames(dataset: Dataset, masks: PackedMasks) -> None:
     dataset.DimensionIndexSequence.append(index)
 
 
-def _group(first: Dataset, number: int) -> Dataset:
+def _group(first: Dataset, segment: int, number: int) -> Dataset:
     group = copy.deepcopy(first)
     content = group.FrameContentSequence[0]
     content.StackID, content.InStackPositionNumber = _STACK, number
-    content.DimensionIndexValues = [1, number]  # the segment, the place
+    content.DimensionIndexValues = [segment, number]
     group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber = number
     return group
 
@@ -136,12 +152,12 @@ def _refer(sop_class: UID, dataset: Dataset, element: DataElement) -> None:
         element.value = sop_class
 
 
-def _packed(masks: PackedMasks) -> Iterator[bytes]:
+def _packed(masks: PackedMasks, segments: int) -> Iterator[bytes]:
     """The bits of all frames without gaps, the first pixel lowest (PS3.5 8.2), in even length."""
     length = 0
-    for start in range(0, len(masks), _FRAMES_A_BLOCK):
-        block = np.stack(masks[start : start + _FRAMES_A_BLOCK])
-        bits = np.packbits(block.ravel(), bitorder="little").tobytes()
+    frames = (mask == number for number in range(1, segments + 1) for mask in masks)
+    while block := list(itertools.islice(frames, _FRAMES_A_BLOCK)):
+        bits = np.packbits(np.stack(block).ravel(), bitorder="little").tobytes()
         length += len(bits)
         yield bits
     yield b"\0" * (length % 2)

@@ -17,7 +17,7 @@ from medserve.imaging.packed_masks import PackedMasks
 from medserve.results.files.overlay import COLOURS, blend
 from medserve.results.frame_segmentation import FrameSegmentation
 
-__all__ = ["coloured", "draw", "grey_png", "layers"]
+__all__ = ["coloured", "draw", "layers", "picture_png"]
 
 _TILES, _COLUMNS, _TILE_SIDE = 12, 4, 256  # of a contact sheet, pixels
 _LINE = 400  # pixels of a frame's shorter side for each pixel of the line's width
@@ -25,30 +25,43 @@ _GAP, _FONT_SIZE, _TEXT, _MARK = 4, 13, (220, 220, 220), 6
 _ALPHA = 0.2  # of the colour inside
 
 
-def draw(source: FrameStack, found: FrameSegmentation) -> bytes:
+def draw(source: FrameStack, found: FrameSegmentation, *, in_colour: bool = False) -> bytes:
     """A PNG of the frame with its mask, or of up to twelve frames of a stack.
 
     A single frame keeps its size to the pixel, so that the picture can replace it. Of a stack the
-    frames are spread evenly over those that show the structure, over all where none does.
+    frames are spread evenly over those that show a structure, over all where none does.
+
+    Args:
+        source: The frames.
+        found: Their masks.
+        in_colour: Whether the model sees colours; frames are drawn in grey otherwise.
     """
     if not source.is_stack:
-        return _png(pillow.fromarray(coloured(source.read(0), found.masks[0])))
+        picture = coloured(source.read(0), found.masks[0], in_colour=in_colour)
+        return _png(pillow.fromarray(picture))
     size = _tile_size(found.grid)
-    tiles = [_tile(source, index, found.masks[index], size) for index in _chosen(found.masks)]
+    tiles = [
+        _tile(source, index, found.masks[index], size, in_colour=in_colour)
+        for index in _chosen(found.masks)
+    ]
     return _png(_sheet(tiles))
 
 
-def layers(source: FrameStack, masks: PackedMasks) -> tuple[bytes, bytes]:
-    """Return the picture of `draw` in grey, and the masks (0, 1) of its pixels: PNGs of one size.
+def layers(
+    source: FrameStack, masks: PackedMasks, *, in_colour: bool = False
+) -> tuple[bytes, bytes]:
+    """Return the picture of `draw` without masks, and the ids of its pixels: PNGs of one size.
 
     Raises:
         InvalidImageError: the only frame cannot be read.
     """
     if not source.is_stack:
-        return grey_png(source.read(0)), _png(pillow.fromarray(masks[0]))
+        bare_png = picture_png(source.read(0), in_colour=in_colour)
+        return bare_png, _png(pillow.fromarray(masks[0]))
     height, width = _tile_size(source.grid)
     chosen, blank = _chosen(masks), np.zeros(masks.size, dtype=np.uint8)
-    bare = [_tile(source, index, blank, (height, width)) for index in chosen]
+    size = (height, width)
+    bare = [_tile(source, index, blank, size, in_colour=in_colour) for index in chosen]
     ids = [
         pillow.fromarray(masks[index]).resize((width, height), pillow.Resampling.NEAREST)
         for index in chosen
@@ -56,23 +69,28 @@ def layers(source: FrameStack, masks: PackedMasks) -> tuple[bytes, bytes]:
     return _png(_sheet(bare)), _png(_sheet(ids))
 
 
-def grey_png(image: Image) -> bytes:
-    """Return a frame as an 8-bit grey PNG, pixel by pixel."""
-    return _png(pillow.fromarray(np.rint(255 * image.grey()).astype(np.uint8)))
+def picture_png(image: Image, *, in_colour: bool = False) -> bytes:
+    """Return a frame as an 8-bit PNG, pixel by pixel: in grey, or as it came."""
+    shown = image.array if in_colour else image.grey()
+    return _png(pillow.fromarray(np.rint(255 * shown).astype(np.uint8)))
 
 
-def coloured(image: Image, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the frame (H, W, 3) in grey with a wash of colour and a line seen at any size."""
-    grey = image.grey()
+def coloured(
+    image: Image, mask: npt.NDArray[np.uint8], *, in_colour: bool = False
+) -> npt.NDArray[np.uint8]:
+    """Return the frame (H, W, 3) with a wash of colours and lines seen at any size.
+
+    The frame itself is grey, unless it is asked for in its colours.
+    """
     width = max(1, round(min(mask.shape) / _LINE))
-    picture = blend(grey, mask, _ALPHA, contour=False)
-    picture[_rim(mask, width)] = COLOURS[0]
+    picture = blend(image.array if in_colour else image.grey(), mask, _ALPHA, contour=False)
+    for label_id in range(1, int(mask.max()) + 1):
+        picture[_rim(mask == label_id, width)] = COLOURS[(label_id - 1) % len(COLOURS)]
     return picture
 
 
-def _rim(mask: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.bool_]:
-    """Pixels of the mask that lie within `width` of its edge, inside the picture."""
-    kept = mask > 0
+def _rim(kept: npt.NDArray[np.bool_], width: int) -> npt.NDArray[np.bool_]:
+    """Pixels of a structure that lie within `width` of its edge, inside the picture."""
     core = np.pad(kept, 1, mode="edge")
     for _ in range(width):
         inner = core[1:-1, 1:-1]
@@ -92,10 +110,15 @@ def _sheet(tiles: Sequence[pillow.Image]) -> pillow.Image:
 
 
 def _tile(
-    source: FrameStack, index: int, mask: npt.NDArray[np.uint8], size: tuple[int, int]
+    source: FrameStack,
+    index: int,
+    mask: npt.NDArray[np.uint8],
+    size: tuple[int, int],
+    *,
+    in_colour: bool,
 ) -> pillow.Image:
     try:
-        picture = pillow.fromarray(_shrunk(source.read(index), mask, *size))
+        picture = pillow.fromarray(_shrunk(source.read(index), mask, *size, in_colour=in_colour))
         note = ""
     except MedserveError:  # it has its own status in the answer
         picture, note = pillow.new("RGB", (size[1], size[0])), " unreadable"
@@ -113,12 +136,20 @@ def _tile_size(grid: FrameGrid) -> tuple[int, int]:
 
 
 def _shrunk(
-    image: Image, mask: npt.NDArray[np.uint8], height: int, width: int
+    image: Image, mask: npt.NDArray[np.uint8], height: int, width: int, *, in_colour: bool
 ) -> npt.NDArray[np.uint8]:
-    grey = pillow.fromarray(np.ascontiguousarray(image.grey()))
-    smooth = np.asarray(grey.resize((width, height), pillow.Resampling.BILINEAR))
+    shown = image.array if in_colour else image.grey()
+    planes = shown[..., np.newaxis] if shown.ndim == 2 else shown
+    smaller = [
+        pillow.fromarray(np.ascontiguousarray(planes[..., channel])).resize(
+            (width, height), pillow.Resampling.BILINEAR
+        )
+        for channel in range(planes.shape[2])
+    ]
+    smooth = np.stack([np.asarray(each) for each in smaller], axis=-1)
+    smooth = smooth if shown.ndim == 3 else smooth[..., 0]
     sharp = np.asarray(pillow.fromarray(mask).resize((width, height), pillow.Resampling.NEAREST))
-    return coloured(Image(np.clip(smooth, 0.0, 1.0)), sharp)
+    return coloured(Image(np.clip(smooth, 0.0, 1.0)), sharp, in_colour=in_colour)
 
 
 def _chosen(masks: PackedMasks) -> Sequence[int]:

@@ -24,8 +24,14 @@ def full_colour(values: npt.NDArray[np.floating]) -> float:
     return max(float(np.abs(values).max(initial=0.0)), FULL_AT_LEAST)
 
 
-def encode(values: npt.NDArray[np.floating], size: tuple[int, int]) -> bytes:
+def encode(
+    values: npt.NDArray[np.floating],
+    size: tuple[int, int],
+    region: tuple[float, float, float, float] | None = None,
+) -> bytes:
     """Values (H, W) of any resolution -> PNG of that size (H, W), in 8-bit palette colours.
+
+    They cover the picture, or the region of it (left, top, right, bottom).
 
     Vermilion speaks for the class, blue against it, and the more opaque the more; where nothing
     speaks the picture is clear. A pixel of palette index i stands for the value
@@ -33,7 +39,11 @@ def encode(values: npt.NDArray[np.floating], size: tuple[int, int]) -> bytes:
     """
     levels = _MIDDLE + np.rint(_STEPS * values / full_colour(values)).astype(np.int16)
     small = pillow.fromarray(levels.astype(np.uint8))
-    picture = small.resize((size[1], size[0]), pillow.Resampling.BILINEAR)
+    left, top, right, bottom = region or (0, 0, size[1], size[0])
+    place = round(left), round(top)
+    covered = max(1, round(right) - place[0]), max(1, round(bottom) - place[1])
+    picture = pillow.new("L", (size[1], size[0]), _MIDDLE)
+    picture.paste(small.resize(covered, pillow.Resampling.BILINEAR), place)
     picture.putpalette(bytes(_palette().ravel()))
     stream = io.BytesIO()
     picture.save(stream, format="PNG", transparency=bytes(_alphas()))

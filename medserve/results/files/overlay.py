@@ -102,14 +102,15 @@ def layers(volume: Volume, mask: npt.NDArray[np.uint8]) -> tuple[bytes, bytes]:
 
 
 def blend(
-    grey: npt.NDArray[np.float32],
+    shown: npt.NDArray[np.float32],
     mask: npt.NDArray[np.integer],
     alpha: float = 0.25,
     *,
     contour: bool = True,
 ) -> npt.NDArray[np.uint8]:
-    """A plane (H, W) in [0, 1] with its mask (H, W) in colour -> RGB (H, W, 3)."""
-    picture = np.repeat(grey[..., np.newaxis] * np.float32(255), 3, axis=2)
+    """A plane (H, W) or (H, W, 3) in [0, 1] with its mask (H, W) in colour -> RGB (H, W, 3)."""
+    planes = shown if shown.ndim == 3 else np.repeat(shown[..., np.newaxis], 3, axis=2)
+    picture = np.multiply(planes, np.float32(255), dtype=np.float32)
     colours = np.array(COLOURS, dtype=np.float32)[(mask.astype(np.intp) - 1) % len(COLOURS)]
     weight = np.where(mask > 0, np.float32(alpha), np.float32(0))
     if contour:

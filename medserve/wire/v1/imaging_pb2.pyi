@@ -636,21 +636,31 @@ class Classification(_message.Message):
     NOVELTY_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
+    INDEPENDENT_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
     label: _builtins.str
-    """Names the most probable class."""
+    """Names the most probable class; empty where labels are independent."""
     label_id: _builtins.int
-    """Gives the place of that class among the model's labels, from 0."""
+    """Gives the place of that class among the model's labels, from 0; -1 where labels are independent."""
     probability: _builtins.float
-    """Gives the calibrated probability of that class, 0 to 1."""
+    """Gives the calibrated probability of that class, 0 to 1; not a number (NaN) where labels are
+    independent.
+    """
     review: _builtins.bool
-    """Holds true where the probability is below the limit of the model card: a person should look."""
+    """Holds true where the probability is below the limit of the model card: a person should look. Of
+    independent labels, where that of any label that is present is.
+    """
     novelty: _builtins.float
     """Gives the distance to the training data over its limit; above 1 the class means little. It is
     not a number (NaN) where the model cannot tell.
     """
+    independent: _builtins.bool
+    """Holds true where labels are independent: an image has none, one or several of them."""
     @_builtins.property
     def probabilities(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassProbability]:
-        """Gives the probability of every class, in the order of the model's labels; they sum to 1."""
+        """Gives the probability of every class, in the order of the model's labels; they sum to 1, but
+        where labels are independent.
+        """
 
     @_builtins.property
     def explanation(self) -> Global___Explanation:
@@ -659,6 +669,10 @@ class Classification(_message.Message):
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassProbability]:
         """Gives the most probable classes, the most probable first, where top_k asks for them."""
+
+    @_builtins.property
+    def present(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names the labels that are present, in the order of the model's labels. Of independent ones alone."""
 
     def __init__(
         self,
@@ -671,10 +685,12 @@ class Classification(_message.Message):
         novelty: _builtins.float = ...,
         explanation: Global___Explanation | None = ...,
         top: _abc.Iterable[Global___ClassProbability] | None = ...,
+        independent: _builtins.bool = ...,
+        present: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "label", b"label", "label_id", b"label_id", "novelty", b"novelty", "probabilities", b"probabilities", "probability", b"probability", "review", b"review", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "independent", b"independent", "label", b"label", "label_id", b"label_id", "novelty", b"novelty", "present", b"present", "probabilities", b"probabilities", "probability", b"probability", "review", b"review", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -951,6 +967,7 @@ class SegmentResult(_message.Message):
     REVIEW_FIELD_NUMBER: _builtins.int
     UNLIKE_TRAINING_FIELD_NUMBER: _builtins.int
     DOUBTS_FIELD_NUMBER: _builtins.int
+    STRUCTURES_FIELD_NUMBER: _builtins.int
     view: _builtins.str
     """Names how the frames lie in the array of the mask. Of frames only, as all that follows."""
     review: _builtins.bool
@@ -1001,6 +1018,12 @@ class SegmentResult(_message.Message):
     def doubts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Doubt]:
         """Tells what is out of the ordinary."""
 
+    @_builtins.property
+    def structures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Structure]:
+        """Measures each structure by itself, of a model of frames that finds several; `stack` and `frames`
+        measure their union then. Empty for one structure.
+        """
+
     def __init__(
         self,
         *,
@@ -1018,10 +1041,11 @@ class SegmentResult(_message.Message):
         review: _builtins.bool = ...,
         unlike_training: _builtins.bool = ...,
         doubts: _abc.Iterable[Global___Doubt] | None = ...,
+        structures: _abc.Iterable[Global___Structure] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "provenance", b"provenance", "stack", b"stack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affine", b"affine", "doubts", b"doubts", "files", b"files", "frames", b"frames", "grid", b"grid", "labels", b"labels", "measures", b"measures", "provenance", b"provenance", "review", b"review", "shape", b"shape", "spacing_mm", b"spacing_mm", "stack", b"stack", "unlike_training", b"unlike_training", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affine", b"affine", "doubts", b"doubts", "files", b"files", "frames", b"frames", "grid", b"grid", "labels", b"labels", "measures", b"measures", "provenance", b"provenance", "review", b"review", "shape", b"shape", "spacing_mm", b"spacing_mm", "stack", b"stack", "structures", b"structures", "unlike_training", b"unlike_training", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1179,6 +1203,72 @@ class StackMeasure(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__width_mm) -> _WhichOneofReturnType__width_mm | None: ...
 
 Global___StackMeasure: _TypeAlias = StackMeasure  # noqa: Y015
+
+@_typing.final
+class Structure(_message.Message):
+    """Measures one of several structures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    LABEL_ID_FIELD_NUMBER: _builtins.int
+    STACK_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """Names it."""
+    label_id: _builtins.int
+    """Gives its id in the masks."""
+    @_builtins.property
+    def stack(self) -> Global___StackMeasure:
+        """Measures it in all frames together."""
+
+    @_builtins.property
+    def frames(self) -> _containers.RepeatedCompositeFieldContainer[Global___StructureFrame]:
+        """Measures it in each frame that has a mask."""
+
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        label_id: _builtins.int = ...,
+        stack: Global___StackMeasure | None = ...,
+        frames: _abc.Iterable[Global___StructureFrame] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stack", b"stack"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "label", b"label", "label_id", b"label_id", "stack", b"stack"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Structure: _TypeAlias = Structure  # noqa: Y015
+
+@_typing.final
+class StructureFrame(_message.Message):
+    """Measures one of several structures in one frame."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    MEASURE_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Gives the frame's place in the stack, from 0."""
+    @_builtins.property
+    def measure(self) -> Global___FrameMeasure:
+        """Measures the structure in this frame."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        measure: Global___FrameMeasure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["measure", b"measure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "measure", b"measure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StructureFrame: _TypeAlias = StructureFrame  # noqa: Y015
 
 @_typing.final
 class FrameOutcome(_message.Message):

@@ -67,6 +67,7 @@ def output_tensors(model: ModelInfo) -> tuple[_Described, ...]:
     labels = len(model.labels)
     match model.task:
         case Task.CLASSIFICATION:
+            is_independent = model.spec.has_independent_labels
             return (
                 ("label", "BYTES", (_ANY,)),
                 ("class_id", "INT64", (_ANY,)),
@@ -76,6 +77,7 @@ def output_tensors(model: ModelInfo) -> tuple[_Described, ...]:
                 ("novelty", "FP32", (_ANY,)),
                 ("status", "BYTES", (_ANY,)),
                 ("error", "BYTES", (_ANY,)),
+                *((("present", "BOOL", (_ANY, labels)),) if is_independent else ()),
             )
         case Task.VOLUMES | Task.FRAMES:
             return (
@@ -90,12 +92,14 @@ def output_tensors(model: ModelInfo) -> tuple[_Described, ...]:
             return (("images", "BYTES", (_ANY,)), ("seeds", "INT64", (_ANY,)))
 
 
-def classes(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[Tensor]:
+def classes(outcomes: Sequence[Outcome], model: ModelInfo) -> list[Tensor]:
     """One row per file, in the order of the request.
 
     A file without an answer has the status of its error, an empty label, class -1 and numbers
-    that are not a number.
+    that are not a number. Of independent labels no file has a label, a class and its probability;
+    `present` says for each label whether it is there.
     """
+    labels = model.labels
     found: list[Classification | MedserveError] = []
     for outcome in outcomes:
         try:
@@ -105,7 +109,7 @@ def classes(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[Tensor]:
     good = [each if isinstance(each, Classification) else None for each in found]
     errors = [each if isinstance(each, MedserveError) else None for each in found]
     nothing = (math.nan,) * len(labels)
-    return [
+    tensors = [
         Tensor("label", "BYTES", [each.label.encode() if each else b"" for each in good]),
         Tensor("class_id", "INT64", np.array([each.label_id if each else -1 for each in good])),
         _floats("probability", [each.probability if each else math.nan for each in good]),
@@ -115,6 +119,11 @@ def classes(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[Tensor]:
         Tensor("status", "BYTES", [each.code.encode() if each else b"ok" for each in errors]),
         Tensor("error", "BYTES", [each.message.encode() if each else b"" for each in errors]),
     ]
+    if model.spec.has_independent_labels:
+        present = [each.present or () if each else () for each in good]
+        rows = [[label in each for label in labels] for each in present]
+        tensors.append(Tensor("present", "BOOL", np.array(rows)))
+    return tensors
 
 
 def mask(answer: bytes, task: Task) -> list[Tensor]:

@@ -229,7 +229,7 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
                     outcome async for outcome in classify_each(self._gateway, task_request, images)
                 ]
                 outcomes.sort(key=lambda outcome: outcome.index)
-                return oip_models.classes(outcomes, model.labels)
+                return oip_models.classes(outcomes, model)
             case Task.VOLUMES | Task.FRAMES:
                 files = {name: elements[0] for name, elements in inputs.items()}
                 answer = await self._gateway.predict(task_request.call(files))

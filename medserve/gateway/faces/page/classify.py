@@ -22,7 +22,7 @@ from medserve.gateway.faces.page.context import TASKS, page_context, read_json
 from medserve.gateway.faces.page.jobs import Item, Job, Kind, Status, whole_file
 from medserve.gateway.faces.page.thumbnails import SIDES
 from medserve.gateway.faces.page.uploads import Allowance, announce, receive
-from medserve.tasks.classification import Classification
+from medserve.tasks.classification import Classification, as_finding, read_finding
 
 __all__ = ["routes"]
 
@@ -67,7 +67,10 @@ async def answer(request: Request) -> Response:
 
 
 async def change(request: Request) -> Response:
-    """Set classes by hand: {"classes": {"17": "Hand", "18": null}}."""
+    """Set classes by hand: {"classes": {"17": "Hand", "18": null}}.
+
+    Independent labels are one text, as "Effusion; Mass" or "none".
+    """
     job, visitor = page_context(request).job(request, Kind.CLASSIFY)
     classes = (await read_json(request)).get("classes")
     if not isinstance(classes, dict) or not all(
@@ -199,7 +202,12 @@ def _number(text: str) -> int:
 def _correct(job: Job, numbers: Mapping[int, str | None], by: str) -> list[Item]:
     """Set the class that a person chose, or take it back (None); all of them or none."""
     now = exports.time_said()
-    if unknown := {label for label in numbers.values() if label} - set(job.labels):
+    if job.independent:
+        numbers = {
+            number: text and as_finding(read_finding(text, job.labels))
+            for number, text in numbers.items()
+        }
+    elif unknown := {label for label in numbers.values() if label} - set(job.labels):
         raise InvalidRequestError(
             f"expected classes of this model, got {len(unknown)} that are none"
         )

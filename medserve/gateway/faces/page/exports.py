@@ -1,8 +1,9 @@
 """What a visitor takes home: a table, the same as JSON, and the files sorted into folders.
 
-The folders are those of `medserve sort`: one per class, `_review/` for what a person should look
-at, `_errors/` for what is no usable image. A class that a person chose wins. The zip is written
-while it is sent; nothing is compressed, for images are already.
+The folders are those of `medserve sort`: one per class, `_none/` and `_several/` where labels are
+independent, `_review/` for what a person should look at, `_errors/` for what is no usable image. A
+class that a person chose wins. The zip is written while it is sent; nothing is compressed, for
+images are already.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ from medserve.results.sorted_folders import (
     CORRECTIONS,
     ERRORS,
     MANIFEST,
+    NONE,
     REVIEW,
+    SEVERAL,
     Correction,
     correction_rows,
     csv_cell,
     csv_path,
     folder_name,
+    folder_of_labels,
+    found_cells,
 )
-from medserve.tasks.classification import Classification
+from medserve.tasks.classification import Classification, read_finding
 
 __all__ = [
     "bundle",
@@ -132,7 +137,7 @@ def places(job: Job) -> dict[int, str]:
     taken: set[str] = set()
     found: dict[int, str] = {}
     for item in job.files:
-        folder = _folder(item)
+        folder = _folder(job, item)
         if folder is not None:
             found[item.number] = _free_name(folder, plain_name(item.name), taken)
     return found
@@ -155,6 +160,8 @@ def bundle(job: Job) -> Iterator[bytes]:
         for label in job.labels:  # also one that no file has, so that files can be moved to it
             with contextlib.suppress(ServerFailedError):  # told with the first file of that class
                 archive.writestr(_entry(f"{folder_name(label)}/", now), b"")
+        for special in (NONE, SEVERAL) if job.independent else ():
+            archive.writestr(_entry(f"{special}/", now), b"")
         for number, name in places(job).items():
             item = job.items[number]
             entry = _entry(name, now if item.modified_s is None else item.modified_s)
@@ -230,17 +237,18 @@ def _entry(name: str, changed_s: float) -> zipfile.ZipInfo:
 def _row(job: Job, item: Item, stored: str) -> dict[str, Any]:
     outcome = item.outcome
     answer = outcome if isinstance(outcome, Classification) else None
-    chosen = item.correction or (answer and answer.label)
+    found = {} if answer is None else found_cells(answer)
+    chosen = item.correction or (None if answer is None else answer.finding)
     return {
         "source": item.name,
         "stored": stored,
         "sha256": item.sha256,
         "class": chosen,
-        "class_id": job.labels.index(chosen) if chosen in job.labels else None,
-        "probability": answer and f"{answer.probability:.6f}",
+        "class_id": _ids(job, chosen),
+        "probability": found.get("probability"),
         "status": item.status,
-        "predicted_class": answer and answer.label,
-        "predicted_class_id": answer and answer.label_id,
+        "predicted_class": found.get("class"),
+        "predicted_class_id": found.get("class_id"),
         "corrected": "yes" if item.correction else "no",
         "corrected_by": item.corrected_by,
         "corrected_at": item.corrected_at,
@@ -253,13 +261,25 @@ def _row(job: Job, item: Item, stored: str) -> dict[str, Any]:
     }
 
 
-def _folder(item: Item) -> str | None:
+def _ids(job: Job, chosen: str | None) -> str | None:
+    """Return the number of a class, or of each of several labels; None of a class that is none."""
+    if chosen is None:
+        return None
+    labels = read_finding(chosen, job.labels) if job.independent else (chosen,)
+    return "; ".join(str(job.labels.index(each)) for each in labels if each in job.labels) or None
+
+
+def _folder(job: Job, item: Item) -> str | None:
     """The folder of a file; None for one that the service has not answered."""
     if item.correction is not None:
+        if job.independent:
+            return folder_of_labels(read_finding(item.correction, job.labels))
         return folder_name(item.correction)
     match item.status:
         case Status.OK:
             assert isinstance(item.outcome, Classification)
+            if item.outcome.present is not None:
+                return folder_of_labels(item.outcome.present)
             return folder_name(item.outcome.label)
         case Status.REVIEW | Status.UNLIKE:
             return REVIEW

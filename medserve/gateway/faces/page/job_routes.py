@@ -45,7 +45,8 @@ async def begin(request: Request) -> Response:
     response = JSONResponse(None, 201)
     owner = visitor.owner or context.sessions.begin(request, response)
     job = context.jobs.create(
-        kind, owner, found.name, found.version, found.labels, visitor.caller.owner
+        *(kind, owner, found.name, found.version, found.labels, visitor.caller.owner),
+        found.spec.has_independent_labels,
     )
     job.options = options
     if source is not None:
@@ -83,6 +84,7 @@ def summary(context: PageContext, job: Job) -> dict[str, Any]:
         "model": job.model,
         "version": job.version,
         "labels": list(job.labels),
+        "independent": job.independent,
         "options": job.options,
         "case": job.case,
         "left_s": round(context.jobs.left_s(job)),

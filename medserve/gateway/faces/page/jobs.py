@@ -132,7 +132,7 @@ class Item:
     sha256: str | None  # None: it has not arrived
     outcome: Classification | MedserveError | None = None
     provenance: Provenance | None = None
-    correction: str | None = None  # the class that a person chose instead
+    correction: str | None = None  # the class, or labels as one text, that a person chose instead
     corrected_by: str = ""  # name of their token; empty where nobody has to say
     corrected_at: str = ""  # time in UTC
     modified_s: int | None = None  # when the file was last changed, in seconds since 1970
@@ -171,12 +171,15 @@ class Item:
             "correction": self.correction,
         }
         if isinstance(outcome, Classification):
-            content |= {
-                "label": outcome.label,
-                "label_id": outcome.label_id,
-                "probability": outcome.probability,
-                "probabilities": list(outcome.probabilities),
-            }
+            if outcome.present is None:
+                content |= {
+                    "label": outcome.label,
+                    "label_id": outcome.label_id,
+                    "probability": outcome.probability,
+                }
+            else:
+                content["present"] = list(outcome.present)
+            content["probabilities"] = list(outcome.probabilities)
             if outcome.novelty is not None:
                 content["novelty"] = outcome.novelty
         elif isinstance(outcome, MedserveError):
@@ -196,6 +199,7 @@ class Job:
     version: str
     labels: tuple[str, ...]
     touched: float
+    independent: bool = False  # whether a file has none, one or several of the labels
     holder: str = ""  # by what its visitor is counted: name behind the token, else the address
     items: dict[int, Item] = field(default_factory=dict)
     missing: dict[int, Item] = field(default_factory=dict)  # announced, and have not arrived
@@ -277,6 +281,7 @@ class Jobs:
         version: str,
         labels: tuple[str, ...],
         holder: str = "",
+        independent: bool = False,
     ) -> Job:
         """A new, empty job; QuotaError where its visitor, or all of them, have too many."""
         limits, jobs = self._limits, list(self._jobs.values())
@@ -297,7 +302,9 @@ class Jobs:
         name = secrets.token_urlsafe(24)
         folder = self._folder / name
         folder.mkdir(mode=0o700)
-        job = Job(name, kind, owner, folder, model, version, labels, self._clock(), holder)
+        job = Job(
+            *(name, kind, owner, folder, model, version, labels, self._clock()), independent, holder
+        )
         self._jobs[name] = job
         return job
 

@@ -198,12 +198,13 @@ def _of_picture(content: bytes, own: Volume, view: View, limits: InputSpec) -> n
 def _keep_images(job: Job, model: ModelInfo) -> None:
     """Store what the masks of a job are of, as its pairs hold it."""
     from medserve.imaging.codecs import nifti
-    from medserve.results.files.frame_overlay import grey_png
+    from medserve.results.files.frame_overlay import picture_png
 
     if model.task is Task.FRAMES:
         stack = frames_of(job, model)
         for index in _measured(job):
-            _write(job, _image(index, ".png"), grey_png(stack.read(index)))
+            picture = picture_png(stack.read(index), in_colour=model.spec.input.channels > 1)
+            _write(job, _image(index, ".png"), picture)
         return
     for place, source in enumerate(job.sources.values()):
         _write(job, _image(place), nifti.encode(volume_of(job, source, model)))
@@ -289,11 +290,12 @@ def _frames(jobs: Mapping[str, Job]) -> Iterator[tuple[str, bytes]]:
     patients = []
     for name, job in jobs.items():
         corrected = nifti.decode((job.folder / CORRECTED).read_bytes())
-        masks = masks_of(corrected, View(job.answers["view"]))
+        labels = len(job.answers["labels"])
+        masks = masks_of(corrected, View(job.answers["view"]), labels)
         for index in _measured(job):
             frame = f"{name}_{index:04d}"
             yield f"images/{frame}.png", (job.folder / _image(index, ".png")).read_bytes()
-            yield f"masks/{frame}.png", mask_png(masks[index])
+            yield f"masks/{frame}.png", mask_png(masks[index], labels)
             patients.append({"name": frame, "patient": name})
     if patients:
         yield "patients.csv", _table(patients)

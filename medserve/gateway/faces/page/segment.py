@@ -252,8 +252,9 @@ def _layers(job: Job, model: ModelInfo) -> tuple[bytes, bytes]:
     corrected = job.folder / CORRECTED
     mask = nifti.decode((corrected if corrected.exists() else job.folder / MASK).read_bytes())
     if model.task is Task.FRAMES:
-        masks = masks_of(mask, View(job.answers["view"]))
-        return frame_overlay.layers(frames_of(job, model), masks)
+        masks = masks_of(mask, View(job.answers["view"]), len(model.labels))
+        in_colour = model.spec.input.channels > 1
+        return frame_overlay.layers(frames_of(job, model), masks, in_colour=in_colour)
     first = next(iter(job.sources.values()))
     return overlay.layers(volume_of(job, first, model), mask.array.astype("uint8"))
 

@@ -91,9 +91,12 @@ class ClassifiedFile(BaseModel):
     index: int = Field(description="place among the files of the request, from 0")
     name: str = Field(description="what its sender calls the file, without folders")
     status: Literal["ok", "error"]
-    label: str | None = None
+    label: str | None = Field(None, description="absent where labels are independent")
     label_id: int | None = None
     probability: float | None = None
+    present: list[str] | None = Field(
+        None, description="labels that are present, where they are independent; else absent"
+    )
     probabilities: dict[str, float] | None = None
     top: list[LabelProbability] | None = None
     review: bool | None = Field(None, description="let a person look")

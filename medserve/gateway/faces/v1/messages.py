@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from medserve.errors import InvalidRequestError
 from medserve.gateway.core.status import rpc_status
 from medserve.spec import Task
-from medserve.tasks.frames import FailedFrame, FrameResult, MeasuredFrame
+from medserve.tasks.frames import FailedFrame, FrameResult, MeasuredFrame, Structure
 from medserve.tasks.generation import GenerationResult
 from medserve.tasks.result import Provenance, error_of
 from medserve.tasks.volumes import VolumeResult
@@ -92,6 +92,7 @@ def segment_result(
         result.grid.CopyFrom(_same(pb.StackGrid, found.grid))
         result.stack.CopyFrom(_same(pb.StackMeasure, found.stack))
         result.frames.extend(map(_frame, found.frames))
+        result.structures.extend(map(_structure, found.structures))
     return result, files
 
 
@@ -171,6 +172,19 @@ def _frame(frame: MeasuredFrame | FailedFrame) -> pb.FrameOutcome:
         index=frame.index,
         measure=_same(pb.FrameMeasure, frame),
         unlike_ultrasound=frame.unlike_ultrasound,
+    )
+
+
+def _structure(found: Structure) -> pb.Structure:
+    return pb.Structure(
+        label=found.label,
+        label_id=found.label_id,
+        stack=_same(pb.StackMeasure, found.stack),
+        frames=[
+            pb.StructureFrame(index=index, measure=_same(pb.FrameMeasure, each))
+            for index, each in enumerate(found.frames)
+            if each is not None
+        ],
     )
 
 

@@ -294,6 +294,8 @@ def _classify_response(outcome: Outcome, top_k: int) -> pb.ClassifyResponse:
             review=found.review,
             novelty=math.nan if found.novelty is None else found.novelty,
             explanation=None if found.explanation is None else _explanation(found.explanation),
+            independent=found.present is not None,
+            present=found.present or (),
         )
     )
     return response

@@ -7,7 +7,7 @@ import { $, agreed, h, oncePerFrame, remember, remembered } from "./dom.js";
 import { onFiles } from "./dropping.js";
 import { Arrivals } from "./arrivals.js";
 import { Grid } from "./grid.js";
-import { ERRORS, REVIEW, classOf, isOpen, selected, tally } from "./files.js";
+import { ERRORS, NONE, REVIEW, SEVERAL, classOf, isOpen, labelsOf, leastOf, ownClass, selected, tally, withLabel } from "./files.js";
 import { count, explain, explainFile, language, page, percent, t } from "./page.js";
 import { picture } from "./pictures.js";
 import { listed, request } from "./server.js";
@@ -82,6 +82,8 @@ async function take(found) {
 }
 
 function put(row) {
+  const { labels, independent } = state.job;
+  Object.assign(row, { labels, independent });
   state.rows.push(row);
   state.byNumber.set(row.number, row);
 }
@@ -169,7 +171,7 @@ function draw() {
   table.show(state.pictures ? [] : state.shown);
   grid.show(state.pictures ? state.shown : []);
   $("nothing").hidden = !started || state.shown.length > 0;
-  drawFolders(labels);
+  drawFolders(labels, job);
   drawProgress();
   $("corrections").hidden = !rows.some(({ correction }) => correction);
   $("pictures").setAttribute("aria-pressed", String(state.pictures));
@@ -243,8 +245,8 @@ function say(text) {
   if ($("said").textContent !== text) $("said").textContent = text;
 }
 
-function drawFolders(labels) {
-  const counts = tally(state.rows, labels);
+function drawFolders(labels, job) {
+  const counts = tally(state.rows, job ?? undefined);
   const buttons = [folderButton(null, t("classify.all"), state.rows.length)];
   for (const [folder, files] of counts) buttons.push(folderButton(folder, folder, files));
   const special = buttons.splice(1 + labels.length);
@@ -254,7 +256,10 @@ function drawFolders(labels) {
 }
 
 function folderButton(folder, name, files) {
-  const hint = { [REVIEW]: t("classify.review_hint"), [ERRORS]: t("classify.errors_hint") }[folder];
+  const hint = {
+    [NONE]: t("classify.none_hint"), [SEVERAL]: t("classify.several_hint"),
+    [REVIEW]: t("classify.review_hint"), [ERRORS]: t("classify.errors_hint"),
+  }[folder];
   return h("button", {
     type: "button", "aria-pressed": String(state.view.folder === folder), "data-folder": folder ?? "", title: hint ?? null,
     onclick: () => {
@@ -274,7 +279,8 @@ function makeRow(row) {
   }, image ?? "–");
   const cut = row.name.lastIndexOf("/") + 1;
   const labels = state.job.labels;
-  const chosen = classOf(row);
+  const ids = labelsOf(row).map((label) => labels.indexOf(label));
+  const least = leastOf(row); // one line: all rows are equally high
   const below = reasonOf(row) ?? row.name.slice(0, cut);
   return h("tr", { className: row.correction ? "file corrected" : "file" },
     h("td", { className: "c-thumb" }, open),
@@ -282,10 +288,10 @@ function makeRow(row) {
       h("span", { className: "name" }, row.name.slice(cut)),
       below ? h("small", {}, below) : null,
       statusChip(row, "narrow")), // of which a phone has no column
-    h("td", { className: "c-id" }, chosen === null ? "–" : String(labels.indexOf(chosen))),
+    h("td", { className: "c-id" }, ids.join("; ") || "–"),
     h("td", { className: "c-class" }, isOpen(row) ? "–" : classChoice(row, labels)),
-    h("td", { className: "c-probability" }, row.probability === undefined ? "–" : h("span", { className: "bar" },
-      h("meter", { min: 0, max: 1, value: row.probability, "aria-hidden": "true" }), h("span", {}, percent(row.probability)))),
+    h("td", { className: "c-probability" }, least === null ? "–" : h("span", { className: "bar" },
+      h("meter", { min: 0, max: 1, value: least, "aria-hidden": "true" }), h("span", {}, percent(least)))),
     h("td", { className: "c-status" }, statusChip(row, "wide")),
   );
 }
@@ -322,6 +328,12 @@ function statusText(row) {
 }
 
 function classChoice(row, labels) {
+  if (row.independent) {
+    return h("button", {
+      type: "button", title: classOf(row), "aria-label": `${t("classify.class_of", { name: row.name })}: ${classOf(row) ?? t("classify.no_class")}`, "data-focus": "class",
+      onclick: () => enlarge(row),
+    }, classOf(row) ?? t("classify.no_class"));
+  }
   const choice = h("select", {
     "aria-label": t("classify.class_of", { name: row.name }), "data-focus": "class",
     onchange: (event) => choose([row], event.target.value || null),
@@ -332,9 +344,16 @@ function classChoice(row, labels) {
   return choice;
 }
 
-/** A class by hand, for one file or many in one step; the model's own class is no correction. */
+/**
+ * A class by hand, for one file or many in one step; the model's own is no correction. An independent label
+ * is put in or, where all have it, left out.
+ */
 async function choose(rows, label) {
-  const changes = rows.map((row) => ({ number: row.number, before: row.correction, after: label === row.label ? null : label }));
+  const isThere = !rows.every((row) => labelsOf(row).includes(label));
+  const changes = rows.map((row) => {
+    const after = row.independent && label ? withLabel(row, label, isThere) : label;
+    return { number: row.number, before: row.correction, after: after === ownClass(row) ? null : after };
+  });
   try {
     await state.corrections.set(changes);
     tell(rows);

@@ -2,7 +2,7 @@
 
 import { $, h } from "./dom.js";
 import { count, decimal, explain, explainFile, bytes, percent, t } from "./page.js";
-import { classOf } from "./files.js";
+import { classOf, labelsOf, ownClass, sharesOf } from "./files.js";
 import { picture } from "./pictures.js";
 import { request } from "./server.js";
 
@@ -13,6 +13,7 @@ export class Detail {
    */
   constructor(labels, set, back) {
     this.labels = labels;
+    this.set = set;
     this.dialog = $("detail");
     $("previous").addEventListener("click", () => this.#step(-1));
     $("next").addEventListener("click", () => this.#step(1));
@@ -21,7 +22,7 @@ export class Detail {
       if (event.key === "ArrowLeft") this.#step(-1);
       if (event.key === "ArrowRight") this.#step(1);
       const label = /^[1-9]$/.test(event.key) && !event.ctrlKey && this.labels[event.key - 1];
-      if (label && this.row.label) set(this.row, label);
+      if (label && ownClass(this.row)) set(this.row, label);
     });
     this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
     this.dialog.addEventListener("close", () => back(this.row));
@@ -35,7 +36,7 @@ export class Detail {
     $("detail-name").textContent = row.name;
     $("detail-picture").replaceChildren(picture(row, job, true) ?? t("classify.no_picture"));
     $("detail-facts").replaceChildren(...this.#facts(row));
-    $("explain").hidden = row.probability === undefined;
+    $("explain").hidden = !row.probabilities;
     $("explain").removeAttribute("aria-disabled");
     $("explained").textContent = "";
     // Not `disabled`: the button would lose the focus, and the dialog its arrow keys.
@@ -46,7 +47,10 @@ export class Detail {
 
   /** Show the row anew, if it is the one that is looked at. */
   renew(row) {
-    if (this.row === row && this.dialog.open) $("detail-facts").replaceChildren(...this.#facts(row));
+    if (this.row !== row || !this.dialog.open) return;
+    const focused = document.activeElement?.dataset.label;
+    $("detail-facts").replaceChildren(...this.#facts(row));
+    if (focused !== undefined) $("detail-facts").querySelector(`[data-label="${CSS.escape(focused)}"]`)?.focus();
   }
 
   #neighbour(by) {
@@ -57,7 +61,7 @@ export class Detail {
     const row = this.#neighbour(by);
     if (!row) return;
     this.show(row, this.job);
-    $("looked").textContent = [row.name, classOf(row), row.probability === undefined ? null : percent(row.probability), t(`classify.status.${row.correction ? "corrected" : row.status}`)].filter(Boolean).join(", ");
+    $("looked").textContent = [row.name, classOf(row), sharesOf(row).map(percent).join(", "), t(`classify.status.${row.correction ? "corrected" : row.status}`)].filter(Boolean).join(", ");
   }
 
   /** Lay what the class rests on over the picture. */
@@ -83,7 +87,7 @@ export class Detail {
   #facts(row) {
     const facts = [
       [t("classify.status"), t(`classify.status.${row.status}`)],
-      [t("classify.class"), row.correction ? `${row.correction} (${t("classify.by_hand")})` : row.label],
+      [t("classify.class"), row.correction ? `${row.correction} (${t("classify.by_hand")})` : ownClass(row)],
       [t("classify.novelty"), row.novelty === undefined ? null : decimal(row.novelty, 2)],
       [t("classify.size"), bytes(row.size)],
       [t("classify.number"), count(row.number + 1)],
@@ -95,10 +99,17 @@ export class Detail {
     return [this.#chances(row), list];
   }
 
+  /** A box to put an independent label in or to leave it out. */
+  #switch(row, label) {
+    const box = h("input", { type: "checkbox", "data-label": label, onchange: () => this.set(row, label) });
+    box.checked = labelsOf(row).includes(label);
+    return h("label", {}, box, label);
+  }
+
   #chances(row) {
     const ranked = (row.probabilities ?? []).map((p, place) => ({ p, label: this.labels[place] })).sort((a, b) => b.p - a.p);
     return h("dl", { className: "chances" }, ...ranked.flatMap(({ p, label }) => [
-      h("dt", {}, numbered(this.labels.indexOf(label)), label),
+      h("dt", {}, numbered(this.labels.indexOf(label)), row.independent ? this.#switch(row, label) : label),
       h("dd", {}, h("meter", { min: 0, max: 1, value: p, "aria-label": label }), h("span", { className: "number" }, percent(p))),
     ]));
   }

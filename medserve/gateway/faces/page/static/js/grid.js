@@ -1,7 +1,7 @@
 // The files as pictures, of which many are chosen at once: by click, with Shift, or with the keyboard alone.
 
 import { $, h } from "./dom.js";
-import { classOf, isOpen } from "./files.js";
+import { classOf, isOpen, sharesOf } from "./files.js";
 import { count, percent, t } from "./page.js";
 import { dash, picture } from "./pictures.js";
 import { WindowedRows } from "./window.js";
@@ -161,7 +161,7 @@ export class Grid {
     return h("div", { className: "cell", role: "option", id: `cell-${row.number}`, title: row.name },
       h("span", { className: "cell-picture" }, picture(row, this.job()) ?? dash()),
       h("span", { className: "cell-class" }, label ?? dash()),
-      h("span", { className: `status ${kind}` }, kind === "ok" ? percent(row.probability) : text),
+      h("span", { className: `status ${kind}` }, kind === "ok" ? sharesOf(row).map(percent).join("; ") || text : text),
       h("span", { className: "cell-name" }, row.name.slice(row.name.lastIndexOf("/") + 1)));
   }
 }

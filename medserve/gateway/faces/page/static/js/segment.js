@@ -12,7 +12,7 @@ import { Viewer } from "./viewer.js";
 import { zipped } from "./zip.js";
 
 const AXES = ["x", "y", "z"];
-const FRAME_COLUMNS = ["index", "status", "pixels", "area_cm2", "width_mm", "height_mm", "touches_border", "predicted_dice", "unlike_ultrasound"];
+const FRAME_COLUMNS = ["index", "status", "label", "pixels", "area_cm2", "width_mm", "height_mm", "touches_border", "predicted_dice", "unlike_ultrasound"];
 const FILE = /(\.nii)?\.[a-z]{2,5}$/i;
 const NIFTI = /\.nii(\.gz)?$/i;
 
@@ -160,14 +160,22 @@ function fail(error) {
 // ---- what is seen
 
 /** One row a structure: of a volume its voxels, of frames the pixels of all that were measured. */
-function measured({ task, measures, frames, labels, stack, grid }) {
+function measured({ task, measures, frames, structures, labels, stack, grid }) {
   if (task === "volumes") return measures.map((each) => ({ ...each, amount: each.voxels, size: each.volume_ml }));
   const good = frames.filter(({ status }) => status === "ok");
-  const amount = good.reduce((sum, { pixels }) => sum + pixels, 0);
-  const size = isSingle({ grid }) ? stack.area_cm2 : stack.volume_ml;
-  const touches_border = good.some((frame) => frame.touches_border);
-  const predicted_dice = isSingle({ grid }) ? good[0]?.predicted_dice : null;
-  return [{ label: labels[1], label_id: 1, amount, size, centroid_mm: measures[0]?.centroid_mm ?? null, touches_border, predicted_dice }];
+  const found = structures?.length ? structures : [{ label: labels[1], label_id: 1, stack, frames: good }];
+  return found.map(({ label, label_id, stack, frames }) => {
+    const seen = frames.filter((frame) => frame !== null);
+    return {
+      label,
+      label_id,
+      amount: seen.reduce((sum, { pixels }) => sum + pixels, 0),
+      size: isSingle({ grid }) ? stack.area_cm2 : stack.volume_ml,
+      centroid_mm: measures.find((each) => each.label_id === label_id)?.centroid_mm ?? null,
+      touches_border: seen.some((frame) => frame.touches_border),
+      predicted_dice: isSingle({ grid }) ? seen[0]?.predicted_dice : null,
+    };
+  });
 }
 
 async function show(answer) {
@@ -397,9 +405,15 @@ async function veil() {
 
 $("veil").addEventListener("change", veil);
 
+/** A row for each structure in each frame. */
+function frameRows({ frames, structures, labels }) {
+  if (!structures?.length) return frames.map((frame) => ({ ...frame, label: labels[1] }));
+  return frames.flatMap((frame, place) => (frame.status === "ok" ? structures.map(({ label, frames: own }) => ({ ...frame, ...own[place], label })) : [frame]));
+}
+
 /** Lines of a table of measures, one a structure or a frame, with the columns `before` them. */
-function table({ task, frames, measures }) {
-  const [columns, rows] = task === "frames" ? [FRAME_COLUMNS, frames] : [["label", "label_id", "voxels", "volume_ml", "predicted_dice"], measures];
+function table(answer) {
+  const [columns, rows] = answer.task === "frames" ? [FRAME_COLUMNS, frameRows(answer)] : [["label", "label_id", "voxels", "volume_ml", "predicted_dice"], answer.measures];
   return { columns, lines: rows.map((row) => columns.map((name) => row[name] ?? "").join(",")) };
 }
 
@@ -434,8 +448,9 @@ async function correct(file) {
 }
 
 function drawCorrection() {
-  const { correction, task, parts } = state.answer;
-  $("correct-how").textContent = parts.includes("mask.png") ? t("segment.correct_png") : wording(task, "correct_how");
+  const { correction, task, parts, labels } = state.answer;
+  const isWhite = parts.includes("mask.png") && labels.length === 2; // of several structures it holds ids
+  $("correct-how").textContent = isWhite ? t("segment.correct_png") : wording(task, "correct_how");
   $("get-pairs").hidden = !correction;
   $("corrected").className = "";
   $("corrected").textContent = correction ? wording(task, "corrected", { n: count(correction.voxels_changed), by: correction.corrected_by }) : "";
