@@ -486,8 +486,9 @@ def _of_frames(
         [found] = pipeline.segment([image], predict)
         dice = compare_frame("", "", found.mask, sample.truth).dice
         is_wrong = dice < WRONG_BELOW[Task.FRAMES]
-        is_flagged = not found.mask.any() or not looks_like_ultrasound(image)
-        return Answer(dice, is_wrong, is_flagged or bool(pipeline.doubts(found, None)))
+        is_unlike = pipeline.frame.ultrasound and not looks_like_ultrasound(image)
+        is_flagged = is_unlike or not found.mask.any() or bool(pipeline.doubts(found, None))
+        return Answer(dice, is_wrong, is_flagged)
 
     return samples, judge
 

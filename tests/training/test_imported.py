@@ -49,7 +49,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from medserve.cli.importing import import_
 
     folder = tmp_path_factory.mktemp("imported")
-    for described in (_classifier(folder), write_frames(folder), _two_channels(folder)):
+    for described in (_classifier(folder), _photographs(folder), _two_channels(folder)):
         arguments = ["onnx", *map(str, described), "--store", str(folder / "store")]
         outcome = CliRunner().invoke(import_, arguments)
         assert outcome.exit_code == 0, outcome.output
@@ -62,6 +62,15 @@ def _classifier(folder: Path) -> list[Any]:
     content = yaml.safe_load((folder / "skin.yaml").read_text())
     content["medserve"]["output"] = {"scores": "probabilities", "review_below": 0.35}
     (folder / "skin.yaml").write_text(yaml.safe_dump(content))
+    return described
+
+
+def _photographs(folder: Path) -> list[Any]:
+    """Write a network of frames that are no ultrasound."""
+    described = write_frames(folder)
+    content = yaml.safe_load((folder / "glow.yaml").read_text())
+    content["medserve"]["frame"]["ultrasound"] = False
+    (folder / "glow.yaml").write_text(yaml.safe_dump(content))
     return described
 
 
@@ -179,7 +188,9 @@ def test_a_model_of_frames_is_evaluated_and_spoilt(
     flags = ["glow", "--data-dir", str(data)]
     assert run(quality.main, quality.QualityConfig, flags) == 2  # nobody split its data
     assert "models that were trained here" in capsys.readouterr().err
-    assert spoilt("glow", data)["none", ""]["score"] == pytest.approx(found["dice"], abs=1e-3)
+    unchanged = spoilt("glow", data)["none", ""]
+    assert unchanged["score"] == pytest.approx(found["dice"], abs=1e-3)
+    assert unchanged["flagged"] == 0  # nothing is told of what is no ultrasound
 
 
 def test_frames_with_one_reference_measure_no_model_of_several_structures(tmp_path: Path) -> None:
