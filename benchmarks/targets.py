@@ -125,7 +125,12 @@ def _further_worker(contender: str) -> Callable[[Sequence[Row]], Spread | None]:
 TARGETS: tuple[Target, ...] = (
     Target("1 worker, 32 in flight: of in-process", 0.70, _against("torchserve", REFERENCE)),
     Target(
-        "1 worker, 32 in flight: of Triton, same engine", 0.98, _against("torchserve", "triton")
+        "1 worker, 32 in flight: of Triton, same engine", 0.90, _against("torchserve", "triton")
+    ),
+    Target(
+        "2 workers, 32 in flight: of Triton, same engine",
+        1.0,
+        _against("torchserve", "triton", workers=2),
     ),
     Target(
         "1 worker, 32 in flight: of Triton on ONNX Runtime",
@@ -139,12 +144,12 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(
         "1 worker, 32 packed calls in flight: of in-process",
-        0.90,
+        0.92,
         _against("torchserve-packed", REFERENCE),
     ),
     Target(
         "2 workers, 32 packed calls in flight: of in-process",
-        0.80,
+        0.85,
         _against("torchserve-packed", REFERENCE, workers=2),
     ),
     Target(
@@ -154,13 +159,13 @@ TARGETS: tuple[Target, ...] = (
         at_most=True,
     ),
     Target(
-        "1 worker, 1 in flight, batchSize 1: p50 over Triton's",
-        1.3,
-        _against("torchserve-latency", "triton", _p50, in_flight=_LONE),
+        "1 worker, 1 in flight: p50 over Triton's",
+        2.2,
+        _against("torchserve", "triton", _p50, in_flight=_LONE),
         at_most=True,
     ),
-    Target("memory with 1 worker, MiB", 600, _first_worker("torchserve"), at_most=True),
-    Target("memory of a second worker, MiB", 250, _further_worker("torchserve"), at_most=True),
+    Target("memory with 1 worker, MiB", 500, _first_worker("torchserve"), at_most=True),
+    Target("memory of a second worker, MiB", 200, _further_worker("torchserve"), at_most=True),
     Target("direct, 1 worker, 32 in flight: of Triton", 1.0, _against("direct", "triton")),
     Target(
         "direct, 2 workers, 32 in flight: of Triton",
