@@ -16,6 +16,7 @@ import functools
 import io
 import logging
 import re
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -476,15 +477,19 @@ def _of_frames(
     request: EvaluationRequest, engine: Engine, count: int
 ) -> tuple[list[Sample], Callable[[Sample], Answer]]:
     pipeline, predict = FramePipeline(request.spec), predict_by(engine)
-    samples = []
+    samples, labels = [], request.spec.labels
     for case in _spread(frames.chosen_cases(request), count):
         image = read_frame(case.image, request.spec.input)
-        samples.append(Sample(image.array, read_mask(case, (image.height, image.width))))
+        reference = read_mask(case, (image.height, image.width), len(labels))
+        samples.append(Sample(image.array, reference))
 
     def judge(sample: Sample) -> Answer:
         image = Image(sample.array)
         [found] = pipeline.segment([image], predict)
-        dice = compare_frame("", "", found.mask, sample.truth).dice
+        dice = statistics.fmean(
+            compare_frame("", "", found.mask == number, sample.truth == number).dice
+            for number in range(1, len(labels))
+        )
         is_wrong = dice < WRONG_BELOW[Task.FRAMES]
         is_unlike = pipeline.frame.ultrasound and not looks_like_ultrasound(image)
         is_flagged = is_unlike or not found.mask.any() or bool(pipeline.doubts(found, None))

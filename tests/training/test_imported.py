@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,29 +10,26 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from msgspec import structs
 from PIL import Image as pillow
 from torch import nn
 
-import models
-from medserve.errors import ConfigError
 from medserve.imaging.codecs import nifti
 from medserve.importing.artifacts import write_onnx
 from medserve.importing.golden import as_png
 from medserve.importing.package import Named
 from tests.importing.picture_networks import (
+    a_coloured_frame,
     a_picture,
     own_probabilities,
     the_network,
     write_classifier,
     write_frames,
+    write_structures,
 )
 from tests.tiny_volume_room import VOLUME_CONFIG, known_mask, phantom
 from tests.training.guide import guided
 from training import evaluate, quality, robustness
 from training.core.config import run
-from training.core.evaluation import EvaluationRequest
-from training.frames.evaluation import chosen_cases, evaluate_frames
 
 pytest.importorskip("onnxscript", reason="needs the import extra")
 pytestmark = [pytest.mark.archive, pytest.mark.filterwarnings("ignore")]  # of torch's exporters
@@ -49,7 +45,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from medserve.cli.importing import import_
 
     folder = tmp_path_factory.mktemp("imported")
-    for described in (_classifier(folder), _photographs(folder), _two_channels(folder)):
+    networks = (_classifier, _photographs, _two_channels, write_structures)
+    for described in (network(folder) for network in networks):
         arguments = ["onnx", *map(str, described), "--store", str(folder / "store")]
         outcome = CliRunner().invoke(import_, arguments)
         assert outcome.exit_code == 0, outcome.output
@@ -193,13 +190,47 @@ def test_a_model_of_frames_is_evaluated_and_spoilt(
     assert unchanged["flagged"] == 0  # nothing is told of what is no ultrasound
 
 
-def test_frames_with_one_reference_measure_no_model_of_several_structures(tmp_path: Path) -> None:
-    spec = copy.copy(models.spec("trus_prostate"))
-    structs.force_setattr(spec, "labels", ("background", "prostate", "bladder"))
-    request = EvaluationRequest(spec, tmp_path, _frames(tmp_path / "data"), tmp_path / "out")
-    for measure in (evaluate_frames, chosen_cases):
-        with pytest.raises(ConfigError, match="one structure, got prostate, bladder"):
-            measure(request)
+def _coloured(folder: Path) -> Path:
+    """Write two frames whose masks hold label ids; in the second one green is missing."""
+    content, ids = a_coloured_frame()
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(2):
+        reference = np.where(ids == 2, 0, ids) if number else ids
+        (folder / f"images/{number}.png").write_bytes(content)
+        (folder / f"masks/{number}.png").write_bytes(as_png(reference))
+    return folder
+
+
+def test_each_of_several_structures_of_frames_is_evaluated_by_itself(
+    measured: Any, spoilt: Any, tmp_path: Path
+) -> None:
+    data = _coloured(tmp_path / "data")
+    found = measured("colours", data)
+    own = found["structures"]
+    assert list(own) == ["red", "green", "blue"]
+    assert [each["n"] for each in own.values()] == [2, 1, 2]
+    assert [each["false_positive_rate"] for each in own.values()] == [None, 1.0, None]
+    assert min(each["dice"] for each in own.values()) > 0.9
+    assert (found["n"], found["n_empty"], len(found["frames"])) == (5, 1, 6)
+    assert found["dice"] == pytest.approx(
+        sum(each["n"] * each["dice"] for each in own.values()) / 5, abs=1e-3
+    )
+    page = (tmp_path / "evaluation/report.html").read_text(encoding="utf-8")
+    assert "<td>green</td>" in page
+    unchanged = spoilt("colours", data)["none", ""]
+    assert 0.7 < unchanged["score"] < 0.95  # a third of one frame is wrong
+
+
+def test_a_reference_with_an_id_of_no_label_is_refused(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEDSERVE_STORE", str(store))
+    data = _coloured(tmp_path / "data")
+    (data / "masks/1.png").write_bytes(as_png(np.full((80, 64), 255, np.uint8)))
+    flags = ["colours", "--data-dir", str(data), "--out", str(tmp_path / "out")]
+    assert run(evaluate.main, evaluate.EvaluateConfig, flags) == 2
+    assert "expected ids of 4 labels, 0 to 3, got 255" in capsys.readouterr().err
 
 
 def test_a_model_of_several_channels_is_evaluated_and_spoilt(

@@ -2,7 +2,8 @@
 
     images/NAME.png   masks/NAME.png   and who they are of: manifest.csv, or patients.csv
 
-A mask is above 0 where the structure is; all 0 says that there is none, which is an answer too.
+A mask is above 0 where the structure is; all 0 says that there is none, which is an answer too. For
+a model of several structures it holds their ids.
 """
 
 from __future__ import annotations
@@ -140,11 +141,16 @@ def read_frame(path: Path, limits: InputSpec) -> Image:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
 
 
-def read_mask(case: FrameCase, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """The reference mask of a frame, uint8 (H, W) of 0 and 1.
+def read_mask(case: FrameCase, shape: tuple[int, int], labels: int = 2) -> npt.NDArray[np.uint8]:
+    """The reference mask of a frame, uint8 (H, W): label ids, of one structure 0 and 1.
+
+    Args:
+        case: The frame.
+        shape: Its rows and columns.
+        labels: How many the model has, the background among them.
 
     Raises:
-        ConfigError: it is damaged, or has other sides than its frame.
+        ConfigError: it is damaged, has other sides than its frame, or a value that is no label's.
     """
     mask = read_grey(case.mask)
     if mask.shape != shape:
@@ -152,7 +158,13 @@ def read_mask(case: FrameCase, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
             f"{case.mask}: expected the sides of its frame, {shape[1]} x {shape[0]} pixels, got "
             f"{mask.shape[1]} x {mask.shape[0]}"
         )
-    return (mask > 0).astype(np.uint8)
+    if labels == 2:
+        return (mask > 0).astype(np.uint8)
+    if mask.max() >= labels:
+        raise ConfigError(
+            f"{case.mask}: expected ids of {labels} labels, 0 to {labels - 1}, got {mask.max()}"
+        )
+    return mask.astype(np.uint8)
 
 
 def _by_name(folder: Path) -> dict[str, Path]:

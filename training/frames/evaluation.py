@@ -4,6 +4,7 @@
 
 Masks are compared on the frames' own pixels. `metrics.json` has `dice`, `iou` and `n` (frames that
 show the structure), apart from them `false_positive_rate` and `n_empty`, and a row for each frame.
+Of several structures it has the same for each of them, and means over all of their masks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import Any
 
 from rich.progress import track
 
-from medserve.errors import ConfigError
 from medserve.inference.frame_pipeline import FramePipeline
 from training.core.evaluation import (
     EvaluationRequest,
@@ -40,15 +40,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class MeasuredFrame:
-    """One frame that was segmented and compared.
+    """One structure of a frame that was segmented and compared.
 
     Attributes:
-        case: Which.
+        case: Which frame.
+        label_id: Which structure.
         score: Its pixels.
         seconds: From the decoded frame to the mask on its pixels.
     """
 
     case: FrameCase
+    label_id: int
     score: FrameScore
     seconds: float
 
@@ -69,17 +71,27 @@ def evaluate_frames(request: EvaluationRequest) -> dict[str, Any]:
     content = {
         "model": spec.name,
         "version": spec.version,
-        "target": spec.labels[1],
+        "target": ", ".join(spec.labels[1:]),
         "artifact_sha256": artifact_digests(request.weights),
         "settings": _settings(request, pipeline),
         **summary.to_json(),
         "ms_per_frame": round(1000 * statistics.median(each.seconds for each in measured), 1),
         "frames": [score.to_json() for score in scores],
     }
+    structures = {} if len(spec.labels) == 2 else {
+        label: summarise([each.score for each in measured if each.label_id == number])
+        for number, label in enumerate(spec.labels[1:], start=1)
+    }  # fmt: skip
+    if structures:
+        content["structures"] = {label: each.to_json() for label, each in structures.items()}
+        content["frames"] = [
+            {"label": spec.labels[each.label_id], **each.score.to_json()} for each in measured
+        ]
     request.out_dir.mkdir(parents=True, exist_ok=True)
     write_json(request.out_dir / "metrics.json", content)
     pictures = report.gallery(pipeline, predict, report.worst(measured))
-    path = report.write(request.out_dir, spec, report.Findings(summary, scores, pictures, content))
+    findings = report.Findings(summary, scores, pictures, content, structures)
+    path = report.write(request.out_dir, spec, findings)
     _log.info("Dice %s on %d frames; %s", content["dice"], summary.n, path)
     return content
 
@@ -90,17 +102,23 @@ def measure_frames(
     cases: Sequence[FrameCase],
     progress: str = "",
 ) -> list[MeasuredFrame]:
-    """Segment each case by the code of serving and compare it on its own pixels."""
-    measured = []
+    """Segment each case by the code of serving and compare it on its own pixels.
+
+    Returns:
+        An entry for each structure of each case.
+    """
+    measured, labels = [], len(pipeline.spec.labels)
     shown = track(cases, progress, transient=True) if progress else cases
     for case in shown:
         image = read_frame(case.image, pipeline.spec.input)
         started = time.perf_counter()
         [found] = pipeline.segment([image], predict)
         seconds = time.perf_counter() - started
-        reference = read_mask(case, (image.height, image.width))
-        score = compare_frame(case.name, case.patient, found.mask, reference)
-        measured.append(MeasuredFrame(case, score, seconds))
+        reference = read_mask(case, (image.height, image.width), labels)
+        for number in range(1, labels):
+            own = (found.mask == number, reference == number)
+            score = compare_frame(case.name, case.patient, *own)
+            measured.append(MeasuredFrame(case, number, score, seconds))
     return measured
 
 
@@ -108,15 +126,8 @@ def chosen_cases(request: EvaluationRequest) -> Sequence[FrameCase]:
     """Return all frames of the data, or one part of a training's split.
 
     Raises:
-        ConfigError: no pairs, or a model of several structures, whose masks a reference above 0
-            says nothing about.
+        ConfigError: no pairs.
     """
-    labels = request.spec.labels
-    if len(labels) != 2:
-        raise ConfigError(
-            f"{request.spec.name}: expected a model of one structure, got {', '.join(labels[1:])}; "
-            "references of frames tell one"
-        )
     return part_of(request, find_frames(require_folder(request.data_dir, "--data-dir")))
 
 

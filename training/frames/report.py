@@ -35,14 +35,16 @@ class Picture:
     Attributes:
         score: Of the frame.
         frame: float32 (H, W) in [0, 1].
-        found: uint8 (H, W).
-        reference: uint8 (H, W).
+        found: Of one structure, (H, W).
+        reference: Of the same, (H, W).
+        label: Its name.
     """
 
     score: FrameScore
     frame: npt.NDArray[np.float32]
-    found: npt.NDArray[np.uint8]
-    reference: npt.NDArray[np.uint8]
+    found: npt.NDArray[np.bool_]
+    reference: npt.NDArray[np.bool_]
+    label: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +56,14 @@ class Findings:
         scores: Of every frame.
         pictures: Of the worst ones, worst first.
         content: What stands in `metrics.json`.
+        structures: Means and intervals of each of several structures; empty for one.
     """
 
     summary: Summary
     scores: Sequence[FrameScore]
     pictures: Sequence[Picture]
     content: Mapping[str, Any]
+    structures: Mapping[str, Summary]
 
 
 def worst(measured: Sequence[MeasuredFrame]) -> list[MeasuredFrame]:
@@ -75,15 +79,21 @@ def gallery(
     for each in measured:
         image = read_frame(each.case.image, pipeline.spec.input)
         [found] = pipeline.segment([image], predict)
-        reference = read_mask(each.case, (image.height, image.width))
-        pictures.append(Picture(each.score, image.grey(), found.mask, reference))
+        labels, number = pipeline.spec.labels, each.label_id
+        reference = read_mask(each.case, (image.height, image.width), len(labels))
+        own = (found.mask == number, reference == number)
+        pictures.append(Picture(each.score, image.grey(), *own, labels[number]))
     return pictures
 
 
 def write(out_dir: Path, spec: ModelSpec, findings: Findings) -> Path:
     """Write `report.html` with everything inside, and each figure as a PNG beside it."""
     shown = [
-        {"score": each.score, "picture": data_uri(draw(partial(outlines, each)))}
+        {
+            "score": each.score,
+            "label": each.label,
+            "picture": data_uri(draw(partial(outlines, each))),
+        }
         for each in findings.pictures
     ]
     return write_page(
@@ -93,6 +103,7 @@ def write(out_dir: Path, spec: ModelSpec, findings: Findings) -> Path:
             "spec": spec,
             "content": findings.content,
             "summary": findings.summary,
+            "structures": findings.structures,
             "gallery": shown,
         },
         {"scores": lambda: _histogram(findings), "areas": lambda: _areas(findings)},

@@ -20,7 +20,7 @@ from training.core.overlap import EmptyReference, is_averaged
 
 __all__ = ["FrameScore", "Summary", "compare_frame", "summarise"]
 
-_Mask = npt.NDArray[np.uint8]
+_Mask = npt.NDArray[np.uint8] | npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
