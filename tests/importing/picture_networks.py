@@ -78,10 +78,12 @@ def label_network(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), last, *layers).eval()
 
 
-def write_labels(folder: Path, *layers: nn.Module, **output: object) -> list[Any]:
+def write_labels(
+    folder: Path, *layers: nn.Module, name: str = "colours", **output: object
+) -> list[Any]:
     """Write that network as ONNX, of independent classes; return the arguments of its import."""
     own = {
-        "name": "colours",
+        "name": name,
         "labels": list(LABELS),
         "output": {"classes": "independent", "threshold": list(THRESHOLDS), **output},
     }

@@ -6,7 +6,6 @@ import base64
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,14 +160,13 @@ def test_foreign_images_are_counted_by_kind(drawn: Path, weights: Path, tmp_path
     assert {kind: each["n"] for kind, each in foreign.items()} == {"bars": 4, "more_bars": 4}
 
 
-@pytest.mark.parametrize("measure", [evaluate_classifier, chosen_files])
 def test_folders_cannot_measure_independent_labels(
-    drawn: Path, weights: Path, tmp_path: Path, measure: Callable[[EvaluationRequest], object]
+    drawn: Path, weights: Path, tmp_path: Path
 ) -> None:
     output = msgspec.structs.replace(SPEC.classifier, classes=Classes.INDEPENDENT)
     spec = msgspec.structs.replace(SPEC, output=output)
     with pytest.raises(ConfigError, match="exclude each other"):
-        measure(EvaluationRequest(spec, weights, drawn, tmp_path / "out"))
+        chosen_files(EvaluationRequest(spec, weights, drawn, tmp_path / "out"))
 
 
 def test_probabilities_sum_to_one(drawn: Path, weights: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from medserve.importing.artifacts import write_onnx
 from medserve.importing.golden import as_png
 from medserve.importing.package import Named
 from tests.importing.picture_networks import (
+    LABELS,
+    THRESHOLDS,
     a_coloured_frame,
     a_picture,
     own_probabilities,
+    own_shares,
     the_network,
     write_classifier,
     write_frames,
+    write_labels,
     write_structures,
 )
 from tests.tiny_volume_room import VOLUME_CONFIG, known_mask, phantom
@@ -45,7 +50,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from medserve.cli.importing import import_
 
     folder = tmp_path_factory.mktemp("imported")
-    networks = (_classifier, _photographs, _two_channels, write_structures)
+    networks = (_classifier, _findings, _photographs, _two_channels, write_structures)
     for described in (network(folder) for network in networks):
         arguments = ["onnx", *map(str, described), "--store", str(folder / "store")]
         outcome = CliRunner().invoke(import_, arguments)
@@ -60,6 +65,11 @@ def _classifier(folder: Path) -> list[Any]:
     content["medserve"]["output"] = {"scores": "probabilities", "review_below": 0.35}
     (folder / "skin.yaml").write_text(yaml.safe_dump(content))
     return described
+
+
+def _findings(folder: Path) -> list[Any]:
+    """Write a classifier of independent labels."""
+    return write_labels(folder, name="findings")
 
 
 def _photographs(folder: Path) -> list[Any]:
@@ -163,6 +173,77 @@ def test_a_classifier_that_tells_no_novelty_is_spoilt(spoilt: Any, tmp_path: Pat
     rows = spoilt("skin", _pictures(tmp_path / "data", count=2))
     assert rows["none", ""]["wrong"] == 1
     assert len(rows) == len(robustness.CHANGES)
+
+
+def _labelled(folder: Path, count: int = 12) -> tuple[Path, list[list[float]], list[list[str]]]:
+    """Write pictures with a table of their colours, of which some are not known or wrong."""
+    folder.mkdir()
+    shares, rows = [], []
+    for seed in range(count):
+        (folder / f"{seed}.png").write_bytes(a_picture(seed))
+        shares.append(own_shares(a_picture(seed)))
+        rows.append([str(int(each >= limit)) for each, limit in
+                     zip(shares[-1], THRESHOLDS, strict=True)])  # fmt: skip
+    rows[0][0] = "1" if rows[0][0] == "0" else "0"
+    rows[1][1] = ""
+    lines = [",".join(["name", *LABELS])]
+    lines += [",".join([f"{seed}.png", *row]) for seed, row in enumerate(rows)]
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder, shares, rows
+
+
+def test_each_of_several_labels_is_judged_by_itself(measured: Any, tmp_path: Path) -> None:
+    data, shares, rows = _labelled(tmp_path / "data")
+    found = measured("findings", data)
+    assert found["n"] == 12
+    for place, label in enumerate(LABELS):
+        own = found["labels"][label]
+        known = [(row[place] == "1", share[place]) for row, share in zip(rows, shares, strict=True)
+                 if row[place]]  # fmt: skip
+        positives = [share for truth, share in known if truth]
+        others = [share for truth, share in known if not truth]
+        assert (own["n"], own["positives"]) == (len(known), len(positives))
+        wins = sum((a > b) + (a == b) / 2 for a in positives for b in others)
+        area = wins / (len(positives) * len(others)) if positives and others else None
+        assert own["auroc"] == (area if area is None else pytest.approx(area, abs=1e-4))
+        hits = sum(share >= THRESHOLDS[place] for share in positives)
+        if positives:
+            assert own["sensitivity"] == pytest.approx(hits / len(positives), abs=1e-4)
+    assert found["labels"]["Red"]["auroc"] < 1  # of which one reference is wrong
+    page = (tmp_path / "evaluation/report.html").read_text(encoding="utf-8")
+    assert page.count("<td>") >= 30
+    pixels = np.stack([np.asarray(pillow.open(data / f"{seed}.png").resize((50, 70)))
+                       for seed in range(12)])  # fmt: skip
+    stored = np.array([[int(each or 0) for each in row] for row in rows])
+    np.savez(tmp_path / "chest.npz", test_images=pixels, test_labels=stored)
+    assert measured("findings", tmp_path / "chest.npz")["n"] == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda text: text.replace("Green", "Verdant"), "expected a column 'Green'"),
+        (lambda text: text.replace("3.png,", "../3.png,"), "expected an image below"),
+        (lambda text: text.replace("\n2.png,", "\n2.png,maybe,"), "expected 1, 0 or nothing"),
+        (lambda text: text.replace("11.png", "10.png"), "each image once"),
+        (lambda text: text.splitlines()[0], "expected images, got none"),
+    ],
+)
+def test_a_table_of_labels_that_says_something_else_is_refused(
+    change: Callable[[str], str],
+    told: str,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MEDSERVE_STORE", str(store))
+    data, _, _ = _labelled(tmp_path / "data")
+    table = data / "labels.csv"
+    table.write_text(change(table.read_text(encoding="utf-8")), encoding="utf-8")
+    flags = ["findings", "--data-dir", str(data), "--out", str(tmp_path / "out")]
+    assert run(evaluate.main, evaluate.EvaluateConfig, flags) == 2
+    assert told in capsys.readouterr().err
 
 
 def _frames(folder: Path) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -198,14 +198,31 @@ def read_npz(path: Path, part: str, labels: Sequence[str]) -> LabelledImages:
     Raises:
         ConfigError: another file or part, or label ids that the model has not.
     """
+    pixels, stored = read_npz_part(path, part)
+    label_ids, theirs = stored.reshape(-1), _MEDMNIST_PARTS.get(part, part)
+    if len(label_ids) != len(pixels) or not np.isin(label_ids, range(len(labels))).all():
+        raise ConfigError(
+            f"{path}: expected {len(pixels)} {theirs}_labels from 0 to {len(labels) - 1}"
+        )
+    paths = tuple(f"{theirs}/{number}" for number in range(len(pixels)))
+    return LabelledImages(pixels, label_ids.astype(np.int64), paths, tuple(labels))
+
+
+def read_npz_part(
+    path: Path, part: str
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer[Any]]]:
+    """Return images and labels of one part of such a file, labels as they are stored.
+
+    Raises:
+        ConfigError: another file or part.
+    """
     if part not in SPLITS:
         raise ConfigError(f"expected the part to be one of {', '.join(SPLITS)}, got {part!r}")
     theirs = _MEDMNIST_PARTS.get(part, part)
     try:
         # numpy leaves a file open that it opened itself and cannot read.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
-            pixels = content[f"{theirs}_images"]
-            label_ids = content[f"{theirs}_labels"].reshape(-1)
+            pixels, labels = content[f"{theirs}_images"], content[f"{theirs}_labels"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"{path}: expected an npz as those of MedMNIST with {theirs}_images and "
@@ -217,12 +234,7 @@ def read_npz(path: Path, part: str, labels: Sequence[str]) -> LabelledImages:
             f"{path}: expected {theirs}_images uint8 (N, H, W) or (N, H, W, 3), got "
             f"{pixels.dtype} {pixels.shape}"
         )
-    if len(label_ids) != len(pixels) or not np.isin(label_ids, range(len(labels))).all():
-        raise ConfigError(
-            f"{path}: expected {len(pixels)} {theirs}_labels from 0 to {len(labels) - 1}"
-        )
-    paths = tuple(f"{theirs}/{number}" for number in range(len(pixels)))
-    return LabelledImages(pixels, label_ids.astype(np.int64), paths, tuple(labels))
+    return pixels, labels
 
 
 def read_class_folders(

@@ -22,13 +22,14 @@ from medserve.inference.engines import Engine, Outputs
 from medserve.inference.fit import fit_image
 from medserve.inference.scores import as_logits, probabilities
 from medserve.spec import ModelSpec
-from training.classification import metrics, report
+from training.classification import independent, metrics, report
 from training.classification.data import (
     SPLITS,
     decoded,
     display_planes,
     labelled_files,
     read_npz,
+    read_npz_part,
     read_split,
     to_images,
 )
@@ -76,14 +77,16 @@ def evaluate_classifier(request: EvaluationRequest) -> dict[str, Any]:
     """Write `metrics.json`, `report.html` and figures of the artifact; return the metrics.
 
     The data are one folder of images per label, some of which may be missing, or an npz as that of
-    MedMNIST, whose label ids are the model's.
+    MedMNIST, whose label ids are the model's. Of labels that are independent they are a folder with
+    a table (`training.classification.independent`), or an npz as that of ChestMNIST.
 
     Raises:
         ConfigError: a folder that is no label, no image that serving would accept, or foreign
             images for a model that tells no novelty.
     """
     spec, weights = request.spec, request.weights
-    _refuse_independent(spec)
+    if spec.has_independent_labels:
+        return _evaluate_labels(request)
     if not spec.classifier.novelty:
         refuse_foreign(request)
     engine = engine_of(request)
@@ -119,6 +122,56 @@ def evaluate_classifier(request: EvaluationRequest) -> dict[str, Any]:
     return content
 
 
+def _evaluate_labels(request: EvaluationRequest) -> dict[str, Any]:
+    """Judge each of several labels by itself; files and errors as for exclusive classes."""
+    spec = request.spec
+    refuse_foreign(request)
+    if request.split is not None:
+        raise ConfigError("expected no --split for independent labels, got one")
+    engine = engine_of(request)
+    if request.data_dir.suffix == ".npz":
+        pixels, stored = read_npz_part(request.data_dir, request.part)
+        references = stored.astype(np.float64)
+        if references.shape != (len(pixels), len(spec.labels)) or not np.isin(stored, (0, 1)).all():
+            raise ConfigError(
+                f"{request.data_dir}: expected 0 or 1 for each of {len(spec.labels)} labels of "
+                f"each image, got labels of shape {stored.shape}"
+            )
+        answers = _answers(engine, spec, _stored(pixels, spec))
+    else:
+        known = independent.read_references(request.data_dir, spec.labels)
+        answers = answer_files(engine, spec, list(known), progress="Evaluating")
+        references = np.array([known[path] for path in answers.paths])
+    if not answers.paths:
+        raise ConfigError(f"{request.data_dir}: expected images, found none that can be decoded")
+    measured = independent.measure_labels(answers.probabilities, references, spec)
+    content = {
+        "model": spec.name,
+        "version": spec.version,
+        "engine": str(request.engine_name),
+        "artifact_sha256": sha256(request.weights / "model.onnx"),
+        "n": len(answers.paths),
+        "skipped": answers.skipped,
+        **independent.content_of(measured),
+    }
+    request.out_dir.mkdir(parents=True, exist_ok=True)
+    write_json(request.out_dir / "metrics.json", content)
+    page = independent.write_report(
+        request.out_dir, spec, measured, answers.probabilities, references
+    )
+    _log.info("mean AUROC %s in %d images; %s", content["mean_auroc"], content["n"], page)
+    return content
+
+
+def _stored(pixels: npt.NDArray[np.uint8], spec: ModelSpec) -> Iterator[_Readable]:
+    """Yield place and planes of each image of an npz."""
+    for place, each in enumerate(track(pixels, "Evaluating")):
+        yield (
+            Path(str(place)),
+            fit_image(Image(each.astype(np.float32) / np.float32(255)), spec.input),
+        )
+
+
 def _answered(
     request: EvaluationRequest, engine: Engine
 ) -> tuple[tuple[Path, ...], npt.NDArray[np.int64], Answers]:
@@ -146,7 +199,8 @@ def _refuse_independent(spec: ModelSpec) -> None:
     if spec.has_independent_labels:
         raise ConfigError(
             f"{spec.name}: expected a model whose classes exclude each other, got another one; "
-            "a folder for each class cannot say that an image has several"
+            "a folder for each class cannot say that an image has several (training.evaluate reads "
+            "a table of them)"
         )
 
 
