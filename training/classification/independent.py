@@ -140,13 +140,17 @@ def write_report(
     references: _Floats,
 ) -> Path:
     """Write `report.html`: a table of the labels, and their ROC curves."""
-    names = ("n", "positives", "threshold", "auroc", "average_precision", "sensitivity",
-             "specificity", "precision", "f1")  # fmt: skip
+    shown = {
+        "n": "images", "positives": "with it", "threshold": "threshold", "auroc": "AUROC",
+        "auroc_interval": "95 % interval", "average_precision": "average precision",
+        "sensitivity": "sensitivity", "specificity": "specificity", "precision": "precision",
+        "f1": "F1",
+    }  # fmt: skip
     rows = [
-        [label, *(_shown(getattr(each, name)) for name in names)]
+        [label, *(_shown(getattr(each, name)) for name in shown)]
         for label, each in measured.items()
     ]
-    headings = ["label", *(name.replace("_", " ") for name in names)]
+    headings = ["label", *shown.values()]
     note = "Where a figure is missing all images have the label, or none has it."
     section = {
         "title": "Labels",
@@ -218,9 +222,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _shown(value: float | None) -> str:
+def _shown(value: float | tuple[float, float] | None) -> str:
     if value is None:
         return "-"
+    if isinstance(value, tuple):
+        return " to ".join(f"{each:.3f}" for each in value)
     return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
