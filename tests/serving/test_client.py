@@ -35,14 +35,16 @@ class Guarded:
     backend: Backend
     token: str
 
-    def client(self, token: str | None, limits: Limits | None = None) -> Client:
+    def client(
+        self, token: str | None, limits: Limits | None = None, timeout_s: float = 60
+    ) -> Client:
         """Open a client that trusts its certificate."""
         authority = self.gateway.settings.tls_cert
         return Client(
             self.gateway.addresses.grpc,
             token=token,
             tls=TlsConfig(authority, server_name="localhost") if authority else None,
-            timeout_s=60,
+            timeout_s=timeout_s,
             limits=limits,
         )
 
@@ -154,7 +156,8 @@ def test_calls_over_the_limit_of_the_server_are_made_smaller(guarded: Guarded) -
 
 def test_killed_worker_costs_no_answer(guarded: Guarded) -> None:
     images = [bright_tile(place % 6) for place in range(400)]
-    with guarded.client(guarded.token, Limits(items_per_call=2)) as client:
+    # Longer than TorchServe waits for a worker's answer: a call that it lost is asked again then.
+    with guarded.client(guarded.token, Limits(items_per_call=2), timeout_s=200) as client:
         stream = client.classify_each("tiny", images)
         labels = [next(stream).unwrap().label]
         for pid in guarded.backend.worker_pids():
