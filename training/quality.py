@@ -31,7 +31,6 @@ import yaml
 from rich.progress import track
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
@@ -48,6 +47,7 @@ from medserve.spec.quality import DiceSpec, QualitySpec
 from training.core.config import Setting, run
 from training.core.evaluation import EvaluationRequest, measured_model, predict_by
 from training.core.files import write_json
+from training.core.means import auroc, auroc_interval
 from training.core.report import Table
 from training.frames import evaluation as frames
 from training.frames.data import read_frame, read_mask
@@ -238,8 +238,11 @@ def fit_dice(masks: Sequence[JudgedMask], wrong_below: float) -> tuple[DiceSpec,
             "n": int(chosen.sum()),
             "patients": len(set(patients[chosen])),
             "wrong": int(is_wrong[chosen].sum()),
-            "auroc": _auroc(is_wrong[chosen], predicted[chosen]),
-            "auroc_interval": _interval(is_wrong[chosen], predicted[chosen], patients[chosen]),
+            "auroc": round(auroc(is_wrong[chosen], -predicted[chosen]), 4),
+            "auroc_interval": tuple(
+                round(bound, 4)
+                for bound in auroc_interval(is_wrong[chosen], -predicted[chosen], patients[chosen])
+            ),
             "mean_error": round(float(np.abs(predicted - dice)[chosen].mean()), 4),
             "wrong_flagged": round(float((predicted < limit)[chosen & is_wrong].mean()), 4),
             "right_flagged": round(float((predicted < limit)[chosen & ~is_wrong].mean()), 4),
@@ -362,26 +365,6 @@ def _apply(coefficients: Sequence[float], values: Array) -> Array:
     intercept, overlap, size = coefficients
     score = intercept + overlap * values[:, 0] + size * values[:, 1]
     return np.asarray(1.0 / (1.0 + np.exp(-score)))
-
-
-def _auroc(is_wrong: Array, predicted: Array) -> float:
-    """Return how often a wrong mask has the lower prediction than a right one (Mann-Whitney)."""
-    ranks, wrong = rankdata(-predicted), int(is_wrong.sum())
-    above = ranks[is_wrong].sum() - wrong * (wrong + 1) / 2
-    return round(float(above / (wrong * (len(is_wrong) - wrong))), 4)
-
-
-def _interval(is_wrong: Array, predicted: Array, patients: Array) -> tuple[float, float]:
-    """Return the 95 % interval of an AUROC by bootstrap over patients."""
-    draws = np.random.default_rng(0)
-    places = [np.flatnonzero(patients == patient) for patient in np.unique(patients)]
-    found = []
-    for _ in range(1000):
-        drawn = np.concatenate([places[n] for n in draws.integers(len(places), size=len(places))])
-        if 0 < is_wrong[drawn].sum() < len(drawn):
-            found.append(_auroc(is_wrong[drawn], predicted[drawn]))
-    low, high = np.percentile(found, (2.5, 97.5))
-    return round(float(low), 4), round(float(high), 4)
 
 
 def _model(config: QualityConfig, spec: ModelSpec, weights: Path) -> _Model:

@@ -276,10 +276,8 @@ class _Masks(_Way):
         )
 
     def labels(self, scores: _Scores) -> npt.NDArray[np.int64]:
-        threshold = self._pipeline.frame.threshold
-        limit = np.float32(np.log(threshold / (1 - threshold)))
-        logits = np.moveaxis(self._pipeline.as_logits(scores), 1, 0)
-        return self._pipeline.decided(logits, limit).astype(np.int64)
+        logits = list(np.moveaxis(self._pipeline.as_logits(scores), 1, 0))
+        return self._pipeline.decided(logits, self._pipeline.frame.threshold).astype(np.int64)
 
     def told(self, images: Sequence[Image], scores: _Scores) -> Iterator[tuple[bytes, str]]:
         for image, logits in zip(images, self._pipeline.as_logits(scores), strict=True):

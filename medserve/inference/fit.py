@@ -22,6 +22,7 @@ __all__ = [
     "fitted_box",
     "middle_of",
     "place_image",
+    "standardised",
 ]
 
 _Plane = npt.NDArray[np.float32]
@@ -87,13 +88,21 @@ def fit_image(image: Image, spec: InputSpec) -> _Plane:
             f"input.fit {spec.fit} gives {plane.shape[0]} channels, but input.channels is "
             f"{spec.channels}; grey gives 1, colour and lanczos give 3"
         )
+    return standardised(plane, spec)
+
+
+def standardised(planes: _Plane, spec: InputSpec) -> _Plane:
+    """Take the mean from each channel of planes (C, H, W) and divide it by its deviation.
+
+    They stay as they are where the description states neither.
+    """
     if not spec.mean:
-        return plane
+        return planes
     mean, deviation = (
         np.array(each, dtype=np.float32)[:, np.newaxis, np.newaxis]
         for each in (spec.mean, spec.deviation)
     )
-    return (plane - mean) / deviation
+    return (planes - mean) / deviation
 
 
 def place_image(image: Image, spec: InputSpec) -> Box:

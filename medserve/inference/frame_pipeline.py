@@ -26,6 +26,7 @@ from medserve.errors import ConfigError
 from medserve.imaging.image import Image
 from medserve.inference import filters
 from medserve.inference.components import fill_holes, largest_component
+from medserve.inference.fit import standardised
 from medserve.inference.normalise import Normalisation
 from medserve.inference.quality import MaskSums
 from medserve.results.quality import doubts_about_dice
@@ -172,10 +173,6 @@ class FramePipeline:
         self.frame: FrameSpec = spec.frame
         self.size: tuple[int, int] = (spec.input.size[0], spec.input.size[1])
         self._normalise = Normalisation.of(spec.frame.normalisation)
-        self._mean, self._deviation = (
-            np.array(each, dtype=np.float32)[:, np.newaxis, np.newaxis]
-            for each in (spec.input.mean, spec.input.deviation)
-        )
 
     @property
     def outputs(self) -> int:
@@ -213,9 +210,7 @@ class FramePipeline:
             filtered = filters.apply(resized, self.frame.filter)
             planes[place][inverse.inner.slices] = self._normalise(filtered)
         planes[len(seen) :] = planes[0]
-        if self.spec.input.mean:
-            planes = (planes - self._mean) / self._deviation
-        return PreparedFrame(planes, inverse)
+        return PreparedFrame(standardised(planes, self.spec.input), inverse)
 
     def prepare_mask(self, mask: npt.NDArray[np.integer], inverse: FrameInverse) -> _Mask:
         """A mask (H, W) of the frame, for training -> uint8 (h, w) on the network's plane.
@@ -237,10 +232,9 @@ class FramePipeline:
         inside = [
             np.ascontiguousarray(each[inverse.inner.slices], dtype=np.float32) for each in logits
         ]
-        limit = np.float32(np.log(chosen.threshold / (1.0 - chosen.threshold)))
-        sums = self._sums(inside[0], limit)
+        sums = self._sums(inside[0], _log_odds(chosen.threshold))
         own = [_resize(each, inverse.crop.shape, Interpolation.BILINEAR) for each in inside]
-        found = self.decided(np.stack(own), limit)
+        found = self.decided(own, chosen.threshold)
         if chosen.largest_component:
             found = largest_component(found[..., np.newaxis])[..., 0]
         if chosen.fill_holes:
@@ -259,12 +253,20 @@ class FramePipeline:
             return np.log(shares)
         return np.log(shares / (1.0 - shares))
 
-    def decided(self, logits: npt.NDArray[np.float32], limit: np.float32) -> _Mask:
-        """Return the label ids (...) that logits (K, ...) say; a sigmoid's count from `limit`."""
-        if self.frame.activation is Activation.SOFTMAX:
-            return np.asarray(logits.argmax(axis=0), dtype=np.uint8)
-        is_found = logits.max(axis=0) >= limit
-        return np.where(is_found, logits.argmax(axis=0) + 1, 0).astype(np.uint8)
+    def decided(self, logits: Sequence[npt.NDArray[np.float32]], threshold: float) -> _Mask:
+        """Return the label ids (...) that the logits (...) of each output say.
+
+        The largest wins, of equal ones the first; with sigmoid it has to reach the threshold.
+        """
+        is_softmax = self.frame.activation is Activation.SOFTMAX
+        best: np.float32 | npt.NDArray[np.float32] = (
+            np.float32(-np.inf) if is_softmax else _log_odds(threshold)
+        )
+        ids = np.zeros(logits[0].shape, dtype=np.uint8)
+        for place in reversed(range(len(logits))):
+            np.copyto(ids, np.uint8(place + (not is_softmax)), where=logits[place] >= best)
+            best = np.maximum(best, logits[place])
+        return ids
 
     def logits(
         self, planes: npt.NDArray[np.float32], predict: PredictFrames, flips: bool
@@ -404,6 +406,10 @@ def _crop_box(grey: _Plane, crop: CropSpec, aspect: float) -> FrameBox:
             max(first_column + 1, round(right * width)),
         )
     return FrameBox(0, 0, height, width)
+
+
+def _log_odds(share: float) -> np.float32:
+    return np.float32(np.log(share / (1.0 - share)))
 
 
 def _resize(

@@ -179,13 +179,11 @@ class FrameSegmentation:
         if self.stack.volume_ml is None:
             return ()
         if source.view is View.STORED:  # the planes need not stand side by side in memory
-            if self.structures:
-                return tuple(
-                    measure_label(each.frames, geometry, each.label, each.label_id)
-                    for each in self.structures
-                )
-            frames = [each.measure for each in self.frames]
-            return (measure_label(frames, geometry, self.labels[1]),)
+            frames = tuple(each.measure for each in self.frames)
+            own = self.structures or (Structure(self.labels[1], 1, self.stack, frames),)
+            return tuple(
+                measure_label(each.frames, geometry, each.label, each.label_id) for each in own
+            )
         array = source.on_grid(self.masks)
         return measure(array, geometry, self.labels)
 

@@ -346,9 +346,9 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
                 f"{reserved[0] if reserved else 'no label'!r}"
             )
 
-    def _check_input(self) -> None:
-        """Refuse an input that does not fit the task's section."""
-        size, channels, labels = self.input.size, self.input.channels, len(self.labels)
+    def _check_shown(self) -> None:
+        """Refuse a way of pictures to the network's plane that the task does not have."""
+        channels = self.input.channels
         shown = (self.input.proportions, self.input.mean, self.input.deviation)
         is_cropped = self.input.proportions is Proportions.CROPPED
         if is_cropped and self.task is not Task.CLASSIFICATION:
@@ -371,6 +371,11 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
                 f"{self.name}: expected input.mean and input.deviation for each of {channels} "
                 f"channels, or neither, got {len(self.input.mean)} and {len(self.input.deviation)}"
             )
+
+    def _check_input(self) -> None:
+        """Refuse an input that does not fit the task's section."""
+        size, channels, labels = self.input.size, self.input.channels, len(self.labels)
+        self._check_shown()
         if self.volume is not None:
             named = len(self.volume.channels) or 1
             if labels < 2 or channels != named:

@@ -99,14 +99,22 @@ def write_classifier(folder: Path, network: nn.Module | None = None, **own: obje
     return [folder / "skin.onnx", "--spec", folder / "skin.yaml"]
 
 
+def _write_of_frames(folder: Path, network: nn.Module, own: dict[str, Any]) -> list[Any]:
+    """Write a network of frames with its description; return the arguments of its import."""
+    file, described = folder / f"{own['name']}.onnx", folder / f"{own['name']}.yaml"
+    example = torch.rand(2, own["input"]["channels"], *_SIZE)
+    write_onnx(Named(network).eval(), file, {"image": example}, ("scores",))
+    description = {"minWorkers": 1, "maxWorkers": 2, "batchSize": 1, "medserve": own}
+    described.write_text(yaml.safe_dump(description))
+    return [file, "--spec", described]
+
+
 def write_frames(folder: Path, *layers: nn.Module) -> list[Any]:
     """Write a network that finds what is bright, as ONNX; return the arguments of its import."""
     finds = nn.Conv2d(1, 1, 1)
     finds.load_state_dict(
         {"weight": torch.full((1, 1, 1, 1), 20.0), "bias": torch.full((1,), -10.0)}
     )
-    named = Named(nn.Sequential(finds, *layers)).eval()
-    write_onnx(named, folder / "glow.onnx", {"image": torch.rand(2, 1, *_SIZE)}, ("scores",))
     own = {
         "name": "glow",
         "version": "1.0",
@@ -116,9 +124,7 @@ def write_frames(folder: Path, *layers: nn.Module) -> list[Any]:
         "input": {"kinds": ["raster", "dicom"], "size": list(_SIZE), "channels": 1},
         "frame": {"normalisation": {"kind": "window", "low": 0, "high": 1}},
     }
-    description = {"minWorkers": 1, "maxWorkers": 2, "batchSize": 1, "medserve": own}
-    (folder / "glow.yaml").write_text(yaml.safe_dump(description))
-    return [folder / "glow.onnx", "--spec", folder / "glow.yaml"]
+    return _write_of_frames(folder, nn.Sequential(finds, *layers), own)
 
 
 def write_structures(folder: Path, **frame: Any) -> list[Any]:
@@ -136,8 +142,6 @@ def write_structures(folder: Path, **frame: Any) -> list[Any]:
     finds.load_state_dict({"weight": weight[..., None, None], "bias": bias})
     ends = {"sigmoid": nn.Sigmoid(), "softmax": nn.Softmax(1)}
     layers = [ends[frame.get("activation", "sigmoid")]] if "scores" in frame else []
-    named = Named(nn.Sequential(finds, *layers)).eval()
-    write_onnx(named, folder / "colours.onnx", {"image": torch.rand(2, 3, *_SIZE)}, ("scores",))
     own = {
         "name": "colours",
         "version": "1.0",
@@ -155,9 +159,7 @@ def write_structures(folder: Path, **frame: Any) -> list[Any]:
         "frame": {"normalisation": {"kind": "window", "low": 0, "high": 1}, "ultrasound": False}
         | frame,
     }
-    description = {"minWorkers": 1, "maxWorkers": 2, "batchSize": 1, "medserve": own}
-    (folder / "colours.yaml").write_text(yaml.safe_dump(description))
-    return [folder / "colours.onnx", "--spec", folder / "colours.yaml"]
+    return _write_of_frames(folder, nn.Sequential(finds, *layers), own)
 
 
 def a_coloured_frame() -> tuple[bytes, npt.NDArray[np.uint8]]:

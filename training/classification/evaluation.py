@@ -84,7 +84,7 @@ def evaluate_classifier(request: EvaluationRequest) -> dict[str, Any]:
         ConfigError: a folder that is no label, no image that serving would accept, or foreign
             images for a model that tells no novelty.
     """
-    spec, weights = request.spec, request.weights
+    spec = request.spec
     if spec.has_independent_labels:
         return _evaluate_labels(request)
     if not spec.classifier.novelty:
@@ -93,10 +93,7 @@ def evaluate_classifier(request: EvaluationRequest) -> dict[str, Any]:
     names, label_ids, answers = _answered(request, engine)
     measured = metrics.measure(answers.probabilities, label_ids, spec.labels)
     content = {
-        "model": spec.name,
-        "version": spec.version,
-        "engine": str(request.engine_name),
-        "artifact_sha256": sha256(weights / "model.onnx"),
+        **_measured(request),
         **measured.to_json(),
         "skipped": answers.skipped,
         "review": _review(answers, label_ids, spec.classifier.review_below),
@@ -122,6 +119,16 @@ def evaluate_classifier(request: EvaluationRequest) -> dict[str, Any]:
     return content
 
 
+def _measured(request: EvaluationRequest) -> dict[str, str]:
+    """Return what was measured: the model, and what ran it."""
+    return {
+        "model": request.spec.name,
+        "version": request.spec.version,
+        "engine": str(request.engine_name),
+        "artifact_sha256": sha256(request.weights / "model.onnx"),
+    }
+
+
 def _evaluate_labels(request: EvaluationRequest) -> dict[str, Any]:
     """Judge each of several labels by itself; files and errors as for exclusive classes."""
     spec = request.spec
@@ -137,7 +144,7 @@ def _evaluate_labels(request: EvaluationRequest) -> dict[str, Any]:
                 f"{request.data_dir}: expected 0 or 1 for each of {len(spec.labels)} labels of "
                 f"each image, got labels of shape {stored.shape}"
             )
-        answers = _answers(engine, spec, _stored(pixels, spec))
+        answers = _answers(engine, spec, _stored(map(str, range(len(pixels))), pixels, spec))
     else:
         known = independent.read_references(request.data_dir, spec.labels)
         answers = answer_files(engine, spec, list(known), progress="Evaluating")
@@ -146,10 +153,7 @@ def _evaluate_labels(request: EvaluationRequest) -> dict[str, Any]:
         raise ConfigError(f"{request.data_dir}: expected images, found none that can be decoded")
     measured = independent.measure_labels(answers.probabilities, references, spec)
     content = {
-        "model": spec.name,
-        "version": spec.version,
-        "engine": str(request.engine_name),
-        "artifact_sha256": sha256(request.weights / "model.onnx"),
+        **_measured(request),
         "n": len(answers.paths),
         "skipped": answers.skipped,
         **independent.content_of(measured),
@@ -163,13 +167,13 @@ def _evaluate_labels(request: EvaluationRequest) -> dict[str, Any]:
     return content
 
 
-def _stored(pixels: npt.NDArray[np.uint8], spec: ModelSpec) -> Iterator[_Readable]:
-    """Yield place and planes of each image of an npz."""
-    for place, each in enumerate(track(pixels, "Evaluating")):
-        yield (
-            Path(str(place)),
-            fit_image(Image(each.astype(np.float32) / np.float32(255)), spec.input),
-        )
+def _stored(
+    names: Iterable[str], images: npt.NDArray[np.uint8], spec: ModelSpec
+) -> Iterator[_Readable]:
+    """Yield name and planes of each image of an npz."""
+    for name, pixels in track(zip(names, images, strict=True), "Evaluating", len(images)):
+        image = Image(pixels.astype(np.float32) / np.float32(255))
+        yield Path(name), fit_image(image, spec.input)
 
 
 def _answered(
@@ -179,12 +183,7 @@ def _answered(
     spec = request.spec
     if request.data_dir.suffix == ".npz":
         stored = read_npz(request.data_dir, request.part, spec.labels)
-        shown = track(zip(stored.paths, stored.images, strict=True), "Evaluating", len(stored))
-        planes = (
-            (Path(name), fit_image(Image(pixels.astype(np.float32) / np.float32(255)), spec.input))
-            for name, pixels in shown
-        )
-        answers = _answers(engine, spec, planes)
+        answers = _answers(engine, spec, _stored(stored.paths, stored.images, spec))
         return answers.paths, stored.label_ids, answers
     label_of = chosen_files(request)
     answers = answer_files(engine, spec, list(label_of), progress="Evaluating")
@@ -195,18 +194,14 @@ def _answered(
     return names, np.array(label_ids, dtype=np.int64), answers
 
 
-def _refuse_independent(spec: ModelSpec) -> None:
-    if spec.has_independent_labels:
-        raise ConfigError(
-            f"{spec.name}: expected a model whose classes exclude each other, got another one; "
-            "a folder for each class cannot say that an image has several (training.evaluate reads "
-            "a table of them)"
-        )
-
-
 def chosen_files(request: EvaluationRequest) -> dict[Path, str]:
     """Return the files to evaluate with their labels: all, or one part of a split."""
-    _refuse_independent(request.spec)
+    if request.spec.has_independent_labels:
+        raise ConfigError(
+            f"{request.spec.name}: expected a model whose classes exclude each other, got another "
+            "one; a folder for each class cannot say that an image has several (training.evaluate "
+            "reads a table of them)"
+        )
     files = labelled_files(request.data_dir, request.spec.labels, folders=request.folders)
     if request.split is None:
         return files

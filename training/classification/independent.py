@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, roc_curve
 
 from medserve.errors import ConfigError
 from medserve.inference.scores import are_present
 from medserve.spec import ModelSpec
-from training.core.means import rounded
+from training.core.means import auroc, auroc_interval, rounded
 from training.core.report import write_page
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 LABELS_CSV = "labels.csv"
-_RESAMPLES = 1000
 
 _Floats = npt.NDArray[np.float64]
 
@@ -186,8 +185,8 @@ def _measure(
         n=len(truth),
         positives=positives,
         threshold=threshold,
-        auroc=rounded(float(roc_auc_score(truth, shares))) if both else None,
-        auroc_interval=_interval(shares, truth) if both else None,
+        auroc=rounded(auroc(truth, shares)) if both else None,
+        auroc_interval=_interval(truth, shares) if both else None,
         average_precision=(
             rounded(float(average_precision_score(truth, shares))) if positives else None
         ),
@@ -198,19 +197,9 @@ def _measure(
     )
 
 
-def _interval(shares: _Floats, truth: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the 95 % interval of the AUROC: bootstrap over the images with and without it."""
-    random = np.random.default_rng(0)
-    with_it, without = shares[truth], shares[~truth]
-    labels = np.repeat((True, False), (len(with_it), len(without)))
-    areas = [
-        roc_auc_score(
-            labels, np.concatenate([random.choice(each, len(each)) for each in (with_it, without)])
-        )
-        for _ in range(_RESAMPLES)
-    ]
-    low, high = np.percentile(areas, (2.5, 97.5))
-    return round(float(low), 5), round(float(high), 5)
+def _interval(truth: npt.NDArray[np.bool_], shares: _Floats) -> tuple[float, float]:
+    low, high = auroc_interval(truth, shares, np.arange(len(truth)))  # an image is a subject
+    return round(low, 5), round(high, 5)
 
 
 def _share(part: int, whole: int) -> float | None:
