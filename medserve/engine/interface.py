@@ -40,6 +40,7 @@ class EngineModel:
     workers_ready: int
     pending: int = 0  # jobs in the engine's own queue
     pids: tuple[int, ...] = ()  # of the processes of its workers, where the engine tells
+    batch_size: int = 1  # requests that the engine gathers for a worker
 
     @property
     def health(self) -> Health:

@@ -7,14 +7,16 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.archives import with_batch_size
+from benchmarks.archives import with_setting
 from medserve.client import AsyncClient, Client, Limits, TlsConfig
 from medserve.errors import AuthenticationError, PayloadTooLargeError, ServerUnreachableError
 from medserve.gateway.core.tokens import add_token, new_token
@@ -54,12 +56,7 @@ def guarded(
 ) -> Iterator[Guarded]:
     """One of this module's own; before TorchServe, one that asks for its own keys, and for TLS."""
     folder = tmp_path_factory.mktemp("guarded")
-    tiny_archive(folder / "built")
-    [built] = (folder / "built").glob("*.mar")
-    # TorchServe never answers a call that it took to fill a batch in the moment in which the worker
-    # is killed; batches of one are not filled.
-    (folder / "store").mkdir()
-    with_batch_size(built, folder / "store" / built.name, 1)
+    tiny_archive(folder / "store")
     chain, key = self_signed(folder, "server") if HAVE_OPENSSL else (None, None)
     token, entry = new_token("tester")
     add_token(folder / "tokens.json", entry)
@@ -167,6 +164,26 @@ def test_killed_worker_costs_no_answer(guarded: Guarded) -> None:
             os.kill(pid, signal.SIGKILL)
         labels += [result.unwrap().label for result in stream]
     assert labels == [LABELS[place % 6] for place in range(400)]
+
+
+def test_a_worker_killed_while_its_batch_is_filled_costs_no_answer(
+    tiny_archive: TinyArchive, engine_kind: EngineKind, tmp_path: Path
+) -> None:
+    tiny_archive(tmp_path / "built")
+    [built] = (tmp_path / "built").glob("*.mar")
+    (tmp_path / "store").mkdir()
+    with_setting(built, tmp_path / "store" / built.name, "maxBatchDelay", 2000)
+    with (
+        running_backend(engine_kind, tmp_path / "store") as backend,
+        running_gateway(*backend.before(canary_timeout_s=10.0)) as gateway,
+        Client(gateway.addresses.grpc, timeout_s=60) as client,
+        ThreadPoolExecutor(1) as caller,
+    ):
+        answer = caller.submit(client.classify_one, "tiny", bright_tile(1))
+        time.sleep(0.5)  # the call is in the engine, whose batch is not full
+        for pid in backend.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+        assert answer.result().label == "top-middle"
 
 
 def test_files_are_read_where_they_lie(client: Client, tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from medserve.archive.unpack import place_archive
 from medserve.engine.interface import EngineModel, EngineRequest
 from medserve.engine.torchserve.failures import engine_failure
 from medserve.engine.torchserve.keys import Tokens, read_tokens
+from medserve.engine.torchserve.unanswered import Unanswered
 from medserve.errors import (
     ArchiveError,
     ConfigError,
@@ -77,6 +78,7 @@ class TorchServeEngine:
         self._drained = False
         self._reached = False  # it has answered something
         self._placing: set[Path] = set()  # archives that are being copied into its store
+        self._unanswered = Unanswered()
         self._inference_metadata = _bearer(tokens, "inference")
         self._management_metadata = _bearer(tokens, "management")
         self._channels = (_open(access, access.inference), _open(access, access.management))
@@ -111,14 +113,9 @@ class TorchServeEngine:
     async def _call_once(self, request: EngineRequest, timeout_s: float) -> bytes:
         self._require_open()
         message = prediction_message(request, stream=False)
-        try:
-            answer = await self._predict(
-                message, timeout=timeout_s, metadata=self._inference_metadata
-            )
-        except grpc.RpcError as error:
-            raise engine_failure(error) from error
-        except asyncio.CancelledError:
-            raise self._cut_off() from None
+        call = self._predict(message, timeout=timeout_s, metadata=self._inference_metadata)
+        with self._unanswered.watch(request, call), self._failures():
+            answer = await call
         self._reached = True
         prediction: bytes = answer.prediction
         return prediction
@@ -154,14 +151,11 @@ class TorchServeEngine:
         self._require_open()
         message = prediction_message(request, stream=True)
         call = self._stream(message, timeout=timeout_s, metadata=self._inference_metadata)
-        try:
+        with self._unanswered.watch(request, call) as flight, self._failures():
             async for answer in call:
                 self._reached = True
+                self._unanswered.begun(request, flight)
                 yield answer.prediction
-        except grpc.RpcError as error:
-            raise engine_failure(error) from error
-        except asyncio.CancelledError:
-            raise self._cut_off() from None
 
     async def drain(self, timeout_s: float = 0.0) -> None:
         """Take no new requests, let running ones end within `timeout_s`, and disconnect."""
@@ -177,8 +171,12 @@ class TorchServeEngine:
             names = await self._names()
             return [version for name in names for version in await self.describe(name)]
         (default,) = await self._described(model, "") or ({},)
+        asked_at = time.monotonic()
         every = await self._described(model, "all")
-        return [_engine_model(each, default.get("modelVersion")) for each in every]
+        found = [_engine_model(each, default.get("modelVersion")) for each in every]
+        for each in found:
+            self._unanswered.see(each, asked_at)
+        return found
 
     async def load(self, archive: ArchiveInfo, *, workers: int = 0, default: bool = False) -> None:
         """Load an archive; this needs a TorchServe that was started with `allow_loading`."""
@@ -207,7 +205,9 @@ class TorchServeEngine:
             if default:
                 await self.set_default(name, version)
         except MedserveError as error:
-            with suppress(MedserveError):  # a version whose workers do not start stays registered
+            with contextlib.suppress(
+                MedserveError
+            ):  # a version whose workers do not start stays registered
                 await self._unregister(name, version)
             file.unlink()
             await asyncio.sleep(_SETTLE_S)
@@ -268,6 +268,7 @@ class TorchServeEngine:
     async def _unregister(self, model: str, version: str) -> None:
         request = management_pb2.UnregisterModelRequest(model_name=model, model_version=version)
         await self._manage("UnregisterModel", request)
+        self._unanswered.forget(model, version)
 
     async def _names(self) -> list[str]:
         names: list[str] = []
@@ -301,12 +302,20 @@ class TorchServeEngine:
         if self._drained:
             raise ServerUnreachableError("the engine takes no more requests; it is shutting down")
 
-    def _cut_off(self) -> BaseException:
-        """The reason for a cancelled call: gRPC cancels those that run when a channel closes."""
-        task = asyncio.current_task()
-        if self._drained and not (task and task.cancelling()):
-            return ServerUnreachableError("the engine was shut down before it had answered")
-        return asyncio.CancelledError()
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Say in medserve's errors why a call failed; gRPC cancels all when a channel closes."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise engine_failure(error) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._drained and not (task and task.cancelling()):
+                raise ServerUnreachableError(
+                    "the engine was shut down before it had answered"
+                ) from None
+            raise
 
 
 def prediction_message(request: EngineRequest, *, stream: bool) -> bytes:
@@ -352,6 +361,7 @@ def _engine_model(described: dict[str, Any], default: object) -> EngineModel:
         workers_ready=sum(worker.get("status") == READY for worker in workers),
         pids=tuple(int(worker["pid"]) for worker in workers if int(worker.get("pid") or 0) > 0),
         pending=int((described.get("jobQueueStatus") or {}).get("pendingRequests", 0)),
+        batch_size=int(described.get("batchSize", 1)),
     )
 
 
