@@ -441,8 +441,7 @@ PROMISES = {
     ),
     "such a call is asked again three seconds after it was seen to be missing": (
         "serving/test_client.py::test_a_worker_killed_while_its_batch_is_filled_costs_no_answer",
-        "engine/test_unanswered.py::"
-        "test_a_call_is_lost_when_a_worker_ended_and_the_queue_is_empty",
+        "engine/test_unanswered.py::test_a_call_is_lost_when_a_worker_ended_and_the_queue_is_empty",
     ),
     "Whichever ends by itself ends the command with its reason": (
         "gateway/test_beside.py::test_the_end_of_torchserve_ends_the_wait_with_its_reason",
