@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import statistics
 import sys
 import time
@@ -35,6 +34,7 @@ from training.core.config import Setting, run
 from training.core.export import sha256
 from training.core.files import write_json
 from training.core.report import Picture, Section, Table, data_uri, encode_png, write_sections
+from training.core.ship import install_files
 
 __all__ = ["ComparisonConfig", "Held", "as_markdown", "main", "write"]
 
@@ -127,8 +127,7 @@ def main(config: ComparisonConfig) -> None:
     }
     write(config.out_dir, content, _pictures(rows, held))
     if config.install:
-        for name in _INSTALLED:
-            shutil.copyfile(config.out_dir / name, models.room(config.room) / name)
+        install_files({models.room(config.room): [config.out_dir / name for name in _INSTALLED]})
 
 
 def _held(config: ComparisonConfig) -> Held:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import logging
 import sys
@@ -23,6 +22,7 @@ from training.classification import ship as shipping
 from training.classification.data import LabelledImages
 from training.classification.fit import SCORE, batches
 from training.core.config import Setting, TrainPrecision, run
+from training.core.files import write_rows
 from training.core.fit import Fitted, checkpoints_of, epoch_of, fit
 
 __all__ = [
@@ -204,21 +204,14 @@ def fit_by_rule(
         max_epochs=config.max_epochs,
         precision=config.precision.value,
     )
-    _write_history(out_dir / "training.csv", module.history)
+    rows = [[f"{epoch[name]:.6g}" for name in _HISTORY] for epoch in module.history]
+    write_rows(out_dir / "training.csv", _HISTORY, rows)
     checkpoint = checkpoints_of(out_dir) / "best.ckpt"
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(content["state_dict"])
     network = module.network.cpu().to(memory_format=torch.contiguous_format).eval()
     best = [epoch["validation_errors"] for epoch in module.history]
     return Fitted(network, checkpoint, epoch_of(content), min(best))
-
-
-def _write_history(path: Path, history: list[dict[str, float]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, _HISTORY, lineterminator="\n")
-        writer.writeheader()
-        for epoch in history:
-            writer.writerow({key: f"{value:.6g}" for key, value in epoch.items()})
 
 
 def main(config: MedNetConfig) -> None:

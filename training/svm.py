@@ -6,7 +6,6 @@ and scales of a fold never see its held-out images; the best is fitted again on 
 
 from __future__ import annotations
 
-import csv
 import logging
 import shutil
 import sys
@@ -39,7 +38,7 @@ from training.classification.novelty import BLANK, fit_novelty
 from training.classification.svm_export import TOLERANCE, ServedSvm, export_svm, fitted_parts
 from training.core.config import Setting, run
 from training.core.evaluation import EvaluationRequest
-from training.core.files import write_json
+from training.core.files import write_json, write_rows
 
 __all__ = ["GRID", "NAME", "VARIANT", "Shrink", "SvmConfig", "build", "main", "search"]
 
@@ -224,22 +223,20 @@ def _drawn(train: LabelledImages, config: SvmConfig) -> tuple[Rows, npt.NDArray[
 def _write_search(path: Path, results: dict[str, Any]) -> None:
     """One row for each point of the grid, best first."""
     order = np.argsort(results["rank_test_score"], kind="stable")
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(_SEARCH)
-        for i in order:
-            point = results["params"][i]
-            writer.writerow(
-                (
-                    point["svc__kernel"],
-                    point["svc__C"],
-                    point.get("svc__gamma", ""),
-                    f"{results['mean_test_score'][i]:.6f}",
-                    f"{results['std_test_score'][i]:.6f}",
-                    results["rank_test_score"][i],
-                    f"{results['mean_fit_time'][i]:.2f}",
-                )
-            )
+    points = [
+        (
+            point["svc__kernel"],
+            point["svc__C"],
+            point.get("svc__gamma", ""),
+            f"{results['mean_test_score'][i]:.6f}",
+            f"{results['std_test_score'][i]:.6f}",
+            results["rank_test_score"][i],
+            f"{results['mean_fit_time'][i]:.2f}",
+        )
+        for i in order
+        for point in [results["params"][i]]
+    ]
+    write_rows(path, _SEARCH, points)
 
 
 def _write_golden(folder: Path, served: ServedSvm) -> None:

@@ -26,7 +26,7 @@ from medserve.inference.fit import fit_image
 from medserve.results.sorted_folders import ERRORS, MANIFEST, REVIEW, read_corrections
 from medserve.spec import InputSpec, ModelSpec
 from training.core.config import Setting, write
-from training.core.files import files_below, require_folder
+from training.core.files import files_below, require_folder, write_rows
 
 __all__ = [
     "SPLITS",
@@ -328,11 +328,7 @@ def write_split(
 ) -> None:
     """Write one row `path,split` for each image held out; what is not listed is training."""
     rows = sorted((dataset.paths[i], name) for name in SPLITS[1:] for i in parts[name])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("path", "split"))
-        writer.writerows(rows)
+    write_rows(path, ("path", "split"), rows)
 
 
 def divide(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ __all__ = [
     "require_folder",
     "write_csv",
     "write_json",
+    "write_rows",
 ]
 
 
@@ -39,7 +40,14 @@ def write_json(path: Path, content: Any, indent: int = 2) -> None:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a table whose columns are the keys of the first row."""
+    columns = list(rows[0])
+    write_rows(path, columns, ([row.get(name, "") for name in columns] for row in rows))
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table below the names of its columns, and the folder that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(columns)
         writer.writerows(rows)

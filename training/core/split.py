@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from medserve.errors import ConfigError
+from training.core.files import write_rows
 
 __all__ = ["PARTS", "Split", "deal", "read_split", "write_split"]
 
@@ -86,11 +87,7 @@ def write_split(path: Path, split: Split) -> None:
     """Write one row `name,part,fold` for each case; the test part has no fold."""
     rows = [(name, "test", "") for name in split.test]
     rows += [(name, "train", str(n)) for n, names in enumerate(split.folds) for name in names]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("name", "part", "fold"))
-        writer.writerows(sorted(rows))
+    write_rows(path, ("name", "part", "fold"), sorted(rows))
 
 
 def read_split(path: Path) -> Split:

@@ -9,7 +9,6 @@ something about the choice under this budget, not about what the variant reaches
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import sys
 import time
@@ -28,6 +27,7 @@ from models.diffusion_sampler.network import Activation, Down, Norm
 from training.classification import data
 from training.classification.data import LabelledImages
 from training.core.config import Setting, TrainPrecision, run, write
+from training.core.files import write_json
 from training.core.report import Table
 from training.diffusion import extractor
 from training.diffusion.distances import frechet_distance, kernel_distance
@@ -130,9 +130,7 @@ def main(config: AblationConfig) -> None:
         _log.info("%s", rows[-1])
         picture = sheet(trained[0].images[:_SHOWN], columns=_SHOWN)
         write_png(config.out / f"variant_{len(rows) - 1}.png", picture, scale=2)
-        content = [dataclasses.asdict(row) for row in rows]
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        (config.out / "ablation.json").write_text(text + "\n", encoding="utf-8")
+        write_json(config.out / "ablation.json", [dataclasses.asdict(row) for row in rows])
         (config.out / "ablation.md").write_text(markdown(rows), encoding="utf-8")
 
 

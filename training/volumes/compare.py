@@ -40,6 +40,7 @@ from training.core.evaluation import predict_by
 from training.core.export import export_network, sha256
 from training.core.files import require_folder, write_json
 from training.core.segmentation import Material
+from training.core.ship import install_files
 from training.core.split import PARTS, Split, write_split
 from training.volumes import comparison_report, train
 from training.volumes.config import VolumesConfig
@@ -109,8 +110,7 @@ def main(config: CompareConfig) -> None:
     if rows:
         comparison_report.write(config.out_dir, rows, study.budget())
     if config.install and rows:
-        for name in _INSTALLED:
-            shutil.copyfile(config.out_dir / name, models.room(config.room) / name)
+        install_files({models.room(config.room): [config.out_dir / name for name in _INSTALLED]})
     if failed:
         raise ConfigError(f"{', '.join(failed)} failed, see above; run again for these alone")
 

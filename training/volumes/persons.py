@@ -11,7 +11,6 @@ every split then respects.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import logging
 import re
@@ -29,7 +28,7 @@ from medserve.errors import ConfigError
 from medserve.imaging.geometry import Shape
 from medserve.inference.volume_pipeline import VolumePipeline
 from training.core.config import Setting, run
-from training.core.files import require_folder
+from training.core.files import require_folder, write_rows
 from training.core.means import bootstrap_interval
 from training.volumes.data import LoadedCase, find_cases, load_cases
 from training.volumes.exemplar import centred
@@ -135,10 +134,7 @@ def compare_neighbours(
 def write_subjects(path: Path, names: Sequence[str], pairs: Sequence[tuple[int, int]]) -> None:
     """One row `name,subject` for each case; a person bears the name of the first volume."""
     first = {names[later]: names[earlier] for earlier, later in pairs}
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("name", "subject"))
-        writer.writerows((name, first.get(name, name)) for name in names)
+    write_rows(path, ("name", "subject"), ((name, first.get(name, name)) for name in names))
 
 
 def _around(case: LoadedCase, shape: Shape) -> npt.NDArray[np.float32]:
