@@ -1,7 +1,8 @@
 """Inputs behind URLs: objects of a store through fsspec, and studies of a DICOMweb archive.
 
-Credentials are those of the store's own client (for S3 the variables and files of AWS) or of the
-configuration of fsspec; none stands in a manifest, which receipts and tables repeat.
+Credentials are those of the store's own client (for S3 the variables and files of AWS, for Google
+Cloud Storage those of Google) or of the configuration of fsspec; none stands in a manifest, which
+receipts and tables repeat.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _DICOMWEB = re.compile(rf"https?://[^?#]+/studies/{_UID}(/series/{_UID}(/instanc
 _ACCEPT = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
 _TAGS = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created")
 _BLOCK = 2**20
+_AZURE = ("abfs", "abfss", "adl", "az", "wasb", "wasbs")  # schemes of URLs
+_PACKAGES = {"gs": "medserve[gcs]", "gcs": "medserve[gcs]", "s3": "s3fs", "s3a": "s3fs"}
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 
 
@@ -141,9 +144,16 @@ def _errors() -> Iterator[None]:
                 "expected credentials for the store of the manifest's URLs, found none "
                 f"({name}); set them as its own client wants them, such as AWS_PROFILE for s3://"
             ) from error
-        if isinstance(error, PermissionError) or getattr(error, "status", 0) in (401, 403):
+        if _is_refusal(error):
             raise unreadable("may not be read with the credentials of this machine") from error
         raise unreadable(f"cannot be read ({name})") from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Tell whether a store has refused the credentials, by what each client raises then."""
+    status = getattr(error, "status", None) or getattr(error, "code", None)  # aiohttp; gcsfs
+    forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden: ")  # gcsfs
+    return isinstance(error, PermissionError) or status in (401, 403) or forbidden
 
 
 def _open_store(url: str) -> tuple[Any, str]:
@@ -153,8 +163,31 @@ def _open_store(url: str) -> tuple[Any, str]:
         raise ConfigError(
             "reading from a URL needs fsspec; pip install 'medserve[batch]'"
         ) from None
+    scheme = url.partition("://")[0].lower()
+    if scheme in _AZURE:
+        raise unreadable("lies in a store of Azure, which is not read; copy it to another place")
     try:
         system, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:  # s3:// needs s3fs, gs:// needs gcsfs
+    except ImportError as error:
+        package = _PACKAGES.get(scheme)
+        if package is None:
+            raise unreadable(f"fsspec cannot open ({error})") from error
+        raise ConfigError(
+            f"reading {scheme}:// needs a package that is not installed; pip install '{package}'"
+        ) from error
+    except ValueError as error:
         raise unreadable(f"fsspec cannot open ({error})") from error
+    _need_google_credentials(system)
     return system, str(path)
+
+
+def _need_google_credentials(system: Any) -> None:
+    """Raise ConfigError where gcsfs found no credentials: it would go on as a stranger, unasked."""
+    if system.protocol != ("gs", "gcs"):
+        return
+    used = system.credentials
+    if used.token is None and used.credentials is None:
+        raise ConfigError(
+            "expected credentials for gs://, found none; set GOOGLE_APPLICATION_CREDENTIALS, or "
+            "FSSPEC_GS_TOKEN=anon for buckets that everybody may read"
+        )

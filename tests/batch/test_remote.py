@@ -6,6 +6,7 @@ import functools
 import http.server
 import io
 import logging
+import socket
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -230,6 +231,89 @@ def test_an_object_that_these_credentials_do_not_open_costs_its_own_row(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(UnreadableInputError, match="may not be read with the credentials"):
         read_input(Study("x", "s3://studies/a.nii.gz"), Limits())
+
+
+# ---- a real server of Google Cloud Storage
+
+
+@pytest.fixture
+def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address where Google Cloud Storage is looked for, and nothing but the environment."""
+    monkeypatch.setenv(
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false"
+    )  # asks by gRPC, which is not there
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", "/nowhere")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+    gcsfs = pytest.importorskip("gcsfs", reason="tests/batch/requirements.txt")
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    yield address
+    gcsfs.GCSFileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask for no credentials, as FSSPEC_GS_TOKEN=anon does."""
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+
+
+@pytest.mark.loopback
+def test_objects_of_google_are_answered_once_and_again_when_they_change(
+    google: str, anybody: None, tmp_path: Path
+) -> None:
+    emulator = pytest.importorskip(
+        "gcp_storage_emulator.server", reason="tests/batch/requirements.txt"
+    )
+    port = int(google.rpartition(":")[2])
+    with emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="studies"):
+        owner = fsspec.filesystem("gs", skip_instance_cache=True)
+        owner.pipe("studies/a.nii.gz", b"study a" * 10**5)
+        batch = manifest(tmp_path, "gs://studies/a.nii.gz", "gs://studies/b.nii.gz", "gs://none/a")
+        first, out = StandIn(), tmp_path / "out"
+        assert run_batch(batch, out, first) == {Became.ANSWERED: 1, Became.FAILED: 2}
+        assert first.asked == [b"study a" * 10**5]
+        owner.pipe("studies/a.nii.gz", b"study c" * 10**5)
+        again = StandIn()
+        run_batch(batch, out, again)
+        assert again.asked == [b"study c" * 10**5]
+        assert run_batch(batch, out, StandIn()) == {Became.KEPT: 1, Became.FAILED: 2}
+
+
+@pytest.mark.loopback
+def test_a_run_without_credentials_of_google_ends_before_it_fails_every_study(
+    google: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="GOOGLE_APPLICATION_CREDENTIALS"):
+        run_batch(manifest(tmp_path, "gs://studies/a.nii.gz"), tmp_path / "out", StandIn())
+
+
+@pytest.mark.loopback
+def test_an_object_of_google_that_is_refused_says_so(
+    google: str, anybody: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(403)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises(UnreadableInputError, match="may not be read with the credentials"):
+            read_input(Study("x", "gs://studies/a.nii.gz"), Limits())
+        server.shutdown()
+
+
+def test_a_store_of_azure_is_refused_by_name() -> None:
+    with pytest.raises(UnreadableInputError, match="Azure"):
+        read_input(Study("x", "az://studies/a.nii.gz"), Limits())
 
 
 def _nothing(*arguments: object) -> None:
