@@ -51,6 +51,7 @@ class SegmentationConfig(FitConfig):
     """Settings of one network's training; labels and input are the room's."""
 
     room: Annotated[str, Setting("room whose networks are trained, by its model-config.yaml")] = ""
+    variant: Annotated[str, Setting("of the room that --install writes; empty: the room")] = ""
     network: Annotated[str, Setting("which of the room's networks; empty: its first")] = ""
     size: Annotated[str, Setting("such as light or published; empty: the network's own choice")] = (
         ""

@@ -28,7 +28,6 @@ class FrameConfig(SegmentationConfig):
     model_config: Annotated[
         Path | None, Setting("model-config.yaml with size, crop and filter, if not the room's")
     ] = None
-    variant: Annotated[str, Setting("of the room that --install writes; empty: the room")] = ""
     epochs: Annotated[int, Setting("passes over the training frames", minimum=1)] = 60
     batch_size: Annotated[int, Setting("frames a step", minimum=2)] = 8
     learning_rate: Annotated[float, Setting("Adam's, at first", minimum=0.0)] = 1e-3

@@ -42,7 +42,7 @@ def train(config: VolumesConfig) -> None:
         {each["engine"]: each["agreement"] for each in described["agreement_with_eager"]}
     )
     if config.install:
-        install(config.out_dir, config.room)
+        install(config.out_dir, config.room, config.variant)
 
 
 def prepare_training(config: VolumesConfig) -> Callable[[VolumesConfig], Fitted]:
@@ -52,7 +52,7 @@ def prepare_training(config: VolumesConfig) -> Callable[[VolumesConfig], Fitted]
 
 
 def _read(config: VolumesConfig) -> tuple[VolumePipeline, Material[Case, LoadedCase]]:
-    spec = models.spec(config.room)
+    spec = models.spec(config.room, config.variant)
     if spec.volume is not None and spec.volume.regions:
         raise ConfigError(
             f"{config.room}: expected labels that exclude one another; a network of regions that "
