@@ -27,6 +27,8 @@ _SHIPPED = {
     "mednist/variants/mednet": "fdc708262f899d26",
     "mednist/variants/svm": "70f52c8566f03b03",
     "segmentation_3d": "87e20fd8c0ab6ae6",
+    "segmentation_3d/variants/cenet": "1dd12c5e05b14d50",
+    "segmentation_3d/variants/vnet": "cb78dfa12b3adc34",
     "trus_prostate": "b183951824fe03e3",
     "trus_prostate/variants/busi": "7e9b80b8fcaee819",
 }
