@@ -396,12 +396,15 @@ def test_no_method_answers_without_a_token_that_opens_the_model(
         message = marked(method.input_type, "kinds", order).SerializeToString()
         path = f"/{method.containing_service.full_name}/{method.name}"
         sent = channel.stream_stream(path, None, None)
-        call = sent(iter([message]), metadata=(("authorization", f"Bearer {token}"),))
-        parts: list[bytes] = []
-        async with asyncio.timeout(20):
-            with contextlib.suppress(grpc.aio.AioRpcError):
-                parts += [each async for each in call]
-            return await call.code(), b"".join(parts)
+        while True:
+            call = sent(iter([message]), metadata=(("authorization", f"Bearer {token}"),))
+            parts: list[bytes] = []
+            async with asyncio.timeout(20):
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    parts += [each async for each in call]
+                # Python's client says so where the answer overtakes the message that it writes.
+                if await call.details() != "Internal error from Core":
+                    return await call.code(), b"".join(parts)
 
     async def ask() -> None:
         async with listening(to) as channel:
