@@ -37,8 +37,8 @@ from tests.archives import packaged
 _REPOSITORY = Path(__file__).parent.parent
 _MAX_WEIGHTS_BYTES = 20_000_000
 _AGREEMENT = 1e-4  # absolute and relative, between the artifact's two forms
-# Absolute, where single precision sums hundreds of kernels with large weights, or, as ONNX Runtime's
-# instance norm does, the 147,456 voxels of a window one after another.
+# Absolute, where single precision sums hundreds of kernels with large weights or, as the instance
+# norm of ONNX Runtime does, the 147,456 voxels of a window one after another.
 _SUMMED = {"svm": 0.02, "vnet": 0.003}
 _SAME_VOXELS = 0.9999  # of a mask, between engines
 _SAME_GREY = 2  # levels of 255: after 20 calls, where the engines' last bits have added up
