@@ -94,7 +94,7 @@ def test_too_little_to_judge_by_is_refused(count: int, wrong_below: float) -> No
 def test_a_model_of_volumes_is_measured_by_its_own_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
+    monkeypatch.setattr(models, "spec", lambda name, variant="": tiny_spec())
     monkeypatch.setattr("training.quality.changes_of", lambda task: CHANGES[:7:3])
     monkeypatch.setitem(main.__globals__["WRONG_BELOW"], tiny_spec().task, 0.75)
     folder = tmp_path / "weights"

@@ -139,7 +139,7 @@ def test_a_classifier_is_measured_in_every_way(
 def test_volumes_are_measured_where_it_is_known_that_they_were_not_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
+    monkeypatch.setattr(models, "spec", lambda name, variant="": tiny_spec())
     folder = tmp_path / "weights"
     export_network(Threshold().eval(), folder, torch.rand(2, 1, 16, 24, 16), ["logits"])
     data = write_folder(tmp_path / "data", 2)

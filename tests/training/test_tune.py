@@ -29,7 +29,7 @@ SETTINGS = {"learning_rate", "batch_size", "epochs", "width", "dropout", "l1", "
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
+    monkeypatch.setattr(models, "spec", lambda name, variant="": tiny_spec())
     return tune.tune_config("segmentation_3d")(
         data_dir=write_folder(tmp_path / "data", 6),
         out_dir=tmp_path / "out",

@@ -29,7 +29,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> CompareConfig:
     )  # fmt: skip
     config = parse(CompareConfig, flags)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "spec", lambda name: tiny_spec())
+        patch.setattr(models, "spec", lambda name, variant="": tiny_spec())
         compare.main(config)
     return config
 
@@ -88,7 +88,7 @@ def test_what_is_done_is_not_trained_again(
     def never(*_: object) -> None:
         raise AssertionError("it was trained again")
 
-    monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
+    monkeypatch.setattr(models, "spec", lambda name, variant="": tiny_spec())
     monkeypatch.setattr(train, "train_member", never)
     before = content(study)
     compare.main(study)

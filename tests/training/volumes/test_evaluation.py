@@ -45,7 +45,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
+    monkeypatch.setattr(models, "spec", lambda name, variant="": tiny_spec())
 
 
 def evaluate(data: Path, out: Path, weights: Path, **options: Any) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def test_masks_are_compared_on_the_grid_of_their_file(tmp_path: Path, weights: P
 def test_the_rooms_flips_are_those_of_the_measurement(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "spec", lambda name: tiny_spec(flips=True))
+    monkeypatch.setattr(models, "spec", lambda name, variant="": tiny_spec(flips=True))
     content = evaluate(write_folder(tmp_path / "data", 1), tmp_path / "out", weights)
     assert content["settings"]["flips"] is True
 

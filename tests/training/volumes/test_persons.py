@@ -39,7 +39,7 @@ def write(folder: Path, person_of: npt.NDArray[np.int64]) -> Path:
 
 
 def find(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
+    monkeypatch.setattr(models, "spec", lambda name, variant="": tiny_spec())
     assert run(main, PersonsConfig, ["--data-dir", str(folder)]) == 0
     return read_subjects(folder / "subjects.csv")
 

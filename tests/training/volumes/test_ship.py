@@ -118,7 +118,7 @@ def out_dir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     room = folder / "room"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "spec", lambda name: tiny_spec())
+        patch.setattr(models, "spec", lambda name, variant="": tiny_spec())
         patch.setattr(models, "room", lambda name: room)
         room.mkdir()
         arguments = flags(data_dir, folder, "--install")
@@ -198,7 +198,7 @@ def test_the_golden_input_gives_the_golden_output_in_every_engine(out_dir: Path)
 def test_a_finished_training_ships_again_without_training(
     data_dir: Path, out_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
+    monkeypatch.setattr(models, "spec", lambda name, variant="": tiny_spec())
     before = (out_dir / "member_0/checkpoints/last.ckpt").stat().st_mtime_ns
     assert run(segmentation_3d.main, TrainConfig, flags(data_dir, out_dir, "--resume")) == 0
     assert (out_dir / "member_0/checkpoints/last.ckpt").stat().st_mtime_ns == before
@@ -209,7 +209,7 @@ def test_a_finished_training_ships_again_without_training(
 def test_finished_members_of_other_widths_ship_as_one_graph_of_half_the_size(
     data_dir: Path, out_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
+    monkeypatch.setattr(models, "spec", lambda name, variant="": tiny_spec())
     shutil.copytree(out_dir / "member_0", tmp_path / "member_0")
     arguments = [*flags(data_dir, tmp_path), "--width", "16", "--fp16-weights", "--resume"]
     assert run(segmentation_3d.main, TrainConfig, arguments) == 0
@@ -256,7 +256,7 @@ def test_several_channels_train_and_ship(
     in_one_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = tiny_spec(channels=CHANNELS)
-    monkeypatch.setattr(models, "spec", lambda name: spec)
+    monkeypatch.setattr(models, "spec", lambda name, variant="": spec)
     data, out = write_channels(tmp_path / "data", 8, in_one_file=in_one_file), tmp_path / "run"
     assert run(segmentation_3d.main, TrainConfig, [*flags(data, out), "--members", "1"]) == 0
     folder = out / "artifact"
@@ -275,7 +275,7 @@ def test_overlapping_regions_are_refused_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = tiny_spec(regions={"head": 0, "tail": 1})
-    monkeypatch.setattr(models, "spec", lambda name: spec)
+    monkeypatch.setattr(models, "spec", lambda name, variant="": spec)
     assert run(segmentation_3d.main, TrainConfig, flags(tmp_path, tmp_path / "run")) == 2
     assert "expected labels that exclude one another" in capsys.readouterr().err
 
@@ -284,7 +284,7 @@ def test_overlapping_regions_are_refused_before_anything_is_read(
 def test_a_few_volumes_are_enough_for_everything_that_a_room_ships(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
+    monkeypatch.setattr(models, "spec", lambda name, variant="": tiny_spec())
     data, out = write_folder(tmp_path / "data", 6), tmp_path / "run"
     assert run(segmentation_3d.main, TrainConfig, [*flags(data, out), "--members", "1"]) == 0
     assert [path.name for path in (out / "examples").iterdir()] == [ship.PHANTOM]
@@ -298,7 +298,7 @@ def test_a_few_volumes_are_enough_for_everything_that_a_room_ships(
 def test_the_command_for_evaluation_measures_a_training_artifact(
     data_dir: Path, out_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "spec", lambda name: tiny_spec())
+    monkeypatch.setattr(models, "spec", lambda name, variant="": tiny_spec())
     request = EvaluationRequest(tiny_spec(), out_dir / "artifact", data_dir, tmp_path, threads=1)
     evaluate_segmentation(request)
     assert json.loads((tmp_path / "metrics.json").read_text())["n"] == 20
