@@ -165,6 +165,7 @@ def test_the_next_doubtful_picture_takes_the_place_of_a_corrected_one(fake_tab: 
     tab.set_viewport_size({"width": 390, "height": 780})
     pictures(tab, FILES)
     tab.get_by_role("button", name="Doubtful first").click()
+    tab.locator(".cell[title='odd.png'][aria-posinset='1']").wait_for()
     tab.locator("#grid").focus()
     tab.keyboard.press("Home")
     assert active(tab) == "odd.png"
