@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from handlers import torchserve
-from handlers.batched import BatchedHandler
 from handlers.deadline import Deadline
+from handlers.images import ImageHandler
 from handlers.items import Item, errors_to, refuse_expired
 from handlers.request import Inputs
 from medserve.errors import (
@@ -27,10 +26,8 @@ from medserve.errors import (
     ServerFailedError,
 )
 from medserve.imaging import Image
-from medserve.imaging.codecs import sniff
-from medserve.imaging.codecs.payload import Payload
 from medserve.inference.engines import Outputs
-from medserve.inference.fit import Box, Region, fit_image, middle_of, place_image
+from medserve.inference.fit import Box, Region, middle_of, place_image
 from medserve.inference.occlusion import Occlusion, occlude
 from medserve.inference.scores import as_logits, classified, threshold_logits
 from medserve.results.files import heatmap
@@ -47,7 +44,7 @@ __all__ = ["ClassificationHandler"]
 _SHARE_FOR_EXPLANATIONS = 0.5
 
 
-class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classification]):
+class ClassificationHandler(ImageHandler[ClassificationOptions, Classification]):
     """Image -> Classification; a model's own handler adds only its name."""
 
     def handle(self, data: Sequence[Inputs], context: torchserve.WorkerContext) -> list[bytes]:
@@ -65,18 +62,6 @@ class ClassificationHandler(BatchedHandler[Image, ClassificationOptions, Classif
                     _refuse_too_many(item)
                     refuse_expired(item.request)
                     item.outcome = self.encode(self.explain(item), item.params)
-
-    def prepare(self) -> None:
-        """Import the codecs of the kinds that this model reads."""
-        sniff.prepare(self.spec.input)
-
-    def decode(self, payload: Payload) -> Image:
-        """PNG, JPEG, TIFF or DICOM, by content -> the image in it."""
-        return sniff.decode(payload, self.spec.input)
-
-    def to_network(self, source: Image) -> npt.NDArray[np.float32]:
-        """Image -> plane (C, H, W) by the section `input` of the spec, as in training."""
-        return fit_image(source, self.spec.input)
 
     def from_network(self, outputs: Outputs) -> Classification:
         """Scores (K,) and, where the model tells it, novelty () -> probabilities and two flags."""

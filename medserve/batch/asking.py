@@ -16,8 +16,10 @@ from medserve.client import (
     Classification,
     ClassificationOptions,
     Client,
+    FileResult,
     FrameOptions,
     FrameResult,
+    Regression,
     VolumeOptions,
     VolumeResult,
 )
@@ -85,7 +87,7 @@ class Asker(Protocol):
         """The model."""
 
     def ask(self, inputs: Sequence[Content], params: Mapping[str, Any]) -> Sequence[Outcome]:
-        """Return one outcome an input, in order; one input at a time but for classifiers.
+        """Return one outcome an input, in order; one input at a time but of tasks that pack.
 
         Raises:
             MedserveError: an error that concerns all of them.
@@ -121,15 +123,13 @@ class ServerAsker:
     def ask(self, inputs: Sequence[Content], params: Mapping[str, Any]) -> Sequence[Outcome]:
         """Ask in one packed call for images, and in one call for anything else."""
         model, version = self._target.model, self._version
-        if self._target.task is Task.CLASSIFICATION:
-            asked = ClassificationOptions.from_params(params)
+        if self._target.task.packs:
             images = [each for each in inputs if isinstance(each, bytes)]
-            found = self._client.classify(model, images, options=asked, version=version)
             return [
-                answer_of(each.outcome, each.provenance)
-                if isinstance(each.outcome, Classification)
-                else each.outcome
-                for each in found
+                each.outcome
+                if isinstance(each.outcome, MedserveError)
+                else answer_of(each.outcome, each.provenance)
+                for each in self._ask_images(images, params)
             ]
         [content] = inputs
         result: VolumeResult | FrameResult
@@ -142,15 +142,26 @@ class ServerAsker:
             result = self._client.segment_frame(model, content, options=frames, version=version)
         return [answer_of(result, result.provenance)]
 
+    def _ask_images(
+        self, images: Sequence[bytes], params: Mapping[str, Any]
+    ) -> Sequence[FileResult[Classification] | FileResult[Regression]]:
+        model, version = self._target.model, self._version
+        if self._target.task is Task.REGRESSION:
+            return self._client.estimate(model, images, version=version)
+        asked = ClassificationOptions.from_params(params)
+        return self._client.classify(model, images, options=asked, version=version)
+
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
 
 def answer_of(
-    result: Classification | VolumeResult | FrameResult, provenance: Provenance
+    result: Classification | Regression | VolumeResult | FrameResult, provenance: Provenance
 ) -> Answer:
     """Return the members and files of a result."""
+    if isinstance(result, Regression):
+        return Answer(result.to_json(), {}, provenance)
     if isinstance(result, Classification):
         heatmap = {}
         members = result.to_json()

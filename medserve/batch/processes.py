@@ -33,6 +33,7 @@ from medserve.errors import (
 )
 from medserve.run_folder import RunFolder
 from medserve.spec import Task
+from medserve.tasks import OPTIONS, Options
 from medserve.tasks.classification import (
     EXPLAINED_PER_CALL,
     Classification,
@@ -40,6 +41,7 @@ from medserve.tasks.classification import (
     read_packed,
 )
 from medserve.tasks.frames import FrameOptions, FrameResult
+from medserve.tasks.regression import Regression
 from medserve.tasks.volumes import VolumeOptions, VolumeResult
 
 __all__ = ["ArchiveAsker", "archive_target"]
@@ -114,13 +116,14 @@ class ArchiveAsker:
         self, worker: _Worker, inputs: Sequence[Content], params: Mapping[str, Any]
     ) -> Sequence[Outcome]:
         task = self._target.task
-        if task is Task.CLASSIFICATION:
-            asked = ClassificationOptions.from_params(params)
+        if task.packs:
+            asked = OPTIONS[task].from_params(params)
             images = [each for each in inputs if isinstance(each, bytes)]
-            step = EXPLAINED_PER_CALL if asked.explain else len(images)
+            is_explained = isinstance(asked, ClassificationOptions) and asked.explain
+            step = EXPLAINED_PER_CALL if is_explained else len(images)
             found: list[Outcome] = []
             for first in range(0, len(images), step):
-                found += self._classify(worker, images[first : first + step], asked)
+                found += self._ask_images(worker, images[first : first + step], asked)
             return found
         [content] = inputs
         files = (
@@ -137,8 +140,8 @@ class ArchiveAsker:
             result = FrameResult.decode(worker.ask(files, wanted, self._timeout_s))
         return [answer_of(result, result.provenance)]
 
-    def _classify(
-        self, worker: _Worker, images: Sequence[bytes], options: ClassificationOptions
+    def _ask_images(
+        self, worker: _Worker, images: Sequence[bytes], options: Options
     ) -> list[Outcome]:
         files = {f"data.{place}": image for place, image in enumerate(images)}
         try:
@@ -149,13 +152,14 @@ class ArchiveAsker:
                 return [error]
             middle = len(images) // 2
             return [
-                *self._classify(worker, images[:middle], options),
-                *self._classify(worker, images[middle:], options),
+                *self._ask_images(worker, images[:middle], options),
+                *self._ask_images(worker, images[middle:], options),
             ]
+        kind = Regression if self._target.task is Task.REGRESSION else Classification
         return [
             each
             if isinstance(each, MedserveError)
-            else answer_of(Classification.from_json(each), packed.provenance)
+            else answer_of(kind.from_json(each), packed.provenance)
             for each in packed.outcomes
         ]
 

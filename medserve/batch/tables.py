@@ -50,7 +50,8 @@ def write_tables(folder: BatchFolder, columns: Iterable[str]) -> tuple[Path, ...
 def row_of(receipt: Receipt) -> dict[str, Any]:
     """Return the row of a study."""
     answer = receipt.answer
-    doubts = answer.get("doubts", ())
+    doubts = [f"{each['reason']}: {each['message']}" for each in answer.get("doubts", ())]
+    doubts += [each["doubt"] for each in answer.get("values", ()) if each["doubt"]]
     place = f"answers/{receipt.key[:3]}/{receipt.key}"
     return {
         "id": receipt.id,
@@ -60,7 +61,7 @@ def row_of(receipt: Receipt) -> dict[str, Any]:
         "message": receipt.message,
         "review": answer.get("review", False) if answer else None,
         "unlike_training": answer.get("unlike_training", False) if answer else None,
-        "doubts": "; ".join(f"{each['reason']}: {each['message']}" for each in doubts),
+        "doubts": "; ".join(doubts),
         "sha256": receipt.sha256,
         "size_bytes": receipt.size_bytes,
         "model": receipt.model,
@@ -72,7 +73,9 @@ def row_of(receipt: Receipt) -> dict[str, Any]:
 
 
 def measures_of(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a model of any task measured: class and probabilities, or sizes."""
+    """Return what a model of any task measured: class and probabilities, numbers, or sizes."""
+    if "values" in answer:
+        return {f"{each['name']} ({each['unit']})": each["value"] for each in answer["values"]}
     if "probabilities" in answer:
         each = {f"p_{label}": p for label, p in answer["probabilities"].items()}
         if "present" in answer:  # labels that do not exclude each other

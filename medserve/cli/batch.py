@@ -235,7 +235,7 @@ def _asker(
         raise ConfigError("--model: expected the name of a model behind a server, got none")
     client = connect(*where, timeout_s or _VOLUMES_TIMEOUT_S)
     asker = ServerAsker(client, model, version)
-    if timeout_s is None and asker.target.task is Task.CLASSIFICATION:
+    if timeout_s is None and asker.target.task.packs:
         client.timeout_s = _IMAGES_TIMEOUT_S
     return asker, workers or _CALLS_IN_FLIGHT
 
@@ -270,12 +270,12 @@ def _check_name(target: Target, model: str | None) -> None:
 
 def _options(target: Target, given: dict[str, Any]) -> dict[str, Any]:
     # Measures come in JSON, beside the mask.
-    fixed = {} if target.task is Task.CLASSIFICATION else {"output": "json"}
+    fixed = {} if target.task.packs else {"output": "json"}
     return read_options(OPTIONS[target.task], given, shown(target.model), **fixed).to_params()
 
 
 def _per_call(target: Target) -> int:
-    return Limits().items_per_call if target.task is Task.CLASSIFICATION else 1
+    return Limits().items_per_call if target.task.packs else 1
 
 
 def _local(

@@ -30,6 +30,7 @@ from medserve.client import (
     FrameResult,
     GenerationOptions,
     GenerationResult,
+    Regression,
     VolumeOptions,
     VolumeResult,
 )
@@ -57,7 +58,9 @@ class _Example:
     wishes: GenerationOptions | None = None  # of a model that makes images, in the place of data
 
 
-_Outcome = Classification | VolumeResult | FrameResult | GenerationResult | MedserveError
+_Outcome = (
+    Classification | Regression | VolumeResult | FrameResult | GenerationResult | MedserveError
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class _Answer:
         match self.outcome:
             case Classification():
                 return self.outcome.finding
+            case Regression():
+                return self.outcome.text
             case VolumeResult():
                 volumes = self.outcome.volumes_ml.items()
                 return ", ".join(f"{label} {volume:.2f} ml" for label, volume in volumes)
@@ -103,6 +108,8 @@ class _Answer:
         """What a person should know beside the answer."""
         if isinstance(self.outcome, MedserveError):
             return self.outcome.message
+        if isinstance(self.outcome, Regression):
+            return ", ".join(each.doubt for each in self.outcome.values if each.doubt)
         if not isinstance(self.outcome, Classification):
             return ""
         notes = ["review"] if self.outcome.review else []
@@ -120,6 +127,8 @@ class _Answer:
         match self.outcome:
             case Classification():
                 return content | replace(self.outcome, explanation=None).to_json()
+            case Regression():
+                return content | self.outcome.to_json()
             case VolumeResult():
                 return content | self.outcome.without_files()
             case FrameResult():
@@ -211,7 +220,7 @@ def _examples(room: Path, archive: Path) -> Iterator[_Example]:
     golden = golden_input(archive)
     if not own:
         yield _Example(spec, "golden input", golden)
-    if spec.task is Task.CLASSIFICATION and InputKind.DICOM in spec.input.kinds:
+    if spec.task.packs and InputKind.DICOM in spec.input.kinds:
         from pydicom.data import get_testdata_file
 
         for name in _DICOM_SLICES:
@@ -260,6 +269,8 @@ def _outcome(client: Client, example: _Example, *, explain: bool = False) -> _Ou
             case Task.CLASSIFICATION:
                 options = ClassificationOptions(explain=explain)
                 return client.classify_one(name, data, options=options)
+            case Task.REGRESSION:
+                return client.estimate_one(name, data)
             case Task.VOLUMES:
                 return client.segment(name, data, options=VolumeOptions(overlay=True))
             case Task.FRAMES:
@@ -303,7 +314,7 @@ def _write(answers: list[_Answer], out: Path) -> None:
 def _picture(answers: list[_Answer], path: Path) -> list[Path]:
     """The picture of one model's answers; none for a model that makes none."""
     spec = answers[0].example.spec
-    if spec.task is Task.CLASSIFICATION:
+    if spec.task.packs:
         sheet.draw([_tile(answer) for answer in answers], spec.input, path)
         maps = [tile for answer in answers if (tile := _map(answer)) is not None]
         if not maps:

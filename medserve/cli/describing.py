@@ -88,6 +88,35 @@ medserve:
     review_below: 0.8 # probability below which a person should look
     top_k: 3
 """
+_REGRESSION = """\
+minWorkers: 1
+maxWorkers: 8
+batchSize: 16 # pictures share calls of the network
+responseTimeout: 120 # s for one batch
+startupTimeout: 120 # s
+
+medserve:
+  name: my_model # letters, digits and _
+  version: "1.0"
+  title: What it estimates
+  task: regression
+  values: # in the order of the network's outputs; as many as it has
+    - name: bone age
+      unit: mo # UCUM code: mo, a, %, mm, g; 1 for none
+      unit_name: months
+      offset: 0 # the answer is offset + scale * output: mean and standard deviation of the
+      scale: 1 # targets, where the network learned standardised ones
+      range: [0, 240] # what is plausible; an answer beyond it stays as it is, with a doubt
+  input:
+    kinds: [raster, dicom] # PNG, JPEG and TIFF; single DICOM images
+    size: [224, 224] # rows and columns of the network's input
+    channels: 3
+    fit: colour # grey (1 channel), colour, lanczos: bilinear or Lanczos, antialiased
+    proportions: stretched # to the sides of the input; kept: black beside the image; cropped: its
+    # middle: 0.875 # that part of the shorter side, as 224 of 256 pixels
+    mean: [0.485, 0.456, 0.406] # of values in [0, 1], by channel; without both lines: none
+    deviation: [0.229, 0.224, 0.225]
+"""
 _FRAMES = """\
 minWorkers: 1
 maxWorkers: 8
@@ -120,7 +149,12 @@ medserve:
     largest_component: false
     fill_holes: false
 """
-_DESCRIPTIONS = {Task.VOLUMES: _VOLUMES, Task.CLASSIFICATION: _CLASSIFICATION, Task.FRAMES: _FRAMES}
+_DESCRIPTIONS = {
+    Task.VOLUMES: _VOLUMES,
+    Task.CLASSIFICATION: _CLASSIFICATION,
+    Task.REGRESSION: _REGRESSION,
+    Task.FRAMES: _FRAMES,
+}
 
 spec = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -132,7 +166,7 @@ def _spec() -> None:
 
 def init(
     task: Annotated[
-        str, typer.Option(help="Kind of work: volumes, classification or frames.")
+        str, typer.Option(help="Kind of work: volumes, classification, regression or frames.")
     ] = Task.VOLUMES.value,
 ) -> None:
     """Print a description of a model, with comments, to be filled in."""
@@ -150,4 +184,5 @@ def check(
 ) -> None:
     """Read a description as a server would, and say what is wrong with it."""
     found = ModelSpec.from_file(file)
-    typer.echo(f"{file}: {found.name} {found.version}, {found.task}: {', '.join(found.labels)}")
+    told = found.labels or [f"{each.name} ({each.unit_name})" for each in found.values]
+    typer.echo(f"{file}: {found.name} {found.version}, {found.task}: {', '.join(told)}")

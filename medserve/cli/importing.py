@@ -139,7 +139,9 @@ def torchscript(
 def try_(
     archive: Annotated[
         Path,
-        typer.Argument(metavar="ARCHIVE.mar", help="Of a model of volumes, frames or classes."),
+        typer.Argument(
+            metavar="ARCHIVE.mar", help="Of a model of volumes, frames, classes or numbers."
+        ),
     ],
     files: Annotated[
         list[Path],
@@ -148,10 +150,13 @@ def try_(
     out: Annotated[Path, typer.Option(help="Folder for mask and overlay.")] = Path("outputs/try"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
-    """Answer in this process, without a server: mask, overlay and volumes, or classes."""
+    """Answer in this process, without a server: mask, overlay and volumes; classes, or numbers."""
     task = inspect_archive(archive).spec.task
     if task is Task.CLASSIFICATION:
         _try_classes(archive, files)
+        return
+    if task is Task.REGRESSION:
+        _try_numbers(archive, files)
         return
     with OutFolder(out, overwrite=overwrite) as folder:
         if task is Task.FRAMES:
@@ -166,6 +171,14 @@ def _try_classes(archive: Path, files: list[Path]) -> None:
     for path, found in zip(files, classify_files(archive, files), strict=True):
         told = "; ".join(f"{label} {share:.4f}" for label, share in found.found) or found.finding
         typer.echo(f"{path}: {told}{', look' * found.review}")
+
+
+def _try_numbers(archive: Path, files: list[Path]) -> None:
+    with _with_extra():
+        from medserve.importing.trying import estimate_files
+    for path, found in zip(files, estimate_files(archive, files), strict=True):
+        doubts = "".join(f", look: {each.doubt}" for each in found.values if each.doubt)
+        typer.echo(f"{path}: {found.text}{doubts}")
 
 
 def _try_frames(archive: Path, files: list[Path], folder: OutFolder) -> None:
@@ -247,7 +260,7 @@ def _finish(
     best = next(each for each in outcome.agreements if each.engine is outcome.engine)
     compared, files = _asked_with(spec)
     console.print(
-        f"{escape(str(outcome.archive))}: {outcome.engine} gives the network's own label in "
+        f"{escape(str(outcome.archive))}: {outcome.engine} gives the network's own answer for "
         f"{best.share:.4%} of the {compared} (report: {escape(str(outcome.report))}). Serve it "
         f"with `medserve serve --models {spec.name} --store {escape(str(folder))}`, ask it with "
         f"`medserve predict {spec.name} {files}."
@@ -274,6 +287,7 @@ def _asked_with(spec: ModelSpec) -> tuple[str, str]:
     """Return what was compared, and the files of a question, with their order behind them."""
     if spec.volume is None:
         compared = "pictures" if spec.frame is None else "pixels"
+        compared = "values" if spec.values else compared
         return "labels of the pictures" if spec.has_independent_labels else compared, "picture.png`"
     channels = spec.volume.channels
     files = [f"case_{number:04d}.nii.gz" for number in range(len(channels))] or ["case.nii.gz"]
@@ -288,7 +302,9 @@ def _print_plan(
         "would write": str(archive),
         "from": source.origin,
         "licence": source.licence,
-        "labels": ", ".join(spec.labels),
+        "values" if spec.values else "labels": ", ".join(
+            spec.labels or [f"{each.name} ({each.unit_name})" for each in spec.values]
+        ),
         "network's input": " x ".join(map(str, spec.input.size)),
     }
     if spec.frame is not None:
@@ -303,8 +319,9 @@ def _print_plan(
             "channels": f"{spec.input.channels}, {spec.input.fit}, proportions "
             f"{spec.input.proportions}",
             "mean, deviation": "; ".join(f"{mean:g}, {by:g}" for mean, by in own) or "none",
-            "scores": spec.classifier.scores.value,
         }
+        if spec.output is not None:
+            rows["scores"] = spec.output.scores.value
     else:
         spacing_mm = spec.volume.spacing_mm
         rows |= {

@@ -1,9 +1,11 @@
-"""`medserve predict`: classify images, segment volumes and frames."""
+"""`medserve predict`: classify images, tell their numbers, segment volumes and frames."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +14,9 @@ from rich.console import Console
 
 from medserve.cli.connection import Address, CaFile, TokenFile, connect
 from medserve.cli.options import add_options, read_options, task_options
-from medserve.cli.show.classes import Record, table, write_folder
+from medserve.cli.show.classes import ClassRecord
 from medserve.cli.show.console import console_for_people, counted, nearest, shown
+from medserve.cli.show.estimates import EstimateRecord
 from medserve.cli.show.files import (
     STDIN,
     contents,
@@ -25,11 +28,20 @@ from medserve.cli.show.files import (
     writing_to,
 )
 from medserve.cli.show.frames import FRAMES
+from medserve.cli.show.images import ImageRecord, table, write_folder
 from medserve.cli.show.masks import MaskFormat, MaskOutput, show_masks
 from medserve.cli.show.volumes import VOLUMES
-from medserve.client import ClassificationOptions, Client, FrameOptions, ModelStatus, VolumeOptions
+from medserve.client import (
+    ClassificationOptions,
+    Client,
+    FileResult,
+    FrameOptions,
+    ModelStatus,
+    VolumeOptions,
+)
 from medserve.errors import ConfigError, UnknownModelError
 from medserve.spec import Task
+from medserve.tasks.regression import RegressionOptions
 
 __all__ = ["predict"]
 
@@ -102,7 +114,9 @@ def predict(
     ] = None,
     **given: Any,
 ) -> None:
-    """Ask a model: classify images, segment volumes or frames; one answer per input, in order.
+    """Ask a model: classes or numbers of images, masks of volumes or frames; one per input.
+
+    Answers come in the order of the inputs.
 
     Folders are walked in sorted order, hidden files left out.
     For a model of volumes, a folder with DICOM files is one series.
@@ -133,6 +147,8 @@ def predict(
             raise ConfigError(f"--input: {shown(model)} sees a single image; give its file as PATH")
         if task is Task.CLASSIFICATION:
             every_one = _classify(asked, as_json, out)
+        elif task is Task.REGRESSION:
+            every_one = _estimate(asked, as_json, out)
         else:
             client.timeout_s = timeout or _MASKS_TIMEOUT_S
             output = MaskOutput(out, mask_format, as_json, overwrite)
@@ -147,7 +163,7 @@ def predict(
 add_options(
     predict,
     task_options(
-        *(Task.CLASSIFICATION, Task.VOLUMES, Task.FRAMES),
+        *(Task.CLASSIFICATION, Task.REGRESSION, Task.VOLUMES, Task.FRAMES),
         without=("output", "format", "overlay"),  # follow from what is written
     ),
 )
@@ -171,28 +187,42 @@ def _task(status: ModelStatus) -> Task:
     """The kind of work that the model does; refuses what this command cannot ask for."""
     if status.task is None or status.task is Task.GENERATION:
         hint = "medserve sample draws images" if status.task else "install a newer medserve"
-        raise ConfigError(
-            f"{shown(status.name)} neither classifies images nor segments them; {hint}"
-        )
+        raise ConfigError(f"{shown(status.name)} answers no images; {hint}")
     return status.task
 
 
 def _classify(asked: _Asked, as_json: bool, out: Path | None) -> bool:
     """Whether every image got its class."""
+    options = read_options(ClassificationOptions, asked.given, asked.title)
+    groups = partial(asked.client.classify_groups, options=options)
+    return _show_images(asked, groups, partial(ClassRecord, top_k=options.top_k or 1), as_json, out)
+
+
+def _estimate(asked: _Asked, as_json: bool, out: Path | None) -> bool:
+    """Whether every image got its numbers."""
+    read_options(RegressionOptions, asked.given, asked.title)
+    return _show_images(asked, asked.client.estimate_groups, EstimateRecord, as_json, out)
+
+
+def _show_images(
+    asked: _Asked,
+    groups: Callable[..., Iterable[Sequence[FileResult[Any]]]],
+    record_of: Callable[[str, FileResult[Any]], ImageRecord[Any]],
+    as_json: bool,
+    out: Path | None,
+) -> bool:
+    """Ask about each file by itself, show and write what comes; whether all were answered."""
     files = find_files(asked.paths)
     if not files:
         return _nothing()
     if files.count(STDIN) > 1:
         raise ConfigError("expected - (standard input) once at most")
-    options = read_options(ClassificationOptions, asked.given, asked.title)
     if out is not None:
         with writing_to(out):
             out.mkdir(parents=True, exist_ok=True)
-    results = asked.client.classify_each(
-        asked.model, contents(files), options=options, version=asked.version
-    )
+    results = chain.from_iterable(groups(asked.model, contents(files), version=asked.version))
     records = (
-        Record(str(path), result, options.top_k or 1)
+        record_of(str(path), result)
         for path, result in zip(files, counted(results, len(files), asked.model), strict=True)
     )
     seen = list(_printed(records) if as_json else records)
@@ -210,7 +240,7 @@ def _nothing() -> bool:
     return True
 
 
-def _printed(records: Iterable[Record]) -> Iterator[Record]:
+def _printed(records: Iterable[ImageRecord[Any]]) -> Iterator[ImageRecord[Any]]:
     for record in records:
         print(record.to_line(), flush=True)
         yield record

@@ -27,7 +27,7 @@ from rich.text import Text
 from medserve.cli.connection import Address, CaFile, Timeout, TokenFile, connect
 from medserve.cli.show.console import console_for_people, counted, shown
 from medserve.cli.show.files import walk, writing_to
-from medserve.client import Classification, Client, FileResult, Limits
+from medserve.client import Classification, Client, FileResult, Limits, ModelStatus
 from medserve.errors import (
     ConfigError,
     InvalidRequestError,
@@ -46,6 +46,7 @@ from medserve.results.sorted_folders import (
     folder_of_labels,
     found_cells,
 )
+from medserve.spec import Task
 
 __all__ = ["sort"]
 
@@ -101,6 +102,8 @@ def sort(
         connect(address, token_file, ca_file, timeout) as client,
         _Manifest(out, model) as done,
     ):
+        if files:
+            _refuse_other(client.models(), model, version)
         sorter = _Sorter(folder, out, done, model, version, review_below)
         outcomes = list(counted(sorter.run(client, files), len(files), model))
     console_for_people().print(_summary(outcomes))
@@ -109,6 +112,17 @@ def sort(
         Console(stderr=True, soft_wrap=True).print(Text(f"{count} x {shown(reason)}"))
     if any(outcome.failed for outcome in outcomes):
         raise typer.Exit(1)
+
+
+def _refuse_other(found: Iterable[ModelStatus], model: str, version: str | None) -> None:
+    """Refuse a model that tells no classes, before a file is sent; others are the gateway's."""
+    for each in found:
+        is_wanted = each.version == version if version else each.default
+        if each.name == model and is_wanted and each.task is not Task.CLASSIFICATION:
+            raise ConfigError(
+                f"--model: expected a model that classifies images, got {shown(model)}, whose task "
+                f"is {each.task}; `medserve predict` asks it"
+            )
 
 
 def _summary(outcomes: list[_Outcome]) -> Table:

@@ -34,6 +34,7 @@ from medserve.tasks.generation import (
     SampleImage,
     SampleProgress,
 )
+from medserve.tasks.regression import Estimate, Regression
 from medserve.tasks.result import Provenance
 from medserve.tasks.volumes import VolumeFormat, VolumeOptions, VolumeResult
 
@@ -43,6 +44,7 @@ __all__ = [
     "Classification",
     "ClassificationOptions",
     "Client",
+    "Estimate",
     "Explanation",
     "FileResult",
     "FrameFormat",
@@ -54,6 +56,7 @@ __all__ = [
     "Limits",
     "ModelStatus",
     "Provenance",
+    "Regression",
     "Sample",
     "SampleFormat",
     "SampleImage",

@@ -35,7 +35,15 @@ from medserve.client.inputs import (
     read_each,
     read_file,
 )
-from medserve.client.messages import Asked, classification_of, error_in, request_of, status_of
+from medserve.client.messages import (
+    Asked,
+    Understood,
+    classification_of,
+    error_in,
+    regression_of,
+    request_of,
+    status_of,
+)
 from medserve.client.order import OFF_LOOP, Patience, in_order, taken
 from medserve.client.results import FileResult, ModelStatus, SegmentedFile
 from medserve.client.upload import Upload
@@ -61,6 +69,7 @@ from medserve.tasks.generation import (
     SampleProgress,
     read_part,
 )
+from medserve.tasks.regression import Regression, RegressionOptions
 from medserve.tasks.result import Provenance, Result
 from medserve.tasks.volumes import VolumeOptions, VolumeResult
 from medserve.wire import inference_pb2, inference_pb2_grpc
@@ -70,6 +79,7 @@ __all__ = ["AsyncClient"]
 
 T = TypeVar("T")
 Given = TypeVar("Given")
+Found = TypeVar("Found")
 Answer = TypeVar("Answer", bound=Result)
 
 _FILES_IN_FLIGHT = 2  # one is worked on, one waits; more would only take memory on both sides
@@ -255,15 +265,12 @@ class AsyncClient:
         version: str | None = None,
     ) -> AsyncGenerator[list[FileResult[Classification]], None]:
         """Like `classify_each`, but gives the results of each packed call together."""
-        limits = self._connection.limits
-        asked = Asked(model, version, options or ClassificationOptions())
-        most = limits.items_per_call
+        most = self._connection.limits.items_per_call
         if options is not None and options.explain:
             most = min(most, EXPLAINED_PER_CALL)
-        groups = pack(images, limits, most)
-        patience = Patience()
-        calls = (self._classify_group(asked, group, patience) async for group in taken(groups))
-        async with aclosing(in_order(calls, limits.calls_in_flight)) as results:
+        asked = Asked(model, version, options or ClassificationOptions())
+        groups = self._image_groups(asked, images, classification_of, most)
+        async with aclosing(groups) as results:
             async for each in results:
                 yield each
 
@@ -278,22 +285,75 @@ class AsyncClient:
         """Classify one image; raises the error where that fails."""
         asked = Asked(model, version, options or ClassificationOptions())
         content = await self._content(image, read)
-        return (await self._classify_group(asked, [content], Patience()))[0].unwrap()
+        results = await self._image_group(asked, [content], Patience(), classification_of)
+        return results[0].unwrap()
 
-    async def _classify_group(
-        self, asked: Asked, group: Sequence[bytes | MedserveError], patience: Patience
-    ) -> list[FileResult[Classification]]:
+    # ---- numbers of images
+
+    async def estimate(
+        self, model: str, images: Iterable[Source], *, version: str | None = None
+    ) -> list[FileResult[Regression]]:
+        """Tell the numbers of any number of images: one result per image, in order.
+
+        An image that fails costs no other; its result holds the error.
+
+        Raises:
+            MedserveError: as of `classify`.
+        """
+        groups = self.estimate_groups(model, images, version=version)
+        return [result async for group in groups for result in group]
+
+    async def estimate_groups(
+        self, model: str, images: Iterable[Source], *, version: str | None = None
+    ) -> AsyncGenerator[list[FileResult[Regression]], None]:
+        """Like `estimate`, but gives the results of each packed call as soon as they are known."""
+        asked = Asked(model, version, RegressionOptions())
+        most = self._connection.limits.items_per_call
+        async with aclosing(self._image_groups(asked, images, regression_of, most)) as results:
+            async for each in results:
+                yield each
+
+    async def estimate_one(
+        self, model: str, image: Source, *, version: str | None = None
+    ) -> Regression:
+        """Tell the numbers of one image; raises the error where that fails."""
+        asked = Asked(model, version, RegressionOptions())
+        content = await self._content(image, read)
+        results = await self._image_group(asked, [content], Patience(), regression_of)
+        return results[0].unwrap()
+
+    # ---- calls of many images
+
+    async def _image_groups(
+        self, asked: Asked, images: Iterable[Source], understood: Understood[Found], most: int
+    ) -> AsyncGenerator[list[FileResult[Found]], None]:
+        """Yield the results of each packed call of at most so many images, in order."""
+        limits = self._connection.limits
+        groups = pack(images, limits, most)
+        patience = Patience()
+        calls = (
+            self._image_group(asked, group, patience, understood) async for group in taken(groups)
+        )
+        async with aclosing(in_order(calls, limits.calls_in_flight)) as results:
+            async for each in results:
+                yield each
+
+    async def _image_group(
+        self,
+        asked: Asked,
+        group: Sequence[bytes | MedserveError],
+        patience: Patience,
+        understood: Understood[Found],
+    ) -> list[FileResult[Found]]:
         """Return one result for each file of a group, of which the readable ones are sent."""
 
-        async def ask(images: Sequence[bytes]) -> list[FileResult[Classification]]:
+        async def ask(images: Sequence[bytes]) -> list[FileResult[Found]]:
             files = {f"data.{place}": image for place, image in enumerate(images)}
             packed = read_packed(await self._ask(asked.request(files)), len(images))
-            return [
-                FileResult(classification_of(each), packed.provenance) for each in packed.outcomes
-            ]
+            return [FileResult(understood(each), packed.provenance) for each in packed.outcomes]
 
         images = [each for each in group if isinstance(each, bytes)]
-        found: Sequence[FileResult[Classification] | MedserveError] = ()
+        found: Sequence[FileResult[Found] | MedserveError] = ()
         if images:
             try:
                 found = await ask_in_halves(images, ask)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.json_format import MessageToDict
 
@@ -14,11 +14,23 @@ from medserve.errors import MedserveError, ServerFailedError
 from medserve.spec import Task
 from medserve.tasks.classification import Classification
 from medserve.tasks.options import Options
+from medserve.tasks.regression import Regression
 from medserve.tasks.result import error_of
 from medserve.wire import inference_pb2
 from medserve.wire.v1 import imaging_pb2
 
-__all__ = ["Asked", "classification_of", "error_in", "request_of", "status_of"]
+__all__ = [
+    "Asked",
+    "Understood",
+    "classification_of",
+    "error_in",
+    "regression_of",
+    "request_of",
+    "status_of",
+]
+
+Found = TypeVar("Found")
+Understood = Callable[[Mapping[str, Any] | MedserveError], Found | MedserveError]
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,16 @@ def classification_of(item: Mapping[str, Any] | MedserveError) -> Classification
     return found if found.labels else ServerFailedError("no labels in the answer")
 
 
+def regression_of(item: Mapping[str, Any] | MedserveError) -> Regression | MedserveError:
+    """Return the numbers of one item of an answer, or why there are none."""
+    if isinstance(item, MedserveError):
+        return item
+    try:
+        return Regression.from_json(item)
+    except ServerFailedError as error:
+        return error
+
+
 def error_in(answer: bytes) -> MedserveError | None:
     """Return the error where the answer is one in JSON; any other answer is the model's own."""
     if b'"error"' not in answer or answer.lstrip()[:1] != b"{":
@@ -73,6 +95,7 @@ def error_in(answer: bytes) -> MedserveError | None:
 
 _TASKS = {
     imaging_pb2.TASK_CLASSIFICATION: Task.CLASSIFICATION,
+    imaging_pb2.TASK_REGRESSION: Task.REGRESSION,
     imaging_pb2.TASK_VOLUMES: Task.VOLUMES,
     imaging_pb2.TASK_FRAMES: Task.FRAMES,
     imaging_pb2.TASK_GENERATION: Task.GENERATION,
@@ -89,6 +112,7 @@ def status_of(model: imaging_pb2.Model) -> ModelStatus:
         task=_TASKS.get(model.task),
         title=model.title,
         labels=tuple(model.labels),
+        values=tuple((each.name, each.unit) for each in model.values),
         input_kinds=tuple(model.input_kinds),
         channels=tuple(model.channels),
         archive_digest=model.archive_digest,

@@ -25,6 +25,7 @@ class ModelStatus:
         ready: Whether it has proven itself and answers.
         task: Its kind of work; None for one that this client does not know.
         labels: What it tells apart, by number.
+        values: Names and UCUM units of the numbers that it tells; empty but for regression.
         input_kinds: The families of file formats that it reads.
         channels: Names of the images that make one case, in its order; empty where one file is.
         archive_digest: Of the archive's manifest.
@@ -39,6 +40,7 @@ class ModelStatus:
     task: Task | None
     title: str
     labels: tuple[str, ...]
+    values: tuple[tuple[str, str], ...]
     input_kinds: tuple[str, ...]
     channels: tuple[str, ...]
     archive_digest: str

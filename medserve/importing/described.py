@@ -1,6 +1,7 @@
 """A network in a file of ONNX or TorchScript, and a description of what it reads and answers.
 
-Those that classify pictures and those that segment frames or volumes can be described.
+Those that classify pictures or tell their numbers and those that segment frames or volumes can be
+described.
 """
 
 from __future__ import annotations
@@ -173,8 +174,8 @@ def _description(path: Path) -> ModelSpec:
     spec = ModelSpec.from_file(path)
     if spec.task is Task.GENERATION:
         raise ConfigError(
-            f"{path}: expected the task classification, frames or volumes, got {spec.task}, which "
-            "cannot be imported"
+            f"{path}: expected the task classification, regression, frames or volumes, got "
+            f"{spec.task}, which cannot be imported"
         )
     return spec
 

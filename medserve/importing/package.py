@@ -76,14 +76,17 @@ class Agreement:
     Attributes:
         engine: Which.
         largest: Difference of a score, absolute.
-        share: Of voxels or pictures with the same label, or of labels that are present alike.
+        share: Of voxels or pictures with the same label, of labels that are present alike, or of
+            numbers within the tolerance.
         seconds: For all of them, of wall time.
+        holds: Whether the engine may serve the model.
     """
 
     engine: EngineName
     largest: float
     share: float
     seconds: float
+    holds: bool
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Content:
         card: The model card.
         golden: Name and bytes of the golden input.
         logits: The first output for it, one row.
-        tolerance: Largest difference to it.
+        tolerance: Largest difference to it; one number, or one for each output.
         figures: The content of `metrics.json`.
     """
 
@@ -124,7 +127,7 @@ class Content:
     card: str
     golden: tuple[str, bytes] = field(repr=False)
     logits: npt.NDArray[np.float32] = field(repr=False)
-    tolerance: float
+    tolerance: npt.ArrayLike
     figures: Mapping[str, float]
 
 
@@ -171,7 +174,7 @@ def import_model(
         for engine in engines:
             progress(f"comparing {engine}")
             agreements.append(_compare(engine, folder, spec, proof))
-        engine = chosen(agreements, proof.tolerance, "voxels")
+        engine = chosen(agreements, "voxels")
         progress(f"measuring the memory of {engine}")
         assert spec.volume is not None
         shape = (spec.volume.window_batch, source.channels, *source.size)
@@ -349,22 +352,23 @@ def _compare(engine: EngineName, folder: Path, spec: ModelSpec, proof: _Proof) -
     started = time.perf_counter()
     found = pipeline.segment(prepared, lambda windows: loaded.run(windows)["logits"], plain)
     seconds = time.perf_counter() - started
-    same = found.segmentation.mask == proof.segmentation.mask
-    return Agreement(engine, largest, float(same.mean()), seconds)
+    share = float((found.segmentation.mask == proof.segmentation.mask).mean())
+    holds = share >= LEAST_AGREEMENT and largest <= proof.tolerance
+    return Agreement(engine, largest, share, seconds, holds)
 
 
-def chosen(agreements: Sequence[Agreement], tolerance: float, compared: str) -> EngineName:
+def chosen(agreements: Sequence[Agreement], compared: str) -> EngineName:
     """Return the first engine that holds: they stand in the order of their speed.
 
     Raises:
         ArchiveError: none does.
     """
     for each in agreements:
-        if each.share >= LEAST_AGREEMENT and each.largest <= tolerance:
+        if each.holds:
             return each.engine
     found = ", ".join(f"{each.engine} {each.share:.4%}" for each in agreements)
     raise ArchiveError(
-        f"expected an engine to give the network's own label in {LEAST_AGREEMENT:.2%} of the "
+        f"expected an engine to give the network's own answer for {LEAST_AGREEMENT:.2%} of the "
         f"{compared}, got {found}; the network cannot be exported faithfully"
     )
 
@@ -434,7 +438,7 @@ def write_archive(spec: ModelSpec, content: Content, folder: Path, store: Path) 
     np.savez_compressed(
         folder / "golden_output.npz",
         logits=content.logits,
-        tolerance=np.float32(content.tolerance),
+        tolerance=np.asarray(content.tolerance, dtype=np.float32),
     )
     (folder / "metrics.json").write_text(json.dumps(content.figures, indent=2), encoding="utf-8")
     names = [

@@ -18,6 +18,7 @@ from medserve.errors import ConfigError
 from medserve.imaging import Image
 from medserve.importing import golden, report
 from medserve.importing.package import (
+    LEAST_AGREEMENT,
     Agreement,
     Content,
     Imported,
@@ -37,12 +38,15 @@ from medserve.spec import EngineName, ModelSpec, Task
 from medserve.spec.frames import Activation
 from medserve.spec.volumes import ScoreKind
 from medserve.tasks.classification import as_finding
+from medserve.tasks.regression import estimates
 
 __all__ = ["import_pictures"]
 
 _Scores = npt.NDArray[np.float32]
 
 _ROUNDING = 1e-3  # of probabilities
+_OF_SPAN = 1e-3  # of the numbers of the compared pictures, that an engine may be off
+_OF_SIZE = 1e-5  # of the largest of them: where all are alike, single precision decides
 _ENOUGH = 8  # scores; fewer logits may all lie between 0 and 1 by chance
 _ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"II": ".tif", b"MM": ".tif"}
 
@@ -54,7 +58,7 @@ def import_pictures(
     example: Sequence[Path] = (),
     progress: Callable[[str], None] = lambda step: None,
 ) -> Imported:
-    """Export, compare, describe and pack a network that classifies or segments pictures.
+    """Export, compare, describe and pack a network that tells something of pictures.
 
     Args:
         source: The model as it was read.
@@ -82,8 +86,7 @@ def import_pictures(
         for engine in export(source.network, rows[:1], folder):
             progress(f"comparing {engine}")
             agreements.append(_compare(engine, folder, way, rows, scores))
-        tolerance = tolerance_of(scores)
-        engine = chosen(agreements, tolerance, way.compared)
+        engine = chosen(agreements, way.compared)
         progress("packing the archive")
         config = source.config(version, engine.value)
         spec = ModelSpec.from_mapping(config)
@@ -93,7 +96,7 @@ def import_pictures(
             report.card_of_pictures(source, spec, agreements, way.compared),
             (f"golden_input{_suffix(pictures.payloads[0])}", pictures.payloads[0]),
             scores[:1],
-            tolerance,
+            way.tolerance(scores),
             {f"same_{way.compared}_{each.engine}": round(each.share, 6) for each in agreements},
         )
         archive = write_archive(spec, content, folder, store)
@@ -129,8 +132,12 @@ class _Way(ABC):
         """Refuse scores of another kind than described."""
 
     @abstractmethod
-    def labels(self, scores: _Scores) -> npt.NDArray[np.int64]:
-        """Scores -> label ids, of each picture or pixel."""
+    def same(self, found: _Scores, scores: _Scores) -> npt.NDArray[np.bool_]:
+        """Tell of each picture, label or pixel whether two scores say the same of it."""
+
+    def tolerance(self, scores: _Scores) -> npt.NDArray[np.float32]:
+        """Return how far an engine may be from these scores; one number, or one for each output."""
+        return np.asarray(tolerance_of(scores), dtype=np.float32)
 
     @abstractmethod
     def told(self, images: Sequence[Image], scores: _Scores) -> Iterator[tuple[bytes, str]]:
@@ -171,8 +178,8 @@ class _Classes(_Way):
                 "output.scores to probabilities"
             )
 
-    def labels(self, scores: _Scores) -> npt.NDArray[np.int64]:
-        return np.asarray(scores.argmax(axis=1), dtype=np.int64)
+    def same(self, found: _Scores, scores: _Scores) -> npt.NDArray[np.bool_]:
+        return np.asarray(found.argmax(axis=1) == scores.argmax(axis=1))
 
     def told(self, images: Sequence[Image], scores: _Scores) -> Iterator[tuple[bytes, str]]:
         for image, row in zip(images, self.shares(scores), strict=True):
@@ -224,8 +231,12 @@ class _Independent(_Classes):
                 "higher"
             )
 
-    def labels(self, scores: _Scores) -> npt.NDArray[np.int64]:
-        return are_present(self.shares(scores), self.spec.classifier).astype(np.int64)
+    def same(self, found: _Scores, scores: _Scores) -> npt.NDArray[np.bool_]:
+        return np.asarray(self.present(found) == self.present(scores))
+
+    def present(self, scores: _Scores) -> npt.NDArray[np.bool_]:
+        """Scores -> which labels each picture has (N, K)."""
+        return are_present(self.shares(scores), self.spec.classifier)
 
     def told(self, images: Sequence[Image], scores: _Scores) -> Iterator[tuple[bytes, str]]:
         named = [
@@ -234,10 +245,45 @@ class _Independent(_Classes):
                 for label, share, there in zip(self.spec.labels, *row, strict=True)
                 if there
             ]
-            for row in zip(self.shares(scores), self.labels(scores), strict=True)
+            for row in zip(self.shares(scores), self.present(scores), strict=True)
         ]
         for image, found in zip(images, named, strict=True):
             yield golden.as_png(np.rint(255 * image.array)), as_finding(found)
+
+
+class _Numbers(_Way):
+    compared = "values"
+    handler = ("regression", "RegressionHandler")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.spec.values),)
+
+    def row(self, image: Image) -> _Scores:
+        return fit_image(image, self.spec.input)
+
+    def refuse_other(self, scores: _Scores) -> None:
+        constant = np.flatnonzero(np.ptp(scores, axis=0) == 0)
+        if len(scores) > 1 and constant.size:
+            name = self.spec.values[int(constant[0])].name
+            raise ConfigError(
+                f"expected numbers of {name!r} that differ between pictures, got "
+                f"{scores[0, constant[0]]:g} for all {len(scores)}; name the values in the order "
+                "of the network's outputs, or give pictures of your own with --example"
+            )
+
+    def same(self, found: _Scores, scores: _Scores) -> npt.NDArray[np.bool_]:
+        return np.asarray(np.abs(found - scores) <= self.tolerance(scores))
+
+    def tolerance(self, scores: _Scores) -> npt.NDArray[np.float32]:
+        """Each output has a range of its own: what is nothing in months is much in a ratio."""
+        span, size = np.ptp(scores, axis=0), np.abs(scores).max(axis=0)
+        return np.asarray(np.maximum(_OF_SPAN * span, _OF_SIZE * size), dtype=np.float32)
+
+    def told(self, images: Sequence[Image], scores: _Scores) -> Iterator[tuple[bytes, str]]:
+        for image, row in zip(images, scores, strict=True):
+            found = estimates(row.tolist(), self.spec.values)
+            yield golden.as_png(np.rint(255 * image.array)), found.text
 
 
 class _Masks(_Way):
@@ -275,7 +321,10 @@ class _Masks(_Way):
             )
         )
 
-    def labels(self, scores: _Scores) -> npt.NDArray[np.int64]:
+    def same(self, found: _Scores, scores: _Scores) -> npt.NDArray[np.bool_]:
+        return np.asarray(self._labels(found) == self._labels(scores))
+
+    def _labels(self, scores: _Scores) -> npt.NDArray[np.int64]:
         logits = list(np.moveaxis(self._pipeline.as_logits(scores), 1, 0))
         return self._pipeline.decided(logits, self._pipeline.frame.threshold).astype(np.int64)
 
@@ -289,8 +338,10 @@ class _Masks(_Way):
 
 
 def _way(spec: ModelSpec) -> _Way:
-    if spec.task is not Task.CLASSIFICATION:
+    if spec.task is Task.FRAMES:
         return _Masks(spec)
+    if spec.task is Task.REGRESSION:
+        return _Numbers(spec)
     return _Independent(spec) if spec.has_independent_labels else _Classes(spec)
 
 
@@ -311,8 +362,9 @@ def _compare(
     started = time.perf_counter()
     found = loaded.run(rows)["logits"]
     seconds = time.perf_counter() - started
-    same = way.labels(found) == way.labels(scores)
-    return Agreement(engine, float(np.abs(found - scores).max()), float(same.mean()), seconds)
+    difference, share = np.abs(found - scores), float(way.same(found, scores).mean())
+    holds = share >= LEAST_AGREEMENT and bool((difference <= way.tolerance(scores)).all())
+    return Agreement(engine, float(difference.max()), share, seconds, holds)
 
 
 def _suffix(payload: bytes) -> str:

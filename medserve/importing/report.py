@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medserve.results.files import overlay
 from medserve.results.segmentation import Segmentation
 from medserve.spec import ModelSpec
+from medserve.spec.values import ValueSpec
 
 if TYPE_CHECKING:
     from medserve.importing.golden import GoldenVolume
@@ -38,6 +39,8 @@ def card_of_pictures(
     about = f"compared {compared} with the label"
     if spec.has_independent_labels:
         about = "answers, present or absent, for each label of the compared pictures"
+    if spec.values:
+        about = "numbers of the compared pictures, within a thousandth of their range,"
     return _card(spec, source.origin, source.licence, agreements, about)
 
 
@@ -45,6 +48,8 @@ def _card(
     spec: ModelSpec, origin: str, licence: str, agreements: Sequence[Agreement], about: str
 ) -> str:
     columns = [["id", "---", *map(str, range(len(spec.labels)))], ["label", "---", *spec.labels]]
+    if spec.values:
+        columns = [[key, "---", *map(_text_of(key), spec.values)] for key in _OF_VALUES]
     if spec.has_independent_labels:
         thresholds = map(str, spec.classifier.thresholds(len(spec.labels)))
         columns.append(["present from a probability of", "---", *thresholds])
@@ -63,7 +68,7 @@ Imported from another tool: {origin}.
 Not stated by its files. Say here what the model is for, on which patients, scanners and sequences
 it was trained, and what it must not be used for.
 
-## Labels
+## {"Values" if spec.values else "Labels"}
 
 {labels}
 
@@ -77,7 +82,7 @@ the archive on.
 Share of {about} that the network gives as it was read, and the largest
 difference of a score:
 
-| engine | same label | largest difference |
+| engine | same answer | largest difference |
 |---|---|---|
 {figures}
 
@@ -86,6 +91,19 @@ difference of a score:
 Not known: training data, metrics on unseen cases, behaviour on foreign images. The platform does
 not flag inputs that are unlike the training data of an imported model.
 """
+
+
+_OF_VALUES = ("name", "unit", "unit_name", "offset", "scale", "range")
+
+
+def _text_of(key: str) -> Callable[[ValueSpec], str]:
+    """Return how a member of a value stands in the card."""
+
+    def text(value: ValueSpec) -> str:
+        found = getattr(value, key)
+        return "not stated" if found is None else str(found)
+
+    return text
 
 
 def write(
@@ -161,7 +179,7 @@ def _write(
 <p>{made_by}. Licence: {licence}.</p>
 <h2>Engines</h2>
 <p>Compared with the network as it was read, on {golden}. The archive uses {outcome.engine}.</p>
-<table><tr><th>engine</th><th>same label</th><th>largest difference of a score</th>
+<table><tr><th>engine</th><th>same answer</th><th>largest difference of a score</th>
 <th>time of all</th></tr>{rows}</table>
 {body}
 </body></html>

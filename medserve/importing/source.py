@@ -130,6 +130,7 @@ class Described:
         serving = _SERVING | {"responseTimeout": 120}
         if own["task"] == Task.CLASSIFICATION:
             own["output"] = {**(own.get("output") or {}), "novelty": False}
+        if Task(own["task"]).packs:
             serving |= {"batchSize": 16, "jobQueueSize": 512}
         elif own["task"] == Task.FRAMES:
             frame = dict(own.get("frame") or {})

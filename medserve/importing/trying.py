@@ -22,7 +22,7 @@ from medserve.imaging.codecs.volume_file import ReadOptions
 from medserve.imaging.frames import FrameLimits
 from medserve.imaging.volume import Volume
 from medserve.inference import volume_memory
-from medserve.inference.engines import Engine, load_engine
+from medserve.inference.engines import Engine, Outputs, load_engine
 from medserve.inference.engines.engine import ONNX_FILE, TORCHSCRIPT_FILE
 from medserve.inference.fit import fit_image
 from medserve.inference.frame_pipeline import FoundFrame, FramePipeline
@@ -31,8 +31,9 @@ from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.results.segmentation import Segmentation
 from medserve.spec import ModelSpec, Task
 from medserve.tasks.classification import Classification
+from medserve.tasks.regression import Regression, estimates
 
-__all__ = ["Tried", "ask_archive", "classify_files", "segment_frames"]
+__all__ = ["Tried", "ask_archive", "classify_files", "estimate_files", "segment_frames"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,14 +81,24 @@ def ask_archive(archive: Path, files: Sequence[Path]) -> Tried:
 
 def classify_files(archive: Path, files: Sequence[Path]) -> list[Classification]:
     """Classify pictures; archive, files and errors as for `ask_archive`."""
-    with _opened(archive, Task.CLASSIFICATION, files) as (spec, engine, payloads):
-        images = [sniff.decode(each, spec.input) for each in payloads]
-        outputs = engine.run(np.stack([fit_image(each, spec.input) for each in images]))
+    spec, outputs = _of_pictures(archive, Task.CLASSIFICATION, files)
     outputs = {**outputs, "logits": as_logits(outputs["logits"], spec.classifier)}
     return [
         classified({name: array[place] for name, array in outputs.items()}, spec)
-        for place in range(len(images))
+        for place in range(len(files))
     ]
+
+
+def estimate_files(archive: Path, files: Sequence[Path]) -> list[Regression]:
+    """Tell the numbers of pictures; archive, files and errors as for `ask_archive`."""
+    spec, outputs = _of_pictures(archive, Task.REGRESSION, files)
+    return [estimates(row.tolist(), spec.values) for row in outputs["logits"]]
+
+
+def _of_pictures(archive: Path, task: Task, files: Sequence[Path]) -> tuple[ModelSpec, Outputs]:
+    with _opened(archive, task, files) as (spec, engine, payloads):
+        images = [sniff.decode(each, spec.input) for each in payloads]
+        return spec, engine.run(np.stack([fit_image(each, spec.input) for each in images]))
 
 
 def segment_frames(

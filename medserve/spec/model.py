@@ -18,6 +18,7 @@ from medserve.errors import ConfigError
 from medserve.spec.frames import FrameSpec
 from medserve.spec.generation import GenerationSpec
 from medserve.spec.section import Section, read_section
+from medserve.spec.values import ValueSpec, check_values
 from medserve.spec.volumes import ResamplingKind, ScoreKind, VolumeSpec
 
 __all__ = [
@@ -41,6 +42,7 @@ class Task(enum.StrEnum):
     """A kind of work; each has one module of options and results in `medserve.tasks`."""
 
     CLASSIFICATION = "classification"  # one class for each image, or its independent labels
+    REGRESSION = "regression"  # numbers with units for each image
     VOLUMES = "volumes"  # a mask for each volume
     FRAMES = "frames"  # a mask for each frame of a picture, a cine loop or a stack
     GENERATION = "generation"  # synthetic images
@@ -49,6 +51,11 @@ class Task(enum.StrEnum):
     def segments(self) -> bool:
         """Whether the answer is a mask."""
         return self in (Task.VOLUMES, Task.FRAMES)
+
+    @property
+    def packs(self) -> bool:
+        """Whether a call holds many images, each with an answer of its own."""
+        return self in (Task.CLASSIFICATION, Task.REGRESSION)
 
 
 class InputKind(enum.StrEnum):
@@ -121,14 +128,14 @@ class InputSpec(Section, frozen=True):
         Fit,
         Meta(
             description="How an image is brought to the network's plane, in training and serving; "
-            "of `classification` only."
+            "of `classification` and `regression`."
         ),
     ] = Fit.GREY
     proportions: Annotated[
         Proportions,
         Meta(
             description="What becomes of the sides of an image on the network's plane; of "
-            "`classification` and `frames`."
+            "`classification`, `regression` and `frames`."
         ),
     ] = Proportions.KEPT
     middle: Annotated[
@@ -144,12 +151,15 @@ class InputSpec(Section, frozen=True):
         tuple[float, ...],
         Meta(
             description="Is taken from each channel, whose values lie in [0, 1]; of "
-            "`classification` and `frames`."
+            "`classification`, `regression` and `frames`."
         ),
     ] = ()
     deviation: Annotated[
         tuple[Annotated[float, Meta(gt=0)], ...],
-        Meta(description="Divides each channel after that; of `classification` and `frames`."),
+        Meta(
+            description="Divides each channel after that; of `classification`, `regression` and "
+            "`frames`."
+        ),
     ] = ()
     max_payload_bytes: Annotated[
         _Count, Meta(description="Bytes of one file; a larger one is refused.")
@@ -253,14 +263,21 @@ class _Own(Section, frozen=True, kw_only=True):
         tuple[str, ...],
         Meta(
             description="Names in the order of the network's outputs; the background's first where "
-            "the answer is a mask."
+            "the answer is a mask. None of `regression`, which has `values`."
         ),
-    ]
+    ] = ()
     input: Annotated[InputSpec, Meta(description="What the model reads.")]
     engine: Annotated[EngineSpec, Meta(description="What executes the artifact.")] = EngineSpec()
     output: Annotated[
         OutputSpec | None, Meta(description="How answers are shaped; of `classification` only.")
     ] = None
+    values: Annotated[
+        tuple[ValueSpec, ...],
+        Meta(
+            description="The numbers that the network tells, in the order of its outputs; of "
+            "`regression` only."
+        ),
+    ] = ()
     volume: Annotated[
         VolumeSpec | None, Meta(description="The way of a volume; of `volumes` only.")
     ] = None
@@ -272,10 +289,12 @@ class _Own(Section, frozen=True, kw_only=True):
     ] = None
 
 
-_OF_PICTURES = (Task.CLASSIFICATION, Task.FRAMES)
+_OF_PICTURES = (Task.CLASSIFICATION, Task.REGRESSION, Task.FRAMES)
+_LABELLED = (Task.CLASSIFICATION, Task.VOLUMES, Task.FRAMES)
 _MOST_LABELS = 255  # a mask of ids with 255 in it would be taken for one of black and white
 _SECTIONS = {
     Task.CLASSIFICATION: "output",
+    Task.REGRESSION: "values",
     Task.VOLUMES: "volume",
     Task.FRAMES: "frame",
     Task.GENERATION: "generation",
@@ -285,7 +304,8 @@ _SECTIONS = {
 class ModelSpec(_Own, frozen=True, kw_only=True):
     """One model: its name, its task, its labels in order, and how it is fed and served.
 
-    Exactly one of `output`, `volume`, `frame` and `generation` is there: the section of the task.
+    Exactly one of `output`, `values`, `volume`, `frame` and `generation` is there: the section of
+    the task.
     """
 
     serving: ServingSpec
@@ -294,13 +314,22 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
         if self.task is Task.CLASSIFICATION and self.output is None:  # all of it has defaults
             msgspec.structs.force_setattr(self, "output", OutputSpec())
         for task, section in _SECTIONS.items():
-            there = getattr(self, section) is not None
+            there = getattr(self, section) not in (None, ())
             if there is not (task is self.task):
                 raise ConfigError(
                     f"{self.name}: expected the section {_SECTIONS[self.task]!r} and none of "
                     f"another task for the task {self.task}, got "
                     + (f"a section {section!r}" if there else "none")
                 )
+        if self.values:
+            check_values(self.values, self.name)
+        if self.labels and self.values:
+            raise ConfigError(
+                f"{self.name}: expected no labels beside the section 'values', whose numbers have "
+                f"names of their own, got {list(self.labels)}"
+            )
+        if self.task in _LABELLED and not self.labels:
+            raise ConfigError(f"{self.name}: expected labels for the task {self.task}, got none")
         if len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"{self.name}: labels must differ, got {list(self.labels)}")
         if self.serving.min_workers > self.serving.max_workers:
@@ -351,7 +380,7 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
         channels = self.input.channels
         shown = (self.input.proportions, self.input.mean, self.input.deviation)
         is_cropped = self.input.proportions is Proportions.CROPPED
-        if is_cropped and self.task is not Task.CLASSIFICATION:
+        if is_cropped and not self.task.packs:
             raise ConfigError(
                 f"{self.name}: expected input.proportions kept or stretched for {self.task}, whose "
                 "answers cover the whole frame, got cropped; state frame.crop"
@@ -364,7 +393,7 @@ class ModelSpec(_Own, frozen=True, kw_only=True):
         if self.task not in _OF_PICTURES and shown != (Proportions.KEPT, (), ()):
             raise ConfigError(
                 f"{self.name}: expected input.proportions, mean and deviation for the tasks "
-                f"classification and frames only, got one for {self.task}"
+                f"classification, regression and frames only, got one for {self.task}"
             )
         if {len(self.input.mean), len(self.input.deviation)} not in ({0}, {channels}):
             raise ConfigError(

@@ -5,6 +5,7 @@ from medserve.tasks.classification import ClassificationOptions
 from medserve.tasks.frames import FrameOptions
 from medserve.tasks.generation import GenerationOptions
 from medserve.tasks.options import Option, Options, declared
+from medserve.tasks.regression import RegressionOptions
 from medserve.tasks.volumes import VolumeOptions
 
 __all__ = [
@@ -14,12 +15,14 @@ __all__ = [
     "GenerationOptions",
     "Option",
     "Options",
+    "RegressionOptions",
     "VolumeOptions",
     "declared",
 ]
 
 OPTIONS: dict[Task, type[Options]] = {
     Task.CLASSIFICATION: ClassificationOptions,
+    Task.REGRESSION: RegressionOptions,
     Task.VOLUMES: VolumeOptions,
     Task.FRAMES: FrameOptions,
     Task.GENERATION: GenerationOptions,

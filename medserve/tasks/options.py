@@ -48,9 +48,8 @@ class Options(
         """
         known = {option.key: option for option in cls.of_model(spec)}
         if set(params) - set(known):
-            raise InvalidRequestError(
-                f"params: expected only known keys: {', '.join(sorted(known))}; got another one"
-            )
+            allowed = f"only known keys: {', '.join(sorted(known))}" if known else "no keys"
+            raise InvalidRequestError(f"params: expected {allowed}; got another one")
         options = cls(**{known[key].name: known[key].read(each) for key, each in params.items()})
         options.check()
         return options if spec is None else options.filled(spec)

@@ -40,6 +40,7 @@ def test_models_as_json(medserve: Medserve, fake: FakeGateway) -> None:
         "ready": True,
         "task": "classification",
         "labels": list(LABELS),
+        "values": [],
         "channels": [],
         "archive_digest": DIGEST,
     }

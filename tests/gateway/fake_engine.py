@@ -35,11 +35,16 @@ from medserve.spec import (
     VolumeSpec,
 )
 from medserve.spec.generation import Prediction, ScheduleKind
+from medserve.spec.values import ValueSpec
 from medserve.spec.volumes import CodedTerm, SegmentCoding
 from medserve.wire import inference_pb2
 
-__all__ = ["FakeEngine", "Request", "fake_gateway", "model"]
+__all__ = ["VALUES", "FakeEngine", "Request", "fake_gateway", "model"]
 
+VALUES = (  # that a model of regression tells
+    ValueSpec(name="bone age", unit="mo", unit_name="months", range=(0.0, 240.0)),
+    ValueSpec(name="ossified", unit="%", unit_name="percent"),
+)
 _CODING = SegmentCoding(CodedTerm("5366008", "Hippocampus"))
 
 
@@ -224,6 +229,7 @@ def model(
     coded = {label: _CODING for label in labels[1:]} if task.segments else {}
     sections: dict[Task, dict[str, Any]] = {
         Task.CLASSIFICATION: {"output": output},
+        Task.REGRESSION: {"values": VALUES},
         Task.VOLUMES: {"volume": VolumeSpec((1.0, 1.0, 1.0), snomed=coded)},
         Task.FRAMES: {"frame": FrameSpec(snomed=coded)},
         Task.GENERATION: {
@@ -236,7 +242,7 @@ def model(
         version=version,
         title=f"The model {name}",
         task=task,
-        labels=labels,
+        labels=() if task is Task.REGRESSION else labels,
         input=InputSpec((InputKind.RASTER,), size),
         serving=serving or ServingSpec(1, 1, batch_size=8),
         **sections[task],

@@ -20,20 +20,28 @@ __all__ = [
     "DESCRIPTION",
     "LABELS",
     "THRESHOLDS",
+    "VALUES",
     "a_coloured_frame",
     "a_picture",
     "label_network",
+    "own_numbers",
     "own_probabilities",
     "own_shares",
     "the_network",
     "write_classifier",
     "write_frames",
     "write_labels",
+    "write_numbers",
     "write_structures",
 ]
 
 _SIZE, _LABELS = (40, 32), ("a", "b", "c")
 LABELS, THRESHOLDS = ("Red", "Green", "Blue"), (0.5, 0.4, 0.6)
+# Targets of the first were standardised by a mean of 127 and a deviation of 41 months.
+VALUES: tuple[dict[str, Any], ...] = (
+    {"name": "bone age", "unit": "mo", "unit_name": "months", "offset": 127.0, "scale": 41.0},
+    {"name": "ossified", "unit": "%", "unit_name": "percent", "range": [5, 90]},
+)
 _GAIN = 20.0  # of a logit, by the mean of a colour in [0, 1] over one half
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DESCRIPTION: dict[str, Any] = {
@@ -97,6 +105,35 @@ def write_classifier(folder: Path, network: nn.Module | None = None, **own: obje
     description = DESCRIPTION | {"medserve": DESCRIPTION["medserve"] | own}
     (folder / "skin.yaml").write_text(yaml.safe_dump(description))
     return [folder / "skin.onnx", "--spec", folder / "skin.yaml"]
+
+
+def write_numbers(folder: Path, *layers: nn.Module, **own: object) -> list[Any]:
+    """Write a network that tells two numbers of a picture, as ONNX; return its import's arguments.
+
+    The first is how far the mean of red is above one half; the second the mean of green, times 100.
+    """
+    last = nn.Linear(3, 2)
+    with torch.no_grad():
+        last.weight.copy_(torch.tensor([[_DEVIATION[0], 0.0, 0.0], [0.0, 100 * _DEVIATION[1], 0]]))
+        last.bias.copy_(torch.tensor([_MEAN[0] - 0.5, 100 * _MEAN[1]]))
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), last, *layers).eval()
+    write_onnx(Named(network).eval(), folder / "hand.onnx",
+               {"image": torch.rand(2, 3, *_SIZE)}, ("age",))  # fmt: skip
+    described = {
+        key: each
+        for key, each in DESCRIPTION["medserve"].items()
+        if key not in ("labels", "output")
+    }
+    described |= {"name": "hand", "title": "How old a hand is", "task": "regression"}
+    described |= {"values": [dict(each) for each in VALUES]} | own
+    (folder / "hand.yaml").write_text(yaml.safe_dump(DESCRIPTION | {"medserve": described}))
+    return [folder / "hand.onnx", "--spec", folder / "hand.yaml"]
+
+
+def own_numbers(content: bytes) -> tuple[float, float]:
+    """Return what those two numbers are of a picture of one colour, in their units."""
+    red, green, _ = np.asarray(pillow.open(io.BytesIO(content)), np.float64).mean(axis=(0, 1)) / 255
+    return float(127 + 41 * (red - 0.5)), float(100 * green)
 
 
 def _write_of_frames(folder: Path, network: nn.Module, own: dict[str, Any]) -> list[Any]:

@@ -345,7 +345,7 @@ def test_a_script_that_cannot_be_exported_is_refused_in_one_sentence(
     assert "Traceback" not in run.err
 
 
-@pytest.mark.parametrize("task", ["classification", "frames"])
+@pytest.mark.parametrize("task", ["classification", "regression", "frames"])
 def test_the_description_that_init_prints_is_a_good_one(
     tmp_path: Path, medserve: Any, task: str
 ) -> None:
@@ -353,7 +353,10 @@ def test_the_description_that_init_prints_is_a_good_one(
     run = medserve("spec", "check", tmp_path / "spec.yaml")
     assert (run.code, run.err) == (0, "")
     assert f"my_model 1.0, {task}: " in run.out
-    assert "volumes, classification, frames" in medserve("init", "--task", "generation").err
+    assert (
+        "volumes, classification, regression, frames"
+        in medserve("init", "--task", "generation").err
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ from medserve.gateway.faces.page.uploads import CONTENT_TYPE
 from medserve.gateway.settings import GatewaySettings
 from medserve.spec import Classes, OutputSpec, Task
 from medserve.tasks.classification import Classification
+from medserve.tasks.regression import estimates
 from tests.gateway.faces import DIGEST, drawn, paired, segmented
-from tests.gateway.fake_engine import FakeEngine, Request, fake_gateway, model
+from tests.gateway.fake_engine import VALUES, FakeEngine, Request, fake_gateway, model
 
 __all__ = [
     "EXPLANATION",
@@ -73,7 +74,7 @@ def answers(request: Request) -> bytes | Sequence[bytes]:
         case "sampler":
             return drawn(request)
     count = sum(key.startswith("data.") for key in request.inputs)
-    item = _findings if request.model == "xrays" else _item
+    item = {"xrays": _findings, "hand": _numbers}.get(request.model, _item)
     items = [{"index": n, **item(request.inputs[f"data.{n}"])} for n in range(count)]
     if json.loads(request.inputs.get("params", b"{}")).get("explain"):
         items = [each | {"explanation": EXPLANATION} for each in items]
@@ -84,6 +85,15 @@ def radiographs() -> ModelInfo:
     """A model of independent labels: the text of a file names those that it shows."""
     output = OutputSpec(classes=Classes.INDEPENDENT)
     return model("xrays", labels=FINDINGS, output=output)
+
+
+def _numbers(content: bytes) -> dict[str, Any]:
+    """Two numbers, where the text of a file begins with them."""
+    try:
+        numbers = [float(each) for each in content.split()[:2]]
+        return {"status": "ok", **estimates(numbers, VALUES).to_json()}
+    except ValueError:
+        return _item(b"no image")
 
 
 def _findings(content: bytes) -> dict[str, Any]:

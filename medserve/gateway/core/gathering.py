@@ -27,7 +27,6 @@ from medserve.engine.interface import Engine, EngineRequest, WorkerLostError
 from medserve.errors import DeadlineError, MedserveError, ServerBusyError, ServerFailedError
 from medserve.gateway.core.calls import EngineCall, ModelInfo, error_in, new_request_id
 from medserve.gateway.core.metrics import GatewayMetrics
-from medserve.spec import Task
 
 __all__ = ["GATHERED_BYTES", "Gatherer", "SharedWorkerLostError"]
 
@@ -127,7 +126,7 @@ class Gatherer:
         """
         return (
             self._most > 1
-            and model.task is Task.CLASSIFICATION
+            and model.task.packs
             and call.size_bytes <= GATHERED_BYTES
             and 0 < len(_files(call.inputs)) <= max(1, self._bound(model) // 4)
             and _is_plain(call.inputs.get("params", b""))
@@ -136,7 +135,7 @@ class Gatherer:
     def at_once(self, model: ModelInfo) -> int:
         """Return how many calls of one file a worker of the model takes at once."""
         batch = model.spec.serving.batch_size
-        return max(batch, self._bound(model) // 2) if model.task is Task.CLASSIFICATION else batch
+        return max(batch, self._bound(model) // 2) if model.task.packs else batch
 
     async def ask(self, call: EngineCall, model: ModelInfo, room: int, timeout_s: float) -> bytes:
         """Return the answer to a call, as the engine would have given it to this call alone.

@@ -23,9 +23,10 @@ from medserve.tasks.classification import (
     ask_in_halves,
     read_packed,
 )
+from medserve.tasks.regression import Regression
 from medserve.tasks.result import Provenance
 
-__all__ = ["PACKING", "HeldImages", "ImageFile", "Outcome", "Packing", "Predictor", "classify_each"]
+__all__ = ["PACKING", "HeldImages", "ImageFile", "Outcome", "Packing", "Predictor", "answer_each"]
 
 _FIRST_WAIT_S = 0.1  # after a busy engine; doubles with each attempt
 
@@ -66,6 +67,12 @@ class Outcome:
         if isinstance(self.answer, MedserveError):
             raise self.answer
         return Classification.from_json(self.answer)
+
+    def regression(self) -> Regression:
+        """The numbers as a value; raises the error where there are none."""
+        if isinstance(self.answer, MedserveError):
+            raise self.answer
+        return Regression.from_json(self.answer)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ class _Item:
         return Outcome(self.file.id, self.index, answer, provenance)
 
 
-async def classify_each(
+async def answer_each(
     gateway: Predictor,
     request: TaskRequest,
     images: AsyncIterator[ImageFile],
@@ -241,9 +248,9 @@ class _PackedRequest:
                 break
             count += 1
         pack, self._waiting = self._waiting[:count], self._waiting[count:]
-        self._running[asyncio.create_task(self._classify(pack))] = _size(pack)
+        self._running[asyncio.create_task(self._answered(pack))] = _size(pack)
 
-    async def _classify(self, pack: Sequence[_Item]) -> list[Outcome]:
+    async def _answered(self, pack: Sequence[_Item]) -> list[Outcome]:
         """The outcomes of one call; raises what concerns the whole request."""
         outcomes = await ask_in_halves(pack, self._ask)
         return [

@@ -20,6 +20,7 @@ __all__ = ["TaskRequest", "draw_samples", "find_model", "find_served"]
 
 _VERBS = {
     Task.CLASSIFICATION: "classify",
+    Task.REGRESSION: "estimate",
     Task.VOLUMES: "segment",
     Task.FRAMES: "segment",
     Task.GENERATION: "sample",

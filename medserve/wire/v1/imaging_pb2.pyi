@@ -48,6 +48,8 @@ class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType],
     """Marks what lies where in single frames, cine loops and stacks of frames: Segment."""
     TASK_VOLUMES: _Task.ValueType  # 5
     """Marks what lies where in volumes: Segment."""
+    TASK_REGRESSION: _Task.ValueType  # 6
+    """Tells numbers with units of images: Estimate."""
 
 class Task(_Task, metaclass=_TaskEnumTypeWrapper):
     """Names what a model does."""
@@ -64,6 +66,8 @@ TASK_FRAMES: Task.ValueType  # 4
 """Marks what lies where in single frames, cine loops and stacks of frames: Segment."""
 TASK_VOLUMES: Task.ValueType  # 5
 """Marks what lies where in volumes: Segment."""
+TASK_REGRESSION: Task.ValueType  # 6
+"""Tells numbers with units of images: Estimate."""
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
 class _OptionType:
@@ -287,6 +291,84 @@ class ClassifyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___ClassifyResponse: _TypeAlias = ClassifyResponse  # noqa: Y015
+
+@_typing.final
+class EstimateRequest(_message.Message):
+    """Carries one part of what a client asks to estimate: the settings first, then images."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def settings(self) -> Global___EstimateSettings:
+        """Chooses the model. Required in the first message, refused in any other."""
+
+    @_builtins.property
+    def image(self) -> Global___ImageFile:
+        """Carries one image."""
+
+    def __init__(
+        self,
+        *,
+        settings: Global___EstimateSettings | None = ...,
+        image: Global___ImageFile | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["settings", "image"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___EstimateRequest: _TypeAlias = EstimateRequest  # noqa: Y015
+
+@_typing.final
+class EstimateResponse(_message.Message):
+    """Carries what became of one image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    REGRESSION_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Repeats the id of the image."""
+    index: _builtins.int
+    """Gives the place of the image among those sent, from 0."""
+    @_builtins.property
+    def regression(self) -> Global___Regression:
+        """Holds the answer."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Tells why this image has no answer; the details are those of a failed call."""
+
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
+        """Names the archive that answered; absent where none did."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        index: _builtins.int = ...,
+        regression: Global___Regression | None = ...,
+        error: _status_pb2.Status | None = ...,
+        provenance: Global___Provenance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "provenance", b"provenance", "regression", b"regression"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "id", b"id", "index", b"index", "outcome", b"outcome", "provenance", b"provenance", "regression", b"regression"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["regression", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___EstimateResponse: _TypeAlias = EstimateResponse  # noqa: Y015
 
 @_typing.final
 class SegmentRequest(_message.Message):
@@ -597,6 +679,32 @@ class ClassifySettings(_message.Message):
 Global___ClassifySettings: _TypeAlias = ClassifySettings  # noqa: Y015
 
 @_typing.final
+class EstimateSettings(_message.Message):
+    """Chooses the model that estimates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    model_name: _builtins.str
+    """Names the model. Required."""
+    model_version: _builtins.str
+    """Chooses a version; empty means the default version."""
+    def __init__(
+        self,
+        *,
+        model_name: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_name", b"model_name", "model_version", b"model_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateSettings: _TypeAlias = EstimateSettings  # noqa: Y015
+
+@_typing.final
 class ImageFile(_message.Message):
     """Carries one image."""
 
@@ -695,6 +803,72 @@ class Classification(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Classification: _TypeAlias = Classification  # noqa: Y015
+
+@_typing.final
+class Regression(_message.Message):
+    """Tells the numbers of one image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    REVIEW_FIELD_NUMBER: _builtins.int
+    review: _builtins.bool
+    """Holds true where any of them has a doubt: a person should look."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___EstimatedValue]:
+        """Gives them in the order of Model.values."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[Global___EstimatedValue] | None = ...,
+        review: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["review", b"review", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Regression: _TypeAlias = Regression  # noqa: Y015
+
+@_typing.final
+class EstimatedValue(_message.Message):
+    """Gives one number of an image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    UNIT_NAME_FIELD_NUMBER: _builtins.int
+    DOUBT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Names what is told, such as "bone age"."""
+    value: _builtins.float
+    """Gives the number in the unit, as the network tells it: it is not cut to a range."""
+    unit: _builtins.str
+    """Gives the UCUM code of the unit, such as "mo"; "1" stands for none."""
+    unit_name: _builtins.str
+    """Names the unit in words, such as "months"."""
+    doubt: _builtins.str
+    """Says why a person should look, in a sentence; empty where the value is plausible."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.float = ...,
+        unit: _builtins.str = ...,
+        unit_name: _builtins.str = ...,
+        doubt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["doubt", b"doubt", "name", b"name", "unit", b"unit", "unit_name", b"unit_name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimatedValue: _TypeAlias = EstimatedValue  # noqa: Y015
 
 @_typing.final
 class Explanation(_message.Message):
@@ -1618,6 +1792,7 @@ class Model(_message.Message):
     ARCHIVE_DIGEST_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Names the model, as requests do."""
     version: _builtins.str
@@ -1656,6 +1831,10 @@ class Model(_message.Message):
         is a case.
         """
 
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelValue]:
+        """Describes the numbers that it tells, in order; empty but for TASK_REGRESSION."""
+
     def __init__(
         self,
         *,
@@ -1672,14 +1851,60 @@ class Model(_message.Message):
         archive_digest: _builtins.str = ...,
         options: _abc.Iterable[Global___ModelOption] | None = ...,
         channels: _abc.Iterable[_builtins.str] | None = ...,
+        values: _abc.Iterable[Global___ModelValue] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_digest", b"archive_digest", "card_markdown", b"card_markdown", "channels", b"channels", "default_version", b"default_version", "input_kinds", b"input_kinds", "labels", b"labels", "metrics", b"metrics", "name", b"name", "options", b"options", "ready", b"ready", "task", b"task", "title", b"title", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_digest", b"archive_digest", "card_markdown", b"card_markdown", "channels", b"channels", "default_version", b"default_version", "input_kinds", b"input_kinds", "labels", b"labels", "metrics", b"metrics", "name", b"name", "options", b"options", "ready", b"ready", "task", b"task", "title", b"title", "values", b"values", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class ModelValue(_message.Message):
+    """Describes one number that a model tells of an image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    UNIT_NAME_FIELD_NUMBER: _builtins.int
+    LEAST_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Names what is told."""
+    unit: _builtins.str
+    """Gives the UCUM code of the unit; "1" stands for none."""
+    unit_name: _builtins.str
+    """Names the unit in words."""
+    least: _builtins.float
+    """Gives the least number that is plausible, in the unit; absent where no range is stated."""
+    most: _builtins.float
+    """Gives the most that is plausible; absent where no range is stated."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        unit_name: _builtins.str = ...,
+        least: _builtins.float | None = ...,
+        most: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_least", b"_least", "_most", b"_most", "least", b"least", "most", b"most"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_least", b"_least", "_most", b"_most", "least", b"least", "most", b"most", "name", b"name", "unit", b"unit", "unit_name", b"unit_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__least: _TypeAlias = _typing.Literal["least"]  # noqa: Y015
+    _WhichOneofArgType__least: _TypeAlias = _typing.Literal["_least", b"_least"]  # noqa: Y015
+    _WhichOneofReturnType__most: _TypeAlias = _typing.Literal["most"]  # noqa: Y015
+    _WhichOneofArgType__most: _TypeAlias = _typing.Literal["_most", b"_most"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__least) -> _WhichOneofReturnType__least | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__most) -> _WhichOneofReturnType__most | None: ...
+
+Global___ModelValue: _TypeAlias = ModelValue  # noqa: Y015
 
 @_typing.final
 class ModelOption(_message.Message):

@@ -44,6 +44,11 @@ class ImagingServiceStub:
                 request_serializer=medserve_dot_wire_dot_v1_dot_imaging__pb2.ClassifyRequest.SerializeToString,
                 response_deserializer=medserve_dot_wire_dot_v1_dot_imaging__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
+        self.Estimate = channel.stream_stream(
+                '/medserve.v1.ImagingService/Estimate',
+                request_serializer=medserve_dot_wire_dot_v1_dot_imaging__pb2.EstimateRequest.SerializeToString,
+                response_deserializer=medserve_dot_wire_dot_v1_dot_imaging__pb2.EstimateResponse.FromString,
+                _registered_method=True)
         self.Segment = channel.stream_stream(
                 '/medserve.v1.ImagingService/Segment',
                 request_serializer=medserve_dot_wire_dot_v1_dot_imaging__pb2.SegmentRequest.SerializeToString,
@@ -78,6 +83,14 @@ class ImagingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Estimate(self, request_iterator, context):
+        """Tells numbers with units of any number of images, as Classify tells classes: each image gets its
+        own response as soon as it is known, and the server stops reading while it holds enough.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Segment(self, request_iterator, context):
         """Segments one image or volume of any size: it goes up in chunks, and the mask comes down in
         chunks after its description.
@@ -107,6 +120,11 @@ def add_ImagingServiceServicer_to_server(servicer, server):
                     servicer.Classify,
                     request_deserializer=medserve_dot_wire_dot_v1_dot_imaging__pb2.ClassifyRequest.FromString,
                     response_serializer=medserve_dot_wire_dot_v1_dot_imaging__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'Estimate': grpc.stream_stream_rpc_method_handler(
+                    servicer.Estimate,
+                    request_deserializer=medserve_dot_wire_dot_v1_dot_imaging__pb2.EstimateRequest.FromString,
+                    response_serializer=medserve_dot_wire_dot_v1_dot_imaging__pb2.EstimateResponse.SerializeToString,
             ),
             'Segment': grpc.stream_stream_rpc_method_handler(
                     servicer.Segment,
@@ -156,6 +174,33 @@ class ImagingService:
             '/medserve.v1.ImagingService/Classify',
             medserve_dot_wire_dot_v1_dot_imaging__pb2.ClassifyRequest.SerializeToString,
             medserve_dot_wire_dot_v1_dot_imaging__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Estimate(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/medserve.v1.ImagingService/Estimate',
+            medserve_dot_wire_dot_v1_dot_imaging__pb2.EstimateRequest.SerializeToString,
+            medserve_dot_wire_dot_v1_dot_imaging__pb2.EstimateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class ImagingServiceStub:
     particular order; an image that fails costs no other. The server stops reading while it holds
     as much as it may, so a client sends and reads at the same time.
     """
+    Estimate: _grpc.StreamStreamMultiCallable[_imaging_pb2.EstimateRequest, _imaging_pb2.EstimateResponse]
+    """Tells numbers with units of any number of images, as Classify tells classes: each image gets its
+    own response as soon as it is known, and the server stops reading while it holds enough.
+    """
     Segment: _grpc.StreamStreamMultiCallable[_imaging_pb2.SegmentRequest, _imaging_pb2.SegmentResponse]
     """Segments one image or volume of any size: it goes up in chunks, and the mask comes down in
     chunks after its description.
@@ -68,6 +72,10 @@ class ImagingServiceAsyncStub(ImagingServiceStub):
     """Classifies any number of images. Each gets its own response as soon as it is known, in no
     particular order; an image that fails costs no other. The server stops reading while it holds
     as much as it may, so a client sends and reads at the same time.
+    """
+    Estimate: _aio.StreamStreamMultiCallable[_imaging_pb2.EstimateRequest, _imaging_pb2.EstimateResponse]  # type: ignore[assignment]
+    """Tells numbers with units of any number of images, as Classify tells classes: each image gets its
+    own response as soon as it is known, and the server stops reading while it holds enough.
     """
     Segment: _aio.StreamStreamMultiCallable[_imaging_pb2.SegmentRequest, _imaging_pb2.SegmentResponse]  # type: ignore[assignment]
     """Segments one image or volume of any size: it goes up in chunks, and the mask comes down in
@@ -95,6 +103,16 @@ class ImagingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Classifies any number of images. Each gets its own response as soon as it is known, in no
         particular order; an image that fails costs no other. The server stops reading while it holds
         as much as it may, so a client sends and reads at the same time.
+        """
+
+    @_abc_1.abstractmethod
+    def Estimate(
+        self,
+        request_iterator: _MaybeAsyncIterator[_imaging_pb2.EstimateRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_imaging_pb2.EstimateResponse], _abc.AsyncIterator[_imaging_pb2.EstimateResponse]]:
+        """Tells numbers with units of any number of images, as Classify tells classes: each image gets its
+        own response as soon as it is known, and the server stops reading while it holds enough.
         """
 
     @_abc_1.abstractmethod

@@ -27,7 +27,14 @@ __all__ = ["HEADER", "InferBody", "InferRequest", "read_request", "write_respons
 HEADER = "inference-header-content-length"
 
 _BASE64 = "base64"
-_TEXTS = ("label", "labels", "status", "error")  # every other output of type BYTES holds files
+_TEXTS = (
+    "label",
+    "labels",
+    "names",
+    "units",
+    "status",
+    "error",
+)  # every other output of type BYTES holds files
 _MOST_MEMBERS = 25_000  # of a body: 10,000 files with what belongs to each, and some more
 _MOST_NUMBERS = 2**22  # of an output inside JSON
 _Int64 = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]

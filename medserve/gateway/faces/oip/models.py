@@ -3,6 +3,7 @@
 | task | inputs | outputs |
 |---|---|---|
 | classification | `data` BYTES [-1]: encoded files | one row per file |
+| regression | `data` BYTES [-1]: encoded files | one row per file, a column per value |
 | segmentation | `data` BYTES [1]: one encoded file | the mask: voxels, file, measurements |
 | … of several images | `data.NAME` BYTES [1] for each, or all in `data` | the same |
 | generation | none; parameters say what to draw | `images` BYTES [-1]: PNG |
@@ -26,6 +27,7 @@ from medserve.spec import Task
 from medserve.tasks.classification import Classification
 from medserve.tasks.frames import FrameResult
 from medserve.tasks.generation import GenerationResult
+from medserve.tasks.regression import Regression
 from medserve.tasks.result import Result
 from medserve.tasks.volumes import VolumeResult
 from medserve.wire import open_inference_pb2 as pb
@@ -40,6 +42,7 @@ __all__ = [
     "input_tensors",
     "mask",
     "output_tensors",
+    "values",
 ]
 
 ONLY_ON_REQUEST = ("mask_png",)  # every answer to a single frame holds it
@@ -53,7 +56,7 @@ _ANY = -1  # a size that differs from call to call
 def input_tensors(model: ModelInfo) -> tuple[_Described, ...]:
     """What a request carries."""
     match model.task:
-        case Task.CLASSIFICATION:
+        case Task.CLASSIFICATION | Task.REGRESSION:
             return (("data", "BYTES", (_ANY,)),)
         case Task.VOLUMES | Task.FRAMES:
             names = [f"data.{name}" for name in model.channels] or ["data"]
@@ -78,6 +81,16 @@ def output_tensors(model: ModelInfo) -> tuple[_Described, ...]:
                 ("status", "BYTES", (_ANY,)),
                 ("error", "BYTES", (_ANY,)),
                 *((("present", "BOOL", (_ANY, labels)),) if is_independent else ()),
+            )
+        case Task.REGRESSION:
+            values = len(model.spec.values)
+            return (
+                ("values", "FP64", (_ANY, values)),
+                ("names", "BYTES", (values,)),
+                ("units", "BYTES", (values,)),
+                ("review", "BOOL", (_ANY,)),
+                ("status", "BYTES", (_ANY,)),
+                ("error", "BYTES", (_ANY,)),
             )
         case Task.VOLUMES | Task.FRAMES:
             return (
@@ -107,7 +120,6 @@ def classes(outcomes: Sequence[Outcome], model: ModelInfo) -> list[Tensor]:
         except MedserveError as error:
             found.append(error)
     good = [each if isinstance(each, Classification) else None for each in found]
-    errors = [each if isinstance(each, MedserveError) else None for each in found]
     nothing = (math.nan,) * len(labels)
     tensors = [
         Tensor("label", "BYTES", [each.label.encode() if each else b"" for each in good]),
@@ -116,14 +128,37 @@ def classes(outcomes: Sequence[Outcome], model: ModelInfo) -> list[Tensor]:
         _floats("probabilities", [each.probabilities if each else nothing for each in good]),
         Tensor("review", "BOOL", np.array([each is None or each.review for each in good])),
         _floats("novelty", [math.nan if each is None else _told(each.novelty) for each in good]),
-        Tensor("status", "BYTES", [each.code.encode() if each else b"ok" for each in errors]),
-        Tensor("error", "BYTES", [each.message.encode() if each else b"" for each in errors]),
+        *_statuses(found),
     ]
     if model.spec.has_independent_labels:
         present = [each.present or () if each else () for each in good]
         rows = [[label in each for label in labels] for each in present]
         tensors.append(Tensor("present", "BOOL", np.array(rows)))
     return tensors
+
+
+def values(outcomes: Sequence[Outcome], model: ModelInfo) -> list[Tensor]:
+    """One row per file, in the order of the request, and a column per number of the model.
+
+    A file without an answer has the status of its error and numbers that are not a number.
+    """
+    specs = model.spec.values
+    found: list[Regression | MedserveError] = []
+    for outcome in outcomes:
+        try:
+            found.append(outcome.regression())
+        except MedserveError as error:
+            found.append(error)
+    good = [each if isinstance(each, Regression) else None for each in found]
+    nothing = [math.nan] * len(specs)
+    rows = [[value.value for value in each.values] if each else nothing for each in good]
+    return [
+        Tensor("values", "FP64", np.array(rows, dtype=np.float64).reshape(-1, len(specs))),
+        Tensor("names", "BYTES", [each.name.encode() for each in specs]),
+        Tensor("units", "BYTES", [each.unit.encode() for each in specs]),
+        Tensor("review", "BOOL", np.array([each is None or each.review for each in good])),
+        *_statuses(found),
+    ]
 
 
 def mask(answer: bytes, task: Task) -> list[Tensor]:
@@ -195,6 +230,15 @@ def configuration(model: ModelInfo) -> pb.ModelConfig:
 
 def _config_type(datatype: str) -> pb.DataType.ValueType:
     return pb.DataType.Value("TYPE_" + {"BYTES": "STRING"}.get(datatype, datatype))
+
+
+def _statuses(found: Sequence[object]) -> list[Tensor]:
+    """Return what became of each file, and why there is no answer where there is none."""
+    errors = [each if isinstance(each, MedserveError) else None for each in found]
+    return [
+        Tensor("status", "BYTES", [each.code.encode() if each else b"ok" for each in errors]),
+        Tensor("error", "BYTES", [each.message.encode() if each else b"" for each in errors]),
+    ]
 
 
 def _told(novelty: float | None) -> float:

@@ -20,7 +20,7 @@ from medserve.errors import InvalidRequestError, MedserveError, UnknownModelErro
 from medserve.gateway.core.call_context import CallContext, Context, answering
 from medserve.gateway.core.calls import Caller, Face, ModelInfo
 from medserve.gateway.core.gateway import Gateway
-from medserve.gateway.core.packing import ImageFile, classify_each
+from medserve.gateway.core.packing import ImageFile, answer_each
 from medserve.gateway.core.requests import TaskRequest, draw_samples, find_served
 from medserve.gateway.faces.oip import models as oip_models
 from medserve.gateway.faces.oip import statistics
@@ -223,13 +223,15 @@ class OpenInferenceFace(pb_grpc.GRPCInferenceServiceServicer):
         inputs = _read_inputs(request, model)
         _check_outputs(request, model)
         match model.task:
-            case Task.CLASSIFICATION:
+            case Task.CLASSIFICATION | Task.REGRESSION:
                 images = _images(inputs["data"])
                 outcomes = [
-                    outcome async for outcome in classify_each(self._gateway, task_request, images)
+                    outcome async for outcome in answer_each(self._gateway, task_request, images)
                 ]
                 outcomes.sort(key=lambda outcome: outcome.index)
-                return oip_models.classes(outcomes, model)
+                is_classifier = model.task is Task.CLASSIFICATION
+                rows = oip_models.classes if is_classifier else oip_models.values
+                return rows(outcomes, model)
             case Task.VOLUMES | Task.FRAMES:
                 files = {name: elements[0] for name, elements in inputs.items()}
                 answer = await self._gateway.predict(task_request.call(files))

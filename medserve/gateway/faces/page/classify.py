@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from medserve.errors import InvalidRequestError, MedserveError, ServerFailedError
 from medserve.gateway.core.gateway import Gateway
-from medserve.gateway.core.packing import PACKING, ImageFile, classify_each
+from medserve.gateway.core.packing import PACKING, ImageFile, answer_each
 from medserve.gateway.core.requests import TaskRequest
 from medserve.gateway.faces.page import exports
 from medserve.gateway.faces.page.context import TASKS, page_context, read_json
@@ -143,12 +143,12 @@ async def _classify(
     most = min(sum(sizes), PACKING.held_bytes + max(sizes))
     async with (
         gateway.budget.reserve(most, task_request.caller.owner, task_request.deadline),
-        aclosing(classify_each(gateway, task_request, _images(job, waiting))) as outcomes,
+        aclosing(answer_each(gateway, task_request, _images(job, waiting))) as outcomes,
     ):
         async for outcome in outcomes:
             item = waiting[outcome.index]
             try:
-                item.outcome = outcome.classification()
+                item.outcome = outcome.regression() if job.values else outcome.classification()
             except MedserveError as error:
                 item.outcome = error
             item.provenance = outcome.provenance
@@ -173,7 +173,7 @@ async def _explanation(
     asked = task_request.with_params({"explain": True})
     async with (
         gateway.budget.reserve(item.size_bytes, asked.caller.owner, asked.deadline),
-        aclosing(classify_each(gateway, asked, _images(job, [item]))) as outcomes,
+        aclosing(answer_each(gateway, asked, _images(job, [item]))) as outcomes,
     ):
         found = (await anext(outcomes)).classification().explanation
     if found is None:

@@ -25,7 +25,7 @@ from medserve.spec import Task
 __all__ = ["TASKS", "PageContext", "options_of_job", "page_context", "read_json", "small_body"]
 
 TASKS = {
-    Kind.CLASSIFY: (Task.CLASSIFICATION,),
+    Kind.CLASSIFY: (Task.CLASSIFICATION, Task.REGRESSION),
     Kind.SEGMENT: (Task.VOLUMES, Task.FRAMES),
 }
 _MAX_JSON_BYTES = 2**20

@@ -15,12 +15,14 @@ import json
 import time
 import unicodedata
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
-from medserve.errors import ServerFailedError
+import msgspec
+
+from medserve.errors import MedserveError, ServerFailedError
 from medserve.gateway.faces.page.jobs import Item, Job, Status
 from medserve.results.sorted_folders import (
     CORRECTIONS,
@@ -38,6 +40,7 @@ from medserve.results.sorted_folders import (
     found_cells,
 )
 from medserve.tasks.classification import Classification, read_finding
+from medserve.tasks.regression import Regression
 
 __all__ = [
     "bundle",
@@ -51,11 +54,13 @@ __all__ = [
     "zipped",
 ]
 
+_TAIL = ("model", "version", "archive_digest", "error")
 _FIELDS = (
     *("source", "stored", "sha256", "class", "class_id", "probability", "status"),
     *("predicted_class", "predicted_class_id", "corrected", "corrected_by", "corrected_at"),
-    *("model", "version", "archive_digest", "error"),
+    *_TAIL,
 )
+_VALUE_HEAD = ("source", "sha256", "status", "doubts")
 _CHUNK_BYTES = 2**18
 _LONGEST_NAME = 200  # bytes; file systems take 255
 _RESERVED_ON_WINDOWS = frozenset(
@@ -70,11 +75,15 @@ _FIRST_YEAR, _LAST_YEAR = 1980, 2107  # that the zip format can state
 def to_csv(job: Job) -> bytes:
     """The table for a spreadsheet: UTF-8 with the mark that makes Excel read it as such."""
     stream = io.StringIO(newline="")
-    writer = csv.DictWriter(stream, _FIELDS)
+    columns = [f"{each.name} ({each.unit})" for each in job.values]
+    writer = csv.DictWriter(stream, (*_VALUE_HEAD, *columns, *_TAIL) if job.values else _FIELDS)
     writer.writeheader()
     stored = places(job)
     for item in job.files:
-        row = _row(job, item, stored.get(item.number, ""))
+        if job.values:
+            row = _row_of_values(job, item, columns)
+        else:
+            row = _row(job, item, stored.get(item.number, ""))
         text = {key: "" if value is None else str(value) for key, value in row.items()}
         text["source"] = csv_path(text["source"])
         writer.writerow({key: csv_cell(value) for key, value in text.items()})
@@ -88,6 +97,7 @@ def to_json(job: Job) -> bytes:
         "model": job.model,
         "version": job.version,
         "labels": list(job.labels),
+        "values": msgspec.to_builtins(job.values),
         "files": [
             item.described()
             | {
@@ -136,7 +146,7 @@ def places(job: Job) -> dict[int, str]:
     """Where each answered file goes in the zip; two files of one name lie side by side."""
     taken: set[str] = set()
     found: dict[int, str] = {}
-    for item in job.files:
+    for item in () if job.values else job.files:
         folder = _folder(job, item)
         if folder is not None:
             found[item.number] = _free_name(folder, plain_name(item.name), taken)
@@ -145,6 +155,8 @@ def places(job: Job) -> dict[int, str]:
 
 def bundle(job: Job) -> Iterator[bytes]:
     """The zip, piece by piece: the files of `places` and manifest.csv, in one folder.
+
+    A model that tells numbers sorts nothing into folders, and `places` has none of its files.
 
     Where a person corrected classes, corrections.csv says so without names of files.
 
@@ -252,12 +264,32 @@ def _row(job: Job, item: Item, stored: str) -> dict[str, Any]:
         "corrected": "yes" if item.correction else "no",
         "corrected_by": item.corrected_by,
         "corrected_at": item.corrected_at,
+        **_tail(job, item),
+    }
+
+
+def _row_of_values(job: Job, item: Item, columns: Sequence[str]) -> dict[str, Any]:
+    """Return the row of a file whose numbers are told, of which each has a column."""
+    answer = item.outcome if isinstance(item.outcome, Regression) else None
+    values = () if answer is None else answer.values
+    return {
+        "source": item.name,
+        "sha256": item.sha256,
+        "status": item.status,
+        "doubts": "; ".join(each.doubt for each in values if each.doubt),
+        **dict(zip(columns, (each.value for each in values), strict=False)),
+        **_tail(job, item),
+    }
+
+
+def _tail(job: Job, item: Item) -> dict[str, Any]:
+    """Return which archive answered, or why there is no answer."""
+    error = item.outcome if isinstance(item.outcome, MedserveError) else None
+    return {
         "model": job.model,
         "version": item.provenance.version if item.provenance else job.version,
         "archive_digest": item.provenance and item.provenance.archive_digest,
-        "error": f"{outcome.code}: {outcome.message}"
-        if outcome is not None and answer is None and not isinstance(outcome, Classification)
-        else None,
+        "error": error and f"{error.code}: {error.message}",
     }
 
 

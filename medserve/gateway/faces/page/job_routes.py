@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -46,7 +47,7 @@ async def begin(request: Request) -> Response:
     owner = visitor.owner or context.sessions.begin(request, response)
     job = context.jobs.create(
         *(kind, owner, found.name, found.version, found.labels, visitor.caller.owner),
-        found.spec.has_independent_labels,
+        *(found.spec.has_independent_labels, found.spec.values),
     )
     job.options = options
     if source is not None:
@@ -85,6 +86,7 @@ def summary(context: PageContext, job: Job) -> dict[str, Any]:
         "version": job.version,
         "labels": list(job.labels),
         "independent": job.independent,
+        "values": msgspec.to_builtins(job.values),
         "options": job.options,
         "case": job.case,
         "left_s": round(context.jobs.left_s(job)),

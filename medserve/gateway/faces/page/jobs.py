@@ -30,7 +30,9 @@ from medserve.errors import (
     PayloadTooLargeError,
 )
 from medserve.gateway.core.admission import ByteBudget, CallPlaces
+from medserve.spec.values import ValueSpec
 from medserve.tasks.classification import Classification
+from medserve.tasks.regression import Regression
 from medserve.tasks.result import Provenance
 
 __all__ = [
@@ -54,6 +56,7 @@ _DECODED_AT_ONCE = 2  # volumes
 # What one file takes in memory, and each class of its answer beside the letters of its name.
 _ITEM_BYTES = 1024
 _CLASS_BYTES = 96
+_VALUE_BYTES = 512  # with the longest texts that a specification has
 _GONE = "gone-"  # begins the name of a folder that is being removed
 
 logger = logging.getLogger(__name__)
@@ -130,7 +133,7 @@ class Item:
     name: str  # as the browser gave it: for people's eyes only, never a path
     size_bytes: int
     sha256: str | None  # None: it has not arrived
-    outcome: Classification | MedserveError | None = None
+    outcome: Classification | Regression | MedserveError | None = None
     provenance: Provenance | None = None
     correction: str | None = None  # the class, or labels as one text, that a person chose instead
     corrected_by: str = ""  # name of their token; empty where nobody has to say
@@ -149,7 +152,7 @@ class Item:
             return Status.ERROR
         if isinstance(outcome, MedserveError):
             return Status.FAILED
-        if outcome.unlike_training:
+        if isinstance(outcome, Classification) and outcome.unlike_training:
             return Status.UNLIKE
         return Status.REVIEW if outcome.review else Status.OK
 
@@ -182,6 +185,8 @@ class Item:
             content["probabilities"] = list(outcome.probabilities)
             if outcome.novelty is not None:
                 content["novelty"] = outcome.novelty
+        elif isinstance(outcome, Regression):
+            content["values"] = [each.to_json() | {"shown": each.shown} for each in outcome.values]
         elif isinstance(outcome, MedserveError):
             content["error"] = {"code": outcome.code, "message": outcome.message}
         return content
@@ -200,6 +205,7 @@ class Job:
     labels: tuple[str, ...]
     touched: float
     independent: bool = False  # whether a file has none, one or several of the labels
+    values: tuple[ValueSpec, ...] = ()  # the numbers that the model tells, in the place of labels
     holder: str = ""  # by what its visitor is counted: name behind the token, else the address
     items: dict[int, Item] = field(default_factory=dict)
     missing: dict[int, Item] = field(default_factory=dict)  # announced, and have not arrived
@@ -224,6 +230,7 @@ class Job:
     def memory_of(self, names: Iterable[str]) -> int:
         """Return the bytes that files of these names take in the index once they are answered."""
         each = _ITEM_BYTES + sum(_CLASS_BYTES + len(label) for label in self.labels)
+        each += len(self.values) * _VALUE_BYTES
         return sum(each + sys.getsizeof(name) for name in names)
 
     @property
@@ -282,6 +289,7 @@ class Jobs:
         labels: tuple[str, ...],
         holder: str = "",
         independent: bool = False,
+        values: tuple[ValueSpec, ...] = (),
     ) -> Job:
         """A new, empty job; QuotaError where its visitor, or all of them, have too many."""
         limits, jobs = self._limits, list(self._jobs.values())
@@ -303,7 +311,8 @@ class Jobs:
         folder = self._folder / name
         folder.mkdir(mode=0o700)
         job = Job(
-            *(name, kind, owner, folder, model, version, labels, self._clock()), independent, holder
+            *(name, kind, owner, folder, model, version, labels, self._clock()),
+            *(independent, values, holder),
         )
         self._jobs[name] = job
         return job

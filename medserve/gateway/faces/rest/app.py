@@ -1,6 +1,7 @@
 """REST twins of the typed calls, for whoever has curl and no gRPC.
 
     POST /v1/models/{model}/classify   one file as the body, or many in a form
+    POST /v1/models/{model}/estimate   the same of a model that tells numbers
     POST /v1/models/{model}/segment    one file; the mask as a file or JSON
     POST /v1/models/{model}/sample     a JSON object; images as JSON, or as a stream while they form
     GET  /v1/models, /v1/models/{model}, /v1/models/{model}/card

@@ -10,12 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from medserve.gateway.core.calls import ModelInfo
 from medserve.gateway.faces.options import describe_option, options_of
 from medserve.spec import Task
+from medserve.spec.values import ValueSpec
 from medserve.tasks import OPTIONS, Option, declared
 
 __all__ = [
     "ClassifiedFiles",
     "ClassifyQuery",
     "Error",
+    "EstimateQuery",
+    "EstimatedFiles",
     "ModelDescription",
     "ModelList",
     "OptionsQuery",
@@ -137,6 +140,39 @@ class ClassifiedFiles(BaseModel):
     items: list[ClassifiedFile]
 
 
+class FileEstimate(BaseModel):
+    """One number that the network tells of a file."""
+
+    name: str
+    value: float = Field(description="in the unit; it is not cut to a range")
+    unit: str = Field(description="UCUM code; 1 stands for none")
+    unit_name: str
+    doubt: str = Field(description="why a person should look; empty where it is plausible")
+
+
+class EstimatedFile(BaseModel):
+    """What became of one file: its numbers, or an error."""
+
+    index: int = Field(description="place among the files of the request, from 0")
+    name: str = Field(description="what its sender calls the file, without folders")
+    status: Literal["ok", "error"]
+    values: list[FileEstimate] | None = None
+    review: bool | None = Field(None, description="let a person look")
+    error: ErrorContent | None = None
+
+
+class EstimatedFiles(BaseModel):
+    """The answer to a form: one item per file, in the order of the form.
+
+    A request with one file as its body is answered with the members of that file alone.
+    """
+
+    model: str
+    version: str
+    archive_digest: str
+    items: list[EstimatedFile]
+
+
 class VersionQuery(BaseModel):
     """Which version of a model; a misspelt parameter is refused."""
 
@@ -185,6 +221,7 @@ def _field(by_task: Mapping[Task, Option]) -> tuple[Any, Any]:
 
 # What the queries and the body of a call take, as the tasks declare it.
 ClassifyQuery = create_model("ClassifyQuery", __base__=OptionsQuery, **_fields(Task.CLASSIFICATION))
+EstimateQuery = create_model("EstimateQuery", __base__=OptionsQuery, **_fields(Task.REGRESSION))
 SegmentQuery = create_model(
     "SegmentQuery", __base__=OptionsQuery, **_fields(Task.VOLUMES, Task.FRAMES)
 )
@@ -213,6 +250,15 @@ class OptionDescription(BaseModel):
     help: str
 
 
+class ModelValue(BaseModel):
+    """One number that a model tells of an image."""
+
+    name: str
+    unit: str = Field(description="UCUM code; 1 stands for none")
+    unit_name: str
+    range: list[float] | None = Field(description="least and most that is plausible, in the unit")
+
+
 class ModelDescription(BaseModel):
     """One version of one model."""
 
@@ -222,6 +268,7 @@ class ModelDescription(BaseModel):
     task: Task
     title: str
     labels: list[str]
+    values: list[ModelValue] = Field(description="of the task regression; else empty")
     input_kinds: list[str]
     channels: list[str] = Field(
         description="images of one grid that make one case, in order: a form with a file for each, "
@@ -257,6 +304,7 @@ def describe(info: ModelInfo) -> dict[str, Any]:
         task=info.task,
         title=info.title,
         labels=list(info.labels),
+        values=[_value(each) for each in info.spec.values],
         input_kinds=[kind.value for kind in info.input_kinds],
         channels=list(info.channels),
         max_payload_bytes=info.spec.input.max_payload_bytes,
@@ -267,3 +315,8 @@ def describe(info: ModelInfo) -> dict[str, Any]:
         card=f"/v1/models/{info.name}/card?version={info.version}",
         options=[OptionDescription(**describe_option(each)) for each in options_of(info)],
     ).model_dump()
+
+
+def _value(spec: ValueSpec) -> ModelValue:
+    span = None if spec.range is None else list(spec.range)
+    return ModelValue(name=spec.name, unit=spec.unit, unit_name=spec.unit_name, range=span)

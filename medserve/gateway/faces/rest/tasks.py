@@ -1,4 +1,4 @@
-"""The REST calls that ask a model: classify, segment, sample."""
+"""The REST calls that ask a model: classify, estimate, segment, sample."""
 
 # No `from __future__ import annotations`: FastAPI could not look up the local names in them.
 
@@ -18,7 +18,7 @@ from medserve.errors import InvalidRequestError, MedserveError, PayloadTooLargeE
 from medserve.gateway.core.call_context import CallContext
 from medserve.gateway.core.calls import Face, ModelInfo
 from medserve.gateway.core.gateway import Gateway
-from medserve.gateway.core.packing import PACKING, ImageFile, Outcome, classify_each
+from medserve.gateway.core.packing import PACKING, ImageFile, Outcome, answer_each
 from medserve.gateway.core.requests import TaskRequest, find_served
 from medserve.gateway.faces.options import read_options
 from medserve.gateway.faces.rest.body import (
@@ -33,6 +33,8 @@ from medserve.gateway.faces.rest.body import (
 from medserve.gateway.faces.rest.models import (
     ClassifiedFiles,
     ClassifyQuery,
+    EstimatedFiles,
+    EstimateQuery,
     OptionsQuery,
     SampleBody,
     SegmentQuery,
@@ -98,6 +100,7 @@ _KINDS = (  # how an answer starts, what it is, and a name to keep it under
 def add(routes: APIRouter, gateway: Gateway, caller: Caller, limits: RestLimits) -> None:
     """Add the routes."""
     _add_classify(routes, gateway, caller, limits)
+    _add_estimate(routes, gateway, caller, limits)
     _add_segment(routes, gateway, caller, limits)
     _add_sample(routes, gateway, caller, limits)
     _add_predictions(routes, gateway, caller, limits)
@@ -122,18 +125,41 @@ def _add_classify(routes: APIRouter, gateway: Gateway, caller: Caller, limits: R
         application/x-ndjson` gives a line per file as soon as it is known, in no particular order;
         read them while you send, where the answer is longer than 16 MiB.
         """
-        asked = task_request(incoming, model, query)
-        info = await find_served(gateway, asked, Task.CLASSIFICATION)
-        asked = asked.with_params(read_options(info, cast(OptionsQuery, query).params()))
-        limit = min(info.spec.input.max_payload_bytes, gateway.limits.message_bytes)
-        if not is_form(request):
-            return await _predict_file(request, gateway, asked, limit, limits)
-        most = _answer_bytes(request, asked)
-        items = _classified(request, gateway, asked.to(info), limits, info)
-        if _LINES in request.headers.get("accept", ""):
-            return _WhileReading(_as_lines(items, most), media_type=_LINES)
-        head = {"model": info.name, "version": info.version, "archive_digest": info.digest}
-        return Response(await _as_list(head, items, most), media_type="application/json")
+        return await _each_file(
+            request,
+            gateway,
+            task_request(incoming, model, query),
+            Task.CLASSIFICATION,
+            cast(OptionsQuery, query),
+            limits,
+        )
+
+
+def _add_estimate(routes: APIRouter, gateway: Gateway, caller: Caller, limits: RestLimits) -> None:
+    @routes.post(
+        "/v1/models/{model}/estimate", tags=["tasks"], response_model=EstimatedFiles,
+        responses={**failures(), 200: {"content": {_LINES: {}}}},
+        openapi_extra={"requestBody": _BODY_OF_FILES},
+    )  # fmt: skip
+    async def estimate(
+        model: str,
+        request: Request,
+        incoming: Annotated[CallContext, Depends(caller)],
+        query: Annotated[EstimateQuery, Query()],  # type: ignore[valid-type]
+    ) -> Any:
+        """Tell numbers with units of images, such as an age or an ejection fraction.
+
+        Files and answers travel as those of `classify`; each answer names its numbers with their
+        units, and says why a person should look where one is not plausible.
+        """
+        return await _each_file(
+            request,
+            gateway,
+            task_request(incoming, model, query),
+            Task.REGRESSION,
+            cast(OptionsQuery, query),
+            limits,
+        )
 
 
 def _add_segment(routes: APIRouter, gateway: Gateway, caller: Caller, limits: RestLimits) -> None:
@@ -229,6 +255,28 @@ def _add_predictions(
         )  # fmt: skip
 
 
+async def _each_file(
+    request: Request,
+    gateway: Gateway,
+    asked: TaskRequest,
+    task: Task,
+    query: OptionsQuery,
+    limits: RestLimits,
+) -> Response:
+    """The answer to one file as the body, or an item for each file of a form."""
+    info = await find_served(gateway, asked, task)
+    asked = asked.with_params(read_options(info, query.params()))
+    limit = min(info.spec.input.max_payload_bytes, gateway.limits.message_bytes)
+    if not is_form(request):
+        return await _predict_file(request, gateway, asked, limit, limits)
+    most = _answer_bytes(request, asked)
+    items = _answered(request, gateway, asked.to(info), limits, info)
+    if _LINES in request.headers.get("accept", ""):
+        return _WhileReading(_as_lines(items, most), media_type=_LINES)
+    head = {"model": info.name, "version": info.version, "archive_digest": info.digest}
+    return Response(await _as_list(head, items, most), media_type="application/json")
+
+
 class _WhileReading(StreamingResponse):
     """An answer that begins before the request has ended.
 
@@ -263,7 +311,7 @@ async def _predict_file(
     return Response(answer, media_type="application/octet-stream")
 
 
-async def _classified(
+async def _answered(
     request: Request, gateway: Gateway, asked: TaskRequest, limits: RestLimits, info: ModelInfo
 ) -> AsyncGenerator[tuple[int, bytes], None]:
     """Yield the items of an answer as JSON with their places, each as soon as it is known."""
@@ -280,7 +328,7 @@ async def _classified(
     with gateway.using(info):
         async with (
             gateway.budget.reserve(most, asked.caller.owner, asked.deadline),
-            aclosing(classify_each(gateway, asked, images())) as outcomes,
+            aclosing(answer_each(gateway, asked, images())) as outcomes,
         ):
             async for outcome in outcomes:
                 yield outcome.index, _json(_item(outcome))

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from medserve.errors import InvalidRequestError
+from medserve.errors import InvalidRequestError, MedserveError
+from medserve.gateway.core.packing import Outcome
 from medserve.gateway.core.status import rpc_status
 from medserve.spec import Task
 from medserve.tasks.frames import FailedFrame, FrameResult, MeasuredFrame, Structure
@@ -21,6 +22,7 @@ from medserve.wire.v1 import imaging_pb2 as pb
 __all__ = [
     "OPTION_KEYS",
     "chunks",
+    "estimate_response",
     "message_params",
     "provenance_message",
     "sample_files",
@@ -130,6 +132,21 @@ def provenance_message(provenance: Provenance) -> pb.Provenance:
         model_version=provenance.version,
         archive_digest=provenance.archive_digest,
     )
+
+
+def estimate_response(outcome: Outcome) -> pb.EstimateResponse:
+    """Return the message that tells the numbers of one image, or why there are none."""
+    response = pb.EstimateResponse(id=outcome.id, index=outcome.index)
+    if outcome.provenance is not None:
+        response.provenance.CopyFrom(provenance_message(outcome.provenance))
+    try:
+        found = outcome.regression()
+    except MedserveError as error:
+        response.error.CopyFrom(rpc_status(error))
+        return response
+    values = [_same(pb.EstimatedValue, each) for each in found.values]
+    response.regression.CopyFrom(pb.Regression(values=values, review=found.review))
+    return response
 
 
 def _plain(field: FieldDescriptor, value: Any) -> Any:

@@ -30,19 +30,21 @@ from medserve.gateway.core.call_context import CallContext, Context, answering
 from medserve.gateway.core.calls import Face, ModelInfo
 from medserve.gateway.core.gateway import Gateway
 from medserve.gateway.core.guard import STREAMED_BYTES
-from medserve.gateway.core.packing import HeldImages, ImageFile, Outcome, classify_each
+from medserve.gateway.core.packing import HeldImages, ImageFile, Outcome, answer_each
 from medserve.gateway.core.requests import draw_samples, find_served
 from medserve.gateway.core.status import rpc_status
 from medserve.gateway.core.uploads import Incoming, InMemory, refuse_larger
 from medserve.gateway.faces.options import describe_option, options_of, read_options, within_json
 from medserve.gateway.faces.v1.messages import (
     chunks,
+    estimate_response,
     message_params,
     provenance_message,
     sample_files,
     segment_result,
 )
 from medserve.spec import Task
+from medserve.spec.values import ValueSpec
 from medserve.tasks import Option
 from medserve.tasks.classification import Explanation
 from medserve.tasks.generation import GenerationResult, SampleProgress
@@ -57,6 +59,7 @@ _MAX_ID_BYTES = 256
 _MAX_SETTINGS_BYTES = 2**17
 _TASKS = {
     Task.CLASSIFICATION: pb.TASK_CLASSIFICATION,
+    Task.REGRESSION: pb.TASK_REGRESSION,
     Task.VOLUMES: pb.TASK_VOLUMES,
     Task.FRAMES: pb.TASK_FRAMES,
     Task.GENERATION: pb.TASK_GENERATION,
@@ -84,26 +87,18 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
     async def Classify(  # noqa: D102 - the contract says what it does
         self, request_iterator: AsyncIterator[pb.ClassifyRequest], context: Context
     ) -> AsyncGenerator[pb.ClassifyResponse, None]:
-        async with answering(context, self._gateway) as incoming:
-            parts = self._parts(request_iterator)
-            settings = _settings(await anext(parts, None))
-            task_request = incoming.task_request(
-                settings.model_name, settings.model_version, Face.TYPED
-            )
-            model = await find_served(self._gateway, task_request, Task.CLASSIFICATION)
-            task_request = task_request.to(model).with_params(
-                read_options(model, message_params(settings))
-            )
-            held = HeldImages(self._gateway.budget, incoming.caller.owner)
-            images = held.counted(_images(parts))
-            with self._gateway.using(model):
-                async with (
-                    held,
-                    aclosing(classify_each(self._gateway, task_request, images)) as outcomes,
-                ):
-                    async for outcome in outcomes:
-                        held.release(outcome.index)
-                        yield _classify_response(outcome, settings.top_k)
+        found = self._outcomes(request_iterator, context, Task.CLASSIFICATION)
+        async with aclosing(found) as outcomes:
+            async for outcome, settings in outcomes:
+                yield _classify_response(outcome, settings.top_k)
+
+    async def Estimate(  # noqa: D102
+        self, request_iterator: AsyncIterator[pb.EstimateRequest], context: Context
+    ) -> AsyncGenerator[pb.EstimateResponse, None]:
+        found = self._outcomes(request_iterator, context, Task.REGRESSION)
+        async with aclosing(found) as outcomes:
+            async for outcome, _ in outcomes:
+                yield estimate_response(outcome)
 
     async def Segment(  # noqa: D102
         self, request_iterator: AsyncIterator[pb.SegmentRequest], context: Context
@@ -154,6 +149,31 @@ class TypedFace(pb_grpc.ImagingServiceServicer):
             return pb.ListModelsResponse(
                 models=[_model(info) for info in found if info.name in names]
             )
+
+    async def _outcomes(
+        self, requests: AsyncIterator[Any], context: Context, task: Task
+    ) -> AsyncGenerator[tuple[Outcome, Any], None]:
+        """Yield what became of each image of a stream as it is known, with its settings."""
+        async with answering(context, self._gateway) as incoming:
+            parts = self._parts(requests)
+            settings = _settings(await anext(parts, None))
+            task_request = incoming.task_request(
+                settings.model_name, settings.model_version, Face.TYPED
+            )
+            model = await find_served(self._gateway, task_request, task)
+            task_request = task_request.to(model).with_params(
+                read_options(model, message_params(settings))
+            )
+            held = HeldImages(self._gateway.budget, incoming.caller.owner)
+            images = held.counted(_images(parts))
+            with self._gateway.using(model):
+                async with (
+                    held,
+                    aclosing(answer_each(self._gateway, task_request, images)) as outcomes,
+                ):
+                    async for outcome in outcomes:
+                        held.release(outcome.index)
+                        yield outcome, settings
 
     @asynccontextmanager
     async def _room(
@@ -209,7 +229,7 @@ def _settings(first: Any) -> Any:
     return first.settings
 
 
-async def _images(parts: AsyncIterator[pb.ClassifyRequest]) -> AsyncGenerator[ImageFile, None]:
+async def _images(parts: AsyncIterator[Any]) -> AsyncGenerator[ImageFile, None]:
     async for part in parts:
         if part.WhichOneof("part") != "image":
             raise InvalidRequestError(
@@ -353,6 +373,14 @@ def _model(info: ModelInfo) -> pb.Model:
         metrics=_struct(info.metrics),
         archive_digest=info.digest,
         options=[_option(each) for each in options_of(info)],
+        values=[_value(each) for each in info.spec.values],
+    )
+
+
+def _value(value: ValueSpec) -> pb.ModelValue:
+    least, most = value.range or (None, None)
+    return pb.ModelValue(
+        name=value.name, unit=value.unit, unit_name=value.unit_name, least=least, most=most
     )
 
 

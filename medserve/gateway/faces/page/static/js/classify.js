@@ -54,13 +54,20 @@ async function begin() {
     state.job = await response.json();
     history.replaceState(null, "", `/classify/${state.job.id}`);
   }
-  const { id, labels } = state.job;
+  const { id, labels, values } = state.job;
   state.uploads = new Uploads(`/jobs/${id}`, page.limits, hear);
   state.corrections = new Corrections(`/jobs/${id}/classes`, merge, update);
   state.detail = new Detail(labels, (row, label) => choose([row], label), backTo);
   grid.offer(labels);
+  showsNumbers(values.length > 0);
   for (const format of ["zip", "csv", "json"]) $(format).href = `/jobs/${id}/results.${format}`;
   $("corrections").href = `/jobs/${id}/corrections.csv`;
+}
+
+/** Numbers have neither id nor probability, and nothing to sort into folders or to correct. */
+function showsNumbers(does) {
+  document.body.classList.toggle("numbers", does);
+  if (does) $("told").textContent = t("classify.values");
 }
 
 let beginning = null;
@@ -301,7 +308,14 @@ function reasonOf(row) {
   if (row.error) return explainFile(row.name, row.error);
   const key = !row.correction && { review: "classify.reason.review", unlike: "classify.reason.unlike" }[row.status];
   const twin = state.first.get(row.sha256) ?? row;
-  return [key && t(key), twin !== row && t("classify.twin", { name: twin.name })].filter(Boolean).join(" ") || null;
+  return [row.values ? doubtsOf(row) : key && t(key), twin !== row && t("classify.twin", { name: twin.name })].filter(Boolean).join(" ") || null;
+}
+
+/** Which numbers lie outside of the range that the model states. */
+function doubtsOf(row) {
+  const ranges = new Map(state.job.values.map(({ name, range }) => [name, range]));
+  const said = ({ name, shown }) => t("classify.reason.range", { name, shown, low: ranges.get(name)[0], high: ranges.get(name)[1] });
+  return row.values.filter(({ name, doubt }) => doubt && ranges.get(name)).map(said).join(" ");
 }
 
 /** Look closer at a file; the arrows follow the order of now, whatever a correction makes of it. */
@@ -328,6 +342,7 @@ function statusText(row) {
 }
 
 function classChoice(row, labels) {
+  if (state.job.values.length) return h("span", { title: classOf(row) }, classOf(row) ?? "–");
   if (row.independent) {
     return h("button", {
       type: "button", title: classOf(row), "aria-label": `${t("classify.class_of", { name: row.name })}: ${classOf(row) ?? t("classify.no_class")}`, "data-focus": "class",

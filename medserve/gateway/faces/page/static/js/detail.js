@@ -87,7 +87,8 @@ export class Detail {
   #facts(row) {
     const facts = [
       [t("classify.status"), t(`classify.status.${row.status}`)],
-      [t("classify.class"), row.correction ? `${row.correction} (${t("classify.by_hand")})` : ownClass(row)],
+      ...(row.values ?? []).map(({ name, shown, doubt }) => [name, doubt ? `${shown} (${t("classify.status.review")})` : shown]),
+      [t("classify.class"), row.values ? null : row.correction ? `${row.correction} (${t("classify.by_hand")})` : ownClass(row)],
       [t("classify.novelty"), row.novelty === undefined ? null : decimal(row.novelty, 2)],
       [t("classify.size"), bytes(row.size)],
       [t("classify.number"), count(row.number + 1)],

@@ -9,8 +9,14 @@ export const SEVERAL = "_several";
 const asFinding = (labels) => labels.join("; ") || "none";
 const labelsIn = (text) => (text === "none" ? [] : text.split("; "));
 
-/** What the model says: its class, or as one text the independent labels that are present. */
-export const ownClass = (row) => (row.present ? asFinding(row.present) : row.label ?? null);
+/** Numbers with their units as one text. */
+const asNumbers = (values) => values.map(({ name, shown }) => `${name} ${shown}`).join("; ");
+
+/** What the model says: its class, or as one text the independent labels that are present, or numbers. */
+export function ownClass(row) {
+  if (row.values) return asNumbers(row.values);
+  return row.present ? asFinding(row.present) : row.label ?? null;
+}
 
 /** The probability of the class, or of each independent label that is present; none without an answer. */
 export function sharesOf(row) {
@@ -24,7 +30,7 @@ export const leastOf = (row) => (sharesOf(row).length ? Math.min(...sharesOf(row
 /** The labels that count, of which there is one where they exclude each other. */
 export function labelsOf(row) {
   const found = classOf(row);
-  if (found === null) return [];
+  if (found === null || row.values) return [];
   return row.independent ? labelsIn(found) : [found];
 }
 
@@ -37,6 +43,7 @@ export function withLabel(row, label, isThere) {
 
 /** The folder of a file, as the server will put it into the zip; null while there is no answer. */
 export function folderOf(row) {
+  if (row.values && row.status === "ok") return null; // numbers are no folder
   if (row.correction || row.status === "ok") {
     const labels = labelsOf(row);
     return labels.length === 1 ? labels[0] : labels.length ? SEVERAL : NONE;
@@ -55,7 +62,7 @@ const ORDER = ["ok", "review", "unlike", "error", "failed", "missing", "waiting"
 
 /** Rises with certainty: unlike the training data first, then the unsure, then by the least probability. */
 function doubtOf(row) {
-  if (!row.probabilities) return null;
+  if (!row.probabilities && !row.values) return null;
   const rank = row.correction ? 3 : { unlike: 0, review: 1 }[row.status] ?? 2;
   return rank + (leastOf(row) ?? 1) / 2;
 }
