@@ -24,12 +24,14 @@ from training.classification.evaluation import evaluate_classifier
 from training.core.config import Setting, parse, run
 from training.core.evaluation import MODEL, EvaluationRequest, measured_model
 from training.frames.evaluation import evaluate_frames
+from training.regression.evaluation import evaluate_regression
 from training.volumes.evaluation import evaluate_segmentation
 
 __all__ = ["EvaluateConfig", "folders_of", "main"]
 
 _BY_TASK: Mapping[Task, Callable[[EvaluationRequest], object]] = {
     Task.CLASSIFICATION: evaluate_classifier,
+    Task.REGRESSION: evaluate_regression,
     Task.VOLUMES: evaluate_segmentation,
     Task.FRAMES: evaluate_frames,
 }
@@ -67,7 +69,7 @@ def main(config: EvaluateConfig) -> None:
     with measured_model(config.model, config.variant, config.weights) as (spec, weights):
         if spec.task not in _BY_TASK:
             raise ConfigError(
-                f"{config.model}: expected a model that classifies or segments, got one of "
+                f"{config.model}: expected a model that answers images, got one of "
                 f"{spec.task}; it is measured by the name of its room"
             )
         request = EvaluationRequest(

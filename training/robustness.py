@@ -442,7 +442,9 @@ def _prepared(
     spec = request.spec
     makers = {Task.CLASSIFICATION: _of_images, Task.FRAMES: _of_frames, Task.VOLUMES: _of_volumes}
     if spec.task not in makers:
-        raise ConfigError(f"{spec.name} makes images; expected a model that classifies or segments")
+        raise ConfigError(
+            f"{spec.name}: expected a model that classifies or segments, got one of {spec.task}"
+        )
     precision = Precision.F32 if spec.task is Task.CLASSIFICATION else spec.engine.precision
     engine = load_engine(
         spec.engine.name, request.weights, precision=precision, threads=request.threads

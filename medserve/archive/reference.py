@@ -52,6 +52,11 @@ class _Structure(msgspec.Struct, frozen=True):
     stack: _Stack
 
 
+class _Estimate(msgspec.Struct, frozen=True):
+    name: str
+    value: float
+
+
 class Observed(msgspec.Struct, frozen=True):
     """What is watched of one answer; other members of its JSON are passed over.
 
@@ -64,6 +69,7 @@ class Observed(msgspec.Struct, frozen=True):
         novelty: Distance to the training data over its limit.
         review: Whether a person should look.
         unlike_training: Whether the input is unlike the training data.
+        values: The numbers that are told of an image.
         volumes_ml: Volume of each structure of a volume.
     """
 
@@ -75,6 +81,7 @@ class Observed(msgspec.Struct, frozen=True):
     novelty: float | None = None
     review: bool = False
     unlike_training: bool = False
+    values: tuple[_Estimate, ...] = ()
     volumes_ml: Mapping[str, float] = msgspec.field(default_factory=dict)
     grid: _Grid | None = None
     frames: tuple[_Frame, ...] = ()
@@ -98,6 +105,8 @@ class Observed(msgspec.Struct, frozen=True):
             if self.novelty is not None:
                 yield "novelty", self.novelty
             return
+        for each in self.values:
+            yield f"value of {each.name}", each.value
         yield "review", float(self.review)
         yield "unlike", float(self.unlike_training)
         for label, volume_ml in self.volumes_ml.items():

@@ -23,12 +23,14 @@ from tests.importing.picture_networks import (
     THRESHOLDS,
     a_coloured_frame,
     a_picture,
+    own_numbers,
     own_probabilities,
     own_shares,
     the_network,
     write_classifier,
     write_frames,
     write_labels,
+    write_numbers,
     write_structures,
 )
 from tests.tiny_volume_room import VOLUME_CONFIG, known_mask, phantom
@@ -50,7 +52,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from medserve.cli.importing import import_
 
     folder = tmp_path_factory.mktemp("imported")
-    networks = (_classifier, _findings, _photographs, _two_channels, write_structures)
+    networks = (
+        _classifier,
+        _findings,
+        _photographs,
+        _two_channels,
+        write_numbers,
+        write_structures,
+    )
     for described in (network(folder) for network in networks):
         arguments = ["onnx", *map(str, described), "--store", str(folder / "store")]
         outcome = CliRunner().invoke(import_, arguments)
@@ -244,6 +253,65 @@ def test_a_table_of_labels_that_says_something_else_is_refused(
     flags = ["findings", "--data-dir", str(data), "--out", str(tmp_path / "out")]
     assert run(evaluate.main, evaluate.EvaluateConfig, flags) == 2
     assert told in capsys.readouterr().err
+
+
+def _aged(folder: Path) -> Path:
+    """Write pictures of one colour with a table of what was measured in them."""
+    folder.mkdir()
+    lines = ["name,subject,bone age,ossified"]
+    for number, (red, green) in enumerate([(0, 51), (255, 102), (204, 153), (102, 204)]):
+        path = folder / f"{number}.png"
+        path.write_bytes(as_png(np.broadcast_to(np.array([red, green, 0]), (60, 50, 3))))
+        age, ossified = own_numbers(path.read_bytes())
+        known = "" if number == 3 else ossified  # one was not measured
+        lines.append(f"{number}.png,{number // 2},{age + (-2, 4)[number % 2]},{known}")
+    (folder / "values.csv").write_text("\n".join(lines))
+    return folder
+
+
+def test_numbers_are_evaluated_by_their_agreement_with_measured_ones(
+    measured: Any, tmp_path: Path
+) -> None:
+    found = measured("hand", _aged(tmp_path / "data"))
+    assert (found["n"], found["subjects"], found["skipped"]) == (4, 2, 0)
+    age, ossified = found["values"]["bone age"], found["values"]["ossified"]
+    assert (age["n"], ossified["n"]) == (4, 3)
+    assert age["mean_absolute_error"] == pytest.approx(3, abs=1e-3)  # told - measured: 2, -4
+    assert age["bias"] == pytest.approx(-1, abs=1e-3)
+    assert age["limits_of_agreement"][1] == pytest.approx(-1 + 1.96 * 12**0.5, abs=1e-2)
+    assert ossified["mean_absolute_error"] == pytest.approx(0, abs=1e-3)
+    assert ossified["pearson"] == pytest.approx(1, abs=1e-6)
+    page = (tmp_path / "evaluation/report.html").read_text(encoding="utf-8")
+    assert "bone age (months)" in page
+    assert (tmp_path / "evaluation/value_1.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda text: text.replace("ossified", "grown"), "expected a column 'ossified'"),
+        (lambda text: text.replace("\n3.png", "\n4.png"), "expected an image below"),
+        (lambda text: text.replace(",1,", ",1,old"), "expected a number or nothing"),
+        (lambda text: text.replace(",1,", ",1,inf "), "expected a number or nothing"),
+        (lambda text: text.replace("2.png,1,", "2.png,1,\"1,000\","), "expected a number or nothing"),
+    ],
+)
+def test_a_table_of_numbers_that_says_something_else_is_refused(
+    change: Callable[[str], str],
+    told: str,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MEDSERVE_STORE", str(store))
+    table = _aged(tmp_path / "data") / "values.csv"
+    table.write_text(change(table.read_text(encoding="utf-8")), encoding="utf-8")
+    flags = ["hand", "--data-dir", str(table.parent), "--out", str(tmp_path / "out")]
+    assert run(evaluate.main, evaluate.EvaluateConfig, flags) == 2
+    assert told in capsys.readouterr().err
+    assert run(robustness.main, robustness.RobustnessConfig, [*flags[:3], "--no-held-out"]) == 2
+    assert "expected a model that classifies or segments" in capsys.readouterr().err
 
 
 def _frames(folder: Path) -> Path:

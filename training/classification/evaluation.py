@@ -36,6 +36,7 @@ from training.classification.data import (
 from training.core.evaluation import EvaluationRequest, engine_of, refuse_foreign
 from training.core.export import sha256
 from training.core.files import files_below, write_json
+from training.core.references import read_references
 
 __all__ = ["Answers", "answer_files", "chosen_files", "evaluate_classifier", "logits_of"]
 
@@ -146,9 +147,12 @@ def _evaluate_labels(request: EvaluationRequest) -> dict[str, Any]:
             )
         answers = _answers(engine, spec, _stored(map(str, range(len(pixels))), pixels, spec))
     else:
-        known = independent.read_references(request.data_dir, spec.labels)
+        known = read_references(
+            request.data_dir / independent.LABELS_CSV,
+            *(spec.labels, independent.present_or_not, "1, 0 or nothing"),
+        )
         answers = answer_files(engine, spec, list(known), progress="Evaluating")
-        references = np.array([known[path] for path in answers.paths])
+        references = np.array([known[path].answers for path in answers.paths])
     if not answers.paths:
         raise ConfigError(f"{request.data_dir}: expected images, found none that can be decoded")
     measured = independent.measure_labels(answers.probabilities, references, spec)

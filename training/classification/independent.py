@@ -7,7 +7,6 @@ with a row of 0 and 1 for each image.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,6 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, roc_curve
 
-from medserve.errors import ConfigError
 from medserve.inference.scores import are_present
 from medserve.spec import ModelSpec
 from training.core.means import auroc, auroc_interval, rounded
@@ -30,7 +28,7 @@ __all__ = [
     "LabelMetrics",
     "content_of",
     "measure_labels",
-    "read_references",
+    "present_or_not",
     "write_report",
 ]
 
@@ -66,37 +64,6 @@ class LabelMetrics:
     specificity: float | None
     precision: float | None
     f1: float | None
-
-
-def read_references(folder: Path, labels: Sequence[str]) -> dict[Path, tuple[float, ...]]:
-    """Return for each image of a folder whether it has each label: 1, 0, or NaN.
-
-    Raises:
-        ConfigError: no table, one without a column for each label, a value that is no answer, or
-            an image that is not there.
-    """
-    table = folder / LABELS_CSV
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns, rows = set(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(
-            f"{table}: expected a table with name and a column for each label, 1 or 0 ({error})"
-        ) from error
-    if lacking := [each for each in ("name", *labels) if each not in columns]:
-        raise ConfigError(f"{table}: expected a column {lacking[0]!r}, got {sorted(columns)}")
-    found: dict[Path, tuple[float, ...]] = {}
-    for number, row in enumerate(rows, start=2):
-        path = folder / (row["name"] or "")
-        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-            raise ConfigError(f"{table}: line {number}: expected an image below {folder}")
-        if path in found:
-            raise ConfigError(f"{table}: line {number}: expected each image once, got one again")
-        found[path] = tuple(_answer(row[label], table, number) for label in labels)
-    if not found:
-        raise ConfigError(f"{table}: expected images, got none")
-    return found
 
 
 def measure_labels(
@@ -169,11 +136,12 @@ def write_report(
     return write_page(folder / "report.html", "sections.html", content, figures)
 
 
-def _answer(text: str | None, table: Path, number: int) -> float:
+def present_or_not(text: str) -> float:
+    """Return what a cell of the table says: 1, 0, or NaN; ValueError where it is no answer."""
     known = {"": math.nan, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
-    if (text or "").strip() not in known:
-        raise ConfigError(f"{table}: line {number}: expected 1, 0 or nothing, got another value")
-    return known[(text or "").strip()]
+    if text not in known:
+        raise ValueError(text)
+    return known[text]
 
 
 def _measure(

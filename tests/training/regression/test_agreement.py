@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from training.core.agreement import agreement_of
+from training.regression.agreement import agreement_of
 
 
 def test_the_figures_are_those_found_by_hand() -> None:

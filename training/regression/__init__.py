@@ -1,0 +1,1 @@
+"""Models that tell numbers of images: how well these agree with measured ones."""
