@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medserve.client import Client, Limits, SegmentedFile, TlsConfig
+from medserve.client import Client, FileResult, Limits, SegmentedFile, TlsConfig
 from medserve.dicom.rules import Kind, Rule, RuleTask
 from medserve.errors import InvalidImageError, MedserveError
 from medserve.tasks.classification import Classification
 from medserve.tasks.frames import FrameResult
+from medserve.tasks.regression import Regression
 from medserve.tasks.result import Provenance
 from medserve.tasks.volumes import VolumeFormat, VolumeOptions
 
@@ -32,7 +33,7 @@ class Answer:
     """
 
     provenance: Provenance
-    found: tuple[SegmentedFile | FrameResult | Classification, ...]
+    found: tuple[SegmentedFile | FrameResult | Classification | Regression, ...]
 
 
 class Gateway:
@@ -87,7 +88,7 @@ class Gateway:
             return self._volume(rule, files, inputs)
         if rule.task is RuleTask.FRAMES:
             return self._frames(rule, files)
-        return self._classes(rule, files)
+        return self._images(rule, files)
 
     def _volume(self, rule: Rule, files: Sequence[Path], inputs: Sequence[str]) -> Answer:
         with tempfile.TemporaryDirectory(dir=self._scratch) as name:
@@ -119,8 +120,12 @@ class Gateway:
         )
         return Answer(results[0].provenance, results)
 
-    def _classes(self, rule: Rule, files: Sequence[Path]) -> Answer:
-        items = self._client.classify(rule.model, list(files), version=rule.version)
+    def _images(self, rule: Rule, files: Sequence[Path]) -> Answer:
+        items: Sequence[FileResult[Classification] | FileResult[Regression]]
+        if rule.task is RuleTask.REGRESSION:
+            items = self._client.estimate(rule.model, list(files), version=rule.version)
+        else:
+            items = self._client.classify(rule.model, list(files), version=rule.version)
         found = []
         for item in items:
             if isinstance(item.outcome, MedserveError):

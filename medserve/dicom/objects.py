@@ -25,7 +25,13 @@ from medserve.dicom.deidentify import without_times
 from medserve.dicom.evidence import evidence_of
 from medserve.dicom.headers import read_header
 from medserve.dicom.picture import draw_picture
-from medserve.dicom.report import Segments, frame_report, image_report, volume_report
+from medserve.dicom.report import (
+    Segments,
+    frame_report,
+    image_report,
+    value_report,
+    volume_report,
+)
 from medserve.dicom.rules import Kind, Rule, RuleTask
 from medserve.dicom.spool import MadeObject, Task
 from medserve.dicom.table import DEIDENTIFIED
@@ -134,7 +140,8 @@ def _objects(
         yield from _of_frames(origin, rule, answer, evidence, files)
     else:
         found: Any = answer.found
-        report = image_report(found, evidence, answer.provenance, origin.uid)
+        report_of = value_report if rule.task is RuleTask.REGRESSION else image_report
+        report = report_of(found, evidence, answer.provenance, origin.uid)
         yield _stamped(report, origin, Kind.SR, 1)
 
 

@@ -18,10 +18,11 @@ from medserve.dicom.evidence import new_object, references
 from medserve.results.files.dicom_derived import MANUFACTURER
 from medserve.tasks.classification import Classification
 from medserve.tasks.frames import FrameResult, StackMeasure
+from medserve.tasks.regression import Regression
 from medserve.tasks.result import Provenance
 from medserve.tasks.volumes import LabelMeasure
 
-__all__ = ["Segments", "frame_report", "image_report", "volume_report"]
+__all__ = ["Segments", "frame_report", "image_report", "value_report", "volume_report"]
 
 Uid = Callable[..., str]
 
@@ -34,6 +35,7 @@ _REVIEW = Code("REVIEW", _SCHEME, "A person should look at the image")
 _PREDICTED_DICE = Code("PREDICTED_DICE", _SCHEME, "Overlap with a reference to expect (Dice)")
 _VOLUME_LOW = Code("VOLUME_LOW", _SCHEME, "Lower end of 90 % of volumes in a reference")
 _VOLUME_HIGH = Code("VOLUME_HIGH", _SCHEME, "Upper end of 90 % of volumes in a reference")
+_DIGITS = 7  # of a number in single precision; a decimal string holds 16 characters
 _YES, _NO = Code("373066001", "SCT", "Yes"), Code("373067005", "SCT", "No")
 _ML = Code("ml", "UCUM", "milliliter")
 _MM = Code("mm", "UCUM", "millimeter")
@@ -160,6 +162,32 @@ def image_report(
                     ],
                 )
             )
+    return _document(groups, evidence, provenance, uid)
+
+
+def value_report(
+    found: Sequence[Regression], evidence: Sequence[Dataset], provenance: Provenance, uid: Uid
+) -> Dataset:
+    """Return a report with the numbers of each image in their units, and the advice to look."""
+    groups = [
+        sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=sr.TrackingIdentifier(
+                uid=uid("track", number), identifier=f"image {number + 1}"
+            ),
+            source_images=[sr.SourceImageForMeasurementGroup.from_source_image(image)],
+            algorithm_id=_algorithm(provenance),
+            measurements=[
+                _measurement(
+                    _class_code(provenance.model, value.name),
+                    float(f"{value.value:.{_DIGITS}g}"),
+                    Code(value.unit, "UCUM", value.unit_name),
+                )
+                for value in each.values
+            ],
+            qualitative_evaluations=[_look(each.review)],
+        )
+        for number, (image, each) in enumerate(zip(evidence, found, strict=True))
+    ]
     return _document(groups, evidence, provenance, uid)
 
 

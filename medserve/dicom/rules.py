@@ -20,6 +20,7 @@ from medserve.dicom.peers import Destination, read_destination
 from medserve.errors import ConfigError, MedserveError
 from medserve.tasks.classification import ClassificationOptions
 from medserve.tasks.frames import FrameOptions
+from medserve.tasks.regression import RegressionOptions
 from medserve.tasks.volumes import VolumeOptions
 
 __all__ = ["Conditions", "Kind", "Rule", "RuleTask", "Rules"]
@@ -28,6 +29,7 @@ _OPTIONS = {
     "volumes": VolumeOptions,
     "frames": FrameOptions,
     "classification": ClassificationOptions,
+    "regression": RegressionOptions,
 }
 _OWN_OPTIONS = ("output", "format", "overlay", "uncertainty", "explain", "top_k")
 
@@ -38,6 +40,7 @@ class RuleTask(enum.StrEnum):
     VOLUMES = "volumes"  # a series as one volume
     FRAMES = "frames"  # each object of a series
     CLASSIFICATION = "classification"  # each image of a series
+    REGRESSION = "regression"  # each image of a series
 
 
 class Kind(enum.StrEnum):
@@ -53,11 +56,13 @@ _ALLOWED = {
     RuleTask.VOLUMES: {Kind.SEG, Kind.LABELMAP, Kind.SR},
     RuleTask.FRAMES: {Kind.SEG, Kind.SR, Kind.SC},
     RuleTask.CLASSIFICATION: {Kind.SR},
+    RuleTask.REGRESSION: {Kind.SR},
 }
 _DEFAULT = {
     RuleTask.VOLUMES: (Kind.SEG, Kind.SR),
     RuleTask.FRAMES: (Kind.SEG, Kind.SR, Kind.SC),
     RuleTask.CLASSIFICATION: (Kind.SR,),
+    RuleTask.REGRESSION: (Kind.SR,),
 }
 _Patterns = tuple[str, ...]
 _Hours = Annotated[float, Meta(gt=0, le=24 * 365)]
@@ -143,7 +148,7 @@ class Rule(Conditions, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if {Kind.SEG, Kind.LABELMAP} <= set(kinds):
             raise ConfigError(f"{where}: results: expected seg or labelmap, got both")
         if (
-            self.task is not RuleTask.CLASSIFICATION
+            self.task in (RuleTask.VOLUMES, RuleTask.FRAMES)
             and Kind.SR in kinds
             and not ({Kind.SEG, Kind.LABELMAP} & set(kinds))
         ):

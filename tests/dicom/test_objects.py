@@ -32,6 +32,7 @@ from medserve.spec import InputKind, InputSpec
 from medserve.spec.volumes import CodedTerm, SegmentCoding
 from medserve.tasks.classification import Classification
 from medserve.tasks.frames import FrameResult
+from medserve.tasks.regression import Estimate, Regression
 from tests.dicom.series import PROVENANCE, answer_volume, series, write
 from tests.frame_phantoms import cine, region, saved, ultrasound
 from tests.volume_phantoms import as_bytes
@@ -69,6 +70,22 @@ def of_labels(folder: Path) -> list[MadeObject]:
     found = tuple(
         Classification(("Effusion", "Mass", "Nodule"), (0.9, 0.2, 0.7), True, None, present=present)
         for present in (("Effusion", "Nodule"), ())
+    )
+    return make_objects(TASK, rule, Answer(PROVENANCE, found), files, folder)
+
+
+def of_numbers(folder: Path) -> list[MadeObject]:
+    """Return the report of two images of a hand, one of a value that is hardly possible."""
+    rule = Rule(name="age", model="hand", task=RuleTask.REGRESSION)
+    files = write(folder, series(1)[:2])
+    found = tuple(
+        Regression(
+            (
+                Estimate("bone age", age, "mo", "months", "too old" if age > 240 else ""),
+                Estimate("density", 1.0625e-7, "g/cm3", "gram per cubic centimetre"),
+            )
+        )
+        for age in (106.51234567, 250.0)
     )
     return make_objects(TASK, rule, Answer(PROVENANCE, found), files, folder)
 
@@ -111,7 +128,9 @@ def answer_frames(file: Path) -> FrameResult:
     )
 
 
-MAKERS: list[Callable[[Path], list[MadeObject]]] = [of_volume, of_frames, of_images, of_labels]
+MAKERS: list[Callable[[Path], list[MadeObject]]] = [
+    *(of_volume, of_frames, of_images, of_labels, of_numbers)
+]
 
 
 def datasets(objects: list[MadeObject]) -> dict[str, Dataset]:
@@ -237,6 +256,31 @@ def test_a_report_has_a_group_for_each_label_that_is_present_and_says_where_none
     assert [each.get("Probability of the class") for each in found] == [0.9, 0.7, None]
     assert len({each["track"] for each in found}) == 3
     assert all(each["A person should look at the image"] == "Yes" for each in found)
+
+
+def test_a_report_has_each_number_in_its_unit(tmp_path: Path) -> None:
+    report = datasets(of_numbers(tmp_path))["sr"]
+    numbers, looks = [], []
+    for group in report.ContentSequence[-1].ContentSequence:
+        for each in group.ContentSequence:
+            if each.ValueType == "NUM":
+                measured = each.MeasuredValueSequence[0]
+                unit = measured.MeasurementUnitsCodeSequence[0]
+                name = each.ConceptNameCodeSequence[0]
+                assert unit.CodingSchemeDesignator == "UCUM"
+                numbers.append(
+                    (name.CodeMeaning, float(measured.NumericValue), unit.CodeValue,
+                     unit.CodeMeaning)
+                )  # fmt: skip
+            elif each.ValueType == "CODE":
+                looks.append(each.ConceptCodeSequence[0].CodeMeaning)
+    assert numbers == [
+        ("bone age", 106.5123, "mo", "months"),
+        ("density", 1.0625e-7, "g/cm3", "gram per cubic centimetre"),
+        ("bone age", 250.0, "mo", "months"),
+        ("density", 1.0625e-7, "g/cm3", "gram per cubic centimetre"),
+    ]
+    assert looks == ["No", "Yes"]
 
 
 def test_a_picture_shows_the_contour_and_every_frame(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def test_numbers_are_evaluated_by_their_agreement_with_measured_ones(
         (lambda text: text.replace("\n3.png", "\n4.png"), "expected an image below"),
         (lambda text: text.replace(",1,", ",1,old"), "expected a number or nothing"),
         (lambda text: text.replace(",1,", ",1,inf "), "expected a number or nothing"),
-        (lambda text: text.replace("2.png,1,", "2.png,1,\"1,000\","), "expected a number or nothing"),
+        (lambda text: text.replace("2.png,1,", '2.png,1,"1,000",'), "expected a number or nothing"),
     ],
 )
 def test_a_table_of_numbers_that_says_something_else_is_refused(
