@@ -74,6 +74,7 @@ _log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 _HEADING = "## Robustness"
+_OF_LABELS = "Accuracy is the share of labels told rightly; wrong is an image with any other. "
 WRONG_BELOW = {Task.VOLUMES: 0.85, Task.FRAMES: 0.5}  # Dice of an answer that misleads
 
 
@@ -103,7 +104,8 @@ class Sample:
 
     Attributes:
         array: float32 (H, W) or (H, W, 3) in [0, 1], or a volume (I, J, K).
-        truth: Label id, or mask uint8 on the pixels or voxels of the array.
+        truth: Whether the image has each label (K,): 1, 0, or NaN where nobody knows; or mask uint8
+            on the pixels or voxels of the array.
         geometry: Of a volume; None of an image.
         others: The further channels of a volume, on its grid.
     """
@@ -112,6 +114,11 @@ class Sample:
     truth: Array
     geometry: Geometry | None = None
     others: tuple[Sample, ...] = ()
+
+    @property
+    def shows_mask(self) -> bool:
+        """Whether the truth lies on the pixels or voxels, and changes with them."""
+        return self.truth.ndim > 1
 
     def changed(self, array: Array, truth: Array | None = None, **other: Any) -> Sample:
         """Return the sample with another array, images within [0, 1]."""
@@ -132,7 +139,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model made of a sample: 1 for the right label, or a mean Dice; and its flags."""
+    """What a model made of a sample, and its flags.
+
+    Attributes:
+        score: 1 for the right label, the share of independent labels told rightly, or a mean Dice.
+    """
 
     score: float
     is_wrong: bool
@@ -198,7 +209,7 @@ def _brightness(sample: Sample, _: np.random.Generator, gamma: float) -> Sample:
 def _turn(sample: Sample, _: np.random.Generator, degrees: float) -> Sample:
     how = {"axes": (0, 1), "reshape": False, "mode": "constant"}
     array = ndimage.rotate(sample.array, degrees, order=1, cval=float(sample.array.min()), **how)
-    if sample.truth.ndim == 0:
+    if not sample.shows_mask:
         return sample.changed(array)
     return sample.changed(array, ndimage.rotate(sample.truth, degrees, order=0, **how))
 
@@ -209,7 +220,7 @@ def _scale(sample: Sample, _: np.random.Generator, factor: float) -> Sample:
         affine = sample.geometry.affine @ np.diag([factor, factor, factor, 1.0])
         return dataclasses.replace(sample, geometry=Geometry(sample.geometry.shape, affine))
     array = _enlarged(sample.array, factor, order=1)
-    truth = sample.truth if sample.truth.ndim == 0 else _enlarged(sample.truth, factor, order=0)
+    truth = _enlarged(sample.truth, factor, order=0) if sample.shows_mask else sample.truth
     return sample.changed(array, truth)
 
 
@@ -225,7 +236,7 @@ def _enlarged(array: Array, factor: float, order: int) -> Array:
 
 def _mirror(sample: Sample, _: np.random.Generator, axis: int) -> Sample:
     """The picture or the voxels mirrored, without a word in the header."""
-    truth = sample.truth if sample.truth.ndim == 0 else np.flip(sample.truth, axis).copy()
+    truth = np.flip(sample.truth, axis).copy() if sample.shows_mask else sample.truth
     return sample.changed(np.flip(sample.array, axis).copy(), truth)
 
 
@@ -233,7 +244,7 @@ def _resolution(sample: Sample, _: np.random.Generator, share: float) -> Sample:
     spatial = 2 if sample.geometry is None else 3
     factors = [share] * spatial + [1.0] * (sample.array.ndim - spatial)
     array = ndimage.zoom(sample.array, factors, order=1)
-    if sample.truth.ndim == 0:
+    if not sample.shows_mask:
         return sample.changed(array)
     truth = ndimage.zoom(sample.truth, share, order=0)
     if sample.geometry is None:
@@ -320,6 +331,7 @@ def main(config: RobustnessConfig) -> None:
             "model": spec.name, "version": spec.version, "n": len(samples),
             "held_out": config.held_out, "artifact_sha256": sha256(_artifact(weights)),
             "wrong_below": WRONG_BELOW.get(spec.task), "rows": rows, **_totals(rows),
+            "independent": spec.has_independent_labels,
         }  # fmt: skip
     write_json(config.out_dir / "robustness.json", content)
     text = section(content, config)
@@ -370,7 +382,7 @@ def section(content: dict[str, Any], config: RobustnessConfig) -> str:
         f"Wrong is a mean Dice below {content['wrong_below']}, which is 1 where nothing is found "
         "and nothing is there. "
         if is_dice
-        else ""
+        else _OF_LABELS * content["independent"]
     )
     caught = content["wrong_flagged_share"]
     told = (
@@ -462,17 +474,33 @@ def _of_images(
 ) -> tuple[list[Sample], Callable[[Sample], Answer]]:
     spec = request.spec
     samples = []
-    for path, label in _spread(list(images.chosen_files(request).items()), count):
-        samples.append(Sample(decode_file(path, spec).array, np.array(spec.labels.index(label))))
+    for path, truth in _spread(_known_images(request), count):
+        samples.append(Sample(decode_file(path, spec).array, truth))
 
     def judge(sample: Sample) -> Answer:
         outputs = engine.run(fit_image(Image(sample.array), spec.input)[np.newaxis])
         outputs = {**outputs, "logits": images.logits_of(outputs, spec)}
         found = classified({name: array[0] for name, array in outputs.items()}, spec)
-        is_right = found.label == spec.labels[int(sample.truth)]
-        return Answer(float(is_right), not is_right, found.review or found.unlike_training)
+        told = [label in (found.present or (found.label,)) for label in spec.labels]
+        is_known = ~np.isnan(sample.truth)
+        share = float((np.array(told) == sample.truth)[is_known].mean())
+        score = share if spec.has_independent_labels else float(share == 1)
+        return Answer(score, share < 1, found.review or found.unlike_training)
 
     return samples, judge
+
+
+def _known_images(request: EvaluationRequest) -> list[tuple[Path, Array]]:
+    """Return each image with its truth: whether it has each label, 1, 0, or NaN."""
+    spec = request.spec
+    if not spec.has_independent_labels:
+        ids = np.eye(len(spec.labels))
+        chosen = images.chosen_files(request).items()
+        return [(path, ids[spec.labels.index(label)]) for path, label in chosen]
+    if request.split is not None:
+        raise ConfigError("expected no split for independent labels, got one; give --no-held-out")
+    known = [(path, np.array(each.answers)) for path, each in images.references_of(request).items()]
+    return [(path, truth) for path, truth in known if not np.isnan(truth).all()]
 
 
 def _of_frames(

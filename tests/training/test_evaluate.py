@@ -9,21 +9,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
 import models
-from medserve.errors import ConfigError
 from medserve.inference.engines import load_engine
 from medserve.results.sorted_folders import doubt_first
-from medserve.spec import Classes, EngineName, Precision
+from medserve.spec import EngineName, Precision
 from tests.archives import packaged
 from tests.training.drawn import LABELS
 from tests.training.guide import guided
 from training import evaluate
 from training.classification.data import LabelledImages, write_split
-from training.classification.evaluation import answer_files, chosen_files, evaluate_classifier
+from training.classification.evaluation import answer_files, evaluate_classifier
 from training.core.config import run
 from training.core.evaluation import EvaluationRequest
 from training.core.files import files_below
@@ -158,15 +156,6 @@ def test_foreign_images_are_counted_by_kind(drawn: Path, weights: Path, tmp_path
     )
     foreign = evaluate_classifier(request)["novelty"]["foreign"]
     assert {kind: each["n"] for kind, each in foreign.items()} == {"bars": 4, "more_bars": 4}
-
-
-def test_folders_cannot_measure_independent_labels(
-    drawn: Path, weights: Path, tmp_path: Path
-) -> None:
-    output = msgspec.structs.replace(SPEC.classifier, classes=Classes.INDEPENDENT)
-    spec = msgspec.structs.replace(SPEC, output=output)
-    with pytest.raises(ConfigError, match="exclude each other"):
-        chosen_files(EvaluationRequest(spec, weights, drawn, tmp_path / "out"))
 
 
 def test_probabilities_sum_to_one(drawn: Path, weights: Path) -> None:

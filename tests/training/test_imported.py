@@ -228,6 +228,22 @@ def test_each_of_several_labels_is_judged_by_itself(measured: Any, tmp_path: Pat
     assert measured("findings", tmp_path / "chest.npz")["n"] == 12
 
 
+def test_several_labels_are_spoilt_and_scored_by_the_share_told_rightly(
+    spoilt: Any, measured: Any, tmp_path: Path
+) -> None:
+    data, shares, rows = _labelled(tmp_path / "data", count=2)
+    unchanged = spoilt("findings", data)["none", ""]
+    right = [
+        [(share[place] >= THRESHOLDS[place]) == (row[place] == "1")
+         for place in range(len(LABELS)) if row[place]]
+        for share, row in zip(shares, rows, strict=True)
+    ]  # fmt: skip
+    assert unchanged["score"] == pytest.approx(np.mean([np.mean(each) for each in right]), abs=1e-3)
+    assert unchanged["wrong"] == sum(not all(each) for each in right)
+    said = (tmp_path / "robustness/robustness.md").read_text(encoding="utf-8")
+    assert "the share of labels told rightly" in said
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -406,4 +422,4 @@ def test_what_neither_room_nor_store_has_is_refused_by_the_names_of_both(
     assert run(evaluate.main, evaluate.EvaluateConfig, ["pairs", "--data-dir", "."]) == 2
     told = capsys.readouterr().err
     assert "mednist" in told
-    assert "glow, pair, skin" in told
+    assert "glow, hand, pair, skin" in told

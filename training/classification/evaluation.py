@@ -36,9 +36,16 @@ from training.classification.data import (
 from training.core.evaluation import EvaluationRequest, engine_of, refuse_foreign
 from training.core.export import sha256
 from training.core.files import files_below, write_json
-from training.core.references import read_references
+from training.core.references import Reference, read_references
 
-__all__ = ["Answers", "answer_files", "chosen_files", "evaluate_classifier", "logits_of"]
+__all__ = [
+    "Answers",
+    "answer_files",
+    "chosen_files",
+    "evaluate_classifier",
+    "logits_of",
+    "references_of",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -147,10 +154,7 @@ def _evaluate_labels(request: EvaluationRequest) -> dict[str, Any]:
             )
         answers = _answers(engine, spec, _stored(map(str, range(len(pixels))), pixels, spec))
     else:
-        known = read_references(
-            request.data_dir / independent.LABELS_CSV,
-            *(spec.labels, independent.present_or_not, "1, 0 or nothing"),
-        )
+        known = references_of(request)
         answers = answer_files(engine, spec, list(known), progress="Evaluating")
         references = np.array([known[path].answers for path in answers.paths])
     if not answers.paths:
@@ -169,6 +173,14 @@ def _evaluate_labels(request: EvaluationRequest) -> dict[str, Any]:
     )
     _log.info("mean AUROC %s in %d images; %s", content["mean_auroc"], content["n"], page)
     return content
+
+
+def references_of(request: EvaluationRequest) -> dict[Path, Reference]:
+    """Return which labels each image of a folder has, by its table; errors as of reading it."""
+    return read_references(
+        request.data_dir / independent.LABELS_CSV,
+        *(request.spec.labels, independent.present_or_not, "1, 0 or nothing"),
+    )
 
 
 def _stored(
@@ -200,12 +212,6 @@ def _answered(
 
 def chosen_files(request: EvaluationRequest) -> dict[Path, str]:
     """Return the files to evaluate with their labels: all, or one part of a split."""
-    if request.spec.has_independent_labels:
-        raise ConfigError(
-            f"{request.spec.name}: expected a model whose classes exclude each other, got another "
-            "one; a folder for each class cannot say that an image has several (training.evaluate "
-            "reads a table of them)"
-        )
     files = labelled_files(request.data_dir, request.spec.labels, folders=request.folders)
     if request.split is None:
         return files
