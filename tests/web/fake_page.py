@@ -66,7 +66,7 @@ class FakePage:
         models = (
             model("bones", Task.VOLUMES, labels=LABELS),
             frame_model(),
-            model("hand", Task.REGRESSION),
+            model("maturity", Task.REGRESSION),
             model("kinds", labels=LABELS),
             model("organs", Task.VOLUMES, labels=LABELS),
             model("sampler", Task.GENERATION, labels=("t1", "t2")),

@@ -26,7 +26,7 @@ def test_numbers_stand_in_the_table_with_their_units_and_doubts(
     fake_tab: Page, look_for_obstacles: Callable[[Any], list[str]]
 ) -> None:
     tab = fake_tab
-    tab.goto("/classify?model=hand")
+    tab.goto("/classify?model=maturity")
     tab.locator("#files").set_input_files(_FILES)
     tab.get_by_text(f"Done. Files: {len(_FILES)}", exact=True).wait_for()
     rows = {name: tab.locator("tr.file", has_text=name) for name in ("child", "beyond", "text")}

@@ -74,7 +74,7 @@ def answers(request: Request) -> bytes | Sequence[bytes]:
         case "sampler":
             return drawn(request)
     count = sum(key.startswith("data.") for key in request.inputs)
-    item = {"xrays": _findings, "hand": _numbers}.get(request.model, _item)
+    item = {"xrays": _findings, "maturity": _numbers}.get(request.model, _item)
     items = [{"index": n, **item(request.inputs[f"data.{n}"])} for n in range(count)]
     if json.loads(request.inputs.get("params", b"{}")).get("explain"):
         items = [each | {"explanation": EXPLANATION} for each in items]
