@@ -105,12 +105,14 @@ def pictures(tab: Page, files: list[FilePayload]) -> None:
     tab.locator("#grid").focus()
 
 
-def active(tab: Page) -> str:
-    """Return the file that a screen reader is told of."""
-    return str(
-        tab.locator("#grid").evaluate(
-            "box => document.getElementById(box.getAttribute('aria-activedescendant')).title"
-        )
+def wait_active(tab: Page, name: str) -> None:
+    """Wait until a screen reader is told of a file; pictures are drawn a frame after a key."""
+    tab.wait_for_function(
+        """name => {
+          const id = document.getElementById("grid").getAttribute("aria-activedescendant");
+          return document.getElementById(id)?.title === name;
+        }""",
+        arg=name,
     )
 
 
@@ -126,7 +128,7 @@ def test_many_pictures_get_a_class_in_one_step_by_keyboard_alone(
         "box => getComputedStyle(box).gridTemplateColumns.split(' ').length"
     )
     assert chosen.count() == across + 2  # from the second one to below it, and one more
-    assert active(tab) == f"{across + 2:02d}.png"
+    wait_active(tab, f"{across + 2:02d}.png")
     assert look_for_obstacles(tab) == []
     tab.keyboard.press("2")
     tab.locator("#moved", has_text=f"Files changed: {across + 2}. Now: bright").wait_for(
@@ -168,10 +170,10 @@ def test_the_next_doubtful_picture_takes_the_place_of_a_corrected_one(fake_tab: 
     tab.locator(".cell[title='odd.png'][aria-posinset='1']").wait_for()
     tab.locator("#grid").focus()
     tab.keyboard.press("Home")
-    assert active(tab) == "odd.png"
+    wait_active(tab, "odd.png")
     tab.keyboard.press("2")
     tab.locator("#moved", has_text="odd.png: now bright").wait_for(state="attached")
-    assert active(tab) == "unsure.png"
+    wait_active(tab, "unsure.png")
     tab.keyboard.press("Enter")
     tab.get_by_role("dialog").locator("#detail-name", has_text="unsure.png").wait_for()
     tab.keyboard.press("1")
