@@ -132,6 +132,23 @@ def test_masks_are_compared_by_the_volumes_of_their_structures() -> None:
 # ---- the file
 
 
+def test_numbers_are_compared_each_by_itself() -> None:
+    def told(age: float) -> Observed:
+        values = [{"name": "bone age", "value": age}, {"name": "ossified", "value": 60.0}]
+        answer = json.dumps({"status": "ok", "values": values, "review": age > 240})
+        [observed] = read_answer_items(answer.encode())
+        return observed
+
+    draws = random.Random(5)
+    reference = Reference.of("", [told(draws.gauss(120, 20)) for _ in range(300)])
+    assert {"value of bone age", "value of ossified", "review"} <= set(reference.signals)
+    like, older = DriftTest(reference), DriftTest(reference)
+    for _ in range(300):
+        like.observe(told(draws.gauss(120, 20)))
+        older.observe(told(draws.gauss(145, 20)))
+    assert like.evidence < ALARM <= older.evidence
+
+
 def test_a_reference_is_read_as_it_was_written() -> None:
     assert Reference.decode(REFERENCE.encode(), "tiny.mar") == REFERENCE
 
