@@ -4,6 +4,7 @@
     OUT/receipts/abc/KEY.json      one a study; it is put in place last, as a whole
     OUT/answers/abc/KEY/mask.nii.gz
     OUT/partial/                   files that are being written
+    OUT/running/                   which runs are alive; see `medserve.batch.turns`
 
 A key is the digest of a study's id, and `abc` its beginning: no id, whatever its text, becomes a
 path, and 4096 folders share the entries. Runs on several hosts may write into one folder.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,10 @@ class Shard:
     def has(self, key: str) -> bool:
         """Tell whether the study of this key belongs to the shard."""
         return self.count == 1 or int(key[:16], 16) % self.count == self.index
+
+    def meets(self, other: Shard) -> bool:
+        """Tell whether a study can belong to both."""
+        return (self.index - other.index) % math.gcd(self.count, other.count) == 0
 
 
 def study_key(study_id: str) -> str:

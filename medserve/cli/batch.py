@@ -27,6 +27,7 @@ from medserve.batch.processes import ArchiveAsker, archive_target
 from medserve.batch.receipts import BatchFolder, BatchHead
 from medserve.batch.report import Summary, write_report
 from medserve.batch.studies import Shard, Study, list_studies
+from medserve.batch.turns import turn
 from medserve.batch.work import Answering, Became, Reading
 from medserve.cli.connection import CaFile, TokenFile, connect
 from medserve.cli.options import add_options, read_options, task_options
@@ -190,6 +191,7 @@ def run(  # one parameter an option: the command line is the interface
             _check_name(target, model)
             local = _local(out, asker, given, calls, patience)
             begin = partial(local.run, of_shard(_studies(source, target, out), part))
+        _take_turn(stack, out, part)
         total = partial(_count, source, target, out, part)
         with _told(progress, target.model, total) as tell:
             counts = _counted(begin(), tell)
@@ -214,6 +216,17 @@ def report(
     Parquet needs the extra `batch`; the table is left out without it.
     """
     _report(out)
+
+
+def _take_turn(stack: ExitStack, out: Path, part: Shard) -> None:
+    """Hold this part of the batch until the run ends."""
+    with writing_to(out):
+        if not stack.enter_context(turn(out, part)):
+            Console(stderr=True, soft_wrap=True).print(
+                "the file system of --out has no locks, so nothing keeps a second run from the "
+                "same studies; start none",
+                markup=False,
+            )
 
 
 def _asker(
