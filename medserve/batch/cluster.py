@@ -31,7 +31,7 @@ from medserve.batch.processes import ArchiveAsker
 from medserve.batch.receipts import BatchFolder, Receipt
 from medserve.batch.studies import Shard, Study, list_studies
 from medserve.batch.work import Answering, Became, Reading, Sent
-from medserve.errors import MedserveError, ServerFailedError
+from medserve.errors import ArchiveError, MedserveError, ServerFailedError
 
 __all__ = ["ClusterRun"]
 
@@ -172,6 +172,13 @@ class _Actor:
         self._asker = ArchiveAsker(
             run.archive, workers=1, threads=1, timeout_s=run.timeout_s, trust=run.trust
         )
+        if self._asker.target != run.target:
+            self._asker.close()
+            raise ArchiveError(
+                f"{run.archive} was replaced while the batch was running; all answers so far are "
+                "those of the archive that was there at its begin. Put that one back to go on, or "
+                "run the same command again, which asks the new one about every study"
+            )
         self._answering = Answering(self._folder, self._asker)
 
     def __call__(self, rows: arrow.Table) -> arrow.Table:
@@ -219,5 +226,7 @@ def _own_error(error: BaseException) -> MedserveError:
         if isinstance(found, MedserveError):
             return found
         found = getattr(found, "cause", None) or found.__cause__
-    text = str(error).strip().splitlines()
-    return ServerFailedError(f"Ray ended the run: {text[-1] if text else type(error).__name__}")
+    text = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    if text.startswith("medserve."):  # the error of an actor that Ray had started anew
+        return ServerFailedError(text.partition(": ")[2])
+    return ServerFailedError(f"Ray ended the run: {text}")

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medserve.archive.read import verify_archive
 from medserve.batch.asking import Answer
-from medserve.batch.processes import ArchiveAsker
+from medserve.batch.processes import ArchiveAsker, archive_target
 from medserve.errors import (
     ArchiveError,
     ConfigError,
@@ -100,6 +101,42 @@ def test_a_lost_worker_is_started_again(tiny: ArchiveAsker) -> None:
     with pytest.raises(ServerBusyError, match="was lost"):
         tiny.ask([bright_tile(1)], {})
     assert isinstance(tiny.ask([bright_tile(1)], {})[0], Answer)
+
+
+def test_a_worker_that_is_started_again_holds_the_archive_that_was_there_at_the_begin(
+    tmp_path: Path,
+) -> None:
+    archive = packaged_fixture("tiny", tmp_path)
+    asker = ArchiveAsker(archive, workers=1)
+    try:
+        [before] = asker.ask([bright_tile(1)], {})
+        replaced_by_an_older_one(archive)
+        [worker] = asker._workers
+        worker._stop()
+        [after] = asker.ask([bright_tile(1)], {})
+    finally:
+        asker.close()
+    assert isinstance(before, Answer)
+    assert isinstance(after, Answer)
+    assert before.provenance == after.provenance
+    assert after.provenance.archive_digest == asker.target.archive_digest
+
+
+def test_an_actor_that_starts_later_refuses_an_archive_that_was_replaced(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    from medserve.batch.cluster import ClusterRun, _Actor
+
+    archive = packaged_fixture("tiny", tmp_path)
+    target = archive_target(verify_archive(archive))
+    replaced_by_an_older_one(archive)
+    with pytest.raises(ArchiveError, match="was replaced while the batch was running"):
+        _Actor(ClusterRun(archive, tmp_path, tmp_path / "out", target))
+
+
+def replaced_by_an_older_one(archive: Path) -> None:
+    """Put another archive of the same model in the place of one, as a deployment does."""
+    (archive.parent / "new").write_bytes((OLD / "tiny-1.0.mar").read_bytes())
+    (archive.parent / "new").replace(archive)
 
 
 def test_a_worker_that_takes_too_long_is_ended(tmp_path: Path) -> None:
