@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from medserve.batch.stores import read_url, stamp_of_url, unreadable
 from medserve.batch.studies import Study, is_remote
 from medserve.client import Limits
 from medserve.client.inputs import files_below, read, zip_files
-from medserve.errors import InvalidRequestError, PayloadTooLargeError
+from medserve.errors import InvalidImageError, InvalidRequestError, PayloadTooLargeError
 
 __all__ = ["Content", "Input", "read_input", "stamp_of"]
 
@@ -55,16 +56,22 @@ class Input:
         return hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest()
 
 
-def read_input(study: Study, limits: Limits) -> Input:
+def read_input(study: Study, limits: Limits, *, has_series: bool = True) -> Input:
     """Read each image of a study: a file, a folder with one series, files of a glob, or a URL.
 
+    Args:
+        study: The study.
+        limits: The largest input.
+        has_series: Whether the model takes a series of files as one input.
+
     Raises:
+        InvalidImageError: a series for a model that takes none.
         UnreadableInputError: it is not there, cannot be read, or changed meanwhile.
         PayloadTooLargeError: over the limit of one message.
     """
     stamp = stamp_of(study)
     if not study.images:
-        found = Input(_read_one(study.source, limits), stamp)
+        found = Input(_read_one(study.source, limits, has_series=has_series), stamp)
     else:
         images = {name: _read_one(source, limits) for name, source in study.images.items()}
         found = Input(images, stamp)
@@ -78,11 +85,20 @@ def read_input(study: Study, limits: Limits) -> Input:
     return found
 
 
-def _read_one(source: str, limits: Limits) -> bytes:
+def _read_one(source: str, limits: Limits, *, has_series: bool = True) -> bytes:
     try:
-        return read_url(source, limits) if is_remote(source) else _read(source, limits)
+        if is_remote(source):
+            return read_url(source, limits)
+        if not (os.path.isdir(source) or _is_glob(source)):
+            return read(Path(source), limits)
+        if has_series:
+            return zip_files(_files(source), limits)
     except InvalidRequestError as error:  # the file vanished, or belongs to somebody else
         raise unreadable("cannot be opened, or the folder holds no file") from error
+    raise InvalidImageError(
+        "expected one image in a row of the manifest, got a folder or a pattern of names; give "
+        "each image a row of its own, or the folder in the place of the manifest"
+    )
 
 
 def stamp_of(study: Study) -> str:
@@ -100,9 +116,13 @@ def _stamp_of_one(source: str) -> str:
         return stamp_of_url(source)
     try:
         found = [path.stat() for path in _files(source)]
-    except (OSError, ValueError, InvalidRequestError) as error:
+    except InvalidRequestError as error:
+        raise unreadable("holds a link out of its folder") from error
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no path"
         raise unreadable(f"cannot be looked at ({reason})") from error
+    if not all(stat.S_ISREG(each.st_mode) for each in found):
+        raise InvalidRequestError("expected a file or a folder, got a device, a pipe or a socket")
     size = sum(each.st_size for each in found)
     return f"{size} {max((each.st_mtime_ns for each in found), default=0)} {len(found)}"
 
@@ -118,9 +138,3 @@ def _files(source: str) -> Iterator[Path]:
 
 def _is_glob(source: str) -> bool:
     return not _WILD.isdisjoint(source) and not os.path.lexists(source)
-
-
-def _read(source: str, limits: Limits) -> bytes:
-    if os.path.isdir(source) or _is_glob(source):
-        return zip_files(_files(source), limits)
-    return read(Path(source), limits)

@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ __all__ = ["Shard", "Study", "is_remote", "list_studies", "study_key"]
 
 _NO_SLICE = (".nii", ".nii.gz", ".npy", ".zip", ".tar", ".tgz", ".tar.gz")  # not worth a look
 _START_BYTES = 4096  # hold the file meta information of a DICOM file
+_SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
+_COLUMNS = ("path", "id", "options")
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]|^\xff\xfe|^\xfe\xff")  # UTF-16, zip, gzip, …
 _ROWS = 4096  # of a Parquet file that are read at a time
 
 
@@ -71,12 +75,12 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> Shard:
         """Read `i/n`; ConfigError where it is something else."""
-        index, slash, count = text.partition("/")
-        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        found = _SHARD.fullmatch(text)
+        if found is None or int(found[1]) >= int(found[2]):
             raise ConfigError(
-                f"--shard: expected i/n with i from 0 to n - 1, such as 0/4, got {text!r}"
+                f"--shard: expected i/n with i from 0 to n - 1, such as 0/4, got {text[:30]!r}"
             )
-        return cls(int(index), int(count))
+        return cls(int(found[1]), int(found[2]))
 
     def has(self, key: str) -> bool:
         """Tell whether the study of this key belongs to the shard."""
@@ -138,6 +142,9 @@ def _study(
     if isinstance(row, str):
         return Study(f"row {number}", "", problem=row)
     source, given = row.get("path"), row.get("id")
+    if not _is_name(given):
+        problem = "expected text or a number as `id` in this row of the manifest, got another value"
+        return Study(f"row {number}", "", problem=problem)
     images = {name: row[name] for name in channels if row.get(name) not in (None, "")}
     sources = images if source in (None, "") else {**images, "": source}
     fits = len(sources) == (len(channels) if images else 1)
@@ -157,6 +164,12 @@ def _study(
     return Study(name, found[""], options, problem)
 
 
+def _is_name(given: object) -> bool:
+    """Tell whether a value can be an id; those of a table may be numbers or dates."""
+    no_number = isinstance(given, float) and not math.isfinite(given)
+    return not (no_number or isinstance(given, bool | bytes | dict | list))
+
+
 def _options(value: object) -> tuple[Mapping[str, Any], str]:
     if isinstance(value, str) and value:
         try:
@@ -170,17 +183,29 @@ def _options(value: object) -> tuple[Mapping[str, Any], str]:
     return {key: each for key, each in value.items() if each is not None}, ""
 
 
-def _csv_rows(manifest: Path, channels: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+def _csv_rows(manifest: Path, channels: Sequence[str]) -> Iterator[Mapping[str, Any] | str]:
+    _need_text(manifest)
     with manifest.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        table = csv.DictReader(file)
+        table = csv.DictReader(file, restval="", strict=True)
         try:
-            _need_path(table.fieldnames or (), manifest, channels)
-            yield from table
+            _need_columns(table.fieldnames or (), manifest, channels)
+            for row in table:
+                if any(row.pop(None, ())):
+                    yield (
+                        "expected no more cells in this row than the manifest has columns; put "
+                        "quotes around a cell with a comma"
+                    )
+                elif any(row.values()):  # a spreadsheet may end with rows of commas
+                    yield row
         except csv.Error as error:
-            raise ConfigError(f"{manifest}: line {table.line_num}: {error}") from error
+            raise ConfigError(
+                f"{manifest}: the row after line {table.line_num} cannot be read ({error}); mend "
+                "its quotes"
+            ) from error
 
 
-def _json_rows(manifest: Path, _: Sequence[str]) -> Iterator[Mapping[str, Any] | str]:
+def _json_rows(manifest: Path, channels: Sequence[str]) -> Iterator[Mapping[str, Any] | str]:
+    _need_text(manifest)
     with manifest.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for line in file:
             if not line.strip():
@@ -189,7 +214,12 @@ def _json_rows(manifest: Path, _: Sequence[str]) -> Iterator[Mapping[str, Any] |
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 row = None
-            yield row if isinstance(row, dict) else "expected a JSON object in this line, got none"
+            if not isinstance(row, dict):
+                yield "expected a JSON object in this line, got none"
+            elif misspelt := _misspelt(row, channels):
+                yield f"expected the key `{_meant(misspelt)}` in this line, got {misspelt!r}"
+            else:
+                yield row
 
 
 def _parquet_rows(manifest: Path, channels: Sequence[str]) -> Iterator[Mapping[str, Any]]:
@@ -203,22 +233,52 @@ def _parquet_rows(manifest: Path, channels: Sequence[str]) -> Iterator[Mapping[s
         ) from None
     try:
         with parquet.ParquetFile(manifest) as file:
-            _need_path(file.schema_arrow.names, manifest, channels)
-            wanted = ("path", "id", "options", *channels)
+            _need_columns(file.schema_arrow.names, manifest, channels)
+            wanted = (*_COLUMNS, *channels)
             columns = [name for name in wanted if name in file.schema_arrow.names]
             for rows in file.iter_batches(_ROWS, columns=columns):
                 yield from rows.to_pylist()
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, OSError) as error:  # OSError: its pages cannot be unpacked
         raise ConfigError(f"{manifest}: expected a Parquet file, cannot read it as one") from error
 
 
-def _need_path(names: Any, manifest: Path, channels: Sequence[str]) -> None:
+def _need_text(manifest: Path) -> None:
+    """Raise ConfigError where the first line is none of a text, such as one in UTF-16."""
+    with manifest.open("rb") as file:
+        if _NO_TEXT.search(file.readline(_START_BYTES)):
+            raise ConfigError(
+                f"{manifest}: expected text in UTF-8, got another encoding or a packed file; save "
+                "it as UTF-8 (`CSV UTF-8` in a spreadsheet)"
+            )
+
+
+def _need_columns(names: Sequence[str], manifest: Path, channels: Sequence[str]) -> None:
+    twice = [name for name in (*_COLUMNS, *channels) if names.count(name) > 1]
+    if twice:
+        raise ConfigError(
+            f"{manifest}: expected one column `{twice[0]}`, got {names.count(twice[0])}"
+        )
+    if misspelt := _misspelt(names, channels):
+        raise ConfigError(
+            f"{manifest}: expected the column `{_meant(misspelt)}`, got {misspelt!r}; name it "
+            "exactly so"
+        )
     if "path" not in names and not (channels and set(channels) <= set(names)):
         other = f" (or the columns {', '.join(channels)})" if channels else ""
         raise ConfigError(
-            f"{manifest}: expected a column `path`{other}, and optionally `id` and `options`; got "
-            f"{', '.join(names) or 'nothing'}"
+            f"{manifest}: expected a column `path`{other}, and optionally `id` and `options`, with "
+            f"commas between the columns of a CSV; got {', '.join(names) or 'nothing'}"
         )
+
+
+def _misspelt(names: Iterable[str], channels: Sequence[str]) -> str:
+    """Return a name that would be one of ours in small letters and without blanks, or ""."""
+    known = (*_COLUMNS, *channels)
+    return next((name for name in names if name not in known and _meant(name) in _COLUMNS), "")
+
+
+def _meant(name: str) -> str:
+    return name.strip().casefold()
 
 
 @dataclass(frozen=True)
@@ -267,15 +327,16 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
 
 def _is_ours(entry: os.DirEntry[str], root: Path) -> bool:
     """Tell a file from pipes, devices, broken links and links out of the folder."""
-    if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root):
-        return False
-    return entry.is_file()
+    if not entry.is_symlink():
+        return entry.is_file()
+    inside = Path(os.path.realpath(entry.path)).is_relative_to(root)
+    return inside and os.path.isfile(entry.path)  # also of a link to itself
 
 
 def _is_series(folder: str) -> bool:
     """Tell whether a file in this very folder is a DICOM image; a DICOMDIR is none."""
     named = (each for each in _entries(folder) if not each.name.lower().endswith(_NO_SLICE))
-    starts = (_start(each.path) for each in named if each.is_file())
+    starts = (_start(each.path) for each in named if os.path.isfile(each.path))
     return any(is_dicom(start) and not is_directory(start) for start in starts)
 
 

@@ -34,6 +34,7 @@ from medserve.errors import (
     ServerUnreachableError,
     UnknownModelError,
 )
+from medserve.spec import Task
 from medserve.tasks import OPTIONS
 
 __all__ = ["Answering", "Became", "Reading", "Sent"]
@@ -114,7 +115,8 @@ class Reading:
             OPTIONS[self.target.task].from_params(asked)
             if earlier is not None and self._covers(earlier, study, draft):
                 return _kept(earlier)
-            found = read_input(study, self.limits)
+            has_series = self.target.task is not Task.CLASSIFICATION
+            found = read_input(study, self.limits, has_series=has_series)
         except ConfigError:
             raise
         except MedserveError as error:

@@ -46,6 +46,7 @@ __all__ = ["batch"]
 
 _IMAGES_TIMEOUT_S = 60.0
 _VOLUMES_TIMEOUT_S = 600.0
+_LONGEST_S = 1e6  # eleven days; a wait of more than 24 days is none for the system
 _CALLS_IN_FLIGHT = 4  # to a server: two workers busy, and two calls on their way
 _JSON_EVERY_S = 10.0
 
@@ -137,7 +138,11 @@ _Progress = Annotated[
 _Timeout = Annotated[
     float | None,
     typer.Option(
-        metavar="SECONDS", min=0.001, help="Time for each call.", show_default="60, masks 600"
+        metavar="SECONDS",
+        min=0.001,
+        max=_LONGEST_S,
+        help="Time for each call.",
+        show_default="60, masks 600",
     ),
 ]
 
@@ -195,6 +200,8 @@ def run(  # one parameter an option: the command line is the interface
         total = partial(_count, source, target, out, part)
         with _told(progress, target.model, total) as tell:
             counts = _counted(begin(), tell)
+    if shard is None and not counts.total():
+        _say(shown(f"nothing to do: {source} holds no study"))
     _end(out, counts, progress, with_report=shard is None)
 
 
@@ -222,11 +229,14 @@ def _take_turn(stack: ExitStack, out: Path, part: Shard) -> None:
     """Hold this part of the batch until the run ends."""
     with writing_to(out):
         if not stack.enter_context(turn(out, part)):
-            Console(stderr=True, soft_wrap=True).print(
+            _say(
                 "the file system of --out has no locks, so nothing keeps a second run from the "
-                "same studies; start none",
-                markup=False,
+                "same studies; start none"
             )
+
+
+def _say(sentence: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(sentence, markup=False)
 
 
 def _asker(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -196,8 +197,12 @@ def _read_volume(case: Source, limits: Limits, *, has_spacing: bool) -> bytes:
 
 def _read_path(path: Path, limits: Limits) -> bytes:
     try:
-        _check_size(path.stat().st_size, limits)
-        return path.read_bytes()
+        found = path.stat()
+        _check_size(found.st_size, limits)
+        if stat.S_ISREG(found.st_mode):
+            return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(limits.message_bytes + 1)  # a pipe or a device may have no end
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         reason = getattr(error, "strerror", None) or "no path"
         raise InvalidRequestError(f"expected a readable file, got {path} ({reason})") from error
@@ -283,7 +288,7 @@ def files_below(folder: Path) -> Iterator[Path]:
             if name.startswith("."):
                 continue
             if path.is_symlink():
-                if not path.resolve().is_relative_to(root):
+                if not Path(os.path.realpath(path)).is_relative_to(root):
                     raise InvalidRequestError(
                         f"expected files, got {path}, a link out of the folder; send the files "
                         "themselves"

@@ -54,6 +54,18 @@ def test_a_batch_is_answered_and_told(
     assert [(row["id"], row["code"]) for row in failed] == [("new.png", "INVALID_IMAGE")]
 
 
+def test_a_batch_without_studies_says_so(
+    medserve: Medserve, fake: FakeGateway, tmp_path: Path
+) -> None:
+    (tmp_path / "m.csv").write_text("path,id\n", encoding="utf-8")
+    flags = ("--model", "mednist", "--server", fake.address, "--out", tmp_path / "out")
+    run = medserve("batch", tmp_path / "m.csv", *flags)
+    assert run.code == 0
+    assert "nothing to do" in run.err
+    refused = medserve("batch", tmp_path / "m.csv", *flags, "--timeout", "inf")
+    assert refused.code == 2
+
+
 def test_a_shard_leaves_the_tables_to_the_report(
     medserve: Medserve, fake: FakeGateway, images: Path, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 from pathlib import Path
@@ -66,6 +67,78 @@ def test_a_row_that_cannot_be_used_costs_no_other(tmp_path: Path) -> None:
     assert [study.id for study in found] == ["row 1", "row 2", "x", "row 4", "a", "fine"]
 
 
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("\ufeffpath\n0\n1\n", ["0", "1"]),
+        ("path,id\r\n0,a\r\n\r\n1,b\r\n,\r\n", ["a", "b"]),
+        ('path,id,comment\n0,a,"x\ny"\n1,"b\nc",\n', ["a", "b\nc"]),
+        (",path,id\n7,0,a\n8,1,b\n", ["a", "b"]),
+        ("path,id\n0,a,,\n1\n", ["a", "1"]),
+        ("path,id\none,more,cell\n1,b\n", ["row 1", "b"]),
+    ],
+    ids=["BOM", "CRLF and empty rows", "line breaks in quotes", "a column without a name",
+         "cells too few or empty", "cells too many"],
+)  # fmt: skip
+def test_a_csv_as_programs_write_it_loses_no_row(
+    tmp_path: Path, content: str, found: list[str]
+) -> None:
+    (tmp_path / "m.csv").write_bytes(content.encode())
+    assert [each.id for each in list_studies(tmp_path / "m.csv", Task.VOLUMES)] == found
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("m.csv", "path\n0\n".encode("utf-16"), "in UTF-8"),
+        ("m.csv", "path\n0\n".encode("utf-16-be"), "in UTF-8"),
+        ("m.jsonl", '{"path": "0"}\n'.encode("utf-16"), "in UTF-8"),
+        ("m.csv", gzip.compress(b"path\n0\n"), "in UTF-8"),
+        ("m.csv", b"path;id\n0;a\n", "with commas between"),
+        ("m.csv", b"path,path\n0,1\n", "one column `path`, got 2"),
+        ("m.csv", b"path, id\n0, a\n", "the column `id`, got ' id'"),
+        ("m.csv", b"Path,id\n0,a\n", "the column `path`, got 'Path'"),
+        ("m.csv", b'path,id\n0,"a\n1,b\n', "mend its quotes"),
+    ],
+)
+def test_a_manifest_of_which_rows_or_names_would_be_lost_is_refused(
+    tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=reason):
+        list(list_studies(tmp_path / name, Task.VOLUMES))
+
+
+def test_ids_are_text_numbers_or_dates(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    ids = ["7", "7.5", "true", "NaN", '["x"]', '{"a": 1}', "null", '""']
+    lines = [f'{{"path": "a{place}", "id": {each}}}' for place, each in enumerate(ids)]
+    manifest.write_text("\n".join([*lines, '{"path": "b", "ID": "c"}']), encoding="utf-8")
+    found = [each.id for each in list_studies(manifest, Task.VOLUMES)]
+    refused = [f"row {number}" for number in (3, 4, 5, 6)]
+    assert found == ["7", "7.5", *refused, "a6", "a7", "row 9"]
+
+
+def test_columns_of_parquet_may_be_of_any_type_of_text(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="the extra batch is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {
+        "path": arrow.array(["a", "b"]).dictionary_encode(),
+        "id": arrow.array(["one", None], arrow.large_string()),
+        "options": arrow.array([{"channel": 1, "overlay": None}, None]),
+    }
+    parquet.write_table(arrow.table(columns), tmp_path / "m.parquet", compression="zstd")
+    first, second = list_studies(tmp_path / "m.parquet", Task.VOLUMES)
+    assert (first.id, first.options, second.id) == ("one", {"channel": 1}, "b")
+    many = arrow.table({"path": [str(number) for number in range(9000)]})
+    parquet.write_table(many, tmp_path / "torn.parquet", compression="zstd")
+    content = bytearray((tmp_path / "torn.parquet").read_bytes())
+    content[50:250] = bytes(200)
+    (tmp_path / "torn.parquet").write_bytes(content)
+    with pytest.raises(ConfigError, match="expected a Parquet file"):
+        list(list_studies(tmp_path / "torn.parquet", Task.VOLUMES))
+
+
 @pytest.mark.parametrize("content", ["", "id\nx\n"], ids=["empty", "no column path"])
 def test_a_table_without_paths_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "m.csv").write_text(content, encoding="utf-8")
@@ -92,6 +165,8 @@ def tree(tmp_path: Path) -> Path:
     (tmp_path / "elsewhere.nii").touch()
     (root / "out of it.nii").symlink_to(tmp_path / "elsewhere.nii")
     (root / "within.nii").symlink_to(root / "b.nii.gz")
+    (root / "loop.nii").symlink_to("loop.nii")
+    (root / "root").symlink_to(root)
     os.mkfifo(root / "pipe.nii")
     return root
 
@@ -131,7 +206,9 @@ def test_an_id_that_comes_twice_is_refused() -> None:
         list(of_shard([Study("a", "1"), Study("b", "2"), Study("a", "3")], Shard()))
 
 
-@pytest.mark.parametrize("text", ["", "1", "4/4", "-1/4", "1/0", "a/b", "1/4/2"])
+@pytest.mark.parametrize(
+    "text", ["", "1", "4/4", "-1/4", "1/0", "a/b", "1/4/2", "²/3", "0/" + "9" * 5000]
+)
 def test_a_shard_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected i/n"):
         Shard.parse(text)

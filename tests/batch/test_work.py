@@ -139,6 +139,24 @@ def test_what_cannot_be_read_costs_its_own_row_and_is_read_by_the_next_run(
     assert run_batch(manifest, out, StandIn()) == {KEPT: 2, ANSWERED: 2}
 
 
+def test_what_has_no_end_or_is_no_file_costs_its_own_row(
+    tmp_path: Path, studies: Path, out: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (studies / "loop").symlink_to("loop")
+    (studies / "root").symlink_to(studies)
+    manifest = tmp_path / "m.csv"
+    rows = ["path", "/dev/zero", "pipe", "studies/loop", "studies/0000.nii.gz"]
+    manifest.write_text("\n".join(rows), encoding="utf-8")
+    assert run_batch(manifest, out, StandIn()) == {ANSWERED: 1, FAILED: 3}
+    assert "got a device" in receipt(out, "pipe").message
+    manifest.write_text("path\nstudies\nstudies/000*\n", encoding="utf-8")
+    assert run_batch(manifest, tmp_path / "series", StandIn()) == {ANSWERED: 2}
+    images = StandIn(task=Task.CLASSIFICATION)
+    assert run_batch(manifest, tmp_path / "images", images) == {FAILED: 2}
+    assert "a row of its own" in receipt(tmp_path / "images", "studies").message
+
+
 def test_an_input_that_grows_while_it_is_read_is_asked_about_later(
     monkeypatch: pytest.MonkeyPatch, studies: Path, out: Path
 ) -> None:

@@ -91,7 +91,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _is_ours(path: Path, root: Path) -> bool:
-    if path.is_symlink() and not path.resolve().is_relative_to(root):
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
         return False
     return path.is_file()  # neither pipe nor device nor broken link
 
