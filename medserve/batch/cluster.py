@@ -90,8 +90,7 @@ class ClusterRun:
         cores = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
         most = self.actors or max(1, int(cores))
         pool = ray.data.ActorPoolStrategy(
-            min_size=self.actors or 1,
-            max_size=most,
+            size=most,  # a pool from one on stays there: Ray wants 1.75 calls for each place
             max_tasks_in_flight_per_actor=_CALLS_PER_ACTOR + 1,
             max_concurrent_calls_per_actor=_CALLS_PER_ACTOR,
             enable_true_multi_threading=True,
