@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import csv
 import json
-import math
 import multiprocessing
 import os
 import random
@@ -32,6 +31,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -40,11 +40,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import psutil
 
 from benchmarks.archives import build_or_take, unpack
 from benchmarks.endurance import serving
-from benchmarks.processes import family_usage, free_port
+from benchmarks.processes import family, family_usage, free_port
 from medserve.archive.read import golden_input, verify_archive
 from medserve.batch import worker
 from medserve.batch.local import LocalRun, of_shard
@@ -183,17 +184,36 @@ def _run_on_ray(studies: Path, out: Path, plan: Plan, per_call: int) -> Rate:
         actors=plan.workers,
         per_call=per_call,
     )
-    started, answered = time.perf_counter(), 0
-    marks: list[tuple[int, float, float]] = []  # studies, seconds and processor time so far
-    for each in run.run():
-        answered += each[Became.ANSWERED]
-        if answered >= plan.studies * (0, 0.2, 0.8, math.inf)[len(marks)] and answered:
-            cpu_s = family_usage(os.getpid()).cpu_s
-            marks.append((answered, time.perf_counter() - started, cpu_s))
+    ended, samples = threading.Event(), [(time.time(), 0.0)]
+
+    def sample() -> None:
+        while not ended.wait(0.5):
+            samples.append((time.time(), sum(map(_cpu_s, family(os.getpid())))))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    answered = sum(each[Became.ANSWERED] for each in run.run())
+    ended.set()
+    sampler.join()
     ray.shutdown()
     assert answered == plan.studies
-    (_, start_s, _), (few, begin_s, used_s), (many, end_s, cpu_s) = marks
-    return Rate((many - few) / (end_s - begin_s), (cpu_s - used_s) * 1e3 / (many - few), start_s)
+    written = sorted(path.stat().st_mtime for path in (out / "receipts").rglob("*.json"))
+    few, many = plan.studies // 5, plan.studies * 4 // 5
+    times, cpu_s = np.array(samples).T
+    used_s = np.diff(np.interp(np.array([written[few], written[many]]), times, cpu_s))[0]
+    return Rate(
+        (many - few) / (written[many] - written[few]),
+        float(used_s) * 1e3 / (many - few),
+        written[0] - samples[0][0],
+    )
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    """Return the processor time of a process; none of one that has ended."""
+    with contextlib.suppress(psutil.Error):
+        times = process.cpu_times()
+        return times.user + times.system
+    return 0.0
 
 
 def _in_process(unpacked: Path, content: bytes, per_call: int, plan: Plan) -> Rate:
