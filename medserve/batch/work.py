@@ -34,7 +34,6 @@ from medserve.errors import (
     ServerUnreachableError,
     UnknownModelError,
 )
-from medserve.spec import Task
 from medserve.tasks import OPTIONS
 
 __all__ = ["Answering", "Became", "Reading", "Sent"]
@@ -115,7 +114,7 @@ class Reading:
             OPTIONS[self.target.task].from_params(asked)
             if earlier is not None and self._covers(earlier, study, draft):
                 return _kept(earlier)
-            has_series = self.target.task is not Task.CLASSIFICATION
+            has_series = self.target.task.segments  # others tell of single images
             found = read_input(study, self.limits, has_series=has_series)
         except ConfigError:
             raise
