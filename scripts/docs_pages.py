@@ -138,6 +138,8 @@ def _sections(value: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[
         return [name for each in value["anyOf"] for name in _sections(each, definitions)]
     if isinstance(value.get("additionalProperties"), Mapping):
         return _sections(value["additionalProperties"], definitions)
+    if value.get("items"):  # of a tuple of one length it is false
+        return _sections(value["items"], definitions)
     name = value.get("$ref", "").removeprefix("#/$defs/")
     return [name] if "properties" in definitions.get(name, {}) else []
 

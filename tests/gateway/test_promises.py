@@ -120,6 +120,7 @@ INTERNAL = {
     "faces.page.exports._CHUNK_BYTES",
     "faces.page.jobs._CLASS_BYTES",
     "faces.page.jobs._ITEM_BYTES",
+    "faces.page.jobs._VALUE_BYTES",
     "faces.page.pages._MAX_FIELDS",
     "faces.rest.body._ENVELOPE_BYTES",
     "faces.rest.body._MAX_DIGITS",
