@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from medserve.batch.receipts import BatchFolder, Receipt
-from medserve.batch.tables import columns_of, measures_of, write_tables
+from medserve.batch.tables import columns_of, doubts_of, measures_of, write_tables
 
 __all__ = ["Summary", "summarise", "write_report"]
 
@@ -87,7 +87,7 @@ class Summary:
         doubt = 2.0 * unlike + (1.0 - min((share for _, share in found), default=0.0))
         reasons = ["unlike the training data"] if unlike else []
         reasons += [f"{label} with {share:.3f}" for label, share in found]
-        reasons += [f"{each['reason']}: {each['message']}" for each in answer.get("doubts", ())]
+        reasons += doubts_of(answer)
         item = (doubt, receipt.id, "; ".join(reasons))
         if len(self._doubtful) < _MOST_DOUBTFUL:
             heapq.heappush(self._doubtful, item)

@@ -15,7 +15,7 @@ from medserve.batch.receipts import BatchFolder, Receipt
 from medserve.results.sorted_folders import csv_cell
 from medserve.tasks.classification import as_finding
 
-__all__ = ["columns_of", "measures_of", "row_of", "write_tables"]
+__all__ = ["columns_of", "doubts_of", "measures_of", "row_of", "write_tables"]
 
 _ROWS = 8192  # of a Parquet file that are held at a time
 _HEAD = ("id", "source", "status", "code", "message", "review", "unlike_training", "doubts")
@@ -50,8 +50,6 @@ def write_tables(folder: BatchFolder, columns: Iterable[str]) -> tuple[Path, ...
 def row_of(receipt: Receipt) -> dict[str, Any]:
     """Return the row of a study."""
     answer = receipt.answer
-    doubts = [f"{each['reason']}: {each['message']}" for each in answer.get("doubts", ())]
-    doubts += [each["doubt"] for each in answer.get("values", ()) if each["doubt"]]
     place = f"answers/{receipt.key[:3]}/{receipt.key}"
     return {
         "id": receipt.id,
@@ -61,7 +59,7 @@ def row_of(receipt: Receipt) -> dict[str, Any]:
         "message": receipt.message,
         "review": answer.get("review", False) if answer else None,
         "unlike_training": answer.get("unlike_training", False) if answer else None,
-        "doubts": "; ".join(doubts),
+        "doubts": "; ".join(doubts_of(answer)),
         "sha256": receipt.sha256,
         "size_bytes": receipt.size_bytes,
         "model": receipt.model,
@@ -70,6 +68,12 @@ def row_of(receipt: Receipt) -> dict[str, Any]:
         "files": " ".join(f"{place}/{name}" for name in sorted(receipt.files)),
         **measures_of(answer),
     }
+
+
+def doubts_of(answer: Mapping[str, Any]) -> list[str]:
+    """Return why a person should look at a mask, or at numbers."""
+    doubts = [f"{each['reason']}: {each['message']}" for each in answer.get("doubts", ())]
+    return doubts + [each["doubt"] for each in answer.get("values", ()) if each["doubt"]]
 
 
 def measures_of(answer: Mapping[str, Any]) -> dict[str, Any]:
