@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +14,19 @@ import lightning
 
 import models
 from medserve.errors import ConfigError
-from models.blood_cell.network import VIEWS, BloodCellNet
+from models.blood_cell.network import VIEWS, BloodCellNet, CellNet
+from models.blood_cell.transfer import Encoder, EncoderNet
+from models.encoders import load_encoder
 from training.classification import data
 from training.classification import ship as shipping
-from training.classification.cells import FOLDERS, CellAugment, CellClassifier, with_kinds
+from training.classification.cells import (
+    FOLDERS,
+    CellAugment,
+    CellClassifier,
+    EncoderClassifier,
+    Phases,
+    with_kinds,
+)
 from training.classification.fit import ClassifierConfig, fit_classifier
 from training.core.config import Setting, run
 from training.core.fit import Fitted
@@ -23,6 +34,8 @@ from training.core.fit import Fitted
 __all__ = ["FOLDERS", "NAME", "TrainConfig", "main", "prepare_training"]
 
 NAME = "blood_cell"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,18 +67,36 @@ class TrainConfig(ClassifierConfig):
     views: Annotated[
         int, Setting("turned and mirrored views that the artifact averages: 1, 4 or 8", minimum=1)
     ] = 4
+    encoder: Annotated[
+        Encoder | None, Setting("public encoder with a new head, not the room's own network")
+    ] = None
+    encoder_weights: Annotated[
+        Path | None, Setting("file of that encoder's weights; without it, they start at random")
+    ] = None
+    frozen_share: Annotated[
+        float,
+        Setting("of the epochs, in which the head learns alone on weights from a file",
+                minimum=0.0, maximum=1.0),
+    ] = 0.1  # fmt: skip
+    encoder_rate: Annotated[
+        float,
+        Setting("share of the learning rate for the last part of an encoder from a file",
+                minimum=0.0, maximum=1.0),
+    ] = 0.2  # fmt: skip
 
 
 def main(config: TrainConfig) -> None:
     """Read, split, fit, then export and report on the best weights."""
     if config.views not in VIEWS:
         raise ConfigError(f"expected --views to be one of {VIEWS}, got {config.views}")
+    if config.encoder_weights is not None and config.encoder is None:
+        raise ConfigError("--encoder-weights are of a public encoder: say which one by --encoder")
     train, validation = _read(config)
     fitted = _fit(config, train, validation)
-    network = cast(BloodCellNet, fitted.network)
+    network = cast(CellNet, fitted.network)
     network.views = config.views
     spec = models.spec(NAME, config.variant)
-    shipment = shipping.Shipment(spec, train, validation, config, FOLDERS)
+    shipment = shipping.Shipment(spec, train, validation, config, FOLDERS, config.fp16_weights)
     folder = shipping.ship_classifier(fitted, shipment)
     if config.install:
         shipping.install(folder, NAME, config.variant)
@@ -89,16 +120,27 @@ def _fit(
     config: TrainConfig, train: data.LabelledImages, validation: data.LabelledImages
 ) -> Fitted:
     lightning.seed_everything(config.seed, verbose=False)
-    module = CellClassifier(
-        BloodCellNet(width=config.width),
-        config,
-        CellAugment(),
-        config.label_smoothing,
-        config.first_side,
-        config.small_share,
-    )
+    module = _module(config)
     train = with_kinds(train)
     return fit_classifier(module, train, validation, config.out_dir, config.init_from)
+
+
+def _module(config: TrainConfig) -> CellClassifier:
+    """Return a network in training: the room's own, or a public encoder with a new head."""
+    augment, smoothing = CellAugment(), config.label_smoothing
+    small = (config.first_side, config.small_share)
+    if config.encoder is None:
+        network = BloodCellNet(width=config.width)
+        return CellClassifier(network, config, augment, smoothing, *small)
+    cells, phases = EncoderNet(config.encoder), None
+    if (weights := config.encoder_weights) is not None:
+        phases = Phases(config.frozen_share, config.encoder_rate)
+        # What learns changes on the way, which several devices would have to agree on.
+        config = dataclasses.replace(config, devices=1)
+        if not config.resume:
+            taken = load_encoder(cells, weights)
+            _log.info("%d tensors of the encoder from %s", taken, weights)
+    return EncoderClassifier(cells, config, augment, smoothing, *small, phases)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main(config: TrainConfig) -> None:
     train, validation = _read(config)
     fitted = _fit(config, train, validation)
     spec = models.spec(NAME, config.variant)
-    shipment = shipping.Shipment(spec, train, validation, config)
+    shipment = shipping.Shipment(spec, train, validation, config, fp16_weights=config.fp16_weights)
     folder = shipping.ship_classifier(fitted, shipment)
     if config.install:
         shipping.install(folder, NAME, config.variant)

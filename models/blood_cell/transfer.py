@@ -1,24 +1,27 @@
-"""Networks of torchvision with their last layer replaced, to learn cells from photographs.
+"""Networks that learned from photographs, with a new last layer, to learn cells.
 
 Two phases are the usual way: first the new layer alone on a frozen backbone, then the last
 convolutional part too, at a lower rate. Batch norms of what is frozen keep their statistics.
+`EncoderNet` is what a version of this room ships; `TransferNet` is compared with the room's own.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 import torch
 import torchvision.models as zoo
 from torch import Tensor, nn
 
 from medserve.errors import ConfigError
+from models.blood_cell.network import CellNet
+from models.blood_cell.units import UNITS
 
-__all__ = ["Backbone", "TransferNet", "Weights"]
+__all__ = ["Backbone", "Encoder", "EncoderNet", "Freezable", "TransferNet", "Weights"]
 
 
 class Backbone(enum.StrEnum):
@@ -58,9 +61,38 @@ _PLANS = {
     ),
 }
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what torchvision trained with
+_HALF = (0.5, 0.5, 0.5)  # what EfficientNet-Lite was trained with, from -1 to 1
 
 
-class TransferNet(nn.Module):
+class Freezable(nn.Module):
+    """A network parts of which can be kept as they are while the rest learns."""
+
+    _frozen: Sequence[nn.Module] = ()
+
+    @property
+    def last_convolutions(self) -> list[nn.Module]:
+        """The part that the second phase unfreezes."""
+        raise NotImplementedError
+
+    def freeze(self, *, but: list[nn.Module]) -> None:
+        """Let only the modules in `but` learn; all others keep weights and statistics."""
+        free = {id(inner) for each in but for inner in each.modules()}
+        learning = {id(parameter) for each in but for parameter in each.parameters()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in learning)
+        self._frozen = [each for each in self.modules() if id(each) not in free]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module, but frozen batch norms stay in evaluation and move no statistic."""
+        super().train(mode)
+        for each in self._frozen:
+            if isinstance(each, nn.BatchNorm2d):
+                each.eval()
+        return self
+
+
+class TransferNet(Freezable):
     """A backbone of torchvision and a new last layer.
 
     Args:
@@ -87,7 +119,6 @@ class TransferNet(nn.Module):
         self.deviation: Tensor
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(_DEVIATION).view(3, 1, 1), persistent=False)
-        self._frozen: list[nn.Module] = []
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (N, 3, H, W) in [0, 1] -> logits (N, classes)."""
@@ -103,22 +134,76 @@ class TransferNet(nn.Module):
         """The part that the second phase unfreezes."""
         return [self.network.get_submodule(name) for name in self.plan.last]
 
-    def freeze(self, *, but: list[nn.Module]) -> None:
-        """Let only the modules in `but` learn; all others keep weights and statistics."""
-        free = {id(inner) for each in but for inner in each.modules()}
-        learning = {id(parameter) for each in but for parameter in each.parameters()}
-        for parameter in self.parameters():
-            parameter.requires_grad_(id(parameter) in learning)
-        self._frozen = [each for each in self.network.modules() if id(each) not in free]
-        self.train(self.training)
 
-    def train(self, mode: bool = True) -> TransferNet:
-        """As of any module, but frozen batch norms stay in evaluation and move no statistic."""
-        super().train(mode)
-        for each in self._frozen:
-            if isinstance(each, nn.BatchNorm2d):
-                each.eval()
-        return self
+class Encoder(enum.StrEnum):
+    """The public encoders, by their names in segmentation-models-pytorch."""
+
+    EFFICIENTNET_LITE0 = "tu-tf_efficientnet_lite0"  # of timm
+    RESNET18 = "resnet18"
+
+
+@dataclass(frozen=True)
+class _Public:
+    """How one encoder learned from photographs, and what its last convolutional part is."""
+
+    last: tuple[str, ...]
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+
+
+_ENCODERS = {
+    Encoder.EFFICIENTNET_LITE0: _Public(("model.blocks.5", "model.blocks.6"), _HALF, _HALF),
+    Encoder.RESNET18: _Public(("layer4",), _MEAN, _DEVIATION),
+}
+
+
+class EncoderNet(CellNet, Freezable):
+    """A public encoder, mean over the plane, a new linear head.
+
+    Its weights start at random; `models.encoders.load_encoder` takes them from a file.
+
+    Args:
+        encoder: Which one.
+        units: As of `CellNet`.
+        window: As of `CellNet`.
+        side: As of `CellNet`.
+        views: As of `CellNet`.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder = Encoder.EFFICIENTNET_LITE0,
+        units: Sequence[Sequence[str]] = UNITS,
+        window: int = 84,
+        side: int = 112,
+        views: int = 1,
+    ) -> None:
+        super().__init__(units, window, side, views)
+        from segmentation_models_pytorch.encoders import get_encoder  # takes seconds
+
+        public = _ENCODERS[encoder]
+        self.encoder: nn.Module = get_encoder(encoder.value, weights=None)
+        self.head = nn.Linear(self.encoder.out_channels[-1], sum(map(len, units)))
+        self._last = public.last
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.register_buffer("mean", torch.tensor(public.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer(
+            "deviation", torch.tensor(public.deviation).view(3, 1, 1), persistent=False
+        )
+
+    def encode(self, square: Tensor) -> list[Tensor]:
+        """Squares (N, 3, S, S) in [0, 1] -> the last two maps, at a 16th and a 32nd of the side.
+
+        The encoder's blocks may end without a ReLU, which `describe` of the novelty needs.
+        """
+        maps = self.encoder((square - self.mean) / self.deviation)
+        return [torch.relu(each) for each in maps[-2:]]
+
+    @property
+    def last_convolutions(self) -> list[nn.Module]:
+        """The part that the second phase unfreezes."""
+        return [self.encoder.get_submodule(name) for name in self._last]
 
 
 def _load(backbone: Backbone, weights: Weights | Path) -> nn.Module:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from medserve.errors import ConfigError
-from models.trus_prostate.network import NetworkName, NetworkSize, build, load_encoder
+from models.encoders import load_encoder
+from models.trus_prostate.network import NetworkName, NetworkSize, build
 from training.core.ensemble import Ensemble
 from training.core.export import export_network
 

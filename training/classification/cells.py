@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +19,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.blood_cell.network import BloodCellNet
+from models.blood_cell.network import CellNet
+from models.blood_cell.transfer import EncoderNet
 from models.blood_cell.units import UNITS
 from training.classification.augment import Augment, around_zero, happens, sample
 from training.classification.data import LabelledImages
 from training.classification.fit import Classifier
 from training.core.config import FitConfig
+from training.core.depthwise import DepthwiseInF32
 
-__all__ = ["FOLDERS", "CellAugment", "CellClassifier", "KindLoss", "with_kinds"]
+__all__ = [
+    "FOLDERS",
+    "CellAugment",
+    "CellClassifier",
+    "EncoderClassifier",
+    "KindLoss",
+    "Phases",
+    "with_kinds",
+]
 
 FOLDERS = {"ig": "immature_granulocyte"}  # class folders of the archive that carry another name
 
@@ -143,7 +153,7 @@ class KindLoss:
 
 
 class CellClassifier(Classifier):
-    """A `BloodCellNet` that sees smaller images in its first epochs.
+    """A `CellNet` that sees smaller images in its first epochs.
 
     Args:
         network: Takes images of any side.
@@ -156,7 +166,7 @@ class CellClassifier(Classifier):
 
     def __init__(
         self,
-        network: BloodCellNet,
+        network: CellNet,
         config: FitConfig,
         augment: CellAugment,
         label_smoothing: float,
@@ -176,6 +186,77 @@ class CellClassifier(Classifier):
 
     def learn(self, image: Tensor, label_ids: Tensor) -> Tensor:
         """Loss of the kinds, which are units; the augmentation shows the middle."""
-        cells = cast(BloodCellNet, self.network)
+        cells = cast(CellNet, self.network)
         units = cells.tell_apart(cells.maps(image))
         return self.kind_loss(units, cells.join(units), label_ids)
+
+
+@dataclass(frozen=True)
+class Phases:
+    """How an encoder with weights of photographs learns cells.
+
+    Attributes:
+        frozen_share: Of the epochs, the first, in which the new head learns alone.
+        encoder_rate: Of the last convolutional part after that, as a share of the learning rate.
+    """
+
+    frozen_share: float
+    encoder_rate: float
+
+
+class EncoderClassifier(CellClassifier):
+    """A `CellClassifier` of an `EncoderNet`: in two phases, or whole where there are none.
+
+    Args:
+        network: With weights of photographs, or at random.
+        config: As of `CellClassifier`.
+        augment: As of `CellClassifier`.
+        label_smoothing: As of `CellClassifier`.
+        first_side: As of `CellClassifier`.
+        small_share: As of `CellClassifier`.
+        phases: First the head alone, then the last convolutional part too; None: all at once.
+    """
+
+    def __init__(
+        self,
+        network: EncoderNet,
+        config: FitConfig,
+        augment: CellAugment,
+        label_smoothing: float,
+        first_side: int,
+        small_share: float,
+        phases: Phases | None,
+    ) -> None:
+        super().__init__(network, config, augment, label_smoothing, first_side, small_share)
+        self.phases = phases
+        self.frozen_epochs = round(phases.frozen_share * config.epochs) if phases else 0
+
+    @property
+    def cells(self) -> EncoderNet:
+        """The network in training."""
+        return cast(EncoderNet, self.network)
+
+    def on_train_epoch_start(self) -> None:
+        """Let learn what this epoch's phase lets learn."""
+        super().on_train_epoch_start()
+        if self.phases is None:
+            return
+        is_open = self.current_epoch >= self.frozen_epochs
+        self.cells.freeze(but=[self.cells.head, *(self.cells.last_convolutions if is_open else ())])
+
+    def learn(self, image: Tensor, label_ids: Tensor) -> Tensor:
+        """Loss of the kinds, with depthwise convolutions in float32 for their gradient's sake."""
+        with DepthwiseInF32():
+            return super().learn(image, label_ids)
+
+    def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
+        """AdamW on one cycle; an encoder of photographs moves slower than the head."""
+        rate = self.config.learning_rate
+        learning = [self.cells.encoder] if self.phases is None else self.cells.last_convolutions
+        share = 1.0 if self.phases is None else self.phases.encoder_rate
+        groups: list[dict[str, Any]] = [
+            {"params": list(self.cells.head.parameters())},
+            {"params": [p for part in learning for p in part.parameters()], "lr": share * rate},
+        ]
+        optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=self.config.weight_decay)
+        return self.on_one_cycle(optimiser)

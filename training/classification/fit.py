@@ -42,6 +42,9 @@ class ClassifierConfig(ImagesConfig, FitConfig):
         float, Setting("some labels are wrong, none is certain", minimum=0.0, maximum=0.5)
     ] = 0.05
     variant: Annotated[str, Setting("of the room; empty: the room's own network")] = ""
+    fp16_weights: Annotated[
+        bool, Setting("store kernels in 16 bits, for half the file; arithmetic keeps 32")
+    ] = False
     init_from: Annotated[
         Path | None, Setting("checkpoint to fine-tune; its head too where classes are as many")
     ] = None

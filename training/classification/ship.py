@@ -52,6 +52,8 @@ class Shipment:
         config: Of the training: its `data_dir` holds both, with `out_dir/split.csv` saying what is
             test; its `out_dir` receives `artifact/`, `examples/` and `report/`.
         folders: Label by folder, for folders that carry another name than their label.
+        fp16_weights: Whether kernels are stored in 16 bits; the rounded network is what is
+            calibrated, exported and measured.
     """
 
     spec: ModelSpec
@@ -59,6 +61,7 @@ class Shipment:
     validation: LabelledImages
     config: ImagesConfig
     folders: Mapping[str, str] = field(default_factory=dict)
+    fp16_weights: bool = False
 
 
 def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
@@ -68,7 +71,8 @@ def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
     """
     spec, places = shipment.spec, shipment.config
     folder = places.out_dir / "artifact"
-    artifact = calibrate(fitted.network, shipment.train, shipment.validation)
+    network = export.stored_in_fp16(fitted.network) if shipment.fp16_weights else fitted.network
+    artifact = calibrate(network, shipment.train, shipment.validation)
     examples = _tensor(shipment.validation.images[:: max(1, len(shipment.validation) // 32)])
     exported = export.export_classifier(artifact, folder, examples)
     pictures = _write_examples(artifact, shipment)

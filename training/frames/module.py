@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
+from training.core.depthwise import DepthwiseInF32
 from training.core.fit import Score
 from training.core.losses import dice_and_bce, iou_per_image
 from training.core.segmentation import SegmentationModule
 from training.frames.augment import Augmentation
 from training.frames.config import FrameConfig, Schedule
 from training.frames.data import LoadedFrame
-from training.frames.depthwise import DepthwiseInF32
 
 __all__ = ["SCORE", "FrameSegmenter", "collate"]
 

@@ -13,6 +13,7 @@ from medserve.errors import ConfigError
 from medserve.inference.frame_pipeline import FramePipeline
 from medserve.spec import ModelSpec
 from medserve.spec.frames import Activation
+from models.encoders import load_encoder
 from training.core.export import require_agreement
 from training.core.files import require_folder
 from training.core.fit import Fitted
@@ -120,7 +121,7 @@ def _segmenter(config: FrameConfig, pipeline: FramePipeline) -> FrameSegmenter:
         **{name: value for name, value in asked.items() if value},
     )
     if config.encoder_weights is not None and not config.resume:
-        fitted = _networks(config).load_encoder(network, config.encoder_weights)
+        fitted = load_encoder(network, config.encoder_weights)
         _log.info("%d tensors of the encoder from %s", fitted, config.encoder_weights)
     return FrameSegmenter(network, config, pipeline.frame.threshold)
 

@@ -10,7 +10,7 @@ import torchvision
 
 from medserve.errors import ConfigError
 from models.blood_cell.network import VIEWS, BloodCellNet
-from models.blood_cell.transfer import Backbone, TransferNet, Weights
+from models.blood_cell.transfer import Backbone, Encoder, EncoderNet, TransferNet, Weights
 from models.blood_cell.units import UNITS
 
 LIGHT = Backbone.MOBILENET
@@ -78,6 +78,23 @@ def test_with_all_eight_views_a_mirrored_cell_gets_the_same_answer() -> None:
     network = small(views=8)
     mirrored = network(images(32).flip(3).rot90(3, (2, 3)))
     torch.testing.assert_close(mirrored, network(images(32)), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("encoder", list(Encoder))
+def test_an_encoder_names_its_last_convolutions_and_gives_maps_without_negatives(
+    encoder: Encoder,
+) -> None:
+    network = EncoderNet(encoder, window=32, side=64, views=4).eval()
+    with torch.no_grad():
+        maps = network.features(images(64))
+        answered = network(images(64))
+        torch.testing.assert_close(network(images(64).rot90(1, (2, 3))), answered)
+    assert [each.shape[2] for each in maps] == [4, 2]
+    assert all(float(each.min()) >= 0.0 for each in maps)
+    inside = {id(each) for part in network.last_convolutions for each in part.parameters()}
+    assert inside < {id(each) for each in network.encoder.parameters()}
+    assert tuple(answered.shape) == (2, 8)
 
 
 @pytest.mark.parametrize("backbone", [LIGHT, Backbone.RESNET18])

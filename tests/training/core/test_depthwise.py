@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from training.frames.depthwise import DepthwiseInF32
+from training.core.depthwise import DepthwiseInF32
 
 
 def network() -> nn.Sequential:
