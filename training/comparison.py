@@ -1,8 +1,9 @@
 """Compare a room's versions on the same images: `python -m training.comparison --data-dir DIR`.
 
 The shipped artifacts answer for the images that none of them was trained on, through the engine
-that serves each. Writes `comparison.json`, `comparison.md` and `comparison.html`, which shows every
-error of every version; `--install` copies the first two into the room.
+that serves each; with `--artifact`, so does that of a training that no room ships. Writes
+`comparison.json`, `comparison.md` and `comparison.html`, which shows every error of every version;
+`--install` copies the first two into the room.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
@@ -32,9 +34,10 @@ from training.classification.data import decoded, labelled_files, read_split, to
 from training.classification.report import confusion_matrix
 from training.core.config import Setting, run
 from training.core.export import sha256
-from training.core.files import write_json
+from training.core.files import require_folder, write_json
 from training.core.report import Picture, Section, Table, data_uri, encode_png, write_sections
 from training.core.ship import install_files
+from training.evaluate import folders_of
 
 __all__ = ["ComparisonConfig", "Held", "as_markdown", "main", "write"]
 
@@ -80,6 +83,9 @@ class ComparisonConfig:
     out_dir: Annotated[Path, Setting("receives the comparison")] = Path("outputs/comparison")
     room: Annotated[str, Setting("room whose versions are compared")] = "mednist"
     part: Annotated[str, Setting("of the room's split: test or validation")] = "test"
+    artifact: Annotated[
+        Path | None, Setting("folder of a further artifact, such as out_dir/artifact of a training")
+    ] = None
     install: Annotated[bool, Setting("copy figures and table into the room")] = False
 
 
@@ -100,18 +106,10 @@ class Held:
 
 def main(config: ComparisonConfig) -> None:
     """Let every version answer, then write figures, table and page."""
-    versions = ["", *models.variants(config.room)]
-    if len(versions) == 1:
-        raise ConfigError(f"expected variants in models/{config.room}/variants, found none")
-    held, own = _held(config), models.spec(config.room)
+    own, versions = models.spec(config.room), _versions(config)
+    held = _held(config)
     rows, answers = [], []
-    for variant in versions:
-        spec = models.spec(config.room, variant)
-        weights = models.room(config.room, variant) / "weights"
-        if (spec.labels, spec.input) != (own.labels, own.input):
-            raise ConfigError(
-                f"{spec.version}: expected labels and input of {own.version}, got others"
-            )
+    for spec, weights in versions:
         engine = load_engine(spec.engine.name, weights, precision=Precision.F32, threads=1)
         probabilities, novelty = _answer(engine, held, spec.version)
         answers.append(probabilities)
@@ -130,13 +128,32 @@ def main(config: ComparisonConfig) -> None:
         install_files({models.room(config.room): [config.out_dir / name for name in _INSTALLED]})
 
 
+def _versions(config: ComparisonConfig) -> list[tuple[ModelSpec, Path]]:
+    """Return what describes each version, and the folder of its artifact."""
+    own = models.spec(config.room)
+    versions = []
+    for variant in ("", *models.variants(config.room)):
+        spec = models.spec(config.room, variant)
+        if (spec.labels, spec.input) != (own.labels, own.input):
+            raise ConfigError(
+                f"{spec.version}: expected labels and input of {own.version}, got others"
+            )
+        versions.append((spec, models.room(config.room, variant) / "weights"))
+    if config.artifact is not None:
+        named = msgspec.structs.replace(own, version=str(config.artifact))
+        versions.append((named, require_folder(config.artifact, "--artifact")))
+    if len(versions) == 1:
+        raise ConfigError(f"expected variants in models/{config.room}/variants, found none")
+    return versions
+
+
 def _held(config: ComparisonConfig) -> Held:
     """Decode one part of the split by the code of serving."""
     spec = models.spec(config.room)
     if config.part not in ("test", "validation"):
         raise ConfigError(f"expected --part to be test or validation, got {config.part!r}")
     split_of = read_split(models.room(config.room) / "weights" / "split.csv")
-    label_of = labelled_files(config.data_dir, spec.labels)
+    label_of = labelled_files(config.data_dir, spec.labels, folders=folders_of(config.room))
     chosen = [
         path
         for path in label_of

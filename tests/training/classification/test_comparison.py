@@ -104,3 +104,12 @@ def test_other_images_than_those_held_out_are_refused(
     flags = ["--data-dir", str(folder), "--out-dir", str(tmp_path / "out")]
     assert run(comparison.main, ComparisonConfig, flags) == 2
     assert "found none of them" in capsys.readouterr().err
+
+
+def test_an_artifact_that_no_room_ships_is_compared_under_the_name_of_its_folder() -> None:
+    weights = models.room("blood_cell") / "weights"
+    versions = comparison._versions(ComparisonConfig(room="blood_cell", artifact=weights))
+    named = [spec.version for spec, _ in versions]
+    assert named == ["1.0", "1.0-efficientnet", str(weights)]
+    assert versions[0][1] == versions[2][1]
+    assert versions[0][0].labels == versions[2][0].labels
