@@ -107,9 +107,9 @@ def test_other_images_than_those_held_out_are_refused(
 
 
 def test_an_artifact_that_no_room_ships_is_compared_under_the_name_of_its_folder() -> None:
-    weights = models.room("blood_cell") / "weights"
+    weights, variants = models.room("blood_cell") / "weights", ["", *models.variants("blood_cell")]
     versions = comparison._versions(ComparisonConfig(room="blood_cell", artifact=weights))
     named = [spec.version for spec, _ in versions]
-    assert named == ["1.0", "1.0-efficientnet", str(weights)]
-    assert versions[0][1] == versions[2][1]
-    assert versions[0][0].labels == versions[2][0].labels
+    assert named == [models.spec("blood_cell", each).version for each in variants] + [str(weights)]
+    assert versions[0][1] == versions[-1][1]
+    assert versions[0][0].labels == versions[-1][0].labels
