@@ -57,12 +57,13 @@ class Collector:
             time.sleep(0.05)
         return found
 
-    def tree(self, trace_id: str, names: set[str]) -> list[Span]:
-        """Return the spans of one trace, once all these names are among them."""
+    def tree(self, trace_id: str, names: set[str], least: int = 1) -> list[Span]:
+        """Return the spans of one trace, once so many came and all these names are among them."""
 
         def complete(spans: list[Span]) -> list[Span]:
             of_trace = [each for each in spans if each.trace_id.hex() == trace_id]
-            return of_trace if names <= {each.name for each in of_trace} else []
+            is_whole = len(of_trace) >= least and names <= {each.name for each in of_trace}
+            return of_trace if is_whole else []
 
         return self.wait(complete)
 

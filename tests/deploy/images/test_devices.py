@@ -56,6 +56,6 @@ def test_an_archive_gives_the_same_on_the_gpu(archive: Path) -> None:
 def test_the_archives_tolerance_decides(difference: float, same: bool) -> None:
     run = Run("cpu", "onnxruntime", 0.2, {}, tolerance=1e-3)
     faster = dataclasses.replace(run, device="cuda", median_s=0.05)
-    found = Comparison("tiny-1.0", run, faster, difference, agreement=1.0)
+    found = Comparison("tiny-1.0", run, faster, difference, difference / 1e-3, agreement=1.0)
     assert found.same is same
     assert found.speed_up == pytest.approx(4.0)
