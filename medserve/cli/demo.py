@@ -109,7 +109,7 @@ class _Answer:
         if isinstance(self.outcome, MedserveError):
             return self.outcome.message
         if isinstance(self.outcome, Regression):
-            return ", ".join(each.doubt for each in self.outcome.values if each.doubt)
+            return ", ".join(self.outcome.doubts)
         if not isinstance(self.outcome, Classification):
             return ""
         notes = ["review"] if self.outcome.review else []

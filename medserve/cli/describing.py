@@ -59,7 +59,7 @@ medserve:
     fill_holes: false
 """
 
-_CLASSIFICATION = """\
+_OF_PICTURES = """\
 minWorkers: 1
 maxWorkers: 8
 batchSize: 16 # pictures share calls of the network
@@ -69,9 +69,8 @@ startupTimeout: 120 # s
 medserve:
   name: my_model # letters, digits and _
   version: "1.0"
-  title: What it tells apart
-  task: classification
-  labels: [benign, malignant] # in the order of the network's scores
+"""
+_INPUT_OF_PICTURES = """\
   input:
     kinds: [raster, dicom] # PNG, JPEG and TIFF; single DICOM images
     size: [224, 224] # rows and columns of the network's input
@@ -81,6 +80,13 @@ medserve:
     # middle: 0.875 # that part of the shorter side, as 224 of 256 pixels
     mean: [0.485, 0.456, 0.406] # of values in [0, 1], by channel; without both lines: none
     deviation: [0.229, 0.224, 0.225]
+"""
+_CLASSES = """\
+  title: What it tells apart
+  task: classification
+  labels: [benign, malignant] # in the order of the network's scores
+"""
+_SCORES = """\
   output:
     classes: exclusive # or independent: none, one or several labels, a sigmoid for each
     # threshold: 0.5 # of independent classes, from which a label is present; or a list, one a label
@@ -88,16 +94,7 @@ medserve:
     review_below: 0.8 # probability below which a person should look
     top_k: 3
 """
-_REGRESSION = """\
-minWorkers: 1
-maxWorkers: 8
-batchSize: 16 # pictures share calls of the network
-responseTimeout: 120 # s for one batch
-startupTimeout: 120 # s
-
-medserve:
-  name: my_model # letters, digits and _
-  version: "1.0"
+_VALUES = """\
   title: What it estimates
   task: regression
   values: # in the order of the network's outputs; as many as it has
@@ -107,16 +104,9 @@ medserve:
       offset: 0 # the answer is offset + scale * output: mean and standard deviation of the
       scale: 1 # targets, where the network learned standardised ones
       range: [0, 240] # what is plausible; an answer beyond it stays as it is, with a doubt
-  input:
-    kinds: [raster, dicom] # PNG, JPEG and TIFF; single DICOM images
-    size: [224, 224] # rows and columns of the network's input
-    channels: 3
-    fit: colour # grey (1 channel), colour, lanczos: bilinear or Lanczos, antialiased
-    proportions: stretched # to the sides of the input; kept: black beside the image; cropped: its
-    # middle: 0.875 # that part of the shorter side, as 224 of 256 pixels
-    mean: [0.485, 0.456, 0.406] # of values in [0, 1], by channel; without both lines: none
-    deviation: [0.229, 0.224, 0.225]
 """
+_CLASSIFICATION = _OF_PICTURES + _CLASSES + _INPUT_OF_PICTURES + _SCORES
+_REGRESSION = _OF_PICTURES + _VALUES + _INPUT_OF_PICTURES
 _FRAMES = """\
 minWorkers: 1
 maxWorkers: 8

@@ -177,7 +177,7 @@ def _try_numbers(archive: Path, files: list[Path]) -> None:
     with _with_extra():
         from medserve.importing.trying import estimate_files
     for path, found in zip(files, estimate_files(archive, files), strict=True):
-        doubts = "".join(f", look: {each.doubt}" for each in found.values if each.doubt)
+        doubts = "".join(f", look: {each}" for each in found.doubts)
         typer.echo(f"{path}: {found.text}{doubts}")
 
 

@@ -63,21 +63,23 @@ def request_of(
 
 def classification_of(item: Mapping[str, Any] | MedserveError) -> Classification | MedserveError:
     """Return the classification of one item of an answer, or why there is none."""
-    if isinstance(item, MedserveError):
-        return item
-    try:
-        found = Classification.from_json(item)
-    except ServerFailedError as error:
-        return error
-    return found if found.labels else ServerFailedError("no labels in the answer")
+    found = _read(item, Classification.from_json)
+    is_empty = isinstance(found, Classification) and not found.labels
+    return ServerFailedError("no labels in the answer") if is_empty else found
 
 
 def regression_of(item: Mapping[str, Any] | MedserveError) -> Regression | MedserveError:
     """Return the numbers of one item of an answer, or why there are none."""
+    return _read(item, Regression.from_json)
+
+
+def _read(
+    item: Mapping[str, Any] | MedserveError, from_json: Callable[[Mapping[str, Any]], Found]
+) -> Found | MedserveError:
     if isinstance(item, MedserveError):
         return item
     try:
-        return Regression.from_json(item)
+        return from_json(item)
     except ServerFailedError as error:
         return error
 

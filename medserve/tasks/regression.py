@@ -57,7 +57,12 @@ class Regression(Value, frozen=True):
     @property
     def review(self) -> bool:
         """Whether a person should look, for any of the values is not plausible."""
-        return any(each.doubt for each in self.values)
+        return bool(self.doubts)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why a person should look, a sentence for each value that is not plausible."""
+        return tuple(each.doubt for each in self.values if each.doubt)
 
     @property
     def text(self) -> str:

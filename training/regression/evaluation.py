@@ -77,7 +77,9 @@ def evaluate_regression(request: EvaluationRequest) -> dict[str, Any]:
     request.out_dir.mkdir(parents=True, exist_ok=True)
     write_json(request.out_dir / "metrics.json", content)
     figures = {
-        f"value_{place}": partial(_plot, value, predicted[:, place], measured[:, place])
+        f"value_{place}": partial(
+            _plot, value, agreements[value.name], predicted[:, place], measured[:, place]
+        )
         for place, value in enumerate(spec.values)
     }
     page = _write_report(request.out_dir, spec, agreements, content, figures)
@@ -159,7 +161,7 @@ def _span(ends: tuple[float, float]) -> str:
     return f"{ends[0]:.4g} to {ends[1]:.4g}"
 
 
-def _plot(value: ValueSpec, predicted: _Floats, measured: _Floats) -> Figure:
+def _plot(value: ValueSpec, found: Agreement, predicted: _Floats, measured: _Floats) -> Figure:
     """Draw predicted over measured, and differences over means."""
     is_known = ~np.isnan(measured)
     told, truth = predicted[is_known], measured[is_known]
@@ -171,7 +173,6 @@ def _plot(value: ValueSpec, predicted: _Floats, measured: _Floats) -> Figure:
     left.scatter(truth, told, s=9)
     left.set(xlabel=f"measured {value.name} ({value.unit_name})", ylabel="predicted")
     right.scatter(means, differences, s=9)
-    found = agreement_of(told, truth, [str(place) for place in range(len(told))])
     for height in (found.bias, *found.limits_of_agreement):
         if math.isfinite(height):
             right.axhline(height, color="0.6", linewidth=1)

@@ -29,9 +29,9 @@ class EstimateRecord(ImageRecord[Regression]):
         if answer is None:
             return {}
         cells = {f"{each.name} ({each.unit})": each.value for each in answer.values}
-        return cells | {"doubts": "; ".join(each.doubt for each in answer.values if each.doubt)}
+        return cells | {"doubts": "; ".join(answer.doubts)}
 
     def told(self, answer: Regression) -> tuple[list[tuple[str, str]], list[str]]:
         """Return name and number with its unit, and the doubts."""
         lines = [(each.name, each.shown) for each in answer.values]
-        return lines, [each.doubt for each in answer.values if each.doubt]
+        return lines, list(answer.doubts)

@@ -271,13 +271,13 @@ def _row(job: Job, item: Item, stored: str) -> dict[str, Any]:
 def _row_of_values(job: Job, item: Item, columns: Sequence[str]) -> dict[str, Any]:
     """Return the row of a file whose numbers are told, of which each has a column."""
     answer = item.outcome if isinstance(item.outcome, Regression) else None
-    values = () if answer is None else answer.values
+    values = () if answer is None else (each.value for each in answer.values)
     return {
         "source": item.name,
         "sha256": item.sha256,
         "status": item.status,
-        "doubts": "; ".join(each.doubt for each in values if each.doubt),
-        **dict(zip(columns, (each.value for each in values), strict=False)),
+        "doubts": "; ".join(answer.doubts if answer else ()),
+        **dict(zip(columns, values, strict=False)),
         **_tail(job, item),
     }
 
