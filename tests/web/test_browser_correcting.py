@@ -180,6 +180,7 @@ def test_the_next_doubtful_picture_takes_the_place_of_a_corrected_one(fake_tab: 
     tab.get_by_role("dialog").get_by_text("dark (by hand)").wait_for()
     tab.keyboard.press("ArrowRight")  # in the order in which it was opened
     tab.get_by_role("dialog").locator("#detail-name", has_text="clear.png").wait_for()
+    assert tab.locator("#detail-name").inner_text() == "clear.png"
 
 
 def test_the_active_picture_is_never_below_the_bars(fake_tab: Page) -> None:
