@@ -129,7 +129,11 @@ def simulate_frame(seed: int, config: SimulationConfig | None = None) -> Simulat
 
 
 def simulate_cine(
-    seed: int, frames: int, config: SimulationConfig | None = None, step_mm: float | None = None
+    seed: int,
+    frames: int,
+    config: SimulationConfig | None = None,
+    step_mm: float | None = None,
+    centre_mm: float = 0.0,
 ) -> list[SimulatedFrame]:
     """Parallel planes of the patient `seed` from above the base to below the apex.
 
@@ -138,6 +142,7 @@ def simulate_cine(
         frames: How many planes.
         config: How they look.
         step_mm: Between planes; by default 1.1 times the gland's length is covered.
+        centre_mm: Of the planes along the gland, from its middle towards the base.
     """
     config = config or SimulationConfig()
     patient = draw_patient(seed, config)
@@ -149,7 +154,7 @@ def simulate_cine(
     scatterers = white_noise(patient.fan.probe, speckle)
     cine = []
     for number in range(frames):
-        z = ((frames - 1) / 2 - number) * step_mm
+        z = centre_mm + ((frames - 1) / 2 - number) * step_mm
         cine.append(_frame(patient, config, z, scatterers, speckle, number))
         fresh = white_noise(patient.fan.probe, speckle)
         scatterers = kept * scatterers + np.sqrt(1 - kept**2) * fresh

@@ -38,7 +38,7 @@ from annotation.manifest import (
 )
 from annotation.thumbnails import write_sheet
 from medserve.inference.frame_pipeline import FrameBox
-from simulation.simulate import SimulatedFrame, SimulationConfig, simulate_cine
+from simulation.simulate import SimulatedFrame, SimulationConfig, draw_patient, simulate_cine
 from training.core.config import Setting
 
 __all__ = ["Form", "SimulateConfig", "Target", "cine_dicom", "simulate_set"]
@@ -70,7 +70,9 @@ class SimulateConfig(SimulationConfig):
     form: Annotated[Form, Setting("frames with masks, or raw files of a machine")] = Form.FRAMES
     target: Annotated[Target, Setting("what the masks show")] = Target.GLAND
     patients: Annotated[int, Setting("how many", minimum=1)] = 40
-    frames: Annotated[int, Setting("of each, from base to apex", minimum=1)] = 8
+    frames: Annotated[
+        int, Setting("of each, from base to apex, or around its lesion", minimum=1)
+    ] = 8
     seed: Annotated[int, Setting("of the first patient; the next has the next", minimum=0)] = 0
     processes: Annotated[int, Setting("that work side by side", minimum=1)] = 1
 
@@ -96,11 +98,23 @@ def simulate_set(config: SimulateConfig) -> None:
 _Job = tuple[SimulateConfig, int, Path]
 
 
+def _planes(seed: int, config: SimulateConfig) -> list[SimulatedFrame]:
+    """The frames of one patient: the whole gland, or twice the length of the lesion around it.
+
+    A lesion is a tenth of the gland's length: in planes from base to apex it would seldom be seen.
+    """
+    lesion = draw_patient(seed, config).anatomy.lesion
+    if config.target is Target.GLAND or lesion is None:
+        return simulate_cine(seed, config.frames, config)
+    step_mm = 4 * lesion.half_mm[2] / max(config.frames - 1, 1)
+    return simulate_cine(seed, config.frames, config, step_mm, lesion.centre_mm[2])
+
+
 def _write_frames(job: _Job) -> list[FrameEntry]:
     config, seed, folder = job
     pseudonyms = Pseudonyms(b"simulated patients are nobody")
     entries = []
-    for number, frame in enumerate(simulate_cine(seed, config.frames, config)):
+    for number, frame in enumerate(_planes(seed, config)):
         patient = pseudonyms.patient(str(seed))
         name = f"{patient}_{number:04d}.png"
         digest = write_grey(folder / IMAGES / name, frame.image)
@@ -118,7 +132,7 @@ def _write_frames(job: _Job) -> list[FrameEntry]:
 def _write_raw(job: _Job) -> list[FrameEntry]:
     """`raw/NNNN.dcm` as from a machine; `truth/NNNN/FFFF.png` for who plays the annotator."""
     config, seed, folder = job
-    cine = simulate_cine(seed, config.frames, config)
+    cine = _planes(seed, config)
     (folder / "raw").mkdir(exist_ok=True)
     (folder / "raw" / f"{seed:04d}.dcm").write_bytes(cine_dicom(cine))
     for number, frame in enumerate(cine):

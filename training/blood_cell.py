@@ -31,7 +31,7 @@ from training.classification.fit import ClassifierConfig, fit_classifier
 from training.core.config import Setting, run
 from training.core.fit import Fitted
 
-__all__ = ["FOLDERS", "NAME", "TrainConfig", "main", "prepare_training"]
+__all__ = ["FOLDERS", "NAME", "TrainConfig", "fit", "main", "prepare_training", "read_images"]
 
 NAME = "blood_cell"
 
@@ -87,14 +87,8 @@ class TrainConfig(ClassifierConfig):
 
 def main(config: TrainConfig) -> None:
     """Read, split, fit, then export and report on the best weights."""
-    if config.views not in VIEWS:
-        raise ConfigError(f"expected --views to be one of {VIEWS}, got {config.views}")
-    if config.encoder_weights is not None and config.encoder is None:
-        raise ConfigError("--encoder-weights are of a public encoder: say which one by --encoder")
     train, validation = _read(config)
-    fitted = _fit(config, train, validation)
-    network = cast(CellNet, fitted.network)
-    network.views = config.views
+    fitted = fit(config, train, validation)
     spec = models.spec(NAME, config.variant)
     shipment = shipping.Shipment(spec, train, validation, config, FOLDERS, config.fp16_weights)
     folder = shipping.ship_classifier(fitted, shipment)
@@ -105,24 +99,33 @@ def main(config: TrainConfig) -> None:
 def prepare_training(config: TrainConfig) -> Callable[[TrainConfig], Fitted]:
     """Read the data once, and return what trains a network on them by other settings."""
     train, validation = _read(config)
-    return lambda settings: _fit(settings, train, validation)
+    return lambda settings: fit(settings, train, validation)
 
 
 def _read(config: TrainConfig) -> tuple[data.LabelledImages, data.LabelledImages]:
     """Read and split the images; train and validation, and the split on disk."""
-    spec = models.spec(NAME, config.variant)
-    images = data.read_class_folders(config.data_dir, spec, FOLDERS)
-    images = data.without_contradictions(images)
+    images = read_images(config)
     return data.divide(images, config, config.test_share, config.validation_share)
 
 
-def _fit(
-    config: TrainConfig, train: data.LabelledImages, validation: data.LabelledImages
-) -> Fitted:
+def read_images(config: TrainConfig) -> data.LabelledImages:
+    """Read all images; ConfigError for settings that no training of the room can have."""
+    if config.views not in VIEWS:
+        raise ConfigError(f"expected --views to be one of {VIEWS}, got {config.views}")
+    if config.encoder_weights is not None and config.encoder is None:
+        raise ConfigError("--encoder-weights are of a public encoder: say which one by --encoder")
+    spec = models.spec(NAME, config.variant)
+    return data.without_contradictions(data.read_class_folders(config.data_dir, spec, FOLDERS))
+
+
+def fit(config: TrainConfig, train: data.LabelledImages, validation: data.LabelledImages) -> Fitted:
+    """Train a network on some images; the best epoch on others, with the views that it ships."""
     lightning.seed_everything(config.seed, verbose=False)
     module = _module(config)
     train = with_kinds(train)
-    return fit_classifier(module, train, validation, config.out_dir, config.init_from)
+    fitted = fit_classifier(module, train, validation, config.out_dir, config.init_from)
+    cast(CellNet, fitted.network).views = config.views
+    return fitted
 
 
 def _module(config: TrainConfig) -> CellClassifier:

@@ -56,7 +56,7 @@ def main(config: DiffusionConfig) -> None:
         data.write_split(config.out_dir / "split.csv", images, parts)
         fitted = train_network(config, train, validation)
     labels = train.labels if config.conditional else ()
-    finish(config, fitted, Shipment(config, train, validation, labels), _room())
+    finish(config, fitted, Shipment(config, train, validation, labels), _room(config.variant))
 
 
 def train_network(
@@ -86,8 +86,9 @@ def new_module(config: DiffusionConfig, train: data.LabelledImages) -> Diffusion
     return module
 
 
-def _room() -> Path:
-    return Path(models.__file__).parent / NAME
+def _room(variant: str) -> Path:
+    room = Path(models.__file__).parent / NAME
+    return room / "variants" / variant if variant else room
 
 
 def _read(config: type[DiffusionConfig], arguments: Sequence[str] | None) -> DiffusionConfig:

@@ -18,7 +18,7 @@ from training.classification.fit import Classifier, ClassifierConfig, fit_classi
 from training.core.config import Setting, run
 from training.core.fit import Fitted
 
-__all__ = ["NAME", "TrainConfig", "main", "prepare_training"]
+__all__ = ["NAME", "TrainConfig", "fit", "main", "prepare_training", "read_images"]
 
 NAME = "mednist"
 
@@ -43,7 +43,7 @@ class TrainConfig(ClassifierConfig):
 def main(config: TrainConfig) -> None:
     """Read, split, fit, then export and report on the best weights."""
     train, validation = _read(config)
-    fitted = _fit(config, train, validation)
+    fitted = fit(config, train, validation)
     spec = models.spec(NAME, config.variant)
     shipment = shipping.Shipment(spec, train, validation, config, fp16_weights=config.fp16_weights)
     folder = shipping.ship_classifier(fitted, shipment)
@@ -54,18 +54,21 @@ def main(config: TrainConfig) -> None:
 def prepare_training(config: TrainConfig) -> Callable[[TrainConfig], Fitted]:
     """Read the data once, and return what trains a network on them by other settings."""
     train, validation = _read(config)
-    return lambda settings: _fit(settings, train, validation)
+    return lambda settings: fit(settings, train, validation)
 
 
 def _read(config: TrainConfig) -> tuple[data.LabelledImages, data.LabelledImages]:
     """Read and split the images; train and validation, and the split on disk."""
-    images = data.read_class_folders(config.data_dir, models.spec(NAME, config.variant))
-    return data.divide(images, config)
+    return data.divide(read_images(config), config)
 
 
-def _fit(
-    config: TrainConfig, train: data.LabelledImages, validation: data.LabelledImages
-) -> Fitted:
+def read_images(config: TrainConfig) -> data.LabelledImages:
+    """Read all images."""
+    return data.read_class_folders(config.data_dir, models.spec(NAME, config.variant))
+
+
+def fit(config: TrainConfig, train: data.LabelledImages, validation: data.LabelledImages) -> Fitted:
+    """Train a network on some images; the best epoch on others."""
     spec = models.spec(NAME, config.variant)
     lightning.seed_everything(config.seed, verbose=False)
     shape = {"in_channels": spec.input.channels, "classes": len(spec.labels)}

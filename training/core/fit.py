@@ -204,6 +204,7 @@ def fit_best(
     out_dir: Path,
     *,
     minutes: float = 0.0,
+    last: bool = False,
     callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> Fitted:
@@ -219,6 +220,7 @@ def fit_best(
         out_dir: Receives what `fit` writes.
         minutes: Wall time after which the training ends, its schedule included; 0: it ends after
             its epochs. The schedule ended where the clock said, so the last weights are returned.
+        last: Return the last weights in any case, which the validation then did not choose.
         callbacks: Further ones.
         options: Of `fit` and of Lightning's `Trainer`.
     """
@@ -232,13 +234,13 @@ def fit_best(
         max_time=datetime.timedelta(minutes=minutes) if minutes else None,
         precision=config.precision.value, **options,
     )  # fmt: skip
-    if minutes:
-        last = folder / "last.ckpt"
+    if minutes or last:
+        checkpoint = folder / "last.ckpt"
         with expected_remarks():
-            trainer.save_checkpoint(last)
+            trainer.save_checkpoint(checkpoint)
             [measured] = trainer.validate(module, loaders[1], verbose=False)
         network = plain_network(module.average)
-        fitted = Fitted(network, last, trainer.current_epoch, float(measured[score.name]))
+        fitted = Fitted(network, checkpoint, trainer.current_epoch, float(measured[score.name]))
     else:
         fitted = load_best(module, folder / "best.ckpt", score)
     noted = {"checkpoint": fitted.checkpoint.name, "epoch": fitted.epoch, score.name: fitted.score}

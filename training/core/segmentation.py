@@ -59,6 +59,9 @@ class SegmentationConfig(FitConfig):
     minutes: Annotated[
         float, Setting("end after so many minutes, schedule included; 0: after epochs", minimum=0.0)
     ] = 0.0
+    last: Annotated[
+        bool, Setting("keep the last weights, so that the fold which validates can also judge")
+    ] = False
     dice_weight: Annotated[float, Setting("of 1 - Dice in the loss", minimum=0.0)] = 1.0
     fold: Annotated[int, Setting("the one that validates", minimum=0)] = 0
     members: Annotated[
@@ -195,6 +198,6 @@ def fit_segmentation(
         DataLoader(list(validation), config.batch_size, collate_fn=module.collate),  # type: ignore[arg-type]
     ]  # fmt: skip
     return fit_best(
-        module, loaders, module.score, out_dir, minutes=config.minutes, gradient_clip_val=5.0,
-        check_val_every_n_epoch=module.validate_every,
+        module, loaders, module.score, out_dir, minutes=config.minutes, last=config.last,
+        gradient_clip_val=5.0, check_val_every_n_epoch=module.validate_every,
     )  # fmt: skip

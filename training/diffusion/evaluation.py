@@ -78,6 +78,11 @@ class DiffusionEvaluation(EvaluateConfig):
         Path | None, Setting("weights of torchvision's inception_v3 to see by, if not our own")
     ] = None
 
+    @property
+    def folder(self) -> Path:
+        """Where the artifact lies."""
+        return self.weights or models.room(self.model, self.variant) / "weights"
+
 
 @dataclass(frozen=True, eq=False)
 class RealImages:
@@ -102,7 +107,7 @@ def evaluate_diffusion(config: DiffusionEvaluation) -> dict[str, Any]:
     Raises:
         ConfigError: images that do not fit the artifact, or a file that it lacks.
     """
-    weights = config.weights or models.room(config.model) / "weights"
+    weights = config.folder
     pipeline = open_artifact(weights, config)
     real = real_images(weights, config, pipeline.spec)
     settings = _settings(pipeline, config)
@@ -144,7 +149,7 @@ def evaluate_diffusion(config: DiffusionEvaluation) -> dict[str, Any]:
 
 def open_artifact(weights: Path, config: DiffusionEvaluation) -> DiffusionPipeline:
     """The artifact in its engine."""
-    with measured_model(config.model, weights=weights) as (spec, folder):
+    with measured_model(config.model, config.variant, weights) as (spec, folder):
         engine = load_engine(
             config.engine or spec.engine.name, folder,
             precision=config.precision or spec.engine.precision, threads=config.threads,

@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 _ZOOM = 2  # screen pixels an image pixel
 _STRIP_SEED = 3
-_GIVEN = ("data_dir", "out_dir", "model", "threads", "finish", "install", "samples")
+_GIVEN = ("data_dir", "out_dir", "model", "threads", "finish", "install", "variant", "samples")
 
 
 def finish(config: DiffusionConfig, fitted: Fitted, shipment: Shipment, room: Path) -> None:

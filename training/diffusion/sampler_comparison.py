@@ -18,7 +18,6 @@ from typing import Annotated, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-import models
 from medserve.errors import ConfigError
 from medserve.inference.generation import SampleSettings
 from medserve.spec.generation import SamplerKind
@@ -87,7 +86,7 @@ class Row:
 def main(config: ComparisonConfig) -> None:
     """Draw by each way, measure, and write `samplers.json`, `samplers.md`, a curve and a sheet."""
     ways = parse_ways(config.ways)
-    weights = config.weights or models.room(config.model) / "weights"
+    weights = config.folder
     pipeline = open_artifact(weights, config)
     real = real_images(weights, config, pipeline.spec)
     _, feature_network = seeing_network(weights, config, real)

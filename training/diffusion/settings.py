@@ -113,6 +113,7 @@ class DiffusionConfig(FitConfig):
         bool, Setting("do not train: export and judge the best checkpoint in out_dir")
     ] = False
     install: Annotated[bool, Setting("copy the artifact into the room when done")] = False
+    variant: Annotated[str, Setting("of the room that --install writes; empty: the room")] = ""
 
     @property
     def noise_schedule(self) -> NoiseSchedule:

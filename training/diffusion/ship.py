@@ -36,7 +36,9 @@ ARTIFACT_FILES = (
     "model.onnx", "model.pt", "golden_input.json", "golden_output.npz", "fingerprints.npz",
     "extractor.pt", "metrics.json", "config.json", "split.csv",
 )  # fmt: skip
-_LOCAL = frozenset({"data_dir", "out_dir", "model", "resume", "install", "threads", "devices"})
+_LOCAL = frozenset(
+    {"data_dir", "out_dir", "model", "resume", "install", "variant", "threads", "devices"}
+)
 _GOLDEN_SEED = 7
 _TOLERANCE = 1e-3  # of the golden image, in [-1, 1]: a seventh of a grey level
 _PROOF_SEED = 11
@@ -108,7 +110,7 @@ def room_config(config: DiffusionConfig, labels: tuple[str, ...]) -> str:
         "deviceType": "cpu",
         "medserve": {
             "name": NAME,
-            "version": "1.0",
+            "version": f"1.0-{config.variant}" if config.variant else "1.0",
             "title": "Synthetic images",
             "task": "generation",
             "labels": list(labels),

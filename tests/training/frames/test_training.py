@@ -19,6 +19,8 @@ from medserve.inference.frame_pipeline import FramePipeline
 from medserve.spec import EngineName, ModelSpec
 from models.trus_prostate.network import NetworkName, build
 from tests.training.frames.drawn import frame_spec, write_frames
+from tests.training.guide import guided
+from training.core.config import run
 from training.core.ensemble import Ensemble
 from training.core.evaluation import EvaluationRequest, predict_with
 from training.frames import report
@@ -209,6 +211,24 @@ def test_a_k_fold_training_writes_what_a_room_ships(trained: Path, data: Path) -
     assert "Agreement with the reference" in (
         (trained / "report" / "report.html").read_text(encoding="utf-8")
     )
+
+
+@pytest.mark.training
+def test_every_frame_can_judge_a_network_that_it_did_not_choose(
+    data: Path, model_config: Path, tmp_path: Path
+) -> None:
+    flags = guided(
+        "training.trus_prostate --members", "--data-dir", data, "--model-config", model_config,
+        "--out-dir", tmp_path, "--folds", 2, "--members", 2, "--epochs", 2, "--batch-size", 4,
+        "--encoder", "tu-mobilenetv3_small_050", "--threads", 1,
+    )  # fmt: skip
+    assert run(trus.main, trus.TrainConfig, flags) == 0
+    with (tmp_path / "folds.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert sum(int(row["frames"]) for row in rows) == 16
+    assert {row["best_epoch"] for row in rows} == {"2"}
+    kept = json.loads((tmp_path / "member_1/checkpoints/fitted.json").read_text(encoding="utf-8"))
+    assert (kept["checkpoint"], kept["epoch"]) == ("last.ckpt", 2)
 
 
 @pytest.mark.training
