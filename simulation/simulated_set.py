@@ -44,6 +44,7 @@ from training.core.config import Setting
 __all__ = ["Form", "SimulateConfig", "Target", "cine_dicom", "simulate_set"]
 
 _SHEET = 48  # thumbnails for a person to look over
+_THROUGH = 0.9  # share of the length of a lesion that its planes cover
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class SimulateConfig(SimulationConfig):
     target: Annotated[Target, Setting("what the masks show")] = Target.GLAND
     patients: Annotated[int, Setting("how many", minimum=1)] = 40
     frames: Annotated[
-        int, Setting("of each, from base to apex, or around its lesion", minimum=1)
+        int, Setting("of each, from base to apex, or through its lesion", minimum=1)
     ] = 8
     seed: Annotated[int, Setting("of the first patient; the next has the next", minimum=0)] = 0
     processes: Annotated[int, Setting("that work side by side", minimum=1)] = 1
@@ -99,14 +100,15 @@ _Job = tuple[SimulateConfig, int, Path]
 
 
 def _planes(seed: int, config: SimulateConfig) -> list[SimulatedFrame]:
-    """The frames of one patient: the whole gland, or twice the length of the lesion around it.
+    """The frames of one patient: the whole gland, or planes through the lesion.
 
-    A lesion is a tenth of the gland's length: in planes from base to apex it would seldom be seen.
+    A lesion is a quarter of the gland's length: of planes from base to apex few would show it, and
+    a network that never finds anything would be right nearly always.
     """
     lesion = draw_patient(seed, config).anatomy.lesion
     if config.target is Target.GLAND or lesion is None:
         return simulate_cine(seed, config.frames, config)
-    step_mm = 4 * lesion.half_mm[2] / max(config.frames - 1, 1)
+    step_mm = 2 * _THROUGH * lesion.half_mm[2] / max(config.frames - 1, 1)
     return simulate_cine(seed, config.frames, config, step_mm, lesion.centre_mm[2])
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -288,28 +289,15 @@ def start_from(module: AveragedNetwork, checkpoint: Path, head: str = "") -> lis
 
     Args:
         module: Keeps its own weights where the other network has none.
-        checkpoint: Of a training, or of a network's tensors alone.
+        checkpoint: Of a training, of a network's tensors alone, or the `model.pt` of masks that a
+            room ships.
         head: How the names of the last layer begin, which may be of another shape, as it knows the
             labels. Everything else is of the same shape.
 
     Raises:
         ConfigError: no checkpoint, or one of another network.
     """
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state: Mapping[str, Tensor] = content.get("state_dict", content)
-    except (OSError, RuntimeError, ValueError, EOFError, AttributeError,
-            pickle.UnpicklingError) as error:  # fmt: skip
-        raise ConfigError(
-            f"{checkpoint}: cannot be read as a checkpoint ({type(error).__name__}); expected a "
-            "checkpoint of a training to start from, such as checkpoints/best.ckpt of its --out-dir"
-        ) from None  # torch's own text is a page long
-    averaged = "average.module."
-    given = {
-        name.removeprefix(averaged): value
-        for name, value in state.items()
-        if name.startswith(averaged)
-    } or state
+    given = _tensors(checkpoint)
     own = module.network.state_dict()
     new = [name for name in own if name not in given or given[name].shape != own[name].shape]
     if foreign := [name for name in new if not (head and name.startswith(head))]:
@@ -323,6 +311,49 @@ def start_from(module: AveragedNetwork, checkpoint: Path, head: str = "") -> lis
         network.load_state_dict(taken, strict=False)
     _log.info("weights of %s; new: %s", checkpoint, ", ".join(new) or "nothing")
     return new
+
+
+def _tensors(checkpoint: Path) -> Mapping[str, Tensor]:
+    """Return the tensors in a file by their names in the network; errors as of `start_from`."""
+    try:
+        if zipfile.is_zipfile(checkpoint) and _is_torchscript(checkpoint):
+            with expected_remarks(".*torch.jit"):
+                network = torch.jit.load(checkpoint, "cpu")  # type: ignore[no-untyped-call]
+            return _shipped_tensors(network, checkpoint)
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state: Mapping[str, Tensor] = content.get("state_dict", content)
+    except (OSError, RuntimeError, ValueError, EOFError, AttributeError,
+            pickle.UnpicklingError) as error:  # fmt: skip
+        raise ConfigError(
+            f"{checkpoint}: cannot be read as a checkpoint ({type(error).__name__}); expected a "
+            "checkpoint of a training to start from, such as checkpoints/best.ckpt of its --out-dir"
+        ) from None  # torch's own text is a page long
+    averaged = "average.module."
+    return {
+        name.removeprefix(averaged): value
+        for name, value in state.items()
+        if name.startswith(averaged)
+    } or state
+
+
+def _is_torchscript(checkpoint: Path) -> bool:
+    with zipfile.ZipFile(checkpoint) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _shipped_tensors(network: torch.jit.ScriptModule, path: Path) -> Mapping[str, Tensor]:
+    """Return the tensors of an artifact of masks, whose kernels may be stored in 16 bits."""
+    state = {
+        name.replace(".parametrizations.weight.original", ".weight"): value.float()
+        if value.is_floating_point() else value
+        for name, value in network.state_dict().items()
+    }  # fmt: skip
+    if not state or any(not name.startswith("members.0.") for name in state):
+        raise ConfigError(
+            f"{path} holds no single network whose weights can be told apart: expected the "
+            "model.pt of a room of masks with one member, or a checkpoint of a training"
+        )
+    return {name.removeprefix("members.0."): value for name, value in state.items()}
 
 
 def checkpoints_of(out_dir: Path) -> Path:

@@ -63,6 +63,10 @@ class SegmentationConfig(FitConfig):
         bool, Setting("keep the last weights, so that the fold which validates can also judge")
     ] = False
     dice_weight: Annotated[float, Setting("of 1 - Dice in the loss", minimum=0.0)] = 1.0
+    init_from: Annotated[
+        Path | None,
+        Setting("checkpoint or model.pt to fine-tune; its head too where labels are as many"),
+    ] = None
     fold: Annotated[int, Setting("the one that validates", minimum=0)] = 0
     members: Annotated[
         int, Setting("networks, each validated on its fold, that are averaged", minimum=1)

@@ -16,7 +16,7 @@ from medserve.spec.frames import Activation
 from models.encoders import load_encoder
 from training.core.export import require_agreement
 from training.core.files import require_folder
-from training.core.fit import Fitted
+from training.core.fit import Fitted, start_from
 from training.core.segmentation import Material, read_material, train_member
 from training.core.ship import install, report_on
 from training.frames import fold_table
@@ -123,7 +123,10 @@ def _segmenter(config: FrameConfig, pipeline: FramePipeline) -> FrameSegmenter:
     if config.encoder_weights is not None and not config.resume:
         fitted = load_encoder(network, config.encoder_weights)
         _log.info("%d tensors of the encoder from %s", fitted, config.encoder_weights)
-    return FrameSegmenter(network, config, pipeline.frame.threshold)
+    module = FrameSegmenter(network, config, pipeline.frame.threshold)
+    if config.init_from is not None and not config.resume:
+        start_from(module, config.init_from, "segmentation_head")
+    return module
 
 
 def _networks(config: FrameConfig) -> ModuleType:

@@ -48,9 +48,6 @@ class VolumesConfig(SegmentationConfig):
     test_share: Annotated[
         float, Setting("share of the subjects that no training sees", minimum=0.0, maximum=0.9)
     ] = 0.154
-    init_from: Annotated[
-        Path | None, Setting("checkpoint to fine-tune; its head too where labels are as many")
-    ] = None
     freeze_epochs: Annotated[
         int, Setting("epochs in which only the head learns, with --init-from", minimum=0)
     ] = 0

@@ -13,16 +13,19 @@ import pytest
 import torch
 import yaml
 
+import models
 import training.trus_prostate as trus
 from medserve.errors import ConfigError
+from medserve.inference.engines import load_engine
 from medserve.inference.frame_pipeline import FramePipeline
-from medserve.spec import EngineName, ModelSpec
+from medserve.spec import EngineName, ModelSpec, Precision
 from models.trus_prostate.network import NetworkName, build
 from tests.training.frames.drawn import frame_spec, write_frames
 from tests.training.guide import guided
 from training.core.config import run
 from training.core.ensemble import Ensemble
 from training.core.evaluation import EvaluationRequest, predict_with
+from training.core.fit import start_from
 from training.frames import report
 from training.frames.augment import Augmentation
 from training.frames.config import FrameConfig
@@ -263,3 +266,22 @@ def test_an_artifact_is_evaluated_under_its_own_configuration(
     assert [each["name"] for each in content["frames"]] == [
         each["name"] for each in stored["frames"]
     ]
+
+
+@pytest.mark.cpu
+def test_a_training_can_start_from_the_weights_that_the_room_ships() -> None:
+    weights = models.room("trus_prostate") / "weights"
+    network = build(NetworkName.UNET, encoder="tu-tf_efficientnet_lite0", size="compact")
+    module = FrameSegmenter(network, FrameConfig())
+    assert start_from(module, weights / "model.pt", "segmentation_head") == []
+    plane = np.random.default_rng(0).random((2, 1, 192, 256), dtype=np.float32)
+    engine = load_engine(EngineName.ONNXRUNTIME, weights, precision=Precision.F32, threads=1)
+    found = predict_with(module.average.module.eval())(plane)
+    np.testing.assert_allclose(found, engine.run(plane)["logits"], atol=1e-3)
+
+
+def test_an_artifact_without_names_of_its_weights_is_no_start() -> None:
+    network = build(NetworkName.FPN, encoder="tu-mobilenetv3_small_050")
+    module = FrameSegmenter(network, FrameConfig())
+    with pytest.raises(ConfigError, match="no single network whose weights can be told apart"):
+        start_from(module, models.room("mednist") / "weights/model.pt", "segmentation_head")
