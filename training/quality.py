@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ _log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 _HEADING = "## Errors of single masks"
 _FOLDS = 5
-_FALSE_ALARMS = 0.05  # share of the good masks of unchanged cases that are flagged
+_FALSE_ALARMS = 0.05  # largest share of the unchanged cases in which a right mask is flagged
 _COVERED = 0.9  # share of references that an interval of volumes holds
 _BINS = 15  # of confidence, as in arXiv:1706.04599
 _PENALTY = 0.1  # 1 / C of the regression on standardised predictors: cases are few
@@ -110,6 +111,7 @@ class JudgedMask:
     """One label of one mask that was found, beside its reference.
 
     Attributes:
+        case: Of the data set.
         patient: Whose it is.
         is_changed: Whether the input was spoilt.
         label: Its name.
@@ -118,6 +120,7 @@ class JudgedMask:
         ratio: Volume of the reference over that of the mask.
     """
 
+    case: str
     patient: str
     is_changed: bool
     label: str
@@ -130,6 +133,7 @@ class JudgedMask:
 class _Case:
     """A case that no training saw, with its logits on the network's grid."""
 
+    name: str
     patient: str
     part: str
     sample: Sample
@@ -208,7 +212,7 @@ def expected_calibration_error(logits: Array, label_ids: Array, temperature: flo
 def fit_dice(masks: Sequence[JudgedMask], wrong_below: float) -> tuple[DiceSpec, dict[str, Any]]:
     """Return the regression of Dice, and its figures by cross-validation over patients.
 
-    The limit of a review flags 5 % of the masks of unchanged cases that are not wrong.
+    The limit of a review flags masks that are right in 5 % of the unchanged cases, or fewer.
 
     Raises:
         ConfigError: too few patients, or the masks of unchanged cases are all right or all wrong.
@@ -231,7 +235,9 @@ def fit_dice(masks: Sequence[JudgedMask], wrong_below: float) -> tuple[DiceSpec,
     for train, test in GroupKFold(_FOLDS).split(values, groups=patients):
         fitted = _regression(values[train], dice[train], weights[train])
         predicted[test] = _apply(fitted, values[test])
-    limit = round(float(np.quantile(predicted[is_clean & ~is_wrong], _FALSE_ALARMS)), 3)
+    is_right = is_clean & ~is_wrong
+    cases = [each.case for each, right in zip(masks, is_right, strict=True) if right]
+    limit = _limit(cases, predicted[is_right])
     share = round(float((predicted[is_clean] < limit).mean()), 3)
     figures = {
         name: {
@@ -251,6 +257,18 @@ def fit_dice(masks: Sequence[JudgedMask], wrong_below: float) -> tuple[DiceSpec,
     }
     coefficients = _regression(values, dice, weights)
     return DiceSpec(*coefficients, review_below=limit, review_share=share), figures
+
+
+def _limit(cases: Sequence[str], predicted: Array) -> float:
+    """Return the predicted Dice below which an answer asks for a review, from masks that are right.
+
+    A case with several structures asks where any is doubtful, so cases are counted.
+    """
+    lowest: dict[str, float] = {}
+    for case, value in zip(cases, predicted, strict=True):
+        lowest[case] = min(value, lowest.get(case, 1.0))
+    allowed = np.quantile(list(lowest.values()), _FALSE_ALARMS, method="lower")
+    return math.floor(1000 * float(allowed)) / 1000
 
 
 def volume_ratio(ratios: Array) -> tuple[float, float]:
@@ -392,7 +410,7 @@ def _of_frames(spec: ModelSpec, predict: Any, parts: Mapping[str, EvaluationRequ
         for each in frames.chosen_cases(request):
             image = read_frame(each.image, spec.input)
             mask = read_mask(each, (image.height, image.width))
-            cases.append(_Case(each.patient, part, Sample(image.array, mask)))
+            cases.append(_Case(each.name, each.patient, part, Sample(image.array, mask)))
 
     @functools.cache
     def pipeline(temperature: float) -> FramePipeline:
@@ -417,8 +435,9 @@ def _of_frames(spec: ModelSpec, predict: Any, parts: Mapping[str, EvaluationRequ
             return
         assert found.sums is not None
         score = compare_frame("", "", found.mask, sample.truth)
-        yield JudgedMask(case.patient, is_changed, spec.labels[1], found.sums.predictors(1),
-                         score.dice, score.reference / score.found)  # fmt: skip
+        yield JudgedMask(case.name, case.patient, is_changed, spec.labels[1],
+                         found.sums.predictors(1), score.dice,
+                         score.reference / score.found)  # fmt: skip
 
     return _Model(cases, logits, judge)
 
@@ -432,7 +451,7 @@ def _of_volumes(spec: ModelSpec, predict: Any, parts: Mapping[str, EvaluationReq
             [volume] = volumes.read_volumes(each, spec)
             mask = volumes.read_mask(each, volume, len(spec.labels))
             sample = Sample(volume.array.astype(np.float32), mask, volume.geometry)
-            cases.append(_Case(each.subject, part, sample))
+            cases.append(_Case(each.name, each.subject, part, sample))
     own = VolumePipeline(spec)
 
     def logits(sample: Sample) -> tuple[Array, Array]:
@@ -457,7 +476,7 @@ def _of_volumes(spec: ModelSpec, predict: Any, parts: Mapping[str, EvaluationReq
         scores = compare_masks(mask, sample.truth, sample.geometry, spec.labels)
         for number, score in enumerate(scores, start=1):
             if score.found_ml:
-                yield JudgedMask(case.patient, is_changed, score.label,
+                yield JudgedMask(case.name, case.patient, is_changed, score.label,
                                  answer.sums.predictors(number), score.dice,
                                  score.reference_ml / score.found_ml)  # fmt: skip
 

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 
 import models
 from medserve.errors import ConfigError
@@ -60,15 +61,16 @@ def test_an_interval_of_volumes_covers_new_cases_as_often_as_it_says() -> None:
     assert 0.85 <= np.mean(held) <= 0.95
 
 
-def masks(count: int, seed: int = 0) -> list[JudgedMask]:
-    """Masks whose Dice follows one of their figures, and none that follows the other."""
+def masks(count: int, seed: int = 0, each: int = 1) -> list[JudgedMask]:
+    """Masks whose Dice follows one of their figures, `each` of them of one case."""
     generator = np.random.default_rng(seed)
     found = []
     for number in range(count):
         overlap, size = generator.normal(1.0, 1.5), generator.normal(5.0, 1.0)
         dice = float(1 / (1 + np.exp(-overlap - generator.normal(0.0, 0.3))))
-        patient = f"p{number // 2}"
-        found.append(JudgedMask(patient, number % 4 == 3, "body", (overlap, size), dice, 1.0))
+        case, patient = f"c{number // each}", f"p{number // (2 * each)}"
+        is_changed = number // each % 4 == 3
+        found.append(JudgedMask(case, patient, is_changed, "body", (overlap, size), dice, 1.0))
     return found
 
 
@@ -82,6 +84,20 @@ def test_what_decides_about_dice_is_found_and_flags_what_is_wrong() -> None:
     assert clean["right_flagged"] <= 0.06
     assert clean["wrong_flagged"] > 0.5
     assert (clean["n"], figures["all"]["n"]) == (150, 200)
+
+
+@pytest.mark.parametrize("each", [1, 2, 4])
+def test_few_cases_that_are_right_ask_for_a_review_however_many_masks_they_have(each: int) -> None:
+    found = masks(800, each=each)
+    dice, _ = fit_dice(found, 0.3)
+    right = [mask for mask in found if not mask.is_changed and mask.dice >= 0.3]
+    flagged = {
+        mask.case
+        for mask in right
+        if expit(dice.intercept + np.dot((dice.overlap, dice.size), mask.predictors))
+        < dice.review_below
+    }
+    assert 0.02 <= len(flagged) / len({mask.case for mask in right}) <= 0.06
 
 
 @pytest.mark.parametrize(("count", "wrong_below"), [(6, 0.5), (200, 0.0)])
