@@ -21,7 +21,7 @@ from training.frames.data import FrameCase, split_frames
 from training.volumes.data import Case, split_cases
 
 _SHIPPED = {
-    "blood_cell": "84782eaebf3fa9e9",
+    "blood_cell": "1ab314a736d4857e",
     "blood_cell/variants/efficientnet": "371126ad48808a26",
     "diffusion_sampler": "7cc8ca3c56af267d",
     "mednist": "586a6156910699a8",
