@@ -32,6 +32,7 @@ _SHIPPED = {
     "segmentation_3d/variants/vnet": "cb78dfa12b3adc34",
     "trus_prostate": "b183951824fe03e3",
     "trus_prostate/variants/busi": "7e9b80b8fcaee819",
+    "trus_prostate/variants/lesion-sim": "dbca59fe7bb083f4",
 }
 
 

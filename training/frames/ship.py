@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 EXAMPLE = "simulated.png"
 _EXAMPLE_SEED = 1_000_003  # far from the seeds that sets count up from 0
+_EXAMPLES = 24  # frames that are looked at
 _PROVEN = 16  # frames of at least 65,000 pixels
 _TIMED = 5  # of them; the median counts
 
@@ -83,7 +84,7 @@ def ship(shipment: FrameShipment, model_config: Path, threads: int = 0) -> dict[
     """
     folder = shipment.out_dir / "artifact"
     network = shipment.as_shipped(shipment.members)
-    plane = _write_example(shipment)
+    plane = _write_example(shipment, predict_with(network))
     exported = export_masks(network, folder, plane, shipment.out_dir / "split.csv")
     shutil.copyfile(shipment.out_dir / "examples" / EXAMPLE, folder / "golden_input.png")
     write_json(folder / "config.json", shipped_settings(shipment.out_dir))
@@ -127,12 +128,18 @@ def _timed(
     return np.concatenate(answers), 1000.0 * float(np.median(seconds[-_TIMED:]))
 
 
-def _write_example(shipment: FrameShipment) -> npt.NDArray[np.float32]:
-    """A simulated frame, which is nobody's, as a picture and as the network sees it."""
-    folder = shipment.out_dir / "examples"
-    folder.mkdir(parents=True, exist_ok=True)
-    frame = simulate_frame(_EXAMPLE_SEED)
-    pillow.fromarray(frame.image, mode="L").save(folder / EXAMPLE, optimize=True)
-    payload = (folder / EXAMPLE).read_bytes()
-    image = raster.decode(payload, shipment.pipeline.spec.input)
-    return shipment.pipeline.prepare(image).plane[np.newaxis]
+def _write_example(shipment: FrameShipment, predict: Predict) -> npt.NDArray[np.float32]:
+    """A simulated frame, which is nobody's, as a picture and as the network sees it.
+
+    The first in which the network finds something, as an empty mask would prove little; of a few
+    that are all empty, the first of all.
+    """
+    path = shipment.out_dir / "examples" / EXAMPLE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for seed in (*range(_EXAMPLE_SEED, _EXAMPLE_SEED + _EXAMPLES), _EXAMPLE_SEED):
+        pillow.fromarray(simulate_frame(seed).image, mode="L").save(path, optimize=True)
+        image = raster.decode(path.read_bytes(), shipment.pipeline.spec.input)
+        plane = shipment.pipeline.prepare(image).plane[np.newaxis]
+        if (predict(plane) >= 0).any():
+            break
+    return plane
