@@ -221,7 +221,9 @@ def _write_answers(path: Path, answered: Answered, labels: Sequence[str]) -> Non
             answered.paths, answered.label_ids, answered.probabilities, strict=True
         )
     )
-    write_rows(path, ("path", "label", *labels), rows)
+    beside = path.with_suffix(".part")
+    write_rows(beside, ("path", "label", *labels), rows)
+    beside.replace(path)  # whole, for a fold that has its answers is finished
 
 
 def _read_answers(path: Path, labels: Sequence[str]) -> Answered:

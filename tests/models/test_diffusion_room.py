@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,29 +32,62 @@ def pipeline() -> DiffusionPipeline:
     return DiffusionPipeline(SPEC, engine.run)
 
 
-def test_serving_walks_the_process_that_the_weights_were_trained_on() -> None:
-    trained = json.loads((ROOM / "weights" / "config.json").read_text(encoding="utf-8"))
-    assert SPEC.generation is not None
+@pytest.fixture(params=["", *models.variants("diffusion_sampler")])
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def stated(variant: str) -> dict[str, Any]:
+    path = models.room("diffusion_sampler", variant) / "weights" / "metrics.json"
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def test_serving_walks_the_process_that_the_weights_were_trained_on(variant: str) -> None:
+    weights = models.room("diffusion_sampler", variant) / "weights"
+    trained = json.loads((weights / "config.json").read_text(encoding="utf-8"))
+    spec = models.spec("diffusion_sampler", variant)
+    assert spec.generation is not None
     for name in ("schedule", "prediction", "steps", "min_beta", "max_beta"):
         wanted = parse_value(DiffusionConfig, name, str(trained[name]))
-        assert getattr(SPEC.generation, name) == wanted, name
-    assert SPEC.generation.sizes == (trained["image_size"],)
-    assert SPEC.input.channels == trained["channels"]
+        assert getattr(spec.generation, name) == wanted, name
+    assert spec.generation.sizes == (trained["image_size"],)
+    assert spec.input.channels == trained["channels"]
 
 
-def test_the_stated_quality_is_within_the_targets() -> None:
-    metrics = json.loads((ROOM / "weights" / "metrics.json").read_text(encoding="utf-8"))
+def test_the_stated_quality_is_within_the_targets(variant: str) -> None:
+    metrics = stated(variant)
     assert metrics["n"] >= 512
     assert metrics["frechet_ratio"] <= 2.0
     assert metrics["copy_rate"] <= 0.01
 
 
-def test_the_index_knows_every_training_image_and_no_held_out_one() -> None:
-    index = FingerprintIndex.load(ROOM / "weights" / "fingerprints.npz")
-    metrics = json.loads((ROOM / "weights" / "metrics.json").read_text(encoding="utf-8"))
-    held_out = read_split(ROOM / "weights" / "split.csv")
-    assert len(index.codes) == metrics["training"]["train_images"]
+def test_the_index_knows_every_training_image_and_no_held_out_one(variant: str) -> None:
+    weights = models.room("diffusion_sampler", variant) / "weights"
+    index = FingerprintIndex.load(weights / "fingerprints.npz")
+    held_out = read_split(weights / "split.csv")
+    assert len(index.codes) == stated(variant)["training"]["train_images"]
     assert set(held_out.values()) == set(SPLITS[1:])
+
+
+@pytest.mark.cpu
+def test_drawn_cells_are_coloured_and_lie_on_a_pale_ground() -> None:
+    spec = models.spec("diffusion_sampler", "cells")
+    assert spec.generation is not None
+    engine = load_engine(
+        EngineName.ONNXRUNTIME, models.room("diffusion_sampler", "cells") / "weights",
+        precision=Precision.F32, threads=1,
+    )  # fmt: skip
+    cells = DiffusionPipeline(spec, engine.run)
+    settings = SampleSettings.default(spec.generation)
+    neutrophil = spec.labels.index("neutrophil")
+    image = np.mean([cells.draw(seed, neutrophil, settings) for seed in range(4)], axis=0)
+    ground = np.concatenate([image[:, :, :4].reshape(3, -1), image[:, :, -4:].reshape(3, -1)], 1)
+    red, green, blue = image[:, 24:40, 24:40].mean(axis=(1, 2))
+    assert ground.mean() > 170
+    assert image[:, 24:40, 24:40].mean() < ground.mean() - 30
+    assert blue > green
+    assert red > green
 
 
 @pytest.mark.cpu
