@@ -31,17 +31,17 @@ import torch
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from torch import Tensor, nn
 
-import models
 from medserve.errors import ConfigError
 from medserve.spec import Task
 from training.classification import metrics
 from training.classification.calibration import fit_temperature
 from training.classification.data import LabelledImages, to_planes
 from training.classification.report import confusion_matrix
-from training.core.config import Setting, parse, run, write
+from training.core.config import Setting, run, write
 from training.core.files import write_csv, write_json, write_rows
 from training.core.fit import checkpoints_of
 from training.core.report import Picture, Section, Table, data_uri, encode_png, write_sections
+from training.core.rooms import parse_for_room, training_settings
 
 __all__ = ["Answered", "deal_out", "doubtful", "folds_config", "main", "read"]
 
@@ -105,7 +105,9 @@ def main(config: Any) -> None:
         folder = config.out_dir / f"fold_{number}"
         if not (folder / "answers.csv").is_file():
             rest = np.setdiff1d(np.arange(len(images)), test)
-            _ask(_settings(config, room, folder), room, images, (rest, test))
+            resume = (checkpoints_of(folder) / "last.ckpt").is_file()
+            settings = training_settings(config, {"out_dir": folder, "resume": resume})
+            _ask(settings, room, images, (rest, test))
         answered.append(_read_answers(folder / "answers.csv", images.labels))
         _log.info("fold %d: %d errors in %d", number, *_errors(answered[-1]))
     _report(config, images, answered)
@@ -167,15 +169,6 @@ def _require_the_same_settings(config: Any) -> None:
             f"{config.out_dir} holds folds of other settings ({', '.join(other)}): expected the "
             "same, or another --out-dir"
         )
-
-
-def _settings(config: Any, room: Any, folder: Path) -> Any:
-    """Return the settings of one fold, whose training goes on where it was interrupted."""
-    given = {
-        field.name: getattr(config, field.name) for field in dataclasses.fields(room.TrainConfig)
-    }
-    resume = (checkpoints_of(folder) / "last.ckpt").is_file()
-    return room.TrainConfig(**given | {"out_dir": folder, "resume": resume})
 
 
 def _ask(
@@ -321,12 +314,8 @@ def _page(
 
 def read(_: type[Any], arguments: Sequence[str] | None) -> Any:
     """Return the flags of the folds and of the training of the room that is named."""
-    given = sys.argv[1:] if arguments is None else arguments
-    rooms = [name for name in models.names() if models.spec(name).task is Task.CLASSIFICATION]
-    named = next((each for each in given if each in rooms), None)
-    if named is None:
-        raise ConfigError(f"expected the name of a classifier's room: {', '.join(rooms)}")
-    return parse(folds_config(named), arguments)
+    classifiers = {Task.CLASSIFICATION}
+    return parse_for_room(folds_config, arguments, classifiers, "a classifier's room")
 
 
 if __name__ == "__main__":

@@ -40,10 +40,11 @@ import models
 from medserve.errors import ConfigError
 from medserve.spec import Task
 from training.classification.fit import SCORE as ERRORS
-from training.core.config import Setting, parse, run, write
+from training.core.config import Setting, run, write
 from training.core.files import write_csv, write_json
 from training.core.fit import Fitted, Score
 from training.core.report import Section, Table, write_sections
+from training.core.rooms import parse_for_room, training_settings
 from training.frames.module import SCORE as FRAME_DICE
 from training.volumes.module import SCORE as VOLUME_DICE
 
@@ -159,7 +160,7 @@ def main(config: Any) -> None:
     study = _open(config)
     missing = config.trials - len(_finished(study))
     if missing > 0:
-        train: Callable[[Any], Fitted] = module.prepare_training(_settings(config, {}))
+        train: Callable[[Any], Fitted] = module.prepare_training(training_settings(config, {}))
 
         def objective(trial: optuna.Trial) -> float:
             settings = suggest(config, trial)
@@ -187,13 +188,7 @@ def suggest(config: Any, trial: optuna.Trial) -> Any:
         "out_dir": config.out_dir / f"trial_{trial.number:03d}",
     }
     drawn |= {name: each.draw(trial, name) for name, each in _space(config).items()}
-    return _settings(config, drawn)
-
-
-def _settings(config: Any, drawn: Mapping[str, object]) -> Any:
-    base = importlib.import_module(f"training.{config.model}").TrainConfig
-    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(base)}
-    return base(**given | dict(drawn))
+    return training_settings(config, drawn)
 
 
 def _score(config: Any) -> Score:
@@ -334,7 +329,7 @@ def _plot(plot: Callable[..., Any], study: optuna.Study, **options: Any) -> Figu
 def _command(config: Any, best: FrozenTrial) -> str:
     """Return the command that trains with the best, and with what was given for all trials."""
     base = importlib.import_module(f"training.{config.model}").TrainConfig
-    default, given = base(), _settings(config, {"out_dir": base().out_dir})
+    default, given = base(), training_settings(config, {"out_dir": base().out_dir})
     changed = {
         field.name: getattr(given, field.name)
         for field in dataclasses.fields(base)
@@ -353,13 +348,7 @@ def _flag(name: str, value: object) -> str:
 
 def read(_: type[Any], arguments: Sequence[str] | None) -> Any:
     """Return the flags of the search and of the training of the room that is named."""
-    given = sys.argv[1:] if arguments is None else arguments
-    rooms = [name for name, each in ((name, models.spec(name)) for name in models.names())
-             if each.task in _SPACES]  # fmt: skip
-    named = next((each for each in given if each in rooms), None)
-    if named is None:
-        raise ConfigError(f"expected the name of a room to tune: {', '.join(rooms)}")
-    return parse(tune_config(named), arguments)
+    return parse_for_room(tune_config, arguments, _SPACES, "a room to tune")
 
 
 if __name__ == "__main__":

@@ -79,8 +79,9 @@ def ship(fitted: Fitted, shipment: Shipment) -> dict[str, Any]:
     spec = ModelSpec.from_file(folder / "model-config.yaml")
     known = _fingerprints(shipment)
     known.save(folder / FINGERPRINTS_FILE)
-    _write_golden(_eager(fitted, spec), known, folder)
-    farthest = _prove(fitted, spec, folder)
+    eager = _eager(fitted, spec)
+    _write_golden(eager, known, folder)
+    farthest = _prove(eager, folder)
     for name in ("split.csv", "extractor.pt"):
         shutil.copyfile(config.out_dir / name, folder / name)
     settings = json.loads((config.out_dir / "config.json").read_text(encoding="utf-8"))
@@ -191,15 +192,14 @@ def _write_golden(pipeline: DiffusionPipeline, known: FingerprintIndex, folder: 
     np.savez(folder / "golden_output.npz", tolerance=np.float32(_TOLERANCE), **arrays)
 
 
-def _prove(fitted: Fitted, spec: ModelSpec, folder: Path) -> float:
+def _prove(eager: DiffusionPipeline, folder: Path) -> float:
     """Draw one image with every engine; the largest difference to eager torch, in [-1, 1]."""
-    assert spec.generation is not None
-    settings = SampleSettings.default(spec.generation)
-    expected = _eager(fitted, spec).golden(_PROOF_SEED, 0, settings)["image"]
+    settings = SampleSettings.default(eager.generation)
+    expected = eager.golden(_PROOF_SEED, 0, settings)["image"]
     farthest = 0.0
     for name in EngineName:
         engine = load_engine(name, folder, precision=Precision.F32, threads=1)
-        drawn = DiffusionPipeline(spec, engine.run).golden(_PROOF_SEED, 0, settings)["image"]
+        drawn = DiffusionPipeline(eager.spec, engine.run).golden(_PROOF_SEED, 0, settings)["image"]
         difference = float(np.abs(drawn - expected).max())
         if not difference <= _TOLERANCE:
             raise ArchiveError(
