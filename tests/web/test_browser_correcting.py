@@ -143,6 +143,95 @@ def test_many_pictures_get_a_class_in_one_step_by_keyboard_alone(
     )
 
 
+def slow(tab: Page, path: str) -> None:
+    """Let the next answer from a path (a pattern) arrive late, or as many as `late` counts."""
+    tab.add_init_script(
+        f"""const path = {path};
+        const send = window.fetch;
+        window.late = 1;
+        window.fetch = async (...asked) => {{
+          const answer = await send(...asked);
+          if (path.test(asked[0]) && window.late > 0) {{
+            window.late -= 1;
+            await new Promise((go) => setTimeout(go, 1000));
+          }}
+          return answer;
+        }};"""
+    )
+
+
+def test_a_step_is_taken_back_before_the_files_of_a_reload_are_there(fake_tab: Page) -> None:
+    tab = fake_tab
+    sorted_files(tab)
+    tab.locator("tr.file select").first.select_option("bright")
+    tab.locator("tr.corrected").wait_for()
+    slow(tab, r"/\/jobs\/[^/]+$/")
+    tab.reload()
+    tab.keyboard.press("Control+z")
+    tab.locator("#moved", has_text="clear.png: now dark").wait_for(state="attached")
+    tab.locator("tr.corrected").wait_for(state="detached")
+    assert tab.locator("tr.file select").first.input_value() == "dark"
+
+
+def test_files_given_before_those_of_a_reload_are_there_are_further_ones(fake_tab: Page) -> None:
+    tab = fake_tab
+    sorted_files(tab)
+    slow(tab, r"/\/jobs\/[^/]+$/")
+    tab.reload()
+    tab.locator("#files").set_input_files([image("new.png", "ok bright", 9)])
+    tab.get_by_text(f"Done. Files: {len(FILES) + 1}", exact=True).wait_for()
+    assert row(tab, "new.png")
+    assert "The model hesitates" in row(tab, "unsure.png")
+
+
+def test_a_mask_that_comes_late_is_not_drawn_for_another_case(fake_tab: Page) -> None:
+    tab = fake_tab
+    slow(tab, r"/\/layers$/")
+    tab.goto("/segment?model=gland")
+    tab.locator("#files").set_input_files([image(f"{n}.png", "", n) for n in range(3)])
+    tab.get_by_text("3 of 3 cases done").wait_for()
+    seen = "document.getElementById('overlay').src"
+    before = tab.evaluate(seen)
+    tab.locator("#case-list").get_by_role("button", name="2.png").click()
+    tab.wait_for_function(f"before => {seen} !== before", arg=before)
+    expected = tab.evaluate(seen)
+    tab.evaluate(
+        """() => { const [, first, second] = document.querySelectorAll('#case-list button');
+                   window.late = 1; first.click(); second.click(); }"""
+    )
+    tab.wait_for_timeout(2000)  # the late one has come
+    tab.locator("#case", has_text="2.png").wait_for()
+    assert tab.evaluate(seen) == expected
+
+
+def test_another_model_counts_for_the_next_cases_not_for_those_on_their_way(
+    fake_tab: Page, fake_page: FakePage
+) -> None:
+    tab = fake_tab
+    slow(tab, r"/\/segmentation$/")
+    tab.goto("/segment?model=organs")
+    tab.locator("#files").set_input_files(volumes("a.nii", "b.nii"))
+    tab.get_by_text("Segmenting, ").wait_for()
+    tab.locator("#model").select_option("gland@1.0")
+    tab.get_by_text("2 of 2 cases done").wait_for()
+    assert [each.model for each in fake_page.engine.requests] == ["organs", "organs"]
+
+
+def test_the_model_that_is_chosen_while_a_session_opens_is_the_one_that_answers(
+    fake_tab: Page, fake_page: FakePage
+) -> None:
+    tab = fake_tab
+    sorted_files(tab)
+    slow(tab, r"/\/jobs\/[^/]+$/")
+    tab.reload()
+    before = tab.url
+    tab.locator("#model").select_option("shades@1.0")
+    tab.wait_for_url(lambda url: url != before)
+    tab.get_by_text(f"Done. Files: {len(FILES)}", exact=True).wait_for()
+    assert tab.locator("#model").input_value() == "shades@1.0"
+    assert fake_page.engine.requests[-1].model == "shades"
+
+
 def test_pictures_are_chosen_by_click_and_up_to_another_with_shift(fake_tab: Page) -> None:
     tab = fake_tab
     pictures(tab, [*FILES, *(image(f"{place}.png", "ok dark", place) for place in range(9, 40))])

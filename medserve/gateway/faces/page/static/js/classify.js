@@ -47,11 +47,22 @@ const grid = new Grid({
 
 // ---- a job and its files
 
+let beginning = null;
+
+/** Wait until there is a job, with the files that it had before: new ones are numbered behind them. */
+function begun() {
+  beginning ??= begin();
+  beginning.catch(() => (beginning = null));
+  return beginning;
+}
+
 async function begin() {
-  if (state.job === null) {
+  const isKept = state.job !== null;
+  if (!isKept) {
     const { name: model, version } = chosen();
     const response = await request("/jobs", { method: "POST", json: { kind: "classify", model, version } });
     state.job = await response.json();
+    $("model").value = valueOf({ name: model, version }); // if another one was chosen meanwhile
     history.replaceState(null, "", `/classify/${state.job.id}`);
   }
   const { id, labels, values } = state.job;
@@ -62,6 +73,7 @@ async function begin() {
   showsNumbers(values.length > 0);
   for (const format of ["zip", "csv", "json"]) $(format).href = `/jobs/${id}/results.${format}`;
   $("corrections").href = `/jobs/${id}/corrections.csv`;
+  if (isKept) await restore();
 }
 
 /** Numbers have neither id nor probability, and nothing to sort into folders or to correct. */
@@ -70,13 +82,10 @@ function showsNumbers(does) {
   if (does) $("told").textContent = t("classify.values");
 }
 
-let beginning = null;
-
 async function take(found) {
   try {
-    await (beginning ??= begin());
+    await begun();
   } catch (error) {
-    beginning = null;
     say(explain(error));
     $("work").hidden = false;
     return;
@@ -151,7 +160,6 @@ function merge(files) {
 }
 
 async function restore() {
-  await (beginning ??= begin());
   const response = await request(`/jobs/${state.job.id}`);
   const { files } = await response.json();
   for (const file of files) {
@@ -378,9 +386,11 @@ async function choose(rows, label) {
   }
 }
 
+/** Take a step back or again, and say of which files; after a reload these have to be there first. */
 async function travel(step) {
   try {
-    const numbers = await step;
+    await begun();
+    const numbers = await state.corrections[step]();
     tell((numbers ?? []).map((number) => state.byNumber.get(number)).filter(Boolean));
   } catch (error) {
     say(explain(error));
@@ -424,13 +434,13 @@ $("stop").addEventListener("click", () => state.uploads.stop());
 $("again").addEventListener("click", () => {
   send(state.rows.filter(canGoOn));
 });
-$("undo").addEventListener("click", () => travel(state.corrections.undo()));
-$("redo").addEventListener("click", () => travel(state.corrections.redo()));
+$("undo").addEventListener("click", () => travel("undo"));
+$("redo").addEventListener("click", () => travel("redo"));
 addEventListener("keydown", (event) => {
   const typing = event.target.matches("input[type=search], input[type=text]");
   if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || typing || !state.corrections) return;
   event.preventDefault();
-  travel(event.shiftKey ? state.corrections.redo() : state.corrections.undo());
+  travel(event.shiftKey ? "redo" : "undo");
 });
 $("delete").addEventListener("click", async () => {
   if (!(await agreed($("confirm")))) return;
@@ -444,7 +454,7 @@ addEventListener("beforeunload", (event) => state.running && event.preventDefaul
 $("formats").textContent = t("classify.formats");
 onFiles(take);
 state.pictures = remembered(PICTURES) === "yes";
-startModel("classify", () => state.rows.length && rerun(chosen()));
+startModel("classify", () => state.job && rerun(chosen()));
 if (state.job) {
-  restore().catch((error) => say(explain(error)));
+  begun().catch((error) => say(explain(error)));
 }

@@ -29,8 +29,15 @@ async function take(found) {
   await answerEach(casesOf(found, state.model));
 }
 
+/** What is asked now: a visitor who chooses anew while cases are on their way means the next ones. */
+function asked() {
+  const { model } = state;
+  return { model, options: chosenOptions($("options"), model.options) };
+}
+
 /** Send cases one after the other, and show the first that is answered. */
 async function answerEach(given) {
+  const wish = asked();
   state.stopping?.abort();
   const stopping = (state.stopping = new AbortController());
   fail(null);
@@ -40,8 +47,9 @@ async function answerEach(given) {
   for (const each of cases) {
     listCases();
     try {
-      each.answer = await answerTo(each, stopping.signal);
-      if (!state.shown) await open(each);
+      each.answer = await answerTo(each, wish, stopping.signal);
+      if (stopping !== state.stopping) return;
+      if (!state.shown) await inTurn(() => open(each));
     } catch (error) {
       if (stopping !== state.stopping) return;
       each.error = error;
@@ -54,21 +62,24 @@ async function answerEach(given) {
 }
 
 /** Send a case as a job of its own, and give what the model answers. */
-async function answerTo(each, signal) {
+async function answerTo(each, { model: { name: model, version, channels }, options }, signal) {
   const { files } = each;
   const size = files.reduce((sum, { file }) => sum + file.size, 0);
   if (size > page.limits.bytes) throw new ServerError(413, "PAYLOAD_TOO_LARGE", "");
-  const { name: model, version } = state.model;
   const begun = await request("/jobs", { method: "POST", json: { kind: "segment", model, version }, signal });
   each.job = await begun.json();
-  const isFile = files.length === 1 || state.model.channels.length > 0;
+  const isFile = files.length === 1 || channels.length > 0;
   each.volume = isFile && NIFTI.test(files[0].name) ? files[0].file : null;
-  if (!state.shown) use(each);
+  if (!state.shown) {
+    use(each);
+    $("rerun").hidden = true; // until the server has the files
+  }
   const entries = files.map(({ name, file, place }, number) => ({ number: place ?? number, name, file }));
   run(t("segment.sending", { size: bytes(size) }), 0);
   await sendPack(`/jobs/${each.job.id}/volume`, entries, { progress: (part) => ($("progress").value = part), signal });
+  $("rerun").hidden = false;
   each.job = await (await request(`/jobs/${each.job.id}`, { signal })).json(); // it has a name now
-  return ask(each.job, signal);
+  return ask(each.job, options, signal);
 }
 
 /** Take a case as the one that this page is about. */
@@ -78,10 +89,20 @@ function use({ job, volume }) {
 }
 
 async function open(each) {
+  if (!state.cases.includes(each)) return; // others came while it waited for its turn
   state.shown = each;
   use(each);
   listCases();
   await show(each.answer);
+}
+
+let drawn = Promise.resolve();
+
+/** Draw once all before it is drawn: a mask lies on its own volume, however fast a visitor asks for another. */
+function inTurn(draw) {
+  const turn = drawn.then(draw);
+  drawn = turn.catch(() => {});
+  return turn;
 }
 
 function listCases() {
@@ -90,7 +111,7 @@ function listCases() {
     if (answer) return t("segment.done", { found: count(measured(answer).filter(({ amount }) => amount).length) });
     return job ? "…" : t("segment.case_waiting");
   };
-  drawCases(state.cases, state.shown, said, (each) => open(each).catch(fail));
+  drawCases(state.cases, state.shown, said, (each) => inTurn(() => open(each)).catch(fail));
 }
 
 function done() {
@@ -100,8 +121,7 @@ function done() {
   $("said").textContent = t("segment.cases_done", { done: count(answered), all: count(state.cases.length) });
 }
 
-async function ask(job, signal) {
-  const json = chosenOptions($("options"), state.model.options);
+async function ask(job, options, signal) {
   const begun = performance.now();
   const tick = () => {
     const seconds = Math.round((performance.now() - begun) / 1000);
@@ -111,7 +131,7 @@ async function ask(job, signal) {
   tick();
   const timer = setInterval(tick, 1000);
   try {
-    return await (await request(`/jobs/${job.id}/segmentation`, { method: "POST", json, signal })).json();
+    return await (await request(`/jobs/${job.id}/segmentation`, { method: "POST", json: options, signal })).json();
   } finally {
     clearInterval(timer);
     $("said").setAttribute("aria-live", "polite");
@@ -120,7 +140,7 @@ async function ask(job, signal) {
 
 /** Ask again: the same model with other options, or another model, to which nothing is sent again. */
 async function rerun(signal) {
-  const { name: model, version } = state.model;
+  const { model: { name: model, version }, options } = asked();
   if (state.job.model !== model || state.job.version !== version) {
     const json = { kind: "segment", model, version, files_of: state.job.id };
     const { id } = await (await request("/jobs", { method: "POST", json, signal })).json();
@@ -129,7 +149,8 @@ async function rerun(signal) {
   }
   state.cases = [];
   listCases();
-  await show(await ask(state.job, signal));
+  const answer = await ask(state.job, options, signal);
+  await inTurn(() => show(answer));
   nameRerun();
 }
 
@@ -144,7 +165,6 @@ function run(text, value) {
   $("running").hidden = false;
   $("stop").hidden = false;
   $("drop").classList.add("small");
-  $("rerun").hidden = false;
   if (value === null) $("progress").removeAttribute("value");
   else $("progress").value = value;
   if ($("said").textContent !== text) $("said").textContent = text;
@@ -222,11 +242,12 @@ async function showPicture() {
     $("warnings").hidden = false;
     $("warnings").append(` ${t("segment.no_viewer")}`);
   }
-  state.flat = await FlatPicture.load(state.job.id).catch(() => null); // else the model's own picture
+  const { id } = state.job;
+  state.flat = await FlatPicture.load(id).catch(() => null); // else the model's own picture
   if (state.flat) return drawFlat();
   $("measures").querySelectorAll("input").forEach((input) => (input.disabled = true)); // nothing to act on
   $("overlay").hidden = !state.answer.parts.includes("overlay.png");
-  if (!$("overlay").hidden) $("overlay").src = `/jobs/${state.job.id}/overlay.png?at=${Date.now()}`;
+  if (!$("overlay").hidden) $("overlay").src = `/jobs/${id}/overlay.png?at=${Date.now()}`;
 }
 
 function drawFlat() {
@@ -403,7 +424,7 @@ async function veil() {
   }
 }
 
-$("veil").addEventListener("change", veil);
+$("veil").addEventListener("change", () => inTurn(veil));
 
 /** A row for each structure in each frame. */
 function frameRows({ frames, structures, labels }) {
@@ -460,7 +481,7 @@ $("choose-mask").addEventListener("click", () => $("corrected-mask").click());
 $("corrected-mask").addEventListener("change", (event) => {
   const [file] = event.target.files;
   event.target.value = "";
-  if (file) correct(file);
+  if (file) inTurn(() => correct(file));
 });
 $("cases-csv").addEventListener("click", () => save(allMeasures(), "medserve-measures.csv"));
 $("cases-zip").addEventListener("click", async () => {
@@ -482,6 +503,7 @@ $("cases-zip").addEventListener("click", async () => {
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
   if ($("rerun").hidden) return; // there is nothing yet; the options count for the next file
+  state.stopping?.abort();
   state.stopping = new AbortController();
   fail(null);
   $("progress").hidden = false;
@@ -493,13 +515,13 @@ $("delete").addEventListener("click", async () => {
   location.assign("/segment");
 });
 
-if (state.job) {
+/** Show what the job of this address has, unless files came before that. */
+async function restore(id) {
   $("drop").classList.add("small");
-  request(`/jobs/${state.job.id}`)
-    .then((response) => response.json())
-    .then(({ answer, files }) => {
-      $("rerun").hidden = files.length === 0;
-      return answer && show(answer);
-    })
-    .catch(fail);
+  const { answer, files } = await (await request(`/jobs/${id}`)).json();
+  if (state.job.id !== id || state.cases.length) return;
+  $("rerun").hidden = files.length === 0;
+  if (answer) await show(answer);
 }
+
+if (state.job) inTurn(() => restore(page.job.id)).catch(fail);
