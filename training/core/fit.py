@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import logging
 import math
+import os
 import pickle
 import warnings
 import zipfile
@@ -170,7 +172,7 @@ def fit(
         options: Of Lightning's `Trainer`.
 
     Raises:
-        ConfigError: there is nothing to resume.
+        ConfigError: there is nothing to resume, or another process trains in this folder.
     """
     folder = checkpoints_of(out_dir)
     resumed = _resumed_from(folder) if resume else None
@@ -192,10 +194,44 @@ def fit(
         default_root_dir=out_dir,
         **options,
     )
-    with expected_remarks(*remarks):
+    with _held(folder, is_first=trainer.global_rank == 0), expected_remarks(*remarks):
         train, *validation = loaders
         trainer.fit(module, train, validation[0] if validation else None, ckpt_path=resumed)
     return trainer
+
+
+@contextmanager
+def _held(folder: Path, *, is_first: bool) -> Iterator[None]:
+    """Keep other trainings out of a folder until this one ends, however it ends.
+
+    Args:
+        folder: Of the checkpoints.
+        is_first: Whether this is the first of the processes that train one network; the others
+            share its folder.
+
+    Raises:
+        ConfigError: another process trains there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if is_first:
+            _lock(held, folder)
+        yield
+    finally:
+        os.close(held)
+
+
+def _lock(held: int, folder: Path) -> None:
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"another process trains in {folder.parent}: wait for its end, or give another "
+            "--out-dir"
+        ) from None
+    except OSError:  # some network disks lock no folders
+        _log.info("%s: this file system keeps no second training out", folder)
 
 
 def fit_best(
