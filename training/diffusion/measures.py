@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from medserve.inference.fingerprints import FingerprintIndex
 from training.classification.data import LabelledImages
+from training.diffusion.appearance import Appearance, appearance
 from training.diffusion.copies import CopyCheck, check_copies, nearest, nearest_pixels
 from training.diffusion.distances import (
     Coverage,
@@ -91,6 +92,7 @@ class Measured:
         reference: The same of n unseen real images: the best that can be asked for.
         training: Fréchet distance of n training images to the unseen ones, a mean of draws.
         similarity: Mean MS-SSIM within a class: of synthetic, and of unseen real images.
+        looks: Of synthetic, and of unseen real images.
         pixels: Nearest training images in grey levels.
         features: Nearest training images in features.
         withheld: Share of synthetic images that serving withholds.
@@ -103,6 +105,7 @@ class Measured:
     reference: Distances
     training: float
     similarity: tuple[float, float]
+    looks: tuple[Appearance, Appearance]
     pixels: CopyCheck
     features: CopyCheck
     withheld: npt.NDArray[np.bool_]
@@ -145,6 +148,10 @@ class Measured:
                 "synthetic": round(self.similarity[0], 4),
                 "real": round(self.similarity[1], 4),
             },
+            "appearance": {
+                "synthetic": self.looks[0].to_json(),
+                "real": self.looks[1].to_json(),
+            },
             "copies": {
                 "rate_before_withholding": round(float(self.copies.mean()), 5),
                 "rate_unseen_real": round(float(either_unseen.mean()), 5),
@@ -186,6 +193,7 @@ def measure(image_sets: ImageSets, features: SetFeatures, seed: int = 0) -> Meas
         reference=_distances(features.reference[:n], features.unseen),
         training=float(np.mean(seen)),
         similarity=(_similarity(image_sets.synthetic), _similarity(image_sets.unseen)),
+        looks=(appearance(image_sets.synthetic.images), appearance(image_sets.unseen.images)),
         pixels=check_copies(pixels[0], pixels[1][0], pixels[2][0]),
         features=check_copies(found[0], found[1][0], found[2][0]),
         withheld=index.is_copy(image_sets.synthetic.images),

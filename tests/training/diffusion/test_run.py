@@ -126,6 +126,8 @@ def test_the_metrics_put_real_images_beside_synthetic_ones(finished: DiffusionCo
     )
     assert metrics["frechet_distance"] > metrics["frechet_distance_real"]  # one epoch
     assert set(metrics["taught"]) == {"n", "commonest_class", "synthetic", "real"}
+    assert set(metrics["appearance"]) == {"synthetic", "real"}
+    assert metrics["appearance"]["synthetic"] != metrics["appearance"]["real"]
     assert metrics["training"]["train_images"] == 96
     page = (finished.out_dir / "report" / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 4
