@@ -38,7 +38,6 @@ from medserve.imaging.codecs.payload import Payload
 from medserve.imaging.frames import FrameLimits, FrameStack, GivenSpacing
 from medserve.imaging.image import Image
 from medserve.imaging.packed_masks import PackedMasks
-from medserve.imaging.ultrasound_check import looks_like_ultrasound
 from medserve.inference.engines import Outputs
 from medserve.inference.frame_pipeline import FoundFrame, FramePipeline, FrameSettings
 from medserve.results.files import frame_overlay
@@ -230,7 +229,7 @@ class FrameHandler(Handler[FrameOptions]):
             except MedserveError as error:
                 findings[index] = FrameFinding(error)
                 continue
-            is_unlike = ultrasound and not looks_like_ultrasound(image)
+            is_unlike = self.pipeline.is_unlike_ultrasound(image)
             seen.append(_Seen(index, unlike_ultrasound=is_unlike))
             yield image
 

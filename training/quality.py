@@ -8,6 +8,7 @@ answered by the code that serves. Printed is the section `quality` of the model'
 - the temperature, fitted on the validation part and judged on the test part;
 - the logistic regression that predicts the Dice of a mask from its own scores, and the limit of a
   review, both judged by cross-validation over patients;
+- for frames the sum of probabilities below which a frame without a mask asks for no review;
 - for volumes the range of reference over found volume, by conformal prediction.
 
 `quality.json` and `quality.md` hold the figures; `--install` puts these into the card of the room.
@@ -45,6 +46,7 @@ from medserve.inference.quality import MaskSums
 from medserve.inference.volume_pipeline import VolumePipeline
 from medserve.spec import ModelSpec, Task
 from medserve.spec.quality import DiceSpec, QualitySpec
+from medserve.tasks.result import DoubtReason
 from training.core.config import Setting, run
 from training.core.evaluation import EvaluationRequest, measured_model, predict_by
 from training.core.files import write_json
@@ -67,8 +69,10 @@ from training.volumes.metrics import compare_masks
 
 __all__ = [
     "JudgedMask",
+    "NoMask",
     "QualityConfig",
     "expected_calibration_error",
+    "fit_absence",
     "fit_dice",
     "fit_temperature",
     "main",
@@ -81,6 +85,8 @@ Array = npt.NDArray[Any]
 _HEADING = "## Errors of single masks"
 _FOLDS = 5
 _FALSE_ALARMS = 0.05  # largest share of the unchanged cases in which a right mask is flagged
+_LEAST_ABSENT = 10  # unchanged frames that show none: fewer say nothing about such frames
+_LEAST_MISSED = 5  # unchanged or spoilt
 _COVERED = 0.9  # share of references that an interval of volumes holds
 _BINS = 15  # of confidence, as in arXiv:1706.04599
 _PENALTY = 0.1  # 1 / C of the regression on standardised predictors: cases are few
@@ -129,6 +135,21 @@ class JudgedMask:
     ratio: float
 
 
+@dataclass(frozen=True)
+class NoMask:
+    """A frame without a mask that nothing else flags.
+
+    Attributes:
+        is_changed: Whether the input was spoilt.
+        is_missed: Whether the reference shows the structure.
+        promised: Pixels that the probabilities add up to.
+    """
+
+    is_changed: bool
+    is_missed: bool
+    promised: float
+
+
 @dataclass(frozen=True, eq=False)
 class _Case:
     """A case that no training saw, with its logits on the network's grid."""
@@ -145,12 +166,13 @@ class _Model:
 
     Attributes:
         logits: A sample -> logits (labels, voxels) and label ids (voxels) on the network's grid.
-        judge: A case as it is or spoilt -> its labels, judged; it takes the temperature, too.
+        judge: A case as it is or spoilt -> its labels, judged, or that nothing was found; it takes
+            the temperature, too.
     """
 
     cases: Sequence[_Case]
     logits: Callable[[Sample], tuple[Array, Array]]
-    judge: Callable[[_Case, Sample, bool, float], Iterator[JudgedMask]]
+    judge: Callable[[_Case, Sample, bool, float], Iterator[JudgedMask | NoMask]]
 
 
 def main(config: QualityConfig) -> None:
@@ -158,15 +180,20 @@ def main(config: QualityConfig) -> None:
     with measured_model(config.model, config.variant, config.weights) as (spec, weights):
         model = _model(config, spec, weights)
         calibration = _calibrate(model)
-        masks = list(_judged(config, spec, model, calibration["temperature"]))
+        answers = list(_judged(config, spec, model, calibration["temperature"]))
+    masks = [each for each in answers if isinstance(each, JudgedMask)]
     wrong_below = WRONG_BELOW[spec.task]
     dice, figures = fit_dice(masks, wrong_below)
     ratios = _ratios(masks) if spec.task is Task.VOLUMES else {}
-    quality = QualitySpec(calibration["temperature"], dice, {k: v[0] for k, v in ratios.items()})
+    absent_below, without_masks = fit_absence([e for e in answers if isinstance(e, NoMask)])
+    quality = QualitySpec(
+        calibration["temperature"], dice, {k: v[0] for k, v in ratios.items()}, absent_below
+    )
     content = {
         "model": spec.name, "version": spec.version, "wrong_below": wrong_below,
         "calibration": calibration, "predicted_dice": figures,
         "covered": {label: covered for label, (_, covered) in ratios.items()},
+        "without_masks": without_masks,
         "quality": msgspec.to_builtins(quality),
     }  # fmt: skip
     write_json(config.out_dir / "quality.json", content)
@@ -215,19 +242,20 @@ def fit_dice(masks: Sequence[JudgedMask], wrong_below: float) -> tuple[DiceSpec,
     The limit of a review flags masks that are right in 5 % of the unchanged cases, or fewer.
 
     Raises:
-        ConfigError: too few patients, or the masks of unchanged cases are all right or all wrong.
+        ConfigError: too few patients, no wrong mask of any case, or no right one of an unchanged
+            case.
     """
     values = np.array([each.predictors for each in masks])
     dice = np.array([each.dice for each in masks])
     patients = np.array([each.patient for each in masks])
     is_clean = ~np.array([each.is_changed for each in masks])
     is_wrong = dice < wrong_below
-    wrong, clean = int(is_wrong[is_clean].sum()), int(is_clean.sum())
-    if len(set(patients)) < _FOLDS or not 0 < wrong < clean:
+    wrong, right = int(is_wrong.sum()), int((is_clean & ~is_wrong).sum())
+    if len(set(patients)) < _FOLDS or not wrong or not right:
         raise ConfigError(
-            f"expected {_FOLDS} patients or more, and right and wrong masks (Dice below "
-            f"{wrong_below}) of unchanged cases, got {len(set(patients))} patients and {wrong} "
-            f"wrong masks of {clean}; add cases"
+            f"expected {_FOLDS} patients or more, wrong masks (Dice below {wrong_below}) and right "
+            f"ones of unchanged cases, got {len(set(patients))} patients, {wrong} wrong masks and "
+            f"{right} such right ones; add cases"
         )
     # All spoilt masks together count as much as the unchanged ones, which are what is mostly asked.
     weights = np.where(is_clean, 1.0, is_clean.sum() / max(1, (~is_clean).sum()))
@@ -240,23 +268,44 @@ def fit_dice(masks: Sequence[JudgedMask], wrong_below: float) -> tuple[DiceSpec,
     limit = _limit(cases, predicted[is_right])
     share = round(float((predicted[is_clean] < limit).mean()), 3)
     figures = {
-        name: {
-            "n": int(chosen.sum()),
-            "patients": len(set(patients[chosen])),
-            "wrong": int(is_wrong[chosen].sum()),
-            "auroc": round(auroc(is_wrong[chosen], -predicted[chosen]), 4),
-            "auroc_interval": tuple(
-                round(bound, 4)
-                for bound in auroc_interval(is_wrong[chosen], -predicted[chosen], patients[chosen])
-            ),
-            "mean_error": round(float(np.abs(predicted - dice)[chosen].mean()), 4),
-            "wrong_flagged": round(float((predicted < limit)[chosen & is_wrong].mean()), 4),
-            "right_flagged": round(float((predicted < limit)[chosen & ~is_wrong].mean()), 4),
-        }
+        name: _figures(predicted[chosen], dice[chosen], patients[chosen], (wrong_below, limit))
         for name, chosen in (("unchanged", is_clean), ("all", np.ones_like(is_clean)))
     }
     coefficients = _regression(values, dice, weights)
     return DiceSpec(*coefficients, review_below=limit, review_share=share), figures
+
+
+def _figures(
+    predicted: Array, dice: Array, patients: Array, limits: tuple[float, float]
+) -> dict[str, Any]:
+    """Return how well a Dice is predicted; None for what takes wrong masks, where there are none.
+
+    Args:
+        predicted: Of each mask.
+        dice: With its reference.
+        patients: Whose it is.
+        limits: The Dice below which a mask is wrong, and the predicted one of a review.
+    """
+    wrong_below, review_below = limits
+    is_wrong, is_flagged = dice < wrong_below, predicted < review_below
+    found: dict[str, Any] = {
+        "n": len(dice),
+        "patients": len(set(patients)),
+        "wrong": int(is_wrong.sum()),
+        "auroc": None,
+        "auroc_interval": None,
+        "mean_error": round(float(np.abs(predicted - dice).mean()), 4),
+        "wrong_flagged": None,
+        "right_flagged": round(float(is_flagged[~is_wrong].mean()), 4),
+    }
+    if is_wrong.any():
+        low, high = auroc_interval(is_wrong, -predicted, patients)
+        found |= {
+            "auroc": round(auroc(is_wrong, -predicted), 4),
+            "auroc_interval": (round(low, 4), round(high, 4)),
+            "wrong_flagged": round(float(is_flagged[is_wrong].mean()), 4),
+        }
+    return found
 
 
 def _limit(cases: Sequence[str], predicted: Array) -> float:
@@ -267,8 +316,36 @@ def _limit(cases: Sequence[str], predicted: Array) -> float:
     lowest: dict[str, float] = {}
     for case, value in zip(cases, predicted, strict=True):
         lowest[case] = min(value, lowest.get(case, 1.0))
-    allowed = np.quantile(list(lowest.values()), _FALSE_ALARMS, method="lower")
-    return math.floor(1000 * float(allowed)) / 1000
+    flagged = int(_FALSE_ALARMS * len(lowest))
+    return math.floor(1000 * sorted(lowest.values())[flagged]) / 1000
+
+
+def fit_absence(answers: Sequence[NoMask]) -> tuple[float | None, dict[str, int]]:
+    """Return the promised pixels below which a frame without a mask asks for no review.
+
+    The limit with the largest sum of two shares: of frames that missed the structure, unchanged or
+    spoilt, those at or above it, and of frames that show none those below (Youden, Cancer 3, 1950).
+    None where either are too few to tell.
+
+    Returns:
+        The limit, and the counts of unchanged frames without a mask: how many are right, how many
+        missed the structure, and how many of either ask for a review.
+    """
+    promised = np.array([each.promised for each in answers])
+    is_missed = np.array([each.is_missed for each in answers], dtype=np.bool_)
+    is_clean = ~np.array([each.is_changed for each in answers], dtype=np.bool_)
+    missed, absent = np.sort(promised[is_missed]), promised[~is_missed]
+    limit = None
+    if len(missed) >= _LEAST_MISSED and (is_clean & ~is_missed).sum() >= _LEAST_ABSENT:
+        told = [np.mean(missed >= each) + np.mean(absent < each) for each in missed]
+        limit = math.floor(100 * missed[int(np.argmax(told))]) / 100
+    asks = promised >= (0.0 if limit is None else limit)
+    return limit, {
+        "right": int((is_clean & ~is_missed).sum()),
+        "right_flagged": int((is_clean & ~is_missed & asks).sum()),
+        "missed": int((is_clean & is_missed).sum()),
+        "missed_flagged": int((is_clean & is_missed & asks).sum()),
+    }
 
 
 def volume_ratio(ratios: Array) -> tuple[float, float]:
@@ -292,11 +369,11 @@ def section(content: Mapping[str, Any], config: QualityConfig) -> str:
             "masks": lambda row: row[0],
             "n (patients)": lambda row: f"{row[1]['n']} ({row[1]['patients']})",
             f"Dice below {limit}": lambda row: str(row[1]["wrong"]),
-            "AUROC (95 %)": lambda row: "{:.3f} ({:.3f} to {:.3f})".format(
-                row[1]["auroc"], *row[1]["auroc_interval"]
+            "AUROC (95 %)": lambda row: _told(
+                row[1]["auroc"], "{:.3f} ({:.3f} to {:.3f})", row[1]["auroc_interval"]
             ),
             "error of the prediction": lambda row: f"{row[1]['mean_error']:.3f}",
-            "flagged of these": lambda row: f"{100 * row[1]['wrong_flagged']:.0f} %",
+            "flagged of these": lambda row: _told(row[1]["wrong_flagged"], "{:.0%}"),
             "flagged of the others": lambda row: f"{100 * row[1]['right_flagged']:.0f} %",
         },
         [("of unchanged inputs", figures["unchanged"]), ("of spoilt ones, too", figures["all"])],
@@ -319,8 +396,29 @@ def section(content: Mapping[str, Any], config: QualityConfig) -> str:
         "(`training.robustness`); the table is its five-fold cross-validation over\npatients. "
         f"Below {dice['review_below']}, as are {100 * dice['review_share']:.0f} % of unchanged "
         "masks, an answer asks for a review. A structure that is\nnot found has no prediction, and "
-        f"is told apart.\n{covered}\n{table}\n"
+        f"is told apart.\n{_absence(content)}{covered}\n{table}\n"
         f"```bash\npython -m training.quality {config.model} {' '.join(flags)}\n```\n"
+    )
+
+
+def _told(value: float | None, form: str, further: Sequence[float] | None = None) -> str:
+    """Return a figure of wrong masks, or a dash where none is wrong."""
+    if value is None:
+        return "\N{EN DASH}"
+    return form.format(value, *(further or ())).replace("%", " %")
+
+
+def _absence(content: Mapping[str, Any]) -> str:
+    """Return the paragraph about frames without a mask, where they need not ask for a review."""
+    if (below := content["quality"]["absent_below"]) is None:
+        return ""
+    counts = content["without_masks"]
+    return (
+        "\nA frame without a mask asks for a review unless its probabilities add up to less than "
+        f"{below} pixels: of unchanged frames\nwithout a mask that nothing else flags, "
+        f"{counts['right_flagged']} of {counts['right']} that show none ask, and "
+        f"{counts['missed_flagged']} of {counts['missed']} in which it was missed. The\nlimit was "
+        "chosen by these frames and by spoilt copies.\n"
     )
 
 
@@ -342,7 +440,7 @@ def _calibrate(model: _Model) -> dict[str, float]:
 
 def _judged(
     config: QualityConfig, spec: ModelSpec, model: _Model, temperature: float
-) -> Iterator[JudgedMask]:
+) -> Iterator[JudgedMask | NoMask]:
     for change in track(changes_of(spec.task), "Spoiling inputs"):
         draws = np.random.default_rng(config.seed)
         is_changed = change.kind != "none"
@@ -429,11 +527,17 @@ def _of_frames(spec: ModelSpec, predict: Any, parts: Mapping[str, EvaluationRequ
 
     def judge(
         case: _Case, sample: Sample, is_changed: bool, temperature: float
-    ) -> Iterator[JudgedMask]:
-        [found] = pipeline(temperature).segment([Image(sample.array)], predict)
-        if found.predicted_dice is None or not found.mask.any():
-            return
+    ) -> Iterator[JudgedMask | NoMask]:
+        own, image = pipeline(temperature), Image(sample.array)
+        [found] = own.segment([image], predict)
         assert found.sums is not None
+        if not found.mask.any():
+            reasons = {each.reason for each in own.doubts(found, None)}
+            if reasons == {DoubtReason.EMPTY} and not own.is_unlike_ultrasound(image):
+                yield NoMask(is_changed, bool(sample.truth.any()), found.sums.promised)
+            return
+        if found.predicted_dice is None:
+            return
         score = compare_frame("", "", found.mask, sample.truth)
         yield JudgedMask(case.name, case.patient, is_changed, spec.labels[1],
                          found.sums.predictors(1), score.dice,

@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from medserve.errors import ConfigError
 from medserve.imaging.image import Image
+from medserve.imaging.ultrasound_check import looks_like_ultrasound
 from medserve.inference import filters
 from medserve.inference.components import fill_holes, largest_component
 from medserve.inference.fit import standardised
@@ -34,7 +35,7 @@ from medserve.results.seen import doubts_about_image, doubts_about_shares
 from medserve.spec import ModelSpec, Proportions
 from medserve.spec.frames import Activation, CropKind, CropSpec, FrameSpec, Interpolation
 from medserve.spec.volumes import ScoreKind
-from medserve.tasks.result import Doubt
+from medserve.tasks.result import Doubt, DoubtReason
 
 __all__ = [
     "FoundFrame",
@@ -294,8 +295,15 @@ class FramePipeline:
             yield from self._segment_batch(batch, predict, chosen)
             done += len(batch)
 
+    def is_unlike_ultrasound(self, image: Image) -> bool:
+        """Whether a frame does not look like B-mode ultrasound, to a model of ultrasound."""
+        return self.frame.ultrasound and not looks_like_ultrasound(image)
+
     def doubts(self, found: FoundFrame, size_mm: Sequence[float] | None) -> tuple[Doubt, ...]:
-        """Tell what about a frame and its mask is out of the ordinary, but that nothing was found.
+        """Tell what about a frame and its mask is out of the ordinary.
+
+        That nothing was found is out of the ordinary, but where the description says of which
+        frames it is an answer.
 
         Args:
             found: What the network found.
@@ -310,11 +318,20 @@ class FramePipeline:
             doubts += doubts_about_shares(seen, {label: share}) if share else ()
         if quality is not None and quality.dice is not None and found.predicted_dice is not None:
             doubts += doubts_about_dice(quality.dice, {label: found.predicted_dice})
+        if not found.mask.any() and not self._is_absent(found):
+            doubts += (Doubt(DoubtReason.EMPTY, "nothing was found in the frame"),)
         return doubts
 
+    def _is_absent(self, found: FoundFrame) -> bool:
+        """Whether a frame without a mask is an answer, not a structure that was missed."""
+        quality = self.frame.quality
+        if quality is None or quality.absent_below is None or found.sums is None:
+            return False
+        return found.sums.promised < quality.absent_below
+
     def _sums(self, logits: _Plane, limit: np.float32) -> MaskSums | None:
-        """Count the pixels of a mask (h, w), where the model predicts its Dice."""
-        if self.frame.quality is None or self.frame.quality.dice is None:
+        """Count the pixels of a mask (h, w), where the model says what follows from them."""
+        if self.frame.quality is None:
             return None
         sums = MaskSums(2, self.frame.quality.temperature)
         sums.add(np.stack([np.zeros_like(logits), logits]), None, (logits >= limit).view(np.uint8))
@@ -322,7 +339,8 @@ class FramePipeline:
 
     def _predicted_dice(self, sums: MaskSums) -> float | None:
         assert self.frame.quality is not None  # `_sums` saw to it
-        assert self.frame.quality.dice is not None
+        if self.frame.quality.dice is None:
+            return None
         found = sums.predicted_dice(self.frame.quality.dice, self.spec.labels)
         return found.get(self.spec.labels[1])
 

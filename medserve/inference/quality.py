@@ -49,6 +49,11 @@ class MaskSums:
             divisor = self._temperature if weights is None else self._temperature * weights[piece]
             self._add(np.divide(sums[:, piece], divisor, dtype=np.float32), mask[piece])
 
+    @property
+    def promised(self) -> float:
+        """Voxels that the probabilities of all labels but the background add up to."""
+        return float(self._everywhere[1:].sum())
+
     def predicted_dice(self, dice: DiceSpec, labels: Sequence[str]) -> dict[str, float]:
         """Return the predicted Dice of each label that was found, but the background."""
         return {

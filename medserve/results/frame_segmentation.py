@@ -46,7 +46,8 @@ class FrameFinding:
         outcome: Exactly one of the two.
         unlike_ultrasound: Whether the frame does not look like B-mode ultrasound, so that its
             mask means little.
-        doubts: What else about the frame lies outside of the training data; it does not travel.
+        doubts: What else about the frame lies outside of the training data, or is uncertain; it
+            does not travel.
     """
 
     outcome: FrameMeasure | MedserveError
@@ -133,6 +134,8 @@ class FrameSegmentation:
             told = f"{self.unlike_ultrasound} of {measured} frames do not look like ultrasound"
             doubts.append(Doubt(DoubtReason.INTENSITIES, told))
         for reason in DoubtReason:
+            if reason is DoubtReason.EMPTY:  # of a loop, some frames show no structure
+                continue
             told_of = [each for frame in self.frames for each in frame.doubts
                        if each.reason is reason]  # fmt: skip
             about_mask = bool(told_of) and not told_of[0].is_about_input
@@ -140,7 +143,10 @@ class FrameSegmentation:
             if 2 * len(told_of) > judged:
                 of = f"{len(told_of)} of {judged} frames, the first: " if measured > 1 else ""
                 doubts.append(Doubt(reason, of + told_of[0].message))
-        if self.stack.frames_found == 0:
+        is_doubted = measured == 0 or any(
+            each.reason is DoubtReason.EMPTY for frame in self.frames for each in frame.doubts
+        )
+        if self.stack.frames_found == 0 and is_doubted:
             sought = "a structure" if self.structures else self.labels[1]
             told = f"{sought} was found in none of {measured} frames"
             doubts.append(Doubt(DoubtReason.EMPTY, told))

@@ -18,6 +18,7 @@ from medserve.spec.seen import Range
 __all__ = ["DiceSpec", "QualitySpec"]
 
 _Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+_Amount = Annotated[float, Meta(ge=0.0)]
 
 
 class DiceSpec(Section, frozen=True):
@@ -55,6 +56,14 @@ class QualitySpec(Section, frozen=True):
             "in 90 % of cases."
         ),
     ] = msgspec.field(default_factory=dict)
+    absent_below: Annotated[
+        _Amount | None,
+        Meta(
+            description="Of a frame without a mask: sum of its probabilities, in pixels of the "
+            "network's plane, below which nothing is there and no person has to look; None: each "
+            "asks for a look.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if any(not 0.0 < low <= high for low, high in self.volume_ratio.values()):

@@ -419,6 +419,11 @@ class VolumeSpec(Section, frozen=True):
                 f"volume: expected regions with the channels 0 to {len(self.regions) - 1}, each "
                 f"once, got {sorted(self.regions.values())}"
             )
+        if self.quality and self.quality.absent_below is not None:
+            raise ConfigError(
+                "volume: expected quality without absent_below, which is of frames, got it; a "
+                "volume in which nothing is found always asks for a look"
+            )
         if self.quality and (self.regions or self.restored is not Restored.LOGITS):
             raise ConfigError(
                 "volume: expected quality only where the largest of restored logits wins, got it "

@@ -464,6 +464,21 @@ def test_a_file_in_which_nothing_was_found_asks_for_a_review(handler: FrameHandl
     assert content.stack.frames_found == 0
 
 
+@pytest.mark.parametrize(("absent_below", "asks"), [(1e6, False), (0.0, True)])
+def test_a_structure_that_may_be_absent_asks_for_a_review_only_where_scores_promise_it(
+    artifact: Path, *, absent_below: float, asks: bool
+) -> None:
+    frame = {"quality": {"absent_below": absent_below}}
+    own = ready_for_frames(artifact, changed(frame=frame))
+    for payload in (
+        raster_bytes(scan(scale=0.0)),
+        saved(ultrasound(np.stack([scan(scale=0.0)] * 3))),
+    ):
+        content = FrameResult.from_json(ask_json(own, payload))
+        assert content.stack.frames_found == 0
+        assert (DoubtReason.EMPTY in [each.reason for each in content.doubts]) is asks
+
+
 def test_a_loop_of_which_one_frame_shows_the_structure_asks_for_none(
     handler: FrameHandler,
 ) -> None:

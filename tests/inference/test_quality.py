@@ -113,6 +113,7 @@ def test_nothing_is_told_of_a_volume_that_nobody_asked_it_of() -> None:
         {"regions": {"ball": 0}},
         {"restored": "labels"},
         {"quality": {"volume_ratio": {"a": [2, 1]}}},
+        {"quality": {"absent_below": 5.0}},
     ],
 )
 def test_a_description_that_cannot_hold_is_refused(other: dict[str, object]) -> None:
@@ -129,4 +130,24 @@ def test_a_frame_without_a_structure_has_no_predicted_dice() -> None:
     assert found.predicted_dice is not None
     assert 0.5 < found.predicted_dice < 1.0
     assert [each.reason for each in frames.doubts(found, None)] == [DoubtReason.PREDICTED_DICE]
-    assert (empty.predicted_dice, frames.doubts(empty, None)) == (None, ())
+    assert empty.predicted_dice is None
+    assert [each.reason for each in frames.doubts(empty, None)] == [DoubtReason.EMPTY]
+
+
+@pytest.mark.parametrize(
+    ("absent_below", "logit", "asks"),
+    [
+        (None, -30.0, True),  # a structure that is always there: nothing may not be found
+        (20.0, -30.0, False),  # no pixel is likely
+        (20.0, -1.0, True),  # none reaches the threshold, all together promise much
+        (0.0, -30.0, True),
+    ],
+)
+def test_a_frame_without_a_mask_asks_for_a_look_where_its_scores_promise_something(
+    absent_below: float | None, logit: float, asks: bool
+) -> None:
+    frames = pipeline_of(quality=QualitySpec(absent_below=absent_below))
+    image = Image(ellipse((90, 70), (40.0, 30.0)))
+    [found] = frames.segment([image], lambda planes: 0 * planes + np.float32(logit))
+    assert not found.mask.any()
+    assert [each.reason for each in frames.doubts(found, None)] == [DoubtReason.EMPTY] * asks

@@ -22,8 +22,10 @@ from training.core.export import export_network
 from training.core.split import Split, write_split
 from training.quality import (
     JudgedMask,
+    NoMask,
     QualityConfig,
     expected_calibration_error,
+    fit_absence,
     fit_dice,
     fit_temperature,
     main,
@@ -100,10 +102,46 @@ def test_few_cases_that_are_right_ask_for_a_review_however_many_masks_they_have(
     assert 0.02 <= len(flagged) / len({mask.case for mask in right}) <= 0.06
 
 
+def test_masks_of_which_no_unchanged_one_is_wrong_are_judged_by_the_spoilt_ones() -> None:
+    found = [mask for mask in masks(400) if mask.is_changed or mask.dice >= 0.5]
+    dice, figures = fit_dice(found, 0.5)
+    assert dice.overlap == pytest.approx(1.0, abs=0.2)
+    unchanged, spoilt_too = figures["unchanged"], figures["all"]
+    assert (unchanged["wrong"], unchanged["auroc"], unchanged["wrong_flagged"]) == (0, None, None)
+    assert unchanged["right_flagged"] <= 0.06
+    assert spoilt_too["auroc"] > 0.9
+
+
 @pytest.mark.parametrize(("count", "wrong_below"), [(6, 0.5), (200, 0.0)])
 def test_too_little_to_judge_by_is_refused(count: int, wrong_below: float) -> None:
     with pytest.raises(ConfigError, match="add cases"):
         fit_dice(masks(count), wrong_below)
+
+
+def test_the_limit_of_an_absence_tells_it_from_a_missed_structure() -> None:
+    generator = np.random.default_rng(0)
+    promised = generator.lognormal([[1.0], [4.0]], 0.8, (2, 200))
+    answers = [
+        NoMask(is_changed=number % 2 == 0, is_missed=bool(kind), promised=float(value))
+        for kind, row in enumerate(promised)
+        for number, value in enumerate(row)
+    ]
+    limit, counts = fit_absence(answers)
+    assert limit is not None
+    told = [np.mean(promised[1] >= each) + np.mean(promised[0] < each) for each in range(1, 99)]
+    best = np.mean(promised[1] >= limit) + np.mean(promised[0] < limit)
+    assert best >= max(told) - 0.01
+    assert (counts["right"], counts["missed"]) == (100, 100)
+    assert counts["missed_flagged"] == int((promised[1, 1::2] >= limit).sum())
+    assert counts["right_flagged"] == int((promised[0, 1::2] >= limit).sum())
+
+
+@pytest.mark.parametrize(("absent", "missed"), [(9, 5), (20, 4), (20, 0), (0, 0)])
+def test_too_few_frames_without_a_mask_set_no_limit(absent: int, missed: int) -> None:
+    answers = [NoMask(False, False, 1.0)] * absent + [NoMask(False, True, 9.0)] * missed
+    limit, counts = fit_absence(answers)
+    assert limit is None
+    assert (counts["right_flagged"], counts["missed_flagged"]) == (absent, missed)
 
 
 @pytest.mark.cpu

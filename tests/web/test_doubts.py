@@ -81,8 +81,7 @@ def _of_frames(inner: tuple[Doubt, ...]) -> Iterator[Doubt]:
 
 def _every() -> list[Doubt]:
     alone = (*_of_images(), *_of_masks())
-    of_frame = tuple(each for each in alone if each.reason is not DoubtReason.EMPTY)
-    return [*alone, *_of_frames(of_frame)]
+    return [*alone, *_of_frames(alone)]
 
 
 def test_every_reason_that_a_mask_can_have_is_read_with_all_of_its_numbers() -> None:
