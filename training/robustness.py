@@ -33,7 +33,6 @@ import models
 from medserve.errors import ConfigError, MedserveError
 from medserve.imaging.geometry import Geometry
 from medserve.imaging.image import Image
-from medserve.imaging.ultrasound_check import looks_like_ultrasound
 from medserve.imaging.volume import Volume
 from medserve.inference.engines import Engine, load_engine
 from medserve.inference.fit import fit_image
@@ -67,6 +66,7 @@ __all__ = [
     "changes_of",
     "main",
     "split_of",
+    "totals",
     "with_section",
 ]
 
@@ -330,7 +330,8 @@ def main(config: RobustnessConfig) -> None:
         content = {
             "model": spec.name, "version": spec.version, "n": len(samples),
             "held_out": config.held_out, "artifact_sha256": sha256(_artifact(weights)),
-            "wrong_below": WRONG_BELOW.get(spec.task), "rows": rows, **_totals(rows),
+            "wrong_below": WRONG_BELOW.get(spec.task), "rows": rows,
+            **totals(rows, len(samples)),
             "independent": spec.has_independent_labels,
         }  # fmt: skip
     write_json(config.out_dir / "robustness.json", content)
@@ -390,6 +391,8 @@ def section(content: dict[str, Any], config: RobustnessConfig) -> str:
         if caught is None
         else (f"of {100 * caught:.0f} % of all wrong answers")
     )
+    right, alarms = content["unchanged_right"], content["unchanged_right_flagged"]
+    share = f" ({100 * alarms / right:.0f} %)" if right else ""
     flags = [f"--data-dir {config.data_dir}", f"--n {config.n}"]
     flags += [f"--variant {config.variant}"] * bool(config.variant)
     flags += ["--no-held-out"] * (not config.held_out)
@@ -397,7 +400,7 @@ def section(content: dict[str, Any], config: RobustnessConfig) -> str:
         f"{content['n']} inputs that no training saw, each changed in {len(content['rows']) - 1} "
         f"ways and answered as served.\n{wrong}Flagged is what asks for a review, is called "
         f"unlike, or is refused; that is true\n{told} and of "
-        f"{100 * content['rows'][0]['flagged']:.0f} % of the unchanged inputs.\n\n{table}\n"
+        f"{alarms} of the {right} right answers to unchanged inputs{share}.\n\n{table}\n"
         f"```bash\npython -m training.robustness {config.model} {' '.join(flags)}\n```\n"
     )
 
@@ -437,10 +440,26 @@ def answered(sample: Sample, judge: Callable[[Sample], Answer]) -> Answer:
         return Answer(0.0, is_wrong=True, is_flagged=True)
 
 
-def _totals(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+def totals(rows: Sequence[dict[str, Any]], count: int) -> dict[str, float | None]:
+    """Return the share of wrong answers that are flagged, and what is flagged of right ones.
+
+    Args:
+        rows: Of the table, unchanged inputs first.
+        count: Inputs of each row.
+
+    Returns:
+        `wrong_flagged_share` over all rows, None without a wrong answer; of unchanged inputs how
+        many were answered rightly, and how many of these ask for a look all the same.
+    """
     wrong = sum(row["wrong"] for row in rows)
     unseen = sum(row["wrong_unflagged"] for row in rows)
-    return {"wrong_flagged_share": round(1 - unseen / wrong, 4) if wrong else None}
+    unchanged = rows[0]
+    wrong_flagged = unchanged["wrong"] - unchanged["wrong_unflagged"]
+    return {
+        "wrong_flagged_share": round(1 - unseen / wrong, 4) if wrong else None,
+        "unchanged_right": count - unchanged["wrong"],
+        "unchanged_right_flagged": round(count * unchanged["flagged"]) - wrong_flagged,
+    }
 
 
 def _artifact(weights: Path) -> Path:
@@ -521,8 +540,7 @@ def _of_frames(
             for number in range(1, len(labels))
         )
         is_wrong = dice < WRONG_BELOW[Task.FRAMES]
-        is_unlike = pipeline.frame.ultrasound and not looks_like_ultrasound(image)
-        is_flagged = is_unlike or not found.mask.any() or bool(pipeline.doubts(found, None))
+        is_flagged = pipeline.is_unlike_ultrasound(image) or bool(pipeline.doubts(found, None))
         return Answer(dice, is_wrong, is_flagged)
 
     return samples, judge

@@ -27,6 +27,7 @@ from training.robustness import (
     answered,
     main,
     split_of,
+    totals,
     with_section,
 )
 from training.volumes.metrics import compare_masks
@@ -133,6 +134,8 @@ def test_a_classifier_is_measured_in_every_way(
     table = (tmp_path / "robustness.md").read_text(encoding="utf-8")
     assert table.count("\n| ") == len(CHANGES) + 1
     assert f"--data-dir {drawn} --n 6 --no-held-out" in table
+    alarms, right = content["unchanged_right_flagged"], content["unchanged_right"]
+    assert f"of {alarms} of the {right} right answers to unchanged inputs" in table
 
 
 @pytest.mark.cpu
@@ -158,6 +161,17 @@ def test_what_is_refused_is_wrong_and_flagged() -> None:
         raise InvalidImageError("too small")
 
     assert answered(picture(), refuse) == Answer(0.0, is_wrong=True, is_flagged=True)
+
+
+def test_a_flag_of_a_wrong_answer_is_no_false_alarm() -> None:
+    unchanged = {"flagged": 0.3125, "wrong": 6, "wrong_unflagged": 4}  # 5 of 16, 2 of them wrong
+    spoilt = {"flagged": 1.0, "wrong": 14, "wrong_unflagged": 0}
+    assert totals([unchanged, spoilt], 16) == {
+        "wrong_flagged_share": 0.8, "unchanged_right": 10, "unchanged_right_flagged": 3,
+    }  # fmt: skip
+    assert totals([{"flagged": 0.0, "wrong": 0, "wrong_unflagged": 0}], 3) == {
+        "wrong_flagged_share": None, "unchanged_right": 3, "unchanged_right_flagged": 0,
+    }  # fmt: skip
 
 
 def test_a_variant_is_measured_on_what_its_room_held_out() -> None:

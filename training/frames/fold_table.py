@@ -1,7 +1,8 @@
-"""The table of a k-fold training: every member on the fold that it did not see.
+"""The table of a k-fold training: every member on the fold that it did not see, and all of them.
 
 `folds.json`, `folds.csv` and `folds.md` in the training's folder. Frames are scored on their own
-pixels by the code of serving, with the trained network in eager torch.
+pixels by the code of serving, with the trained network in eager torch. `folds.md` ends with all
+frames together, each scored once: means with 95 % intervals by bootstrap over patients.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from training.core.segmentation import Material
 from training.frames.config import FrameConfig
 from training.frames.data import FrameCase, LoadedFrame
 from training.frames.evaluation import measure_frames
-from training.frames.scores import summarise
+from training.frames.scores import FrameScore, summarise
 
 __all__ = ["write"]
 
@@ -36,11 +37,13 @@ def write(
 ) -> None:
     """Measure every member and write the table of a training."""
     rows: list[dict[str, Any]] = []
+    scores: list[FrameScore] = []
     for number, member in enumerate(members):
         fold = (config.fold + number) % config.folds
         held_out = material.named(material.split.folds[fold])
         measured = measure_frames(pipeline, predict_with(member.network), held_out)
-        summary = summarise([each.score for each in measured]).to_json()
+        scores += (own := [each.score for each in measured])
+        summary = summarise(own).to_json()
         row = {
             "fold": fold,
             "patients": len({case.patient for case in held_out}),
@@ -51,12 +54,12 @@ def write(
     write_json(config.out_dir / "folds.json", rows)
     write_csv(config.out_dir / "folds.csv", rows)
     columns = {name.replace("_", " "): partial(_shown, name) for name in rows[0]}
-    table = Table.of(columns, [*rows, *_means(rows)]).markdown()
+    table = Table.of(columns, [*rows, *_means(rows), *_together(rows, scores)]).markdown()
     (config.out_dir / "folds.md").write_text(table, encoding="utf-8")
 
 
 def _means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the last line of the table, where there are folds to average."""
+    """Return the line of the table's means, where there are folds to average."""
     if len(rows) < 2:
         return []
     means = dict.fromkeys(rows[0], "") | {"fold": "mean ± deviation"}
@@ -65,6 +68,20 @@ def _means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if len(values) > 1:
             means[name] = f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
     return [means]
+
+
+def _together(rows: Sequence[dict[str, Any]], scores: Sequence[FrameScore]) -> list[dict[str, Any]]:
+    """Return the line of all frames, where there are several folds."""
+    if len(rows) < 2:
+        return []
+    summary = summarise(scores).to_json()
+    line = {name: summary.get(name, "") for name in rows[0]}
+    line |= {"fold": "all frames", "frames": len(scores)}
+    line["patients"] = len({each.patient for each in scores})
+    for name in _AVERAGED:
+        if (interval := summary["intervals"][name]) is not None:
+            line[name] = "{:.4f} ({:.4f} to {:.4f})".format(summary[name], *interval)
+    return [line]
 
 
 def _shown(name: str, row: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -210,7 +211,16 @@ def test_a_k_fold_training_writes_what_a_room_ships(trained: Path, data: Path) -
         rows = list(csv.DictReader(stream))
     assert [row["fold"] for row in rows] == ["0", "1"]
     assert sum(int(row["frames"]) for row in rows) == 12
-    assert "mean ± deviation" in (trained / "folds.md").read_text(encoding="utf-8")
+    table = (trained / "folds.md").read_text(encoding="utf-8").splitlines()
+    assert table[-2].startswith("| mean ± deviation |")
+    together = re.fullmatch(
+        r"\| all frames \| 6 \| 12 \| +\| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \|.*", table[-1]
+    )
+    assert together is not None
+    dice, low, high = map(float, together.groups())
+    assert low <= dice <= high
+    weighed = sum(float(row["dice"]) * int(row["n"]) for row in rows)
+    assert dice == pytest.approx(weighed / sum(int(row["n"]) for row in rows), abs=1e-4)
     assert "Agreement with the reference" in (
         (trained / "report" / "report.html").read_text(encoding="utf-8")
     )
