@@ -20,7 +20,7 @@ import numpy.typing as npt
 import yaml
 from PIL import Image
 
-__all__ = ["LABELS", "Room", "bright_tile", "lay_out", "make_checkout"]
+__all__ = ["LABELS", "Room", "bright_tile", "endless_picture", "lay_out", "make_checkout"]
 
 REPOSITORY = Path(__file__).parent.parent
 LABELS = ("top-left", "top-middle", "top-right", "bottom-left", "bottom-middle", "bottom-right")
@@ -46,6 +46,11 @@ def bright_tile(tile: int) -> bytes:
     image = np.full((_SIDE, _SIDE), 32, dtype=np.uint8)
     image[_tile_mask(tile)] = 224
     return _png(image)
+
+
+def endless_picture() -> bytes:
+    """PNG, 6000 × 6000, 8-bit grey: reading it takes many times as long as a hasty caller waits."""
+    return _png(np.full((6000, 6000), 32, dtype=np.uint8))
 
 
 @dataclass(frozen=True)

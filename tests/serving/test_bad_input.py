@@ -25,7 +25,7 @@ from medserve.errors import (
 )
 from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.phantoms import dicom_dataset, disc, raster_bytes, saved, wedge
-from tests.tiny_room import LABELS, bright_tile
+from tests.tiny_room import LABELS, bright_tile, endless_picture
 
 
 @pytest.fixture(autouse=True)
@@ -163,10 +163,10 @@ def test_management_port_is_recognised(torchserve: Server) -> None:
 
 def test_expired_deadline_is_told(address: str) -> None:
     with (
-        Client(address, timeout_s=0.001) as hasty,
+        Client(address, timeout_s=0.005) as hasty,
         pytest.raises(DeadlineError),
     ):
-        hasty.classify_one("tiny", bright_tile(0))
+        hasty.classify_one("tiny", endless_picture())
 
 
 def test_missing_file_is_told_beside_the_others(client: Client, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from medserve.wire import inference_pb2, inference_pb2_grpc
 from tests.phantoms import dicom_bytes, raster_bytes, wedge
 from tests.serving.test_bad_input import BAD_FILES
 from tests.tiny_colour_room import COLOUR_LABELS, tinted
-from tests.tiny_room import LABELS, bright_tile
+from tests.tiny_room import LABELS, bright_tile, endless_picture
 
 REPOSITORY = Path(__file__).parents[2]
 GREY = wedge(128, 128)
@@ -152,5 +152,5 @@ def test_an_explanation_that_nobody_waits_for_is_not_made(address: str, client: 
         Client(address, timeout_s=0.005) as hasty,
         pytest.raises(DeadlineError),
     ):
-        hasty.classify_one("tiny", bright_tile(0), options=EXPLAINED)
+        hasty.classify_one("tiny", endless_picture(), options=EXPLAINED)
     assert client.classify_one("tiny", bright_tile(2)).label == "top-right"

@@ -130,7 +130,7 @@ def test_the_asynchronous_client_gives_the_same(address: str) -> None:
 def test_work_ends_when_the_caller_s_time_is_up(address: str) -> None:
     large = phantom(oblique((200, 200, 160), (1.0, 1.0, 1.0)))
     with (
-        Client(address, timeout_s=0.1) as hasty,
+        Client(address, timeout_s=0.02) as hasty,
         pytest.raises(DeadlineError),
     ):
         hasty.segment("tiny_volume", nifti.encode(large))
