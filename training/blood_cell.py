@@ -90,7 +90,10 @@ def main(config: TrainConfig) -> None:
     train, validation = _read(config)
     fitted = fit(config, train, validation)
     spec = models.spec(NAME, config.variant)
-    shipment = shipping.Shipment(spec, train, validation, config, FOLDERS, config.fp16_weights)
+    examples = models.room(NAME) / "examples" if config.variant else None
+    shipment = shipping.Shipment(
+        spec, train, validation, config, FOLDERS, config.fp16_weights, examples
+    )
     folder = shipping.ship_classifier(fitted, shipment)
     if config.install:
         shipping.install(folder, NAME, config.variant)

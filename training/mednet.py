@@ -146,7 +146,7 @@ class MedNetTraining(L.LightningModule):
         epoch = dict(
             zip(
                 _HISTORY,
-                (self.current_epoch, train_loss, validation_loss, errors, self.stop.in_a_row),
+                (self.current_epoch + 1, train_loss, validation_loss, errors, self.stop.in_a_row),
                 strict=True,
             )
         )
@@ -225,7 +225,9 @@ def main(config: MedNetConfig) -> None:
     weights = class_weights(torch.from_numpy(train.label_ids), len(spec.labels))
     module = MedNetTraining(MedNet(len(spec.labels), shape), config, weights)
     fitted = fit_by_rule(module, train, validation, config.out_dir)
-    folder = shipping.ship_classifier(fitted, shipping.Shipment(spec, train, validation, config))
+    examples = models.room(NAME) / "examples"
+    shipment = shipping.Shipment(spec, train, validation, config, examples=examples)
+    folder = shipping.ship_classifier(fitted, shipment)
     if config.install:
         shipping.install(folder, NAME, VARIANT, ("training.csv",))
 

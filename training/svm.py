@@ -181,7 +181,7 @@ def calibrate(pipeline: Pipeline, train: LabelledImages, validation: LabelledIma
     served.novelty = fit_novelty(
         described[contrast >= BLANK],
         torch.from_numpy(train.label_ids)[contrast >= BLANK],
-        held_out[shows >= BLANK],
+        (held_out[shows >= BLANK], logits[shows >= BLANK]),
         least_contrast=float(contrast[contrast >= BLANK].min()),
     )
     return served.eval()

@@ -69,9 +69,14 @@ class MedNet(nn.Module):
         self.head = nn.Linear(shape.fc_size2, classes)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Image (N, 1, H, W) in [0, 1] -> the maps after each convolution and its pooling."""
+        """Image (N, 1, H, W) in [0, 1] -> the maps after each convolution and its pooling.
+
+        The first in 4 x 4 parts, each a channel of its own (N, 16 C, 1, 1): the means of 24
+        channels alone describe an image too poorly to tell what is unlike.
+        """
         first = F.max_pool2d(torch.relu(self.conv1(2.0 * image - 1.0)), self.pool)
-        return [first, F.max_pool2d(torch.relu(self.conv2(first)), self.pool)]
+        parts = F.avg_pool2d(first, max(1, first.shape[-1] // 4)).flatten(1)[:, :, None, None]
+        return [parts, F.max_pool2d(torch.relu(self.conv2(first)), self.pool)]
 
     def classify(self, maps: list[Tensor]) -> Tensor:
         """Maps of `features` -> logits (N, classes)."""

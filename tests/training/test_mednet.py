@@ -101,7 +101,8 @@ def test_a_training_leaves_an_artifact_of_the_variant(
     metrics = json.loads((tmp_path / "run/artifact/metrics.json").read_text())
     assert metrics["version"] == models.spec("mednist", "mednet").version
     with (tmp_path / "run/training.csv").open(newline="") as stream:
-        assert [row["epoch"] for row in csv.DictReader(stream)] == ["0", "1"]
+        assert [row["epoch"] for row in csv.DictReader(stream)] == ["1", "2"]
+    assert not (tmp_path / "run/examples").exists()  # a variant has those of its room
     artifact = tmp_path / "run/artifact"
     monkeypatch.setattr(models, "room", lambda name, variant="": tmp_path / (variant or name))
     known = tmp_path / "mednist/weights/split.csv"

@@ -14,7 +14,7 @@ BLANK = 2.0 / 255.0  # standard deviation of intensities below which an image sh
 _STAGES = 2  # the last two; a third would catch little more and cost 80 KB
 _SHRINK = 0.05  # of a class's covariance towards the common one
 _RIDGE = 1e-4  # times the mean variance, so that dead channels can be inverted
-_QUANTILE = 0.999  # of the validation images that stay below the limit
+_QUANTILE = 0.995  # of the validation images that stay below the limit
 
 
 def describe(maps: list[Tensor]) -> Tensor:
@@ -28,11 +28,13 @@ def describe(maps: list[Tensor]) -> Tensor:
 
 
 class Novelty(nn.Module):
-    """Mahalanobis distance to the nearest class, over the limit that validation images keep.
+    """Mahalanobis distance to the class of an answer, over the limit that validation images keep.
 
     After Lee et al., NeurIPS 2018 (arXiv:1807.03888), but with a covariance for each class: the
-    common one let nine of ten brain MR slices pass. An image of less contrast than any that was
-    trained on shows nothing and is unlike whatever its distance.
+    common one let nine of ten brain MR slices pass. And to the class that the network names, not to
+    the nearest: an image that lies among one class and is called another is like none of the other.
+    An image of less contrast than any that was trained on shows nothing and is unlike whatever its
+    distance.
     """
 
     whitening: Tensor
@@ -54,32 +56,36 @@ class Novelty(nn.Module):
         self.register_buffer("limit", torch.tensor(1.0))
         self.register_buffer("least_contrast", torch.tensor(least_contrast))
 
-    def distance(self, described: Tensor) -> Tensor:
-        """Described images (N, D) -> distance to the nearest class (N,)."""
+    def distance(self, described: Tensor, logits: Tensor) -> Tensor:
+        """Described images (N, D), logits (N, K) -> distance to the likeliest class (N,)."""
         white = (described - self.centre) @ self.whitening  # (N, K * D)
         apart = white.view(-1, self.classes, self.size) - self.shift
-        return apart.square().sum(dim=2).amin(dim=1).sqrt()
+        named = logits.argmax(dim=1, keepdim=True)
+        return apart.square().sum(dim=2).gather(1, named)[:, 0].sqrt()
 
-    def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor:
-        """Image (N, C, H, W) and its maps -> novelty (N,); above 1 unlike the training data."""
-        return self.judge(image, describe(maps))
+    def forward(self, image: Tensor, maps: list[Tensor], logits: Tensor) -> Tensor:
+        """Image (N, C, H, W), its maps and logits (N, K) -> novelty (N,); above 1 it is unlike."""
+        return self.judge(image, describe(maps), logits)
 
-    def judge(self, image: Tensor, described: Tensor) -> Tensor:
-        """Image (N, C, H, W), described in another way (N, D) -> novelty (N,)."""
+    def judge(self, image: Tensor, described: Tensor, logits: Tensor) -> Tensor:
+        """Image (N, C, H, W), described in another way (N, D), and logits -> novelty (N,)."""
         contrast = image.flatten(1).std(dim=1)
         flatness = self.least_contrast / (contrast + 1e-4)
-        return torch.maximum(self.distance(described) / self.limit, flatness)
+        return torch.maximum(self.distance(described, logits) / self.limit, flatness)
 
 
 def fit_novelty(
-    described: Tensor, label_ids: Tensor, held_out: Tensor, least_contrast: float
+    described: Tensor,
+    label_ids: Tensor,
+    held_out: tuple[Tensor, Tensor],
+    least_contrast: float,
 ) -> Novelty:
     """Class means and covariances from training images, the limit from held-out ones.
 
     Args:
         described: (N, D) of training images that show something.
         label_ids: int64 (N,).
-        held_out: (M, D) of validation images that show something.
+        held_out: (M, D) of validation images that show something, and their logits (M, K).
         least_contrast: Smallest standard deviation of intensities among the training images.
 
     Raises:
@@ -99,7 +105,8 @@ def fit_novelty(
         variances, axes = torch.linalg.eigh((1.0 - _SHRINK) * own + _SHRINK * common + ridge)
         whitening.append(axes / variances.sqrt())
     novelty = Novelty(means, torch.stack(whitening), least_contrast)
-    novelty.limit = novelty.distance(held_out.float()).quantile(_QUANTILE)
+    vectors, logits = held_out
+    novelty.limit = novelty.distance(vectors.float(), logits).quantile(_QUANTILE)
     return novelty
 
 

@@ -54,6 +54,8 @@ class Shipment:
         folders: Label by folder, for folders that carry another name than their label.
         fp16_weights: Whether kernels are stored in 16 bits; the rounded network is what is
             calibrated, exported and measured.
+        examples: Folder of example pictures that there are, for a variant those of its room; None
+            makes `examples/` from the training images.
     """
 
     spec: ModelSpec
@@ -62,6 +64,7 @@ class Shipment:
     config: ImagesConfig
     folders: Mapping[str, str] = field(default_factory=dict)
     fp16_weights: bool = False
+    examples: Path | None = None
 
 
 def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
@@ -75,10 +78,7 @@ def ship_classifier(fitted: Fitted, shipment: Shipment) -> Path:
     artifact = calibrate(network, shipment.train, shipment.validation)
     examples = _tensor(shipment.validation.images[:: max(1, len(shipment.validation) // 32)])
     exported = export.export_classifier(artifact, folder, examples)
-    pictures = _write_examples(artifact, shipment)
-    shape = shipment.train.images.shape[1:]
-    shown = next(iter(pictures.values()), exemplars.computed_picture(shape))
-    write_golden_input(shown, folder / "golden_input.png")
+    write_golden_input(_example(artifact, shipment), folder / "golden_input.png")
     golden = sniff.decode((folder / "golden_input.png").read_bytes(), spec.input)
     export.write_golden(folder, fit_image(golden, spec.input)[np.newaxis], artifact)
     for name in ("config.json", "split.csv"):
@@ -153,10 +153,11 @@ def calibrate(
     contrast = _contrast(train.images)
     shows_something = contrast >= BLANK
     label_ids = torch.from_numpy(train.label_ids)[shows_something]
+    shown = _contrast(validation.images) >= BLANK
     novelty = fit_novelty(
         described[shows_something],
         label_ids,
-        held_out[_contrast(validation.images) >= BLANK],
+        (held_out[shown], logits[shown]),
         least_contrast=float(contrast[shows_something].min()),
     )
     return export.ClassifierArtifact(network, novelty, temperature).eval()
@@ -187,6 +188,15 @@ def _contrast(images: npt.NDArray[np.uint8]) -> Tensor:
             for start in range(0, len(images), _BATCH)
         ]
     )
+
+
+def _example(artifact: export.ClassifierArtifact, shipment: Shipment) -> npt.NDArray[np.uint8]:
+    """Return an example picture, uint8 (H, W) or (H, W, 3); the pictures are made if need be."""
+    if shipment.examples is not None:
+        return np.asarray(PillowImage.open(min(shipment.examples.glob("*.png"))))
+    pictures = _write_examples(artifact, shipment)
+    shape = shipment.train.images.shape[1:]
+    return next(iter(pictures.values()), exemplars.computed_picture(shape))
 
 
 def _write_examples(

@@ -7,6 +7,7 @@ pipeline, and the two outputs that every classifier of this project has.
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+import torch.nn.functional as F
 from onnx import helper
 from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import FloatTensorType
@@ -40,6 +42,8 @@ TOLERANCE = 2e-2
 _OPSET, _ML_OPSET = 18, 1
 _STEEPNESS = 4.0  # of the pairwise sigmoid; 1 disagrees with libsvm's vote on 4 times the images
 _FLOOR = 1e-3  # added to the residual before its log, so that a blank image has one
+_PARTS = 4  # along each axis, of which novelty sees the mean intensity
+_DARK = 0.02  # added to that before its log: five grey levels
 
 
 def fitted_parts(pipeline: Pipeline) -> FittedSvm:
@@ -75,11 +79,17 @@ class ServedSvm(nn.Module):
         self.register_buffer("temperature", torch.tensor(1.0))
 
     def describe(self, small: Tensor, features: Tensor) -> Tensor:
-        """What novelty sees: the components, and how much of the image they leave unsaid."""
+        """What novelty sees: the components, what they leave unsaid, and the light of each part.
+
+        In logs the dark parts count, of which the components say nothing: a black frame.
+        """
         machine = self.machine
         explained = features * machine.deviation + machine.mean
         left = (small - machine.centre).square().sum(dim=1) - explained.square().sum(dim=1)
-        return torch.cat([features, torch.log(left.clamp(min=0.0) + _FLOOR)[:, None]], dim=1)
+        unsaid = torch.log(left.clamp(min=0.0) + _FLOOR)[:, None]
+        side = math.isqrt(small.shape[1])
+        light = F.avg_pool2d(small.view(-1, 1, side, side), max(1, side // _PARTS)).flatten(1)
+        return torch.cat([features, unsaid, torch.log(light + _DARK)], dim=1)
 
     def decide(self, decisions: Tensor) -> Tensor:
         """Decisions (N, P) -> logits (N, K), not calibrated yet."""
@@ -90,7 +100,7 @@ class ServedSvm(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """What the pipeline said on its way -> logits (N, K), novelty (N,)."""
         logits = self.decide(decisions) / self.temperature
-        return logits, self.novelty.judge(image, self.describe(small, features))
+        return logits, self.novelty.judge(image, self.describe(small, features), logits)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Image float32 (N, 1, H, W) in [0, 1] -> logits (N, K), novelty (N,)."""

@@ -48,7 +48,7 @@ class ClassifierArtifact(nn.Module):
 
     Args:
         network: A `models.classifier.Classifier`.
-        novelty: Takes the image and its maps.
+        novelty: Takes the image, its maps and the logits.
         temperature: Divides the logits (Guo et al., ICML 2017, arXiv:1706.04599).
     """
 
@@ -64,7 +64,8 @@ class ClassifierArtifact(nn.Module):
         """Image float32 (N, C, H, W) in [0, 1] -> logits (N, K), novelty (N,)."""
         network = classifier_of(self.network)
         maps = network.features(image)
-        return network.classify(maps) / self.temperature, self.novelty(image, maps)
+        logits = network.classify(maps) / self.temperature
+        return logits, self.novelty(image, maps, logits)
 
 
 def classifier_of(network: nn.Module) -> Classifier:
