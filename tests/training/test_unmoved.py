@@ -22,7 +22,7 @@ from training.volumes.data import Case, split_cases
 
 _SHIPPED = {
     "blood_cell": "1ab314a736d4857e",
-    "blood_cell/variants/efficientnet": "371126ad48808a26",
+    "blood_cell/variants/efficientnet": "92c9fad09364985d",
     "diffusion_sampler": "10da215c038b21f1",
     "diffusion_sampler/variants/cells": "f0867fd9d0d57085",
     "mednist": "586a6156910699a8",
