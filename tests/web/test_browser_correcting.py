@@ -378,6 +378,72 @@ def test_segment_again_asks_the_same_where_no_option_was_touched(
     assert first.inputs == second.inputs
 
 
+def test_segment_again_asks_of_one_case_and_keeps_the_others(
+    fake_tab: Page, fake_page: FakePage
+) -> None:
+    tab = fake_tab
+    slow(tab, r"/\/segmentation$/")
+    tab.goto("/segment?model=organs")
+    tab.evaluate("window.late = 2")
+    tab.get_by_text("Options", exact=True).click()
+    tab.locator("#files").set_input_files(volumes("a.nii", "b.nii", "c.nii"))
+    tab.locator("#case", has_text="a.nii").wait_for()
+    assert not tab.locator("#rerun").is_visible()  # the others are on their way
+    tab.get_by_text("3 of 3 cases done").wait_for()
+    tab.locator("#case-list").get_by_role("button", name="b.nii").click()
+    tab.locator("#case", has_text="b.nii").wait_for()
+    tab.locator("#model").select_option("bones@1.0")
+    with tab.expect_response("**/segmentation"):
+        tab.locator("#rerun").click()
+    tab.locator("#said", has_text="Done. Structures found: 1").wait_for()
+    assert tab.locator("#case-list button").all_inner_texts() == ["a.nii", "b.nii", "c.nii"]
+    assert tab.locator("#case-list [aria-current=true]").inner_text() == "b.nii"
+    assert [each.model for each in fake_page.engine.requests] == [*["organs"] * 3, "bones"]
+    with tab.expect_download() as waiting:
+        tab.locator("#cases-csv").click()
+    rows = list(csv.DictReader(io.StringIO(Path(waiting.value.path()).read_text())))
+    assert [row["case"] for row in rows] == ["a", "b", "c"]
+
+
+def test_another_case_stays_open_when_one_that_was_asked_again_is_answered(fake_tab: Page) -> None:
+    tab = fake_tab
+    slow(tab, r"/\/segmentation$/")
+    tab.goto("/segment?model=organs")
+    tab.locator("#files").set_input_files(volumes("a.nii", "b.nii"))
+    tab.get_by_text("2 of 2 cases done").wait_for()
+    tab.evaluate("window.late = 1")
+    tab.get_by_text("Options", exact=True).click()
+    tab.get_by_role("button", name="Segment again").click()
+    tab.locator("#case-list").get_by_role("button", name="b.nii").click()
+    tab.locator("#case", has_text="b.nii").wait_for()
+    address = tab.url
+    tab.get_by_text("2 of 2 cases done").wait_for()
+    assert tab.locator("#case").inner_text() == "b.nii"
+    assert tab.url == address
+
+
+def test_a_correction_is_there_when_its_case_is_seen_again(fake_tab: Page) -> None:
+    tab = fake_tab
+    tab.goto("/segment?model=organs")
+    tab.locator("#files").set_input_files(volumes("a.nii", "b.nii"))
+    tab.get_by_text("2 of 2 cases done").wait_for()
+    mask = SEGMENTATION.mask.copy()
+    mask[0, 0, 0] = 1 - mask[0, 0, 0]
+    tab.locator("#corrected-mask").set_input_files(
+        [{
+            "name": "mask.nii.gz", "mimeType": "application/gzip",
+            "buffer": nifti.encode(Volume(mask, SEGMENTATION.geometry)),
+        }]
+    )  # fmt: skip
+    tab.locator("#get-pairs").wait_for()
+    said = tab.locator("#corrected").inner_text()
+    for name in ("b.nii", "a.nii"):
+        tab.locator("#case-list").get_by_role("button", name=name).click()
+        tab.locator("#case", has_text=name).wait_for()
+        tab.locator("#get-pairs").wait_for(state="visible" if name == "a.nii" else "hidden")
+    assert tab.locator("#corrected").inner_text() == said
+
+
 def test_another_model_gets_the_same_volume_without_an_upload(
     fake_tab: Page, fake_page: FakePage
 ) -> None:

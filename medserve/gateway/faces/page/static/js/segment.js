@@ -72,12 +72,12 @@ async function answerTo(each, { model: { name: model, version, channels }, optio
   each.volume = isFile && NIFTI.test(files[0].name) ? files[0].file : null;
   if (!state.shown) {
     use(each);
-    $("rerun").hidden = true; // until the server has the files
+    $("rerun").hidden = true; // until the server has the files; of several cases until all are done
   }
   const entries = files.map(({ name, file, place }, number) => ({ number: place ?? number, name, file }));
   run(t("segment.sending", { size: bytes(size) }), 0);
   await sendPack(`/jobs/${each.job.id}/volume`, entries, { progress: (part) => ($("progress").value = part), signal });
-  $("rerun").hidden = false;
+  if (state.cases.length === 1) $("rerun").hidden = false;
   each.job = await (await request(`/jobs/${each.job.id}`, { signal })).json(); // it has a name now
   return ask(each.job, options, signal);
 }
@@ -117,6 +117,7 @@ function listCases() {
 function done() {
   $("stop").hidden = true;
   $("progress").hidden = true;
+  $("rerun").hidden = !state.shown;
   const answered = state.cases.filter(({ answer }) => answer).length;
   $("said").textContent = t("segment.cases_done", { done: count(answered), all: count(state.cases.length) });
 }
@@ -138,19 +139,24 @@ async function ask(job, options, signal) {
   }
 }
 
-/** Ask again: the same model with other options, or another model, to which nothing is sent again. */
+/** Ask again: the same model with other options, or another model, to which nothing is sent again. The other cases stay. */
 async function rerun(signal) {
   const { model: { name: model, version }, options } = asked();
-  if (state.job.model !== model || state.job.version !== version) {
-    const json = { kind: "segment", model, version, files_of: state.job.id };
+  const each = state.shown ?? state.cases[0] ?? {}; // none where an address was opened again
+  const isSeen = () => !state.shown || state.shown === each;
+  const { volume } = state;
+  let { job } = state;
+  if (job.model !== model || job.version !== version) {
+    const json = { kind: "segment", model, version, files_of: job.id };
     const { id } = await (await request("/jobs", { method: "POST", json, signal })).json();
-    const job = await (await request(`/jobs/${id}`, { signal })).json();
-    use({ job, volume: state.volume });
+    job = await (await request(`/jobs/${id}`, { signal })).json();
+    if (isSeen()) use({ job, volume });
   }
-  state.cases = [];
-  listCases();
-  const answer = await ask(state.job, options, signal);
-  await inTurn(() => show(answer));
+  const answer = await ask(job, options, signal);
+  Object.assign(each, { job, volume, answer, error: null });
+  if (!state.cases.length) state.cases = [each];
+  if (isSeen()) await inTurn(() => open(each));
+  else done();
   nameRerun();
 }
 
@@ -458,7 +464,9 @@ async function correct(file) {
   $("corrected").className = "";
   try {
     const body = new Blob([file], { type: "application/octet-stream" });
-    state.answer.correction = await (await request(`/jobs/${state.job.id}/corrected-mask`, { method: "POST", body })).json();
+    const correction = await (await request(`/jobs/${state.job.id}/corrected-mask`, { method: "POST", body })).json();
+    state.answer.correction = correction;
+    if (state.shown) state.shown.answer.correction = correction; // it is seen again when the case is
     drawCorrection();
     if ($("viewer").hidden) await showPicture();
     else await viewer.lay(file, state.labels, $("opacity").value / 100);
