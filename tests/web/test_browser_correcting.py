@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from medserve.imaging.codecs import nifti
@@ -429,12 +430,11 @@ def test_a_correction_is_there_when_its_case_is_seen_again(fake_tab: Page) -> No
     tab.get_by_text("2 of 2 cases done").wait_for()
     mask = SEGMENTATION.mask.copy()
     mask[0, 0, 0] = 1 - mask[0, 0, 0]
-    tab.locator("#corrected-mask").set_input_files(
-        [{
-            "name": "mask.nii.gz", "mimeType": "application/gzip",
-            "buffer": nifti.encode(Volume(mask, SEGMENTATION.geometry)),
-        }]
-    )  # fmt: skip
+    content = nifti.encode(Volume(mask, SEGMENTATION.geometry))
+    corrected: FilePayload = {
+        "name": "mask.nii.gz", "mimeType": "application/gzip", "buffer": content,
+    }  # fmt: skip
+    tab.locator("#corrected-mask").set_input_files([corrected])
     tab.locator("#get-pairs").wait_for()
     said = tab.locator("#corrected").inner_text()
     for name in ("b.nii", "a.nii"):
@@ -442,6 +442,58 @@ def test_a_correction_is_there_when_its_case_is_seen_again(fake_tab: Page) -> No
         tab.locator("#case", has_text=name).wait_for()
         tab.locator("#get-pairs").wait_for(state="visible" if name == "a.nii" else "hidden")
     assert tab.locator("#corrected").inner_text() == said
+
+
+def delete_now(tab: Page) -> None:
+    tab.get_by_role("button", name="Delete now").click()
+    tab.locator("#confirm").get_by_role("button", name="Delete now").click()
+
+
+def test_delete_now_deletes_every_case_and_what_another_model_made_of_it(fake_tab: Page) -> None:
+    tab = fake_tab
+    begun: list[str] = []
+    tab.on(
+        "response",
+        lambda got: (
+            begun.append(got.json()["id"])
+            if got.request.method == "POST" and got.url.endswith("/jobs")
+            else None
+        ),
+    )
+    tab.goto("/segment?model=organs")
+    tab.locator("#files").set_input_files(volumes("a.nii", "b.nii"))
+    tab.get_by_text("2 of 2 cases done").wait_for()
+    tab.locator("#model").select_option("bones@1.0")
+    tab.get_by_text("Options", exact=True).click()
+    with tab.expect_response("**/segmentation"):
+        tab.locator("#rerun").click()
+    tab.locator("#said", has_text="Done. Structures found: 1").wait_for()
+    delete_now(tab)
+    tab.wait_for_url("**/segment")
+    assert len(begun) == 3
+    assert {tab.request.get(f"{tab.url}/{job}").status for job in begun} == {404}
+
+
+@pytest.mark.parametrize("place", ["classify", "segment"])
+def test_a_deletion_that_fails_is_told_and_leaves_all_in_sight(fake_tab: Page, place: str) -> None:
+    tab = fake_tab
+    if place == "classify":
+        sorted_files(tab)
+    else:
+        tab.goto("/segment?model=organs")
+        tab.locator("#files").set_input_files(volumes("a.nii"))
+        tab.get_by_text("Done. Structures found: 1").wait_for()
+    address = tab.url
+    tab.route(
+        "**/jobs/*",
+        lambda route: route.abort() if route.request.method == "DELETE" else route.continue_(),
+    )
+    delete_now(tab)
+    tab.get_by_text("The server does not answer").first.wait_for()
+    assert tab.url == address
+    tab.unroute("**/jobs/*")
+    delete_now(tab)
+    tab.wait_for_url(f"**/{place}")
 
 
 def test_another_model_gets_the_same_volume_without_an_upload(

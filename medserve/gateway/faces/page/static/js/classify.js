@@ -10,7 +10,7 @@ import { Grid } from "./grid.js";
 import { ERRORS, NONE, REVIEW, SEVERAL, classOf, isOpen, labelsOf, leastOf, ownClass, selected, tally, withLabel } from "./files.js";
 import { count, explain, explainFile, language, page, percent, t } from "./page.js";
 import { picture } from "./pictures.js";
-import { listed, request } from "./server.js";
+import { deleteJobs, listed, request } from "./server.js";
 import { Uploads } from "./uploads.js";
 import { WindowedRows } from "./window.js";
 
@@ -446,8 +446,7 @@ $("delete").addEventListener("click", async () => {
   if (!(await agreed($("confirm")))) return;
   state.uploads.stop();
   state.running = false;
-  await request(`/jobs/${state.job.id}`, { method: "DELETE" }).catch((error) => say(explain(error)));
-  location.assign("/classify");
+  await deleteJobs([state.job.id]).then(() => location.assign("/classify"), (error) => say(explain(error)));
 });
 addEventListener("beforeunload", (event) => state.running && event.preventDefault());
 

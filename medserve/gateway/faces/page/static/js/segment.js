@@ -7,7 +7,7 @@ import { onFiles } from "./dropping.js";
 import { FlatPicture } from "./flat.js";
 import { chosenOptions, offerOptions } from "./options.js";
 import { bytes, count, decimal, explain, page, t } from "./page.js";
-import { request, sendPack, ServerError } from "./server.js";
+import { deleteJobs, request, sendPack, ServerError } from "./server.js";
 import { Viewer } from "./viewer.js";
 import { zipped } from "./zip.js";
 
@@ -16,7 +16,7 @@ const FRAME_COLUMNS = ["index", "status", "label", "pixels", "area_cm2", "width_
 const FILE = /(\.nii)?\.[a-z]{2,5}$/i;
 const NIFTI = /\.nii(\.gz)?$/i;
 
-const state = { job: page.job, model: null, labels: [], answer: null, stopping: null, volume: null, cases: [], shown: null, flat: null };
+const state = { job: page.job, jobs: [page.job?.id].filter(Boolean), model: null, labels: [], answer: null, stopping: null, volume: null, cases: [], shown: null, flat: null };
 const viewer = new Viewer($("viewer"), moved);
 
 /** The text of a key in the words of a task: a frame is no volume, its pixels no voxels. */
@@ -42,6 +42,7 @@ async function answerEach(given) {
   const stopping = (state.stopping = new AbortController());
   fail(null);
   state.cases = given;
+  state.jobs = []; // what the server holds of them
   state.shown = null;
   const { cases } = state;
   for (const each of cases) {
@@ -68,6 +69,7 @@ async function answerTo(each, { model: { name: model, version, channels }, optio
   if (size > page.limits.bytes) throw new ServerError(413, "PAYLOAD_TOO_LARGE", "");
   const begun = await request("/jobs", { method: "POST", json: { kind: "segment", model, version }, signal });
   each.job = await begun.json();
+  state.jobs.push(each.job.id);
   const isFile = files.length === 1 || channels.length > 0;
   each.volume = isFile && NIFTI.test(files[0].name) ? files[0].file : null;
   if (!state.shown) {
@@ -149,6 +151,7 @@ async function rerun(signal) {
   if (job.model !== model || job.version !== version) {
     const json = { kind: "segment", model, version, files_of: job.id };
     const { id } = await (await request("/jobs", { method: "POST", json, signal })).json();
+    state.jobs.push(id);
     job = await (await request(`/jobs/${id}`, { signal })).json();
     if (isSeen()) use({ job, volume });
   }
@@ -519,8 +522,8 @@ $("form").addEventListener("submit", (event) => {
 });
 $("delete").addEventListener("click", async () => {
   if (!(await agreed($("confirm")))) return;
-  await request(`/jobs/${state.job.id}`, { method: "DELETE" }).catch(fail);
-  location.assign("/segment");
+  state.stopping?.abort();
+  await deleteJobs(state.jobs).then(() => location.assign("/segment"), fail);
 });
 
 /** Show what the job of this address has, unless files came before that. */

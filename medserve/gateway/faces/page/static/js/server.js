@@ -46,6 +46,12 @@ export async function request(path, { method = "GET", json, body, signal } = {})
   return response;
 }
 
+/** Delete jobs with all that they hold; one that is gone already is as good as deleted. */
+export async function deleteJobs(ids) {
+  const gone = (error) => error.status === 404 || Promise.reject(error);
+  await Promise.all(ids.map((id) => request(`/jobs/${id}`, { method: "DELETE" }).catch(gone)));
+}
+
 /** A file as a job lists it. */
 export const listed = ({ number, name, file }) => ({ number, name, size: file.size, modified: Math.floor(file.lastModified / 1000) });
 
