@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import structs
 
+from medserve.results.seen import told_apart
 from medserve.spec.quality import DiceSpec, QualitySpec
 from medserve.tasks.result import Doubt, DoubtReason
 from medserve.tasks.volumes import LabelMeasure
@@ -15,15 +16,16 @@ __all__ = ["doubts_about_dice", "with_quality"]
 
 def doubts_about_dice(dice: DiceSpec, predicted: Mapping[str, float]) -> tuple[Doubt, ...]:
     """Return which labels are predicted to agree too little with a reference."""
-    return tuple(
-        Doubt(
-            DoubtReason.PREDICTED_DICE,
-            f"{label}: predicted Dice {value:.2f}; below {dice.review_below:.2f} are "
-            f"{100 * dice.review_share:.0f} % of cases that training did not see",
-        )
-        for label, value in predicted.items()
-        if value < dice.review_below
-    )
+    doubts = []
+    for label, value in predicted.items():
+        if value < dice.review_below:
+            found, limit = told_apart(value, dice.review_below, 2)
+            told = (
+                f"{label}: predicted Dice {found}; below {limit} are "
+                f"{100 * dice.review_share:.0f} % of cases that training did not see"
+            )
+            doubts.append(Doubt(DoubtReason.PREDICTED_DICE, told))
+    return tuple(doubts)
 
 
 def with_quality(

@@ -23,11 +23,13 @@ __all__ = [
     "image_quantiles",
     "image_texture",
     "layout_correlation",
+    "told_apart",
 ]
 
 _MARGIN = 1.25  # on either side of a range: a training set does not hold the extremes
 _PLANES = 64  # of a volume that are looked at; more would take longer than the network
 _VALUES = 1_000_000  # that quantiles are taken from
+_MOST_DIGITS = 6  # of a number in a sentence
 
 _Image = npt.NDArray[np.float32]
 
@@ -120,6 +122,15 @@ def layout_correlation(
     return float(both[0] @ both[1] / lengths.prod()) if lengths.min() > 1e-12 else 0.0
 
 
+def told_apart(value: float, limit: float, digits: int) -> tuple[str, str]:
+    """Return a value and its limit with so many digits, or as many more as tell them apart."""
+    told = f"{value:.{digits}f}", f"{limit:.{digits}f}"
+    while float(told[0]) == float(told[1]) and digits < _MOST_DIGITS:
+        digits += 1
+        told = f"{value:.{digits}f}", f"{limit:.{digits}f}"
+    return told
+
+
 def _of_image(seen: SeenSpec, image: _Image, size_mm: Sequence[float] | None) -> Iterator[Doubt]:
     if seen.size_mm and size_mm and not all(map(_within, size_mm, seen.size_mm)):
         sizes = " x ".join(f"{mm:.0f}" for mm in size_mm)
@@ -129,10 +140,10 @@ def _of_image(seen: SeenSpec, image: _Image, size_mm: Sequence[float] | None) ->
         found = image_quantiles(image, len(seen.quantiles))
         distance = float(np.abs(found - seen.quantiles).mean())
         if distance > seen.quantile_distance:
+            found_at, limit = told_apart(distance, seen.quantile_distance, 3)
             yield Doubt(
                 DoubtReason.INTENSITIES,
-                f"distance {distance:.3f} to the mean histogram, in the training data up to "
-                f"{seen.quantile_distance:.3f}",
+                f"distance {found_at} to the mean histogram, in the training data up to {limit}",
             )
     if seen.texture is not None and not _within(texture := image_texture(image), seen.texture):
         yield Doubt(
@@ -143,10 +154,11 @@ def _of_image(seen: SeenSpec, image: _Image, size_mm: Sequence[float] | None) ->
     if seen.layout:
         alike = layout_correlation(image_layout(image), seen.layout)
         if alike < seen.layout_correlation:
+            found_at, limit = told_apart(alike, seen.layout_correlation, 2)
             yield Doubt(
                 DoubtReason.LAYOUT,
-                f"bright and dark lie elsewhere: correlation {alike:.2f} with the mean image, in "
-                f"the training data {seen.layout_correlation:.2f} or more",
+                f"bright and dark lie elsewhere: correlation {found_at} with the mean image, in "
+                f"the training data {limit} or more",
             )
 
 

@@ -16,6 +16,7 @@ from medserve.results.seen import (
     image_quantiles,
     image_texture,
     layout_correlation,
+    told_apart,
 )
 from medserve.spec import ModelSpec
 from medserve.spec.seen import FrameSeenSpec, SeenSpec, VolumeSeenSpec
@@ -71,6 +72,21 @@ def test_a_label_of_another_volume_is_told(volume_ml: float) -> None:
     assert doubt.reason is DoubtReason.LABEL_VOLUME
     assert not doubt.is_about_input
     assert doubt.message == f"anterior: {volume_ml:.2f} ml, in the training data 1.00 to 2.00 ml"
+
+
+@given(limit=st.floats(-1.0, 1.0), apart=st.floats(2e-6, 1.0), digits=st.integers(0, 3))
+def test_a_sentence_never_gives_a_value_as_its_own_limit(
+    limit: float, apart: float, digits: int
+) -> None:
+    found, told = told_apart(limit - apart, limit, digits)
+    assert float(found) < float(told)
+    assert len(found.partition(".")[2]) == len(told.partition(".")[2]) >= digits
+
+
+def test_a_sentence_has_no_more_digits_than_it_needs() -> None:
+    assert told_apart(0.1234, 0.2, 2) == ("0.12", "0.20")
+    assert told_apart(0.6281, 0.6312, 2) == ("0.628", "0.631")
+    assert told_apart(0.5, 0.5, 2) == ("0.500000", "0.500000")
 
 
 def test_a_description_that_says_nothing_judges_nothing() -> None:
