@@ -16,7 +16,7 @@ const FRAME_COLUMNS = ["index", "status", "label", "pixels", "area_cm2", "width_
 const FILE = /(\.nii)?\.[a-z]{2,5}$/i;
 const NIFTI = /\.nii(\.gz)?$/i;
 
-const state = { job: page.job, jobs: [page.job?.id].filter(Boolean), model: null, labels: [], answer: null, stopping: null, volume: null, cases: [], shown: null, flat: null };
+const state = { job: page.job, jobs: page.job ? [page.job.id] : [], model: null, labels: [], answer: null, stopping: null, volume: null, cases: [], shown: null, flat: null };
 const viewer = new Viewer($("viewer"), moved);
 
 /** The text of a key in the words of a task: a frame is no volume, its pixels no voxels. */
